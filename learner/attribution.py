@@ -1,0 +1,264 @@
+"""Which label each outcome gets, and when: the bookkeeping of one user, without any arithmetic on beliefs.
+
+A click comes after its impression, so a fresh impression without a click is not yet a "no". It stays open until
+F(age) >= 0.95, then settles as a "no"; a click that comes later still, inside the window, flips it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.events import Click, Event, Impression
+from learner.model import Model
+from learner.record import Partition, Record, State, Structured, no_outcomes, outcome_dtype, waiting_clicks
+
+# Outcomes kept per user, open or not, as a multiple of the model's `max_open`: what a busy user can cost.
+MAX_KEPT_FACTOR = 4
+
+
+class Position(NamedTuple):
+    """Where in the log an event stands."""
+
+    partition: Partition
+    offset: int
+
+
+class Step(NamedTuple):
+    """One change of the settled belief.
+
+    Attributes
+    ----------
+    key
+        The outcome.
+    at
+        Event time to which the belief is relaxed first, epoch ms.
+    row, offset, weight
+        Of the outcome; for a flip, weight is what forgetting has left of it.
+    label
+        1 for a click, 0 for none.
+    flips
+        Whether the outcome had been learnt as a "no".
+    """
+
+    key: int
+    at: int
+    row: NDArray[np.float32]
+    offset: float
+    weight: float
+    label: float
+    flips: bool
+
+
+class Attribution(NamedTuple):
+    """What a user's events come to.
+
+    `steps` act on the settled belief in order; the rest replaces the fields of the record.
+    """
+
+    steps: list[Step]
+    outcomes: Structured
+    clicks: Structured
+    watermarks: dict[Partition, int]
+    updated_at: int
+    n_events: int
+    counts: Counter[str]
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """One row of `Record.outcomes`, while its user's events are applied."""
+
+    key: int
+    shown_at: int
+    settled_at: int
+    offset: float
+    weight: float
+    state: int
+    row: NDArray[np.float32]
+
+
+def attribute(model: Model, record: Record, events: Iterable[tuple[Event, Position]]) -> Attribution:
+    """Apply one user's events, in log order, to the labels of their outcomes."""
+    ledger = _Ledger(model, record)
+    for event, position in events:
+        if position.offset <= ledger.watermarks.get(position.partition, -1):
+            ledger.counts["replayed"] += 1
+            continue
+        ledger.watermarks[position.partition] = position.offset
+        changed = ledger.show(event) if isinstance(event, Impression) else ledger.click(event)
+        if changed:
+            ledger.n_events += 1
+            ledger.updated_at = max(ledger.updated_at, event.timestamp)
+    return ledger.close()
+
+
+class _Ledger:
+    """The outcomes of one user while their events are applied."""
+
+    def __init__(self, model: Model, record: Record) -> None:
+        self.model = model
+        self.watermarks = dict(record.watermarks)
+        self.updated_at = record.updated_at
+        self.n_events = record.n_events
+        self.counts: Counter[str] = Counter()
+        self.steps: list[Step] = []
+        self.kept = _read_outcomes(record.outcomes, model.discount)
+        self.waiting: dict[int, int] = dict(record.clicks.tolist())
+        self.n_open = sum(outcome.state == State.OPEN for outcome in self.kept.values())
+        self.next_due = self._find_next_due()
+
+    def show(self, event: Impression) -> bool:
+        """Open the outcomes of a slate; say whether any of them was new."""
+        new = [i for i, key in enumerate(event.keys) if key not in self.kept]
+        if not new:
+            self.counts["repeated"] += 1
+            return False
+        self.counts["impressions"] += 1
+        self._age(event.timestamp)
+        for i in new:
+            key = event.keys[i]
+            if key in self.kept:
+                continue
+            outcome = _Outcome(
+                key, event.timestamp, -1, float(event.offset[i]), float(event.weight[i]), State.OPEN, event.rows[i]
+            )
+            self.kept[key] = outcome
+            self.n_open += 1
+            clicked_at = self.waiting.pop(key, None)
+            if clicked_at is not None and self._in_window(outcome, clicked_at):
+                self._learn(outcome, event.timestamp, State.CLICKED)
+                self.next_due = min(self.next_due, outcome.shown_at + self.model.window_ms + 1)
+            else:
+                self.next_due = min(self.next_due, outcome.shown_at + self.model.settle_age_ms)
+        self._bound(event.timestamp)
+        return True
+
+    def click(self, event: Click) -> bool:
+        """Take a click; say whether it changed anything."""
+        outcome = self.kept.get(event.key)
+        if outcome is None:
+            if event.key in self.waiting:
+                self.counts["repeated"] += 1
+                return False
+            self.waiting[event.key] = event.timestamp
+            self.counts["waiting_clicks"] += 1
+        elif outcome.state == State.CLICKED:
+            self.counts["repeated"] += 1
+            return False
+        elif not self._in_window(outcome, event.timestamp):
+            return False
+        else:
+            self.counts["clicks"] += 1
+            self._learn(outcome, event.timestamp, State.CLICKED)
+        self._age(event.timestamp)
+        self._bound(event.timestamp)
+        return True
+
+    def close(self) -> Attribution:
+        """The result, once all events are applied."""
+        return Attribution(
+            self.steps,
+            _write_outcomes(self.kept, self.model.d),
+            waiting_clicks(self.waiting),
+            self.watermarks,
+            self.updated_at,
+            self.n_events,
+            self.counts,
+        )
+
+    def _in_window(self, outcome: _Outcome, clicked_at: int) -> bool:
+        """Whether a click counts for the outcome; it is counted as late if not."""
+        if clicked_at - outcome.shown_at <= self.model.window_ms:
+            return True
+        self.counts["late_clicks"] += 1
+        return False
+
+    def _learn(self, outcome: _Outcome, at: int, state: State) -> None:
+        """Add the step by which an outcome reaches its final label."""
+        at = max(at, self.updated_at)
+        flips = outcome.state == State.SETTLED
+        weight = outcome.weight
+        if flips:
+            weight *= float(self.model.relax_factor(np.array(float(at - outcome.settled_at))))
+            self.counts["flips"] += 1
+        else:
+            self.n_open -= 1
+            outcome.settled_at = at
+        label = 1.0 if state == State.CLICKED else 0.0
+        self.steps.append(Step(outcome.key, at, outcome.row, outcome.offset, weight, label, flips))
+        outcome.state = state
+
+    def _age(self, now: int) -> None:
+        """Settle the open outcomes that are old enough at an event's time, and forget those out of the window.
+
+        The event's own time, not the latest: one event dated far ahead must not end the window of all that follow.
+        """
+        if now < self.next_due:
+            return
+        for key, outcome in list(self.kept.items()):
+            age = now - outcome.shown_at
+            if outcome.state == State.OPEN and age >= self.model.settle_age_ms:
+                self._learn(outcome, now, State.SETTLED)
+            if outcome.state != State.OPEN and age > self.model.window_ms:
+                del self.kept[key]
+        for key, clicked_at in list(self.waiting.items()):
+            if now - clicked_at > self.model.window_ms:
+                del self.waiting[key]
+                self.counts["unmatched_clicks"] += 1
+        self.next_due = self._find_next_due()
+
+    def _bound(self, now: int) -> None:
+        """Keep a busy user's record small: the oldest open outcome settles early, the oldest others are forgotten."""
+        too_many = self.n_open - self.model.max_open
+        if too_many > 0:
+            for outcome in [o for o in self.kept.values() if o.state == State.OPEN][:too_many]:
+                self._learn(outcome, now, State.SETTLED)
+                self.counts["settled_early"] += 1
+        excess = len(self.kept) - MAX_KEPT_FACTOR * self.model.max_open
+        if excess > 0:
+            for key in [key for key, outcome in self.kept.items() if outcome.state != State.OPEN][:excess]:
+                del self.kept[key]
+                self.counts["forgotten_early"] += 1
+        while len(self.waiting) > self.model.max_open:
+            del self.waiting[next(iter(self.waiting))]
+            self.counts["unmatched_clicks"] += 1
+
+    def _find_next_due(self) -> float:
+        """The event time before which ageing changes nothing, so that most events need not look at every outcome."""
+        dues = [
+            outcome.shown_at + (self.model.settle_age_ms if outcome.state == State.OPEN else self.model.window_ms + 1)
+            for outcome in self.kept.values()
+        ]
+        dues += [clicked_at + self.model.window_ms + 1 for clicked_at in self.waiting.values()]
+        return min(dues, default=float("inf"))
+
+
+_SCALARS = ("key", "shown_at", "settled_at", "offset", "weight", "state")
+
+
+def _read_outcomes(outcomes: Structured, discount: float | None) -> dict[int, _Outcome]:
+    columns = [outcomes[name].tolist() for name in _SCALARS]
+    kept = {one[0]: _Outcome(*one) for one in zip(*columns, outcomes["row"], strict=True)}
+    if discount is not None:
+        # A settled outcome's weight is what a flip has left to undo.
+        for outcome in kept.values():
+            if outcome.state == State.SETTLED:
+                outcome.weight *= discount
+    return kept
+
+
+def _write_outcomes(kept: dict[int, _Outcome], d: int) -> Structured:
+    if not kept:
+        return no_outcomes(d)
+    outcomes = np.empty(len(kept), outcome_dtype(d))
+    for name in _SCALARS:
+        outcomes[name] = [getattr(outcome, name) for outcome in kept.values()]
+    rows: list[NDArray[np.float32]] = [outcome.row for outcome in kept.values()]
+    outcomes["row"] = rows
+    return outcomes

@@ -1,0 +1,189 @@
+"""The wire format: bytes to typed events, or a reason why not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from enum import StrEnum
+from hashlib import blake2b
+from typing import Annotated, Any, NamedTuple, TypeAlias
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.features import FeatureError, FeatureValue, Rows
+from learner.model import Model
+
+MAX_EVENT_BYTES = 1 << 20
+MAX_ITEMS = 1_000
+MAX_ID_LENGTH = 256
+# 9999-12-31: a timestamp beyond it is in the wrong unit.
+MAX_TIMESTAMP_MS = 253_402_300_799_999
+
+Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
+Timestamp: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MAX_TIMESTAMP_MS)]
+# Beyond these a logistic model says nothing more, and sums of them would overflow.
+Offset: TypeAlias = Annotated[float, msgspec.Meta(ge=-1_000, le=1_000)]
+Weight: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1_000)]
+
+
+class Reason(StrEnum):
+    """Why an event is bad; the values are the dead letters' headers and the metrics' labels."""
+
+    NOT_JSON = "not_json"
+    UNKNOWN_TYPE = "unknown_type"
+    BAD_FIELD = "bad_field"
+    NON_FINITE_NUMBER = "non_finite_number"
+    UNKNOWN_FEATURE = "unknown_feature"
+    UNKNOWN_CATEGORY = "unknown_category"
+    BAD_FEATURE = "bad_feature"
+    TOO_MANY_ITEMS = "too_many_items"
+    TOO_LARGE = "too_large"
+
+
+class BadEvent(ValueError):
+    """An event that can never be learnt from."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class WireItem(msgspec.Struct, frozen=True):
+    """One shown item, as sent."""
+
+    item_id: Id
+    features: dict[str, FeatureValue] = {}
+    offset: Offset = 0.0
+    weight: Weight = 1.0
+
+
+class WireImpression(msgspec.Struct, frozen=True, tag_field="type", tag="impression"):
+    """A slate that was shown to a user, as sent."""
+
+    request_id: Id
+    user_id: Id
+    timestamp: Timestamp
+    items: Annotated[list[WireItem], msgspec.Meta(min_length=1)]
+
+
+class WireClick(msgspec.Struct, frozen=True, tag_field="type", tag="click"):
+    """A click on one item of a slate, as sent."""
+
+    request_id: Id
+    user_id: Id
+    item_id: Id
+    timestamp: Timestamp
+
+
+class Impression(NamedTuple):
+    """A slate that was shown: N outcomes whose labels are still to come.
+
+    `keys` (N,) identify the outcomes within the user; `rows` (N, d), `offset` (N,) and `weight` (N,) are float32.
+    """
+
+    user_id: str
+    timestamp: int
+    keys: list[int]
+    rows: Rows
+    offset: NDArray[np.float32]
+    weight: NDArray[np.float32]
+
+
+class Click(NamedTuple):
+    """A click on the outcome `key` of the user."""
+
+    user_id: str
+    timestamp: int
+    key: int
+
+
+Event: TypeAlias = Impression | Click
+
+_DECODER = msgspec.json.Decoder(WireImpression | WireClick)
+
+
+def parse_event(raw: bytes, model: Model) -> Event:
+    """Read one event.
+
+    Parameters
+    ----------
+    raw
+        JSON in UTF-8.
+    model
+        Whose features the items have.
+
+    Raises
+    ------
+    BadEvent
+        With a reason and a message that names the field.
+    """
+    if len(raw) > MAX_EVENT_BYTES:
+        raise BadEvent(Reason.TOO_LARGE, f"{len(raw)} bytes: expected at most {MAX_EVENT_BYTES}")
+    try:
+        wire = _DECODER.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        raise _why(raw, exc) from exc
+    if isinstance(wire, WireClick):
+        return Click(wire.user_id, wire.timestamp, outcome_key(wire.request_id, wire.item_id))
+    if len(wire.items) > MAX_ITEMS:
+        raise BadEvent(Reason.TOO_MANY_ITEMS, f"$.items: {len(wire.items)} items: expected at most {MAX_ITEMS}")
+    try:
+        rows = model.rows([item.features for item in wire.items])
+    except FeatureError as exc:
+        raise BadEvent(Reason(exc.reason), str(exc)) from exc
+    return Impression(
+        wire.user_id,
+        wire.timestamp,
+        [outcome_key(wire.request_id, item.item_id) for item in wire.items],
+        rows,
+        np.array([item.offset for item in wire.items], dtype=np.float32),
+        np.array([item.weight for item in wire.items], dtype=np.float32),
+    )
+
+
+def outcome_key(request_id: str, item_id: str) -> int:
+    """A 64-bit identity of an outcome within its user; the length keeps the two ids from running together."""
+    return int.from_bytes(
+        blake2b(f"{len(request_id)}:{request_id}{item_id}".encode(), digest_size=8).digest(), "little"
+    )
+
+
+def user_of(raw: bytes) -> str | None:
+    """The user an event is about if it says so, to key its record by; None when it cannot be told."""
+    try:
+        return msgspec.json.decode(raw, type=_UserOnly).user_id
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+class _UserOnly(msgspec.Struct):
+    user_id: str
+
+
+def _why(raw: bytes, exc: Exception) -> BadEvent:
+    """Which kind of bad event the decoder's error stands for."""
+    detail = str(exc)
+    if "out of range" in detail:
+        return BadEvent(Reason.NON_FINITE_NUMBER, detail)
+    if isinstance(exc, msgspec.ValidationError):
+        unknown = detail.endswith("`$.type`") and "Invalid value" in detail
+        return BadEvent(Reason.UNKNOWN_TYPE if unknown else Reason.BAD_FIELD, detail)
+    return BadEvent(Reason.NON_FINITE_NUMBER if _has_constants(raw) else Reason.NOT_JSON, detail)
+
+
+def _has_constants(raw: bytes) -> bool:
+    """Whether it would be JSON but for NaN and Infinity, which many encoders write and JSON does not have."""
+    seen: list[str] = []
+    try:
+        json.loads(raw, parse_constant=seen.append)
+    except (ValueError, RecursionError):
+        return False
+    return bool(seen)
+
+
+def impression_json(request_id: str, user_id: str, timestamp: int, items: list[Mapping[str, Any]]) -> bytes:
+    """The bytes of an impression event, for those who produce one."""
+    event = {"type": "impression", "request_id": request_id, "user_id": user_id, "timestamp": timestamp, "items": items}
+    return msgspec.json.encode(event)

@@ -1,0 +1,207 @@
+"""Features: what an item says of itself, turned into rows of the design matrix.
+
+Every row is rounded to float32 where it is made, because that is how a record keeps it: an outcome has the same row
+whether it is learnt at once, learnt from the record later, or scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, chain
+from operator import itemgetter
+from typing import Annotated, Any, TypeAlias
+from zlib import crc32
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.posterior import Array
+
+FeatureValue: TypeAlias = float | str | list[float | str]
+Rows: TypeAlias = NDArray[np.float32]
+
+Positive: TypeAlias = Annotated[float, msgspec.Meta(gt=0)]
+Size: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=4096)]
+
+
+class FeatureError(ValueError):
+    """An item's features do not fit the model.
+
+    Attributes
+    ----------
+    reason
+        ``unknown_feature``, ``unknown_category``, ``bad_feature`` or ``non_finite_number``.
+    index
+        The position of the item.
+    feature
+        The name of the feature.
+    """
+
+    def __init__(self, reason: str, index: int, feature: str, detail: str) -> None:
+        super().__init__(f"items[{index}].features[{feature!r}]: {detail}")
+        self.reason = reason
+        self.index = index
+        self.feature = feature
+
+
+class Numeric(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="numeric"):
+    """A number, entered as (value - mean) / std; a missing one enters as the mean."""
+
+    mean: float = 0.0
+    std: Positive = 1.0
+
+
+class Category(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="category"):
+    """One of a list of values, one-hot.
+
+    What is not in the list: `unknown` is ``reject``, ``ignore`` (sets no column), or the value to read it as.
+    """
+
+    values: list[str]
+    unknown: str = "reject"
+
+
+class Multi(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="multi"):
+    """Any number of values at once: multi-hot over `values`, or hashed into `buckets` columns."""
+
+    values: list[str] | None = None
+    buckets: Size | None = None
+    unknown: str = "reject"
+
+
+class Vector(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="vector"):
+    """A list of exactly `size` numbers, entered as they are."""
+
+    size: Size
+
+
+Feature: TypeAlias = Numeric | Category | Multi | Vector
+
+
+def design_matrix(
+    features: Mapping[str, Feature], items: Sequence[Mapping[str, FeatureValue]], ignore_unknown: bool = False
+) -> Rows:
+    """The rows of a slate, shape (N, d), intercept first.
+
+    Parameters
+    ----------
+    features
+        The model's, in the order of its coefficients.
+    items
+        The features of N items; one that is missing enters as its mean (numeric) or as zeros.
+    ignore_unknown
+        Whether a feature the model does not have is passed over.
+
+    Raises
+    ------
+    FeatureError
+        If a feature is not of the model, has the wrong type, or is not finite as float32.
+    """
+    if not ignore_unknown:
+        for index, item in enumerate(items):
+            if not features.keys() >= item.keys():
+                name = min(item.keys() - features.keys())
+                known = ", ".join(features)
+                raise FeatureError("unknown_feature", index, name, f"unknown feature; the model has: {known}")
+    starts = dict(zip(features, accumulate(map(width, features.values()), initial=1), strict=False))
+    X = np.zeros((len(items), 1 + sum(map(width, features.values()))))
+    X[:, 0] = 1.0
+    _fill_numeric(X, items, features, starts)
+    for name, feature in features.items():
+        if not isinstance(feature, Numeric):
+            columns = slice(starts[name], starts[name] + width(feature))
+            for index, item in enumerate(items):
+                if (value := item.get(name)) is not None:
+                    _fill(X[index, columns], index, name, feature, value)
+    with np.errstate(over="ignore"):
+        rows = X.astype(np.float32)
+    if not np.isfinite(rows).all():
+        index, at = (int(i) for i in np.argwhere(~np.isfinite(rows))[0])
+        name = next(name for name, start in reversed(starts.items()) if start <= at)
+        raise FeatureError("non_finite_number", index, name, "is not finite as a 32-bit float")
+    return rows
+
+
+def coefficients(name: str, feature: Feature) -> list[str]:
+    """The names of a feature's coefficients: ``price``, ``genre=drama``, ``tags#3``, ``taste[0]``."""
+    match feature:
+        case Numeric():
+            return [name]
+        case Category(values=values) | Multi(values=list(values)):
+            return [f"{name}={value}" for value in values]
+        case Multi(buckets=buckets):
+            return [f"{name}#{i}" for i in range(buckets or 0)]
+        case Vector(size=size):
+            return [f"{name}[{i}]" for i in range(size)]
+
+
+def width(feature: Feature) -> int:
+    """The number of a feature's coefficients."""
+    match feature:
+        case Numeric():
+            return 1
+        case Category(values=values) | Multi(values=list(values)):
+            return len(values)
+        case Multi(buckets=buckets):
+            return buckets or 0
+        case Vector(size=size):
+            return size
+
+
+def _fill_numeric(
+    X: Array,
+    items: Sequence[Mapping[str, FeatureValue]],
+    features: Mapping[str, Feature],
+    starts: Mapping[str, int],
+) -> None:
+    """Fill the numeric columns of all items in one pass: scoring spends much of its time here."""
+    numeric = {name: feature for name, feature in features.items() if isinstance(feature, Numeric)}
+    if not numeric:
+        return
+    names = list(numeric)
+    mean = np.array([spec.mean for spec in numeric.values()])
+    std = np.array([spec.std for spec in numeric.values()])
+    take = itemgetter(*names)
+    values: list[Any]
+    try:
+        taken = [take(item) for item in items]
+        values = taken if len(names) == 1 else list(chain.from_iterable(taken))
+    except KeyError:
+        values = [item.get(name, m) for item in items for name, m in zip(names, mean.tolist(), strict=True)]
+    if not {float, int}.issuperset(map(type, values)):
+        at = next(i for i, value in enumerate(values) if type(value) not in (float, int))
+        detail = f"expected a number, got {_type_name(values[at])}"
+        raise FeatureError("bad_feature", at // len(names), names[at % len(names)], detail)
+    numbers = np.array(values, dtype=np.float64).reshape(len(items), len(names))
+    X[:, [starts[name] for name in names]] = (numbers - mean) / std
+
+
+def _fill(columns: Array, index: int, name: str, feature: Feature, value: FeatureValue) -> None:
+    """Fill one feature's columns of one item."""
+    if isinstance(feature, Vector):
+        if not isinstance(value, list) or len(value) != feature.size or not {float, int}.issuperset(map(type, value)):
+            got = f"{len(value)} values" if isinstance(value, list) else _type_name(value)
+            raise FeatureError("bad_feature", index, name, f"expected a list of {feature.size} numbers, got {got}")
+        columns[:] = value
+        return
+    chosen = [value] if isinstance(feature, Category) else value
+    if not isinstance(chosen, list) or not all(type(one) is str for one in chosen):
+        expected = "a string" if isinstance(feature, Category) else "a list of strings"
+        raise FeatureError("bad_feature", index, name, f"expected {expected}, got {_type_name(value)}")
+    assert isinstance(feature, Category | Multi)
+    for one in map(str, chosen):
+        if feature.values is None:
+            columns[crc32(one.encode()) % len(columns)] = 1.0
+        elif one in feature.values:
+            columns[feature.values.index(one)] = 1.0
+        elif feature.unknown == "reject":
+            raise FeatureError("unknown_category", index, name, f"{one!r} is not among {feature.values}")
+        elif feature.unknown != "ignore":
+            columns[feature.values.index(feature.unknown)] = 1.0
+
+
+def _type_name(value: FeatureValue) -> str:
+    if isinstance(value, list):
+        return "a list"
+    return f"the string {value!r}" if isinstance(value, str) else f"the number {value!r}"

@@ -1,0 +1,216 @@
+"""The model specification: what `model.toml` says."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import msgspec
+import numpy as np
+from scipy.special import ndtr, ndtri
+
+from learner.features import Category, Feature, FeatureValue, Multi, Positive, Rows, coefficients, design_matrix
+from learner.posterior import Array, Gaussian, Method
+
+# An open impression counts as a "no" for good once this share of clicks would have come.
+SETTLED_SHARE = 0.95
+_UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+
+class ModelError(ValueError):
+    """The model specification is wrong; the message names the key, the value and what was expected."""
+
+
+class ClickDelay(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The log-normal time from an impression to its click."""
+
+    median: str
+    sigma: Positive
+
+
+class Prior(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The population's belief: the same mean and variance for every coefficient, the intercept's apart if given."""
+
+    mean: float = 0.0
+    variance: Positive = 1.0
+    intercept_mean: float | None = None
+    intercept_variance: Positive | None = None
+
+
+class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The keys of `model.toml`."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+    features: dict[str, Feature]
+    covariance: Literal["full", "diagonal"] = "full"
+    method: Literal["adf", "laplace"] = "adf"
+    half_life: str | None = None
+    discount: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
+    attribution_window: str = "30m"
+    click_delay: ClickDelay | None = None
+    unknown_features: Literal["reject", "ignore"] = "reject"
+    max_open: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 256
+    prior: Prior = Prior()
+
+
+@dataclass(frozen=True)
+class Model:
+    """A click model: its feature space, prior, forgetting and attribution.
+
+    Attributes
+    ----------
+    name
+        As the specification has it.
+    prior
+        The population N(m0, S0), shapes (d,) and (d, d), or (d,) with a diagonal covariance.
+    method
+        ``adf`` or ``laplace``.
+    half_life_ms
+        Time in which evidence loses half its pull on the mean; None keeps it for ever.
+    discount
+        Share of the evidence kept per microbatch; None for all of it.
+    window_ms
+        How long after its impression a click still counts.
+    click_delay
+        Median in ms and sigma of the log-normal click delay; None: a missing click means "no" at once.
+    max_open
+        Open impressions kept per user.
+    coefficients
+        The d names: ``intercept``, ``price``, ``genre=drama``, ``tags#3``, ``taste[0]``.
+    fingerprint
+        Eight bytes that tell feature spaces apart.
+    """
+
+    name: str
+    prior: Gaussian
+    method: Method
+    half_life_ms: float | None
+    discount: float | None
+    window_ms: int
+    click_delay: tuple[float, float] | None
+    max_open: int
+    features: Mapping[str, Feature]
+    ignore_unknown: bool
+    coefficients: tuple[str, ...]
+    fingerprint: bytes
+
+    @property
+    def d(self) -> int:
+        """Number of coefficients, the intercept included."""
+        return len(self.coefficients)
+
+    @property
+    def settle_age_ms(self) -> float:
+        """Age at which an impression without a click is final: F(age) >= 0.95, or the window's end if sooner."""
+        if self.click_delay is None:
+            return 0.0
+        median, sigma = self.click_delay
+        return min(float(median * np.exp(sigma * ndtri(SETTLED_SHARE))), float(self.window_ms))
+
+    def clicked_share(self, age_ms: Array) -> Array:
+        """F: the share of clicks that have come `age_ms` after the impression, shape as given."""
+        if self.click_delay is None:
+            return np.ones_like(age_ms)
+        median, sigma = self.click_delay
+        with np.errstate(divide="ignore"):
+            return np.asarray(ndtr(np.log(np.maximum(age_ms, 0.0) / median) / sigma))
+
+    def relax_factor(self, elapsed_ms: Array) -> Array:
+        """What is left of a belief, 2^(-elapsed / half_life); 1 out of order or without a half-life. Shape as given."""
+        if self.half_life_ms is None:
+            return np.ones_like(elapsed_ms)
+        return np.exp2(-np.maximum(elapsed_ms, 0.0) / self.half_life_ms)
+
+    def rows(self, items: Sequence[Mapping[str, FeatureValue]]) -> Rows:
+        """The design matrix of a slate, shape (N, d); see `learner.features.design_matrix`."""
+        return design_matrix(self.features, items, self.ignore_unknown)
+
+
+def load_model(text: str, source: str = "model.toml") -> Model:
+    """Read a model specification.
+
+    Parameters
+    ----------
+    text
+        TOML.
+    source
+        Where it came from, for messages.
+
+    Raises
+    ------
+    ModelError
+        If it is not TOML, or a key is missing, unknown or out of range.
+    """
+    try:
+        file = msgspec.convert(tomllib.loads(text), ModelFile)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as exc:
+        raise ModelError(f"{source}: {exc}") from exc
+    try:
+        return _build(file)
+    except ModelError as exc:
+        raise ModelError(f"{source}: {exc}") from None
+
+
+def parse_duration_ms(key: str, text: str) -> int:
+    """Milliseconds in a duration such as ``500ms``, ``10s``, ``30m``, ``12h`` or ``30d``.
+
+    >>> parse_duration_ms("half_life", "1.5h")
+    5400000
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", text.strip())
+    if match is None or float(match[1]) <= 0:
+        raise ModelError(f"{key} = {text!r}: expected a positive duration such as '10s', '30m' or '30d'")
+    return max(1, round(float(match[1]) * _UNITS_MS[match[2]]))
+
+
+def _build(file: ModelFile) -> Model:
+    if file.half_life is not None and file.discount is not None:
+        raise ModelError(
+            f"half_life = {file.half_life!r} and discount = {file.discount}: expected at most one of the two"
+        )
+    names = ["intercept"]
+    for name, feature in file.features.items():
+        _check_feature(name, feature)
+        names += coefficients(name, feature)
+    d = len(names)
+    mean, variance = np.full(d, file.prior.mean), np.full(d, file.prior.variance)
+    if file.prior.intercept_mean is not None:
+        mean[0] = file.prior.intercept_mean
+    if file.prior.intercept_variance is not None:
+        variance[0] = file.prior.intercept_variance
+    space = msgspec.json.encode([file.covariance, file.features, names])
+    return Model(
+        name=file.name,
+        prior=Gaussian(mean, np.diag(variance) if file.covariance == "full" else variance),
+        method=file.method,
+        half_life_ms=None if file.half_life is None else parse_duration_ms("half_life", file.half_life),
+        discount=file.discount,
+        window_ms=parse_duration_ms("attribution_window", file.attribution_window),
+        click_delay=None
+        if file.click_delay is None
+        else (float(parse_duration_ms("click_delay.median", file.click_delay.median)), file.click_delay.sigma),
+        max_open=file.max_open,
+        features=file.features,
+        ignore_unknown=file.unknown_features == "ignore",
+        coefficients=tuple(names),
+        fingerprint=hashlib.blake2b(space, digest_size=8).digest(),
+    )
+
+
+def _check_feature(name: str, feature: Feature) -> None:
+    if name == "intercept":
+        raise ModelError("features.intercept: the intercept is always there; expected another name")
+    if isinstance(feature, Multi) and (feature.values is None) == (feature.buckets is None):
+        raise ModelError(f"features.{name}: expected either values or buckets")
+    values = feature.values if isinstance(feature, Category | Multi) else None
+    if values is None:
+        return
+    if not values or len(set(values)) != len(values):
+        raise ModelError(f"features.{name}.values = {values!r}: expected a list of distinct values")
+    assert isinstance(feature, Category | Multi)
+    if feature.unknown not in {"reject", "ignore", *values}:
+        raise ModelError(f"features.{name}.unknown = {feature.unknown!r}: expected 'reject', 'ignore' or one of values")
