@@ -13,11 +13,11 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.attribution import Attribution, Position, Step, attribute
+from learner.attribution import Attribution, Step, attribute
 from learner.events import Event
 from learner.model import Model
 from learner.posterior import Array, Gaussian, condition, condition_microbatch, discount, flip, relax
-from learner.record import NEVER, Record, State, Structured
+from learner.record import NEVER, Position, Record, State, Structured
 
 Times: TypeAlias = NDArray[np.int64]
 UserEvents: TypeAlias = Sequence[tuple[Event, Position]]

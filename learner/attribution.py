@@ -16,17 +16,10 @@ from numpy.typing import NDArray
 
 from learner.events import Click, Event, Impression
 from learner.model import Model
-from learner.record import Partition, Record, State, Structured, no_outcomes, outcome_dtype, waiting_clicks
+from learner.record import Partition, Position, Record, State, Structured, no_outcomes, outcome_dtype, waiting_clicks
 
 # Outcomes kept per user, open or not, as a multiple of the model's `max_open`: what a busy user can cost.
 MAX_KEPT_FACTOR = 4
-
-
-class Position(NamedTuple):
-    """Where in the log an event stands."""
-
-    partition: Partition
-    offset: int
 
 
 class Step(NamedTuple):

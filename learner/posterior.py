@@ -311,7 +311,7 @@ def _mode(mu: Array, v: Array, y: Array, weight: Array) -> Array:
 
 def _times(cov: Array, x: Array) -> Array:
     """S x for each user; one BLAS call a user, so that no user's rounding depends on the others."""
-    return cov * x if cov.ndim == x.ndim else np.asarray(np.matmul(cov, x[..., None])[..., 0])
+    return np.asarray(cov * x if cov.ndim == x.ndim else np.matmul(cov, x[..., None])[..., 0])
 
 
 def _dot(a: Array, b: Array) -> Array:

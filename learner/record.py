@@ -75,6 +75,13 @@ class Partition(NamedTuple):
     number: int
 
 
+class Position(NamedTuple):
+    """Where in the log an event stands."""
+
+    partition: Partition
+    offset: int
+
+
 @dataclass(frozen=True)
 class Record:
     """All that is known of one user.
@@ -125,8 +132,8 @@ def fresh_record(model: Model) -> Record:
 
 
 def erased(record: Record, model: Model) -> Record:
-    """The same user with nothing known, but with the watermarks kept: replaying the log brings nothing back."""
-    return replace(fresh_record(model), revision=record.revision, watermarks=record.watermarks)
+    """The next revision of a user: nothing known, but watermarks kept, so that a replay brings nothing back."""
+    return replace(fresh_record(model), revision=record.revision + 1, watermarks=record.watermarks)
 
 
 @lru_cache(maxsize=8)

@@ -1,0 +1,212 @@
+"""The learning loop: poll, apply, compare-and-set, then commit. In this order a crash between any two is harmless."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from heapq import merge
+from itertools import groupby
+from typing import TypeVar
+
+import structlog
+from tenacity import (
+    RetryCallState,
+    RetryError,
+    Retrying,
+    retry_if_exception_type,
+    stop_when_event_set,
+    wait_random_exponential,
+)
+from tenacity.nap import sleep_using_event
+
+from learner.apply import UserEvents, apply
+from learner.events import BadEvent, Event, parse_event
+from learner.log import Entry, EventLog, LogUnavailable, Message, Reader
+from learner.model import Model
+from learner.record import Position, Record, decode_record, encode_record, fresh_record
+from learner.store import Store, StoreUnavailable, Write
+
+DEAD_LETTER_SUFFIX = ".dlq"
+MAX_BACKOFF_S = 5.0
+
+T = TypeVar("T")
+
+log = structlog.get_logger("freshet.learner")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What one turn of the loop did.
+
+    Attributes
+    ----------
+    messages
+        Polled in this turn.
+    counts
+        As in `learner.apply.Report`, with ``conflicts`` (writes that another learner had beaten) and ``retries``.
+    bad
+        Dead letters by reason.
+    lag
+        Messages still to be polled.
+    freshness_ms
+        Age of the oldest message of the batch when its record was stored; None without messages.
+    seconds
+        From poll to commit.
+    """
+
+    messages: int
+    counts: Counter[str]
+    bad: Counter[str]
+    lag: int
+    freshness_ms: float | None
+    seconds: float
+
+
+class Stopped(Exception):
+    """The loop was told to stop while it waited for a server; nothing was committed."""
+
+
+@dataclass
+class Learner:
+    """One member of the consumer group.
+
+    Attributes
+    ----------
+    model, store, reader, dead_letters
+        What to learn, where it is kept, what to learn from, where bad events go.
+    observe
+        Called once a turn, also when nothing came.
+    max_messages
+        The largest microbatch.
+    poll_timeout_ms
+        How long a turn waits for messages.
+    stop
+        Set it to end `run` after the microbatch in hand.
+    """
+
+    model: Model
+    store: Store
+    reader: Reader
+    dead_letters: EventLog
+    observe: Callable[[Progress], None] = lambda progress: None
+    max_messages: int = 1_000
+    poll_timeout_ms: int = 200
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> None:
+        """Learn until `stop` is set, then leave the group. Blocks.
+
+        Raises
+        ------
+        LogUnavailable
+            If a dead letter cannot be written: the stream must not go on over it.
+        RecordError
+            If a stored record is damaged or of another model.
+        """
+        try:
+            while not self.stop.is_set():
+                self.observe(self.turn())
+        except Stopped:
+            log.warning("stopped while a server was away; the events in hand will be read again")
+        finally:
+            self.reader.close()
+
+    def turn(self) -> Progress:
+        """Poll once and learn what came; on return it is stored and the log committed."""
+        counts: Counter[str] = Counter()
+        bad: Counter[str] = Counter()
+        messages = self._until_available(counts, lambda: self.reader.poll(self.poll_timeout_ms, self.max_messages))
+        started = time.monotonic()
+        freshness_ms = None
+        if messages:
+            events, letters = self._parse(messages, bad)
+            self._learn(events, counts)
+            freshness_ms = time.time() * 1000 - min(message.timestamp for message in messages)
+            if letters:
+                self.dead_letters.append(letters)
+            if not self.reader.commit(messages):
+                log.warning("offsets not committed", reason="rebalanced, or the log is away", messages=len(messages))
+        return Progress(len(messages), counts, bad, self.reader.lag(), freshness_ms, time.monotonic() - started)
+
+    def _parse(
+        self, messages: Sequence[Message], bad: Counter[str]
+    ) -> tuple[dict[str, list[tuple[Event, Position]]], list[Entry]]:
+        """Events by user, in the order of each partition; and letters for those that are bad."""
+        events: dict[str, list[tuple[Event, Position]]] = {}
+        letters = []
+        by_partition = [list(group) for _, group in groupby(messages, key=lambda message: message.position.partition)]
+        # Partitions are read side by side; taking the oldest head first mends most of what that does to the order of
+        # an impression and its click in different topics, and never changes the order within a partition.
+        for message in merge(*by_partition, key=lambda message: message.timestamp):
+            try:
+                event = parse_event(message.value, self.model)
+            except BadEvent as exc:
+                bad[exc.reason] += 1
+                letters.append(_dead_letter(message, exc))
+                log.info("dead letter", reason=exc.reason.value, topic=message.topic, offset=message.position.offset)
+            else:
+                events.setdefault(event.user_id, []).append((event, message.position))
+        return events, letters
+
+    def _learn(self, events: dict[str, list[tuple[Event, Position]]], counts: Counter[str]) -> None:
+        """Apply events and store the records; users whose record was changed meanwhile are read and applied anew."""
+        pending: dict[str, UserEvents] = dict(events)
+        while pending:
+            lost = self._until_available(counts, partial(self._attempt, pending, counts))
+            counts["conflicts"] += len(lost)
+            pending = {user_id: pending[user_id] for user_id in lost}
+
+    def _attempt(self, pending: dict[str, UserEvents], counts: Counter[str]) -> list[str]:
+        """Load, apply, commit; returns the users who lost the compare-and-set."""
+        user_ids = list(pending)
+        stored = self.store.load(user_ids)
+        records = [self._record(user_id, value) for user_id, value in zip(user_ids, stored, strict=True)]
+        written, report = apply(self.model, records, list(pending.values()))
+        writes = [
+            Write(user_id, value, encode_record(record, self.model))
+            for user_id, value, record, changed in zip(user_ids, stored, written, report.changed, strict=True)
+            if changed
+        ]
+        done = self.store.commit(writes)
+        counts.update(report.counts)
+        return [write.user_id for write, applied in zip(writes, done, strict=True) if not applied]
+
+    def _record(self, user_id: str, value: bytes | None) -> Record:
+        return fresh_record(self.model) if value is None else decode_record(value, self.model, user_id)
+
+    def _until_available(self, counts: Counter[str], call: Callable[[], T]) -> T:
+        """Call again while a server is away, with capped exponential back-off and jitter."""
+
+        def before_sleep(state: RetryCallState) -> None:
+            counts["retries"] += 1
+            error = state.outcome.exception() if state.outcome else None
+            log.warning("retrying", error=str(error), attempt=state.attempt_number)
+
+        retrying = Retrying(
+            retry=retry_if_exception_type((StoreUnavailable, LogUnavailable)),
+            wait=wait_random_exponential(multiplier=0.05, max=MAX_BACKOFF_S),
+            stop=stop_when_event_set(self.stop),
+            sleep=sleep_using_event(self.stop),
+            before_sleep=before_sleep,
+        )
+        try:
+            return retrying(call)
+        except RetryError as exc:
+            raise Stopped from exc
+
+
+def _dead_letter(message: Message, why: BadEvent) -> Entry:
+    """The original bytes and key, with headers that say why and whence."""
+    place = message.position
+    headers = [
+        ("reason", why.reason.value.encode()),
+        ("detail", str(why).encode("utf-8", "replace")),
+        ("topic", message.topic.encode()),
+        ("partition", str(place.partition.number).encode()),
+        ("offset", str(place.offset).encode()),
+    ]
+    return Entry(message.topic + DEAD_LETTER_SUFFIX, message.key, message.value, headers)

@@ -1,0 +1,120 @@
+"""The log of events: appended to by producers and the service, read by learners of one consumer group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from learner.record import Position
+
+
+class LogUnavailable(ConnectionError):
+    """The log did not answer, or not in time. What was appended may or may not be in it."""
+
+
+class Message(NamedTuple):
+    """One record of the log.
+
+    Attributes
+    ----------
+    topic
+        Its name.
+    position
+        Where it stands.
+    key, value
+        As appended; a value that was null is empty.
+    timestamp
+        When it was appended, epoch ms.
+    """
+
+    topic: str
+    position: Position
+    key: bytes | None
+    value: bytes
+    timestamp: int
+
+
+class Entry(NamedTuple):
+    """One record to append."""
+
+    topic: str
+    key: bytes | None
+    value: bytes
+    headers: Sequence[tuple[str, bytes]] = ()
+
+
+class EventLog(Protocol):
+    """The writing end. Safe to use from several threads."""
+
+    def append(self, entries: Sequence[Entry]) -> None:
+        """Append all entries, each topic's in order; on return the log has them for good.
+
+        Raises
+        ------
+        LogUnavailable
+            If it cannot say that it has all of them.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give up the connection."""
+        ...
+
+
+class Reader(Protocol):
+    """The reading end: one member of a consumer group. For one thread."""
+
+    def poll(self, timeout_ms: int, max_messages: int) -> list[Message]:
+        """Wait for messages and take some of them, those of one partition in order.
+
+        Reading starts at what the group has committed, or at the beginning.
+        """
+        ...
+
+    def commit(self, messages: Sequence[Message]) -> bool:
+        """Have the group go on behind these messages. False if the log did not take it; a later commit covers it."""
+        ...
+
+    def lag(self) -> int:
+        """How many messages of its partitions this member has not yet polled, as far as it knows."""
+        ...
+
+    def close(self) -> None:
+        """Leave the group."""
+        ...
+
+
+def open_log(url: str, **kafka: object) -> EventLog:
+    """Open the writing end of ``kafka://host:port[,host:port]`` or ``sqlite:///path``; nothing is sent to it yet.
+
+    `kafka` are options of kafka-python for a Kafka log, for example for its security.
+    """
+    kind, place = _split(url)
+    if kind == "kafka":
+        from learner.log.kafka import KafkaLog
+
+        return KafkaLog(place, kafka)
+    from learner.log.sqlite import SqliteLog
+
+    return SqliteLog(place)
+
+
+def open_reader(url: str, topics: Sequence[str], group: str, **kafka: object) -> Reader:
+    """Open a reading end; a Kafka consumer joins the group at its first poll."""
+    kind, place = _split(url)
+    if kind == "kafka":
+        from learner.log.kafka import KafkaReader
+
+        return KafkaReader(place, topics, group, kafka)
+    from learner.log.sqlite import SqliteReader
+
+    return SqliteReader(place, topics, group)
+
+
+def _split(url: str) -> tuple[str, str]:
+    scheme, _, rest = url.partition("://")
+    if scheme == "kafka" and rest:
+        return scheme, rest
+    if scheme == "sqlite" and rest.startswith("/") and len(rest) > 1:
+        return scheme, rest[1:]
+    raise ValueError(f"log URL {url!r}: expected kafka://host:port[,host:port] or sqlite:///path")

@@ -1,0 +1,115 @@
+"""The log on one SQLite file: every topic has one partition, every group one reader."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Sequence
+
+from learner.log import Entry, LogUnavailable, Message
+from learner.record import Partition, Position
+from learner.sqlite_file import SqliteFile
+
+POLL_INTERVAL_S = 0.005
+RETENTION_S = 7 * 86_400
+"""How long a message stays that every group has read."""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS topics (name TEXT PRIMARY KEY, id BLOB NOT NULL, next_offset INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS messages (
+    topic TEXT NOT NULL, "offset" INTEGER NOT NULL, key BLOB, value BLOB NOT NULL, headers TEXT NOT NULL,
+    timestamp INTEGER NOT NULL, PRIMARY KEY (topic, "offset")
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS committed (
+    consumer_group TEXT NOT NULL, topic TEXT NOT NULL, "offset" INTEGER NOT NULL, PRIMARY KEY (consumer_group, topic)
+);
+"""
+
+
+class SqliteLog:
+    """See `learner.log.EventLog`."""
+
+    def __init__(self, path: str) -> None:
+        self._file = SqliteFile(path, _SCHEMA, LogUnavailable)
+
+    def append(self, entries: Sequence[Entry]) -> None:
+        """Append all entries or none, in one transaction."""
+        now = int(time.time() * 1000)
+        with self._file.writing() as db:
+            for entry in entries:
+                db.execute("INSERT OR IGNORE INTO topics VALUES (?, ?, 0)", (entry.topic, uuid.uuid4().bytes))
+                (offset,) = db.execute("SELECT next_offset FROM topics WHERE name = ?", (entry.topic,)).fetchone()
+                headers = json.dumps([[name, value.decode("utf-8", "replace")] for name, value in entry.headers])
+                db.execute(
+                    "INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?)",
+                    (entry.topic, offset, entry.key, entry.value, headers, now),
+                )
+                db.execute("UPDATE topics SET next_offset = ? WHERE name = ?", (offset + 1, entry.topic))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class SqliteReader:
+    """See `learner.log.Reader`."""
+
+    def __init__(self, path: str, topics: Sequence[str], group: str) -> None:
+        self._file = SqliteFile(path, _SCHEMA, LogUnavailable)
+        self._topics = list(topics)
+        self._group = group
+        with self._file.writing() as db:
+            committed = dict(db.execute('SELECT topic, "offset" FROM committed WHERE consumer_group = ?', (group,)))
+            db.execute(
+                'DELETE FROM messages WHERE timestamp < ? AND "offset" < '
+                '(SELECT min("offset") FROM committed WHERE committed.topic = messages.topic)',
+                (int((time.time() - RETENTION_S) * 1000),),
+            )
+        self._next = {topic: int(committed.get(topic, 0)) for topic in self._topics}
+
+    def poll(self, timeout_ms: int, max_messages: int) -> list[Message]:
+        """Take messages; looks every few milliseconds until there are some."""
+        deadline = time.monotonic() + timeout_ms / 1000
+        while True:
+            messages = self._take(max_messages)
+            if messages or time.monotonic() >= deadline:
+                return messages
+            time.sleep(POLL_INTERVAL_S)
+
+    def commit(self, messages: Sequence[Message]) -> bool:
+        """Remember how far the group is."""
+        ends = {message.topic: message.position.offset + 1 for message in messages}
+        with self._file.writing() as db:
+            db.executemany(
+                "INSERT OR REPLACE INTO committed VALUES (?, ?, ?)",
+                [(self._group, topic, offset) for topic, offset in ends.items()],
+            )
+        return True
+
+    def lag(self) -> int:
+        """Messages not yet polled."""
+        with self._file.reading() as db:
+            ends = dict(db.execute("SELECT name, next_offset FROM topics"))
+        return sum(max(0, int(ends.get(topic, 0)) - start) for topic, start in self._next.items())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _take(self, max_messages: int) -> list[Message]:
+        messages: list[Message] = []
+        with self._file.reading() as db:
+            for topic in self._topics:
+                rows = db.execute(
+                    'SELECT id, "offset", key, value, timestamp FROM messages JOIN topics ON name = topic '
+                    'WHERE topic = ? AND "offset" >= ? ORDER BY "offset" LIMIT ?',
+                    (topic, self._next[topic], max_messages - len(messages)),
+                ).fetchall()
+                messages += [
+                    Message(topic, Position(Partition(bytes(topic_id), 0), offset), key, value, timestamp)
+                    for topic_id, offset, key, value, timestamp in rows
+                ]
+                if rows:
+                    self._next[topic] = rows[-1][1] + 1
+        return messages

@@ -1,0 +1,85 @@
+"""Where user records are kept: bytes by user, changed only by compare-and-set on their revision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from learner.record import REVISION
+
+
+class StoreUnavailable(ConnectionError):
+    """The store did not answer, or not in time. What was asked of it may or may not have happened."""
+
+
+class Write(NamedTuple):
+    """A new value for a user, for the case that the stored one is still the one it was made from.
+
+    Attributes
+    ----------
+    user_id
+        Whose record.
+    expected
+        The bytes that were loaded; None if there were none.
+    value
+        The bytes to store. Their revision differs from that of `expected`.
+    """
+
+    user_id: str
+    expected: bytes | None
+    value: bytes
+
+    @property
+    def expected_revision(self) -> bytes:
+        """The eight bytes to compare; none for a user who must not have a record."""
+        return b"" if self.expected is None else self.expected[REVISION]
+
+
+class Store(Protocol):
+    """Records of users. Safe to use from several threads. Every method may raise `StoreUnavailable`."""
+
+    def load(self, user_ids: Sequence[str]) -> list[bytes | None]:
+        """Read the records of users in one round trip; None for a user who has none."""
+        ...
+
+    def commit(self, writes: Sequence[Write]) -> list[bool]:
+        """Store each value whose user still has the expected revision; say which. Each user at most once."""
+        ...
+
+    def ping(self) -> None:
+        """Return if the store answers."""
+        ...
+
+    def close(self) -> None:
+        """Give up the connection."""
+        ...
+
+
+def open_store(url: str, ttl_s: int, timeout_s: float = 2.0) -> Store:
+    """Open the store a URL names: ``redis://``, ``rediss://`` or ``sqlite:///path``.
+
+    Parameters
+    ----------
+    url
+        Nothing is sent to it yet.
+    ttl_s
+        Seconds after its last write at which a record expires.
+    timeout_s
+        How long one round trip may take.
+
+    Raises
+    ------
+    ValueError
+        If the URL is of another kind.
+    """
+    scheme, _, rest = url.partition("://")
+    # The driver of the other store is not worth its import time.
+    if scheme in {"redis", "rediss", "unix"}:
+        from learner.store.redis import RedisStore
+
+        return RedisStore(url, ttl_s, timeout_s)
+    if scheme == "sqlite" and rest.startswith("/") and len(rest) > 1:
+        from learner.store.sqlite import SqliteStore
+
+        return SqliteStore(rest[1:], ttl_s)
+    raise ValueError(f"store URL with scheme {scheme!r}: expected redis://, rediss:// or sqlite:///path")

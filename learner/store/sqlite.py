@@ -1,0 +1,65 @@
+"""The store on one SQLite file."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+
+from learner.record import REVISION
+from learner.sqlite_file import SqliteFile
+from learner.store import StoreUnavailable, Write
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS records (
+    user_id TEXT PRIMARY KEY, revision BLOB NOT NULL, value BLOB NOT NULL, expires_at REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS records_by_expiry ON records (expires_at);
+"""
+
+
+class SqliteStore:
+    """See `learner.store.Store`."""
+
+    def __init__(self, path: str, ttl_s: int) -> None:
+        self._file = SqliteFile(path, _SCHEMA, StoreUnavailable)
+        self._ttl_s = ttl_s
+
+    def load(self, user_ids: Sequence[str]) -> list[bytes | None]:
+        """Read records, in one query."""
+        with self._file.reading() as db:
+            found = dict(
+                db.execute(
+                    "SELECT user_id, value FROM records "
+                    "WHERE user_id IN (SELECT value FROM json_each(?)) AND expires_at > ?",
+                    (json.dumps(list(user_ids)), time.time()),
+                ).fetchall()
+            )
+        return [found.get(user_id) for user_id in user_ids]
+
+    def commit(self, writes: Sequence[Write]) -> list[bool]:
+        """Store what is still expected, in one transaction."""
+        now = time.time()
+        done = []
+        with self._file.writing() as db:
+            db.execute("DELETE FROM records WHERE expires_at <= ?", (now,))
+            for write in writes:
+                new = (write.value[REVISION], write.value, now + self._ttl_s)
+                if write.expected is None:
+                    cursor = db.execute("INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?)", (write.user_id, *new))
+                else:
+                    cursor = db.execute(
+                        "UPDATE records SET revision = ?, value = ?, expires_at = ? WHERE user_id = ? AND revision = ?",
+                        (*new, write.user_id, write.expected_revision),
+                    )
+                done.append(cursor.rowcount == 1)
+        return done
+
+    def ping(self) -> None:
+        """Return if the file can be read."""
+        with self._file.reading() as db:
+            db.execute("SELECT 1 FROM records LIMIT 1").fetchall()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

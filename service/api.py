@@ -1,0 +1,176 @@
+"""What goes over HTTP: requests, responses and the error envelope, decoded and encoded by msgspec."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+
+from learner.events import MAX_ITEMS, Id, Offset, Reason, WireItem
+from learner.features import FeatureValue
+from service.scoring import Policy
+
+Seed = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+
+
+class ScoreItem(msgspec.Struct, frozen=True):
+    """An item to score: its features as the model has them, and the log-odds of an upstream model."""
+
+    item_id: Id
+    features: dict[str, FeatureValue] = {}
+    offset: Offset = 0.0
+
+
+class ScoreRequest(msgspec.Struct, frozen=True):
+    """A slate to rank for a user."""
+
+    user_id: Id
+    items: Annotated[list[ScoreItem], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
+    request_id: Id | None = None
+    policy: Policy = "mean"
+    seed: Seed | None = None
+    explain: bool = False
+    log_impression: bool = False
+
+
+class Posterior(msgspec.Struct, frozen=True):
+    """The state of the belief that was used; `updated_at` (epoch ms) and `age_seconds` are null for the bare prior."""
+
+    revision: int
+    n_events: int
+    updated_at: int | None
+    age_seconds: float | None
+
+
+class Contribution(msgspec.Struct, frozen=True):
+    """What one coefficient adds to an item's log-odds: its value times its mean, and the standard deviation."""
+
+    coefficient: str
+    value: float
+    logit_mean: float
+    logit_std: float
+
+
+class ScoredItem(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An item with its rank (from 1), the click probability it is ranked by, and the log-odds with uncertainty."""
+
+    item_id: str
+    rank: int
+    score: float
+    logit_mean: float
+    logit_std: float
+    sampled_logit: float | None = None
+    explanation: list[Contribution] | None = None
+
+
+class ScoreResponse(msgspec.Struct, frozen=True):
+    """The items, best first, and the belief they were scored with."""
+
+    request_id: str
+    model: str
+    policy: Policy
+    user_id: str
+    user_known: bool
+    posterior: Posterior
+    items: list[ScoredItem]
+    took_ms: float
+
+
+class EventError(msgspec.Struct, frozen=True):
+    """Why an event was rejected; `index` counts from 0 in the order they were sent."""
+
+    index: int
+    reason: Reason
+    message: str
+
+
+class EventsResponse(msgspec.Struct, frozen=True):
+    """How many events are in the log for good, and how many never will be."""
+
+    accepted: int
+    rejected: int
+    errors: list[EventError]
+
+
+class Coefficient(msgspec.Struct, frozen=True):
+    """One coefficient of a belief."""
+
+    name: str
+    mean: float
+    std: float
+
+
+class PosteriorResponse(msgspec.Struct, frozen=True):
+    """The belief of a user, relaxed to now, and what is pending."""
+
+    user_id: str
+    user_known: bool
+    model: str
+    posterior: Posterior
+    coefficients: list[Coefficient]
+    open_impressions: int
+    waiting_clicks: int
+
+
+class Erasure(msgspec.Struct, frozen=True):
+    """Whether there was anything to erase."""
+
+    user_id: str
+    erased: bool
+
+
+class ModelResponse(msgspec.Struct, frozen=True):
+    """The model that scores."""
+
+    name: str
+    fingerprint: str
+    covariance: str
+    method: str
+    half_life_seconds: float | None
+    discount: float | None
+    attribution_window_seconds: float
+    features: dict[str, Any]
+    prior: list[Coefficient]
+
+
+class Health(msgspec.Struct, frozen=True):
+    """`ok`, or what is wrong."""
+
+    status: str
+    detail: str | None = None
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """A code for programs, a message for people, and what belongs to it."""
+
+    code: str
+    message: str
+    details: dict[str, Any] = {}
+
+
+class ErrorResponse(msgspec.Struct, frozen=True):
+    """The envelope of every error."""
+
+    error: ErrorBody
+
+
+class ApiError(Exception):
+    """An error with its HTTP status; `retry_after` in seconds where the client may try again."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        details: dict[str, Any] | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = ErrorResponse(ErrorBody(code, message, details or {}))
+        self.retry_after = retry_after
+
+
+def impression_items(items: list[ScoreItem]) -> list[WireItem]:
+    """The items as an impression logs them: exactly what was scored."""
+    return [WireItem(item.item_id, item.features, item.offset) for item in items]

@@ -1,0 +1,61 @@
+"""Prometheus metrics of the service and of a learner. No label ever holds a user or an item."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from learner.consumer import Progress
+
+_LATENCY_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+
+
+class ServiceMetrics:
+    """What the HTTP service counts."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.requests = Counter("freshet_http_requests", "HTTP requests.", ["route", "status"], registry=registry)
+        self.latency = Histogram(
+            "freshet_http_request_seconds", "Time to answer.", ["route"], buckets=_LATENCY_BUCKETS, registry=registry
+        )
+        self.scored = Counter("freshet_items_scored", "Items scored.", ["policy", "user_known"], registry=registry)
+        self.accepted = Counter("freshet_events_accepted", "Events appended to the log.", ["topic"], registry=registry)
+        self.rejected = Counter("freshet_events_rejected", "Events refused at the door.", ["reason"], registry=registry)
+
+
+class LearnerMetrics:
+    """What the learning loop counts."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.messages = Counter("freshet_learner_messages", "Messages polled and dealt with.", registry=registry)
+        self.outcomes = Counter("freshet_learner", "What became of events; see `kind`.", ["kind"], registry=registry)
+        self.bad = Counter(
+            "freshet_learner_dead_letters", "Events sent to a dead letter topic.", ["reason"], registry=registry
+        )
+        self.lag = Gauge("freshet_learner_lag_messages", "Messages still to be polled.", registry=registry)
+        self.batch = Histogram(
+            "freshet_learner_batch_messages", "Messages a microbatch.", buckets=(1, 3, 10, 30, 100, 300, 1000, 3000),
+            registry=registry,
+        )  # fmt: skip
+        self.freshness = Histogram(
+            "freshet_learner_freshness_seconds", "From the log to the store, oldest message of a microbatch.",
+            buckets=(*_LATENCY_BUCKETS, 30, 300), registry=registry,
+        )  # fmt: skip
+
+    def observe(self, progress: Progress) -> None:
+        """Count one turn of the loop."""
+        self.lag.set(progress.lag)
+        if not progress.messages:
+            return
+        self.messages.inc(progress.messages)
+        self.batch.observe(progress.messages)
+        if progress.freshness_ms is not None:
+            self.freshness.observe(max(0.0, progress.freshness_ms / 1000))
+        for kind, count in progress.counts.items():
+            self.outcomes.labels(kind).inc(count)
+        for reason, count in progress.bad.items():
+            self.bad.labels(str(reason)).inc(count)
+
+
+def exposition(registry: CollectorRegistry) -> bytes:
+    """The registry in Prometheus' text format."""
+    return generate_latest(registry)

@@ -1,0 +1,178 @@
+"""What the routes do: each operation blocks, and is called in a thread of the pool."""
+
+from __future__ import annotations
+
+import secrets
+import time
+import uuid
+
+import msgspec
+import numpy as np
+
+from learner.apply import belief_at
+from learner.events import BadEvent, Click, WireImpression, parse_event
+from learner.features import Rows
+from learner.log import Entry, EventLog
+from learner.model import Model
+from learner.posterior import Array, Gaussian
+from learner.record import NEVER, Record, State, decode_record, encode_record, erased, fresh_record
+from learner.store import Store, StoreUnavailable, Write
+from service import api
+from service.http import split_events
+from service.scoring import Scores, score_items
+from service.settings import Settings
+
+ERASE_ATTEMPTS = 10
+
+
+class Operations:
+    """The operations on one store and one log."""
+
+    def __init__(self, settings: Settings, model: Model, store: Store, log: EventLog) -> None:
+        self._settings = settings
+        self._model = model
+        self._store = store
+        self._log = log
+
+    def score(self, wanted: api.ScoreRequest, started: float) -> api.ScoreResponse:
+        """Score a slate: one read, one design matrix, one prediction."""
+        rows = self._model.rows([item.features for item in wanted.items])
+        _, record = self._read(wanted.user_id)
+        now = _now_ms()
+        belief = belief_at(self._model, record, now)
+        # float32, as the record will keep it.
+        offset = np.array([item.offset for item in wanted.items], dtype=np.float32).astype(np.float64)
+        generator = np.random.default_rng(secrets.randbits(63) if wanted.seed is None else wanted.seed)
+        scores = score_items(belief, rows, offset, wanted.policy, self._settings.ucb_alpha, generator)
+        request_id = wanted.request_id or uuid.uuid4().hex
+        if wanted.log_impression:
+            shown = WireImpression(request_id, wanted.user_id, now, api.impression_items(wanted.items))
+            self._log.append(
+                [Entry(self._settings.impressions_topic, wanted.user_id.encode(), msgspec.json.encode(shown))]
+            )
+        return api.ScoreResponse(
+            request_id=request_id,
+            model=self._model.name,
+            policy=wanted.policy,
+            user_id=wanted.user_id,
+            user_known=record.n_events > 0,
+            posterior=_state(record, now),
+            items=_ranked(wanted, scores, self._model, belief, rows),
+            took_ms=(time.perf_counter() - started) * 1000,
+        )
+
+    def append(self, raw: bytes) -> tuple[api.EventsResponse, list[str]]:
+        """Append the good events of a body; also the topic of each."""
+        entries, errors = [], []
+        for index, one in enumerate(split_events(raw)):
+            try:
+                event = parse_event(one, self._model)
+            except BadEvent as exc:
+                errors.append(api.EventError(index, exc.reason, str(exc)))
+            else:
+                settings = self._settings
+                topic = settings.clicks_topic if isinstance(event, Click) else settings.impressions_topic
+                entries.append(Entry(topic, event.user_id.encode(), one))
+        if not entries and not errors:
+            raise api.ApiError(
+                400, "invalid_json", "the body is empty: expected an event, an array of events, or one a line"
+            )
+        self._log.append(entries)
+        return api.EventsResponse(len(entries), len(errors), errors), [entry.topic for entry in entries]
+
+    def posterior(self, user_id: str) -> api.PosteriorResponse:
+        """The belief of a user."""
+        _, record = self._read(user_id)
+        now = _now_ms()
+        return api.PosteriorResponse(
+            user_id=user_id,
+            user_known=record.n_events > 0,
+            model=self._model.name,
+            posterior=_state(record, now),
+            coefficients=_coefficients(self._model, belief_at(self._model, record, now)),
+            open_impressions=int((record.outcomes["state"] == State.OPEN).sum()),
+            waiting_clicks=len(record.clicks),
+        )
+
+    def erase(self, user_id: str) -> api.Erasure:
+        """Forget a user, against learners that write meanwhile."""
+        for _ in range(ERASE_ATTEMPTS):
+            value, record = self._read(user_id)
+            if value is None:
+                return api.Erasure(user_id, erased=False)
+            blank = encode_record(erased(record, self._model), self._model)
+            if self._store.commit([Write(user_id, value, blank)]) == [True]:
+                return api.Erasure(user_id, erased=record.n_events > 0)
+        raise StoreUnavailable(f"user {user_id!r} was written {ERASE_ATTEMPTS} times while being erased")
+
+    def _read(self, user_id: str) -> tuple[bytes | None, Record]:
+        (value,) = self._store.load([user_id])
+        return value, fresh_record(self._model) if value is None else decode_record(value, self._model, user_id)
+
+
+def describe_model(model: Model) -> api.ModelResponse:
+    """The model as the API tells it."""
+    return api.ModelResponse(
+        name=model.name,
+        fingerprint=model.fingerprint.hex(),
+        covariance="diagonal" if model.prior.is_diagonal else "full",
+        method=model.method,
+        half_life_seconds=None if model.half_life_ms is None else model.half_life_ms / 1000,
+        discount=model.discount,
+        attribution_window_seconds=model.window_ms / 1000,
+        features=msgspec.to_builtins(dict(model.features)),
+        prior=_coefficients(model, model.prior),
+    )
+
+
+def _ranked(
+    wanted: api.ScoreRequest, scores: Scores, model: Model, belief: Gaussian, rows: Rows
+) -> list[api.ScoredItem]:
+    score, mean, std = scores.score.tolist(), scores.logit_mean.tolist(), scores.logit_std.tolist()
+    sampled = None if scores.sampled_logit is None else scores.sampled_logit.tolist()
+    deviations = np.sqrt(_variances(belief))
+    return [
+        api.ScoredItem(
+            wanted.items[i].item_id,
+            rank,
+            score[i],
+            mean[i],
+            std[i],
+            None if sampled is None else sampled[i],
+            _explanation(model, belief, deviations, rows[i]) if wanted.explain else None,
+        )
+        for rank, i in enumerate(scores.order.tolist(), start=1)
+    ]
+
+
+def _explanation(model: Model, belief: Gaussian, deviations: Array, row: Rows) -> list[api.Contribution]:
+    """What each coefficient with a value adds, the strongest first."""
+    used = np.flatnonzero(row).tolist()
+    parts = [
+        api.Contribution(
+            model.coefficients[j], float(row[j]), float(row[j] * belief.mean[j]), float(abs(row[j]) * deviations[j])
+        )
+        for j in used
+    ]
+    return sorted(parts, key=lambda part: -abs(part.logit_mean))
+
+
+def _coefficients(model: Model, belief: Gaussian) -> list[api.Coefficient]:
+    deviations = np.sqrt(_variances(belief)).tolist()
+    return [api.Coefficient(*one) for one in zip(model.coefficients, belief.mean.tolist(), deviations, strict=True)]
+
+
+def _variances(belief: Gaussian) -> Array:
+    return belief.cov if belief.is_diagonal else np.diagonal(belief.cov)
+
+
+def _state(record: Record, now: int) -> api.Posterior:
+    if record.updated_at == NEVER:
+        return api.Posterior(record.revision, record.n_events, None, None)
+    return api.Posterior(
+        record.revision, record.n_events, record.updated_at, max(0.0, (now - record.updated_at) / 1000)
+    )
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

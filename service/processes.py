@@ -1,0 +1,189 @@
+"""The processes behind the command: a learner, a service, or both in one."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import structlog
+import uvicorn
+from fastapi import FastAPI, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
+from tenacity import RetryCallState, RetryError, Retrying, retry_if_exception_type, stop_when_event_set
+from tenacity.nap import sleep_using_event
+from tenacity.wait import wait_random_exponential
+
+from learner.consumer import MAX_BACKOFF_S, Learner
+from learner.log import LogUnavailable, Reader, open_log, open_reader
+from learner.model import Model
+from learner.record import RecordError
+from learner.store import StoreUnavailable, open_store
+from service import api
+from service.app import create_app
+from service.http import add_error_handlers, json_response
+from service.logging import configure_logging
+from service.metrics import exposition
+from service.monitor import Monitor
+from service.settings import Settings
+
+GRACE_S = 10
+DAY_S = 86_400
+
+log = structlog.get_logger("freshet")
+
+
+def run(command: str, settings: Settings, model: Model) -> int:
+    """Run `learn`, `serve` or `up` until a signal ends it; returns the exit status."""
+    configure_logging(settings.log_format, settings.log_level)
+    try:
+        return {"learn": _learn, "serve": _serve, "up": _up}[command](settings, model)
+    except (LogUnavailable, StoreUnavailable, RecordError) as exc:
+        log.error("stopped", error=str(exc))
+        return 1
+
+
+def _serve(settings: Settings, model: Model) -> int:
+    store = open_store(settings.store_url, settings.ttl_days * DAY_S, settings.store_timeout_s)
+    app = create_app(settings, model, store, open_log(settings.log, **settings.kafka_options))
+    log.info("serving", address=f"http://{settings.host}:{settings.port}", model=model.name)
+    _server(app, settings.host, settings.port).run()
+    return 0
+
+
+def _learn(settings: Settings, model: Model) -> int:
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    registry = CollectorRegistry()
+    monitor = Monitor(registry, line=sys.stderr.isatty())
+    try:
+        reader = _join(settings, stop)
+        if reader is None:
+            return 0
+        learner = _learner(settings, model, reader, monitor, stop)
+        with _answering(settings, _monitor_app(monitor, learner, registry)):
+            log.info("learning", topics=settings.topics, group=settings.group, model=model.name)
+            learner.run()
+    finally:
+        monitor.close()
+    log.info("stopped")
+    return 0
+
+
+def _up(settings: Settings, model: Model) -> int:
+    registry = CollectorRegistry()
+    # No progress line: this terminal shows the service's log too.
+    monitor = Monitor(registry, line=False)
+    stop = threading.Event()
+    learner = _learner(settings, model, open_reader(settings.log, settings.topics, settings.group), monitor, stop)
+    store = open_store(settings.store_url, settings.ttl_days * DAY_S)
+    app = create_app(settings, model, store, open_log(settings.log), registry, lambda: monitor.trouble(learner.store))
+    server = _server(app, settings.host, settings.port)
+    failed = threading.Event()
+
+    def learn() -> None:
+        try:
+            learner.run()
+        finally:
+            # However the loop ended, a service whose posteriors no longer move must not look alive.
+            if not stop.is_set():
+                failed.set()
+                server.should_exit = True
+
+    thread = threading.Thread(target=learn, name="learner")
+    thread.start()
+    log.info("up", address=f"http://{settings.host}:{settings.port}", file=settings.store, model=model.name)
+    try:
+        server.run()
+    finally:
+        stop.set()
+        thread.join()
+    return 1 if failed.is_set() else 0
+
+
+def _learner(settings: Settings, model: Model, reader: Reader, monitor: Monitor, stop: threading.Event) -> Learner:
+    return Learner(
+        model,
+        open_store(settings.store_url, settings.ttl_days * DAY_S, settings.store_timeout_s),
+        reader,
+        open_log(settings.log, **settings.kafka_options),
+        monitor.observe,
+        settings.max_batch,
+        settings.poll_timeout_ms,
+        stop,
+    )
+
+
+def _join(settings: Settings, stop: threading.Event) -> Reader | None:
+    """A reader, as soon as the log is there; None if told to stop before."""
+
+    def waiting(state: RetryCallState) -> None:
+        log.warning("waiting for the log", error=str(state.outcome.exception() if state.outcome else ""))
+
+    retrying = Retrying(
+        retry=retry_if_exception_type(LogUnavailable),
+        wait=wait_random_exponential(multiplier=0.1, max=MAX_BACKOFF_S),
+        stop=stop_when_event_set(stop),
+        sleep=sleep_using_event(stop),
+        before_sleep=waiting,
+    )
+    try:
+        return retrying(open_reader, settings.log, settings.topics, settings.group, **settings.kafka_options)
+    except RetryError:
+        return None
+
+
+def _server(app: FastAPI, host: str, port: int) -> uvicorn.Server:
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            loop="uvloop",
+            http="httptools",
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=GRACE_S,
+        )
+    )
+
+
+def _monitor_app(monitor: Monitor, learner: Learner, registry: CollectorRegistry) -> FastAPI:
+    """What a learner answers over HTTP."""
+    app = FastAPI(title="Freshet learner", docs_url=None, redoc_url=None, openapi_url=None)
+    add_error_handlers(app)
+
+    @app.get("/health/live")
+    def live() -> Response:
+        return json_response(api.Health("ok"))
+
+    @app.get("/health/ready")
+    def ready() -> Response:
+        if (detail := monitor.trouble(learner.store)) is not None:
+            raise api.ApiError(503, "not_ready", detail)
+        return json_response(api.Health("ok"))
+
+    @app.get("/metrics")
+    def metrics() -> Response:
+        return Response(exposition(registry), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+@contextmanager
+def _answering(settings: Settings, app: FastAPI) -> Iterator[None]:
+    """Serve an app from a thread of its own, if a port is set."""
+    if settings.learner_port == 0:
+        yield
+        return
+    server = _server(app, settings.host, settings.learner_port)
+    thread = threading.Thread(target=server.run, name="health", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        thread.join()

@@ -1,0 +1,79 @@
+"""A belief and items to scores. Pure."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from learner.features import Rows
+from learner.posterior import Array, Gaussian, click_probability, predict
+
+Policy: TypeAlias = Literal["mean", "ucb", "thompson"]
+
+
+class Scores(NamedTuple):
+    """Scores of a slate of N items, in the order the items came.
+
+    Attributes
+    ----------
+    order
+        Places of the items, best first; ties stay in the order they came. Shape (N,).
+    score
+        Probability of a click that the policy ranks by, shape (N,): under the belief (``mean``), at its upper
+        confidence bound (``ucb``), or under one draw from it (``thompson``).
+    logit_mean, logit_std
+        The log-odds as the belief has them, shape (N,).
+    sampled_logit
+        The log-odds under the draw, shape (N,); None but for ``thompson``.
+    """
+
+    order: NDArray[np.intp]
+    score: Array
+    logit_mean: Array
+    logit_std: Array
+    sampled_logit: Array | None
+
+
+def score_items(
+    belief: Gaussian, rows: Rows, offset: Array, policy: Policy, alpha: float, generator: np.random.Generator
+) -> Scores:
+    """Score and rank a slate.
+
+    Parameters
+    ----------
+    belief
+        One user's, shapes (d,) and (d, d) or (d,).
+    rows
+        Shape (N, d).
+    offset
+        Log-odds from an upstream model, shape (N,).
+    policy
+        ``mean``: E[sigma(z)]. ``ucb``: sigma(mu + alpha sqrt(v)). ``thompson``: sigma(o + x'theta) for one
+        theta ~ N(m, S) for the whole slate (Chapelle and Li 2011).
+    alpha
+        Standard deviations of optimism, for ``ucb``.
+    generator
+        Used by ``thompson`` alone.
+    """
+    X = rows.astype(np.float64)
+    mean, var = predict(belief, X, offset)
+    std = np.sqrt(var)
+    sampled = None
+    if policy == "mean":
+        score = click_probability(mean, var)
+    elif policy == "ucb":
+        score = expit(mean + alpha * std)
+    else:
+        sampled = offset + X @ draw(belief, generator)
+        score = expit(sampled)
+    return Scores(np.argsort(-score, kind="stable"), score, mean, std, sampled)
+
+
+def draw(belief: Gaussian, generator: np.random.Generator) -> Array:
+    """One theta ~ N(m, S), shape (d,)."""
+    noise = generator.standard_normal(len(belief.mean))
+    root = np.sqrt(belief.cov) * noise if belief.is_diagonal else np.linalg.cholesky(belief.cov) @ noise
+    return np.asarray(belief.mean + root)

@@ -1,0 +1,162 @@
+"""Settings: one frozen object, read once from the environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import msgspec
+
+PREFIX = "FRESHET_"
+SECRETS = frozenset({"api_key", "redis_password", "kafka_sasl_password"})
+
+PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
+Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
+
+
+class SettingsError(ValueError):
+    """A setting is wrong; the message names the variable and what was expected, and never a secret's value."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All settings, each from ``FRESHET_<NAME>``; a secret may stand in the file that ``FRESHET_<NAME>_FILE`` names.
+
+    Attributes
+    ----------
+    model
+        Path of the model specification; empty: the sample model.
+    store, log
+        ``redis://…`` or ``sqlite:///path``; ``kafka://host:port,…`` or ``sqlite:///path``.
+    redis_password
+        Where the store's URL has none.
+    ttl_days
+        Days after its last write at which a user's record expires.
+    impressions_topic, clicks_topic, group
+        What learners read, and their consumer group.
+    kafka_security_protocol, kafka_sasl_mechanism, kafka_sasl_username, kafka_sasl_password, kafka_ssl_cafile
+        As kafka-python takes them.
+    max_batch, poll_timeout_ms
+        The largest microbatch of a learner, and how long it waits for one.
+    host, port, learner_port
+        Where the service listens, and where a learner answers health and metrics (0: nowhere).
+    api_key
+        What clients must send as ``X-API-Key``; empty: nothing.
+    ucb_alpha
+        Standard deviations of optimism of the policy ``ucb``.
+    store_timeout_s
+        How long one round trip to the store may take.
+    log_format, log_level
+        ``auto`` (readable on a terminal, else JSON), ``json`` or ``text``; the least severe level that is logged.
+    """
+
+    model: str = ""
+    store: str = "redis://127.0.0.1:6379/0"
+    log: str = "kafka://127.0.0.1:9092"
+    redis_password: str = ""
+    ttl_days: PositiveInt = 180
+    impressions_topic: str = "impressions"
+    clicks_topic: str = "clicks"
+    group: str = "freshet"
+    kafka_security_protocol: str = "PLAINTEXT"
+    kafka_sasl_mechanism: str = ""
+    kafka_sasl_username: str = ""
+    kafka_sasl_password: str = ""
+    kafka_ssl_cafile: str = ""
+    max_batch: PositiveInt = 1_000
+    poll_timeout_ms: PositiveInt = 200
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    learner_port: Port = 8001
+    api_key: str = ""
+    ucb_alpha: Annotated[float, msgspec.Meta(ge=0)] = 1.0
+    store_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 2.0
+    log_format: Annotated[str, msgspec.Meta(pattern="^(auto|json|text)$")] = "auto"
+    log_level: Annotated[str, msgspec.Meta(pattern="^(debug|info|warning|error)$")] = "info"
+
+    @property
+    def topics(self) -> list[str]:
+        """What a learner reads."""
+        return list(dict.fromkeys([self.impressions_topic, self.clicks_topic]))
+
+    @property
+    def store_url(self) -> str:
+        """The store with its password put in."""
+        if not self.redis_password:
+            return self.store
+        parts = urlsplit(self.store)
+        user = parts.username or ""
+        place = parts.netloc.rpartition("@")[2]
+        return urlunsplit(parts._replace(netloc=f"{user}:{quote(self.redis_password, safe='')}@{place}"))
+
+    @property
+    def kafka_options(self) -> dict[str, Any]:
+        """What kafka-python needs besides the address; nothing for a plain connection."""
+        options = {
+            "security_protocol": self.kafka_security_protocol,
+            "sasl_mechanism": self.kafka_sasl_mechanism,
+            "sasl_plain_username": self.kafka_sasl_username,
+            "sasl_plain_password": self.kafka_sasl_password,
+            "ssl_cafile": self.kafka_ssl_cafile,
+        }
+        return {name: value for name, value in options.items() if value and value != "PLAINTEXT"}
+
+
+def read_settings(environ: Mapping[str, str]) -> Settings:
+    """Read the settings.
+
+    Parameters
+    ----------
+    environ
+        Variables by name, as in `os.environ`.
+
+    Raises
+    ------
+    SettingsError
+        If a value has the wrong type or range, a ``_FILE`` cannot be read, or a variable with the prefix is unknown.
+    """
+    values: dict[str, str] = {}
+    for variable, value in environ.items():
+        if not variable.startswith(PREFIX):
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        if name.endswith("_file") and name not in Settings.__struct_fields__:
+            name = name.removesuffix("_file")
+            try:
+                value = Path(value).read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as exc:
+                raise SettingsError(f"{variable} = {value!r}: cannot be read: {exc}") from exc
+        if name not in Settings.__struct_fields__:
+            known = ", ".join(PREFIX + field.upper() for field in Settings.__struct_fields__)
+            raise SettingsError(f"{variable}: no such setting; there are: {known}")
+        if name in values:
+            raise SettingsError(f"{PREFIX}{name.upper()} and {PREFIX}{name.upper()}_FILE: expected one of the two")
+        values[name] = value
+    try:
+        return msgspec.convert(values, Settings, strict=False)
+    except msgspec.ValidationError as exc:
+        what, _, path = str(exc).partition(" - at `$.")
+        name = path.rstrip("`")
+        shown = "(secret)" if name in SECRETS else repr(values.get(name))
+        raise SettingsError(f"{PREFIX}{name.upper()} = {shown}: {what[:1].lower()}{what[1:]}") from exc
+
+
+def describe(settings: Settings) -> dict[str, str]:
+    """Each setting as text, with secrets hidden."""
+    shown = {}
+    for name in Settings.__struct_fields__:
+        value = str(getattr(settings, name))
+        if name in SECRETS:
+            value = "(set)" if value else "(not set)"
+        shown[PREFIX + name.upper()] = hide_password(value) if "://" in value else value
+    return shown
+
+
+def hide_password(url: str) -> str:
+    """A URL with its password, if any, replaced by stars."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    place = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{place}"))
