@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.servers import KafkaServer, Missing, RedisServer, Server
+
+# Set in CI: a missing server fails instead of skipping.
+REQUIRED = os.environ.get("REQUIRE_SERVICES") == "1"
+_missing: set[str] = set()
+
+
+def _run(kind: type[Server], folder: Path) -> Iterator[Server]:
+    try:
+        server = kind(folder)
+        server.start()
+    except Missing as exc:
+        _missing.add(str(exc))
+        if REQUIRED:
+            pytest.fail(f"REQUIRE_SERVICES=1, but {exc}", pytrace=False)
+        pytest.skip(str(exc))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    yield from _run(RedisServer, tmp_path_factory.mktemp("redis"))
+
+
+@pytest.fixture(scope="session")
+def kafka_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    yield from _run(KafkaServer, tmp_path_factory.mktemp("kafka"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _missing:
+        terminalreporter.section("NOT TESTED: real servers are missing", sep="!", red=True, bold=True)
+        for reason in sorted(_missing):
+            terminalreporter.line(reason)

@@ -1,0 +1,187 @@
+"""The laws of every log, on the real ones."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from kafka import KafkaAdminClient
+from kafka.admin import NewTopic
+
+from learner.log import Entry, EventLog, LogUnavailable, Message, Reader, open_log, open_reader
+from tests.servers import KafkaServer, eventually
+
+WAIT_MS = 200
+
+
+class Logs:
+    """Writing and reading ends of one log, closed with the test."""
+
+    def __init__(self, url: str, create: Callable[[str], None]) -> None:
+        self.url = url
+        self.create = create
+        self._open: list[EventLog | Reader] = []
+
+    def log(self) -> EventLog:
+        self._open.append(open_log(self.url))
+        return self._open[-1]  # type: ignore[return-value]
+
+    def reader(self, *topics: str, group: str = "g") -> Reader:
+        self._open.append(open_reader(self.url, topics, group))
+        return self._open[-1]  # type: ignore[return-value]
+
+    def close(self) -> None:
+        for end in self._open:
+            end.close()
+
+
+def make_topic(server: KafkaServer, name: str, partitions: int = 1) -> None:
+    admin = KafkaAdminClient(bootstrap_servers=server.bootstrap)
+    admin.create_topics([NewTopic(name, partitions, 1)])
+    admin.close()
+
+
+@pytest.fixture(params=["sqlite", "kafka"])
+def logs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Logs]:
+    if request.param == "kafka":
+        server = request.getfixturevalue("kafka_server")
+        logs = Logs(server.url, lambda topic: make_topic(server, topic))
+    else:
+        logs = Logs(f"sqlite:///{tmp_path / 'log.db'}", lambda topic: None)
+    yield logs
+    logs.close()
+
+
+@pytest.fixture
+def topic(logs: Logs) -> str:
+    name = f"t-{uuid.uuid4().hex}"
+    logs.create(name)
+    return name
+
+
+def read(reader: Reader, count: int, max_messages: int = 500) -> list[Message]:
+    """Poll until `count` messages came."""
+    messages: list[Message] = []
+
+    def poll() -> bool:
+        messages.extend(reader.poll(WAIT_MS, max_messages))
+        return len(messages) >= count
+
+    eventually(poll, 30, f"{count} messages")
+    return messages
+
+
+def test_messages_come_in_the_order_they_were_appended(logs: Logs, topic: str) -> None:
+    logs.log().append([Entry(topic, b"k", str(i).encode()) for i in range(50)])
+    messages = read(logs.reader(topic), 50)
+    assert [message.value for message in messages] == [str(i).encode() for i in range(50)]
+    assert [message.position.offset for message in messages] == list(range(50))
+    assert {message.key for message in messages} == {b"k"}
+    assert {message.topic for message in messages} == {topic}
+
+
+def test_bytes_and_missing_keys_come_back_as_they_were(logs: Logs, topic: str) -> None:
+    logs.log().append([Entry(topic, None, b"\x00\xff\xfe"), Entry(topic, b"\xff", b"", [("reason", b"why")])])
+    first, second = read(logs.reader(topic), 2)
+    assert (first.key, first.value) == (None, b"\x00\xff\xfe")
+    assert (second.key, second.value) == (b"\xff", b"")
+
+
+def test_a_group_that_committed_goes_on_behind_it(logs: Logs, topic: str) -> None:
+    logs.log().append([Entry(topic, b"k", str(i).encode()) for i in range(10)])
+    reader = logs.reader(topic)
+    first = read(reader, 3, max_messages=3)
+    assert len(first) == 3
+    assert reader.commit(first)
+    reader.close()
+    again = read(logs.reader(topic), 7)
+    assert [message.value for message in again] == [str(i).encode() for i in range(3, 10)]
+
+
+def test_what_was_not_committed_is_read_again(logs: Logs, topic: str) -> None:
+    logs.log().append([Entry(topic, b"k", b"1")])
+    reader = logs.reader(topic)
+    first = read(reader, 1)
+    reader.close()
+    assert read(logs.reader(topic), 1) == first
+
+
+def test_groups_do_not_see_each_others_commits(logs: Logs, topic: str) -> None:
+    logs.log().append([Entry(topic, b"k", b"1")])
+    one = logs.reader(topic, group="one")
+    one.commit(read(one, 1))
+    assert [message.value for message in read(logs.reader(topic, group="two"), 1)] == [b"1"]
+
+
+def test_a_new_group_starts_at_the_beginning_and_sees_what_comes_later(logs: Logs, topic: str) -> None:
+    log = logs.log()
+    log.append([Entry(topic, b"k", b"before")])
+    reader = logs.reader(topic)
+    assert [message.value for message in read(reader, 1)] == [b"before"]
+    log.append([Entry(topic, b"k", b"after")])
+    assert [message.value for message in read(reader, 1)] == [b"after"]
+
+
+def test_lag_counts_what_is_still_to_be_polled(logs: Logs, topic: str) -> None:
+    logs.log().append([Entry(topic, b"k", str(i).encode()) for i in range(10)])
+    reader = logs.reader(topic)
+    read(reader, 4, max_messages=4)
+    assert reader.lag() == 6
+    read(reader, 6)
+    assert reader.lag() == 0
+
+
+def test_one_reader_reads_several_topics(logs: Logs, topic: str) -> None:
+    other = topic + "-other"
+    logs.create(other)
+    logs.log().append([Entry(topic, b"k", b"1"), Entry(other, b"k", b"2")])
+    messages = read(logs.reader(topic, other), 2)
+    assert {(message.topic, message.value) for message in messages} == {(topic, b"1"), (other, b"2")}
+    assert len({message.position.partition for message in messages}) == 2
+
+
+def test_readers_agree_on_the_id_of_a_topic(logs: Logs, topic: str) -> None:
+    logs.log().append([Entry(topic, b"k", b"1")])
+    one, two = (read(logs.reader(topic, group=group), 1)[0].position.partition for group in ("one", "two"))
+    assert one == two
+    assert len(one.topic_id) == 16
+
+
+def test_an_empty_poll_returns_in_time(logs: Logs, topic: str) -> None:
+    assert logs.reader(topic).poll(50, 10) == []
+
+
+def test_a_topic_that_is_made_again_has_another_id(kafka_server: KafkaServer) -> None:
+    topic = f"t-{uuid.uuid4().hex}"
+    admin = KafkaAdminClient(bootstrap_servers=kafka_server.bootstrap)
+    seen = []
+    for group in ("before", "after"):
+        make_topic(kafka_server, topic)
+        log, reader = open_log(kafka_server.url), open_reader(kafka_server.url, [topic], group)
+        log.append([Entry(topic, b"k", group.encode())])
+        (message,) = read(reader, 1)
+        assert message.value == group.encode()
+        assert message.position.offset == 0
+        seen.append(message.position.partition.topic_id)
+        log.close()
+        reader.close()
+        admin.delete_topics([topic])
+        eventually(lambda: topic not in admin.list_topics(), 20, "the topic is gone")
+    admin.close()
+    assert seen[0] != seen[1]
+
+
+def test_a_kafka_that_is_away_is_unavailable() -> None:
+    log = open_log("kafka://127.0.0.1:1")
+    with pytest.raises(LogUnavailable):
+        log.append([Entry("t", None, b"x")])
+    with pytest.raises(LogUnavailable):
+        open_reader("kafka://127.0.0.1:1", ["t"], "g", bootstrap_timeout_ms=500)
+
+
+@pytest.mark.parametrize("url", ["amqp://x", "kafka://", "sqlite:///", "kafka"])
+def test_an_unknown_log_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="expected kafka://"):
+        open_log(url)

@@ -1,0 +1,186 @@
+"""The laws of every store, on the real ones."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from learner.store import Store, StoreUnavailable, Write, open_store
+from learner.store.redis import record_key
+from tests.servers import RedisServer, eventually
+
+Opener = Callable[[], Store]
+
+
+def value(revision: int, body: bytes = b"") -> bytes:
+    """Something with a revision where records have theirs."""
+    return b"FRSH\1\0\2\0" + revision.to_bytes(8, "little") + body
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
+    opened: list[Store] = []
+    if request.param == "redis":
+        url = request.getfixturevalue("redis_server").url()
+    else:
+        url = f"sqlite:///{tmp_path / 'store.db'}"
+
+    def open_one(ttl_s: int = 60) -> Store:
+        opened.append(open_store(url, ttl_s))
+        return opened[-1]
+
+    yield open_one
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture
+def store(opener: Opener) -> Store:
+    return opener()
+
+
+@pytest.fixture
+def user() -> str:
+    return uuid.uuid4().hex
+
+
+def test_a_user_without_a_record_loads_as_none(store: Store, user: str) -> None:
+    assert store.load([user, user + "x"]) == [None, None]
+
+
+def test_nothing_loads_as_nothing(store: Store) -> None:
+    assert store.load([]) == []
+    assert store.commit([]) == []
+
+
+def test_what_was_committed_is_loaded(store: Store, user: str) -> None:
+    assert store.commit([Write(user, None, value(1, b"\0\xff bytes"))]) == [True]
+    assert store.load([user]) == [value(1, b"\0\xff bytes")]
+
+
+def test_loading_keeps_the_order_of_users_across_shards(store: Store, user: str) -> None:
+    users = [f"{user}-{i}" for i in range(100)]
+    assert all(store.commit([Write(u, None, value(1, u.encode())) for u in users[::2]]))
+    expected = [value(1, u.encode()) if i % 2 == 0 else None for i, u in enumerate(users)]
+    assert store.load(users) == expected
+
+
+def test_a_second_first_write_loses(store: Store, user: str) -> None:
+    store.commit([Write(user, None, value(1, b"mine"))])
+    assert store.commit([Write(user, None, value(1, b"yours"))]) == [False]
+    assert store.load([user]) == [value(1, b"mine")]
+
+
+def test_a_write_from_an_old_revision_loses(store: Store, user: str) -> None:
+    store.commit([Write(user, None, value(1))])
+    assert store.commit([Write(user, value(1), value(2))]) == [True]
+    assert store.commit([Write(user, value(1), value(2, b"zombie"))]) == [False]
+    assert store.load([user]) == [value(2)]
+
+
+def test_a_write_that_expects_a_record_where_there_is_none_loses(store: Store, user: str) -> None:
+    assert store.commit([Write(user, value(3), value(4))]) == [False]
+    assert store.load([user]) == [None]
+
+
+def test_one_loser_does_not_stop_the_others(store: Store, user: str) -> None:
+    users = [f"{user}-{i}" for i in range(40)]
+    store.commit([Write(users[7], None, value(1, b"first"))])
+    done = store.commit([Write(u, None, value(1)) for u in users])
+    assert done == [i != 7 for i in range(40)]
+
+
+def test_more_writes_than_one_script_takes_are_all_applied(store: Store, user: str) -> None:
+    users = [f"{user}-{i}" for i in range(9_000)]
+    assert all(store.commit([Write(u, None, value(1)) for u in users]))
+    assert store.load(users) == [value(1)] * 9_000
+
+
+def test_user_ids_may_hold_any_text(store: Store, user: str) -> None:
+    users = [user + tail for tail in ("{1}", "é世界", " :*?", "\x00", "x" * 200)]
+    assert all(store.commit([Write(u, None, value(1, u.encode())) for u in users]))
+    assert store.load(users) == [value(1, u.encode()) for u in users]
+
+
+def test_of_concurrent_increments_none_is_lost(opener: Opener, user: str) -> None:
+    opener().commit([Write(user, None, value(0))])
+    conflicts = []
+
+    def increment() -> None:
+        mine = opener()
+        for _ in range(25):
+            while True:
+                (old,) = mine.load([user])
+                assert old is not None
+                if mine.commit([Write(user, old, value(int.from_bytes(old[8:16], "little") + 1))]) == [True]:
+                    break
+                conflicts.append(1)
+
+    threads = [threading.Thread(target=increment) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert opener().load([user]) == [value(100)]
+
+
+def test_a_record_expires_after_its_last_write(opener: Callable[[int], Store], user: str) -> None:
+    brief = opener(1)
+    brief.commit([Write(user, None, value(1))])
+    assert brief.load([user]) == [value(1)]
+    eventually(lambda: brief.load([user]) == [None], 5, "the record expires")
+    assert brief.commit([Write(user, None, value(1))]) == [True]
+
+
+def test_a_store_that_answers_pings(store: Store) -> None:
+    store.ping()
+
+
+def test_a_redis_that_is_away_is_unavailable_not_empty(tmp_path: Path, user: str) -> None:
+    store = open_store("redis://127.0.0.1:1/0", 60, timeout_s=0.2)
+    for call in (lambda: store.load([user]), lambda: store.commit([Write(user, None, value(1))]), store.ping):
+        with pytest.raises(StoreUnavailable):
+            call()
+
+
+def test_a_redis_that_restarts_is_found_again_with_its_records(tmp_path: Path, redis_server: RedisServer) -> None:
+    server = RedisServer(tmp_path)
+    server.start()
+    try:
+        store = open_store(server.url(), 60)
+        assert store.commit([Write("u", None, value(1))]) == [True]
+        server.stop()
+        with pytest.raises(StoreUnavailable):
+            store.load(["u"])
+        server.start()
+        assert store.load(["u"]) == [value(1)]
+        store.close()
+    finally:
+        server.stop()
+
+
+def test_a_key_of_another_kind_is_not_overwritten(redis_server: RedisServer, user: str) -> None:
+    client = redis.Redis.from_url(redis_server.url())
+    client.rpush(record_key(user), "a list")
+    store = open_store(redis_server.url(), 60)
+    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+        store.commit([Write(user, None, value(1))])
+    assert client.type(record_key(user)) == b"list"
+    client.close()
+    store.close()
+
+
+def test_a_sqlite_file_that_cannot_be_made_is_unavailable() -> None:
+    with pytest.raises(StoreUnavailable, match="/proc/nowhere"):
+        open_store("sqlite:////proc/nowhere/x.db", 60)
+
+
+@pytest.mark.parametrize("url", ["mysql://x", "sqlite://", "sqlite:///", "redis"])
+def test_an_unknown_store_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="expected redis://"):
+        open_store(url, 60)

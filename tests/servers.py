@@ -1,0 +1,162 @@
+"""Real servers for the tests: Debian's Redis and Apache's Kafka, each on a port and a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+KAFKA_VERSION = "4.1.0"
+KAFKA_LIBS = Path(os.environ.get("KAFKA_LIBS", Path.home() / ".cache" / "freshet" / f"kafka-{KAFKA_VERSION}"))
+_POM = f"""\
+<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
+<groupId>local</groupId><artifactId>kafka</artifactId><version>1</version><packaging>pom</packaging><dependencies>
+<dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{KAFKA_VERSION}</version></dependency>
+<dependency><groupId>org.apache.kafka</groupId><artifactId>kafka-tools</artifactId><version>{KAFKA_VERSION}</version></dependency>
+</dependencies></project>
+"""
+
+
+class Missing(Exception):
+    """A server cannot be run here; the message says what to install."""
+
+
+def eventually(check: Callable[[], object], seconds: float, what: str) -> None:
+    """Poll a condition until it holds."""
+    deadline = time.monotonic() + seconds
+    while not check():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds} s: {what}")
+        time.sleep(0.02)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 0.2).close()
+    except OSError:
+        return False
+    return True
+
+
+class Server:
+    """A process that listens on one port of the loopback."""
+
+    name = "server"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def command(self) -> list[str]:
+        raise NotImplementedError
+
+    def start(self, seconds: float = 60) -> None:
+        with (self.folder / f"{self.name}.log").open("ab") as output:
+            self._process = subprocess.Popen(self.command(), cwd=self.folder, stdout=output, stderr=output)
+        process = self._process
+        eventually(lambda: _answers(self.port) or process.poll() is not None, seconds, f"{self.name} listens")
+        if process.poll() is not None:
+            raise AssertionError(f"{self.name} ended: {(self.folder / f'{self.name}.log').read_text()[-2000:]}")
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+            try:
+                self._process.wait(20)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+
+
+class RedisServer(Server):
+    """Redis with every write in the append-only file before it is answered."""
+
+    name = "redis"
+
+    def command(self) -> list[str]:
+        found = shutil.which("redis-server")
+        if found is None:
+            raise Missing("redis-server is not installed (Debian: apt-get install redis-server)")
+        options = {"port": self.port, "bind": "127.0.0.1", "dir": self.folder, "appendonly": "yes", "save": ""}
+        return [found, *(str(part) for name, value in options.items() for part in (f"--{name}", value))]
+
+    def url(self, db: int = 0) -> str:
+        return f"redis://127.0.0.1:{self.port}/{db}"
+
+
+class KafkaServer(Server):
+    """One node in KRaft mode."""
+
+    name = "kafka"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._libs = _kafka_libs()
+        controller = free_port()
+        self._config = folder / "server.properties"
+        self._config.write_text(
+            f"""\
+process.roles=broker,controller
+node.id=1
+listeners=PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{self.port}
+controller.listener.names=CONTROLLER
+controller.quorum.voters=1@127.0.0.1:{controller}
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
+log.dirs={folder / "kafka-data"}
+num.partitions=3
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=1000
+"""
+        )
+        format_log = ["kafka.tools.StorageTool", "format", "-t", str(uuid.uuid4()), "-c", str(self._config)]
+        subprocess.run([*self._java(), *format_log], check=True, capture_output=True)
+
+    def command(self) -> list[str]:
+        return [*self._java(), "kafka.Kafka", str(self._config)]
+
+    @property
+    def bootstrap(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"kafka://{self.bootstrap}"
+
+    def _java(self) -> list[str]:
+        return ["java", "-Xmx512m", "-cp", f"{self._libs}/*"]
+
+
+def _kafka_libs() -> Path:
+    """The folder with Kafka's jars, fetched once by Maven."""
+    missing = [command for command in ("java", "mvn") if shutil.which(command) is None]
+    ready = KAFKA_LIBS / "complete"
+    if "java" in missing or (missing and not ready.exists()):
+        raise Missing(f"{' and '.join(missing)} not installed (Debian: apt-get install openjdk-17-jre-headless maven)")
+    if not ready.exists():
+        KAFKA_LIBS.mkdir(parents=True, exist_ok=True)
+        (KAFKA_LIBS / "pom.xml").write_text(_POM)
+        command = ["mvn", "-q", "-B", "dependency:copy-dependencies", f"-DoutputDirectory={KAFKA_LIBS}"]
+        done = subprocess.run(command, cwd=KAFKA_LIBS, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise Missing(f"Maven could not fetch Kafka {KAFKA_VERSION}: {done.stdout[-500:]}")
+        ready.touch()
+    return KAFKA_LIBS
