@@ -72,9 +72,9 @@ def open_store(url: str, ttl_s: int, timeout_s: float = 2.0) -> Store:
     ValueError
         If the URL is of another kind.
     """
-    scheme, _, rest = url.partition("://")
+    scheme, separator, rest = url.partition("://")
     # The driver of the other store is not worth its import time.
-    if scheme in {"redis", "rediss", "unix"}:
+    if separator and scheme in {"redis", "rediss", "unix"}:
         from learner.store.redis import RedisStore
 
         return RedisStore(url, ttl_s, timeout_s)
