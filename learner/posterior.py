@@ -296,7 +296,7 @@ def _mode(mu: Array, v: Array, y: Array, weight: Array) -> Array:
     pull = v * weight
     # Newton from the sigmoid's inflection, or the end of the bracket nearest to it, approaches the root from one
     # side only: no safeguard is needed.
-    z = np.clip(0.0, mu - pull * (1.0 - y), mu + pull * y)
+    z: Array = np.clip(0.0, mu - pull * (1.0 - y), mu + pull * y)
     done = np.zeros(z.shape, dtype=bool)
     for _ in range(NEWTON_STEPS):
         p = expit(z)

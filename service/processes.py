@@ -131,7 +131,7 @@ def _join(settings: Settings, stop: threading.Event) -> Reader | None:
         before_sleep=waiting,
     )
     try:
-        return retrying(open_reader, settings.log, settings.topics, settings.group, **settings.kafka_options)
+        return retrying(open_reader, settings.log, settings.topics, settings.group, **settings.reader_options)
     except RetryError:
         return None
 

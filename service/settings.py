@@ -37,6 +37,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         What learners read, and their consumer group.
     kafka_security_protocol, kafka_sasl_mechanism, kafka_sasl_username, kafka_sasl_password, kafka_ssl_cafile
         As kafka-python takes them.
+    kafka_session_timeout_ms
+        After which a learner that died has its partitions given to others.
     max_batch, poll_timeout_ms
         The largest microbatch of a learner, and how long it waits for one.
     host, port, learner_port
@@ -64,6 +66,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     kafka_sasl_username: str = ""
     kafka_sasl_password: str = ""
     kafka_ssl_cafile: str = ""
+    kafka_session_timeout_ms: PositiveInt = 10_000
     max_batch: PositiveInt = 1_000
     poll_timeout_ms: PositiveInt = 200
     host: str = "127.0.0.1"
@@ -101,6 +104,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "ssl_cafile": self.kafka_ssl_cafile,
         }
         return {name: value for name, value in options.items() if value and value != "PLAINTEXT"}
+
+    @property
+    def reader_options(self) -> dict[str, Any]:
+        """What a Kafka consumer needs besides."""
+        timeout = self.kafka_session_timeout_ms
+        # Three heartbeats may be lost before a learner counts as dead.
+        return {**self.kafka_options, "session_timeout_ms": timeout, "heartbeat_interval_ms": max(1, timeout // 4)}
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:

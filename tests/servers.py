@@ -124,6 +124,7 @@ offsets.topic.num.partitions=1
 transaction.state.log.replication.factor=1
 transaction.state.log.min.isr=1
 group.initial.rebalance.delay.ms=0
+message.max.bytes=4194304
 group.min.session.timeout.ms=1000
 """
         )

@@ -51,6 +51,8 @@ class KafkaLog:
                     bootstrap_servers=self._servers.split(","),
                     acks="all",
                     linger_ms=0,
+                    # A dead letter may be an event larger than any that is taken.
+                    max_request_size=16 << 20,
                     max_block_ms=DELIVERY_TIMEOUT_MS // 2,
                     delivery_timeout_ms=DELIVERY_TIMEOUT_MS,
                     request_timeout_ms=DELIVERY_TIMEOUT_MS // 2,
