@@ -49,7 +49,7 @@ def _serve(settings: Settings, model: Model) -> int:
     store = open_store(settings.store_url, settings.ttl_days * DAY_S, settings.store_timeout_s)
     app = create_app(settings, model, store, open_log(settings.log, **settings.kafka_options))
     log.info("serving", address=f"http://{settings.host}:{settings.port}", model=model.name)
-    _server(app, settings.host, settings.port).run()
+    _run_until_signal(_server(app, settings.host, settings.port))
     return 0
 
 
@@ -97,7 +97,7 @@ def _up(settings: Settings, model: Model) -> int:
     thread.start()
     log.info("up", address=f"http://{settings.host}:{settings.port}", file=settings.store, model=model.name)
     try:
-        server.run()
+        _run_until_signal(server)
     finally:
         stop.set()
         thread.join()
@@ -149,6 +149,15 @@ def _server(app: FastAPI, host: str, port: int) -> uvicorn.Server:
             timeout_graceful_shutdown=GRACE_S,
         )
     )
+
+
+def _run_until_signal(server: uvicorn.Server) -> None:
+    """Serve until SIGTERM or SIGINT; what is open is answered first."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # Once it has shut down, uvicorn raises the signal again for the handler that was there before it; the default
+        # one would end the process before the learner has finished its microbatch.
+        signal.signal(number, lambda *_: None)
+    server.run()
 
 
 def _monitor_app(monitor: Monitor, learner: Learner, registry: CollectorRegistry) -> FastAPI:

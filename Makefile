@@ -1,0 +1,49 @@
+# `make help` lists the targets.
+PYTHON ?= python3
+SOURCES := $(shell find learner service -name '*.py') deploy/model.toml pyproject.toml README.md
+PORT ?= 8000
+
+.DEFAULT_GOAL := help
+.PHONY: help up test lint compose ranklens lock clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+up: .venv/installed ## Run learner and service in one process on one SQLite file, freshet.db
+	.venv/bin/freshet up --port $(PORT)
+
+test: .venv-test/installed ## Run all tests; those of Kafka and Redis where redis-server, java and mvn are found
+	OMP_NUM_THREADS=1 .venv-test/bin/python -m pytest $(ARGS)
+
+lint: .venv-test/installed ## Check style, types and the import contracts
+	.venv-test/bin/ruff format --check .
+	.venv-test/bin/ruff check .
+	.venv-test/bin/mypy
+	.venv-test/bin/lint-imports
+
+compose: ## Start Kafka, Redis, a learner and a scorer in containers, and wait until they are healthy
+	docker-compose up -d --build
+
+ranklens: .venv-test/installed ## Replay RankLens into Kafka and score it: make ranklens ARGS="--help"
+	.venv-test/bin/python -m examples.ranklens.replay $(ARGS)
+
+lock: ## Resolve the dependencies anew (needs uv)
+	uv pip compile -q -U --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  -o requirements.lock pyproject.toml
+	uv pip compile -q -U --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --group dev -c requirements.lock -o requirements-dev.lock pyproject.toml
+
+clean: ## Remove the environments and caches; leaves freshet.db alone
+	rm -rf .venv .venv-test .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+.venv/installed: LOCK := requirements.lock
+.venv-test/installed: LOCK := requirements-dev.lock
+.venv/installed .venv-test/installed: $(SOURCES) requirements.lock requirements-dev.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Freshet needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12 ..."; exit 1; }
+	@test -x $(@D)/bin/pip || $(PYTHON) -m venv $(@D) || \
+	  { rm -rf $(@D); echo "No virtual environment could be made (Debian: apt-get install python3-venv)"; exit 1; }
+	@echo "installing what $(LOCK) holds into $(@D)"
+	@$(@D)/bin/pip install -q --disable-pip-version-check --require-hashes -r $(LOCK)
+	@$(@D)/bin/pip install -q --disable-pip-version-check --no-deps --force-reinstall .
+	@touch $@

@@ -1,0 +1,106 @@
+"""`freshet up`, as the README has it: the installed command, one SQLite file, no servers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.servers import eventually, free_port
+
+ITEMS = [
+    {"item_id": "a", "features": {"price": 9.5, "genre": "drama"}},
+    {"item_id": "b", "features": {"price": 30.0, "genre": "comedy"}},
+]
+
+
+class Embedded:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = Path(sys.executable).parent / "freshet"
+        with (self.folder / "up.log").open("ab") as output:
+            self.process = subprocess.Popen(
+                [str(command), "up", "--port", str(self.port), "--file", "f.db"],
+                cwd=self.folder, env={"PATH": "/usr/bin:/bin"}, stdout=output, stderr=output,
+            )  # fmt: skip
+        eventually(self._ready, 20, "freshet up is ready")
+
+    def stop(self) -> int:
+        assert self.process is not None
+        self.process.terminate()
+        return self.process.wait(20)
+
+    def call(self, path: str, body: Any = None) -> Any:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}", None if body is None else json.dumps(body).encode()
+        )
+        with urllib.request.urlopen(request, timeout=10) as response:
+            return json.loads(response.read())
+
+    def _ready(self) -> bool:
+        try:
+            return bool(self.call("/health/ready")["status"] == "ok")
+        except OSError:
+            return False
+
+
+@pytest.fixture
+def embedded(tmp_path: Path) -> Iterator[Embedded]:
+    one = Embedded(tmp_path)
+    one.start()
+    yield one
+    if one.process is not None and one.process.poll() is None:
+        one.stop()
+
+
+def test_one_click_changes_one_score_and_survives_a_restart(embedded: Embedded) -> None:
+    def score(user: str) -> tuple[dict[str, float], dict[str, Any]]:
+        answer = embedded.call("/score", {"user_id": user, "items": ITEMS})
+        return {item["item_id"]: item["score"] for item in answer["items"]}, answer["posterior"]
+
+    before, posterior = score("ann")
+    other, _ = score("bob")
+    assert posterior["revision"] == 0
+    now = time.time_ns() // 1_000_000
+    shown = {"type": "impression", "request_id": "r1", "user_id": "ann", "timestamp": now, "items": ITEMS}
+    clicked = {"type": "click", "request_id": "r1", "user_id": "ann", "item_id": "b", "timestamp": now + 3000}
+    assert embedded.call("/events", [shown, clicked])["accepted"] == 2
+    eventually(lambda: score("ann")[1]["n_events"] == 2, 10, "both events are learnt")
+    after, posterior = score("ann")
+    assert after["b"] > before["b"]
+    assert posterior["revision"] > 0
+    assert score("bob")[0] == other
+
+    assert embedded.stop() == 0
+    embedded.start()
+    again, posterior = score("ann")
+    assert posterior["n_events"] == 2
+    assert again == pytest.approx(after, rel=1e-3)
+
+
+def test_what_was_accepted_but_not_learnt_before_a_kill_is_learnt_after_it(embedded: Embedded) -> None:
+    now = time.time_ns() // 1_000_000
+    events = [
+        {"type": "impression", "request_id": f"r{i}", "user_id": "eve", "timestamp": now + i, "items": ITEMS}
+        for i in range(300)
+    ]
+    assert embedded.call("/events", events)["accepted"] == 300
+    assert embedded.process is not None
+    embedded.process.kill()
+    embedded.process.wait()
+    embedded.start()
+    eventually(
+        lambda: embedded.call("/users/eve/posterior")["posterior"]["n_events"] == 300, 20, "all events are learnt"
+    )
