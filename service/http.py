@@ -10,6 +10,7 @@ from typing import TypeVar
 import msgspec
 import structlog
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -105,7 +106,16 @@ def add_error_handlers(app: FastAPI) -> None:
     def handler(request: Request, exc: Exception) -> Response:
         return error_response(_as_api_error(exc))
 
-    for kind in (ApiError, HTTPException, StoreUnavailable, LogUnavailable, FeatureError, DamagedRecord, ForeignRecord):
+    for kind in (
+        ApiError,
+        HTTPException,
+        RequestValidationError,
+        StoreUnavailable,
+        LogUnavailable,
+        FeatureError,
+        DamagedRecord,
+        ForeignRecord,
+    ):
         app.add_exception_handler(kind, handler)
 
     def bug(request: Request, exc: Exception) -> Response:
@@ -121,6 +131,10 @@ def _as_api_error(exc: Exception) -> ApiError:
             return exc
         case FeatureError(reason=reason, index=index, feature=feature):
             return ApiError(422, reason, str(exc), {"field": f"items[{index}].features.{feature}"})
+        case RequestValidationError():
+            first = exc.errors()[0]
+            field = str(first["loc"][-1])
+            return ApiError(422, "invalid_field", f"{field}: {first['msg']}", {"field": field})
         case StoreUnavailable():
             log.warning("store unavailable", error=str(exc))
             return ApiError(503, "store_unavailable", "the store is away; try again", retry_after=RETRY_AFTER_S)

@@ -55,7 +55,7 @@ class Monitor:
             self._bar.set_postfix_str(f"lag {progress.lag}, fresh {fresh}", refresh=False)
             self._bar.update(progress.messages)
         elapsed = self._polled_at - self._reported_at
-        if elapsed >= REPORT_INTERVAL_S:
+        if elapsed >= REPORT_INTERVAL_S and (self._messages or progress.lag):
             self._report(progress.lag, elapsed)
 
     def trouble(self, store: Store) -> str | None:

@@ -1,0 +1,191 @@
+"""Replay RankLens against a running Freshet and measure what learning from every click is worth.
+
+For each list of films the service is asked for scores *before* the list's events are sent, once as the user and once as
+somebody nobody knows. The first are what Freshet serves, the second the frozen prior.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import os
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+import numpy as np
+from scipy.special import expit
+from tqdm import tqdm
+
+from examples.ranklens.dataset import DatasetMissing, Slate, Slates, load
+from examples.ranklens.metrics import auc, log_loss
+
+REPORT_EVERY = 500
+
+Send = Callable[[str, str, bytes], None]
+
+
+class Refused(Exception):
+    """The service did not answer as it should; the message says what it said."""
+
+
+class Service:
+    """The HTTP service, over one connection that stays open."""
+
+    def __init__(self, url: str, api_key: str) -> None:
+        parts = urlsplit(url)
+        self._connection = http.client.HTTPConnection(parts.hostname or "127.0.0.1", parts.port or 80, timeout=10)
+        self._headers = {"Content-Type": "application/json"} | ({"X-API-Key": api_key} if api_key else {})
+
+    def post(self, path: str, body: bytes) -> dict[str, object]:
+        """POST JSON; returns the answer."""
+        try:
+            self._connection.request("POST", path, body, self._headers)
+            response = self._connection.getresponse()
+            answer = response.read()
+        except OSError as exc:
+            raise Refused(f"no service answers there: {exc}") from exc
+        if response.status >= 300:
+            raise Refused(f"{path} answered {response.status}: {answer.decode('utf-8', 'replace')[:500]}")
+        decoded: dict[str, object] = msgspec.json.decode(answer)
+        return decoded
+
+    def scores(self, user_id: str, slate: Slate) -> np.ndarray:
+        """Scores of a slate, in the order of its items, shape (n_items,)."""
+        items = [
+            {"item_id": item, "features": features, "offset": offset}
+            for item, features, offset in zip(slate.item_ids, slate.features, slate.offsets.tolist(), strict=True)
+        ]
+        answer = self.post("/score", msgspec.json.encode({"user_id": user_id, "items": items}))
+        ranked = {item["item_id"]: item["score"] for item in answer["items"]}  # type: ignore[attr-defined]
+        return np.array([ranked[item] for item in slate.item_ids])
+
+
+def impression(user_id: str, slate: Slate) -> bytes:
+    """The impression event of a slate."""
+    items = [
+        {"item_id": item, "features": features, "offset": offset}
+        for item, features, offset in zip(slate.item_ids, slate.features, slate.offsets.tolist(), strict=True)
+    ]
+    event = {"type": "impression", "request_id": slate.request_id, "user_id": user_id, "timestamp": slate.timestamp}
+    return msgspec.json.encode({**event, "items": items})
+
+
+def clicks(user_id: str, slate: Slate) -> Iterator[bytes]:
+    """The click events of a slate."""
+    for place in np.flatnonzero(slate.clicked).tolist():
+        event = {"type": "click", "request_id": slate.request_id, "user_id": user_id, "item_id": slate.item_ids[place]}
+        yield msgspec.json.encode({**event, "timestamp": slate.clicked_at})
+
+
+@contextmanager
+def sending(over: str, bootstrap: str, service: Service) -> Iterator[Send]:
+    """How events are sent: to Kafka by a plain producer, or to POST /events."""
+    if over == "http":
+        yield lambda topic, user_id, event: (service.post("/events", event), None)[1]
+        return
+    from kafka import KafkaProducer
+    from kafka.errors import KafkaError
+
+    try:
+        producer = KafkaProducer(bootstrap_servers=bootstrap.split(","), linger_ms=0, bootstrap_timeout_ms=5000)
+    except KafkaError as exc:
+        raise Refused(f"no Kafka answers at {bootstrap}: {exc}") from exc
+
+    yield lambda topic, user_id, event: (producer.send(topic, event, key=user_id.encode()), None)[1]
+    producer.flush()
+    producer.close()
+
+
+def replay(data: Slates, service: Service, send: Send, arguments: argparse.Namespace) -> dict[str, tuple[float, float]]:
+    """Ask and send, in recorded order.
+
+    Returns
+    -------
+    dict
+        For each kind of score (AUC, log loss) over the slates after the split.
+    """
+    # A run of its own: nobody in it is known from an earlier one.
+    run = uuid.uuid4().hex[:8]
+    slates = data.slates[: arguments.first] if arguments.first else data.slates
+    moments = [(slate.timestamp, 0, i) for i, slate in enumerate(slates)]
+    moments += [(slate.clicked_at, 1, i) for i, slate in enumerate(slates) if slate.clicked.any()]
+    moments.sort()
+    kinds = ("fixed effect alone", "frozen prior", "served by Freshet")
+    scores: dict[str, list[np.ndarray]] = {kind: [] for kind in kinds}
+    labels: list[np.ndarray] = []
+    results: dict[str, tuple[float, float]] = {}
+    started, first = time.monotonic(), moments[0][0]
+    with tqdm(total=len(slates), unit=" slates", desc="replaying") as bar:
+        for moment, kind, i in moments:
+            slate = slates[i]
+            user_id = f"{run}-{slate.user_id}"
+            if arguments.speed:
+                ahead = (moment - first) / 1000 / arguments.speed - (time.monotonic() - started)
+                time.sleep(max(0.0, ahead))
+            if kind == 1:
+                for event in clicks(user_id, slate):
+                    send(arguments.clicks_topic, user_id, event)
+                continue
+            if i >= data.split:
+                served, prior = service.scores(user_id, slate), service.scores(f"{run}-nobody", slate)
+                for name, values in zip(kinds, (expit(slate.offsets), prior, served), strict=True):
+                    scores[name].append(values)
+                labels.append(slate.clicked)
+            send(arguments.impressions_topic, user_id, impression(user_id, slate))
+            bar.update()
+            if labels and (len(labels) % REPORT_EVERY == 0):
+                results = _measure(labels, scores)
+                bar.set_postfix_str(f"AUC {results[kinds[2]][0]:.4f}, prior {results[kinds[1]][0]:.4f}")
+    return _measure(labels, scores) if labels else results
+
+
+def _measure(labels: list[np.ndarray], scores: dict[str, list[np.ndarray]]) -> dict[str, tuple[float, float]]:
+    y = np.concatenate(labels)
+    return {kind: (auc(y, np.concatenate(s)), log_loss(y, np.concatenate(s))) for kind, s in scores.items()}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the replay; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.ranklens.replay", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="The learner and the service must run with FRESHET_MODEL=examples/ranklens/model.toml. RankLens: "
+        "https://github.com/metarank/ranklens, CC BY-SA 4.0.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", type=Path, required=True, help="the folder with impressions.parquet and items.parquet"
+    )
+    parser.add_argument(
+        "--service", default="http://127.0.0.1:8000", help="where freshet serves (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--over", choices=["kafka", "http"], default="kafka", help="how events are sent (default: %(default)s)"
+    )
+    parser.add_argument("--kafka", default="127.0.0.1:9092", help="bootstrap servers (default: %(default)s)")
+    parser.add_argument("--impressions-topic", default="impressions")
+    parser.add_argument("--clicks-topic", default="clicks")
+    parser.add_argument("--speed", type=float, default=0.0, help="times the recorded speed; 0: flat out (default)")
+    parser.add_argument("--first", type=int, default=0, help="only so many slates (default: all)")
+    arguments = parser.parse_args(argv)
+    try:
+        data = load(arguments.data)
+        service = Service(arguments.service, os.environ.get("FRESHET_API_KEY", ""))
+        with sending(arguments.over, arguments.kafka, service) as send:
+            results = replay(data, service, send, arguments)
+    except (DatasetMissing, Refused) as exc:
+        print(f"ranklens: {exc}", file=sys.stderr)
+        return 2
+    print(f"slates after the first {data.split}, each scored before its events were sent:")
+    for kind, (area, loss) in results.items():
+        print(f"  {kind:20s} AUC {area:.4f}   log loss {loss:.4f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
