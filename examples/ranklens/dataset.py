@@ -188,7 +188,7 @@ def fit_fixed_effect(content: Array, items: Index, users: Index, clicked: NDArra
         [_VARIANCE_INTERCEPT, _VARIANCE_CONTENT, _VARIANCE_ITEM, _VARIANCE_USER], [1, k, n_items, n_users]
     )
     y = clicked.ravel().astype(np.float64)
-    # Columns range from one film's 28 views to the intercept's 70,000: with equal curvature L-BFGS needs far fewer steps.
+    # Columns range from one film's 28 views to the intercept's 70,000: equal curvature spares L-BFGS many steps.
     scale = 1.0 / np.sqrt(y.var() * X.multiply(X).sum(axis=0) + precision)
 
     def negative_log_posterior(scaled: Array) -> tuple[float, Array]:
