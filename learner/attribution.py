@@ -140,6 +140,7 @@ class _Ledger:
                 self.counts["repeated"] += 1
                 return False
             self.waiting[event.key] = event.timestamp
+            self.next_due = min(self.next_due, event.timestamp + self.model.window_ms + 1)
             self.counts["waiting_clicks"] += 1
         elif outcome.state == State.CLICKED:
             self.counts["repeated"] += 1

@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from learner.apply import apply, belief_at
+from learner.events import Click, Event, Impression, outcome_key
+from learner.model import Model, load_model
+from learner.posterior import Gaussian, condition, flip
+from learner.record import (
+    DamagedRecord,
+    Partition,
+    Position,
+    Record,
+    RecordError,
+    State,
+    decode_record,
+    encode_record,
+    erased,
+    fresh_record,
+)
+
+HEAD = 'name = "t"\n{}\n[prior]\nvariance = 0.7\n[features]\nx = {{ kind = "numeric" }}\nz = {{ kind = "numeric" }}\n'
+DELAY = 'click_delay = { median = "10s", sigma = 1.2 }'
+ADF = load_model(HEAD.format(f'half_life = "10m"\n{DELAY}'))
+LOG = Partition(b"t" * 16, 0)
+
+
+def shown(request: str, at: int, items: str = "ab", weight: float = 1.0) -> Impression:
+    rng = np.random.default_rng(sum(map(ord, request)))
+    n = len(items)
+    rows = np.concatenate([np.ones((n, 1)), rng.normal(size=(n, 2))], axis=1).astype(np.float32)
+    keys = [outcome_key(request, item) for item in items]
+    return Impression("u", at, keys, rows, np.zeros(n, np.float32), np.full(n, weight, np.float32))
+
+
+def clicked(request: str, item: str, at: int) -> Click:
+    return Click("u", at, outcome_key(request, item))
+
+
+def run(model: Model, events: list[Event], cuts: list[int] | None = None, first_offset: int = 0) -> Record:
+    """Apply events in microbatches that end at `cuts`, through the bytes of the record."""
+    record = fresh_record(model)
+    numbered = [(event, Position(LOG, first_offset + i)) for i, event in enumerate(events)]
+    bounds = [0, *sorted(cuts or []), len(numbered)]
+    for start, end in pairwise(bounds):
+        if start < end:
+            (record,), _ = apply(model, [record], [numbered[start:end]])
+            record = decode_record(encode_record(record, model), model, "u")
+    return record
+
+
+def same(one: Record, other: Record, model: Model = ADF) -> bool:
+    return encode_record(replace(one, revision=0), model) == encode_record(replace(other, revision=0), model)
+
+
+def counts(model: Model, events: list[Event]) -> dict[str, int]:
+    _, report = apply(model, [fresh_record(model)], [[(e, Position(LOG, i)) for i, e in enumerate(events)]])
+    return dict(report.counts)
+
+
+events_of = st.lists(
+    st.tuples(st.booleans(), st.integers(0, 6), st.sampled_from("ab"), st.integers(0, 3_000_000)), max_size=25
+).map(lambda plan: [shown(f"r{r}", at) if kind else clicked(f"r{r}", item, at) for kind, r, item, at in plan])
+
+
+@settings(max_examples=60, deadline=None)
+@given(events_of, st.lists(st.integers(0, 25), max_size=6))
+def test_where_microbatches_end_changes_no_bit(events: list[Event], cuts: list[int]) -> None:
+    cuts = [min(cut, len(events)) for cut in cuts]
+    assert same(run(ADF, events), run(ADF, events, cuts))
+
+
+@settings(max_examples=30, deadline=None)
+@given(events_of, st.integers(0, 25))
+def test_replaying_what_was_applied_changes_nothing(events: list[Event], start: int) -> None:
+    numbered = [(event, Position(LOG, i)) for i, event in enumerate(events)]
+    record = run(ADF, events)
+    (again,), report = apply(ADF, [record], [numbered[start:]])
+    assert report.changed == [False]
+    assert same(record, again)
+    assert again.revision == record.revision
+
+
+def test_repeats_change_no_belief() -> None:
+    once = [shown("r", 0), clicked("r", "a", 4000)]
+    record, repeated = run(ADF, once), run(ADF, [once[0], once[0], once[1], once[1], once[0]])
+    assert np.array_equal(record.settled.mean, repeated.settled.mean)
+    assert np.array_equal(record.served[0].mean, repeated.served[0].mean)
+    assert record.n_events == repeated.n_events == 2
+
+
+def test_a_click_is_learnt_by_hand_at_its_time_and_open_impressions_weigh_what_clicks_would_have_come() -> None:
+    impression = shown("r", 0, "ab", weight=0.8)
+    record = run(ADF, [impression, clicked("r", "a", 20_000)])
+    x = impression.rows.astype(float)
+    prior = Gaussian(ADF.prior.mean[None], ADF.prior.cov[None])
+    weight = np.array([float(np.float32(0.8))])
+    settled = condition(prior, x[:1], np.ones(1), np.zeros(1), weight)
+    np.testing.assert_allclose(record.settled.mean, settled.mean[0], rtol=1e-12)
+    share = ADF.clicked_share(np.array([20_000.0]))
+    served = condition(settled, x[1:], np.zeros(1), np.zeros(1), weight * share)
+    assert record.posterior is not None
+    np.testing.assert_allclose(record.posterior.mean, served.mean[0], rtol=1e-12)
+    np.testing.assert_allclose(record.posterior.cov, served.cov[0], rtol=1e-12)
+
+
+def test_an_impression_settles_as_a_no_with_its_full_weight_and_a_later_click_flips_it() -> None:
+    impression = shown("r", 0, "a")
+    late = 100_000
+    settled_only = run(ADF, [impression, shown("s", late, "a")])
+    assert settled_only.outcomes["state"].tolist() == [State.SETTLED, State.OPEN]
+    prior = Gaussian(ADF.prior.mean[None], ADF.prior.cov[None])
+    x = impression.rows.astype(float)
+    no = condition(prior, x, np.zeros(1), np.zeros(1), np.ones(1))
+    np.testing.assert_allclose(settled_only.settled.mean, no.mean[0], rtol=1e-12)
+    still = load_model(HEAD.format(DELAY))
+    flipped = run(still, [impression, shown("s", late, "a"), clicked("r", "a", late + 1)])
+    yes = flip(no, x, np.ones(1))
+    np.testing.assert_allclose(flipped.settled.mean, yes.mean[0], rtol=1e-12)
+    forgot = run(ADF, [impression, shown("s", late, "a"), clicked("r", "a", late + 600_000)])
+    assert forgot.settled.mean[0] < yes.mean[0, 0]
+
+
+def test_a_click_before_its_impression_is_learnt_when_that_comes() -> None:
+    record = run(ADF, [clicked("r", "a", 5_000), shown("r", 0)])
+    assert record.outcomes["state"].tolist() == [State.CLICKED, State.OPEN]
+    assert len(record.clicks) == 0
+
+
+def test_late_and_unmatched_clicks_are_counted_and_change_no_belief() -> None:
+    window = ADF.window_ms
+    quiet = run(ADF, [shown("r", 0, "a"), shown("s", window, "a")])
+    events = [shown("r", 0, "a"), shown("s", window, "a"), clicked("r", "a", window + 1)]
+    assert same(replace(run(ADF, events), watermarks={}), replace(quiet, watermarks={}))
+    assert counts(ADF, events)["late_clicks"] == 1
+    events = [clicked("r", "a", 0), shown("s", window + 1)]
+    assert counts(ADF, events)["unmatched_clicks"] == 1
+    assert len(run(ADF, events).clicks) == 0
+
+
+def test_one_event_dated_far_ahead_does_not_end_the_window_of_those_that_follow() -> None:
+    record = run(ADF, [shown("far", 10**12), shown("r", 1000), clicked("r", "a", 2000)])
+    assert record.updated_at == 10**12
+    assert counts(ADF, [shown("far", 10**12), shown("r", 1000), clicked("r", "a", 2000)])["clicks"] == 1
+
+
+def test_open_impressions_are_bounded_and_the_oldest_settle_early() -> None:
+    model = load_model("max_open = 4\n" + HEAD.format(DELAY))
+    events: list[Event] = [shown(f"r{i}", i) for i in range(30)]
+    record = run(model, events)
+    assert (record.outcomes["state"] == State.OPEN).sum() == 4
+    assert len(record.outcomes) <= 16
+    assert counts(model, events)["settled_early"] == 56
+
+
+def test_a_topic_made_again_is_not_taken_for_history() -> None:
+    record = run(ADF, [shown(f"r{i}", i) for i in range(5)])
+    anew = Position(Partition(b"n" * 16, 0), 0)
+    (after,), report = apply(ADF, [record], [[(shown("new", 9), anew)]])
+    assert report.changed == [True]
+    assert after.n_events == record.n_events + 1
+
+
+def test_without_a_click_delay_what_is_not_clicked_is_a_no_at_once() -> None:
+    model = load_model(HEAD.format(""))
+    impression = shown("r", 0, "a")
+    record = run(model, [impression])
+    prior = Gaussian(model.prior.mean[None], model.prior.cov[None])
+    no = condition(prior, impression.rows.astype(float), np.zeros(1), np.zeros(1), np.ones(1))
+    np.testing.assert_allclose(record.served[0].mean, no.mean[0], rtol=1e-12)
+    yes = condition(prior, impression.rows.astype(float), np.ones(1), np.zeros(1), np.ones(1))
+    np.testing.assert_allclose(run(model, [impression, clicked("r", "a", 5)]).served[0].mean, yes.mean[0], rtol=1e-12)
+
+
+def test_with_joint_laplace_a_click_in_the_microbatch_of_its_settling_is_learnt_once_as_a_click() -> None:
+    model = load_model(HEAD.format(f'method = "laplace"\n{DELAY}'))
+    impression = shown("r", 0, "a")
+    record = run(model, [impression, shown("s", 100_000, "a"), clicked("r", "a", 100_001)])
+    prior = Gaussian(model.prior.mean[None], model.prior.cov[None])
+    yes = condition(prior, impression.rows.astype(float), np.ones(1), np.zeros(1), np.ones(1), "laplace")
+    np.testing.assert_allclose(record.settled.mean, yes.mean[0], rtol=1e-9)
+
+
+def test_users_do_not_depend_on_each_other() -> None:
+    streams: list[list[Event]] = [[shown(f"{u}{i}", i * 9000) for i in range(u)] for u in range(1, 8)]
+    batch = [[(e, Position(LOG, i)) for i, e in enumerate(events)] for events in streams]
+    together, _ = apply(ADF, [fresh_record(ADF)] * 7, batch)
+    backwards, _ = apply(ADF, [fresh_record(ADF)] * 7, batch[::-1])
+    for i, events in enumerate(streams):
+        assert same(together[i], run(ADF, events))
+        assert same(together[i], backwards[6 - i])
+
+
+def test_the_belief_that_is_served_relaxes_to_now() -> None:
+    record = run(ADF, [shown("r", 0, "a"), clicked("r", "a", 1)])
+    far = belief_at(ADF, record, 10**12)
+    np.testing.assert_allclose(far.mean, ADF.prior.mean, atol=1e-12)
+    assert abs(belief_at(ADF, record, 600_001).mean[0]) == pytest.approx(abs(record.settled.mean[0]) / 2)
+    assert belief_at(ADF, fresh_record(ADF), 5) is ADF.prior
+
+
+@pytest.mark.parametrize("covariance", ["full", "diagonal"])
+def test_a_record_comes_back_to_the_last_bit_and_every_damage_is_noticed(covariance: str) -> None:
+    model = load_model(f'covariance = "{covariance}"\n' + HEAD.format(DELAY))
+    record = run(model, [shown("r", 0), clicked("r", "a", 20_000), clicked("none", "a", 20_000)])
+    assert record.posterior is not None
+    data = encode_record(record, model)
+    assert encode_record(decode_record(data, model, "u"), model) == data
+    for end in range(len(data)):
+        with pytest.raises(DamagedRecord, match="'u'"):
+            decode_record(data[:end], model, "u")
+    for bit in range(8 * len(data)):
+        broken = bytearray(data)
+        broken[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(RecordError):
+            decode_record(bytes(broken), model, "u")
+
+
+def test_a_record_of_another_feature_space_is_refused_and_one_of_another_prior_is_not() -> None:
+    data = encode_record(run(ADF, [shown("r", 0)]), ADF)
+    other = load_model(HEAD.format(DELAY) + 'more = { kind = "numeric" }\n')
+    with pytest.raises(RecordError, match="feature space"):
+        decode_record(data, other, "u")
+    decode_record(data, load_model(HEAD.format(DELAY).replace("0.7", "0.9")), "u")
+
+
+def test_a_record_with_nothing_pending_is_little_larger_than_its_numbers() -> None:
+    features = "\n".join(f'f{i} = {{ kind = "numeric" }}' for i in range(15))
+    model = load_model(f'name = "s"\n[features]\n{features}')
+    record = replace(fresh_record(model), watermarks={LOG: 5, Partition(b"c" * 16, 1): 9})
+    assert len(encode_record(record, model)) < 1.15 * 8 * (16 + 136)
+
+
+def test_an_erased_user_is_unknown_and_a_replay_brings_nothing_back() -> None:
+    events: list[Event] = [shown("r", 0), clicked("r", "a", 5)]
+    blank = erased(run(ADF, events), ADF)
+    (after,), report = apply(ADF, [blank], [[(e, Position(LOG, i)) for i, e in enumerate(events)]])
+    assert report.changed == [False]
+    assert after.n_events == 0
+    assert after.settled is ADF.prior
