@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from learner.events import BadEvent, Click, Impression, Reason, outcome_key, parse_event, user_of
+from learner.features import FeatureError
+from learner.model import ModelError, load_model, parse_duration_ms
+
+MODEL_TEXT = """
+name = "m"
+[features]
+price = { kind = "numeric", mean = 10.0, std = 2.0 }
+genre = { kind = "category", values = ["drama", "comedy"] }
+lax = { kind = "category", values = ["p", "q"], unknown = "q" }
+loose = { kind = "category", values = ["p"], unknown = "ignore" }
+multi = { kind = "multi", values = ["a", "b"], unknown = "ignore" }
+tags = { kind = "multi", buckets = 4 }
+taste = { kind = "vector", size = 2 }
+"""
+MODEL = load_model(MODEL_TEXT)
+GOOD: dict[str, Any] = {
+    "type": "impression", "request_id": "r", "user_id": "u", "timestamp": 5,
+    "items": [{"item_id": "a", "features": {"price": 12, "genre": "comedy"}, "offset": -1.5, "weight": 0.5}],
+}  # fmt: skip
+
+
+def item(**features: Any) -> dict[str, Any]:
+    return {**GOOD, "items": [{"item_id": "a", "features": features}]}
+
+
+def without(key: str) -> dict[str, Any]:
+    return {name: value for name, value in GOOD.items() if name != key}
+
+
+def test_an_impression_is_read_as_rows() -> None:
+    event = parse_event(json.dumps(GOOD).encode(), MODEL)
+    assert isinstance(event, Impression)
+    assert (event.user_id, event.timestamp, event.keys) == ("u", 5, [outcome_key("r", "a")])
+    assert event.rows.tolist() == [[1, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]]
+    assert (event.offset[0], event.weight[0]) == (-1.5, 0.5)
+
+
+def test_a_click_is_read() -> None:
+    raw = b'{"type":"click","request_id":"r","user_id":"u","item_id":"a","timestamp":7}'
+    assert parse_event(raw, MODEL) == Click("u", 7, outcome_key("r", "a"))
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason", "names"),
+    [
+        (b"", Reason.NOT_JSON, ""),
+        (b"{", Reason.NOT_JSON, ""),
+        (b"\xff\xfe", Reason.NOT_JSON, ""),
+        (b'{"type":' + b"[" * 100_000, Reason.NOT_JSON, ""),
+        (b"[]", Reason.BAD_FIELD, "object"),
+        ({**GOOD, "type": "view"}, Reason.UNKNOWN_TYPE, "type"),
+        (without("type"), Reason.BAD_FIELD, "type"),
+        (without("user_id"), Reason.BAD_FIELD, "user_id"),
+        (without("items"), Reason.BAD_FIELD, "items"),
+        ({**GOOD, "items": []}, Reason.BAD_FIELD, "items"),
+        ({**GOOD, "timestamp": "5"}, Reason.BAD_FIELD, "timestamp"),
+        ({**GOOD, "timestamp": -5}, Reason.BAD_FIELD, "timestamp"),
+        ({**GOOD, "user_id": ""}, Reason.BAD_FIELD, "user_id"),
+        ({**GOOD, "user_id": "x" * 257}, Reason.BAD_FIELD, "user_id"),
+        ({**GOOD, "items": [{"item_id": "a", "weight": -1}]}, Reason.BAD_FIELD, "weight"),
+        (item(price=float("nan")), Reason.NON_FINITE_NUMBER, ""),
+        (item(price=float("inf")), Reason.NON_FINITE_NUMBER, ""),
+        (json.dumps(GOOD).replace("12", "1e999").encode(), Reason.NON_FINITE_NUMBER, ""),
+        (item(price=1e300), Reason.NON_FINITE_NUMBER, "price"),
+        (item(size=1), Reason.UNKNOWN_FEATURE, "size"),
+        (item(genre="war"), Reason.UNKNOWN_CATEGORY, "genre"),
+        (item(price="9"), Reason.BAD_FEATURE, "price"),
+        (item(genre=3), Reason.BAD_FEATURE, "genre"),
+        (item(taste=[1.0]), Reason.BAD_FEATURE, "taste"),
+        (item(taste=["1", "2"]), Reason.BAD_FEATURE, "taste"),
+        (item(tags="a"), Reason.BAD_FEATURE, "tags"),
+        (item(price=True), Reason.BAD_FIELD, "features"),
+        (item(price=None), Reason.BAD_FIELD, "features"),
+        ({**GOOD, "items": [{"item_id": str(i)} for i in range(1001)]}, Reason.TOO_MANY_ITEMS, "items"),
+        (b" " * (1 << 20) + b"{}", Reason.TOO_LARGE, "bytes"),
+    ],
+)
+def test_each_kind_of_bad_event_has_its_reason_and_names_the_field(raw: Any, reason: Reason, names: str) -> None:
+    with pytest.raises(BadEvent) as caught:
+        parse_event(raw if isinstance(raw, bytes) else json.dumps(raw).encode(), MODEL)
+    assert caught.value.reason is reason
+    assert names in str(caught.value)
+
+
+@given(st.binary(max_size=300) | st.recursive(st.none() | st.booleans() | st.floats() | st.text(), st.lists).map(
+    lambda value: json.dumps(value).encode()
+))  # fmt: skip
+def test_any_bytes_are_an_event_or_a_bad_event(raw: bytes) -> None:
+    with contextlib.suppress(BadEvent):
+        assert isinstance(parse_event(raw, MODEL), Impression | Click)
+
+
+def test_ids_do_not_run_together() -> None:
+    assert outcome_key("a", "bc") != outcome_key("ab", "c")
+
+
+def test_the_user_of_a_bad_event_is_told_where_it_can_be() -> None:
+    assert user_of(b'{"user_id": "u", "type": 3}') == "u"
+    assert user_of(b"{") is None
+
+
+def test_every_kind_of_feature_has_its_columns() -> None:
+    (row,) = MODEL.rows(
+        [{"price": 8.0, "genre": "drama", "lax": "?", "loose": "?", "multi": ["b", "?"], "taste": [3, 4]}]
+    )
+    assert dict(zip(MODEL.coefficients, row.tolist(), strict=True)) == {
+        "intercept": 1, "price": -1, "genre=drama": 1, "genre=comedy": 0, "lax=p": 0, "lax=q": 1, "loose=p": 0,
+        "multi=a": 0, "multi=b": 1, "tags#0": 0, "tags#1": 0, "tags#2": 0, "tags#3": 0, "taste[0]": 3, "taste[1]": 4,
+    }  # fmt: skip
+
+
+def test_a_hashed_value_always_falls_into_the_same_bucket() -> None:
+    rows = MODEL.rows([{"tags": ["x"]}, {"tags": ["x", "x"]}, {}])
+    assert np.array_equal(rows[0], rows[1])
+    assert rows[0].sum() == rows[2].sum() + 1
+
+
+def test_an_error_says_which_item() -> None:
+    with pytest.raises(FeatureError, match=r"items\[1\]"):
+        MODEL.rows([{"price": 1}, {"price": "x"}])
+
+
+def test_the_fingerprint_tells_feature_spaces_apart_and_nothing_else() -> None:
+    same = load_model(MODEL_TEXT.replace("[features]", "[prior]\nvariance = 3.0\n[features]"))
+    other = load_model(MODEL_TEXT.replace("std = 2.0", "std = 3.0"))
+    assert same.fingerprint == MODEL.fingerprint != other.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        (("name", "nome"), "nome"),
+        (('"m"', '"m"\nhalf_life = "soon"'), "half_life = 'soon'"),
+        (('"m"', '"m"\nhalf_life = "1d"\ndiscount = 0.5'), "half_life"),
+        (('"m"', '"m"\ndiscount = 1.5'), "discount"),
+        (('"m"', '"m"\nmethod = "magic"'), "method"),
+        (("std = 2.0", "std = 0.0"), "std"),
+        (("price", "intercept"), "intercept"),
+        (('"drama", "comedy"', '"drama", "drama"'), "genre"),
+        (("buckets = 4", 'buckets = 4, values = ["a"]'), "tags"),
+        (('unknown = "q"', 'unknown = "z"'), "lax"),
+        (("[features]", "[features"), "TOML"),
+    ],
+)
+def test_a_wrong_model_names_the_key(change: tuple[str, str], names: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        load_model(MODEL_TEXT.replace(*change, 1), "the-file.toml")
+    assert "the-file.toml" in str(caught.value)
+    assert names in str(caught.value) or names == "TOML"
+
+
+@pytest.mark.parametrize(("text", "ms"), [("500ms", 500), ("10s", 10_000), ("1.5h", 5_400_000), ("30d", 2_592_000_000)])
+def test_durations(text: str, ms: int) -> None:
+    assert parse_duration_ms("k", text) == ms

@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from learner.consumer import Learner
+from learner.events import Impression, parse_event
+from learner.log import Entry, LogUnavailable, open_log, open_reader
+from learner.model import load_model
+from learner.record import encode_record, fresh_record
+from learner.store import Store, StoreUnavailable, Write, open_store
+from service.app import create_app
+from service.settings import Settings, SettingsError, describe, read_settings
+
+MODEL = load_model(
+    'name = "m"\n[prior]\nintercept_mean = -1.0\n[features]\nprice = { kind = "numeric" }\n'
+    'genre = { kind = "category", values = ["drama", "comedy"] }\n'
+)
+ITEMS: list[dict[str, Any]] = [
+    {"item_id": "a", "features": {"price": 0.1, "genre": "drama"}, "offset": 0.25},
+    {"item_id": "b", "features": {"price": -2.0}},
+    {"item_id": "c", "features": {"price": 0.1, "genre": "drama"}, "offset": 0.25},
+]
+SHOWN = {"type": "impression", "request_id": "r", "user_id": "u", "timestamp": 1000, "items": ITEMS}
+CLICKED = {"type": "click", "request_id": "r", "user_id": "u", "item_id": "b", "timestamp": 2000}
+
+
+class Rig:
+    """The service and a learner on one SQLite file."""
+
+    def __init__(self, folder: Path) -> None:
+        url = f"sqlite:///{folder / 'f.db'}"
+        self.store, self.log = open_store(url, 60), open_log(url)
+        reader = open_reader(url, ["impressions", "clicks"], "g")
+        self.learner = Learner(MODEL, open_store(url, 60), reader, open_log(url), poll_timeout_ms=1)
+        self.reader = open_reader(url, ["impressions", "clicks"], "other")
+        self.client = self.serve(self.store)
+
+    def serve(self, store: Store, **settings: Any) -> TestClient:
+        return TestClient(create_app(Settings(**settings), MODEL, store, self.log), raise_server_exceptions=False)
+
+    def score(self, **more: Any) -> Any:
+        return self.client.post("/score", json={"user_id": "u", "items": ITEMS, **more}).json()
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    one = Rig(tmp_path)
+    yield one
+    one.learner.store.close()
+    one.learner.reader.close()
+    one.learner.dead_letters.close()
+    one.reader.close()
+    one.log.close()
+    one.store.close()
+
+
+class Away:
+    """A store that does not answer."""
+
+    def load(self, user_ids: Sequence[str]) -> list[bytes | None]:
+        raise StoreUnavailable("away")
+
+    def commit(self, writes: Sequence[Write]) -> list[bool]:
+        raise StoreUnavailable("away")
+
+    def ping(self) -> None:
+        raise StoreUnavailable("away")
+
+    def close(self) -> None: ...
+
+
+class NoLog:
+    """A log that does not answer."""
+
+    def append(self, entries: Sequence[Entry]) -> None:
+        raise LogUnavailable("away")
+
+    def close(self) -> None: ...
+
+
+def test_an_unknown_user_is_scored_with_the_prior_best_first(rig: Rig) -> None:
+    answer = rig.score()
+    assert answer["user_known"] is False
+    assert answer["posterior"] == {"revision": 0, "n_events": 0, "updated_at": None, "age_seconds": None}
+    assert [item["item_id"] for item in answer["items"]] == ["a", "c", "b"]
+    assert [item["rank"] for item in answer["items"]] == [1, 2, 3]
+    assert answer["items"][2]["logit_mean"] == -1.0
+    assert answer["items"][2]["logit_std"] == pytest.approx((1 + 4) ** 0.5)
+
+
+def test_an_event_posted_and_learnt_changes_that_users_scores(rig: Rig) -> None:
+    before = {item["item_id"]: item["score"] for item in rig.score()["items"]}
+    response = rig.client.post("/events", json=[SHOWN, CLICKED])
+    assert (response.status_code, response.json()) == (202, {"accepted": 2, "rejected": 0, "errors": []})
+    rig.learner.turn()
+    after = {item["item_id"]: item["score"] for item in rig.score()["items"]}
+    assert after["b"] > before["b"]
+    assert rig.score()["posterior"]["n_events"] == 2
+
+
+def test_thompson_draws_one_theta_per_request_and_a_seed_repeats_it(rig: Rig) -> None:
+    first, again, other = (rig.score(policy="thompson", seed=seed) for seed in (7, 7, 8))
+    sampled = [{item["item_id"]: item["sampled_logit"] for item in one["items"]} for one in (first, again, other)]
+    assert sampled[0] == sampled[1] != sampled[2]
+    assert sampled[0]["a"] == sampled[0]["c"]
+
+
+def test_ucb_adds_uncertainty(rig: Rig) -> None:
+    top = rig.score(policy="ucb")["items"][0]
+    assert top["item_id"] == "b"
+    assert np.log(top["score"] / (1 - top["score"])) == pytest.approx(top["logit_mean"] + top["logit_std"])
+
+
+def test_explanations_add_up_to_the_log_odds(rig: Rig) -> None:
+    for item in rig.score(explain=True)["items"]:
+        offset = 0.0 if item["item_id"] == "b" else 0.25
+        assert sum(part["logit_mean"] for part in item["explanation"]) + offset == pytest.approx(item["logit_mean"])
+
+
+def test_a_logged_impression_has_exactly_what_was_scored(rig: Rig) -> None:
+    rig.score(log_impression=True, request_id="q")
+    (message,) = rig.reader.poll(100, 10)
+    event = parse_event(message.value, MODEL)
+    assert isinstance(event, Impression)
+    assert np.array_equal(event.rows, MODEL.rows([item["features"] for item in ITEMS]))
+    assert event.offset.tolist() == [0.25, 0.0, 0.25]
+    assert message.key == b"u"
+
+
+def test_of_a_batch_the_good_events_are_taken_and_the_bad_ones_named(rig: Rig) -> None:
+    lines = b"\n".join([json.dumps(SHOWN).encode(), b"{oops", json.dumps({**CLICKED, "timestamp": "x"}).encode()])
+    answer = rig.client.post("/events", content=lines, headers={"Content-Type": "application/x-ndjson"})
+    assert answer.status_code == 202
+    assert answer.json()["accepted"] == 1
+    assert [(error["index"], error["reason"]) for error in answer.json()["errors"]] == [
+        (1, "not_json"),
+        (2, "bad_field"),
+    ]
+    nothing = rig.client.post("/events", json={**CLICKED, "item_id": 3})
+    assert nothing.status_code == 422
+    assert nothing.json()["error"]["code"] == "no_event_accepted"
+    assert rig.client.post("/events", content=b" ").status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "field"),
+    [
+        (b"{", 400, "invalid_json", None),
+        (b"\xff", 400, "invalid_json", None),
+        ({"user_id": "u"}, 422, "invalid_field", "items"),
+        ({"user_id": 3, "items": ITEMS}, 422, "invalid_field", "user_id"),
+        ({"user_id": "", "items": ITEMS}, 422, "invalid_field", "user_id"),
+        ({"user_id": "u", "items": []}, 422, "invalid_field", "items"),
+        ({"user_id": "u", "items": [{"item_id": "a"}] * 1001}, 422, "invalid_field", "items"),
+        ({"user_id": "u", "items": [{"item_id": 3}]}, 422, "invalid_field", "items[0].item_id"),
+        ({"user_id": "u", "items": ITEMS, "policy": "best"}, 422, "invalid_field", "policy"),
+        ({"user_id": "u", "items": ITEMS, "seed": -1}, 422, "invalid_field", "seed"),
+        ({"user_id": "u", "items": [{"item_id": "a", "offset": "1"}]}, 422, "invalid_field", "items[0].offset"),
+        (
+            {"user_id": "u", "items": [{"item_id": "a", "features": {"x": 1}}]},
+            422, "unknown_feature", "items[0].features.x",
+        ),
+        (
+            {"user_id": "u", "items": [{"item_id": "a", "features": {"genre": "war"}}]},
+            422, "unknown_category", "items[0].features.genre",
+        ),
+        (b'{"user_id": "' + b"x" * (1 << 20) + b'"}', 413, "too_large", None),
+    ],
+)  # fmt: skip
+def test_each_kind_of_bad_request_has_its_status_and_names_the_field(
+    rig: Rig, body: Any, status: int, code: str, field: str | None
+) -> None:
+    answer = rig.client.post("/score", content=body if isinstance(body, bytes) else json.dumps(body))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    assert answer.json()["error"]["details"].get("field") == field
+
+
+def test_other_errors_have_the_same_envelope(rig: Rig) -> None:
+    assert rig.client.get("/nope").json()["error"]["code"] == "not_found"
+    assert rig.client.get("/score").json()["error"]["code"] == "method_not_allowed"
+    assert rig.client.get(f"/users/{'x' * 300}/posterior").json()["error"]["code"] == "invalid_field"
+
+
+def test_with_the_store_away_nothing_is_passed_off_as_a_posterior(rig: Rig) -> None:
+    client = rig.serve(Away())
+    asked = {"user_id": "u", "items": ITEMS}
+    for answer in (
+        client.post("/score", json=asked),
+        client.get("/users/u/posterior"),
+        client.delete("/users/u"),
+        client.get("/health/ready"),
+    ):
+        assert answer.status_code == 503
+        assert answer.headers["Retry-After"]
+        assert answer.json()["error"]["code"] == "store_unavailable"
+    assert client.get("/health/live").status_code == 200
+
+
+def test_with_the_log_away_events_are_to_be_sent_again(rig: Rig) -> None:
+    client = TestClient(create_app(Settings(), MODEL, rig.store, NoLog()))
+    answer = client.post("/events", json=CLICKED)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "log_unavailable")
+    assert answer.headers["Retry-After"]
+
+
+def test_a_record_that_cannot_be_used_is_an_error_and_not_a_fresh_start(rig: Rig) -> None:
+    other = load_model('name = "o"\n[features]\nx = { kind = "numeric" }\n')
+    rig.store.commit([Write("u", None, encode_record(fresh_record(other), other))])
+    rig.store.commit([Write("v", None, b"FRSH damaged, as long as a header at least, and then some more of it ....")])
+    for user, code in (("u", "model_mismatch"), ("v", "damaged_record")):
+        answer = rig.client.post("/score", json={"user_id": user, "items": ITEMS})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, code)
+        assert repr(user) in answer.json()["error"]["message"]
+
+
+def test_an_erased_user_is_unknown_and_a_replay_of_the_log_does_not_bring_them_back(rig: Rig) -> None:
+    rig.client.post("/events", json=[SHOWN, CLICKED])
+    rig.learner.turn()
+    assert rig.client.delete("/users/u").json() == {"user_id": "u", "erased": True}
+    replayed = Learner(MODEL, rig.store, rig.reader, rig.log, poll_timeout_ms=1)
+    replayed.turn()
+    assert rig.score()["user_known"] is False
+    assert rig.client.delete("/users/nobody").json() == {"user_id": "nobody", "erased": False}
+
+
+def test_every_route_but_health_wants_the_key(rig: Rig) -> None:
+    client = rig.serve(rig.store, api_key="s3cret")
+    for method, path in (
+        ("POST", "/score"), ("POST", "/events"), ("GET", "/users/u/posterior"), ("DELETE", "/users/u"),
+        ("GET", "/model"), ("GET", "/metrics"),
+    ):  # fmt: skip
+        for headers in ({}, {"X-API-Key": "wrong"}):
+            answer = client.request(method, path, headers=headers)
+            assert answer.status_code == 401, path
+            assert "s3cret" not in answer.text
+    assert client.get("/health/live").status_code == client.get("/health/ready").status_code == 200
+    assert client.get("/model", headers={"X-API-Key": "s3cret"}).status_code == 200
+
+
+def test_metrics_count_by_route_and_name_no_user(rig: Rig) -> None:
+    rig.client.get("/users/very-private/posterior")
+    text = rig.client.get("/metrics").text
+    assert 'freshet_http_requests_total{route="/users/{user_id}/posterior",status="200"} 1.0' in text
+    assert "very-private" not in text
+
+
+def test_the_openapi_document_is_complete(rig: Rig) -> None:
+    document = rig.client.get("/openapi.json").json()
+    assert set(document["paths"]) == {
+        "/score", "/events", "/users/{user_id}/posterior", "/users/{user_id}", "/model", "/health/live",
+        "/health/ready", "/metrics",
+    }  # fmt: skip
+    references = set(json.dumps(document).split("#/components/schemas/")[1:])
+    assert {one.split('"')[0] for one in references} <= set(document["components"]["schemas"])
+    answer = rig.score(policy="thompson", explain=True)
+    assert set(answer) == set(document["components"]["schemas"]["ScoreResponse"]["properties"])
+
+
+def test_settings_name_the_variable_and_never_a_secret(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("p@ss/word\n")
+    found = read_settings(
+        {
+            "FRESHET_REDIS_PASSWORD_FILE": str(secret),
+            "FRESHET_STORE": "redis://ann@h:1/2",
+            "FRESHET_PORT": "9",
+            "HOME": "/",
+        }
+    )
+    assert found.store_url == "redis://ann:p%40ss%2Fword@h:1/2"
+    assert found.port == 9
+    assert "p@ss" not in json.dumps(describe(found))
+    assert "pw" not in json.dumps(describe(read_settings({"FRESHET_STORE": "redis://:pw@h/0"})))
+    for environ, names in (
+        ({"FRESHET_PORT": "many"}, "FRESHET_PORT = 'many'"),
+        ({"FRESHET_NOPE": "1"}, "FRESHET_NOPE"),
+        ({"FRESHET_API_KEY_FILE": "/nowhere"}, "FRESHET_API_KEY_FILE"),
+        ({"FRESHET_API_KEY": "x", "FRESHET_API_KEY_FILE": str(secret)}, "FRESHET_API_KEY"),
+    ):
+        with pytest.raises(SettingsError, match=names):
+            read_settings(environ)
