@@ -18,21 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, log_expit
 
-Array: TypeAlias = NDArray[np.float64]
+from learner.tilted import NEWTON_STEPS, NEWTON_TOLERANCE, adf_moments, laplace_moments
+from learner.tilted import Array as Array
+
 Method: TypeAlias = Literal["adf", "laplace"]
 
-NEWTON_STEPS = 100
-NEWTON_TOLERANCE = 1e-12
 # The joint mode takes its last step at this Newton decrement; the step squares what is left of the error.
 LAST_STEP_DECREMENT = 1e-13
 # Rows of (d, d) outer products are summed at most this many numbers at a time: 32 MiB.
 OUTER_PRODUCT_BUDGET = 4_000_000
-
-# Quadrature nodes in prior standard deviations around the mode, dense near it: a wide prior (v = 25) makes the
-# likelihood look like a step, and the step is always near the mode. Trapezoid in t, z = mode + sd * _NODES(t).
-_T = np.linspace(-1.0, 1.0, 33)
-_NODES: Array = 6.0 * np.sinh(2.5 * _T) / np.sinh(2.5)
-_LOG_SPACING: Array = np.log(np.cosh(2.5 * _T))
 
 
 class Gaussian(NamedTuple):
@@ -120,7 +114,7 @@ def condition(belief: Gaussian, x: Array, y: Array, offset: Array, weight: Array
     s_x = _times(belief.cov, x)
     mu = offset + _dot(x, belief.mean)
     v = np.maximum(_dot(x, s_x), 0.0)
-    moments = _adf if method == "adf" else _laplace
+    moments = adf_moments if method == "adf" else laplace_moments
     score, curvature = moments(mu, v, y, weight)
     mean = belief.mean + s_x * score[:, None]
     # The root makes the outer product symmetric to the last bit, so that half of it can be stored.
@@ -259,54 +253,6 @@ def predict(belief: Gaussian, X: Array, offset: Array) -> tuple[Array, Array]:
 def click_probability(logit_mean: Array, logit_var: Array) -> Array:
     """E[sigma(z)] under z ~ N(mu, v), by MacKay's approximation sigma(mu / sqrt(1 + pi v / 8))."""
     return np.asarray(expit(logit_mean / np.sqrt(1.0 + np.pi * logit_var / 8.0)))
-
-
-def _adf(mu: Array, v: Array, y: Array, weight: Array) -> tuple[Array, Array]:
-    """(mu' - mu) / v and (v - v') / v^2 for the exact moments mu', v' of N(z; mu, v) sigma(+-z)^w."""
-    mode = _mode(mu, v, y, weight)
-    sd = np.sqrt(v)
-    sign = 2.0 * y - 1.0
-    # The mode solves z = mu + v w (y - sigma(z)), so it lies `lead` standard deviations from mu.
-    score_at_mode = weight * (y - expit(mode))
-    lead = sd * score_at_mode
-    log_density = weight[:, None] * log_expit(sign[:, None] * (mode[:, None] + sd[:, None] * _NODES))
-    log_density -= 0.5 * (lead[:, None] + _NODES) ** 2
-    log_density -= log_density[:, len(_NODES) // 2, None]
-    density = np.exp(log_density + _LOG_SPACING)
-    density /= density.sum(axis=1)[:, None]
-    shift = (density * _NODES).sum(axis=1)
-    shrunk = (density * (_NODES - shift[:, None]) ** 2).sum(axis=1)
-    positive = v > 0.0
-    safe_v = np.where(positive, v, 1.0)
-    score = score_at_mode + np.where(positive, shift / np.sqrt(safe_v), 0.0)
-    curvature = np.where(positive, np.maximum(1.0 - shrunk, 0.0) / safe_v, 0.0)
-    informative = weight > 0.0
-    return np.where(informative, score, 0.0), np.where(informative, curvature, 0.0)
-
-
-def _laplace(mu: Array, v: Array, y: Array, weight: Array) -> tuple[Array, Array]:
-    """(mu' - mu) / v and (v - v') / v^2 for the mode mu' and curvature 1 / v' of N(z; mu, v) sigma(+-z)^w."""
-    p = expit(_mode(mu, v, y, weight))
-    curvature = weight * p * (1.0 - p)
-    return weight * (y - p), curvature / (1.0 + v * curvature)
-
-
-def _mode(mu: Array, v: Array, y: Array, weight: Array) -> Array:
-    """The mode of N(z; mu, v) sigma(+-z)^w: the root of z - mu - v w (y - sigma(z))."""
-    pull = v * weight
-    # Newton from the sigmoid's inflection, or the end of the bracket nearest to it, approaches the root from one
-    # side only: no safeguard is needed.
-    z: Array = np.clip(0.0, mu - pull * (1.0 - y), mu + pull * y)
-    done = np.zeros(z.shape, dtype=bool)
-    for _ in range(NEWTON_STEPS):
-        p = expit(z)
-        residual = z - mu - pull * (y - p)
-        # A row that has converged stays put, whatever rows it shares the batch with.
-        z = np.where(done, z, z - residual / (1.0 + pull * p * (1.0 - p)))
-        done |= np.abs(residual) <= NEWTON_TOLERANCE * (1.0 + np.abs(z))
-        if done.all():
-            break
-    return z
 
 
 def _times(cov: Array, x: Array) -> Array:
