@@ -1,0 +1,190 @@
+"""The learning loop over a store and a log that fail at the worst moments."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from learner.consumer import Learner, Progress
+from learner.events import Reason
+from learner.log import Entry, EventLog, LogUnavailable, open_log, open_reader
+from learner.model import load_model
+from learner.record import Record, RecordError, decode_record, encode_record
+from learner.store import Store, StoreUnavailable, Write, open_store
+
+MODEL = load_model('name = "t"\n[prior]\nvariance = 0.5\n[features]\nx = { kind = "numeric" }\n')
+SHOWN = {"request_id": "r", "timestamp": 1_000, "items": [{"item_id": "a", "features": {"x": 1.0}}]}
+
+
+@dataclass
+class Around:
+    """A store or a log, with something done before or after one of its methods."""
+
+    inner: object
+    method: str
+    before: Callable[[], None] = lambda: None
+    after: Callable[[], None] = lambda: None
+
+    def __getattr__(self, name: str) -> object:
+        attribute = getattr(self.inner, name)
+        if name != self.method:
+            return attribute
+
+        def called(*args: object) -> object:
+            self.before()
+            result = attribute(*args)
+            self.after()
+            return result
+
+        return called
+
+
+def once(action: Exception | Callable[[], object]) -> Callable[[], None]:
+    """Raise or do something, at the first call only."""
+    actions = [action]
+
+    def call() -> None:
+        if actions:
+            todo = actions.pop()
+            if isinstance(todo, Exception):
+                raise todo
+            todo()
+
+    return call
+
+
+class Rig:
+    """One learner on one SQLite file; each `learner()` is a process of its own as far as the file can tell."""
+
+    def __init__(self, folder: Path) -> None:
+        self.url = f"sqlite:///{folder / 'freshet.db'}"
+        self.store: Store = open_store(self.url, 1_000)
+        self.log: EventLog = open_log(self.url)
+        self.seen: list[Progress] = []
+        self._opened: list[Learner] = []
+
+    def learner(self, store: object = None, dead_letters: object = None) -> Learner:
+        one = Learner(
+            MODEL,
+            store or self.store,  # type: ignore[arg-type]
+            open_reader(self.url, ["events"], "g"),
+            dead_letters or self.log,  # type: ignore[arg-type]
+            observe=self.seen.append,
+            poll_timeout_ms=0,
+        )
+        self._opened.append(one)
+        return one
+
+    def send(self, *events: dict[str, object] | bytes) -> None:
+        raw = [event if isinstance(event, bytes) else json.dumps(event).encode() for event in events]
+        self.log.append([Entry("events", b"k", value) for value in raw])
+
+    def record(self, user: str) -> Record:
+        (value,) = self.store.load([user])
+        assert value is not None
+        return decode_record(value, MODEL, user)
+
+    def letters(self) -> list[bytes]:
+        reader = open_reader(self.url, ["events.dlq"], "dlq")
+        values = [message.value for message in reader.poll(0, 100)]
+        reader.close()
+        return values
+
+    def close(self) -> None:
+        for one in self._opened:
+            one.reader.close()
+        self.store.close()
+        self.log.close()
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    one = Rig(tmp_path)
+    yield one
+    one.close()
+
+
+def shown(user: str) -> dict[str, object]:
+    return {"type": "impression", "user_id": user, **SHOWN}
+
+
+def clicked(user: str) -> dict[str, object]:
+    return {"type": "click", "user_id": user, "request_id": "r", "item_id": "a", "timestamp": 2_000}
+
+
+def belief(record: Record) -> bytes:
+    """All but how often the record was written and from which log."""
+    return encode_record(replace(record, revision=0, watermarks={}), MODEL)
+
+
+def test_a_commit_that_was_applied_but_answered_with_an_error_is_not_applied_again(rig: Rig) -> None:
+    rig.send(shown("ann"), shown("bob"), clicked("ann"))
+    rig.learner().turn()
+    undisturbed = [belief(rig.record(user)) for user in ("ann", "bob")]
+    rig.send(shown("ann2"), shown("bob2"), clicked("ann2"))
+    deaf = Around(rig.store, "commit", after=once(StoreUnavailable("no answer")))
+    progress = rig.learner(store=deaf).turn()
+    assert progress.counts["retries"] == 1
+    assert [belief(rig.record(user)) for user in ("ann2", "bob2")] == undisturbed
+    assert rig.record("ann2").revision == 1
+
+
+def test_a_commit_that_never_arrived_is_sent_again(rig: Rig) -> None:
+    rig.send(shown("ann"))
+    away = Around(rig.store, "commit", before=once(StoreUnavailable("away")))
+    assert rig.learner(store=away).turn().counts["retries"] == 1
+    assert rig.record("ann").n_events == 1
+
+
+def test_a_write_that_another_learner_beat_is_made_anew_from_what_that_one_wrote(rig: Rig) -> None:
+    rig.send(shown("ann"))
+    beaten = rig.learner(store=Around(rig.store, "commit", before=once(lambda: rival.turn())))
+    rival = rig.learner()
+    progress = beaten.turn()
+    assert progress.counts["conflicts"] == 1
+    assert progress.counts["replayed"] == 1
+    assert rig.record("ann").n_events == 1
+    assert rig.record("ann").revision == 1
+
+
+def test_without_its_dead_letter_nothing_is_committed_and_the_next_start_changes_nothing_else(rig: Rig) -> None:
+    rig.send(shown("ann"), b"not JSON", clicked("ann"))
+    mute = Around(rig.log, "append", before=once(LogUnavailable("no answer")))
+    with pytest.raises(LogUnavailable):
+        rig.learner(dead_letters=mute).run()
+    before = belief(rig.record("ann"))
+    assert rig.letters() == []
+    progress = rig.learner().turn()
+    assert progress.messages == 3
+    assert progress.bad == Counter({Reason.NOT_JSON: 1})
+    assert rig.letters() == [b"not JSON"]
+    assert rig.record("ann").revision == 1
+    assert belief(rig.record("ann")) == before
+    assert rig.learner().turn().messages == 0
+
+
+def test_told_to_stop_while_the_store_is_away_it_leaves_the_events_to_the_next(rig: Rig) -> None:
+    rig.send(shown("ann"))
+
+    def away() -> None:
+        waiting.stop.set()
+        raise StoreUnavailable("away")
+
+    waiting = rig.learner(store=Around(rig.store, "load", before=away))
+    waiting.run()
+    assert rig.seen == []
+    assert rig.learner().turn().messages == 1
+
+
+def test_a_damaged_record_stops_the_learner_with_the_user_named_and_nothing_committed(rig: Rig) -> None:
+    rig.store.commit([Write("ann", None, b"FRSH" + b"\0" * 60)])
+    rig.send(shown("ann"), shown("bob"))
+    with pytest.raises(RecordError, match="ann"):
+        rig.learner().run()
+    assert rig.store.load(["bob"]) == [None]
+    assert rig.learner().reader.lag() == 2
