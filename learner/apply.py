@@ -29,8 +29,8 @@ class Report(NamedTuple):
     Attributes
     ----------
     counts
-        ``impressions``, ``clicks``, ``repeated``, ``replayed``, ``flips``, ``waiting_clicks``, ``late_clicks``,
-        ``unmatched_clicks``, ``settled_early``, ``forgotten_early``, ``outcomes``: how many of each.
+        ``impressions``, ``clicks``, ``repeated``, ``replayed``, ``erased``, ``flips``, ``waiting_clicks``,
+        ``late_clicks``, ``unmatched_clicks``, ``settled_early``, ``forgotten_early``, ``outcomes``: how many of each.
     changed
         For each record whether it has to be written; one whose events were all replayed has not.
     """
@@ -82,6 +82,7 @@ def apply(model: Model, records: Sequence[Record], events: Sequence[UserEvents])
             outcomes=one.outcomes,
             clicks=one.clicks,
             watermarks=one.watermarks,
+            erased_at=records[i].erased_at,
         )
     return written, report
 

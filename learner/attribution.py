@@ -84,6 +84,9 @@ def attribute(model: Model, record: Record, events: Iterable[tuple[Event, Positi
             ledger.counts["replayed"] += 1
             continue
         ledger.watermarks[position.partition] = position.offset
+        if event.timestamp <= record.erased_at:
+            ledger.counts["erased"] += 1
+            continue
         changed = ledger.show(event) if isinstance(event, Impression) else ledger.click(event)
         if changed:
             ledger.n_events += 1

@@ -21,17 +21,17 @@ from tenacity import (
     stop_when_event_set,
     wait_random_exponential,
 )
-from tenacity.nap import sleep_using_event
 
 from learner.apply import UserEvents, apply
-from learner.events import BadEvent, Event, parse_event
+from learner.events import BadEvent, Event, Reason, parse_event
 from learner.log import Entry, EventLog, LogUnavailable, Message, Reader
 from learner.model import Model
-from learner.record import Position, Record, decode_record, encode_record, fresh_record
+from learner.record import DamagedRecord, Position, Record, decode_record, encode_record, fresh_record
 from learner.store import Store, StoreUnavailable, Write
 
 DEAD_LETTER_SUFFIX = ".dlq"
 MAX_BACKOFF_S = 5.0
+IDLE_MS = 200
 
 T = TypeVar("T")
 
@@ -104,8 +104,8 @@ class Learner:
         ------
         LogUnavailable
             If a dead letter cannot be written: the stream must not go on over it.
-        RecordError
-            If a stored record is damaged or of another model.
+        ForeignRecord
+            If a stored record is of another model: going on would give every user up.
         """
         try:
             while not self.stop.is_set():
@@ -123,21 +123,23 @@ class Learner:
         started = time.monotonic()
         freshness_ms = None
         if messages:
-            events, letters = self._parse(messages, bad)
-            self._learn(events, counts)
+            events, refused = self._parse(messages)
+            refused |= self._learn(events, counts)
             freshness_ms = time.time() * 1000 - min(message.timestamp for message in messages)
-            if letters:
+            if refused:
+                letters = [_dead_letter(one, why) for one in messages if (why := refused.get(one.position))]
+                bad.update(why.reason for why in refused.values())
                 self.dead_letters.append(letters)
-            if not self.reader.commit(messages):
-                log.warning("offsets not committed", reason="rebalanced, or the log is away", messages=len(messages))
+        if not self.reader.commit(messages) and messages:
+            log.warning("offsets not committed", reason="rebalanced, or the log is away", messages=len(messages))
         return Progress(len(messages), counts, bad, self.reader.lag(), freshness_ms, time.monotonic() - started)
 
     def _parse(
-        self, messages: Sequence[Message], bad: Counter[str]
-    ) -> tuple[dict[str, list[tuple[Event, Position]]], list[Entry]]:
-        """Events by user, in the order of each partition; and letters for those that are bad."""
+        self, messages: Sequence[Message]
+    ) -> tuple[dict[str, list[tuple[Event, Position]]], dict[Position, BadEvent]]:
+        """Events by user, in the order of each partition; and what is wrong with those that are bad."""
         events: dict[str, list[tuple[Event, Position]]] = {}
-        letters = []
+        refused = {}
         by_partition = [list(group) for _, group in groupby(messages, key=lambda message: message.position.partition)]
         # Partitions are read side by side; taking the oldest head first mends most of what that does to the order of
         # an impression and its click in different topics, and never changes the order within a partition.
@@ -145,20 +147,30 @@ class Learner:
             try:
                 event = parse_event(message.value, self.model)
             except BadEvent as exc:
-                bad[exc.reason] += 1
-                letters.append(_dead_letter(message, exc))
-                log.info("dead letter", reason=exc.reason.value, topic=message.topic, offset=message.position.offset)
+                refused[message.position] = exc
             else:
                 events.setdefault(event.user_id, []).append((event, message.position))
-        return events, letters
+        return events, refused
 
-    def _learn(self, events: dict[str, list[tuple[Event, Position]]], counts: Counter[str]) -> None:
-        """Apply events and store the records; users whose record was changed meanwhile are read and applied anew."""
+    def _learn(self, events: dict[str, list[tuple[Event, Position]]], counts: Counter[str]) -> dict[Position, BadEvent]:
+        """Apply events and store the records; users whose record was changed meanwhile are read and applied anew.
+
+        Returns the events that cannot be learnt because their user's record is damaged: nobody else waits for its
+        repair, and the record stays as it is.
+        """
         pending: dict[str, UserEvents] = dict(events)
+        refused: dict[Position, BadEvent] = {}
         while pending:
-            lost = self._until_available(counts, partial(self._attempt, pending, counts))
+            try:
+                lost = self._until_available(counts, partial(self._attempt, pending, counts))
+            except DamagedRecord as exc:
+                log.error("damaged record", error=str(exc))
+                why = BadEvent(Reason.DAMAGED_RECORD, str(exc))
+                refused |= {position: why for _, position in pending.pop(exc.user_id)}
+                continue
             counts["conflicts"] += len(lost)
             pending = {user_id: pending[user_id] for user_id in lost}
+        return refused
 
     def _attempt(self, pending: dict[str, UserEvents], counts: Counter[str]) -> list[str]:
         """Load, apply, commit; returns the users who lost the compare-and-set."""
@@ -190,7 +202,7 @@ class Learner:
             retry=retry_if_exception_type((StoreUnavailable, LogUnavailable)),
             wait=wait_random_exponential(multiplier=0.05, max=MAX_BACKOFF_S),
             stop=stop_when_event_set(self.stop),
-            sleep=sleep_using_event(self.stop),
+            sleep=self._idle,
             before_sleep=before_sleep,
         )
         try:
@@ -198,14 +210,27 @@ class Learner:
         except RetryError as exc:
             raise Stopped from exc
 
+    def _idle(self, seconds: float) -> None:
+        """Wait, but stay in the group: its other members must not wait for us when partitions move."""
+        until = time.monotonic() + seconds
+        while not self.stop.is_set() and (left := until - time.monotonic()) > 0:
+            wait_s = min(left, IDLE_MS / 1000)
+            try:
+                self.reader.idle(int(wait_s * 1000))
+            except LogUnavailable as exc:
+                log.debug("the log is away too", error=str(exc))
+                self.stop.wait(wait_s)
+
 
 def _dead_letter(message: Message, why: BadEvent) -> Entry:
     """The original bytes and key, with headers that say why and whence."""
     place = message.position
+    log.info("dead letter", reason=why.reason.value, topic=message.topic, offset=place.offset)
     headers = [
         ("reason", why.reason.value.encode()),
         ("detail", str(why).encode("utf-8", "replace")),
         ("topic", message.topic.encode()),
+        ("topic_id", place.partition.topic_id.hex().encode()),
         ("partition", str(place.partition.number).encode()),
         ("offset", str(place.offset).encode()),
     ]

@@ -40,6 +40,8 @@ class Reason(StrEnum):
     BAD_FEATURE = "bad_feature"
     TOO_MANY_ITEMS = "too_many_items"
     TOO_LARGE = "too_large"
+    DAMAGED_RECORD = "damaged_record"
+    """The event is good; the record of its user is not."""
 
 
 class BadEvent(ValueError):

@@ -3,7 +3,7 @@
 Little-endian, checksummed, no pickle::
 
     header      magic "FRSH", version u8, flags u8, d u16, revision u64, model fingerprint 8 bytes, updated_at i64,
-                settled_at i64, n_events u64, outcomes u32, clicks u32, partitions u32
+                settled_at i64, erased_at i64, n_events u64, outcomes u32, clicks u32, partitions u32
     settled     mean d x f64, covariance: lower triangle by rows (or diagonal) f64
     posterior   the same again, if flag 2 is set
     outcomes    key u64, shown_at i64, settled_at i64, offset f32, weight f32, state u8, row d x f32
@@ -31,14 +31,14 @@ from learner.model import Model
 from learner.posterior import Array, Gaussian
 
 MAGIC = b"FRSH"
-VERSION = 1
+VERSION = 2
 NEVER = -1
 REVISION = slice(8, 16)
 """Where the revision stands in the bytes of a record, u64 little-endian."""
 
 Structured: TypeAlias = NDArray[np.void]
 
-_HEADER = struct.Struct("<4sBBHQ8sqqQIII")
+_HEADER = struct.Struct("<4sBBHQ8sqqqQIII")
 _CHECKSUM = struct.Struct("<I")
 _DIAGONAL, _HAS_POSTERIOR = 1, 2
 _CLICK = np.dtype([("key", "<u8"), ("clicked_at", "<i8")])
@@ -47,6 +47,10 @@ _WATERMARK = np.dtype([("topic_id", "V16"), ("number", "<i4"), ("offset", "<i8")
 
 class RecordError(ValueError):
     """A stored record cannot be used; the message names the user and what is wrong. Never a silent fresh start."""
+
+    def __init__(self, user_id: str, detail: str) -> None:
+        super().__init__(f"record of user {user_id!r}: {detail}")
+        self.user_id = user_id
 
 
 class DamagedRecord(RecordError):
@@ -106,6 +110,8 @@ class Record:
         Clicks that wait for their impression.
     watermarks
         For each partition that contributed, the last offset applied.
+    erased_at
+        When the user was last erased, epoch ms: events dated up to then are never learnt from. `NEVER` if not.
     """
 
     revision: int
@@ -117,6 +123,7 @@ class Record:
     outcomes: Structured
     clicks: Structured
     watermarks: Mapping[Partition, int]
+    erased_at: int = NEVER
 
     @property
     def served(self) -> tuple[Gaussian, int]:
@@ -131,9 +138,12 @@ def fresh_record(model: Model) -> Record:
     return Record(0, NEVER, NEVER, 0, model.prior, None, no_outcomes(model.d), np.empty(0, _CLICK), {})
 
 
-def erased(record: Record, model: Model) -> Record:
-    """The next revision of a user: nothing known, but watermarks kept, so that a replay brings nothing back."""
-    return replace(fresh_record(model), revision=record.revision + 1, watermarks=record.watermarks)
+def erased(record: Record, model: Model, now: int) -> Record:
+    """The next revision of a user: a tombstone, which neither events still in the log nor a replay bring back to life.
+
+    It knows nothing but the time `now` (epoch ms) of the erasure and the watermarks.
+    """
+    return replace(fresh_record(model), revision=record.revision + 1, watermarks=record.watermarks, erased_at=now)
 
 
 @lru_cache(maxsize=8)
@@ -167,7 +177,7 @@ def encode_record(record: Record, model: Model) -> bytes:
     flags = _DIAGONAL * record.settled.is_diagonal | _HAS_POSTERIOR * (record.posterior is not None)
     header = _HEADER.pack(
         MAGIC, VERSION, flags, model.d, record.revision, model.fingerprint, record.updated_at, record.settled_at,
-        record.n_events, len(record.outcomes), len(record.clicks), len(record.watermarks),
+        record.erased_at, record.n_events, len(record.outcomes), len(record.clicks), len(record.watermarks),
     )  # fmt: skip
     watermarks = np.array([(p.topic_id, p.number, offset) for p, offset in record.watermarks.items()], _WATERMARK)
     beliefs = [record.settled] if record.posterior is None else [record.settled, record.posterior]
@@ -194,19 +204,22 @@ def decode_record(data: bytes, model: Model, user_id: str) -> Record:
         If another feature space or a later version wrote it.
     """
     if len(data) < _HEADER.size + _CHECKSUM.size or data[:4] != MAGIC:
-        raise DamagedRecord(f"record of user {user_id!r}: {len(data)} bytes that are not a Freshet record")
+        raise DamagedRecord(user_id, f"{len(data)} bytes that are not a Freshet record")
     body, checksum = data[: -_CHECKSUM.size], _CHECKSUM.unpack(data[-_CHECKSUM.size :])[0]
     if crc32(body) != checksum:
-        raise DamagedRecord(f"record of user {user_id!r}: checksum of its {len(data)} bytes does not match")
-    (_, version, flags, d, revision, fingerprint, updated_at, settled_at, n_events, n_outcomes, n_clicks, n_marks) = (
-        _HEADER.unpack_from(body)
-    )
+        raise DamagedRecord(user_id, f"checksum of its {len(data)} bytes does not match")
+    version = body[4]
     if version != VERSION:
-        raise ForeignRecord(f"record of user {user_id!r}: format version {version}, this release reads {VERSION}")
+        raise ForeignRecord(user_id, f"format version {version}, this release reads {VERSION}")
+    (
+        _, _, flags, d, revision, fingerprint, updated_at, settled_at, erased_at, n_events,
+        n_outcomes, n_clicks, n_marks,
+    ) = _HEADER.unpack_from(body)  # fmt: skip
     if fingerprint != model.fingerprint:
         raise ForeignRecord(
-            f"record of user {user_id!r}: written by a model with feature space {fingerprint.hex()} of {d} "
-            f"coefficients; model {model.name!r} has {model.fingerprint.hex()} of {model.d}"
+            user_id,
+            f"written by a model with feature space {fingerprint.hex()} of {d} "
+            f"coefficients; model {model.name!r} has {model.fingerprint.hex()} of {model.d}",
         )
     diagonal = bool(flags & _DIAGONAL)
     n_beliefs = 2 if flags & _HAS_POSTERIOR else 1
@@ -219,7 +232,7 @@ def decode_record(data: bytes, model: Model, user_id: str) -> Record:
         n_marks * _WATERMARK.itemsize,
     ]
     if _HEADER.size + sum(lengths) != len(body):
-        raise DamagedRecord(f"record of user {user_id!r}: {len(data)} bytes do not fit its own header")
+        raise DamagedRecord(user_id, f"{len(data)} bytes do not fit its own header")
     at = np.cumsum([_HEADER.size, *lengths]).tolist()
     beliefs = [
         _unpack(row, d, diagonal) for row in np.frombuffer(body, "<f8", size * n_beliefs, at[0]).reshape(-1, size)
@@ -235,6 +248,7 @@ def decode_record(data: bytes, model: Model, user_id: str) -> Record:
         np.frombuffer(body, dtype, n_outcomes, at[1]),
         np.frombuffer(body, _CLICK, n_clicks, at[2]),
         {Partition(bytes(topic_id), int(number)): int(offset) for topic_id, number, offset in marks},
+        erased_at,
     )
 
 

@@ -98,9 +98,8 @@ class Operations:
         """Forget a user, against learners that write meanwhile."""
         for _ in range(ERASE_ATTEMPTS):
             value, record = self._read(user_id)
-            if value is None:
-                return api.Erasure(user_id, erased=False)
-            blank = encode_record(erased(record, self._model), self._model)
+            # A user without a record may have events in the log that are still to be learnt.
+            blank = encode_record(erased(record, self._model, _now_ms()), self._model)
             if self._store.commit([Write(user_id, value, blank)]) == [True]:
                 return api.Erasure(user_id, erased=record.n_events > 0)
         raise StoreUnavailable(f"user {user_id!r} was written {ERASE_ATTEMPTS} times while being erased")

@@ -25,6 +25,8 @@ class Message(NamedTuple):
         As appended; a value that was null is empty.
     timestamp
         When it was appended, epoch ms.
+    headers
+        As appended.
     """
 
     topic: str
@@ -32,6 +34,7 @@ class Message(NamedTuple):
     key: bytes | None
     value: bytes
     timestamp: int
+    headers: Sequence[tuple[str, bytes]] = ()
 
 
 class Entry(NamedTuple):
@@ -71,8 +74,15 @@ class Reader(Protocol):
         """
         ...
 
+    def idle(self, timeout_ms: int) -> None:
+        """Wait without taking messages, and stay a member of the group: for while the store is away."""
+        ...
+
     def commit(self, messages: Sequence[Message]) -> bool:
-        """Have the group go on behind these messages. False if the log did not take it; a later commit covers it."""
+        """Have the group go on behind these messages. False if the log did not take all of it.
+
+        What the log could not take is tried again with the next commit, even one of no messages.
+        """
         ...
 
     def lag(self) -> int:

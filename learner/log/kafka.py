@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
+from kafka import ConsumerRebalanceListener, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
 from kafka.errors import KafkaError
 
 from learner.log import Entry, LogUnavailable, Message
 from learner.record import Partition, Position
 
 DELIVERY_TIMEOUT_MS = 10_000
-FETCH_MAX_WAIT_MS = 100
+
+_READER_OPTIONS = {
+    "fetch_max_wait_ms": 100,
+    "max_partition_fetch_bytes": 4 << 20,
+    # A topic or partition made while we run is found this soon.
+    "metadata_max_age_ms": 30_000,
+}
 
 
 class KafkaLog:
@@ -27,7 +34,7 @@ class KafkaLog:
 
     def append(self, entries: Sequence[Entry]) -> None:
         """Send all entries and wait until every in-sync replica has them."""
-        try:
+        with _translated():
             producer = self._connected()
             sent = [
                 producer.send(entry.topic, key=entry.key, value=entry.value, headers=list(entry.headers))
@@ -35,8 +42,6 @@ class KafkaLog:
             ]
             for future in sent:
                 future.get(timeout=DELIVERY_TIMEOUT_MS / 1000)
-        except KafkaError as exc:
-            raise LogUnavailable(f"Kafka: {type(exc).__name__}: {exc}") from exc
 
     def close(self) -> None:
         """Close the producer, if one was made."""
@@ -63,68 +68,139 @@ class KafkaLog:
 
 
 class KafkaReader:
-    """See `learner.log.Reader`."""
+    """See `learner.log.Reader`.
+
+    Kafka knows a topic by its name; a topic that was deleted and made again starts at offset 0 under the same name. So
+    each commit carries the topic's id, the id is asked for anew whenever partitions are assigned or an offset steps
+    back, and where it has changed the new topic is read from its beginning.
+    """
 
     def __init__(self, servers: str, topics: Sequence[str], group: str, options: Mapping[str, Any]) -> None:
-        try:
+        with _translated():
             self._consumer: Any = KafkaConsumer(
+                # Named here as well as below: then the first metadata already has them.
                 *topics,
                 bootstrap_servers=servers.split(","),
                 group_id=group,
                 enable_auto_commit=False,
                 auto_offset_reset="earliest",
-                fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
-                max_partition_fetch_bytes=4 << 20,
-                # A topic made while we run is found this soon.
-                metadata_max_age_ms=30_000,
-                **options,
+                **{**_READER_OPTIONS, **options},
             )
-        except KafkaError as exc:
-            raise LogUnavailable(f"Kafka: {type(exc).__name__}: {exc}") from exc
+        self._ids: dict[str, bytes] = {}
+        self._next: dict[TopicPartition, int] = {}
+        self._owed: dict[TopicPartition, Position] = {}
+        # Partitions whose topic id and committed offset are still to be looked at.
+        self._unchecked: set[TopicPartition] = set()
+        self._consumer.subscribe(list(topics), listener=_Assigned(self._unchecked))
 
     def poll(self, timeout_ms: int, max_messages: int) -> list[Message]:
         """Fetch; also takes part in rebalances."""
-        try:
+        with _translated():
+            self._consumer.resume(*self._consumer.paused())
             fetched = self._consumer.poll(timeout_ms=timeout_ms, max_records=max_messages)
-        except KafkaError as exc:
-            raise LogUnavailable(f"Kafka: {type(exc).__name__}: {exc}") from exc
+            self._unchecked &= self._consumer.assignment()
+            for place in self._consumer.assignment():
+                # Without a record too: kafka-python may go on at the end of a topic that was made again.
+                stepped_back = place in fetched and fetched[place][0].offset < self._next.get(place, 0)
+                if stepped_back or self._current_id(place) != self._ids.get(place.topic):
+                    self._unchecked.add(place)
+            if self._unchecked:
+                self._put_back({place: fetched.pop(place) for place in self._unchecked & fetched.keys()})
+                self._check()
         messages = []
-        for partition, records in fetched.items():
-            place = Partition(self._topic_id(partition.topic), partition.partition)
+        for place, records in fetched.items():
+            self._next[place] = records[-1].offset + 1
+            partition = Partition(self._ids[place.topic], place.partition)
             messages += [
-                Message(record.topic, Position(place, record.offset), record.key, record.value or b"", record.timestamp)
-                for record in records
+                Message(
+                    one.topic, Position(partition, one.offset), one.key, one.value or b"", one.timestamp, one.headers
+                )
+                for one in records
             ]
         return messages
 
+    def idle(self, timeout_ms: int) -> None:
+        """Poll with every partition paused: heartbeats and rebalances go on, and no message is taken."""
+        with _translated():
+            self._consumer.pause(*self._consumer.assignment())
+            # Partitions that this very call assigned are not paused.
+            self._put_back(self._consumer.poll(timeout_ms=timeout_ms, max_records=1))
+
     def commit(self, messages: Sequence[Message]) -> bool:
-        """Commit the group's offsets; fails when the partitions have gone to another member, which is harmless."""
-        ends = {
-            TopicPartition(message.topic, message.position.partition.number): message.position.offset + 1
-            for message in messages
+        """Commit the group's offsets, but for partitions that have gone to another member, which is harmless."""
+        for message in messages:
+            self._owed[TopicPartition(message.topic, message.position.partition.number)] = message.position
+        if not self._owed:
+            return True
+        owned = self._consumer.assignment()
+        offsets = {
+            place: OffsetAndMetadata(position.offset + 1, position.partition.topic_id.hex(), -1)
+            for place, position in self._owed.items()
+            if place in owned and self._ids.get(place.topic) == position.partition.topic_id
         }
+        complete = len(offsets) == len(self._owed)
         try:
-            self._consumer.commit({place: OffsetAndMetadata(end, "", -1) for place, end in ends.items()})
+            if offsets:
+                self._consumer.commit(offsets)
         except KafkaError:
             return False
-        return True
+        self._owed.clear()
+        return complete
 
     def lag(self) -> int:
         """Messages behind the last known ends of this member's partitions."""
-        lag = 0
-        for place in self._consumer.assignment():
-            end = self._consumer.highwater(place)
-            if end is not None:
-                lag += max(0, end - self._consumer.position(place))
-        return lag
+        ends = {place: self._consumer.highwater(place) for place in self._consumer.assignment()}
+        return sum(max(0, end - self._next.get(place, end)) for place, end in ends.items() if end is not None)
 
     def close(self) -> None:
         """Leave the group at once, so that others take over without waiting for the session's timeout."""
         self._consumer.close(autocommit=False)
 
-    def _topic_id(self, topic: str) -> bytes:
+    def _put_back(self, fetched: Mapping[TopicPartition, Sequence[Any]]) -> None:
+        for place, records in fetched.items():
+            self._consumer.seek(place, records[0].offset)
+
+    def _check(self) -> None:
+        """Make sure of the topics behind newly assigned partitions; begin anew on those that are not what they were."""
+        self._consumer.topics()  # Always asks the broker, and so renews the ids.
+        for place in list(self._unchecked):
+            topic_id = self._current_id(place)
+            if topic_id is None:
+                continue  # Deleted, and not made again yet.
+            committed = self._consumer.committed(place, metadata=True)
+            known = self._ids.get(place.topic, topic_id)
+            if topic_id != known or (committed is not None and committed.metadata not in ("", topic_id.hex())):
+                others = {one for one in self._consumer.assignment() if one.topic == place.topic}
+                self._consumer.seek_to_beginning(*others if topic_id != known else (place,))
+                for one in others:
+                    self._next.pop(one, None)
+            self._ids[place.topic] = topic_id
+            self._next.pop(place, None)
+            self._owed.pop(place, None)
+            self._unchecked.discard(place)
+
+    def _current_id(self, place: TopicPartition) -> bytes | None:
         # kafka-python keeps the id with its metadata and shows it nowhere else.
-        topic_id = self._consumer._client.cluster.topic_id(topic)
-        if topic_id is None:
-            raise RuntimeError(f"topic {topic!r}: the broker tells no topic id; Kafka 2.8 or newer is needed")
-        return bytes(topic_id.bytes)
+        topic_id = self._consumer._client.cluster.topic_id(place.topic)
+        return None if topic_id is None else bytes(topic_id.bytes)
+
+
+class _Assigned(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Notes the partitions that were assigned."""
+
+    def __init__(self, partitions: set[TopicPartition]) -> None:
+        self._partitions = partitions
+
+    def on_partitions_revoked(self, revoked: Sequence[TopicPartition]) -> None:
+        pass
+
+    def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
+        self._partitions.update(assigned)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except KafkaError as exc:
+        raise LogUnavailable(f"Kafka: {type(exc).__name__}: {exc}") from exc

@@ -77,6 +77,10 @@ class SqliteReader:
                 return messages
             time.sleep(POLL_INTERVAL_S)
 
+    def idle(self, timeout_ms: int) -> None:
+        """Wait; there is no group to stay in."""
+        time.sleep(timeout_ms / 1000)
+
     def commit(self, messages: Sequence[Message]) -> bool:
         """Remember how far the group is."""
         ends = {message.topic: message.position.offset + 1 for message in messages}
@@ -102,14 +106,18 @@ class SqliteReader:
         with self._file.reading() as db:
             for topic in self._topics:
                 rows = db.execute(
-                    'SELECT id, "offset", key, value, timestamp FROM messages JOIN topics ON name = topic '
+                    'SELECT id, "offset", key, value, timestamp, headers FROM messages JOIN topics ON name = topic '
                     'WHERE topic = ? AND "offset" >= ? ORDER BY "offset" LIMIT ?',
                     (topic, self._next[topic], max_messages - len(messages)),
                 ).fetchall()
                 messages += [
-                    Message(topic, Position(Partition(bytes(topic_id), 0), offset), key, value, timestamp)
-                    for topic_id, offset, key, value, timestamp in rows
+                    Message(topic, Position(Partition(bytes(topic_id), 0), offset), key, value, at, _headers(headers))
+                    for topic_id, offset, key, value, at, headers in rows
                 ]
                 if rows:
                     self._next[topic] = rows[-1][1] + 1
         return messages
+
+
+def _headers(stored: str) -> list[tuple[str, bytes]]:
+    return [(name, value.encode()) for name, value in json.loads(stored)]

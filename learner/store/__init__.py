@@ -36,7 +36,11 @@ class Write(NamedTuple):
 
 
 class Store(Protocol):
-    """Records of users. Safe to use from several threads. Every method may raise `StoreUnavailable`."""
+    """Records of users. Safe to use from several threads.
+
+    Every method may raise `StoreUnavailable`; `load` of one user and `commit` raise `DamagedRecord` where the place of
+    a record holds something else altogether.
+    """
 
     def load(self, user_ids: Sequence[str]) -> list[bytes | None]:
         """Read the records of users in one round trip; None for a user who has none."""
@@ -56,7 +60,7 @@ class Store(Protocol):
 
 
 def open_store(url: str, ttl_s: int, timeout_s: float = 2.0) -> Store:
-    """Open the store a URL names: ``redis://``, ``rediss://`` or ``sqlite:///path``.
+    """Open the store a URL names: ``redis://``, ``rediss://``, either with ``+cluster``, or ``sqlite:///path``.
 
     Parameters
     ----------
@@ -74,7 +78,7 @@ def open_store(url: str, ttl_s: int, timeout_s: float = 2.0) -> Store:
     """
     scheme, separator, rest = url.partition("://")
     # The driver of the other store is not worth its import time.
-    if separator and scheme in {"redis", "rediss", "unix"}:
+    if separator and scheme in {"redis", "rediss", "unix", "redis+cluster", "rediss+cluster"}:
         from learner.store.redis import RedisStore
 
         return RedisStore(url, ttl_s, timeout_s)
@@ -82,4 +86,6 @@ def open_store(url: str, ttl_s: int, timeout_s: float = 2.0) -> Store:
         from learner.store.sqlite import SqliteStore
 
         return SqliteStore(rest[1:], ttl_s)
-    raise ValueError(f"store URL with scheme {scheme!r}: expected redis://, rediss:// or sqlite:///path")
+    raise ValueError(
+        f"store URL with scheme {scheme!r}: expected redis://, rediss://, redis+cluster://, rediss+cluster:// or sqlite:///path"
+    )

@@ -1,16 +1,21 @@
-"""The store on Redis: one string a user, one compare-and-set script a shard."""
+"""The store on Redis or Redis Cluster: one string a user, one compare-and-set script a shard."""
 
 from __future__ import annotations
 
+import re
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 from zlib import crc32
 
 import redis
 from redis.backoff import NoBackoff
+from redis.cluster import ClusterNode
 from redis.retry import Retry
 
+from learner.record import DamagedRecord
 from learner.store import StoreUnavailable, Write
 
 SHARDS = 16
@@ -18,11 +23,14 @@ SHARDS = 16
 KEYS_PER_SCRIPT = 500
 
 # KEYS: users. ARGV: seconds to live, then for each key the revision expected (none: no record) and the new value.
-# GETRANGE, unlike MGET, fails on a key that is not a string instead of calling it absent.
+# Answers for each key: 1 stored, 0 another revision, -1 the key does not hold a string.
 _COMPARE_AND_SET = """
 local done = {}
 for i, key in ipairs(KEYS) do
-  if redis.call('GETRANGE', key, 8, 15) == ARGV[2 * i] then
+  local held = redis.pcall('GETRANGE', key, 8, 15)
+  if type(held) == 'table' then
+    done[i] = -1
+  elseif held == ARGV[2 * i] then
     redis.call('SET', key, ARGV[2 * i + 1], 'EX', ARGV[1])
     done[i] = 1
   else
@@ -32,7 +40,7 @@ end
 return done
 """
 
-# Redis is there but cannot serve yet, or not any more: it may later.
+# Redis is away, or there but cannot serve yet, or not any more: it may later.
 _TRANSIENT = (
     redis.ConnectionError,
     redis.TimeoutError,
@@ -40,25 +48,22 @@ _TRANSIENT = (
     redis.exceptions.OutOfMemoryError,
     redis.exceptions.TryAgainError,
     redis.exceptions.ClusterDownError,
+    redis.exceptions.RedisClusterException,
 )
+# The same, of errors that redis-py has no class for: the append-only file cannot be written, a script or a failover is
+# in the way, replicas are missing. In a pipeline redis-py puts the command before the code.
+_TRANSIENT_CODES = re.compile(r"(^|caused error: )(MISCONF|BUSY|NOREPLICAS|UNBLOCKED)\b")
 
 
 class RedisStore:
     """See `learner.store.Store`."""
 
     def __init__(self, url: str, ttl_s: int, timeout_s: float) -> None:
-        # One retry of a broken connection: pooled ones die when Redis restarts. It is safe because reads are reads and
-        # the only write is a compare-and-set, which reports a conflict where its first try had been applied.
-        self._redis = redis.Redis.from_url(
-            url,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 1, (redis.ConnectionError,)),
-            health_check_interval=30,
-            decode_responses=False,
-        )
-        self._script = self._redis.register_script(_COMPARE_AND_SET)
+        self._url = url
+        self._timeout_s = timeout_s
         self._ttl_s = ttl_s
+        self._lock = threading.Lock()
+        self._client: Any = None
 
     def load(self, user_ids: Sequence[str]) -> list[bytes | None]:
         """Read records, in one round trip."""
@@ -67,13 +72,14 @@ class RedisStore:
         if not shards:
             return found
         with _translated():
-            if len(shards) == 1:
-                replies: list[Any] = [self._redis.mget([record_key(user_ids[i]) for i in shards[0]])]
-            else:
-                pipeline = self._redis.pipeline(transaction=False)
-                for places in shards:
-                    pipeline.mget([record_key(user_ids[i]) for i in places])
-                replies = pipeline.execute()
+            if len(user_ids) == 1:
+                # GET, unlike MGET, does not call a key absent that holds something else.
+                return [self._get(user_ids[0])]
+            pipeline = self._redis.pipeline(transaction=False)
+            for places in shards:
+                # Not `mget`, which redis-py does not let into a cluster's pipeline: these keys share their slot.
+                pipeline.execute_command("MGET", *(record_key(user_ids[i]) for i in places))
+            replies = pipeline.execute()
         for places, values in zip(shards, replies, strict=True):
             for i, value in zip(places, values, strict=True):
                 found[i] = value
@@ -93,14 +99,20 @@ class RedisStore:
             pipeline = self._redis.pipeline(transaction=False)
             for places in calls:
                 chosen = [writes[i] for i in places]
-                self._script(
-                    keys=[record_key(write.user_id) for write in chosen],
-                    args=[self._ttl_s, *(part for write in chosen for part in (write.expected_revision, write.value))],
-                    client=pipeline,
+                # The script itself and not its hash: a Redis that restarted does not know the hash.
+                pipeline.execute_command(
+                    "EVAL",
+                    _COMPARE_AND_SET,
+                    len(chosen),
+                    *(record_key(write.user_id) for write in chosen),
+                    self._ttl_s,
+                    *(part for write in chosen for part in (write.expected_revision, write.value)),
                 )
             replies = pipeline.execute()
         for places, flags in zip(calls, replies, strict=True):
             for i, flag in zip(places, flags, strict=True):
+                if flag < 0:
+                    raise _wrong_type(writes[i].user_id)
                 done[i] = flag == 1
         return done
 
@@ -111,7 +123,26 @@ class RedisStore:
 
     def close(self) -> None:
         """Close the pool."""
-        self._redis.close()
+        with self._lock:
+            if self._client is not None:
+                self._client.close()
+
+    @property
+    def _redis(self) -> Any:
+        """The client; a cluster's asks the servers for their slots as soon as it is made."""
+        with self._lock:
+            if self._client is None:
+                self._client = _connect(self._url, self._timeout_s)
+            return self._client
+
+    def _get(self, user_id: str) -> bytes | None:
+        try:
+            value: bytes | None = self._redis.get(record_key(user_id))
+        except redis.ResponseError as exc:
+            if str(exc).startswith("WRONGTYPE"):
+                raise _wrong_type(user_id) from exc
+            raise
+        return value
 
 
 def record_key(user_id: str) -> str:
@@ -127,9 +158,44 @@ def _by_shard(user_ids: Sequence[str]) -> Iterator[list[int]]:
     yield from shards.values()
 
 
+def _connect(url: str, timeout_s: float) -> Any:
+    options: dict[str, Any] = {
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
+        # One retry of a broken connection: pooled ones die when Redis restarts. It is safe because reads are reads and
+        # the only write is a compare-and-set, which reports a conflict where its first try had been applied.
+        "retry": Retry(NoBackoff(), 1, (redis.ConnectionError,)),
+        "health_check_interval": 30,
+        "protocol": 3,
+    }
+    if not is_cluster(url):
+        return redis.Redis.from_url(url, **options)
+    parts = urlsplit(url.replace("+cluster", "", 1))
+    account, _, places = parts.netloc.rpartition("@")
+    first, *others = places.split(",")
+    # A few nodes may be named, in case one of them is away when we start.
+    named = (one.rpartition(":") for one in others)
+    nodes = [ClusterNode(host, int(port)) for host, _, port in named]  # type: ignore[no-untyped-call]
+    one = urlunsplit(parts._replace(netloc=f"{account}@{first}" if account else first))
+    return redis.RedisCluster.from_url(one, startup_nodes=nodes, **options)
+
+
+def is_cluster(url: str) -> bool:
+    """Whether a URL names a Redis Cluster."""
+    return url.partition("://")[0] in {"redis+cluster", "rediss+cluster"}
+
+
+def _wrong_type(user_id: str) -> DamagedRecord:
+    return DamagedRecord(user_id, f"the Redis key {record_key(user_id)!r} does not hold a string")
+
+
 @contextmanager
 def _translated() -> Iterator[None]:
     try:
         yield
     except _TRANSIENT as exc:
         raise StoreUnavailable(f"Redis: {type(exc).__name__}: {exc}") from exc
+    except redis.ResponseError as exc:
+        if _TRANSIENT_CODES.search(str(exc)):
+            raise StoreUnavailable(f"Redis: {exc}") from exc
+        raise

@@ -261,10 +261,10 @@ def test_learners_killed_mid_stream_end_in_the_posteriors_of_an_undisturbed_run(
     client = redis.Redis.from_url(rough.redis_url)
     for _ in range(4):
         learner = rough.start("learn", FRESHET_MAX_BATCH="20", FRESHET_KAFKA_SESSION_TIMEOUT_MS="2000")
-        writes = int(client.info("commandstats")["cmdstat_evalsha"]["calls"])
+        writes = int(client.info("commandstats")["cmdstat_eval"]["calls"])
         # Kill it a few dozen compare-and-set scripts into its work, wherever that is.
         eventually(
-            lambda writes=writes: int(client.info("commandstats")["cmdstat_evalsha"]["calls"]) > writes + 60,
+            lambda writes=writes: int(client.info("commandstats")["cmdstat_eval"]["calls"]) > writes + 60,
             60,
             "the learner is at work",
         )

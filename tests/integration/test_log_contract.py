@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from kafka import KafkaAdminClient
+from kafka import KafkaAdminClient, KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka.admin import NewTopic
 
 from learner.log import Entry, EventLog, LogUnavailable, Message, Reader, open_log, open_reader
@@ -185,3 +185,76 @@ def test_a_kafka_that_is_away_is_unavailable() -> None:
 def test_an_unknown_log_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="expected kafka://"):
         open_log(url)
+
+
+def test_a_reader_that_idles_takes_nothing_and_afterwards_misses_nothing(logs: Logs, topic: str) -> None:
+    log, reader = logs.log(), logs.reader(topic)
+    log.append([Entry(topic, b"k", b"1")])
+    read(reader, 1)
+    log.append([Entry(topic, b"k", b"2")])
+    for _ in range(3):
+        reader.idle(100)
+    assert [message.value for message in read(reader, 1)] == [b"2"]
+
+
+def test_a_reader_that_idles_keeps_its_place_in_the_group(kafka_server: KafkaServer) -> None:
+    topic = f"t-{uuid.uuid4().hex}"
+    make_topic(kafka_server, topic, partitions=2)
+    options = {"session_timeout_ms": 2_000, "heartbeat_interval_ms": 300, "max_poll_interval_ms": 3_000}
+    log, reader = open_log(kafka_server.url), open_reader(kafka_server.url, [topic], "idle", **options)
+    log.append([Entry(topic, b"k", b"1")])
+    messages = read(reader, 1)
+    for _ in range(20):
+        reader.idle(200)
+    assert reader.commit(messages)
+    log.close()
+    reader.close()
+
+
+def test_headers_come_back_with_the_message(logs: Logs, topic: str) -> None:
+    logs.log().append([Entry(topic, b"k", b"1", [("reason", b"not_json")])])
+    (message,) = read(logs.reader(topic), 1)
+    assert list(message.headers) == [("reason", b"not_json")]
+
+
+def test_a_topic_made_again_under_a_running_reader_is_read_from_its_beginning(kafka_server: KafkaServer) -> None:
+    topic = f"t-{uuid.uuid4().hex}"
+    admin = KafkaAdminClient(bootstrap_servers=kafka_server.bootstrap)
+    make_topic(kafka_server, topic)
+    log = open_log(kafka_server.url)
+    log.append([Entry(topic, b"k", b"old")] * 20)
+    reader = open_reader(kafka_server.url, [topic], "stays", metadata_max_age_ms=2_000)
+    old = read(reader, 20)
+    admin.delete_topics([topic])
+    eventually(lambda: topic not in admin.list_topics(), 20, "the topic is gone")
+    make_topic(kafka_server, topic)
+    writer = open_log(kafka_server.url)
+    writer.append([Entry(topic, b"k", str(i).encode()) for i in range(5)])
+    new = read(reader, 5)
+    assert [message.value for message in new] == [b"0", b"1", b"2", b"3", b"4"]
+    assert {message.position.partition.topic_id for message in new}.isdisjoint(
+        message.position.partition.topic_id for message in old
+    )
+    # What was read of the old topic must not move the group's place in the new one.
+    assert not reader.commit(old)
+    reader.close()
+    again = open_reader(kafka_server.url, [topic], "stays")
+    assert [message.value for message in read(again, 5)] == [b"0", b"1", b"2", b"3", b"4"]
+    for end in (again, log, writer):
+        end.close()
+    admin.close()
+
+
+def test_a_place_committed_in_a_deleted_topic_does_not_count_in_the_new_one(kafka_server: KafkaServer) -> None:
+    topic = f"t-{uuid.uuid4().hex}"
+    make_topic(kafka_server, topic)
+    log = open_log(kafka_server.url)
+    log.append([Entry(topic, b"k", str(i).encode()) for i in range(5)])
+    consumer = KafkaConsumer(bootstrap_servers=kafka_server.bootstrap, group_id="late", enable_auto_commit=False)
+    # As a learner would have left it that committed by the topic's name just after it was made again.
+    consumer.commit({TopicPartition(topic, 0): OffsetAndMetadata(3, "00" * 16, -1)})
+    consumer.close()
+    reader = open_reader(kafka_server.url, [topic], "late")
+    assert [message.value for message in read(reader, 5)] == [b"0", b"1", b"2", b"3", b"4"]
+    reader.close()
+    log.close()

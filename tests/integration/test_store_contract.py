@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from learner.record import DamagedRecord
 from learner.store import Store, StoreUnavailable, Write, open_store
 from learner.store.redis import record_key
 from tests.servers import RedisServer, eventually
@@ -168,7 +169,9 @@ def test_a_key_of_another_kind_is_not_overwritten(redis_server: RedisServer, use
     client = redis.Redis.from_url(redis_server.url())
     client.rpush(record_key(user), "a list")
     store = open_store(redis_server.url(), 60)
-    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+    with pytest.raises(DamagedRecord, match=user):
+        store.load([user])
+    with pytest.raises(DamagedRecord, match=user):
         store.commit([Write(user, None, value(1))])
     assert client.type(record_key(user)) == b"list"
     client.close()

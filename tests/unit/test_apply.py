@@ -239,7 +239,7 @@ def test_a_record_with_nothing_pending_is_little_larger_than_its_numbers() -> No
 
 def test_an_erased_user_is_unknown_and_a_replay_brings_nothing_back() -> None:
     events: list[Event] = [shown("r", 0), clicked("r", "a", 5)]
-    blank = erased(run(ADF, events), ADF)
+    blank = erased(run(ADF, events), ADF, 0)
     (after,), report = apply(ADF, [blank], [[(e, Position(LOG, i)) for i, e in enumerate(events)]])
     assert report.changed == [False]
     assert after.n_events == 0

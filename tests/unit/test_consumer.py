@@ -14,7 +14,7 @@ from learner.consumer import Learner, Progress
 from learner.events import Reason
 from learner.log import Entry, EventLog, LogUnavailable, open_log, open_reader
 from learner.model import load_model
-from learner.record import Record, RecordError, decode_record, encode_record
+from learner.record import ForeignRecord, Record, decode_record, encode_record, fresh_record
 from learner.store import Store, StoreUnavailable, Write, open_store
 
 MODEL = load_model('name = "t"\n[prior]\nvariance = 0.5\n[features]\nx = { kind = "numeric" }\n')
@@ -181,10 +181,22 @@ def test_told_to_stop_while_the_store_is_away_it_leaves_the_events_to_the_next(r
     assert rig.learner().turn().messages == 1
 
 
-def test_a_damaged_record_stops_the_learner_with_the_user_named_and_nothing_committed(rig: Rig) -> None:
-    rig.store.commit([Write("ann", None, b"FRSH" + b"\0" * 60)])
+def test_a_damaged_record_stays_as_it_is_and_only_its_own_events_are_dead_lettered(rig: Rig) -> None:
+    damaged = b"FRSH" + b"\0" * 60
+    rig.store.commit([Write("ann", None, damaged)])
+    rig.send(shown("ann"), shown("bob"), clicked("ann"))
+    progress = rig.learner().turn()
+    assert progress.bad == Counter({Reason.DAMAGED_RECORD: 2})
+    assert rig.letters() == [json.dumps(event).encode() for event in (shown("ann"), clicked("ann"))]
+    assert rig.store.load(["ann"]) == [damaged]
+    assert rig.record("bob").n_events == 1
+
+
+def test_a_record_of_another_model_stops_the_learner_with_the_user_named_and_nothing_committed(rig: Rig) -> None:
+    other = load_model('name = "o"\n[features]\ny = { kind = "numeric" }\n')
+    rig.store.commit([Write("ann", None, encode_record(fresh_record(other), other))])
     rig.send(shown("ann"), shown("bob"))
-    with pytest.raises(RecordError, match="ann"):
+    with pytest.raises(ForeignRecord, match="ann"):
         rig.learner().run()
     assert rig.store.load(["bob"]) == [None]
     assert rig.learner().reader.lag() == 2

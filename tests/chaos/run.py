@@ -1,0 +1,433 @@
+"""Freshet under fire: real Kafka, real Redis, several learners, and faults from a seeded schedule.
+
+    python -m tests.chaos.run --events 200000 --faults 200 --seed 1
+
+Afterwards every user's record must be what the pure core makes of the log alone, and the dead letters exactly the bad
+records. Prints a table; the exit status is 1 if anything was lost or doubled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import redis
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.admin import NewPartitions, NewTopic
+from kafka.errors import KafkaError
+from tqdm import tqdm
+
+from learner.record import Partition, Position, decode_record
+from tests.chaos.proxy import Proxy
+from tests.chaos.stream import MODEL, MODEL_OF_RUN, Logged, differences, events, expect
+from tests.servers import KafkaServer, RedisServer, eventually, free_port
+
+TOPICS = ("impressions", "clicks")
+GROUP = "chaos"
+SESSION_S = 2.0
+SETTLE_S = 180
+COUNTED = re.compile(r'freshet_learner_total\{kind="(\w+)"\} (\S+)')
+
+
+@dataclass
+class Report:
+    """What a run came to."""
+
+    faults: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
+    log: int = 0
+    users: int = 0
+    ordered: int = 0
+    bad: int = 0
+    letters: int = 0
+    wrong: dict[str, list[str]] = field(default_factory=dict)
+
+    def table(self) -> str:
+        rows = [
+            *((f"fault: {kind}", count) for kind, count in sorted(self.faults.items())),
+            ("faults", self.faults.total()),
+            ("records in the log", self.log),
+            ("users", self.users),
+            ("  whose order the log determines (compared to the last bit)", self.ordered),
+            ("bad records", self.bad),
+            ("dead letters (one may be written twice; see docs/guarantees.md)", self.letters),
+            *((f"learners at least: {kind}", count) for kind, count in sorted(self.counts.items())),
+            ("lost", sum(len(self.wrong.get(kind, [])) for kind in ("missing", "lost", "letters missing"))),
+            ("doubled or otherwise wrong", sum(map(len, self.wrong.values())) - sum(
+                len(self.wrong.get(kind, [])) for kind in ("missing", "lost", "letters missing"))),
+        ]  # fmt: skip
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {count:>8,}" for name, count in rows)
+
+
+class Learners:
+    """Learner processes, and what they have counted so far."""
+
+    def __init__(self, folder: Path, environ: dict[str, str]) -> None:
+        self._folder = folder
+        self._environ = environ
+        self.alive: dict[int, subprocess.Popen[bytes]] = {}
+        self.restarted = 0
+        self._counts: dict[int, Counter[str]] = {}
+
+    def start(self) -> None:
+        port = free_port()
+        with (self._folder / f"learner-{port}.log").open("ab") as output:
+            self.alive[port] = subprocess.Popen(
+                [sys.executable, "-m", "service.cli", "learn"],
+                env={**self._environ, "FRESHET_LEARNER_PORT": str(port)}, stdout=output, stderr=output,
+            )  # fmt: skip
+
+    def count(self) -> Counter[str]:
+        """All they counted, as of the last time each could be asked; so at least this much."""
+        for port, process in list(self.alive.items()):
+            if process.poll() is not None:
+                # By contract a learner that cannot write a dead letter stops; what supervises it starts another.
+                end = self.tail(port)
+                if process.returncode != 1 or '"error": "Kafka:' not in end.splitlines()[-1]:
+                    raise AssertionError(f"a learner ended with {process.returncode}: {end}")
+                del self.alive[port]
+                self.restarted += 1
+                self.start()
+                continue
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=0.5) as answer:
+                    found = COUNTED.findall(answer.read().decode())
+            except (OSError, urllib.error.URLError):
+                continue
+            self._counts[port] = Counter({kind: int(float(value)) for kind, value in found})
+        return sum(self._counts.values(), Counter())
+
+    def tail(self, port: int) -> str:
+        return (self._folder / f"learner-{port}.log").read_text()[-2000:]
+
+    def kill(self, port: int) -> None:
+        process = self.alive.pop(port)
+        process.kill()
+        process.wait()
+
+    def leave(self, port: int) -> None:
+        process = self.alive.pop(port)
+        process.terminate()
+        status = process.wait(30)
+        assert status == 0, f"after SIGTERM a learner ended with {status}: {self.tail(port)}"
+
+
+class Chaos:
+    """One run."""
+
+    def __init__(self, folder: Path, seed: int, learners: int) -> None:
+        self.rng = random.Random(seed)
+        self.report = Report()
+        self.kafka = KafkaServer(_made(folder / "kafka"))
+        self.redis = Redis(_made(folder / "redis"))
+        self.kafka.start()
+        self.redis.start()
+        self.proxy = Proxy(self.redis.port)
+        self.admin: Any = KafkaAdminClient(bootstrap_servers=self.kafka.bootstrap)
+        self.producer: Any = KafkaProducer(bootstrap_servers=self.kafka.bootstrap, acks="all", linger_ms=5)
+        (folder / "model.toml").write_text(MODEL)
+        self.learners = Learners(
+            folder,
+            {
+                **{name: value for name, value in os.environ.items() if not name.startswith("FRESHET_")},
+                "FRESHET_STORE": f"redis://127.0.0.1:{self.proxy.port}/0",
+                "FRESHET_LOG": self.kafka.url,
+                "FRESHET_MODEL": str(folder / "model.toml"),
+                "FRESHET_GROUP": GROUP,
+                "FRESHET_MAX_BATCH": "50",
+                "FRESHET_STORE_TIMEOUT_S": "0.5",
+                "FRESHET_KAFKA_SESSION_TIMEOUT_MS": str(int(SESSION_S * 1000)),
+            },
+        )
+        self.usual = learners
+        self.partitions = dict.fromkeys(TOPICS, 4)
+        self.epoch = 0
+        self.log: list[Logged] = []
+        self.stopped: dict[int, float] = {}
+        self._make_topics(TOPICS)
+        for _ in range(learners):
+            self.learners.start()
+
+    def kinds(self) -> dict[str, tuple[Callable[[], None], int]]:
+        """The faults, each with how often it is chosen."""
+        return {
+            "learner killed (SIGKILL)": (self.kill_learner, 20),
+            "learner a zombie past its session (SIGSTOP, SIGCONT)": (self.stop_learner, 12),
+            "learner joins": (self.join, 8),
+            "learner leaves (SIGTERM)": (self.leave, 8),
+            "Redis killed and restarted": (self.kill_redis, 10),
+            "Redis paused past the timeout (CLIENT PAUSE)": (self.pause_redis, 12),
+            "Redis asleep past the timeout (DEBUG SLEEP)": (self.sleep_redis, 8),
+            "answers of Redis lost with their connections": (self.cut, 20),
+            "Kafka killed and restarted": (self.kill_kafka, 5),
+            "topic deleted and made again": (self.remake_topic, 3),
+            "partition added": (self.add_partition, 2),
+        }
+
+    def run(self, n_events: int, n_faults: int) -> Report:
+        kinds = self.kinds()
+        # Each kind at least once where there is room, in an order of chance.
+        names = list(kinds)[:n_faults]
+        names += self.rng.choices(list(kinds), [weight for _, weight in kinds.values()], k=n_faults - len(names))
+        self.rng.shuffle(names)
+        stream = events(self.rng, users=max(50, n_events // 40))
+        share = n_events // (n_faults + 1)
+        for name in tqdm(names, desc="faults", file=sys.stderr, disable=not sys.stderr.isatty()):
+            self._send(list(islice(stream, share)))
+            self._wake()
+            self.learners.count()
+            self.report.faults[name] += 1
+            kinds[name][0]()
+            while len(self.learners.alive) < self.usual:
+                self.learners.start()
+        self._send(list(islice(stream, n_events - share * n_faults)))
+        self._settle()
+        self._record()
+        self.report.counts = self.learners.count()
+        self.report.counts["stopped without a dead letter, and restarted"] = self.learners.restarted
+        for port in list(self.learners.alive):
+            self.learners.leave(port)
+        self._judge()
+        return self.report
+
+    def close(self) -> None:
+        for port in list(self.learners.alive):
+            self.learners.kill(port)
+        try:
+            self.producer.close(timeout=5)
+        except KafkaError as exc:
+            print(f"the producer: {exc}", file=sys.stderr)
+        self.admin.close()
+        self.proxy.close()
+        self.redis.stop(signal.SIGKILL)
+        self.kafka.stop()
+
+    def kill_learner(self) -> None:
+        self.learners.kill(self._any())
+
+    def stop_learner(self) -> None:
+        port = self._any()
+        os.kill(self.learners.alive[port].pid, signal.SIGSTOP)
+        self.stopped[port] = time.monotonic() + SESSION_S * 1.5
+
+    def join(self) -> None:
+        if len(self.learners.alive) < self.usual + 2:
+            self.learners.start()
+        else:
+            self.kill_learner()
+
+    def leave(self) -> None:
+        self.learners.leave(self._any())
+
+    def kill_redis(self) -> None:
+        self.redis.stop(signal.SIGKILL)
+        time.sleep(self.rng.random())
+        self.redis.start()
+
+    def pause_redis(self) -> None:
+        self._redis_command("CLIENT", "PAUSE", "1000", "ALL")
+
+    def sleep_redis(self) -> None:
+        self._redis_command("DEBUG", "SLEEP", "1")
+
+    def cut(self) -> None:
+        self.proxy.cut(self.rng.randrange(1, 10))
+
+    def kill_kafka(self) -> None:
+        self.kafka.stop(signal.SIGKILL)
+        self.kafka.start()
+
+    def remake_topic(self) -> None:
+        self._settle()
+        self._record()
+        topic = self.rng.choice(TOPICS)
+        self.admin.delete_topics([topic])
+        eventually(lambda: topic not in self.admin.list_topics(), 30, "the topic is gone")
+        self.partitions[topic] = 4
+        eventually(lambda: self._made_again(topic), 30, "the topic is there again")
+
+    def add_partition(self) -> None:
+        self._settle()
+        topic = self.rng.choice(TOPICS)
+        self.partitions[topic] += 1
+        self.admin.create_partitions({topic: NewPartitions(self.partitions[topic])})
+
+    def _any(self) -> int:
+        return self.rng.choice([port for port in self.learners.alive if port not in self.stopped])
+
+    def _make_topics(self, names: tuple[str, ...]) -> None:
+        self.admin.create_topics([NewTopic(name, self.partitions[name], 1) for name in names])
+
+    def _made_again(self, topic: str) -> bool:
+        try:
+            self._make_topics((topic,))
+        except KafkaError:
+            return topic in self.admin.list_topics()
+        return True
+
+    def _redis_command(self, *words: str) -> None:
+        client = redis.Redis(port=self.redis.port, socket_timeout=5)
+        client.execute_command(*words)
+        client.close()
+
+    def _send(self, chosen: list[Any]) -> None:
+        for one in chosen:
+            while True:
+                try:
+                    self.producer.send(TOPICS[one.topic], key=one.key, value=one.value)
+                except KafkaError:
+                    # The log is what was sent; an event that is sent twice is one of the faults.
+                    continue
+                break
+        try:
+            self.producer.flush(timeout=30)
+        except KafkaError:
+            return
+
+    def _wake(self) -> None:
+        """Let zombies go on whose time has come; there is always another learner meanwhile."""
+        self.stopped = {port: due for port, due in self.stopped.items() if port in self.learners.alive}
+        while len(self.stopped) >= len(self.learners.alive) - 1 or any(
+            t < time.monotonic() for t in self.stopped.values()
+        ):
+            for port, due in list(self.stopped.items()):
+                if due < time.monotonic():
+                    os.kill(self.learners.alive[port].pid, signal.SIGCONT)
+                    del self.stopped[port]
+            time.sleep(0.05)
+
+    def _settle(self) -> None:
+        """Wait until all that was sent is learnt and committed."""
+        while self.stopped:
+            self._wake()
+            time.sleep(0.05)
+        self.producer.flush(timeout=30)
+        reader: Any = KafkaConsumer(bootstrap_servers=self.kafka.bootstrap, group_id=GROUP, enable_auto_commit=False)
+
+        def through() -> bool:
+            self.learners.count()
+            try:
+                ends = reader.end_offsets(list(self._places()))
+                return all((reader.committed(place) or 0) >= end for place, end in ends.items())
+            except KafkaError:
+                return False
+
+        eventually(through, SETTLE_S, "all that was sent is learnt")
+        reader.close()
+        self.epoch += 1
+
+    def _places(self) -> list[TopicPartition]:
+        return [TopicPartition(topic, number) for topic in TOPICS for number in range(self.partitions[topic])]
+
+    def _record(self) -> None:
+        """Copy what the log holds and was not copied before: a deleted topic takes its records with it."""
+        ids = {one["name"]: one["topic_id"] for one in self.admin.describe_topics(list(TOPICS))}
+        reader: Any = KafkaConsumer(bootstrap_servers=self.kafka.bootstrap, group_id=None, max_poll_records=5_000)
+        places = self._places()
+        reader.assign(places)
+        known = {(one.topic, one.position) for one in self.log}
+        ends = reader.end_offsets(places)
+        reader.seek_to_beginning(*places)
+        while any(reader.position(place) < end for place, end in ends.items()):
+            for place, found in reader.poll(500).items():
+                partition = Partition(uuid.UUID(str(ids[place.topic])).bytes, place.partition)
+                self.log += [
+                    Logged(self.epoch, place.topic, position, one.value or b"")
+                    for one in found
+                    if (place.topic, position := Position(partition, one.offset)) not in known
+                ]
+        reader.close()
+
+    def _judge(self) -> None:
+        expected = expect(self.log)
+        client = redis.Redis(port=self.redis.port)
+        found = {}
+        for key in client.scan_iter("freshet:*", count=1000):
+            user = key.decode().partition(":user:")[2]
+            found[user] = decode_record(client.get(key), MODEL_OF_RUN, user)
+        client.close()
+        letters = self._letters()
+        report = self.report
+        report.log, report.users, report.ordered = len(self.log), len(expected.records), len(expected.ordered)
+        report.bad, report.letters = len(expected.bad), len(letters)
+        report.wrong = differences(expected, found)
+        if missing := expected.bad - set(letters):
+            report.wrong["letters missing"] = [str(one) for one in missing]
+        if more := set(letters) - expected.bad:
+            report.wrong["letters of good records"] = [str(one) for one in more]
+
+    def _letters(self) -> list[tuple[str, Position]]:
+        names = [f"{topic}.dlq" for topic in TOPICS if f"{topic}.dlq" in self.admin.list_topics()]
+        reader: Any = KafkaConsumer(bootstrap_servers=self.kafka.bootstrap, group_id=None)
+        places = [TopicPartition(name, n) for name in names for n in reader.partitions_for_topic(name) or ()]
+        reader.assign(places)
+        ends = reader.end_offsets(places)
+        reader.seek_to_beginning(*places)
+        letters = []
+        while any(reader.position(place) < end for place, end in ends.items()):
+            for records in reader.poll(500).values():
+                for record in records:
+                    said = {name: value.decode() for name, value in record.headers}
+                    partition = Partition(bytes.fromhex(said["topic_id"]), int(said["partition"]))
+                    letters.append((said["topic"], Position(partition, int(said["offset"]))))
+        reader.close()
+        return letters
+
+
+class Redis(RedisServer):
+    """With every write on disk before it is answered, and the command that sends it to sleep."""
+
+    def command(self) -> list[str]:
+        return [*super().command(), "--appendfsync", "always", "--enable-debug-command", "local"]
+
+
+def chaos(folder: Path, n_events: int, n_faults: int, seed: int, learners: int = 3) -> Report:
+    """Run it and judge."""
+    one = Chaos(folder, seed, learners)
+    try:
+        return one.run(n_events, n_faults)
+    finally:
+        one.close()
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--events", type=int, default=200_000, help="about how many to send (default: %(default)s)")
+    parser.add_argument("--faults", type=int, default=200, help="how many to inject (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of the events and the schedule (default: %(default)s)")
+    parser.add_argument("--learners", type=int, default=3, help="in the group, usually (default: %(default)s)")
+    parser.add_argument("--keep", type=Path, help="an empty folder for the servers' and learners' logs")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = arguments.keep or Path(scratch)
+        report = chaos(folder, arguments.events, arguments.faults, arguments.seed, arguments.learners)
+    print(report.table())
+    for kind, which in report.wrong.items():
+        print(f"{kind}: {len(which)}, for example {which[:5]}")
+    return 1 if report.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

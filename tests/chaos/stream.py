@@ -1,0 +1,150 @@
+"""A stream of events with everything a producer may do to it, and what must come of it by the log alone."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+from learner.apply import apply
+from learner.events import BadEvent, Event, parse_event
+from learner.model import Model, load_model
+from learner.record import Partition, Position, Record, State, encode_record, fresh_record
+
+MODEL = """\
+name = "chaos"
+half_life = "30d"
+attribution_window = "60d"       # wide, so that every outcome is still in its record when the run ends
+max_open = 1000
+[prior]
+variance = 0.5
+intercept_mean = -1.0
+[features]
+price = { kind = "numeric" }
+genre = { kind = "category", values = ["drama", "comedy"] }
+"""
+START_MS = 1_700_000_000_000
+LATE_MS = 61 * 86_400_000
+KINDS = ("one", "one", "one", "two", "odd")
+
+
+class Sent(NamedTuple):
+    """An event as it is sent: which topic (0 impressions, 1 clicks), under which key."""
+
+    topic: int
+    key: bytes | None
+    value: bytes
+
+
+def events(rng: random.Random, users: int) -> Iterator[Sent]:
+    """Impressions and clicks, with repeats, clicks first, late clicks, bad records, wrong and missing keys; endless.
+
+    Of five users one (``two-…``) has the clicks in a topic of their own and one (``odd-…``) has wrong keys: there no
+    log says in which order all their events act. These have no click so late that it would age their other outcomes.
+    """
+    number = 0
+    while True:
+        number += 1
+        user = f"{rng.choice(KINDS)}-{rng.randrange(users // len(KINDS))}"
+        request, at = f"r{number}", START_MS + number * 100
+        items = [
+            {"item_id": item, "features": {"price": rng.gauss(0, 1), "genre": rng.choice(["drama", "comedy"])}}
+            for item in "ab"
+        ]
+        shown = {"type": "impression", "request_id": request, "user_id": user, "timestamp": at, "items": items}
+        clicked = {
+            "type": "click", "request_id": request, "user_id": user, "item_id": rng.choice("ab"),
+            "timestamp": at + rng.randrange(1, 90_000),
+        }  # fmt: skip
+        if user.startswith("one-") and rng.random() < 0.02:
+            clicked["timestamp"] = at + LATE_MS
+        burst = [shown]
+        if rng.random() < 0.5:
+            burst.append(clicked)
+        if rng.random() < 0.1:
+            burst.append(rng.choice(burst))
+        if rng.random() < 0.1:
+            burst.reverse()
+        for event in burst:
+            topic = 1 if event["type"] == "click" and user.startswith("two-") else 0
+            wrong = user.startswith("odd-") and rng.random() < 0.5
+            yield Sent(topic, rng.choice([None, b"another"]) if wrong else user.encode(), json.dumps(event).encode())
+        if rng.random() < 0.02:
+            bad = [b"{", b"", json.dumps({**shown, "timestamp": "now"}).encode(), json.dumps({"type": "view"}).encode()]
+            yield Sent(0, user.encode(), rng.choice(bad))
+
+
+class Logged(NamedTuple):
+    """A record of the log: `epoch` grows whenever all that was sent before has been learnt."""
+
+    epoch: int
+    topic: str
+    position: Position
+    value: bytes
+
+
+class Expected(NamedTuple):
+    """What the log alone says must come of it.
+
+    `records` by user; `ordered` are those users whose order the log determines; `bad` the places of bad records.
+    """
+
+    records: dict[str, Record]
+    ordered: set[str]
+    bad: set[tuple[str, Position]]
+
+
+def expect(log: Iterable[Logged]) -> Expected:
+    """Apply a log by the pure core, one event at a time, each partition in its order."""
+    model = load_model(MODEL)
+    records: dict[str, Record] = {}
+    places: dict[str, set[tuple[int, Partition]]] = {}
+    bad = set()
+    by_user: dict[str, list[tuple[Event, Position]]] = {}
+    for one in log:
+        try:
+            event = parse_event(one.value, model)
+        except BadEvent:
+            bad.add((one.topic, one.position))
+            continue
+        by_user.setdefault(event.user_id, []).append((event, one.position))
+        places.setdefault(event.user_id, set()).add((one.epoch, one.position.partition))
+    for user, mine in by_user.items():
+        record = fresh_record(model)
+        for one_event in mine:
+            ((record,), _) = apply(model, [record], [[one_event]])
+        records[user] = record
+    ordered = {user for user, used in places.items() if len({epoch for epoch, _ in used}) == len(used)}
+    return Expected(records, ordered, bad)
+
+
+def differences(expected: Expected, found: dict[str, Record]) -> dict[str, list[str]]:
+    """What is wrong, by kind: users who are missing, have lost events, or whose labels or beliefs differ."""
+    wrong: dict[str, list[str]] = {"missing": [], "unknown": [], "lost": [], "labels": [], "different": []}
+    wrong["missing"] = sorted(expected.records.keys() - found.keys())
+    wrong["unknown"] = sorted(found.keys() - expected.records.keys())
+    for user in expected.records.keys() & found.keys():
+        want, have = expected.records[user], found[user]
+        if dict(want.watermarks) != dict(have.watermarks):
+            wrong["lost"].append(user)
+        if labels(want) != labels(have):
+            wrong["labels"].append(user)
+        # To the last bit; a doubled event moves a belief too.
+        if user in expected.ordered and _bytes(want) != _bytes(have):
+            wrong["different"].append(user)
+    return {kind: users for kind, users in wrong.items() if users}
+
+
+def labels(record: Record) -> dict[int, bool]:
+    """The final label of every outcome: what is guaranteed where no log determines the order."""
+    clicked = (record.outcomes["state"] == State.CLICKED).tolist()
+    return dict(zip(record.outcomes["key"].tolist(), clicked, strict=True))
+
+
+def _bytes(record: Record) -> bytes:
+    return encode_record(replace(record, revision=0, watermarks={}), MODEL_OF_RUN)
+
+
+MODEL_OF_RUN: Model = load_model(MODEL)
