@@ -50,12 +50,12 @@ class BadEvent(ValueError):
         self.reason = reason
 
 
-class WireItem(msgspec.Struct, frozen=True):
-    """One shown item, as sent."""
+class WireItem(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One shown item, as sent; without an `offset` it has the fixed effect's."""
 
     item_id: Id
     features: dict[str, FeatureValue] = {}
-    offset: Offset = 0.0
+    offset: Offset | None = None
     weight: Weight = 1.0
 
 
@@ -138,7 +138,7 @@ def parse_event(raw: bytes, model: Model) -> Event:
         wire.timestamp,
         [outcome_key(wire.request_id, item.item_id) for item in wire.items],
         rows,
-        np.array([item.offset for item in wire.items], dtype=np.float32),
+        model.offsets([item.offset for item in wire.items], rows),
         np.array([item.weight for item in wire.items], dtype=np.float32),
     )
 

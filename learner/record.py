@@ -4,6 +4,7 @@ Little-endian, checksummed, no pickle::
 
     header      magic "FRSH", version u8, flags u8, d u16, revision u64, model fingerprint 8 bytes, updated_at i64,
                 settled_at i64, n_events u64, outcomes u32, clicks u32, partitions u32
+    population  fingerprint of the prior and fixed effect it was learnt under, 8 bytes; absent in version 1
     settled     mean d x f64, covariance: lower triangle by rows (or diagonal) f64
     posterior   the same again, if flag 2 is set
     outcomes    key u64, shown_at i64, settled_at i64, offset f32, weight f32, state u8, row d x f32
@@ -28,10 +29,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.model import Model
+from learner.population import rebase
 from learner.posterior import Array, Gaussian
 
 MAGIC = b"FRSH"
-VERSION = 1
+VERSION = 2
 NEVER = -1
 REVISION = slice(8, 16)
 """Where the revision stands in the bytes of a record, u64 little-endian."""
@@ -40,6 +42,7 @@ Structured: TypeAlias = NDArray[np.void]
 
 _HEADER = struct.Struct("<4sBBHQ8sqqQIII")
 _CHECKSUM = struct.Struct("<I")
+_POPULATION_SIZE = 8
 _DIAGONAL, _HAS_POSTERIOR = 1, 2
 _CLICK = np.dtype([("key", "<u8"), ("clicked_at", "<i8")])
 _WATERMARK = np.dtype([("topic_id", "V16"), ("number", "<i4"), ("offset", "<i8")])
@@ -174,6 +177,7 @@ def encode_record(record: Record, model: Model) -> bytes:
     body = b"".join(
         [
             header,
+            model.population_fingerprint,
             *(part for belief in beliefs for part in _pack(belief)),
             record.outcomes.tobytes(),
             record.clicks.tobytes(),
@@ -201,8 +205,8 @@ def decode_record(data: bytes, model: Model, user_id: str) -> Record:
     (_, version, flags, d, revision, fingerprint, updated_at, settled_at, n_events, n_outcomes, n_clicks, n_marks) = (
         _HEADER.unpack_from(body)
     )
-    if version != VERSION:
-        raise ForeignRecord(f"record of user {user_id!r}: format version {version}, this release reads {VERSION}")
+    if version not in {1, VERSION}:
+        raise ForeignRecord(f"record of user {user_id!r}: format version {version}, this release reads up to {VERSION}")
     if fingerprint != model.fingerprint:
         raise ForeignRecord(
             f"record of user {user_id!r}: written by a model with feature space {fingerprint.hex()} of {d} "
@@ -218,14 +222,15 @@ def decode_record(data: bytes, model: Model, user_id: str) -> Record:
         n_clicks * _CLICK.itemsize,
         n_marks * _WATERMARK.itemsize,
     ]
-    if _HEADER.size + sum(lengths) != len(body):
+    start = _HEADER.size + (_POPULATION_SIZE if version > 1 else 0)
+    if start + sum(lengths) != len(body):
         raise DamagedRecord(f"record of user {user_id!r}: {len(data)} bytes do not fit its own header")
-    at = np.cumsum([_HEADER.size, *lengths]).tolist()
+    at = np.cumsum([start, *lengths]).tolist()
     beliefs = [
         _unpack(row, d, diagonal) for row in np.frombuffer(body, "<f8", size * n_beliefs, at[0]).reshape(-1, size)
     ]
     marks = np.frombuffer(body, _WATERMARK, n_marks, at[3])
-    return Record(
+    record = Record(
         revision,
         updated_at,
         settled_at,
@@ -235,6 +240,37 @@ def decode_record(data: bytes, model: Model, user_id: str) -> Record:
         np.frombuffer(body, dtype, n_outcomes, at[1]),
         np.frombuffer(body, _CLICK, n_clicks, at[2]),
         {Partition(bytes(topic_id), int(number)): int(offset) for topic_id, number, offset in marks},
+    )
+    return _under_this_population(record, body[_HEADER.size : start], model, user_id)
+
+
+def _under_this_population(record: Record, fingerprint: bytes, model: Model, user_id: str) -> Record:
+    """The record as the same evidence gives it under the model's population."""
+    if fingerprint == model.population_fingerprint:
+        return record
+    if fingerprint:
+        old = model.earlier_populations.get(fingerprint)
+    else:
+        # Version 1 did not say; it was written before a prior could be replaced.
+        old = model.earlier[0] if model.earlier else model.population
+    if old is None:
+        raise ForeignRecord(
+            f"record of user {user_id!r}: learnt under prior {fingerprint.hex()}, which model {model.name!r} does not "
+            f"know; it has {model.population_fingerprint.hex()}. Expected a prior file that was fitted with "
+            "that prior in force, or that prior among [[prior.earlier]] of the model"
+        )
+    if old is model.population:
+        return record
+    outcomes = record.outcomes
+    shift = model.fixed_effect - old.fixed_effect
+    if shift.any() and len(outcomes):
+        outcomes = outcomes.copy()
+        outcomes["offset"] += (outcomes["row"] @ shift).astype(np.float32)
+    return replace(
+        record,
+        settled=rebase(record.settled, old, model.population),
+        posterior=None if record.posterior is None else rebase(record.posterior, old, model.population),
+        outcomes=outcomes,
     )
 
 

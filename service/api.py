@@ -14,11 +14,14 @@ Seed = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 
 class ScoreItem(msgspec.Struct, frozen=True):
-    """An item to score: its features as the model has them, and the log-odds of an upstream model."""
+    """An item to score: its features as the model has them, and the log-odds of an upstream model.
+
+    Without an `offset` it has the fixed effect's, which is 0 unless the prior was fitted with one.
+    """
 
     item_id: Id
     features: dict[str, FeatureValue] = {}
-    offset: Offset = 0.0
+    offset: Offset | None = None
 
 
 class ScoreRequest(msgspec.Struct, frozen=True):

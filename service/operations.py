@@ -40,8 +40,7 @@ class Operations:
         _, record = self._read(wanted.user_id)
         now = _now_ms()
         belief = belief_at(self._model, record, now)
-        # float32, as the record will keep it.
-        offset = np.array([item.offset for item in wanted.items], dtype=np.float32).astype(np.float64)
+        offset = self._model.offsets([item.offset for item in wanted.items], rows).astype(np.float64)
         generator = np.random.default_rng(secrets.randbits(63) if wanted.seed is None else wanted.seed)
         scores = score_items(belief, rows, offset, wanted.policy, self._settings.ucb_alpha, generator)
         request_id = wanted.request_id or uuid.uuid4().hex

@@ -23,7 +23,7 @@ from scipy.special import expit
 from tqdm import tqdm
 
 from examples.ranklens.dataset import DatasetMissing, Slate, Slates, load
-from examples.ranklens.metrics import auc, log_loss
+from learner.offline.metrics import auc, log_loss
 
 REPORT_EVERY = 500
 
