@@ -59,13 +59,30 @@ class WireItem(msgspec.Struct, frozen=True, omit_defaults=True):
     weight: Weight = 1.0
 
 
-class WireImpression(msgspec.Struct, frozen=True, tag_field="type", tag="impression"):
-    """A slate that was shown to a user, as sent."""
+class Ranked(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a slate was ranked: what replays it exactly, together with the log up to the user's `n_events`-th event.
+
+    `revision` is the stored record's; `prior` the fingerprint of the population; `at` the time (epoch ms) that the
+    belief was relaxed to; `seed` of the draw, for ``thompson``; `alpha` the optimism, for ``ucb``.
+    """
+
+    policy: str
+    revision: int
+    n_events: int
+    prior: str
+    at: int
+    seed: int | None = None
+    alpha: float | None = None
+
+
+class WireImpression(msgspec.Struct, frozen=True, tag_field="type", tag="impression", omit_defaults=True):
+    """A slate that was shown to a user, as sent; learning takes no notice of `ranked`."""
 
     request_id: Id
     user_id: Id
     timestamp: Timestamp
     items: Annotated[list[WireItem], msgspec.Meta(min_length=1)]
+    ranked: Ranked | None = None
 
 
 class WireClick(msgspec.Struct, frozen=True, tag_field="type", tag="click"):

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from learner.events import MAX_ITEMS, Id, Offset, Reason, WireItem
+from learner.events import MAX_ITEMS, Id, Offset, Ranked, Reason, WireItem
 from learner.features import FeatureValue
 from service.scoring import Policy
 
@@ -67,7 +67,7 @@ class ScoredItem(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ScoreResponse(msgspec.Struct, frozen=True):
-    """The items, best first, and the belief they were scored with."""
+    """The items, best first, the belief they were scored with, and how; log `ranked` with the impression."""
 
     request_id: str
     model: str
@@ -75,6 +75,7 @@ class ScoreResponse(msgspec.Struct, frozen=True):
     user_id: str
     user_known: bool
     posterior: Posterior
+    ranked: Ranked
     items: list[ScoredItem]
     took_ms: float
 

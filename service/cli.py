@@ -12,7 +12,8 @@ import msgspec
 
 from learner.model import Model, ModelError, load_model
 from learner.prior_file import decode_prior, with_prior
-from service import offline
+from service import demo, offline
+from service.client import Refused
 from service.settings import Settings, SettingsError, describe, read_settings
 
 EXIT_USAGE = 2
@@ -28,6 +29,7 @@ from these posteriors over HTTP.
   freshet check    print the model and the settings
   freshet fit      learn the prior, click delay and half-life from a log
   freshet evaluate what freshness would have gained on a log
+  freshet demo     simulated users whose tastes drift, and the regret of each policy
 """
 _EPILOG = """\
 Settings come from the environment: FRESHET_STORE=redis://host:6379/0, FRESHET_LOG=kafka://host:9092,
@@ -60,11 +62,13 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if arguments.command in _OFFLINE:
             return _OFFLINE[arguments.command](arguments, settings, model)
+        if arguments.command == "demo":
+            return demo.run_demo(arguments, settings.ucb_alpha, settings.api_key, model)
         # Only now: `check` and `--help` need no server, and answer sooner without.
         from service.processes import run
 
         return run(arguments.command, settings, model)
-    except (SettingsError, ModelError, ValueError) as exc:
+    except (SettingsError, ModelError, Refused, ValueError) as exc:
         print(f"freshet: {exc}", file=sys.stderr)
         return EXIT_USAGE
 
@@ -124,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="freshet", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"freshet {version('freshet')}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="up|learn|serve|check|fit|evaluate")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="up|learn|serve|check|fit|evaluate|demo")
     up = commands.add_parser(
         "up", help="learner and service in one process on one SQLite file",
         description="Learner and service in one process. One SQLite file is both the log and the store; no servers.",
@@ -145,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
         "check", help="print the model and the settings",
         description="Read the model and the settings as the other commands would, and print them with secrets hidden.",
     )  # fmt: skip
-    for command in (up, learn, serve, check, *offline.add_parsers(commands)):
+    for command in (up, learn, serve, check, *offline.add_parsers(commands), demo.add_parser(commands)):
         command.add_argument("--model", metavar="FILE", help="model.toml (default: FRESHET_MODEL, else a sample model)")
         command.add_argument(
             "--prior", metavar="FILE", help="from `freshet fit` (default: FRESHET_PRIOR, else the model's)"

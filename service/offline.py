@@ -43,7 +43,7 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "prior of a running system: users keep their evidence. A log that does not fit the model is refused.",
     )  # fmt: skip
     fit.add_argument("--out", required=True, metavar="FILE", help="the prior to write, for example prior.npz")
-    fit.add_argument("--until", type=float, default=1.0, metavar="SHARE", help="use this first share of slates only")
+    fit.add_argument("--until", type=float, default=1.0, metavar="SHARE", help="use this first share of outcomes only")
     fit.add_argument("--iterations", type=int, default=50, help="of EM, at most (default: %(default)s)")
     fit.add_argument("--half-life", action="store_true", help=f"fit it too; replays up to {_HALF_LIFE_USERS} users")
     evaluation = commands.add_parser(
@@ -53,7 +53,7 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )  # fmt: skip
     evaluation.add_argument(
         "--from", dest="start", type=float, default=0.5, metavar="SHARE",
-        help="score from behind this share of the slates; earlier ones are only learnt (default: %(default)s)",
+        help="score from behind this share of the outcomes; earlier ones are only learnt (default: %(default)s)",
     )  # fmt: skip
     evaluation.add_argument("--brief", action="store_true", help="leave out other attributions and approximations")
     evaluation.add_argument("--resamples", type=int, default=200, help="of the bootstrap (default: %(default)s)")

@@ -66,8 +66,8 @@ class Result(NamedTuple):
 
 
 def cut_at(users: Sequence[History], share: float) -> float:
-    """The time before which that share of all slates was shown, epoch ms."""
-    shown = [e.timestamp for h in users for i, e in enumerate(h.events) if len(h.labels[i])]
+    """The time before which that share of all outcomes was shown, epoch ms."""
+    shown = [at for h in users for e, y in zip(h.events, h.labels, strict=True) for at in [e.timestamp] * len(y)]
     return float(np.quantile(shown, share, method="higher")) if shown and share > 0 else -np.inf
 
 
