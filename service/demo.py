@@ -57,13 +57,20 @@ class Freshet(Protocol):
 
 @dataclass
 class Embedded:
-    """The learner's own `apply` and the service's own scoring, in memory and in simulated time."""
+    """The learner's own `apply` and the service's own scoring, in memory and in simulated time.
+
+    Attributes
+    ----------
+    log
+        All events so far, in the order they were made.
+    """
 
     model: Model
     generator: np.random.Generator
     alpha: float = 1.0
     now: int = _START_MS
     records: dict[str, Record] = field(default_factory=dict)
+    log: list[Event] = field(default_factory=list)
     _coming: list[tuple[int, int, Event]] = field(default_factory=list)
     _taken: int = 0
 
@@ -98,7 +105,8 @@ class Embedded:
         events: list[Event] = [shown]
         events += [Click(user, self.now + delay, keys[place]) for place, delay in click_delays_ms.items()]
         for event in events:
-            heapq.heappush(self._coming, (event.timestamp, len(self._coming) + self._taken, event))
+            heapq.heappush(self._coming, (event.timestamp, len(self.log), event))
+            self.log.append(event)
 
     def _record(self, user: str) -> Record:
         return self.records.get(user) or fresh_record(self.model)

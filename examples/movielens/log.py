@@ -26,7 +26,10 @@ TASTE_SIZE = 16
 LIKED = 4
 # Ratings by which a film's own share of likes is drawn to the overall one.
 _PSEUDO_RATINGS = 10.0
-_LARGEST_SLATE = 200
+# Larger groups in the first 80 %, which are of one moment each, are cut into so many.
+_CUT = 10
+# No page had more.
+_WHOLE = 200
 
 
 def describe_films(user: Index, film: Index, rating: Index) -> list[dict[str, object]]:
@@ -78,8 +81,11 @@ def main(argv: list[str] | None = None) -> int:
     split = round(len(at) * TRAINED_SHARE)
     features = describe_films(user[:split], film[:split], rating[:split])
     features += [{}] * (int(film.max()) + 1 - len(features))
-    # Some copies lack timestamps of old ratings; they stand before all others, and only their being early is used.
-    at = np.maximum(at, at[at > 0].min() - 1)
+    # Of old ratings some copies lack the time, and those of few stars only. So the first 80 % are taken to be of one
+    # moment, in random order: a sequential approximation would mind if all of a user's dislikes came first.
+    shuffled = np.random.default_rng(0).permutation(split)
+    user[:split], film[:split], rating[:split] = user[shuffled], film[shuffled], rating[shuffled]
+    at[:split] = at[split] - 1
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name, part in (("train", slice(0, split)), ("stream", slice(split, None))):
         with gzip.open(arguments.out / f"{name}.jsonl.gz", "wb", compresslevel=3) as out:
@@ -91,11 +97,11 @@ def _write(
     out: gzip.GzipFile, user: Index, film: Index, rating: Index, at: Index, features: list[dict[str, object]], name: str
 ) -> None:
     """Ratings of one user in one second are one slate, as they were one page."""
+    largest = _CUT if name == "train" else _WHOLE
     _, group = np.unique(np.stack([at, user]), axis=1, return_inverse=True)
     order = np.argsort(group, kind="stable")
     for rows in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
-        # Ratings without a time come in larger groups than any page, and than a record keeps open or waiting.
-        for first in range(0, len(rows), _LARGEST_SLATE):
+        for first in range(0, len(rows), largest):
             place = rows[first : first + 500]
             ids = {"request_id": f"{name}-{group[place[0]]}-{first}", "user_id": f"u{user[place[0]]}"}
             when = int(at[place[0]]) * 1000
