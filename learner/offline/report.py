@@ -16,7 +16,7 @@ _COLUMNS = ("auc", "user_auc", "log_loss", "ndcg@10", "mrr", "ece", "predicted/a
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2933; --line: #9aa5b1; --mark: #0b7285; --page: #fff }
 @media (prefers-color-scheme: dark) { :root { --ink: #e4e7eb; --line: #616e7c; --mark: #66d9e8; --page: #1f2933 } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); max-width: 62rem;
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); max-width: 72rem;
        margin: 2rem auto; padding: 0 1rem }
 div.scroll { overflow-x: auto } table { border-collapse: collapse; white-space: nowrap }
 th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top }

@@ -20,7 +20,7 @@ MODEL = load_model('name = "page"\nattribution_window = "10m"\n[features]\nx = {
 # Told through the title, since the page itself has no script.
 PROBE = """<script>
 const boxes = [...document.querySelectorAll("svg")].map(e => e.getBoundingClientRect());
-const outside = [...document.querySelectorAll("svg *")].filter(e => {
+const outside = [...document.querySelectorAll("svg text, svg circle, svg line, svg polyline")].filter(e => {
   const a = e.getBoundingClientRect(), b = e.closest("svg").getBoundingClientRect();
   return a.left < b.left - 1 || a.right > b.right + 1 || a.top < b.top - 1 || a.bottom > b.bottom + 1;
 }).length;
