@@ -102,7 +102,7 @@ def _write(
     order = np.argsort(group, kind="stable")
     for rows in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
         for first in range(0, len(rows), largest):
-            place = rows[first : first + 500]
+            place = rows[first : first + largest]
             ids = {"request_id": f"{name}-{group[place[0]]}-{first}", "user_id": f"u{user[place[0]]}"}
             when = int(at[place[0]]) * 1000
             items = [{"item_id": f"m{film[i]}", "features": features[film[i]]} for i in place]

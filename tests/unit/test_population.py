@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -137,6 +138,19 @@ def test_replacing_a_prior_twice_reads_records_of_both_earlier_ones() -> None:
         moved = decode_record(data, second, "u")
         expected = rebase(decode_record(data, model, "u").settled, model.population, second.population)
         np.testing.assert_array_equal(moved.settled.cov, expected.cov)
+
+
+def test_a_record_of_format_1_is_read_as_learnt_under_the_oldest_known_prior() -> None:
+    data = learn(FULL, [1, 2, 3])
+    header = data.index(FULL.population_fingerprint)
+    body = data[:4] + b"\x01" + data[5:header] + data[header + 8 : -4]
+    old = body + crc32(body).to_bytes(4, "little")
+    np.testing.assert_array_equal(
+        decode_record(old, FULL, "u").settled.mean, decode_record(data, FULL, "u").settled.mean
+    )
+    fitted = with_prior(FULL, a_prior(FULL, a_population(FULL)))
+    moved, expected = decode_record(old, fitted, "u"), decode_record(data, fitted, "u")
+    np.testing.assert_array_equal(moved.settled.mean, expected.settled.mean)
 
 
 def test_open_impressions_get_the_new_fixed_effect_as_their_offset() -> None:
