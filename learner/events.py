@@ -52,22 +52,39 @@ class BadEvent(ValueError):
         self.reason = reason
 
 
-class WireItem(msgspec.Struct, frozen=True):
-    """One shown item, as sent."""
+class WireItem(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One shown item, as sent; without an `offset` it has the fixed effect's."""
 
     item_id: Id
     features: dict[str, FeatureValue] = {}
-    offset: Offset = 0.0
+    offset: Offset | None = None
     weight: Weight = 1.0
 
 
-class WireImpression(msgspec.Struct, frozen=True, tag_field="type", tag="impression"):
-    """A slate that was shown to a user, as sent."""
+class Ranked(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a slate was ranked: what replays it exactly, together with the log up to the user's `n_events`-th event.
+
+    `revision` is the stored record's; `prior` the fingerprint of the population; `at` the time (epoch ms) that the
+    belief was relaxed to; `seed` of the draw, for ``thompson``; `alpha` the optimism, for ``ucb``.
+    """
+
+    policy: str
+    revision: int
+    n_events: int
+    prior: str
+    at: int
+    seed: int | None = None
+    alpha: float | None = None
+
+
+class WireImpression(msgspec.Struct, frozen=True, tag_field="type", tag="impression", omit_defaults=True):
+    """A slate that was shown to a user, as sent; learning takes no notice of `ranked`."""
 
     request_id: Id
     user_id: Id
     timestamp: Timestamp
     items: Annotated[list[WireItem], msgspec.Meta(min_length=1)]
+    ranked: Ranked | None = None
 
 
 class WireClick(msgspec.Struct, frozen=True, tag_field="type", tag="click"):
@@ -140,7 +157,7 @@ def parse_event(raw: bytes, model: Model) -> Event:
         wire.timestamp,
         [outcome_key(wire.request_id, item.item_id) for item in wire.items],
         rows,
-        np.array([item.offset for item in wire.items], dtype=np.float32),
+        model.offsets([item.offset for item in wire.items], rows),
         np.array([item.weight for item in wire.items], dtype=np.float32),
     )
 

@@ -7,13 +7,16 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
 from learner.features import Category, Feature, FeatureValue, Multi, Positive, Rows, coefficients, design_matrix
+from learner.population import Population
 from learner.posterior import Array, Gaussian, Method
 
 # An open impression counts as a "no" for good once this share of clicks would have come.
@@ -32,13 +35,23 @@ class ClickDelay(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sigma: Positive
 
 
-class Prior(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class EarlierPrior(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The population's belief: the same mean and variance for every coefficient, the intercept's apart if given."""
 
     mean: float = 0.0
     variance: Positive = 1.0
     intercept_mean: float | None = None
     intercept_variance: Positive | None = None
+
+
+class Prior(EarlierPrior, frozen=True, forbid_unknown_fields=True):
+    """The prior in force: these numbers, or the `file` that `freshet fit` wrote.
+
+    `earlier` are those that records may still have been written under, oldest first.
+    """
+
+    file: str | None = None
+    earlier: list[EarlierPrior] = []
 
 
 class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -83,6 +96,12 @@ class Model:
         The d names: ``intercept``, ``price``, ``genre=drama``, ``tags#3``, ``taste[0]``.
     fingerprint
         Eight bytes that tell feature spaces apart.
+    fixed_effect
+        b, shape (d,): an item without an offset of its own has the offset x'b.
+    earlier
+        Populations that records may have been written under before this one, oldest first.
+    prior_file
+        Where the specification says that the prior stands; its numbers are not in `prior` until they are read.
     """
 
     name: str
@@ -97,6 +116,24 @@ class Model:
     ignore_unknown: bool
     coefficients: tuple[str, ...]
     fingerprint: bytes
+    fixed_effect: Array
+    earlier: tuple[Population, ...] = ()
+    prior_file: str | None = None
+
+    @cached_property
+    def population(self) -> Population:
+        """The prior and the fixed effect it stands on."""
+        return Population(self.prior, self.fixed_effect)
+
+    @cached_property
+    def population_fingerprint(self) -> bytes:
+        """Eight bytes that tell populations apart."""
+        return self.population.fingerprint
+
+    @cached_property
+    def earlier_populations(self) -> Mapping[bytes, Population]:
+        """`earlier`, by fingerprint."""
+        return {one.fingerprint: one for one in self.earlier}
 
     @property
     def d(self) -> int:
@@ -128,6 +165,14 @@ class Model:
     def rows(self, items: Sequence[Mapping[str, FeatureValue]]) -> Rows:
         """The design matrix of a slate, shape (N, d); see `learner.features.design_matrix`."""
         return design_matrix(self.features, items, self.ignore_unknown)
+
+    def offsets(self, given: Sequence[float | None], rows: Rows) -> NDArray[np.float32]:
+        """The offsets of a slate, shape (N,): those given, and the fixed effect's where None was."""
+        if None in given:
+            fixed = (rows.astype(np.float64) @ self.fixed_effect).tolist()
+            given = [f if o is None else o for o, f in zip(given, fixed, strict=True)]
+        # As a record keeps them.
+        return np.array(given, dtype=np.float32)
 
 
 def load_model(text: str, source: str = "model.toml") -> Model:
@@ -177,15 +222,11 @@ def _build(file: ModelFile) -> Model:
         _check_feature(name, feature)
         names += coefficients(name, feature)
     d = len(names)
-    mean, variance = np.full(d, file.prior.mean), np.full(d, file.prior.variance)
-    if file.prior.intercept_mean is not None:
-        mean[0] = file.prior.intercept_mean
-    if file.prior.intercept_variance is not None:
-        variance[0] = file.prior.intercept_variance
+    diagonal = file.covariance == "diagonal"
     space = msgspec.json.encode([file.covariance, file.features, names])
     return Model(
         name=file.name,
-        prior=Gaussian(mean, np.diag(variance) if file.covariance == "full" else variance),
+        prior=_gaussian(file.prior, d, diagonal),
         method=file.method,
         half_life_ms=None if file.half_life is None else parse_duration_ms("half_life", file.half_life),
         discount=file.discount,
@@ -198,7 +239,19 @@ def _build(file: ModelFile) -> Model:
         ignore_unknown=file.unknown_features == "ignore",
         coefficients=tuple(names),
         fingerprint=hashlib.blake2b(space, digest_size=8).digest(),
+        fixed_effect=np.zeros(d),
+        earlier=tuple(Population(_gaussian(one, d, diagonal), np.zeros(d)) for one in file.prior.earlier),
+        prior_file=file.prior.file,
     )
+
+
+def _gaussian(prior: EarlierPrior, d: int, diagonal: bool) -> Gaussian:
+    mean, variance = np.full(d, prior.mean), np.full(d, prior.variance)
+    if prior.intercept_mean is not None:
+        mean[0] = prior.intercept_mean
+    if prior.intercept_variance is not None:
+        variance[0] = prior.intercept_variance
+    return Gaussian(mean, variance if diagonal else np.diag(variance))
 
 
 def _check_feature(name: str, feature: Feature) -> None:

@@ -3,7 +3,9 @@
 Little-endian, checksummed, no pickle::
 
     header      magic "FRSH", version u8, flags u8, d u16, revision u64, model fingerprint 8 bytes, updated_at i64,
-                settled_at i64, erased_at i64, n_events u64, outcomes u32, clicks u32, partitions u32
+                settled_at i64, n_events u64, outcomes u32, clicks u32, partitions u32
+    extension   fingerprint of the prior and fixed effect it was learnt under, 8 bytes, erased_at i64; absent in
+                version 1
     settled     mean d x f64, covariance: lower triangle by rows (or diagonal) f64
     posterior   the same again, if flag 2 is set
     outcomes    key u64, shown_at i64, settled_at i64, offset f32, weight f32, state u8, row d x f32
@@ -28,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.model import Model
+from learner.population import rebase
 from learner.posterior import Array, Gaussian
 
 MAGIC = b"FRSH"
@@ -38,8 +41,9 @@ REVISION = slice(8, 16)
 
 Structured: TypeAlias = NDArray[np.void]
 
-_HEADER = struct.Struct("<4sBBHQ8sqqqQIII")
+_HEADER = struct.Struct("<4sBBHQ8sqqQIII")
 _CHECKSUM = struct.Struct("<I")
+_EXTENSION = struct.Struct("<8sq")
 _DIAGONAL, _HAS_POSTERIOR = 1, 2
 _CLICK = np.dtype([("key", "<u8"), ("clicked_at", "<i8")])
 _WATERMARK = np.dtype([("topic_id", "V16"), ("number", "<i4"), ("offset", "<i8")])
@@ -177,13 +181,14 @@ def encode_record(record: Record, model: Model) -> bytes:
     flags = _DIAGONAL * record.settled.is_diagonal | _HAS_POSTERIOR * (record.posterior is not None)
     header = _HEADER.pack(
         MAGIC, VERSION, flags, model.d, record.revision, model.fingerprint, record.updated_at, record.settled_at,
-        record.erased_at, record.n_events, len(record.outcomes), len(record.clicks), len(record.watermarks),
+        record.n_events, len(record.outcomes), len(record.clicks), len(record.watermarks),
     )  # fmt: skip
     watermarks = np.array([(p.topic_id, p.number, offset) for p, offset in record.watermarks.items()], _WATERMARK)
     beliefs = [record.settled] if record.posterior is None else [record.settled, record.posterior]
     body = b"".join(
         [
             header,
+            _EXTENSION.pack(model.population_fingerprint, record.erased_at),
             *(part for belief in beliefs for part in _pack(belief)),
             record.outcomes.tobytes(),
             record.clicks.tobytes(),
@@ -208,13 +213,11 @@ def decode_record(data: bytes, model: Model, user_id: str) -> Record:
     body, checksum = data[: -_CHECKSUM.size], _CHECKSUM.unpack(data[-_CHECKSUM.size :])[0]
     if crc32(body) != checksum:
         raise DamagedRecord(user_id, f"checksum of its {len(data)} bytes does not match")
-    version = body[4]
-    if version != VERSION:
-        raise ForeignRecord(user_id, f"format version {version}, this release reads {VERSION}")
-    (
-        _, _, flags, d, revision, fingerprint, updated_at, settled_at, erased_at, n_events,
-        n_outcomes, n_clicks, n_marks,
-    ) = _HEADER.unpack_from(body)  # fmt: skip
+    (_, version, flags, d, revision, fingerprint, updated_at, settled_at, n_events, n_outcomes, n_clicks, n_marks) = (
+        _HEADER.unpack_from(body)
+    )
+    if version not in {1, VERSION}:
+        raise ForeignRecord(user_id, f"format version {version}, this release reads up to {VERSION}")
     if fingerprint != model.fingerprint:
         raise ForeignRecord(
             user_id,
@@ -231,14 +234,16 @@ def decode_record(data: bytes, model: Model, user_id: str) -> Record:
         n_clicks * _CLICK.itemsize,
         n_marks * _WATERMARK.itemsize,
     ]
-    if _HEADER.size + sum(lengths) != len(body):
+    start = _HEADER.size + (_EXTENSION.size if version > 1 else 0)
+    if start + sum(lengths) != len(body):
         raise DamagedRecord(user_id, f"{len(data)} bytes do not fit its own header")
-    at = np.cumsum([_HEADER.size, *lengths]).tolist()
+    population, erased_at = _EXTENSION.unpack_from(body, _HEADER.size) if version > 1 else (b"", NEVER)
+    at = np.cumsum([start, *lengths]).tolist()
     beliefs = [
         _unpack(row, d, diagonal) for row in np.frombuffer(body, "<f8", size * n_beliefs, at[0]).reshape(-1, size)
     ]
     marks = np.frombuffer(body, _WATERMARK, n_marks, at[3])
-    return Record(
+    record = Record(
         revision,
         updated_at,
         settled_at,
@@ -249,6 +254,38 @@ def decode_record(data: bytes, model: Model, user_id: str) -> Record:
         np.frombuffer(body, _CLICK, n_clicks, at[2]),
         {Partition(bytes(topic_id), int(number)): int(offset) for topic_id, number, offset in marks},
         erased_at,
+    )
+    return _under_this_population(record, population, model, user_id)
+
+
+def _under_this_population(record: Record, fingerprint: bytes, model: Model, user_id: str) -> Record:
+    """The record as the same evidence gives it under the model's population."""
+    if fingerprint == model.population_fingerprint:
+        return record
+    if fingerprint:
+        old = model.earlier_populations.get(fingerprint)
+    else:
+        # Version 1 did not say; it was written before a prior could be replaced.
+        old = model.earlier[0] if model.earlier else model.population
+    if old is None:
+        raise ForeignRecord(
+            user_id,
+            f"learnt under prior {fingerprint.hex()}, which model {model.name!r} does not "
+            f"know; it has {model.population_fingerprint.hex()}. Expected a prior file that was fitted with "
+            "that prior in force, or that prior among [[prior.earlier]] of the model"
+        )
+    if old is model.population:
+        return record
+    outcomes = record.outcomes
+    shift = model.fixed_effect - old.fixed_effect
+    if shift.any() and len(outcomes):
+        outcomes = outcomes.copy()
+        outcomes["offset"] += (outcomes["row"] @ shift).astype(np.float32)
+    return replace(
+        record,
+        settled=rebase(record.settled, old, model.population),
+        posterior=None if record.posterior is None else rebase(record.posterior, old, model.population),
+        outcomes=outcomes,
     )
 
 

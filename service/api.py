@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from learner.events import MAX_ITEMS, Id, Offset, Reason, WireItem
+from learner.events import MAX_ITEMS, Id, Offset, Ranked, Reason, WireItem
 from learner.features import FeatureValue
 from service.scoring import Policy
 
@@ -14,11 +14,14 @@ Seed = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 
 class ScoreItem(msgspec.Struct, frozen=True):
-    """An item to score: its features as the model has them, and the log-odds of an upstream model."""
+    """An item to score: its features as the model has them, and the log-odds of an upstream model.
+
+    Without an `offset` it has the fixed effect's, which is 0 unless the prior was fitted with one.
+    """
 
     item_id: Id
     features: dict[str, FeatureValue] = {}
-    offset: Offset = 0.0
+    offset: Offset | None = None
 
 
 class ScoreRequest(msgspec.Struct, frozen=True):
@@ -64,7 +67,7 @@ class ScoredItem(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ScoreResponse(msgspec.Struct, frozen=True):
-    """The items, best first, and the belief they were scored with."""
+    """The items, best first, the belief they were scored with, and how; log `ranked` with the impression."""
 
     request_id: str
     model: str
@@ -72,6 +75,7 @@ class ScoreResponse(msgspec.Struct, frozen=True):
     user_id: str
     user_known: bool
     posterior: Posterior
+    ranked: Ranked
     items: list[ScoredItem]
     took_ms: float
 

@@ -11,9 +11,13 @@ from pathlib import Path
 import msgspec
 
 from learner.model import Model, ModelError, load_model
+from learner.prior_file import decode_prior, with_prior
+from service import demo, offline
+from service.client import Refused
 from service.settings import Settings, SettingsError, describe, read_settings
 
 EXIT_USAGE = 2
+_OFFLINE = {"fit": offline.run_fit, "evaluate": offline.run_evaluate}
 
 _DESCRIPTION = """\
 Freshet keeps one small Bayesian click model per user, updates it with every impression and click, and serves scores
@@ -23,6 +27,9 @@ from these posteriors over HTTP.
   freshet learn    read impressions and clicks from Kafka, update users in Redis
   freshet serve    answer POST /score from Redis
   freshet check    print the model and the settings
+  freshet fit      learn the prior, click delay and half-life from a log
+  freshet evaluate what freshness would have gained on a log
+  freshet demo     simulated users whose tastes drift, and the regret of each policy
 """
 _EPILOG = """\
 Settings come from the environment: FRESHET_STORE=redis://host:6379/0, FRESHET_LOG=kafka://host:9092,
@@ -47,21 +54,42 @@ def main(argv: list[str] | None = None) -> int:
                 redis_password="",
                 port=settings.port if arguments.port is None else arguments.port,
             )
-        model = read_model(settings.model)
+        if arguments.prior:
+            settings = msgspec.structs.replace(settings, prior=arguments.prior)
+        model = read_model(settings.model, settings.prior)
         if arguments.command == "check":
             print(check_text(settings, model), end="")
             return 0
+        if arguments.command in _OFFLINE:
+            return _OFFLINE[arguments.command](arguments, settings, model)
+        if arguments.command == "demo":
+            return demo.run_demo(arguments, settings.ucb_alpha, settings.api_key, model)
         # Only now: `check` and `--help` need no server, and answer sooner without.
         from service.processes import run
 
         return run(arguments.command, settings, model)
-    except (SettingsError, ModelError, ValueError) as exc:
+    except (SettingsError, ModelError, Refused, ValueError) as exc:
         print(f"freshet: {exc}", file=sys.stderr)
         return EXIT_USAGE
 
 
-def read_model(path: str) -> Model:
-    """The model at a path, or the sample model if the path is empty."""
+def read_model(path: str, prior: str = "") -> Model:
+    """The model at a path, or the sample model if the path is empty; with the prior of a file, if there is one."""
+    model = _read_specification(path)
+    file = Path(prior) if prior else None
+    if file is None and model.prior_file is not None:
+        # Where a specification names a file, it stands beside it.
+        file = Path(path).parent / model.prior_file
+    if file is None:
+        return model
+    try:
+        data = file.read_bytes()
+    except OSError as exc:
+        raise ModelError(f"prior {str(file)!r}: cannot be read: {exc}") from exc
+    return with_prior(model, decode_prior(data, str(file)), str(file))
+
+
+def _read_specification(path: str) -> Model:
     if path:
         try:
             return load_model(Path(path).read_text(encoding="utf-8"), path)
@@ -86,7 +114,7 @@ def check_text(settings: Settings, model: Model) -> str:
     lines = [
         "settings",
         *(f"  {name}={value}" for name, value in describe(settings).items()),
-        f"model {model.name!r}, fingerprint {model.fingerprint.hex()}",
+        f"model {model.name!r}, fingerprint {model.fingerprint.hex()}, prior {model.population_fingerprint.hex()}",
         f"  method        {model.method}, {covariance} covariance, {model.d} coefficients",
         f"  forgetting    {forgets}",
         f"  attribution   window {model.window_ms / 60_000:g} min, click delay: {delay}",
@@ -100,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="freshet", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"freshet {version('freshet')}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="up|learn|serve|check")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="up|learn|serve|check|fit|evaluate|demo")
     up = commands.add_parser(
         "up", help="learner and service in one process on one SQLite file",
         description="Learner and service in one process. One SQLite file is both the log and the store; no servers.",
@@ -121,8 +149,11 @@ def _parser() -> argparse.ArgumentParser:
         "check", help="print the model and the settings",
         description="Read the model and the settings as the other commands would, and print them with secrets hidden.",
     )  # fmt: skip
-    for command in (up, learn, serve, check):
+    for command in (up, learn, serve, check, *offline.add_parsers(commands), demo.add_parser(commands)):
         command.add_argument("--model", metavar="FILE", help="model.toml (default: FRESHET_MODEL, else a sample model)")
+        command.add_argument(
+            "--prior", metavar="FILE", help="from `freshet fit` (default: FRESHET_PRIOR, else the model's)"
+        )
     return parser
 
 

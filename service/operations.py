@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from learner.apply import belief_at
-from learner.events import BadEvent, Click, WireImpression, parse_event
+from learner.events import BadEvent, Click, Ranked, WireImpression, parse_event
 from learner.features import Rows
 from learner.log import Entry, EventLog
 from learner.model import Model
@@ -40,13 +40,22 @@ class Operations:
         _, record = self._read(wanted.user_id)
         now = _now_ms()
         belief = belief_at(self._model, record, now)
-        # float32, as the record will keep it.
-        offset = np.array([item.offset for item in wanted.items], dtype=np.float32).astype(np.float64)
-        generator = np.random.default_rng(secrets.randbits(63) if wanted.seed is None else wanted.seed)
-        scores = score_items(belief, rows, offset, wanted.policy, self._settings.ucb_alpha, generator)
+        offset = self._model.offsets([item.offset for item in wanted.items], rows).astype(np.float64)
+        seed = secrets.randbits(63) if wanted.seed is None else wanted.seed
+        alpha = self._settings.ucb_alpha
+        scores = score_items(belief, rows, offset, wanted.policy, alpha, np.random.default_rng(seed))
+        ranked = Ranked(
+            wanted.policy,
+            record.revision,
+            record.n_events,
+            self._model.population_fingerprint.hex(),
+            now,
+            seed if wanted.policy == "thompson" else None,
+            alpha if wanted.policy == "ucb" else None,
+        )
         request_id = wanted.request_id or uuid.uuid4().hex
         if wanted.log_impression:
-            shown = WireImpression(request_id, wanted.user_id, now, api.impression_items(wanted.items))
+            shown = WireImpression(request_id, wanted.user_id, now, api.impression_items(wanted.items), ranked)
             self._log.append(
                 [Entry(self._settings.impressions_topic, wanted.user_id.encode(), msgspec.json.encode(shown))]
             )
@@ -57,6 +66,7 @@ class Operations:
             user_id=wanted.user_id,
             user_known=record.n_events > 0,
             posterior=_state(record, now),
+            ranked=ranked,
             items=_ranked(wanted, scores, self._model, belief, rows),
             took_ms=(time.perf_counter() - started) * 1000,
         )

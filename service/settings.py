@@ -27,6 +27,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ----------
     model
         Path of the model specification; empty: the sample model.
+    prior
+        Path of a prior that `freshet fit` wrote; empty: the one that the model names, if any.
     store, log
         ``redis://…`` or ``sqlite:///path``; ``kafka://host:port,…`` or ``sqlite:///path``.
     redis_password
@@ -54,6 +56,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """
 
     model: str = ""
+    prior: str = ""
     store: str = "redis://127.0.0.1:6379/0"
     log: str = "kafka://127.0.0.1:9092"
     redis_password: str = ""

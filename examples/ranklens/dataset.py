@@ -101,7 +101,7 @@ class Slates:
     split: int
 
 
-def load(folder: Path) -> Slates:
+def load(folder: Path, fitted_share: float = FITTED_SHARE) -> Slates:
     """Read RankLens, fit the fixed effect on its first 30 % and describe every film.
 
     Takes some seconds; the same files always give the same slates.
@@ -112,6 +112,8 @@ def load(folder: Path) -> Slates:
         Holds ``impressions.parquet``, one row per film shown, lists in time order (ranking_no, user_no, ts_ms,
         position, item, clicked), and ``items.parquet``, one row per film (item, popularity, vote_avg, vote_cnt, budget,
         runtime, release_date in epoch seconds, and genres, tags, actors, director, each joined by ``|``).
+    fitted_share
+        The first share of lists that the fixed effect is fitted on.
 
     Raises
     ------
@@ -123,7 +125,7 @@ def load(folder: Path) -> Slates:
     item, user, clicked, shown_at = (
         np.array(shown[name]).reshape(-1, SLATE_SIZE) for name in ("item", "user_no", "clicked", "ts_ms")
     )
-    split = int(len(item) * FITTED_SHARE)
+    split = int(len(item) * fitted_share)
 
     item_ids = np.union1d(item, np.array(films["item"]))
     film_rows = np.searchsorted(item_ids, np.array(films["item"]))

@@ -7,7 +7,6 @@ somebody nobody knows. The first are what Freshet serves, the second the frozen 
 from __future__ import annotations
 
 import argparse
-import http.client
 import os
 import sys
 import time
@@ -15,7 +14,6 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import msgspec
 import numpy as np
@@ -23,37 +21,16 @@ from scipy.special import expit
 from tqdm import tqdm
 
 from examples.ranklens.dataset import DatasetMissing, Slate, Slates, load
-from examples.ranklens.metrics import auc, log_loss
+from learner.offline.metrics import auc, log_loss
+from service.client import Client, Refused
 
 REPORT_EVERY = 500
 
 Send = Callable[[str, str, bytes], None]
 
 
-class Refused(Exception):
-    """The service did not answer as it should; the message says what it said."""
-
-
-class Service:
-    """The HTTP service, over one connection that stays open."""
-
-    def __init__(self, url: str, api_key: str) -> None:
-        parts = urlsplit(url)
-        self._connection = http.client.HTTPConnection(parts.hostname or "127.0.0.1", parts.port or 80, timeout=10)
-        self._headers = {"Content-Type": "application/json"} | ({"X-API-Key": api_key} if api_key else {})
-
-    def post(self, path: str, body: bytes) -> dict[str, object]:
-        """POST JSON; returns the answer."""
-        try:
-            self._connection.request("POST", path, body, self._headers)
-            response = self._connection.getresponse()
-            answer = response.read()
-        except OSError as exc:
-            raise Refused(f"no service answers there: {exc}") from exc
-        if response.status >= 300:
-            raise Refused(f"{path} answered {response.status}: {answer.decode('utf-8', 'replace')[:500]}")
-        decoded: dict[str, object] = msgspec.json.decode(answer)
-        return decoded
+class Service(Client):
+    """The HTTP service."""
 
     def scores(self, user_id: str, slate: Slate) -> np.ndarray:
         """Scores of a slate, in the order of its items, shape (n_items,)."""
@@ -61,8 +38,8 @@ class Service:
             {"item_id": item, "features": features, "offset": offset}
             for item, features, offset in zip(slate.item_ids, slate.features, slate.offsets.tolist(), strict=True)
         ]
-        answer = self.post("/score", msgspec.json.encode({"user_id": user_id, "items": items}))
-        ranked = {item["item_id"]: item["score"] for item in answer["items"]}  # type: ignore[attr-defined]
+        answer = self.post("/score", {"user_id": user_id, "items": items})
+        ranked = {item["item_id"]: item["score"] for item in answer["items"]}
         return np.array([ranked[item] for item in slate.item_ids])
 
 

@@ -23,6 +23,8 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 
 from learner.model import load_model
+from learner.population import rebase
+from learner.prior_file import decode_prior, with_prior
 from learner.record import decode_record, encode_record
 from tests.servers import KafkaServer, RedisServer, eventually, free_port
 
@@ -207,6 +209,43 @@ def test_a_click_on_kafka_changes_the_score_of_that_user_and_of_nobody_else(depl
     again = freshet.scores("bob")
     assert again[0] == bystander[0]
     assert again[1]["posterior"] == bystander[1]["posterior"]
+
+
+def test_simulated_users_are_learnt_and_a_prior_fitted_on_their_topic_replaces_the_one_in_force(deploy: Deploy) -> None:
+    freshet = deploy()
+    freshet.serve()
+    freshet.start("learn")
+    prior = freshet.folder / "prior.npz"
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, "-m", "service.cli", *arguments]
+        return subprocess.run(
+            command, env=freshet.environ, capture_output=True, text=True, timeout=120, check=True
+        ).stdout
+
+    url = f"http://127.0.0.1:{freshet.port}"
+    shown = run("demo", "--service", url, "--users", "6", "--rounds", "4", "--pause", "0.1")
+    assert all(policy in shown for policy in ("mean", "ucb", "thompson"))
+    eventually(freshet.is_through, 30, "the demo's events are learnt")
+    before = freshet.beliefs()
+    assert len(before) == 18
+    fitted = run("fit", freshet.environ["FRESHET_LOG"], "--out", str(prior))
+    # Five items a slate, four slates, three policies' six users each.
+    assert "360 outcomes of 18 users" in fitted
+    freshet.stop()
+    freshet.environ["FRESHET_PRIOR"] = str(prior)
+    freshet.serve()
+    freshet.start("learn")
+    user = min(before)
+    old = decode_record(before[user], load_model(MODEL), user)
+    posterior = freshet.call("GET", f"/users/{user}/posterior")[1]
+    assert posterior["posterior"]["n_events"] == old.n_events
+    model = with_prior(load_model(MODEL), decode_prior(prior.read_bytes()))
+    moved = rebase(old.served[0], load_model(MODEL).population, model.population)
+    assert [one["mean"] for one in posterior["coefficients"]] == pytest.approx(moved.mean.tolist(), abs=1e-3)
+    event = {"type": "impression", "request_id": "later", "user_id": user, "timestamp": now_ms(), "items": ITEMS}
+    assert freshet.call("POST", "/events", event)[0] == 202
+    eventually(lambda: freshet.scores(user)[1]["posterior"]["n_events"] == old.n_events + 1, 20, "learning goes on")
 
 
 def test_a_logged_impression_needs_only_the_click(deploy: Deploy, producer: Any) -> None:

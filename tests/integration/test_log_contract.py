@@ -10,7 +10,11 @@ import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka.admin import NewTopic
 
+from learner.events import impression_json
 from learner.log import Entry, EventLog, LogUnavailable, Message, Reader, open_log, open_reader
+from learner.model import load_model
+from learner.offline.outcomes import collect
+from learner.offline.reading import read_events
 from tests.servers import KafkaServer, eventually
 
 WAIT_MS = 200
@@ -258,3 +262,14 @@ def test_a_place_committed_in_a_deleted_topic_does_not_count_in_the_new_one(kafk
     assert [message.value for message in read(reader, 5)] == [b"0", b"1", b"2", b"3", b"4"]
     reader.close()
     log.close()
+
+
+def test_a_log_is_read_offline_from_the_beginning_and_no_group_notices(logs: Logs, topic: str) -> None:
+    model = load_model('name = "m"\n[features]\nx = { kind = "numeric" }\n')
+    shown = impression_json("r", "u", 5, [{"item_id": "a", "features": {"x": 1.0}}])
+    click = b'{"type": "click", "request_id": "r", "user_id": "u", "item_id": "a", "timestamp": 9}'
+    logs.log().append([Entry(topic, b"u", shown), Entry(topic, b"u", click)])
+    for _ in range(2):
+        outcomes = collect(read_events([logs.url], model, [topic]), model)
+        assert outcomes.y.tolist() == [1.0]
+    assert len(read(logs.reader(topic), 2)) == 2

@@ -222,12 +222,15 @@ def test_a_record_comes_back_to_the_last_bit_and_every_damage_is_noticed(covaria
             decode_record(bytes(broken), model, "u")
 
 
-def test_a_record_of_another_feature_space_is_refused_and_one_of_another_prior_is_not() -> None:
+def test_a_record_of_another_feature_space_or_of_an_unknown_prior_is_refused() -> None:
     data = encode_record(run(ADF, [shown("r", 0)]), ADF)
     other = load_model(HEAD.format(DELAY) + 'more = { kind = "numeric" }\n')
     with pytest.raises(RecordError, match="feature space"):
         decode_record(data, other, "u")
-    decode_record(data, load_model(HEAD.format(DELAY).replace("0.7", "0.9")), "u")
+    with pytest.raises(RecordError, match=rf"learnt under prior {ADF.population_fingerprint.hex()}"):
+        decode_record(data, load_model(HEAD.format(DELAY).replace("0.7", "0.9")), "u")
+    known = HEAD.format(DELAY).replace("0.7", "0.9\nearlier = [{ variance = 0.7 }]")
+    decode_record(data, load_model(known), "u")
 
 
 def test_a_record_with_nothing_pending_is_little_larger_than_its_numbers() -> None:

@@ -5,17 +5,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from learner.apply import apply, belief_at
 from learner.consumer import Learner
-from learner.events import Impression, parse_event
+from learner.events import Impression, WireClick, WireImpression, parse_event
 from learner.log import Entry, LogUnavailable, open_log, open_reader
 from learner.model import load_model
 from learner.record import encode_record, fresh_record
 from learner.store import Store, StoreUnavailable, Write, open_store
 from service.app import create_app
+from service.scoring import score_items
 from service.settings import Settings, SettingsError, describe, read_settings
 
 MODEL = load_model(
@@ -35,7 +38,7 @@ class Rig:
     """The service and a learner on one SQLite file."""
 
     def __init__(self, folder: Path) -> None:
-        url = f"sqlite:///{folder / 'f.db'}"
+        url = self.url = f"sqlite:///{folder / 'f.db'}"
         self.store, self.log = open_store(url, 60), open_log(url)
         reader = open_reader(url, ["impressions", "clicks"], "g")
         self.learner = Learner(MODEL, open_store(url, 60), reader, open_log(url), poll_timeout_ms=1)
@@ -132,6 +135,37 @@ def test_a_logged_impression_has_exactly_what_was_scored(rig: Rig) -> None:
     assert np.array_equal(event.rows, MODEL.rows([item["features"] for item in ITEMS]))
     assert event.offset.tolist() == [0.25, 0.0, 0.25]
     assert message.key == b"u"
+
+
+@pytest.mark.parametrize("policy", ["thompson", "ucb", "mean"])
+def test_a_logged_slate_is_replayed_exactly_from_the_log(rig: Rig, policy: str) -> None:
+    for request in ("r1", "r2"):
+        shown = {**SHOWN, "request_id": request}
+        assert rig.client.post("/events", json=[shown, {**CLICKED, "request_id": request}]).status_code == 202
+        rig.learner.turn()
+    answer = rig.score(log_impression=True, request_id="q", policy=policy)
+    # Learning goes on behind the slate; the replay must not see it.
+    assert rig.client.post("/events", json={**SHOWN, "request_id": "r3"}).status_code == 202
+    record, ranked, slate = fresh_record(MODEL), None, None
+    for message in sorted(rig.reader.poll(100, 100), key=lambda one: one.timestamp):
+        wire = msgspec.json.decode(message.value, type=WireImpression | WireClick)
+        if isinstance(wire, WireImpression) and wire.request_id == "q":
+            ranked, slate = wire.ranked, wire
+    rig.reader = open_reader(rig.url, ["impressions", "clicks"], "third")
+    assert ranked is not None
+    assert slate is not None
+    assert ranked.prior == MODEL.population_fingerprint.hex()
+    for message in sorted(rig.reader.poll(100, 100), key=lambda one: one.timestamp):
+        if record.n_events < ranked.n_events:
+            (record,), _ = apply(MODEL, [record], [[(parse_event(message.value, MODEL), message.position)]])
+    rows = MODEL.rows([item.features for item in slate.items])
+    offset = MODEL.offsets([item.offset for item in slate.items], rows).astype(float)
+    generator = np.random.default_rng(ranked.seed)
+    scores = score_items(belief_at(MODEL, record, ranked.at), rows, offset, policy, ranked.alpha or 0.0, generator)
+    assert (ranked.seed is None) == (policy != "thompson")
+    assert msgspec.to_builtins(ranked) == answer["ranked"]
+    assert [slate.items[i].item_id for i in scores.order] == [item["item_id"] for item in answer["items"]]
+    assert [float(scores.score[i]) for i in scores.order] == [item["score"] for item in answer["items"]]
 
 
 def test_of_a_batch_the_good_events_are_taken_and_the_bad_ones_named(rig: Rig) -> None:

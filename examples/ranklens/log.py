@@ -1,0 +1,37 @@
+"""RankLens as a log of events for `freshet fit` and `freshet evaluate`: JSON lines, gzipped."""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import sys
+from pathlib import Path
+
+from examples.ranklens.dataset import FITTED_SHARE, DatasetMissing, load
+from examples.ranklens.replay import clicks, impression
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the log; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m examples.ranklens.log", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="the folder with impressions.parquet, items.parquet")
+    parser.add_argument("--out", type=Path, required=True, help="for example ranklens.jsonl.gz")
+    parser.add_argument(
+        "--fitted-share", type=float, default=FITTED_SHARE,
+        help="first share of lists that the fixed effect, each item's offset, is fitted on (default: %(default)s)",
+    )  # fmt: skip
+    arguments = parser.parse_args(argv)
+    try:
+        data = load(arguments.data, arguments.fitted_share)
+    except DatasetMissing as exc:
+        print(f"ranklens: {exc}", file=sys.stderr)
+        return 2
+    with gzip.open(arguments.out, "wb", compresslevel=3) as out:
+        for slate in data.slates:
+            out.write(impression(slate.user_id, slate) + b"\n")
+            out.writelines(event + b"\n" for event in clicks(slate.user_id, slate))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""The file that `freshet fit` writes: a prior learnt from a log, and what was learnt beside it.
+
+A NumPy ``.npz`` without pickle: arrays and one JSON header. It carries the populations that came before it, so that
+records written under one of them can be re-based when they are read.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.model import Model, ModelError
+from learner.population import Population
+from learner.posterior import Array, Gaussian
+
+VERSION = 1
+
+
+class _Header(msgspec.Struct, frozen=True):
+    """The JSON part of the file."""
+
+    version: int
+    model: str
+    feature_space: str
+    coefficients: list[str]
+    population: str
+    earlier: int
+    click_delay: tuple[float, float] | None
+    half_life_ms: float | None
+    scaling: dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class PriorFile:
+    """What was learnt from a log.
+
+    Attributes
+    ----------
+    model_name, feature_space, coefficients
+        Of the model it was fitted for: name, fingerprint, and the d names.
+    population
+        The prior and the fixed effect.
+    earlier
+        The populations that came before, oldest first.
+    click_delay
+        Median in ms and sigma; None leaves the model's.
+    half_life_ms
+        None leaves the model's.
+    scaling
+        Mean and standard deviation seen of each numeric feature: a recommendation for the next `model.toml`. Nothing
+        else depends on it, since a prior with full covariance takes up any change of scale.
+    """
+
+    model_name: str
+    feature_space: bytes
+    coefficients: tuple[str, ...]
+    population: Population
+    earlier: tuple[Population, ...] = ()
+    click_delay: tuple[float, float] | None = None
+    half_life_ms: float | None = None
+    scaling: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+def encode_prior(prior: PriorFile) -> bytes:
+    """The bytes of the file; the same prior always gives the same bytes."""
+    header = _Header(
+        VERSION,
+        prior.model_name,
+        prior.feature_space.hex(),
+        list(prior.coefficients),
+        prior.population.fingerprint.hex(),
+        len(prior.earlier),
+        prior.click_delay,
+        prior.half_life_ms,
+        dict(prior.scaling),
+    )
+    arrays: dict[str, NDArray[Any]] = {"header": np.frombuffer(msgspec.json.encode(header), np.uint8)}
+    for i, one in enumerate([*prior.earlier, prior.population]):
+        arrays |= {f"mean_{i}": one.prior.mean, f"cov_{i}": one.prior.cov, f"fixed_effect_{i}": one.fixed_effect}
+    out = io.BytesIO()
+    np.savez(out, allow_pickle=False, **arrays)
+    return out.getvalue()
+
+
+def decode_prior(data: bytes, source: str = "prior.npz") -> PriorFile:
+    """Read the file.
+
+    Raises
+    ------
+    ModelError
+        If it is not such a file, of a later version, or altered; the message names `source`.
+    """
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            header = msgspec.json.decode(arrays["header"].tobytes(), type=_Header)
+            if header.version != VERSION:
+                raise ModelError(f"prior {source!r}: format version {header.version}, this release reads {VERSION}")
+            populations = [_population(arrays, i, len(header.coefficients)) for i in range(header.earlier + 1)]
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, msgspec.MsgspecError) as exc:
+        if isinstance(exc, ModelError):
+            raise
+        raise ModelError(f"prior {source!r}: is not a file that `freshet fit` wrote: {exc}") from exc
+    if populations[-1].fingerprint.hex() != header.population:
+        raise ModelError(
+            f"prior {source!r}: its numbers do not have the fingerprint {header.population}; is it damaged?"
+        )
+    return PriorFile(
+        header.model,
+        bytes.fromhex(header.feature_space),
+        tuple(header.coefficients),
+        populations[-1],
+        tuple(populations[:-1]),
+        header.click_delay,
+        header.half_life_ms,
+        header.scaling,
+    )
+
+
+def with_prior(model: Model, prior: PriorFile, source: str = "prior.npz") -> Model:
+    """The model with what was learnt from a log in the place of what its specification says.
+
+    Raises
+    ------
+    ModelError
+        If the prior is of another feature space; the message names what differs.
+    """
+    if prior.feature_space != model.fingerprint:
+        raise ModelError(f"prior {source!r}: fitted for another feature space: {_difference(model, prior)}")
+    known = {one.fingerprint: one for one in (*model.earlier, model.population, *prior.earlier)}
+    known.pop(prior.population.fingerprint, None)
+    return replace(
+        model,
+        prior=prior.population.prior,
+        fixed_effect=prior.population.fixed_effect,
+        earlier=tuple(known.values()),
+        click_delay=prior.click_delay or model.click_delay,
+        half_life_ms=model.half_life_ms if prior.half_life_ms is None else prior.half_life_ms,
+    )
+
+
+def _population(arrays: Mapping[str, Array], i: int, d: int) -> Population:
+    mean, cov, fixed_effect = arrays[f"mean_{i}"], arrays[f"cov_{i}"], arrays[f"fixed_effect_{i}"]
+    if mean.shape != (d,) or fixed_effect.shape != (d,) or cov.shape not in {(d,), (d, d)}:
+        raise ValueError(f"arrays of {mean.shape} and {cov.shape} for {d} coefficients")
+    if not (np.isfinite(mean).all() and np.isfinite(cov).all() and np.isfinite(fixed_effect).all()):
+        raise ValueError("numbers that are not finite")
+    return Population(Gaussian(mean, cov), fixed_effect)
+
+
+def _difference(model: Model, prior: PriorFile) -> str:
+    """What tells the feature space of a prior from the model's."""
+    lacking = [name for name in prior.coefficients if name not in model.coefficients]
+    new = [name for name in model.coefficients if name not in prior.coefficients]
+    parts = []
+    if lacking:
+        parts.append(f"it has {', '.join(lacking)}, which model {model.name!r} does not")
+    if new:
+        parts.append(f"model {model.name!r} has {', '.join(new)}, which it does not")
+    if prior.population.prior.is_diagonal != model.prior.is_diagonal:
+        parts.append(
+            f"its covariance is {'diagonal' if prior.population.prior.is_diagonal else 'full'}, "
+            f"the model's {'diagonal' if model.prior.is_diagonal else 'full'}"
+        )
+    return "; ".join(parts) or "the coefficients are the same, but their order or the features' scaling is not"

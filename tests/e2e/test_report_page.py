@@ -1,0 +1,55 @@
+"""The page of `freshet evaluate` in a real browser, where there is one."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+
+from learner.model import load_model
+from learner.offline.evaluate import cut_at, evaluate, variants
+from learner.offline.replay import histories
+from learner.offline.report import as_html
+from learner.offline.simulate import World
+from service.demo import Embedded, simulate
+
+MODEL = load_model('name = "page"\nattribution_window = "10m"\n[features]\nx = { kind = "numeric" }\n')
+# Told through the title, since the page itself has no script.
+PROBE = """<script>
+const boxes = [...document.querySelectorAll("svg")].map(e => e.getBoundingClientRect());
+const outside = [...document.querySelectorAll("svg text, svg circle, svg line, svg polyline")].filter(e => {
+  const a = e.getBoundingClientRect(), b = e.closest("svg").getBoundingClientRect();
+  return a.left < b.left - 1 || a.right > b.right + 1 || a.top < b.top - 1 || a.bottom > b.bottom + 1;
+}).length;
+document.title = JSON.stringify({
+  heights: boxes.map(b => b.height), outside, rows: document.querySelectorAll("tbody tr").length,
+  overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+  requests: performance.getEntriesByType("resource").length,
+});
+</script></body>"""
+
+
+def test_the_page_is_drawn_whole_and_asks_for_nothing(browser: str, tmp_path: Path) -> None:
+    freshet = Embedded(MODEL, np.random.default_rng(0))
+    simulate(freshet, World(MODEL, 30, np.random.default_rng(1)), MODEL, "mean", 8)
+    users = histories(freshet.log, MODEL.window_ms)
+    cut = cut_at(users, 0.3)
+    results = evaluate(users, variants(MODEL, cut), cut, resamples=20)
+    file = tmp_path / "report.html"
+    file.write_text(as_html(results, MODEL.name).replace("</body>", PROBE), encoding="utf-8")
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    done = subprocess.run(
+        [*command, "--dump-dom", file.as_uri()], capture_output=True, text=True, timeout=90, check=True
+    )
+    title = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert title is not None
+    seen = json.loads(title[1])
+    assert len(seen["heights"]) == 3
+    assert min(seen["heights"]) > 50
+    assert seen["outside"] == 0
+    assert seen["rows"] == len(results)
+    assert seen["overflow"] <= 0
+    assert seen["requests"] == 0

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+from scipy.special import expit
+
+from learner.events import Click, Event, Impression, outcome_key
+from learner.model import load_model
+from learner.offline.fit import (
+    Iteration,
+    feature_scaling,
+    fit_click_delay,
+    fit_fixed_effect,
+    fit_prior,
+    laplace_posteriors,
+)
+from learner.offline.half_life import fit_half_life
+from learner.offline.outcomes import Outcomes, Rows, collect
+from learner.offline.reading import LogError, read_events
+from learner.offline.replay import histories
+from learner.posterior import Gaussian, condition_microbatch
+
+MODEL = load_model(
+    'name = "t"\nattribution_window = "1m"\n[features]\nx = { kind = "numeric", mean = 2.0, std = 3.0 }\n'
+)
+TRUE_MEAN = np.array([-0.5, 1.0])
+TRUE_COV = np.array([[0.6, 0.3], [0.3, 0.8]])
+
+
+def simulated(n_users: int = 300, n_items: int = 60, seed: int = 0, cov: np.ndarray = TRUE_COV) -> list[Event]:
+    rng = np.random.default_rng(seed)
+    events: list[Event] = []
+    for user in range(n_users):
+        theta = rng.multivariate_normal(TRUE_MEAN, cov)
+        rows = np.column_stack([np.ones(n_items), rng.normal(size=n_items)]).astype(np.float32)
+        keys = [outcome_key(f"r{user}", str(i)) for i in range(n_items)]
+        zeros = np.zeros(n_items, np.float32)
+        events.append(Impression(f"u{user}", 1_000 * user, keys, rows, zeros, zeros + 1))
+        clicked = rng.random(n_items) < expit(rows @ theta)
+        events += [Click(f"u{user}", 1_000 * user + 10, key) for key, yes in zip(keys, clicked, strict=True) if yes]
+    return events
+
+
+def test_em_recovers_the_population_and_its_evidence_rises() -> None:
+    seen: list[Iteration] = []
+    fitted = fit_prior(collect(simulated(), MODEL), MODEL.prior, np.zeros(2), tolerance=1e-7, observe=seen.append)
+    np.testing.assert_allclose(fitted.mean, TRUE_MEAN, atol=0.15)
+    np.testing.assert_allclose(fitted.cov, TRUE_COV, atol=0.2)
+    evidence = np.array([one.evidence for one in seen])
+    assert len(evidence) > 3
+    # Laplace's approximation of the evidence may fall by its own error near the end.
+    assert (np.diff(evidence) > -1e-5 * np.abs(evidence[:-1])).all()
+
+
+def test_a_diagonal_prior_stays_diagonal_and_recovers_the_variances() -> None:
+    model = load_model('name = "t"\ncovariance = "diagonal"\n[features]\nx = { kind = "numeric" }\n')
+    truth = np.diag(np.diagonal(TRUE_COV))
+    fitted = fit_prior(collect(simulated(cov=truth), model), model.prior, np.zeros(2))
+    assert fitted.is_diagonal
+    np.testing.assert_allclose(fitted.cov, np.diagonal(TRUE_COV), atol=0.2)
+
+
+def test_the_same_log_gives_the_same_prior() -> None:
+    first, second = (fit_prior(collect(simulated(40), MODEL), MODEL.prior, np.zeros(2)) for _ in range(2))
+    np.testing.assert_array_equal(first.cov, second.cov)
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_the_e_step_is_the_joint_laplace_posterior(diagonal: bool) -> None:
+    rng = np.random.default_rng(5)
+    starts = np.array([0, 3, 3, 40, 41])
+    rows = Rows(
+        rng.normal(size=(41, 3)) * 3, (rng.random(41) < 0.5).astype(float), rng.normal(size=41), rng.random(41), starts
+    )
+    root = rng.normal(size=(3, 3))
+    cov = root @ root.T + np.eye(3)
+    prior = Gaussian(rng.normal(size=3), np.diagonal(cov).copy() if diagonal else cov)
+    batch = Gaussian(np.tile(prior.mean, (4, 1)), np.tile(prior.cov, (4,) + (1,) * prior.cov.ndim))
+    expected = condition_microbatch(batch, *rows)
+    got = laplace_posteriors(rows, prior, rng.normal(size=(4, 3)) * 3)
+    np.testing.assert_allclose(got.mean, expected.mean, atol=1e-8)
+    np.testing.assert_allclose(got.cov, expected.cov, atol=1e-8)
+
+
+def test_the_fixed_effect_is_the_mode_that_another_optimiser_finds() -> None:
+    outcomes = collect(simulated(50), MODEL)
+    (rows,) = outcomes.chunks(np.zeros(2), 10**9)
+
+    def loss(b: np.ndarray) -> float:
+        z = rows.X @ b
+        return float(np.logaddexp(0, np.where(rows.y > 0, -z, z)).sum() + 0.5 * b @ b)
+
+    expected = minimize(loss, np.zeros(2), method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-10}).x
+    np.testing.assert_allclose(fit_fixed_effect(outcomes, 2), expected, atol=1e-5)
+
+
+def test_the_click_delay_is_recovered_from_clicks_censored_at_the_window_and_cut_by_the_logs_end() -> None:
+    rng = np.random.default_rng(0)
+    delay = np.exp(np.log(20_000) + 1.3 * rng.normal(size=40_000))
+    horizon = rng.uniform(1_000, 600_000, size=40_000)
+    seen = delay <= horizon
+    fitted = fit_click_delay(delay[seen], horizon[seen], 60_000.0)
+    assert fitted is not None
+    assert fitted[0] == pytest.approx(20_000, rel=0.05)
+    assert fitted[1] == pytest.approx(1.3, rel=0.05)
+
+
+def test_clicks_at_the_time_of_their_impression_leave_no_delay_to_fit() -> None:
+    assert fit_click_delay(np.ones(10), np.full(10, 1e6), 60_000.0) is None
+    assert fit_click_delay(np.empty(0), np.empty(0), 60_000.0) is None
+
+
+def test_scaling_is_told_in_the_features_own_unit() -> None:
+    (mean, std) = feature_scaling(collect(simulated(), MODEL), MODEL)["x"]
+    assert mean == pytest.approx(2.0, abs=0.1)
+    assert std == pytest.approx(3.0, abs=0.1)
+
+
+def test_a_click_counts_once_inside_the_window_and_repeats_are_one_outcome() -> None:
+    rows = np.ones((2, 2), np.float32)
+    one, two = outcome_key("r", "a"), outcome_key("r", "b")
+    shown = Impression("u", 1000, [one, two], rows, np.zeros(2, np.float32), np.ones(2, np.float32))
+    events: list[Event] = [Click("u", 900, one), shown, shown, Click("u", 61_001, two), Click("v", 1, one)]
+    outcomes = collect(events, MODEL)
+    assert outcomes.y.tolist() == [1.0, 0.0]
+    assert sorted(outcomes.delay.tolist()) == [1.0, 60_001.0]
+    assert outcomes.n_users == 1
+
+
+def test_outcomes_are_sorted_by_user_and_time_and_a_share_ends_the_log() -> None:
+    events = simulated(20, 3)[::-1]
+    whole = collect(events, MODEL)
+    assert whole.starts.tolist() == list(range(0, 61, 3))
+    assert [int(one) for one in np.diff(whole.shown_at)[2::3]] == [-1000] * 19
+    half = collect(events, MODEL, until=0.5)
+    assert half.n_users == 11
+    assert int(half.shown_at.max()) == 10_000
+    sample = collect(events, MODEL, share=0.5, seed=1)
+    assert 0 < sample.n_users < 20
+
+
+def test_the_half_life_that_made_the_tastes_predicts_best() -> None:
+    rng = np.random.default_rng(2)
+    events: list[Event] = []
+    hour = 3_600_000
+    for user in range(20):
+        theta = rng.normal(size=2)
+        for k in range(60):
+            keep = 2.0 ** (-1 / 10)
+            theta = keep * theta + np.sqrt(1 - keep**2) * rng.normal(size=2)
+            rows = np.column_stack([np.ones(4), 2 * rng.normal(size=4)]).astype(np.float32)
+            keys = [outcome_key(f"{user}-{k}", str(i)) for i in range(4)]
+            zeros = np.zeros(4, np.float32)
+            events.append(Impression(f"u{user}", k * hour, keys, rows, zeros, zeros + 1))
+            clicked = rng.random(4) < expit(rows @ theta)
+            events += [Click(f"u{user}", k * hour + 1, key) for key, yes in zip(keys, clicked, strict=True) if yes]
+    grid = (None, 1.0 * hour, 10.0 * hour)
+    assert fit_half_life(histories(events, MODEL.window_ms), MODEL, grid) == 10.0 * hour
+
+
+def an_event(**features: object) -> dict[str, object]:
+    item = {"item_id": "a", "features": features}
+    return {"type": "impression", "request_id": "r", "user_id": "u", "timestamp": 5, "items": [item]}
+
+
+CLICK = {"type": "click", "request_id": "r", "user_id": "u", "item_id": "a", "timestamp": 9}
+
+
+def test_lines_gzip_and_both_parquets_are_read_alike(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    lines = [json.dumps(one) for one in (an_event(x=3.0), CLICK)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n\n")
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    pq.write_table(pa.table({"value": lines}), tmp_path / "a.parquet")
+    flat = {"user_id": ["u"], "request_id": ["r"], "item_id": ["a"], "timestamp": [5], "clicked_at": [9], "x": [3.0]}
+    pq.write_table(pa.table(flat), tmp_path / "b.parquet")
+    read = [
+        list(read_events([str(tmp_path / name)], MODEL)) for name in ("a.jsonl", "a.json.gz", "a.parquet", "b.parquet")
+    ]
+    assert all(len(one) == 2 for one in read)
+    for one in read:
+        outcomes: Outcomes = collect(one, MODEL)
+        assert outcomes.y.tolist() == [1.0]
+        np.testing.assert_allclose(outcomes.rows[0], [1, 1 / 3], rtol=1e-6)
+    assert len(list(read_events([str(tmp_path)], MODEL))) == 8
+
+
+def test_a_log_that_does_not_fit_the_model_is_refused_naming_place_and_feature(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps(an_event(x=1.0)) + "\n" + json.dumps(an_event(price=1.0)) + "\n")
+    with pytest.raises(LogError, match=r"a\.jsonl:2: unknown_feature: .*price"):
+        list(read_events([str(file)], MODEL))
+    flat = {"user_id": ["u"], "request_id": ["r"], "item_id": ["a"], "timestamp": [5], "colour": [3.0]}
+    pq.write_table(pa.table(flat), tmp_path / "b.parquet")
+    with pytest.raises(LogError, match=r"columns colour are not features of model 't'"):
+        list(read_events([str(tmp_path / "b.parquet")], MODEL))

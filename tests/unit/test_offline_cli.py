@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from learner.prior_file import decode_prior
+from service.cli import main, read_model
+
+MODEL = 'name = "m"\nattribution_window = "1m"\n[prior]\nvariance = 0.5\n[features]\nx = { kind = "numeric" }\n'
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    lines = []
+    for user in range(30):
+        theta = rng.normal(size=2)
+        for k in range(8):
+            ids, at = {"request_id": f"{user}-{k}", "user_id": f"u{user}"}, 1_000_000 * k + 1_000 * user
+            x = rng.normal(size=5)
+            items = [{"item_id": str(i), "features": {"x": float(one)}} for i, one in enumerate(x)]
+            lines.append({"type": "impression", **ids, "timestamp": at, "items": items})
+            for i in np.flatnonzero(rng.random(5) < 1 / (1 + np.exp(-theta[0] - theta[1] * x))).tolist():
+                delay = int(np.exp(8 + rng.normal()))
+                lines.append({"type": "click", **ids, "item_id": str(i), "timestamp": at + delay})
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "model.toml").write_text(MODEL)
+    return tmp_path
+
+
+def run(folder: Path, *arguments: str) -> int:
+    return main([*arguments, "--model", str(folder / "model.toml")])
+
+
+def test_a_fitted_prior_is_put_in_force_by_option_or_by_the_model_and_evaluated(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log, out = str(folder / "log.jsonl"), folder / "prior.npz"
+    assert run(folder, "fit", log, "--out", str(out), "--until", "0.5", "--half-life", "--iterations", "5") == 0
+    assert "EM   1" in capsys.readouterr().out
+    fitted = decode_prior(out.read_bytes())
+    assert fitted.click_delay is not None
+    assert 1_000 < fitted.click_delay[0] < 9_000
+    first = out.read_bytes()
+    assert run(folder, "fit", log, "--out", str(out), "--until", "0.5", "--half-life", "--iterations", "5") == 0
+    assert out.read_bytes() == first
+
+    assert run(folder, "check", "--prior", str(out)) == 0
+    assert fitted.population.fingerprint.hex() in capsys.readouterr().out
+    named = folder / "named.toml"
+    named.write_text(MODEL.replace("variance = 0.5", 'file = "prior.npz"'))
+    assert read_model(str(named)).population_fingerprint == fitted.population.fingerprint
+
+    page, numbers = folder / "r.html", folder / "r.json"
+    options = ["--from", "0.5", "--resamples", "10", "--html", str(page), "--json", str(numbers), "--prior", str(out)]
+    assert run(folder, "evaluate", log, *options) == 0
+    results = json.loads(numbers.read_text())
+    assert results["fresh"]["all"]["log_loss"]["value"] < results["frozen prior"]["all"]["log_loss"]["value"]
+    assert "<svg" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit", "missing.jsonl", "--out", "p.npz"], "missing.jsonl"),
+        (["evaluate", "log.csv"], "expected .jsonl"),
+        (["check", "--prior", "missing.npz"], "prior 'missing.npz': cannot be read"),
+    ],
+)
+def test_wrong_files_are_named(
+    folder: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(folder, *arguments) == 2
+    assert message in capsys.readouterr().err

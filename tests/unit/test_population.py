@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from zlib import crc32
+
+import numpy as np
+import pytest
+
+from learner.apply import apply
+from learner.events import Impression, outcome_key
+from learner.model import Model, ModelError, load_model
+from learner.population import Population, rebase
+from learner.posterior import Gaussian, condition_microbatch
+from learner.prior_file import PriorFile, decode_prior, encode_prior, with_prior
+from learner.record import ForeignRecord, Partition, Position, decode_record, encode_record, fresh_record
+
+TEXT = """
+name = "t"
+covariance = "{}"
+[prior]
+variance = 0.7
+[features]
+x = {{ kind = "numeric" }}
+z = {{ kind = "numeric" }}
+"""
+FULL, DIAGONAL = load_model(TEXT.format("full")), load_model(TEXT.format("diagonal"))
+
+
+def a_population(model: Model, seed: int = 1, fixed: bool = False) -> Population:
+    rng = np.random.default_rng(seed)
+    root = rng.normal(size=(model.d, model.d))
+    cov = root @ root.T + np.eye(model.d)
+    effect = rng.normal(size=model.d) if fixed else np.zeros(model.d)
+    return Population(
+        Gaussian(rng.normal(size=model.d), np.diagonal(cov).copy() if model.prior.is_diagonal else cov), effect
+    )
+
+
+def a_prior(model: Model, population: Population, earlier: tuple[Population, ...] = ()) -> PriorFile:
+    return PriorFile(model.name, model.fingerprint, model.coefficients, population, earlier, (9000.0, 1.1), 1e6)
+
+
+def evidence(prior: Gaussian, offset: np.ndarray, seed: int = 3) -> Gaussian:
+    """A quadratic likelihood's worth of evidence: exactly Gaussian, so re-basing has an exact answer."""
+    rng = np.random.default_rng(seed)
+    X, y = rng.normal(size=(5, len(prior.mean))), rng.normal(size=5)
+    if prior.is_diagonal:
+        P = 1 / prior.cov + (X * X).sum(axis=0)
+        return Gaussian((prior.mean / prior.cov + X.sum(axis=0)) / P, 1 / P)
+    P = np.linalg.inv(prior.cov) + X.T @ X
+    natural = np.linalg.solve(prior.cov, prior.mean) + X.T @ (y - X @ offset)
+    return Gaussian(np.linalg.solve(P, natural), np.linalg.inv(P))
+
+
+@pytest.mark.parametrize("model", [FULL, DIAGONAL])
+def test_rebased_evidence_is_what_it_would_have_been_under_the_new_prior(model: Model) -> None:
+    old, new = model.population, a_population(model)
+    rebased = rebase(evidence(old.prior, old.fixed_effect), old, new)
+    expected = evidence(new.prior, new.fixed_effect)
+    np.testing.assert_allclose(rebased.mean, expected.mean, atol=1e-10)
+    np.testing.assert_allclose(rebased.cov, expected.cov, atol=1e-10)
+
+
+def test_rebased_evidence_keeps_log_odds_where_the_fixed_effect_changes() -> None:
+    old, new = FULL.population, a_population(FULL, fixed=True)
+    rebased = rebase(evidence(old.prior, old.fixed_effect), old, new)
+    expected = evidence(new.prior, new.fixed_effect)
+    np.testing.assert_allclose(rebased.mean, expected.mean, atol=1e-10)
+
+
+@pytest.mark.parametrize("model", [FULL, DIAGONAL])
+def test_there_and_back_changes_nothing_and_no_evidence_is_the_new_prior(model: Model) -> None:
+    old, new = model.population, a_population(model, fixed=True)
+    belief = evidence(old.prior, old.fixed_effect)
+    back = rebase(rebase(belief, old, new), new, old)
+    np.testing.assert_allclose(back.mean, belief.mean, atol=1e-9)
+    np.testing.assert_allclose(back.cov, belief.cov, atol=1e-9)
+    np.testing.assert_allclose(rebase(old.prior, old, new).mean, new.prior.mean, atol=1e-9)
+
+
+def test_a_prior_file_is_read_back_to_the_last_bit_and_written_twice_alike() -> None:
+    prior = a_prior(FULL, a_population(FULL, fixed=True), (FULL.population,))
+    data = encode_prior(prior)
+    assert data == encode_prior(prior)
+    read = decode_prior(data)
+    assert read.population.fingerprint == prior.population.fingerprint
+    assert [one.fingerprint for one in read.earlier] == [FULL.population_fingerprint]
+    assert (read.click_delay, read.half_life_ms, read.coefficients) == ((9000.0, 1.1), 1e6, FULL.coefficients)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-30], lambda b: b"not a prior", lambda b: b""])
+def test_a_damaged_prior_file_is_refused_by_name(damage: object) -> None:
+    data = encode_prior(a_prior(FULL, a_population(FULL)))
+    with pytest.raises(ModelError, match=r"mine\.npz"):
+        decode_prior(damage(data), "mine.npz")  # type: ignore[operator]
+
+
+def test_a_prior_of_another_feature_space_is_refused_naming_the_difference() -> None:
+    other = load_model(TEXT.format("full") + 'more = { kind = "numeric" }\n')
+    with pytest.raises(ModelError, match=r"model 't' has more"):
+        with_prior(other, a_prior(FULL, a_population(FULL)))
+    with pytest.raises(ModelError, match="covariance is full, the model's diagonal"):
+        with_prior(DIAGONAL, a_prior(FULL, a_population(FULL)))
+
+
+def shown(model: Model, at: int, offset: float = 0.0) -> Impression:
+    rows = np.array([[1, 0.5, -1], [1, 2, 0.25]], np.float32)
+    return Impression(
+        "u", at, [outcome_key(str(at), i) for i in "ab"], rows, np.full(2, offset, np.float32), np.ones(2, np.float32)
+    )
+
+
+def learn(model: Model, times: list[int]) -> bytes:
+    events = [(shown(model, at), Position(Partition(b"t" * 16, 0), i)) for i, at in enumerate(times)]
+    (record,), _ = apply(model, [fresh_record(model)], [events])
+    return encode_record(record, model)
+
+
+def test_a_record_moves_to_a_replaced_prior_when_it_is_read_and_stays_there() -> None:
+    data = learn(FULL, [1, 2, 3])
+    fitted = with_prior(FULL, a_prior(FULL, a_population(FULL)))
+    fitted = replace(fitted, click_delay=None, half_life_ms=None)
+    old, new = decode_record(data, FULL, "u"), decode_record(data, fitted, "u")
+    expected = rebase(old.settled, FULL.population, fitted.population)
+    np.testing.assert_array_equal(new.settled.mean, expected.mean)
+    assert new.posterior is not None
+    assert new.n_events == old.n_events
+    again = decode_record(encode_record(new, fitted), fitted, "u")
+    np.testing.assert_array_equal(again.settled.mean, expected.mean)
+    with pytest.raises(ForeignRecord, match=fitted.population_fingerprint.hex()):
+        decode_record(encode_record(new, fitted), FULL, "u")
+
+
+def test_replacing_a_prior_twice_reads_records_of_both_earlier_ones() -> None:
+    first = with_prior(FULL, a_prior(FULL, a_population(FULL, 1)))
+    second = with_prior(first, a_prior(FULL, a_population(FULL, 2), (*first.earlier, first.population)))
+    for data, model in ((learn(FULL, [1, 2]), FULL), (learn(first, [1, 2]), first)):
+        moved = decode_record(data, second, "u")
+        expected = rebase(decode_record(data, model, "u").settled, model.population, second.population)
+        np.testing.assert_array_equal(moved.settled.cov, expected.cov)
+
+
+def test_a_record_of_format_1_is_read_as_learnt_under_the_oldest_known_prior() -> None:
+    data = learn(FULL, [1, 2, 3])
+    header = data.index(FULL.population_fingerprint)
+    body = data[:4] + b"\x01" + data[5:header] + data[header + 8 : -4]
+    old = body + crc32(body).to_bytes(4, "little")
+    np.testing.assert_array_equal(
+        decode_record(old, FULL, "u").settled.mean, decode_record(data, FULL, "u").settled.mean
+    )
+    fitted = with_prior(FULL, a_prior(FULL, a_population(FULL)))
+    moved, expected = decode_record(old, fitted, "u"), decode_record(data, fitted, "u")
+    np.testing.assert_array_equal(moved.settled.mean, expected.settled.mean)
+
+
+def test_open_impressions_get_the_new_fixed_effect_as_their_offset() -> None:
+    fitted = with_prior(FULL, a_prior(FULL, a_population(FULL, fixed=True)))
+    outcomes = decode_record(learn(FULL, [1]), fitted, "u").outcomes
+    np.testing.assert_allclose(outcomes["offset"], outcomes["row"] @ fitted.fixed_effect, rtol=1e-6)
+
+
+def test_an_item_without_an_offset_has_the_fixed_effects() -> None:
+    fitted = with_prior(FULL, a_prior(FULL, a_population(FULL, fixed=True)))
+    rows = fitted.rows([{"x": 1.0, "z": 2.0}, {"x": 3.0}])
+    np.testing.assert_allclose(fitted.offsets([None, 0.5], rows), [rows[0] @ fitted.fixed_effect, 0.5], rtol=1e-6)
+
+
+def test_a_laplace_posterior_rebased_is_near_the_one_learnt_under_the_new_prior() -> None:
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(400, 3)), (rng.random(400) < 0.4).astype(float)
+    new = a_population(FULL)
+
+    def posterior(prior: Gaussian) -> Gaussian:
+        batch = Gaussian(prior.mean[None], prior.cov[None])
+        mean, cov = condition_microbatch(batch, X, y, np.zeros(400), np.ones(400), np.array([0, 400]))
+        return Gaussian(mean[0], cov[0])
+
+    moved, learnt = rebase(posterior(FULL.prior), FULL.population, new), posterior(new.prior)
+    deviation = np.sqrt(np.diagonal(learnt.cov))
+    assert (np.abs(moved.mean - learnt.mean) < 0.1 * deviation).all()
