@@ -56,8 +56,11 @@ def apply(model: Model, records: Sequence[Record], events: Sequence[UserEvents])
         their partition change nothing.
     """
     attributions = [attribute(model, record, mine) for record, mine in zip(records, events, strict=True)]
+    counts: Counter[str] = Counter()
+    for one in attributions:
+        counts.update(one.counts)
     report = Report(
-        sum((one.counts for one in attributions), Counter()),
+        counts,
         [one.watermarks != record.watermarks for one, record in zip(attributions, records, strict=True)],
     )
     busy = [i for i, changed in enumerate(report.changed) if changed]

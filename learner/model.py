@@ -7,13 +7,25 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from learner.features import Category, Feature, FeatureValue, Multi, Positive, Rows, coefficients, design_matrix
+from learner.features import (
+    Category,
+    Feature,
+    FeatureValue,
+    Layout,
+    Multi,
+    Positive,
+    Rows,
+    coefficients,
+    design_matrix,
+    layout,
+)
 from learner.posterior import Array, Gaussian, Method
 
 # An open impression counts as a "no" for good once this share of clicks would have come.
@@ -103,7 +115,7 @@ class Model:
         """Number of coefficients, the intercept included."""
         return len(self.coefficients)
 
-    @property
+    @cached_property
     def settle_age_ms(self) -> float:
         """Age at which an impression without a click is final: F(age) >= 0.95, or the window's end if sooner."""
         if self.click_delay is None:
@@ -127,7 +139,11 @@ class Model:
 
     def rows(self, items: Sequence[Mapping[str, FeatureValue]]) -> Rows:
         """The design matrix of a slate, shape (N, d); see `learner.features.design_matrix`."""
-        return design_matrix(self.features, items, self.ignore_unknown)
+        return design_matrix(self._layout, items, self.ignore_unknown)
+
+    @cached_property
+    def _layout(self) -> Layout:
+        return layout(self.features)
 
 
 def load_model(text: str, source: str = "model.toml") -> Model:
