@@ -177,11 +177,16 @@ def _serve(
     model: Model, settled: Gaussian, settled_at: Times, updated_at: Times, outcomes: list[Structured]
 ) -> tuple[Gaussian, list[bool]]:
     """The settled beliefs conditioned on the open impressions, each a "no" of weight w F(age)."""
-    waves: list[list[Step]] = []
-    for rows, now in zip(outcomes, updated_at.tolist(), strict=True):
-        weight = rows["weight"] * model.clicked_share((now - rows["shown_at"]).astype(np.float64))
-        columns = zip(rows["key"].tolist(), rows["row"], rows["offset"].tolist(), weight.tolist(), strict=True)
-        waves.append([Step(key, now, x, o, w, 0.0, flips=False) for key, x, o, w in columns if w > 0.0])
+    flat = np.concatenate(outcomes)
+    user = np.repeat(np.arange(len(outcomes)), [len(rows) for rows in outcomes])
+    now = updated_at[user]
+    weight = flat["weight"] * model.clicked_share((now - flat["shown_at"]).astype(np.float64))
+    waves: list[list[Step]] = [[] for _ in outcomes]
+    weighty = np.flatnonzero(weight > 0.0)
+    columns = (user, flat["key"], now, flat["row"], flat["offset"], weight)
+    lists = (column[weighty] if column.ndim > 1 else column[weighty].tolist() for column in columns)
+    for i, key, at, row, offset, w in zip(*lists, strict=True):
+        waves[i].append(Step(key, at, row, offset, w, 0.0, flips=False))
     differs = [bool(one) for one in waves]
     if not any(differs):
         return settled, differs
@@ -194,7 +199,17 @@ def _relax_to(model: Model, belief: Gaussian, at: Times, now: Times) -> Gaussian
     """Relax beliefs from their times to later ones; earlier ones, and beliefs that are still the prior, stay."""
     if model.half_life_ms is None:
         return belief
-    return relax(belief, model.prior, model.relax_factor(np.where(at == NEVER, 0, now - at).astype(np.float64)))
+    elapsed = np.where(at == NEVER, 0, now - at).astype(np.float64)
+    # Most steps of a wave but the first have the time of the step before.
+    moved = np.flatnonzero(elapsed > 0.0)
+    if len(moved) == 0:
+        return belief
+    if len(moved) == len(elapsed):
+        return relax(belief, model.prior, model.relax_factor(elapsed))
+    mean, cov = belief.mean.copy(), belief.cov.copy()
+    chosen = Gaussian(mean[moved], cov[moved])
+    mean[moved], cov[moved] = relax(chosen, model.prior, model.relax_factor(elapsed[moved]))
+    return Gaussian(mean, cov)
 
 
 def _columns(steps: list[Step]) -> tuple[Array, Array, Array]:

@@ -24,7 +24,7 @@ from tenacity import (
 from tenacity.nap import sleep_using_event
 
 from learner.apply import UserEvents, apply
-from learner.events import BadEvent, Event, parse_event
+from learner.events import BadEvent, Event, parse_events
 from learner.log import Entry, EventLog, LogUnavailable, Message, Reader
 from learner.model import Model
 from learner.record import Position, Record, decode_record, encode_record, fresh_record
@@ -141,13 +141,13 @@ class Learner:
         by_partition = [list(group) for _, group in groupby(messages, key=lambda message: message.position.partition)]
         # Partitions are read side by side; taking the oldest head first mends most of what that does to the order of
         # an impression and its click in different topics, and never changes the order within a partition.
-        for message in merge(*by_partition, key=lambda message: message.timestamp):
-            try:
-                event = parse_event(message.value, self.model)
-            except BadEvent as exc:
-                bad[exc.reason] += 1
-                letters.append(_dead_letter(message, exc))
-                log.info("dead letter", reason=exc.reason.value, topic=message.topic, offset=message.position.offset)
+        ordered = list(merge(*by_partition, key=lambda message: message.timestamp))
+        parsed = parse_events([message.value for message in ordered], self.model)
+        for message, event in zip(ordered, parsed, strict=True):
+            if isinstance(event, BadEvent):
+                bad[event.reason] += 1
+                letters.append(_dead_letter(message, event))
+                log.info("dead letter", reason=event.reason.value, topic=message.topic, offset=message.position.offset)
             else:
                 events.setdefault(event.user_id, []).append((event, message.position))
         return events, letters
