@@ -17,7 +17,7 @@ from learner.attribution import Attribution, Step, attribute
 from learner.events import Event
 from learner.model import Model
 from learner.posterior import Array, Gaussian, condition, condition_microbatch, discount, flip, relax
-from learner.record import NEVER, Position, Record, State, Structured
+from learner.record import NEVER, Position, Record, State, Structured, outcome_dtype
 
 Times: TypeAlias = NDArray[np.int64]
 UserEvents: TypeAlias = Sequence[tuple[Event, Position]]
@@ -70,8 +70,7 @@ def apply(model: Model, records: Sequence[Record], events: Sequence[UserEvents])
     chosen = [attributions[i] for i in busy]
     settled, settled_at = _learn(model, [records[i] for i in busy], chosen)
     updated_at = np.array([one.updated_at for one in chosen], dtype=np.int64)
-    open_outcomes = [_open(one.outcomes) for one in chosen]
-    posterior, differs = _serve(model, settled, settled_at, updated_at, open_outcomes)
+    posterior, differs = _serve(model, settled, settled_at, updated_at, [one.outcomes for one in chosen])
 
     written = list(records)
     for row, (i, one) in enumerate(zip(busy, chosen, strict=True)):
@@ -177,8 +176,11 @@ def _serve(
     model: Model, settled: Gaussian, settled_at: Times, updated_at: Times, outcomes: list[Structured]
 ) -> tuple[Gaussian, list[bool]]:
     """The settled beliefs conditioned on the open impressions, each a "no" of weight w F(age)."""
-    flat = np.concatenate(outcomes)
+    # By way of their bytes: NumPy compares the columns of every two structured arrays it concatenates.
+    flat = np.frombuffer(b"".join([rows.tobytes() for rows in outcomes]), outcome_dtype(model.d))
     user = np.repeat(np.arange(len(outcomes)), [len(rows) for rows in outcomes])
+    is_open = flat["state"] == State.OPEN
+    flat, user = flat[is_open], user[is_open]
     now = updated_at[user]
     weight = flat["weight"] * model.clicked_share((now - flat["shown_at"]).astype(np.float64))
     waves: list[list[Step]] = [[] for _ in outcomes]
@@ -215,10 +217,6 @@ def _relax_to(model: Model, belief: Gaussian, at: Times, now: Times) -> Gaussian
 def _columns(steps: list[Step]) -> tuple[Array, Array, Array]:
     columns = np.array([(step.label, step.offset, step.weight) for step in steps])
     return columns[:, 0], columns[:, 1], columns[:, 2]
-
-
-def _open(outcomes: Structured) -> Structured:
-    return outcomes[outcomes["state"] == State.OPEN] if len(outcomes) else outcomes
 
 
 def _one(batch: Gaussian, row: int) -> Gaussian:
