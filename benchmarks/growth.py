@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import redis
@@ -45,13 +47,21 @@ def _axis(what: str, unit: str, sizes: tuple[int, ...], values: list[list[float]
     ]
 
 
+def _milliseconds(call: Callable[[], object]) -> Callable[[], float]:
+    return lambda: seconds_of(call, 0.2) * 1e3
+
+
+def _microseconds_each(call: Callable[[], object], n: int) -> Callable[[], float]:
+    return lambda: seconds_of(call) / n * 1e6
+
+
 def _items(context: Context) -> list[Figure]:
     """`POST /score` over items of a request."""
     served = Client(processes(context)[0].port)
     sizes = (10, 30, 100, 300, 1_000)
     bodies = {str(n): body(n) for n in sizes}
     values = interleave(
-        {n: lambda one=one: seconds_of(lambda: served.seconds("/score", one), 0.2) * 1e3 for n, one in bodies.items()},
+        {n: _milliseconds(partial(served.seconds, "/score", one)) for n, one in bodies.items()},
         context.repetitions,
     )
     return _axis("POST /score over items", "ms", sizes, list(values.values()))
@@ -76,9 +86,7 @@ def _open_impressions(context: Context) -> list[Figure]:
         if n:
             records, _ = apply(spec, records, events(0, n))
         one_more = events(n, 1)
-        contenders[str(n)] = lambda records=records, one_more=one_more: (
-            seconds_of(lambda: apply(spec, records, one_more)) / 100 * 1e6
-        )
+        contenders[str(n)] = _microseconds_each(partial(apply, spec, records, one_more), 100)
     values = interleave(contenders, context.repetitions)
     return _axis("learning step over open impressions", "us/event", sizes, list(values.values()))
 
@@ -91,7 +99,7 @@ def _microbatch(context: Context) -> list[Figure]:
     parsed = [[(parse_event(one, spec), Position(PLACE, i))] for i, one in enumerate(raw)]
     fresh = [fresh_record(spec)] * len(parsed)
     values = interleave(
-        {str(n): lambda n=n: seconds_of(lambda: apply(spec, fresh[:n], parsed[:n])) / n * 1e6 for n in sizes},
+        {str(n): _microseconds_each(partial(apply, spec, fresh[:n], parsed[:n]), n) for n in sizes},
         context.repetitions,
     )
     return _axis("learning step over events of a microbatch", "us/event", sizes, list(values.values()))
@@ -117,10 +125,13 @@ def _users(context: Context) -> list[Figure]:
         memory.append([(int(client.info("memory")["used_memory"]) - empty) / size])
         users = [f"user-{i}" for i in generator.choice(size, 1_000, replace=False)]
         writes = [Write(user, value, value) for user in users]
-        read.append([seconds_of(lambda users=users: store.load(users), 0.3) * 1e3 for _ in range(context.repetitions)])
-        write.append(
-            [seconds_of(lambda writes=writes: store.commit(writes), 0.3) * 1e3 for _ in range(context.repetitions)]
-        )
+        both = {
+            "read": _milliseconds(partial(store.load, users)),
+            "write": _milliseconds(partial(store.commit, writes)),
+        }
+        values = interleave(both, context.repetitions)
+        read.append(values["read"])
+        write.append(values["write"])
     client.flushdb()
     client.config_set("appendonly", "yes")
     client.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
 import statistics
 import time
@@ -131,8 +130,8 @@ def seconds_of(call: Callable[[], object], at_least_s: float = 0.05) -> float:
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
     """The power k in cost ~ size^k, by least squares on logarithms; sizes of 0 are left out."""
-    points = [(math.log(n), math.log(cost)) for n, cost in zip(sizes, costs, strict=True) if n > 0]
-    return float(np.polyfit(*zip(*points, strict=True), 1)[0])
+    points = np.log([(n, cost) for n, cost in zip(sizes, costs, strict=True) if n > 0])
+    return float(np.polyfit(points[:, 0], points[:, 1], 1)[0])
 
 
 def percentile(values: Sequence[float], share: float) -> float:

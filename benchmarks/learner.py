@@ -8,6 +8,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 import redis
@@ -33,9 +34,9 @@ def measure(context: Context) -> list[Figure]:
         fill_topic(shared(context, KafkaServer), topic, n, n_items, USERS)
         values = interleave(
             {
-                "freshet": lambda topic=topic, n=n: freshet(context, topic, n),
-                "json": lambda topic=topic, n=n: bare_poll(context, topic, n, json.loads),
-                "msgspec": lambda topic=topic, n=n: bare_poll(context, topic, n, msgspec.json.decode),
+                "freshet": partial(freshet, context, topic, n),
+                "json": partial(bare_poll, context, topic, n, json.loads),
+                "msgspec": partial(bare_poll, context, topic, n, msgspec.json.decode),
             },
             context.repetitions,
         )
@@ -106,7 +107,7 @@ def _scaling(context: Context) -> Figure:
     n = 10_000 if context.quick else 30_000
     fill_topic(shared(context, KafkaServer), topic, n, 10, USERS, n_partitions=2)
     values = interleave(
-        {"one": lambda: _processes(context, topic, n, 1), "two": lambda: _processes(context, topic, n, 2)},
+        {"one": partial(_processes, context, topic, n, 1), "two": partial(_processes, context, topic, n, 2)},
         1 if context.quick else context.repetitions,
     )
     return Figure(

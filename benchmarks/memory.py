@@ -33,7 +33,7 @@ def measure(context: Context) -> list[Figure]:
         store = open_store(url, 86_400)
         store.commit([Write(user, None, value)])
         store.close()
-        used = client.memory_usage(record_key(user))
+        used = int(client.memory_usage(record_key(user)) or 0)
         figures.append(Figure(f"memory: Redis over 8 (d + d (d + 1) / 2), d = 16, {what}", "x", [used / FLOOR], aim))
     client.close()
     return figures

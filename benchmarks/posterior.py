@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.harness import Context, Figure, interleave, ratios, seconds_of
 from benchmarks.workload import START_MS, model
 from learner.apply import apply
-from learner.events import Click, Impression
-from learner.posterior import Gaussian, condition
+from learner.events import Click, Event, Impression
+from learner.posterior import Array, Gaussian, condition
 from learner.record import Partition, Position, fresh_record
 
 USERS = 1_000
@@ -33,7 +34,7 @@ def whole_step(hot: bool) -> Callable[[], float]:
     generator = np.random.default_rng(0)
     place = Partition(bytes(16), 0)
 
-    def outcome(i: int) -> list:
+    def outcome(i: int) -> list[tuple[Event, Position]]:
         user = "hot" if hot else f"user-{i}"
         rows = generator.normal(size=(1, spec.d)).astype(np.float32)
         shown = Impression(user, START_MS + i, [i], rows, np.zeros(1, np.float32), np.ones(1, np.float32))
@@ -82,7 +83,7 @@ def measure(context: Context) -> list[Figure]:
     return figures
 
 
-def _outcomes(d: int = 16, n: int = 100) -> tuple[np.ndarray, np.ndarray]:
+def _outcomes(d: int = 16, n: int = 100) -> tuple[Array, NDArray[np.int64]]:
     generator = np.random.default_rng(0)
     return generator.normal(size=(n, d)) / np.sqrt(d), (generator.random(n) < 0.2).astype(int)
 

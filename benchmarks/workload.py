@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
-from typing import TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
 
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import NewTopic
@@ -37,7 +37,7 @@ def model(n_features: int = FEATURES) -> Model:
     return load_model(model_toml(n_features))
 
 
-def items(generator: random.Random, n_items: int, n_features: int = FEATURES) -> list[dict[str, object]]:
+def items(generator: random.Random, n_items: int, n_features: int = FEATURES) -> list[Mapping[str, Any]]:
     """The items of a slate."""
     return [
         {
@@ -81,7 +81,9 @@ def shared(context: Context, kind: type[AnyServer]) -> AnyServer:
             return server
     folder = context.folder / kind.name
     folder.mkdir()
-    return context.start(kind(folder))
+    server = kind(folder)
+    context.start(server)
+    return server
 
 
 def freshet_environ(context: Context, store: str, log: str, topic: str = "events", group: str = "g") -> dict[str, str]:
