@@ -20,6 +20,8 @@ MAX_ITEMS = 1_000
 MAX_ID_LENGTH = 256
 # Events read at a time: enough to share the cost of an array, few enough to stay in the processor's cache.
 TOGETHER = 64
+# Unless their design matrix would have more numbers than this: 32 MiB.
+TOGETHER_NUMBERS = 4_000_000
 # 9999-12-31: a timestamp beyond it is in the wrong unit.
 MAX_TIMESTAMP_MS = 253_402_300_799_999
 
@@ -122,13 +124,7 @@ def parse_event(raw: bytes, model: Model) -> Event:
         With a reason and a message that names the field.
     """
     wire = _decode(raw)
-    if isinstance(wire, WireClick):
-        return _click(wire)
-    try:
-        rows = model.rows([item.features for item in wire.items])
-    except FeatureError as exc:
-        raise BadEvent(Reason(exc.reason), str(exc)) from exc
-    return _impressions([wire], rows)[0]
+    return _click(wire) if isinstance(wire, WireClick) else _impression(wire, model)
 
 
 def parse_events(raws: Sequence[bytes], model: Model) -> list[Event | BadEvent]:
@@ -151,11 +147,13 @@ def _parse_together(raws: Sequence[bytes], model: Model) -> list[Event | BadEven
         except BadEvent as exc:
             wires.append(exc)
     shown = [wire for wire in wires if isinstance(wire, WireImpression)]
+    if model.d * sum(len(wire.items) for wire in shown) > TOGETHER_NUMBERS:
+        return [_alone(wire, model) for wire in wires]
     try:
         rows = model.rows([item.features for wire in shown for item in wire.items])
     except FeatureError:
         # One of them is bad: read each alone to tell which.
-        return [_parsed_or_bad(raw, model) for raw in raws]
+        return [_alone(wire, model) for wire in wires]
     impressions = iter(_impressions(shown, rows))
     return [
         next(impressions) if isinstance(wire, WireImpression) else _click(wire) if isinstance(wire, WireClick) else wire
@@ -175,15 +173,25 @@ def _decode(raw: bytes) -> WireImpression | WireClick:
     return wire
 
 
-def _parsed_or_bad(raw: bytes, model: Model) -> Event | BadEvent:
+def _alone(wire: WireImpression | WireClick | BadEvent, model: Model) -> Event | BadEvent:
+    if isinstance(wire, BadEvent):
+        return wire
     try:
-        return parse_event(raw, model)
+        return _click(wire) if isinstance(wire, WireClick) else _impression(wire, model)
     except BadEvent as exc:
         return exc
 
 
 def _click(wire: WireClick) -> Click:
     return Click(wire.user_id, wire.timestamp, outcome_key(wire.request_id, wire.item_id))
+
+
+def _impression(wire: WireImpression, model: Model) -> Impression:
+    try:
+        rows = model.rows([item.features for item in wire.items])
+    except FeatureError as exc:
+        raise BadEvent(Reason(exc.reason), str(exc)) from exc
+    return _impressions([wire], rows)[0]
 
 
 def _impressions(wires: Sequence[WireImpression], rows: Rows) -> list[Impression]:

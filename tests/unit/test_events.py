@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from learner import events
 from learner.events import (
     BadEvent,
     Click,
@@ -176,7 +177,10 @@ def test_durations(text: str, ms: int) -> None:
     assert parse_duration_ms("k", text) == ms
 
 
-def test_many_events_are_read_as_each_alone() -> None:
+@pytest.mark.parametrize("numbers", [events.TOGETHER_NUMBERS, 900])
+def test_many_events_are_read_as_each_alone(numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "TOGETHER_NUMBERS", numbers)
+
     def slate(i: int, features: dict[str, Any]) -> bytes:
         return impression_json(f"r{i}", "u", i, [{"item_id": f"{j}", "features": features} for j in range(i % 4 + 1)])
 
