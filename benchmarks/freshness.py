@@ -13,7 +13,7 @@ from kafka import KafkaProducer
 
 from benchmarks.harness import Context, Figure, percentile
 from benchmarks.http_process import Client, PythonProcess
-from benchmarks.workload import freshet_environ, impressions, items, make_topic, shared
+from benchmarks.workload import REVISIT_MS, START_MS, freshet_environ, impressions, items, make_topic, shared
 from learner.events import impression_json
 from tests.servers import KafkaServer, RedisServer
 
@@ -79,8 +79,12 @@ def _load(bootstrap: str, topic: str, seconds: float) -> None:
     while (elapsed := time.perf_counter() - started) < seconds:
         for i in range(sent, int(elapsed * EVENTS_PER_S)):
             key, value = made[i % USERS]
-            # A request of its own each time round: a repeat would change nothing and cost nothing.
-            producer.send(topic, key=key, value=value.replace(b'"request-', b'"request-%d-' % (i // USERS)))
+            # A request and a time of its own each time round: a repeat would change nothing, and without time passing
+            # nothing would ever settle.
+            at = START_MS + i % USERS * REVISIT_MS // USERS
+            value = value.replace(b'"request-', b'"request-%d-' % (i // USERS))
+            value = value.replace(b'"timestamp":%d' % at, b'"timestamp":%d' % (at + i // USERS * REVISIT_MS))
+            producer.send(topic, key=key, value=value)
             sent = i + 1
         time.sleep(0.002)
     producer.close()

@@ -49,7 +49,7 @@ class Figure:
     @property
     def median(self) -> float:
         """Middle of the repetitions."""
-        return statistics.median(self.values)
+        return float(statistics.median(self.values))
 
     @property
     def spread(self) -> float:

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from benchmarks.harness import Figure, as_json, exponent, worse
 
 
 def ratio(median: float, **more: float) -> Figure:
-    return Figure("f", "x", [median, 0.9 * median, 1.1 * median], **more)
+    # NumPy's numbers, as percentiles are.
+    return Figure("f", "x", [np.float64(median), np.float64(0.9 * median), np.float64(1.1 * median)], **more)
 
 
 def worse_than(before: Figure, after: Figure, yardstick_s: float = 1.0) -> bool:
