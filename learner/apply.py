@@ -17,7 +17,7 @@ from learner.attribution import Attribution, Step, attribute
 from learner.events import Event
 from learner.model import Model
 from learner.posterior import Array, Gaussian, condition, condition_microbatch, discount, flip, relax
-from learner.record import NEVER, Position, Record, State, Structured
+from learner.record import NEVER, Position, Record, State, Structured, outcome_dtype
 
 Times: TypeAlias = NDArray[np.int64]
 UserEvents: TypeAlias = Sequence[tuple[Event, Position]]
@@ -56,8 +56,11 @@ def apply(model: Model, records: Sequence[Record], events: Sequence[UserEvents])
         their partition change nothing.
     """
     attributions = [attribute(model, record, mine) for record, mine in zip(records, events, strict=True)]
+    counts: Counter[str] = Counter()
+    for one in attributions:
+        counts.update(one.counts)
     report = Report(
-        sum((one.counts for one in attributions), Counter()),
+        counts,
         [one.watermarks != record.watermarks for one, record in zip(attributions, records, strict=True)],
     )
     busy = [i for i, changed in enumerate(report.changed) if changed]
@@ -67,8 +70,7 @@ def apply(model: Model, records: Sequence[Record], events: Sequence[UserEvents])
     chosen = [attributions[i] for i in busy]
     settled, settled_at = _learn(model, [records[i] for i in busy], chosen)
     updated_at = np.array([one.updated_at for one in chosen], dtype=np.int64)
-    open_outcomes = [_open(one.outcomes) for one in chosen]
-    posterior, differs = _serve(model, settled, settled_at, updated_at, open_outcomes)
+    posterior, differs = _serve(model, settled, settled_at, updated_at, [one.outcomes for one in chosen])
 
     written = list(records)
     for row, (i, one) in enumerate(zip(busy, chosen, strict=True)):
@@ -175,11 +177,19 @@ def _serve(
     model: Model, settled: Gaussian, settled_at: Times, updated_at: Times, outcomes: list[Structured]
 ) -> tuple[Gaussian, list[bool]]:
     """The settled beliefs conditioned on the open impressions, each a "no" of weight w F(age)."""
-    waves: list[list[Step]] = []
-    for rows, now in zip(outcomes, updated_at.tolist(), strict=True):
-        weight = rows["weight"] * model.clicked_share((now - rows["shown_at"]).astype(np.float64))
-        columns = zip(rows["key"].tolist(), rows["row"], rows["offset"].tolist(), weight.tolist(), strict=True)
-        waves.append([Step(key, now, x, o, w, 0.0, flips=False) for key, x, o, w in columns if w > 0.0])
+    # By way of their bytes: NumPy compares the columns of every two structured arrays it concatenates.
+    flat = np.frombuffer(b"".join([rows.tobytes() for rows in outcomes]), outcome_dtype(model.d))
+    user = np.repeat(np.arange(len(outcomes)), [len(rows) for rows in outcomes])
+    is_open = flat["state"] == State.OPEN
+    flat, user = flat[is_open], user[is_open]
+    now = updated_at[user]
+    weight = flat["weight"] * model.clicked_share((now - flat["shown_at"]).astype(np.float64))
+    waves: list[list[Step]] = [[] for _ in outcomes]
+    weighty = np.flatnonzero(weight > 0.0)
+    columns = (user, flat["key"], now, flat["row"], flat["offset"], weight)
+    lists = (column[weighty] if column.ndim > 1 else column[weighty].tolist() for column in columns)
+    for i, key, at, row, offset, w in zip(*lists, strict=True):
+        waves[i].append(Step(key, at, row, offset, w, 0.0, flips=False))
     differs = [bool(one) for one in waves]
     if not any(differs):
         return settled, differs
@@ -192,16 +202,22 @@ def _relax_to(model: Model, belief: Gaussian, at: Times, now: Times) -> Gaussian
     """Relax beliefs from their times to later ones; earlier ones, and beliefs that are still the prior, stay."""
     if model.half_life_ms is None:
         return belief
-    return relax(belief, model.prior, model.relax_factor(np.where(at == NEVER, 0, now - at).astype(np.float64)))
+    elapsed = np.where(at == NEVER, 0, now - at).astype(np.float64)
+    # Most steps of a wave but the first have the time of the step before.
+    moved = np.flatnonzero(elapsed > 0.0)
+    if len(moved) == 0:
+        return belief
+    if len(moved) == len(elapsed):
+        return relax(belief, model.prior, model.relax_factor(elapsed))
+    mean, cov = belief.mean.copy(), belief.cov.copy()
+    chosen = Gaussian(mean[moved], cov[moved])
+    mean[moved], cov[moved] = relax(chosen, model.prior, model.relax_factor(elapsed[moved]))
+    return Gaussian(mean, cov)
 
 
 def _columns(steps: list[Step]) -> tuple[Array, Array, Array]:
     columns = np.array([(step.label, step.offset, step.weight) for step in steps])
     return columns[:, 0], columns[:, 1], columns[:, 2]
-
-
-def _open(outcomes: Structured) -> Structured:
-    return outcomes[outcomes["state"] == State.OPEN] if len(outcomes) else outcomes
 
 
 def _one(batch: Gaussian, row: int) -> Gaussian:

@@ -16,7 +16,17 @@ from numpy.typing import NDArray
 
 from learner.events import Click, Event, Impression
 from learner.model import Model
-from learner.record import Partition, Position, Record, State, Structured, no_outcomes, outcome_dtype, waiting_clicks
+from learner.record import (
+    OUTCOME_SCALARS,
+    Partition,
+    Position,
+    Record,
+    State,
+    Structured,
+    no_outcomes,
+    outcome_dtype,
+    waiting_clicks,
+)
 
 # Outcomes kept per user, open or not, as a multiple of the model's `max_open`: what a busy user can cost.
 MAX_KEPT_FACTOR = 4
@@ -117,13 +127,12 @@ class _Ledger:
             return False
         self.counts["impressions"] += 1
         self._age(event.timestamp)
+        offset, weight = event.offset.tolist(), event.weight.tolist()
         for i in new:
             key = event.keys[i]
             if key in self.kept:
                 continue
-            outcome = _Outcome(
-                key, event.timestamp, -1, float(event.offset[i]), float(event.weight[i]), State.OPEN, event.rows[i]
-            )
+            outcome = _Outcome(key, event.timestamp, -1, offset[i], weight[i], State.OPEN, event.rows[i])
             self.kept[key] = outcome
             self.n_open += 1
             clicked_at = self.waiting.pop(key, None)
@@ -236,12 +245,14 @@ class _Ledger:
         return min(dues, default=float("inf"))
 
 
-_SCALARS = ("key", "shown_at", "settled_at", "offset", "weight", "state")
-
-
 def _read_outcomes(outcomes: Structured, discount: float | None) -> dict[int, _Outcome]:
-    columns = [outcomes[name].tolist() for name in _SCALARS]
-    kept = {one[0]: _Outcome(*one) for one in zip(*columns, outcomes["row"], strict=True)}
+    if not len(outcomes):
+        return {}
+    raw, size = outcomes.tobytes(), outcomes.dtype.itemsize
+    kept: dict[int, _Outcome] = {}
+    for start, row in zip(range(0, len(raw), size), outcomes["row"], strict=True):
+        key, shown_at, settled_at, offset, weight, state = OUTCOME_SCALARS.unpack_from(raw, start)
+        kept[key] = _Outcome(key, shown_at, settled_at, offset, weight, state, row)
     if discount is not None:
         # A settled outcome's weight is what a flip has left to undo.
         for outcome in kept.values():
@@ -253,9 +264,12 @@ def _read_outcomes(outcomes: Structured, discount: float | None) -> dict[int, _O
 def _write_outcomes(kept: dict[int, _Outcome], d: int) -> Structured:
     if not kept:
         return no_outcomes(d)
-    outcomes = np.empty(len(kept), outcome_dtype(d))
-    for name in _SCALARS:
-        outcomes[name] = [getattr(outcome, name) for outcome in kept.values()]
-    rows: list[NDArray[np.float32]] = [outcome.row for outcome in kept.values()]
-    outcomes["row"] = rows
-    return outcomes
+    pack = OUTCOME_SCALARS.pack
+    raw = b"".join(
+        [
+            part
+            for o in kept.values()
+            for part in (pack(o.key, o.shown_at, o.settled_at, o.offset, o.weight, o.state), o.row.tobytes())
+        ]
+    )
+    return np.frombuffer(raw, outcome_dtype(d))

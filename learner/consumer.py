@@ -23,7 +23,7 @@ from tenacity import (
 )
 
 from learner.apply import UserEvents, apply
-from learner.events import BadEvent, Event, Reason, parse_event
+from learner.events import BadEvent, Event, Reason, parse_events
 from learner.log import Entry, EventLog, LogUnavailable, Message, Reader
 from learner.model import Model
 from learner.record import DamagedRecord, Position, Record, decode_record, encode_record, fresh_record
@@ -143,11 +143,11 @@ class Learner:
         by_partition = [list(group) for _, group in groupby(messages, key=lambda message: message.position.partition)]
         # Partitions are read side by side; taking the oldest head first mends most of what that does to the order of
         # an impression and its click in different topics, and never changes the order within a partition.
-        for message in merge(*by_partition, key=lambda message: message.timestamp):
-            try:
-                event = parse_event(message.value, self.model)
-            except BadEvent as exc:
-                refused[message.position] = exc
+        ordered = list(merge(*by_partition, key=lambda message: message.timestamp))
+        parsed = parse_events([message.value for message in ordered], self.model)
+        for message, event in zip(ordered, parsed, strict=True):
+            if isinstance(event, BadEvent):
+                refused[message.position] = event
             else:
                 events.setdefault(event.user_id, []).append((event, message.position))
         return events, refused

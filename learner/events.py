@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from hashlib import blake2b
 from typing import Annotated, Any, NamedTuple, TypeAlias
@@ -18,6 +18,10 @@ from learner.model import Model
 MAX_EVENT_BYTES = 1 << 20
 MAX_ITEMS = 1_000
 MAX_ID_LENGTH = 256
+# Events read at a time: enough to share the cost of an array, few enough to stay in the processor's cache.
+TOGETHER = 64
+# Unless their design matrix would have more numbers than this: 32 MiB.
+TOGETHER_NUMBERS = 4_000_000
 # 9999-12-31: a timestamp beyond it is in the wrong unit.
 MAX_TIMESTAMP_MS = 253_402_300_799_999
 
@@ -138,35 +142,106 @@ def parse_event(raw: bytes, model: Model) -> Event:
     BadEvent
         With a reason and a message that names the field.
     """
+    wire = _decode(raw)
+    return _click(wire) if isinstance(wire, WireClick) else _impression(wire, model)
+
+
+def parse_events(raws: Sequence[bytes], model: Model) -> list[Event | BadEvent]:
+    """Read many events, as `parse_event` does each; what it would raise stands in the event's place.
+
+    The items of many impressions become one design matrix, which for short slates is most of the work.
+    """
+    return [
+        event
+        for start in range(0, len(raws), TOGETHER)
+        for event in _parse_together(raws[start : start + TOGETHER], model)
+    ]
+
+
+def _parse_together(raws: Sequence[bytes], model: Model) -> list[Event | BadEvent]:
+    wires: list[WireImpression | WireClick | BadEvent] = []
+    for raw in raws:
+        try:
+            wires.append(_decode(raw))
+        except BadEvent as exc:
+            wires.append(exc)
+    shown = [wire for wire in wires if isinstance(wire, WireImpression)]
+    if model.d * sum(len(wire.items) for wire in shown) > TOGETHER_NUMBERS:
+        return [_alone(wire, model) for wire in wires]
+    try:
+        rows = model.rows([item.features for wire in shown for item in wire.items])
+    except FeatureError:
+        # One of them is bad: read each alone to tell which.
+        return [_alone(wire, model) for wire in wires]
+    impressions = iter(_impressions(shown, rows, model))
+    return [
+        next(impressions) if isinstance(wire, WireImpression) else _click(wire) if isinstance(wire, WireClick) else wire
+        for wire in wires
+    ]
+
+
+def _decode(raw: bytes) -> WireImpression | WireClick:
     if len(raw) > MAX_EVENT_BYTES:
         raise BadEvent(Reason.TOO_LARGE, f"{len(raw)} bytes: expected at most {MAX_EVENT_BYTES}")
     try:
-        wire = _DECODER.decode(raw)
+        wire: WireImpression | WireClick = _DECODER.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise _why(raw, exc) from exc
-    if isinstance(wire, WireClick):
-        return Click(wire.user_id, wire.timestamp, outcome_key(wire.request_id, wire.item_id))
-    if len(wire.items) > MAX_ITEMS:
+    if isinstance(wire, WireImpression) and len(wire.items) > MAX_ITEMS:
         raise BadEvent(Reason.TOO_MANY_ITEMS, f"$.items: {len(wire.items)} items: expected at most {MAX_ITEMS}")
+    return wire
+
+
+def _alone(wire: WireImpression | WireClick | BadEvent, model: Model) -> Event | BadEvent:
+    if isinstance(wire, BadEvent):
+        return wire
+    try:
+        return _click(wire) if isinstance(wire, WireClick) else _impression(wire, model)
+    except BadEvent as exc:
+        return exc
+
+
+def _click(wire: WireClick) -> Click:
+    return Click(wire.user_id, wire.timestamp, outcome_key(wire.request_id, wire.item_id))
+
+
+def _impression(wire: WireImpression, model: Model) -> Impression:
     try:
         rows = model.rows([item.features for item in wire.items])
     except FeatureError as exc:
         raise BadEvent(Reason(exc.reason), str(exc)) from exc
-    return Impression(
-        wire.user_id,
-        wire.timestamp,
-        [outcome_key(wire.request_id, item.item_id) for item in wire.items],
-        rows,
-        model.offsets([item.offset for item in wire.items], rows),
-        np.array([item.weight for item in wire.items], dtype=np.float32),
-    )
+    return _impressions([wire], rows, model)[0]
+
+
+def _impressions(wires: Sequence[WireImpression], rows: Rows, model: Model) -> list[Impression]:
+    """The impressions whose items have these rows, those of one after those of another."""
+    offset = model.offsets([item.offset for wire in wires for item in wire.items], rows)
+    weight = np.array([item.weight for wire in wires for item in wire.items], dtype=np.float32)
+    impressions, start = [], 0
+    for wire in wires:
+        end = start + len(wire.items)
+        keys = outcome_keys(wire.request_id, [item.item_id for item in wire.items])
+        impressions.append(
+            Impression(wire.user_id, wire.timestamp, keys, rows[start:end], offset[start:end], weight[start:end])
+        )
+        start = end
+    return impressions
+
+
+def outcome_keys(request_id: str, item_ids: Sequence[str]) -> list[int]:
+    """A 64-bit identity of each outcome within its user; the length keeps the two ids from running together."""
+    request = blake2b(f"{len(request_id)}:{request_id}".encode(), digest_size=8)
+    keys = []
+    for item_id in item_ids:
+        both = request.copy()
+        both.update(item_id.encode())
+        keys.append(int.from_bytes(both.digest(), "little"))
+    return keys
 
 
 def outcome_key(request_id: str, item_id: str) -> int:
-    """A 64-bit identity of an outcome within its user; the length keeps the two ids from running together."""
-    return int.from_bytes(
-        blake2b(f"{len(request_id)}:{request_id}{item_id}".encode(), digest_size=8).digest(), "little"
-    )
+    """The identity of one outcome; see `outcome_keys`."""
+    return outcome_keys(request_id, [item_id])[0]
 
 
 def user_of(raw: bytes) -> str | None:

@@ -6,10 +6,10 @@ whether it is learnt at once, learnt from the record later, or scored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, KeysView, Mapping, Sequence
 from itertools import accumulate, chain
 from operator import itemgetter
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, NamedTuple, TypeAlias
 from zlib import crc32
 
 import msgspec
@@ -79,15 +79,67 @@ class Vector(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
 Feature: TypeAlias = Numeric | Category | Multi | Vector
 
 
-def design_matrix(
-    features: Mapping[str, Feature], items: Sequence[Mapping[str, FeatureValue]], ignore_unknown: bool = False
-) -> Rows:
+class Layout(NamedTuple):
+    """Where the features of a model stand in a row: what is the same for every slate.
+
+    Attributes
+    ----------
+    d
+        Columns, the intercept included.
+    names
+        Of all features.
+    starts
+        The first column of each.
+    numeric, mean, std
+        Names of the numeric features, and what to subtract and divide by, each of shape (1,) or (n,).
+    columns
+        Where they stand.
+    take
+        The values of the numeric features of an item that has all of them.
+    others
+        Every other feature, with its columns.
+    """
+
+    d: int
+    names: KeysView[str]
+    starts: dict[str, int]
+    numeric: list[str]
+    mean: Array
+    std: Array
+    columns: list[int]
+    take: Callable[[Mapping[str, Any]], Any]
+    others: list[tuple[str, Feature, slice]]
+
+
+def layout(features: Mapping[str, Feature]) -> Layout:
+    """The layout of a model's features, which stand in the order of its coefficients, intercept first."""
+    ends = list(accumulate(map(width, features.values()), initial=1))
+    starts = dict(zip(features, ends, strict=False))
+    numeric = {name: feature for name, feature in features.items() if isinstance(feature, Numeric)}
+    return Layout(
+        ends[-1],
+        features.keys(),
+        starts,
+        list(numeric),
+        np.array([feature.mean for feature in numeric.values()]),
+        np.array([feature.std for feature in numeric.values()]),
+        [starts[name] for name in numeric],
+        itemgetter(*numeric) if numeric else tuple,
+        [
+            (name, feature, slice(starts[name], starts[name] + width(feature)))
+            for name, feature in features.items()
+            if name not in numeric
+        ],
+    )
+
+
+def design_matrix(layout: Layout, items: Sequence[Mapping[str, FeatureValue]], ignore_unknown: bool = False) -> Rows:
     """The rows of a slate, shape (N, d), intercept first.
 
     Parameters
     ----------
-    features
-        The model's, in the order of its coefficients.
+    layout
+        Of the model's features.
     items
         The features of N items; one that is missing enters as its mean (numeric) or as zeros.
     ignore_unknown
@@ -100,25 +152,23 @@ def design_matrix(
     """
     if not ignore_unknown:
         for index, item in enumerate(items):
-            if not features.keys() >= item.keys():
-                name = min(item.keys() - features.keys())
-                known = ", ".join(features)
+            if not layout.names >= item.keys():
+                name = min(item.keys() - layout.names)
+                known = ", ".join(layout.names)
                 raise FeatureError("unknown_feature", index, name, f"unknown feature; the model has: {known}")
-    starts = dict(zip(features, accumulate(map(width, features.values()), initial=1), strict=False))
-    X = np.zeros((len(items), 1 + sum(map(width, features.values()))))
+    X = np.zeros((len(items), layout.d))
     X[:, 0] = 1.0
-    _fill_numeric(X, items, features, starts)
-    for name, feature in features.items():
-        if not isinstance(feature, Numeric):
-            columns = slice(starts[name], starts[name] + width(feature))
-            for index, item in enumerate(items):
-                if (value := item.get(name)) is not None:
-                    _fill(X[index, columns], index, name, feature, value)
+    if layout.numeric:
+        X[:, layout.columns] = _numbers(layout, items)
+    for name, feature, columns in layout.others:
+        for index, item in enumerate(items):
+            if (value := item.get(name)) is not None:
+                _fill(X[index, columns], index, name, feature, value)
     with np.errstate(over="ignore"):
         rows = X.astype(np.float32)
     if not np.isfinite(rows).all():
         index, at = (int(i) for i in np.argwhere(~np.isfinite(rows))[0])
-        name = next(name for name, start in reversed(starts.items()) if start <= at)
+        name = next(name for name, start in reversed(layout.starts.items()) if start <= at)
         raise FeatureError("non_finite_number", index, name, "is not finite as a 32-bit float")
     return rows
 
@@ -149,23 +199,12 @@ def width(feature: Feature) -> int:
             return size
 
 
-def _fill_numeric(
-    X: Array,
-    items: Sequence[Mapping[str, FeatureValue]],
-    features: Mapping[str, Feature],
-    starts: Mapping[str, int],
-) -> None:
-    """Fill the numeric columns of all items in one pass: scoring spends much of its time here."""
-    numeric = {name: feature for name, feature in features.items() if isinstance(feature, Numeric)}
-    if not numeric:
-        return
-    names = list(numeric)
-    mean = np.array([spec.mean for spec in numeric.values()])
-    std = np.array([spec.std for spec in numeric.values()])
-    take = itemgetter(*names)
+def _numbers(layout: Layout, items: Sequence[Mapping[str, FeatureValue]]) -> Array:
+    """The numeric columns of all items in one pass: learning and scoring spend much of their time here."""
+    names, mean = layout.numeric, layout.mean
     values: list[Any]
     try:
-        taken = [take(item) for item in items]
+        taken = [layout.take(item) for item in items]
         values = taken if len(names) == 1 else list(chain.from_iterable(taken))
     except KeyError:
         values = [item.get(name, m) for item in items for name, m in zip(names, mean.tolist(), strict=True)]
@@ -173,8 +212,7 @@ def _fill_numeric(
         at = next(i for i, value in enumerate(values) if type(value) not in (float, int))
         detail = f"expected a number, got {_type_name(values[at])}"
         raise FeatureError("bad_feature", at // len(names), names[at % len(names)], detail)
-    numbers = np.array(values, dtype=np.float64).reshape(len(items), len(names))
-    X[:, [starts[name] for name in names]] = (numbers - mean) / std
+    return (np.array(values, dtype=np.float64).reshape(len(items), len(names)) - mean) / layout.std
 
 
 def _fill(columns: Array, index: int, name: str, feature: Feature, value: FeatureValue) -> None:

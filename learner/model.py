@@ -15,7 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
-from learner.features import Category, Feature, FeatureValue, Multi, Positive, Rows, coefficients, design_matrix
+from learner.features import (
+    Category,
+    Feature,
+    FeatureValue,
+    Layout,
+    Multi,
+    Positive,
+    Rows,
+    coefficients,
+    design_matrix,
+    layout,
+)
 from learner.population import Population
 from learner.posterior import Array, Gaussian, Method
 
@@ -140,7 +151,7 @@ class Model:
         """Number of coefficients, the intercept included."""
         return len(self.coefficients)
 
-    @property
+    @cached_property
     def settle_age_ms(self) -> float:
         """Age at which an impression without a click is final: F(age) >= 0.95, or the window's end if sooner."""
         if self.click_delay is None:
@@ -164,7 +175,11 @@ class Model:
 
     def rows(self, items: Sequence[Mapping[str, FeatureValue]]) -> Rows:
         """The design matrix of a slate, shape (N, d); see `learner.features.design_matrix`."""
-        return design_matrix(self.features, items, self.ignore_unknown)
+        return design_matrix(self._layout, items, self.ignore_unknown)
+
+    @cached_property
+    def _layout(self) -> Layout:
+        return layout(self.features)
 
     def offsets(self, given: Sequence[float | None], rows: Rows) -> NDArray[np.float32]:
         """The offsets of a slate, shape (N,): those given, and the fixed effect's where None was."""

@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any, NamedTuple, TypeAlias
 from zlib import crc32
 
@@ -46,7 +47,10 @@ _CHECKSUM = struct.Struct("<I")
 _EXTENSION = struct.Struct("<8sq")
 _DIAGONAL, _HAS_POSTERIOR = 1, 2
 _CLICK = np.dtype([("key", "<u8"), ("clicked_at", "<i8")])
-_WATERMARK = np.dtype([("topic_id", "V16"), ("number", "<i4"), ("offset", "<i8")])
+_WATERMARK = struct.Struct("<16siq")
+
+OUTCOME_SCALARS = struct.Struct("<QqqffB")
+"""The columns of `outcome_dtype` before the row: for a few outcomes far cheaper than array columns are."""
 
 
 class RecordError(ValueError):
@@ -183,7 +187,6 @@ def encode_record(record: Record, model: Model) -> bytes:
         MAGIC, VERSION, flags, model.d, record.revision, model.fingerprint, record.updated_at, record.settled_at,
         record.n_events, len(record.outcomes), len(record.clicks), len(record.watermarks),
     )  # fmt: skip
-    watermarks = np.array([(p.topic_id, p.number, offset) for p, offset in record.watermarks.items()], _WATERMARK)
     beliefs = [record.settled] if record.posterior is None else [record.settled, record.posterior]
     body = b"".join(
         [
@@ -192,7 +195,7 @@ def encode_record(record: Record, model: Model) -> bytes:
             *(part for belief in beliefs for part in _pack(belief)),
             record.outcomes.tobytes(),
             record.clicks.tobytes(),
-            watermarks.tobytes(),
+            *(_WATERMARK.pack(*partition, offset) for partition, offset in record.watermarks.items()),
         ]
     )
     return body + _CHECKSUM.pack(crc32(body))
@@ -232,17 +235,16 @@ def decode_record(data: bytes, model: Model, user_id: str) -> Record:
         size * 8 * n_beliefs,
         n_outcomes * dtype.itemsize,
         n_clicks * _CLICK.itemsize,
-        n_marks * _WATERMARK.itemsize,
+        n_marks * _WATERMARK.size,
     ]
     start = _HEADER.size + (_EXTENSION.size if version > 1 else 0)
     if start + sum(lengths) != len(body):
         raise DamagedRecord(user_id, f"{len(data)} bytes do not fit its own header")
     population, erased_at = _EXTENSION.unpack_from(body, _HEADER.size) if version > 1 else (b"", NEVER)
-    at = np.cumsum([start, *lengths]).tolist()
+    at = list(accumulate([start, *lengths]))
     beliefs = [
         _unpack(row, d, diagonal) for row in np.frombuffer(body, "<f8", size * n_beliefs, at[0]).reshape(-1, size)
     ]
-    marks = np.frombuffer(body, _WATERMARK, n_marks, at[3])
     record = Record(
         revision,
         updated_at,
@@ -252,7 +254,7 @@ def decode_record(data: bytes, model: Model, user_id: str) -> Record:
         beliefs[1] if n_beliefs == 2 else None,
         np.frombuffer(body, dtype, n_outcomes, at[1]),
         np.frombuffer(body, _CLICK, n_clicks, at[2]),
-        {Partition(bytes(topic_id), int(number)): int(offset) for topic_id, number, offset in marks},
+        {Partition(topic, number): offset for topic, number, offset in _WATERMARK.iter_unpack(body[at[3] :])},
         erased_at,
     )
     return _under_this_population(record, population, model, user_id)
@@ -272,7 +274,7 @@ def _under_this_population(record: Record, fingerprint: bytes, model: Model, use
             user_id,
             f"learnt under prior {fingerprint.hex()}, which model {model.name!r} does not "
             f"know; it has {model.population_fingerprint.hex()}. Expected a prior file that was fitted with "
-            "that prior in force, or that prior among [[prior.earlier]] of the model"
+            "that prior in force, or that prior among [[prior.earlier]] of the model",
         )
     if old is model.population:
         return record

@@ -143,7 +143,7 @@ def test_replacing_a_prior_twice_reads_records_of_both_earlier_ones() -> None:
 def test_a_record_of_format_1_is_read_as_learnt_under_the_oldest_known_prior() -> None:
     data = learn(FULL, [1, 2, 3])
     header = data.index(FULL.population_fingerprint)
-    body = data[:4] + b"\x01" + data[5:header] + data[header + 8 : -4]
+    body = data[:4] + b"\x01" + data[5:header] + data[header + 16 : -4]
     old = body + crc32(body).to_bytes(4, "little")
     np.testing.assert_array_equal(
         decode_record(old, FULL, "u").settled.mean, decode_record(data, FULL, "u").settled.mean

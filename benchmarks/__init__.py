@@ -1,0 +1,1 @@
+"""Measurements of Freshet against peers and floors, as ratios of one run."""

@@ -1,0 +1,56 @@
+"""`python -m benchmarks`: measure, print the table, compare with the committed results."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from importlib import import_module
+from pathlib import Path
+
+from tqdm import tqdm
+
+from benchmarks.harness import COMMITTED, Context, Figure, as_json, table, worse, yardstick
+from tests.servers import Missing
+
+SUBJECTS = ("posterior", "learner", "freshness", "score", "memory", "start", "growth", "soak")
+ONLY_IN_FULL = ("soak",)
+
+
+def main() -> int:
+    """Run the subjects asked for."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer and smaller repetitions, under three minutes")
+    parser.add_argument("--only", nargs="+", choices=SUBJECTS, metavar="NAME", help=f"of {', '.join(SUBJECTS)}")
+    parser.add_argument("--out", type=Path, help="where to write the figures as JSON")
+    wanted = parser.parse_args()
+    figures: list[Figure] = []
+    speed = yardstick()
+    with tempfile.TemporaryDirectory() as folder:
+        context = Context(wanted.quick, Path(folder))
+        subjects = wanted.only or [name for name in SUBJECTS if not (wanted.quick and name in ONLY_IN_FULL)]
+        try:
+            for name in (progress := tqdm(subjects, unit="subject", disable=None)):
+                progress.set_postfix_str(name)
+                try:
+                    found = import_module(f"benchmarks.{name}").measure(context)
+                except Missing as exc:
+                    print(f"{name}: left out: {exc}", file=sys.stderr)
+                    continue
+                figures += found
+                print(table(found), flush=True)
+        finally:
+            context.stop()
+    print("\n" + table([one for one in figures if one.met is not None]))
+    if COMMITTED.exists():
+        committed = json.loads(COMMITTED.read_text())
+        print("\nmore than 15 % worse than benchmarks/results.json:")
+        print("\n".join(f"  {one}" for one in worse(figures, speed, committed)) or "  nothing")
+    if wanted.out:
+        wanted.out.write_text(as_json(figures, speed, wanted.quick))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""How cost grows: with d, users, items of a request, open impressions and events of a microbatch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import redis
+
+from benchmarks.harness import Context, Figure, exponent, interleave, seconds_of
+from benchmarks.http_process import Client
+from benchmarks.posterior import freshet
+from benchmarks.score import body, known_user, processes
+from benchmarks.workload import START_MS, items, model, shared
+from learner.apply import apply
+from learner.events import Event, impression_json, parse_event
+from learner.record import Partition, Position, Record, fresh_record
+from learner.store import Write, open_store
+from tests.servers import RedisServer
+
+PLACE = Partition(bytes(16), 0)
+
+
+def measure(context: Context) -> list[Figure]:
+    """Each axis: a figure a size, and the exponent of all of them."""
+    sizes = (8, 16, 32, 64, 128)
+    updates = interleave({str(d): freshet(d) for d in sizes}, context.repetitions)
+    return [
+        *_axis("update of 1,000 users over d", "us/event", sizes, list(updates.values())),
+        *_items(context),
+        *_open_impressions(context),
+        *_microbatch(context),
+        *_users(context),
+    ]
+
+
+def _axis(what: str, unit: str, sizes: tuple[int, ...], values: list[list[float]]) -> list[Figure]:
+    figures = [Figure(f"growth: {what} = {n:,}", unit, mine) for n, mine in zip(sizes, values, strict=True)]
+    exponents = [exponent(sizes, costs) for costs in zip(*values, strict=True)]
+    steepest = [exponent(sizes[-2:], costs[-2:]) for costs in zip(*values, strict=True)]
+    return [
+        *figures,
+        Figure(f"growth: {what}, exponent", "exponent", exponents),
+        Figure(f"growth: {what}, exponent of the last two", "exponent", steepest),
+    ]
+
+
+def _milliseconds(call: Callable[[], object]) -> Callable[[], float]:
+    return lambda: seconds_of(call, 0.2) * 1e3
+
+
+def _microseconds_each(call: Callable[[], object], n: int) -> Callable[[], float]:
+    return lambda: seconds_of(call) / n * 1e6
+
+
+def _items(context: Context) -> list[Figure]:
+    """`POST /score` over items of a request."""
+    served = Client(processes(context)[0].port)
+    sizes = (10, 30, 100, 300, 1_000)
+    bodies = {str(n): body(n) for n in sizes}
+    values = interleave(
+        {n: _milliseconds(partial(served.seconds, "/score", one)) for n, one in bodies.items()},
+        context.repetitions,
+    )
+    return _axis("POST /score over items", "ms", sizes, list(values.values()))
+
+
+def _open_impressions(context: Context) -> list[Figure]:
+    """One more impression of one item for each of 100 users, over how many they have open."""
+    sizes = (0, 16, 64, 255)
+    spec = model()
+
+    generator = random.Random(4)
+
+    def event(user: str, i: int) -> tuple[Event, Position]:
+        return parse_event(impression_json(f"r{i}", user, START_MS + i, items(generator, 1)), spec), Position(PLACE, i)
+
+    def events(start: int, n: int) -> list[list[tuple[Event, Position]]]:
+        return [[event(f"user-{u}", i) for i in range(start, start + n)] for u in range(100)]
+
+    contenders = {}
+    for n in sizes:
+        records: list[Record] = [fresh_record(spec)] * 100
+        if n:
+            records, _ = apply(spec, records, events(0, n))
+        one_more = events(n, 1)
+        contenders[str(n)] = _microseconds_each(partial(apply, spec, records, one_more), 100)
+    values = interleave(contenders, context.repetitions)
+    return _axis("learning step over open impressions", "us/event", sizes, list(values.values()))
+
+
+def _microbatch(context: Context) -> list[Figure]:
+    """The learning step of impressions of ten items, one a user, over events of a microbatch."""
+    sizes = (1, 10, 100, 1_000, 10_000)[: 4 if context.quick else 5]
+    spec = model()
+    raw = [impression_json(f"r{i}", f"user-{i}", START_MS, items(random.Random(i), 10)) for i in range(sizes[-1])]
+    parsed = [[(parse_event(one, spec), Position(PLACE, i))] for i, one in enumerate(raw)]
+    fresh = [fresh_record(spec)] * len(parsed)
+    values = interleave(
+        {str(n): _microseconds_each(partial(apply, spec, fresh[:n], parsed[:n]), n) for n in sizes},
+        context.repetitions,
+    )
+    return _axis("learning step over events of a microbatch", "us/event", sizes, list(values.values()))
+
+
+def _users(context: Context) -> list[Figure]:
+    """Memory of Redis, and the time to read and to write the records of 1,000 random users, over users stored."""
+    sizes = (1_000, 10_000, 100_000, 1_000_000)[: 3 if context.quick else 4]
+    server = shared(context, RedisServer)
+    client = redis.Redis.from_url(server.url(4))
+    store = open_store(server.url(4), 86_400, 30.0)
+    value = known_user()
+    generator = np.random.default_rng(0)
+    # What is asked here is how cost grows, not what the disk can take.
+    client.config_set("appendonly", "no")
+    empty = int(client.info("memory")["used_memory"])
+    memory, read, write = [], [], []
+    done = 0
+    for size in sizes:
+        for start in range(done, size, 2_000):
+            store.commit([Write(f"user-{i}", None, value) for i in range(start, min(start + 2_000, size))])
+        done = size
+        memory.append([(int(client.info("memory")["used_memory"]) - empty) / size])
+        users = [f"user-{i}" for i in generator.choice(size, 1_000, replace=False)]
+        writes = [Write(user, value, value) for user in users]
+        both = {
+            "read": _milliseconds(partial(store.load, users)),
+            "write": _milliseconds(partial(store.commit, writes)),
+        }
+        values = interleave(both, context.repetitions)
+        read.append(values["read"])
+        write.append(values["write"])
+    client.flushdb()
+    client.config_set("appendonly", "yes")
+    client.close()
+    store.close()
+    return [
+        *_axis("bytes a user in Redis over users", "bytes", sizes, memory),
+        *_axis("reading 1,000 users over users", "ms", sizes, read),
+        *_axis("writing 1,000 users over users", "ms", sizes, write),
+    ]

@@ -1,0 +1,169 @@
+"""Update of a belief by one outcome, against the peers: lambda-learner, bayesianbandits, Vowpal Wabbit, River."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.harness import Context, Figure, interleave, ratios, seconds_of
+from benchmarks.workload import START_MS, model
+from learner.apply import apply
+from learner.events import Click, Event, Impression
+from learner.posterior import Array, Gaussian, condition
+from learner.record import Partition, Position, fresh_record
+
+USERS = 1_000
+
+
+def freshet(d: int, users: int = USERS) -> Callable[[], float]:
+    """Microseconds an outcome when each of `users` users has one."""
+    generator = np.random.default_rng(0)
+    belief = Gaussian(np.zeros((users, d)), np.tile(np.eye(d), (users, 1, 1)))
+    x = generator.normal(size=(users, d)) / np.sqrt(d)
+    y = (generator.random(users) < 0.2).astype(float)
+    rest = (np.zeros(users), np.ones(users))
+    return lambda: seconds_of(lambda: condition(belief, x, y, *rest)) / users * 1e6
+
+
+def whole_step(hot: bool) -> Callable[[], float]:
+    """Microseconds an outcome of `apply`: 1,000 clicked outcomes of one user, or one each of 1,000."""
+    spec = model()
+    generator = np.random.default_rng(0)
+    place = Partition(bytes(16), 0)
+
+    def outcome(i: int) -> list[tuple[Event, Position]]:
+        user = "hot" if hot else f"user-{i}"
+        rows = generator.normal(size=(1, spec.d)).astype(np.float32)
+        shown = Impression(user, START_MS + i, [i], rows, np.zeros(1, np.float32), np.ones(1, np.float32))
+        clicked = Click(user, START_MS + i, i)
+        return [(shown, Position(place, 2 * i)), (clicked, Position(place, 2 * i + 1))]
+
+    outcomes = [outcome(i) for i in range(USERS)]
+    events = [[event for one in outcomes for event in one]] if hot else outcomes
+    records = [fresh_record(spec)] * len(events)
+    return lambda: seconds_of(lambda: apply(spec, records, events)) / USERS * 1e6
+
+
+def measure(context: Context) -> list[Figure]:
+    """Freshet and the peers in turn; each peer keeps a model for each of 100 users."""
+    contenders: dict[str, Callable[[], float]] = {
+        "freshet d=16": freshet(16),
+        "freshet d=64": freshet(64),
+        "whole step, spread users": whole_step(hot=False),
+        "whole step, one hot user": whole_step(hot=True),
+    }
+    absent = []
+    for name, make in PEERS.items():
+        try:
+            contenders[name] = make()
+        except ImportError as exc:
+            absent.append(f"{name} ({exc})")
+    if absent:
+        print("peers not installed:", ", ".join(absent))
+    values = interleave(contenders, context.repetitions)
+    ours = values["freshet d=16"]
+    figures = [
+        Figure("posterior: update, d = 16, batches of 1,000 users", "us", ours, at_most=4),
+        Figure("posterior: update, d = 64, batches of 1,000 users", "us", values["freshet d=64"], at_most=25),
+        Figure(
+            "posterior: one hot user of 1,000 outcomes over 1,000 spread ones",
+            "x",
+            ratios(values["whole step, one hot user"], values["whole step, spread users"]),
+            at_most=5,
+        ),
+        Figure("posterior: whole learning step, spread users", "us", values["whole step, spread users"]),
+    ]
+    aims = {"bayesianbandits": 1 / 50, "Vowpal Wabbit": 1 / 3}
+    for name in (peer for peer in PEERS if peer in values):
+        figures.append(Figure(f"posterior: update by {name}", "us", values[name]))
+        figures.append(Figure(f"posterior: Freshet over {name}", "x", ratios(ours, values[name]), aims.get(name)))
+    return figures
+
+
+def _outcomes(d: int = 16, n: int = 100) -> tuple[Array, NDArray[np.int64]]:
+    generator = np.random.default_rng(0)
+    return generator.normal(size=(n, d)) / np.sqrt(d), (generator.random(n) < 0.2).astype(int)
+
+
+def _each(update: Callable[[int], object], n: int) -> Callable[[], float]:
+    """Microseconds of an update, over n of them."""
+
+    def run() -> float:
+        started = time.perf_counter()
+        for i in range(n):
+            update(i)
+        return (time.perf_counter() - started) / n * 1e6
+
+    return run
+
+
+def _lambda_learner() -> Callable[[], float]:
+    """The papers' own code; full Hessian, no forgetting. Its data sets are sparse matrices."""
+    from linkedin.learner.ds.indexed_dataset import IndexedDataset
+    from linkedin.learner.ds.indexed_model import IndexedModel
+    from linkedin.learner.prediction.hessian_type import HessianType
+    from linkedin.learner.prediction.trainer_sequential_bayesian_logistic_loss_with_l2 import (
+        TrainerSequentialBayesianLogisticLossWithL2 as Trainer,
+    )
+    from scipy import sparse
+
+    X, y = _outcomes()
+    models = [IndexedModel(np.zeros(16), sparse.identity(16, format="csc")) for _ in X]
+    data = [
+        IndexedDataset(sparse.csc_matrix(x[None]), np.array([2 * label - 1]), np.ones(1), np.zeros(1))
+        for x, label in zip(X, y, strict=True)
+    ]
+
+    def update(i: int) -> None:
+        trainer = Trainer(
+            training_data=data[i], initial_model=models[i], hessian_type=HessianType.FULL, penalty=1.0, delta=1.0
+        )
+        trainer.train()
+
+    update(0)
+    return _each(update, len(X))
+
+
+def _bayesianbandits() -> Callable[[], float]:
+    from bayesianbandits import BayesianGLM
+
+    X, y = _outcomes()
+    models = [BayesianGLM(alpha=1.0) for _ in X]
+    for one in models:
+        one.partial_fit(X[:1], y[:1])
+    return _each(lambda i: models[i].partial_fit(X[i : i + 1], y[i : i + 1]), len(X))
+
+
+def _vowpal_wabbit() -> Callable[[], float]:
+    """Lines of text in its own format, made beforehand; users by interaction of namespaces. Keeps no covariance."""
+    from vowpalwabbit import Workspace
+
+    X, y = _outcomes(n=2_000)
+    lines = [
+        f"{2 * label - 1} |u {i % 100} |f " + " ".join(f"{j}:{value:.6f}" for j, value in enumerate(x))
+        for i, (x, label) in enumerate(zip(X, y, strict=True))
+    ]
+    learner = Workspace("--quiet --loss_function logistic --interactions uf -b 18")
+    return _each(lambda i: learner.learn(lines[i]), len(X))
+
+
+def _river() -> Callable[[], float]:
+    """A logistic regression by stochastic gradient for each user, of dictionaries made beforehand."""
+    from river.linear_model import LogisticRegression
+
+    X, y = _outcomes(n=2_000)
+    models = [LogisticRegression() for _ in range(100)]
+    rows = [{f"f{j}": value for j, value in enumerate(x.tolist())} for x in X]
+    labels = [bool(label) for label in y]
+    return _each(lambda i: models[i % 100].learn_one(rows[i], labels[i]), len(X))
+
+
+PEERS: dict[str, Callable[[], Callable[[], float]]] = {
+    "lambda-learner": _lambda_learner,
+    "bayesianbandits": _bayesianbandits,
+    "Vowpal Wabbit": _vowpal_wabbit,
+    "River": _river,
+}
