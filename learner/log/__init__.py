@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from learner.record import Position
@@ -119,6 +119,28 @@ def open_reader(url: str, topics: Sequence[str], group: str, **kafka: object) ->
     from learner.log.sqlite import SqliteReader
 
     return SqliteReader(place, topics, group)
+
+
+def read_to_end(url: str, topics: Sequence[str], group: str | None = None, **kafka: object) -> Iterator[list[Message]]:
+    """Read topics up to where they end now; later messages are not waited for, and a missing topic is empty.
+
+    With a `group`, reading starts behind what the group has committed, and a batch is committed when the next one is
+    asked for: what was done with it is done by then. Without one it starts at the beginning and commits nothing.
+
+    Raises
+    ------
+    LogUnavailable
+        If the log does not answer.
+    """
+    kind, place = _split(url)
+    if kind == "kafka":
+        from learner.log.kafka import read_kafka_to_end
+
+        yield from read_kafka_to_end(place, topics, group, kafka)
+        return
+    from learner.log.sqlite import read_sqlite_to_end
+
+    yield from read_sqlite_to_end(place, topics, group)
 
 
 def _split(url: str) -> tuple[str, str]:

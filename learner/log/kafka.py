@@ -15,7 +15,12 @@ from learner.record import Partition, Position
 
 DELIVERY_TIMEOUT_MS = 10_000
 
+_CLIENT_OPTIONS = {
+    # A broker that is back is found this soon; kafka-python would wait up to 30 s.
+    "reconnect_backoff_max_ms": 1_000,
+}
 _READER_OPTIONS = {
+    **_CLIENT_OPTIONS,
     "fetch_max_wait_ms": 100,
     "max_partition_fetch_bytes": 4 << 20,
     # A topic or partition made while we run is found this soon.
@@ -62,7 +67,7 @@ class KafkaLog:
                     delivery_timeout_ms=DELIVERY_TIMEOUT_MS,
                     request_timeout_ms=DELIVERY_TIMEOUT_MS // 2,
                     bootstrap_timeout_ms=DELIVERY_TIMEOUT_MS // 2,
-                    **self._options,
+                    **{**_CLIENT_OPTIONS, **self._options},
                 )
             return self._producer
 
@@ -110,13 +115,7 @@ class KafkaReader:
         messages = []
         for place, records in fetched.items():
             self._next[place] = records[-1].offset + 1
-            partition = Partition(self._ids[place.topic], place.partition)
-            messages += [
-                Message(
-                    one.topic, Position(partition, one.offset), one.key, one.value or b"", one.timestamp, one.headers
-                )
-                for one in records
-            ]
+            messages += [_message(one, self._ids[place.topic]) for one in records]
         return messages
 
     def idle(self, timeout_ms: int) -> None:
@@ -183,6 +182,60 @@ class KafkaReader:
         # kafka-python keeps the id with its metadata and shows it nowhere else.
         topic_id = self._consumer._client.cluster.topic_id(place.topic)
         return None if topic_id is None else bytes(topic_id.bytes)
+
+
+def read_kafka_to_end(
+    servers: str, topics: Sequence[str], group: str | None, options: Mapping[str, Any]
+) -> Iterator[list[Message]]:
+    """See `learner.log.read_to_end`."""
+    with _translated():
+        consumer: Any = KafkaConsumer(
+            bootstrap_servers=servers.split(","),
+            group_id=group,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            max_poll_records=10_000,
+            **{**_READER_OPTIONS, **options},
+        )
+    try:
+        with _translated():
+            known = consumer.topics()
+            ids = {topic: consumer._client.cluster.topic_id(topic).bytes for topic in topics if topic in known}
+            places = [TopicPartition(topic, n) for topic in ids for n in consumer.partitions_for_topic(topic)]
+            # Assigned, not subscribed: no membership, so no other consumer of the group has to make room.
+            consumer.assign(places)
+            ends = consumer.end_offsets(places)
+        while True:
+            with _translated():
+                left = [place for place in places if consumer.position(place) < ends[place]]
+                fetched = consumer.poll(timeout_ms=1_000) if left else {}
+            if not left:
+                return
+            messages = [
+                _message(one, ids[place.topic])
+                for place, records in fetched.items()
+                for one in records
+                if one.offset < ends[place]
+            ]
+            if not messages:
+                continue
+            yield messages
+            if group is not None:
+                places_read = {
+                    TopicPartition(one.topic, one.position.partition.number): OffsetAndMetadata(
+                        one.position.offset + 1, one.position.partition.topic_id.hex(), -1
+                    )
+                    for one in messages
+                }
+                with _translated():
+                    consumer.commit(places_read)
+    finally:
+        consumer.close(autocommit=False)
+
+
+def _message(record: Any, topic_id: bytes) -> Message:
+    position = Position(Partition(topic_id, record.partition), record.offset)
+    return Message(record.topic, position, record.key, record.value or b"", record.timestamp, record.headers)
 
 
 class _Assigned(ConsumerRebalanceListener):  # type: ignore[misc]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from learner.log import Entry, LogUnavailable, Message
 from learner.record import Partition, Position
@@ -117,6 +117,20 @@ class SqliteReader:
                 if rows:
                     self._next[topic] = rows[-1][1] + 1
         return messages
+
+
+def read_sqlite_to_end(path: str, topics: Sequence[str], group: str | None) -> Iterator[list[Message]]:
+    """See `learner.log.read_to_end`."""
+    reader = SqliteReader(path, topics, group or "")
+    try:
+        left = reader.lag()
+        while left > 0 and (messages := reader.poll(0, min(left, 10_000))):
+            yield messages
+            left -= len(messages)
+            if group is not None:
+                reader.commit(messages)
+    finally:
+        reader.close()
 
 
 def _headers(stored: str) -> list[tuple[str, bytes]]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -13,14 +11,11 @@ from typing import Any
 import msgspec
 
 from learner.events import BadEvent, Event, parse_event
-from learner.log import open_reader
+from learner.log import read_to_end
 from learner.model import Model
 
 _FACTS = ("user_id", "request_id", "item_id", "timestamp", "clicked_at", "offset", "weight")
 _SLATE = ("user_id", "request_id", "timestamp")
-# A Kafka consumer first has to join its group; from then on an answer without messages is the end.
-_KAFKA_JOIN_MS = 10_000
-_KAFKA_IDLE_MS = 1_000
 _PARQUET_ROWS = 8_192
 
 
@@ -158,18 +153,7 @@ def _slate_events(rows: list[dict[str, Any]]) -> Iterator[bytes]:
 
 
 def _from_log(source: str, topics: Sequence[str], kafka: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
-    """From the beginning to now, as a group of its own that commits nothing."""
-    started = time.time() * 1000
-    reader = open_reader(source, topics, f"freshet-offline-{uuid.uuid4().hex}", **kafka)
-    try:
-        wait_ms = _KAFKA_JOIN_MS if source.startswith("kafka") else 0
-        while polled := reader.poll(wait_ms, 10_000):
-            # What was appended since we began is not read: a busy topic would have no end.
-            messages = [message for message in polled if message.timestamp <= started]
-            if not messages:
-                break
-            wait_ms = _KAFKA_IDLE_MS if source.startswith("kafka") else 0
-            for message in messages:
-                yield f"{message.topic}/{message.position.partition.number}@{message.position.offset}", message.value
-    finally:
-        reader.close()
+    """From the beginning to now; no group notices."""
+    for messages in read_to_end(source, topics, **kafka):
+        for message in messages:
+            yield f"{message.topic}/{message.position.partition.number}@{message.position.offset}", message.value

@@ -30,7 +30,7 @@ from typing import Any
 import redis
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewPartitions, NewTopic
-from kafka.errors import KafkaError
+from kafka.errors import KafkaConnectionError, KafkaError, NodeNotReadyError, TopicAlreadyExistsError
 from tqdm import tqdm
 
 from learner.record import Partition, Position, decode_record
@@ -140,8 +140,7 @@ class Chaos:
         self.kafka.start()
         self.redis.start()
         self.proxy = Proxy(self.redis.port)
-        self.admin: Any = KafkaAdminClient(bootstrap_servers=self.kafka.bootstrap)
-        self.producer: Any = KafkaProducer(bootstrap_servers=self.kafka.bootstrap, acks="all", linger_ms=5)
+        self.producer = self._new_producer()
         (folder / "model.toml").write_text(MODEL)
         self.learners = Learners(
             folder,
@@ -199,7 +198,6 @@ class Chaos:
                 self.learners.start()
         self._send(list(islice(stream, n_events - share * n_faults)))
         self._settle()
-        self._record()
         self.report.counts = self.learners.count()
         self.report.counts["stopped without a dead letter, and restarted"] = self.learners.restarted
         for port in list(self.learners.alive):
@@ -214,7 +212,6 @@ class Chaos:
             self.producer.close(timeout=5)
         except KafkaError as exc:
             print(f"the producer: {exc}", file=sys.stderr)
-        self.admin.close()
         self.proxy.close()
         self.redis.stop(signal.SIGKILL)
         self.kafka.stop()
@@ -256,31 +253,46 @@ class Chaos:
 
     def remake_topic(self) -> None:
         self._settle()
-        self._record()
         topic = self.rng.choice(TOPICS)
-        self.admin.delete_topics([topic])
-        eventually(lambda: topic not in self.admin.list_topics(), 30, "the topic is gone")
+        self._manage(lambda admin: admin.delete_topics([topic]))
+        eventually(lambda: topic not in self._manage(lambda admin: admin.list_topics()), 30, "the topic is gone")
         self.partitions[topic] = 4
-        eventually(lambda: self._made_again(topic), 30, "the topic is there again")
+        try:
+            self._make_topics((topic,))
+        except TopicAlreadyExistsError:
+            # A learner that asked for it was first: brokers make what is asked for.
+            (made,) = self._manage(lambda admin: admin.describe_topics([topic]))
+            self.partitions[topic] = len(made["partitions"])
+        # kafka-python's would go on sending to partitions that the topic had before.
+        self.producer.close(timeout=5)
+        self.producer = self._new_producer()
 
     def add_partition(self) -> None:
         self._settle()
         topic = self.rng.choice(TOPICS)
         self.partitions[topic] += 1
-        self.admin.create_partitions({topic: NewPartitions(self.partitions[topic])})
+        self._manage(lambda admin: admin.create_partitions({topic: NewPartitions(self.partitions[topic])}))
 
     def _any(self) -> int:
         return self.rng.choice([port for port in self.learners.alive if port not in self.stopped])
 
-    def _make_topics(self, names: tuple[str, ...]) -> None:
-        self.admin.create_topics([NewTopic(name, self.partitions[name], 1) for name in names])
+    def _new_producer(self) -> Any:
+        return KafkaProducer(bootstrap_servers=self.kafka.bootstrap, acks="all", linger_ms=5)
 
-    def _made_again(self, topic: str) -> bool:
-        try:
-            self._make_topics((topic,))
-        except KafkaError:
-            return topic in self.admin.list_topics()
-        return True
+    def _make_topics(self, names: tuple[str, ...]) -> None:
+        self._manage(lambda admin: admin.create_topics([NewTopic(name, self.partitions[name], 1) for name in names]))
+
+    def _manage(self, call: Callable[[Any], Any]) -> Any:
+        """Call by a client of its own: one that outlives its broker does not find back at once."""
+        while True:
+            try:
+                admin: Any = KafkaAdminClient(bootstrap_servers=self.kafka.bootstrap)
+                try:
+                    return call(admin)
+                finally:
+                    admin.close()
+            except (NodeNotReadyError, KafkaConnectionError):
+                time.sleep(0.1)
 
     def _redis_command(self, *words: str) -> None:
         client = redis.Redis(port=self.redis.port, socket_timeout=5)
@@ -296,10 +308,7 @@ class Chaos:
                     # The log is what was sent; an event that is sent twice is one of the faults.
                     continue
                 break
-        try:
-            self.producer.flush(timeout=30)
-        except KafkaError:
-            return
+        self.producer.flush(timeout=60)
 
     def _wake(self) -> None:
         """Let zombies go on whose time has come; there is always another learner meanwhile."""
@@ -314,7 +323,7 @@ class Chaos:
             time.sleep(0.05)
 
     def _settle(self) -> None:
-        """Wait until all that was sent is learnt and committed."""
+        """Wait until all that was sent is learnt and committed, and copy it."""
         while self.stopped:
             self._wake()
             time.sleep(0.05)
@@ -331,6 +340,7 @@ class Chaos:
 
         eventually(through, SETTLE_S, "all that was sent is learnt")
         reader.close()
+        self._record()
         self.epoch += 1
 
     def _places(self) -> list[TopicPartition]:
@@ -338,7 +348,7 @@ class Chaos:
 
     def _record(self) -> None:
         """Copy what the log holds and was not copied before: a deleted topic takes its records with it."""
-        ids = {one["name"]: one["topic_id"] for one in self.admin.describe_topics(list(TOPICS))}
+        ids = {one["name"]: one["topic_id"] for one in self._manage(lambda admin: admin.describe_topics(list(TOPICS)))}
         reader: Any = KafkaConsumer(bootstrap_servers=self.kafka.bootstrap, group_id=None, max_poll_records=5_000)
         places = self._places()
         reader.assign(places)
@@ -374,7 +384,8 @@ class Chaos:
             report.wrong["letters of good records"] = [str(one) for one in more]
 
     def _letters(self) -> list[tuple[str, Position]]:
-        names = [f"{topic}.dlq" for topic in TOPICS if f"{topic}.dlq" in self.admin.list_topics()]
+        there = self._manage(lambda admin: admin.list_topics())
+        names = [f"{topic}.dlq" for topic in TOPICS if f"{topic}.dlq" in there]
         reader: Any = KafkaConsumer(bootstrap_servers=self.kafka.bootstrap, group_id=None)
         places = [TopicPartition(name, n) for name in names for n in reader.partitions_for_topic(name) or ()]
         reader.assign(places)

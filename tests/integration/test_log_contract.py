@@ -11,7 +11,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, OffsetAndMetadata, TopicParti
 from kafka.admin import NewTopic
 
 from learner.events import impression_json
-from learner.log import Entry, EventLog, LogUnavailable, Message, Reader, open_log, open_reader
+from learner.log import Entry, EventLog, LogUnavailable, Message, Reader, open_log, open_reader, read_to_end
 from learner.model import load_model
 from learner.offline.outcomes import collect
 from learner.offline.reading import read_events
@@ -273,3 +273,29 @@ def test_a_log_is_read_offline_from_the_beginning_and_no_group_notices(logs: Log
         outcomes = collect(read_events([logs.url], model, [topic]), model)
         assert outcomes.y.tolist() == [1.0]
     assert len(read(logs.reader(topic), 2)) == 2
+
+
+def test_reading_to_the_end_does_not_wait_for_what_comes_later(logs: Logs, topic: str) -> None:
+    log = logs.log()
+    log.append([Entry(topic, b"k", str(i).encode()) for i in range(5)])
+    found = []
+    for batch in read_to_end(logs.url, [topic]):
+        found += [message.value for message in batch]
+        log.append([Entry(topic, b"k", b"later")])
+    assert found == [b"0", b"1", b"2", b"3", b"4"]
+
+
+def test_a_group_that_reads_to_the_end_goes_on_behind_the_batches_it_has_done_with(logs: Logs, topic: str) -> None:
+    log = logs.log()
+    log.append([Entry(topic, b"k", b"1")])
+    for _ in read_to_end(logs.url, [topic], "g"):
+        break  # Not done with it: no next batch was asked for.
+    assert [[one.value for one in batch] for batch in read_to_end(logs.url, [topic], "g")] == [[b"1"]]
+    assert list(read_to_end(logs.url, [topic], "g")) == []
+    log.append([Entry(topic, b"k", b"2")])
+    assert [[one.value for one in batch] for batch in read_to_end(logs.url, [topic], "g")] == [[b"2"]]
+    assert next(read_to_end(logs.url, [topic], "other"))[0].value == b"1"
+
+
+def test_a_topic_that_does_not_exist_has_nothing_to_read_to_the_end(logs: Logs) -> None:
+    assert list(read_to_end(logs.url, ["never-made"])) == []
