@@ -4,7 +4,7 @@ SOURCES := $(shell find learner service -name '*.py') deploy/model.toml pyprojec
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help up test lint bench compose ranklens lock clean
+.PHONY: help up test lint chaos bench compose ranklens lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -20,6 +20,9 @@ lint: .venv-test/installed ## Check style, types and the import contracts
 	.venv-test/bin/ruff check .
 	.venv-test/bin/mypy
 	.venv-test/bin/lint-imports
+
+chaos: .venv-test/installed ## Kill any part at any moment and show that nothing is lost: make chaos ARGS="--help"
+	OMP_NUM_THREADS=1 .venv-test/bin/python -m tests.chaos.run $(ARGS)
 
 bench: .venv-bench/installed ## Measure against peers and floors: make bench ARGS="--quick"; ARGS="--help" says more
 	OMP_NUM_THREADS=1 .venv-bench/bin/python -m benchmarks $(ARGS)

@@ -24,7 +24,7 @@ from tenacity import (
 
 from learner.apply import UserEvents, apply
 from learner.events import BadEvent, Event, Reason, parse_events
-from learner.log import Entry, EventLog, LogUnavailable, Message, Reader
+from learner.log import Entry, EntryTooLarge, EventLog, LogUnavailable, Message, Reader
 from learner.model import Model
 from learner.record import DamagedRecord, Position, Record, decode_record, encode_record, fresh_record
 from learner.store import Store, StoreUnavailable, Write
@@ -102,8 +102,6 @@ class Learner:
 
         Raises
         ------
-        LogUnavailable
-            If a dead letter cannot be written: the stream must not go on over it.
         ForeignRecord
             If a stored record is of another model: going on would give every user up.
         """
@@ -129,7 +127,8 @@ class Learner:
             if refused:
                 letters = [_dead_letter(one, why) for one in messages if (why := refused.get(one.position))]
                 bad.update(why.reason for why in refused.values())
-                self.dead_letters.append(letters)
+                # The stream must not go on over a letter that is not written.
+                self._until_available(counts, partial(self._bury, letters))
         if not self.reader.commit(messages) and messages:
             log.warning("offsets not committed", reason="rebalanced, or the log is away", messages=len(messages))
         return Progress(len(messages), counts, bad, self.reader.lag(), freshness_ms, time.monotonic() - started)
@@ -186,6 +185,21 @@ class Learner:
         done = self.store.commit(writes)
         counts.update(report.counts)
         return [write.user_id for write, applied in zip(writes, done, strict=True) if not applied]
+
+    def _bury(self, letters: Sequence[Entry]) -> None:
+        """Append dead letters. One that with its headers is larger than the log takes goes without its body."""
+        try:
+            self.dead_letters.append(letters)
+        except EntryTooLarge:
+            if len(letters) > 1:
+                for letter in letters:
+                    self._bury([letter])
+                return
+            (letter,) = letters
+            if not letter.value:
+                raise
+            left = ("body", f"{len(letter.value)} bytes, too large for a dead letter: see the offset".encode())
+            self.dead_letters.append([letter._replace(value=b"", headers=[*letter.headers, left])])
 
     def _record(self, user_id: str, value: bytes | None) -> Record:
         return fresh_record(self.model) if value is None else decode_record(value, self.model, user_id)

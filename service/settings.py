@@ -10,7 +10,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import msgspec
 
 PREFIX = "FRESHET_"
-SECRETS = frozenset({"api_key", "redis_password", "kafka_sasl_password"})
+SECRETS = frozenset({"api_key", "redis_password", "kafka_sasl_password", "kafka_ssl_password"})
 
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
@@ -37,8 +37,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Days after its last write at which a user's record expires.
     impressions_topic, clicks_topic, group
         What learners read, and their consumer group.
-    kafka_security_protocol, kafka_sasl_mechanism, kafka_sasl_username, kafka_sasl_password, kafka_ssl_cafile
-        As kafka-python takes them.
+    kafka_security_protocol, kafka_sasl_mechanism, kafka_sasl_username, kafka_sasl_password
+        ``PLAINTEXT``, ``SSL``, ``SASL_PLAINTEXT`` or ``SASL_SSL``; ``PLAIN``, ``SCRAM-SHA-256`` or ``SCRAM-SHA-512``.
+    kafka_ssl_cafile, kafka_ssl_certfile, kafka_ssl_keyfile, kafka_ssl_password
+        PEM files: whom to trust (empty: whom the system trusts), and a certificate of our own with its key.
     kafka_session_timeout_ms
         After which a learner that died has its partitions given to others.
     max_batch, poll_timeout_ms
@@ -69,6 +71,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     kafka_sasl_username: str = ""
     kafka_sasl_password: str = ""
     kafka_ssl_cafile: str = ""
+    kafka_ssl_certfile: str = ""
+    kafka_ssl_keyfile: str = ""
+    kafka_ssl_password: str = ""
     kafka_session_timeout_ms: PositiveInt = 10_000
     max_batch: PositiveInt = 1_000
     poll_timeout_ms: PositiveInt = 200
@@ -105,6 +110,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "sasl_plain_username": self.kafka_sasl_username,
             "sasl_plain_password": self.kafka_sasl_password,
             "ssl_cafile": self.kafka_ssl_cafile,
+            "ssl_certfile": self.kafka_ssl_certfile,
+            "ssl_keyfile": self.kafka_ssl_keyfile,
+            "ssl_password": self.kafka_ssl_password,
         }
         return {name: value for name, value in options.items() if value and value != "PLAINTEXT"}
 

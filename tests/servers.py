@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 KAFKA_VERSION = "4.1.0"
@@ -48,6 +48,17 @@ def _answers(port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A key and a certificate for 127.0.0.1, which is its own authority."""
+    key, cert = folder / "key.pem", folder / "cert.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return key, cert
 
 
 class Server:
@@ -112,11 +123,9 @@ class KafkaServer(Server):
             f"""\
 process.roles=broker,controller
 node.id=1
-listeners=PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{self.port}
+{self.listeners(controller)}
 controller.listener.names=CONTROLLER
 controller.quorum.voters=1@127.0.0.1:{controller}
-listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
 log.dirs={folder / "kafka-data"}
 num.partitions=3
 offsets.topic.replication.factor=1
@@ -129,7 +138,18 @@ group.min.session.timeout.ms=1000
 """
         )
         format_log = ["kafka.tools.StorageTool", "format", "-t", str(uuid.uuid4()), "-c", str(self._config)]
+        format_log += self.accounts
         subprocess.run([*self._java(), *format_log], check=True, capture_output=True)
+
+    accounts: Sequence[str] = ()
+    """Options that make accounts when the log is formatted."""
+
+    def listeners(self, controller: int) -> str:
+        """The lines on where and how it listens."""
+        return f"""\
+listeners=PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{self.port}
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT"""
 
     def command(self) -> list[str]:
         return [*self._java(), "kafka.Kafka", str(self._config)]

@@ -12,6 +12,10 @@ class LogUnavailable(ConnectionError):
     """The log did not answer, or not in time. What was appended may or may not be in it."""
 
 
+class EntryTooLarge(ValueError):
+    """An entry is larger than the log takes; asking again changes nothing. Entries beside it may have been taken."""
+
+
 class Message(NamedTuple):
     """One record of the log.
 
@@ -56,6 +60,8 @@ class EventLog(Protocol):
         ------
         LogUnavailable
             If it cannot say that it has all of them.
+        EntryTooLarge
+            If it refuses one for its size.
         """
         ...
 

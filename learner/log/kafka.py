@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from kafka import ConsumerRebalanceListener, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
 
-from learner.log import Entry, LogUnavailable, Message
+from learner.log import Entry, EntryTooLarge, LogUnavailable, Message
 from learner.record import Partition, Position
 
 DELIVERY_TIMEOUT_MS = 10_000
@@ -255,5 +255,7 @@ class _Assigned(ConsumerRebalanceListener):  # type: ignore[misc]
 def _translated() -> Iterator[None]:
     try:
         yield
+    except (MessageSizeTooLargeError, RecordListTooLargeError) as exc:
+        raise EntryTooLarge(f"Kafka: {type(exc).__name__}: {exc}") from exc
     except KafkaError as exc:
         raise LogUnavailable(f"Kafka: {type(exc).__name__}: {exc}") from exc

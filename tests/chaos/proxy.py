@@ -1,4 +1,4 @@
-"""A TCP proxy that can lose answers: what was asked has happened, and nobody was told."""
+"""A TCP proxy that can cut connections where it hurts: in the midst of a request, or before its answer."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ class Proxy:
         self._target = target
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
-        self._cuts = 0
+        self._cuts = {"requests": 0, "answers": 0}
         self._lock = threading.Lock()
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def cut(self, answers: int) -> None:
-        """Have the next `answers` answers of the server lost together with their connections."""
+    def cut(self, requests: int = 0, answers: int = 0) -> None:
+        """Have the next connections end after half a request, or with their answer lost: then what was asked is done.
+
+        What counts is what passes at once, so that a pipeline ends somewhere in its midst.
+        """
         with self._lock:
-            self._cuts += answers
+            self._cuts["requests"] += requests
+            self._cuts["answers"] += answers
 
     def close(self) -> None:
         self._listener.close()
@@ -37,13 +41,15 @@ class Proxy:
                 near.close()
                 continue
             far.settimeout(None)
-            threading.Thread(target=self._pump, args=(near, far, False), daemon=True).start()
-            threading.Thread(target=self._pump, args=(far, near, True), daemon=True).start()
+            threading.Thread(target=self._pump, args=(near, far, "requests"), daemon=True).start()
+            threading.Thread(target=self._pump, args=(far, near, "answers"), daemon=True).start()
 
-    def _pump(self, source: socket.socket, sink: socket.socket, answers: bool) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket, kind: str) -> None:
         try:
             while data := source.recv(1 << 16):
-                if answers and self._is_cut():
+                if self._is_cut(kind):
+                    if kind == "requests":
+                        sink.sendall(data[: len(data) // 2])
                     break
                 sink.sendall(data)
         except OSError:
@@ -56,7 +62,8 @@ class Proxy:
                 continue
         source.close()
 
-    def _is_cut(self) -> bool:
+    def _is_cut(self, kind: str) -> bool:
         with self._lock:
-            self._cuts, cut = max(0, self._cuts - 1), self._cuts > 0
-        return cut
+            left = self._cuts[kind]
+            self._cuts[kind] = max(0, left - 1)
+        return left > 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import redis
 from learner.record import REVISION
 from learner.store import Store, StoreUnavailable, Write, open_store
 from learner.store.redis import record_key
-from tests.servers import RedisServer, eventually
+from tests.servers import RedisServer, certificate, eventually
 
 
 def value(revision: int, size: int = 100) -> bytes:
@@ -140,14 +139,7 @@ def test_an_append_only_file_that_cannot_be_written_refuses_writes_and_loses_non
 
 
 def test_tls_and_an_account_of_its_own(tmp_path: Path, redis_server: RedisServer) -> None:
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed (Debian: apt-get install openssl)")
-    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
-         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    key, cert = certificate(tmp_path)
     server = Faulty(
         tmp_path, "--tls-cert-file", str(cert), "--tls-key-file", str(key), "--tls-ca-cert-file", str(cert),
         "--tls-auth-clients", "no",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pytest
 
 from learner.consumer import Learner, Progress
 from learner.events import Reason
-from learner.log import Entry, EventLog, LogUnavailable, open_log, open_reader
+from learner.log import Entry, EntryTooLarge, EventLog, LogUnavailable, open_log, open_reader
 from learner.model import load_model
 from learner.record import ForeignRecord, Record, decode_record, encode_record, fresh_record
 from learner.store import Store, StoreUnavailable, Write, open_store
@@ -152,20 +152,66 @@ def test_a_write_that_another_learner_beat_is_made_anew_from_what_that_one_wrote
     assert rig.record("ann").revision == 1
 
 
-def test_without_its_dead_letter_nothing_is_committed_and_the_next_start_changes_nothing_else(rig: Rig) -> None:
+def test_a_dead_letter_is_tried_again_until_it_is_written_and_nothing_is_committed_before(rig: Rig) -> None:
     rig.send(shown("ann"), b"not JSON", clicked("ann"))
-    mute = Around(rig.log, "append", before=once(LogUnavailable("no answer")))
-    with pytest.raises(LogUnavailable):
-        rig.learner(dead_letters=mute).run()
+    lags: list[int] = []
+    mute = Around(rig.log, "append", before=once(LogUnavailable("no answer")), after=lambda: lags.append(_lag(rig)))
+    progress = rig.learner(dead_letters=mute).turn()
+    assert progress.counts["retries"] == 1
+    assert progress.bad == Counter({Reason.NOT_JSON: 1})
+    assert rig.letters() == [b"not JSON"]
+    assert lags == [3]
+    assert _lag(rig) == 0
+
+
+def test_told_to_stop_before_its_dead_letter_is_written_the_next_start_changes_nothing_else(rig: Rig) -> None:
+    rig.send(shown("ann"), b"not JSON", clicked("ann"))
+
+    def away() -> None:
+        waiting.stop.set()
+        raise LogUnavailable("no answer")
+
+    waiting = rig.learner(dead_letters=Around(rig.log, "append", before=away))
+    waiting.run()
     before = belief(rig.record("ann"))
     assert rig.letters() == []
     progress = rig.learner().turn()
     assert progress.messages == 3
-    assert progress.bad == Counter({Reason.NOT_JSON: 1})
     assert rig.letters() == [b"not JSON"]
     assert rig.record("ann").revision == 1
     assert belief(rig.record("ann")) == before
-    assert rig.learner().turn().messages == 0
+    assert _lag(rig) == 0
+
+
+def test_a_dead_letter_too_large_for_the_log_goes_without_its_body_and_the_others_with_theirs(rig: Rig) -> None:
+    large = b"not JSON either" * 10
+    rig.send(b"not JSON", large, shown("ann"))
+    progress = rig.learner(dead_letters=Narrow(rig.log)).turn()
+    assert progress.bad == Counter({Reason.NOT_JSON: 2})
+    assert rig.letters() == [b"not JSON", b""]
+    assert _lag(rig) == 0
+
+
+@dataclass
+class Narrow:
+    """A log that refuses entries of more than 100 bytes, and with them what comes in the same call."""
+
+    inner: EventLog
+
+    def append(self, entries: Sequence[Entry]) -> None:
+        if any(len(entry.value) > 100 for entry in entries):
+            raise EntryTooLarge("more than 100 bytes")
+        self.inner.append(entries)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+def _lag(rig: Rig) -> int:
+    reader = open_reader(rig.url, ["events"], "g")
+    lag = reader.lag()
+    reader.close()
+    return lag
 
 
 def test_told_to_stop_while_the_store_is_away_it_leaves_the_events_to_the_next(rig: Rig) -> None:
