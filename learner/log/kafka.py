@@ -111,7 +111,12 @@ class KafkaReader:
                     self._unchecked.add(place)
             if self._unchecked:
                 self._put_back({place: fetched.pop(place) for place in self._unchecked & fetched.keys()})
-                self._check()
+                try:
+                    self._check()
+                except KafkaError:
+                    # What came from other partitions must come again: the consumer believes that we have it.
+                    self._put_back(fetched)
+                    raise
         messages = []
         for place, records in fetched.items():
             self._next[place] = records[-1].offset + 1

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka.admin import NewTopic
+from kafka.errors import KafkaConnectionError
 
 from learner.events import impression_json
 from learner.log import Entry, EventLog, LogUnavailable, Message, Reader, open_log, open_reader, read_to_end
+from learner.log.kafka import KafkaReader
 from learner.model import load_model
 from learner.offline.outcomes import collect
 from learner.offline.reading import read_events
@@ -211,6 +213,32 @@ def test_a_reader_that_idles_keeps_its_place_in_the_group(kafka_server: KafkaSer
     for _ in range(20):
         reader.idle(200)
     assert reader.commit(messages)
+    log.close()
+    reader.close()
+
+
+def test_what_was_fetched_while_another_partition_could_not_be_checked_comes_again(
+    kafka_server: KafkaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = f"t-{uuid.uuid4().hex}", f"t-{uuid.uuid4().hex}"
+    for topic in (one, other):
+        make_topic(kafka_server, topic)
+    log, reader = open_log(kafka_server.url), open_reader(kafka_server.url, [one, other], "checks")
+    assert isinstance(reader, KafkaReader)
+    log.append([Entry(one, b"k", b"1"), Entry(other, b"k", b"1")])
+    read(reader, 2)
+    log.append([Entry(one, b"k", b"2")])
+
+    def away() -> None:
+        raise KafkaConnectionError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reader, "_check", away)
+        reader._unchecked.add(TopicPartition(other, 0))
+        for _ in range(5):
+            with pytest.raises(LogUnavailable):
+                reader.poll(WAIT_MS, 10)
+    assert [message.value for message in read(reader, 1)] == [b"2"]
     log.close()
     reader.close()
 
