@@ -24,12 +24,20 @@ from tenacity import (
 
 from learner.apply import UserEvents, apply
 from learner.events import BadEvent, Event, Reason, parse_events
-from learner.log import Entry, EntryTooLarge, EventLog, LogUnavailable, Message, Reader
+from learner.log import (
+    DEAD_LETTER_SUFFIX,
+    REPLAYS_HEADER,
+    Entry,
+    EntryTooLarge,
+    EventLog,
+    LogUnavailable,
+    Message,
+    Reader,
+)
 from learner.model import Model
 from learner.record import DamagedRecord, Position, Record, decode_record, encode_record, fresh_record
 from learner.store import Store, StoreUnavailable, Write
 
-DEAD_LETTER_SUFFIX = ".dlq"
 MAX_BACKOFF_S = 5.0
 IDLE_MS = 200
 
@@ -178,7 +186,7 @@ class Learner:
         records = [self._record(user_id, value) for user_id, value in zip(user_ids, stored, strict=True)]
         written, report = apply(self.model, records, list(pending.values()))
         writes = [
-            Write(user_id, value, encode_record(record, self.model))
+            Write(user_id, value, encode_record(record, self.model), record.was_erased)
             for user_id, value, record, changed in zip(user_ids, stored, written, report.changed, strict=True)
             if changed
         ]
@@ -247,5 +255,7 @@ def _dead_letter(message: Message, why: BadEvent) -> Entry:
         ("topic_id", place.partition.topic_id.hex().encode()),
         ("partition", str(place.partition.number).encode()),
         ("offset", str(place.offset).encode()),
+        # A letter that was replayed and has failed again says so: a loop is seen, and can be ended.
+        *(header for header in message.headers if header[0] == REPLAYS_HEADER),
     ]
     return Entry(message.topic + DEAD_LETTER_SUFFIX, message.key, message.value, headers)

@@ -134,6 +134,11 @@ class Record:
     erased_at: int = NEVER
 
     @property
+    def was_erased(self) -> bool:
+        """Whether the user was ever erased; the store then keeps the record as long as a tombstone."""
+        return self.erased_at != NEVER
+
+    @property
     def served(self) -> tuple[Gaussian, int]:
         """The belief to score with, and the time it is relaxed to."""
         if self.posterior is not None:
@@ -199,6 +204,36 @@ def encode_record(record: Record, model: Model) -> bytes:
         ]
     )
     return body + _CHECKSUM.pack(crc32(body))
+
+
+class Header(NamedTuple):
+    """What the bytes of a record say of themselves, in the order of the format; see the module."""
+
+    magic: bytes
+    version: int
+    flags: int
+    d: int
+    revision: int
+    fingerprint: bytes
+    updated_at: int
+    settled_at: int
+    n_events: int
+    n_outcomes: int
+    n_clicks: int
+    n_watermarks: int
+    population_fingerprint: bytes = b""
+    erased_at: int = NEVER
+
+
+def read_header(data: bytes) -> Header | None:
+    """The header of bytes that need not be a whole record, nor one of this model's; None if they are none at all."""
+    if len(data) < _HEADER.size or data[:4] != MAGIC:
+        return None
+    header = Header(*_HEADER.unpack_from(data))
+    if header.version < 2 or len(data) < _HEADER.size + _EXTENSION.size:
+        return header
+    population, erased_at = _EXTENSION.unpack_from(data, _HEADER.size)
+    return header._replace(population_fingerprint=population, erased_at=erased_at)
 
 
 def decode_record(data: bytes, model: Model, user_id: str) -> Record:

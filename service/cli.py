@@ -10,14 +10,23 @@ from pathlib import Path
 
 import msgspec
 
+from learner.log import LogUnavailable
 from learner.model import Model, ModelError, load_model
 from learner.prior_file import decode_prior, with_prior
-from service import demo, offline
+from learner.record import RecordError
+from learner.store import StoreUnavailable
+from service import dead_letters, demo, inspection, offline
 from service.client import Refused
 from service.settings import Settings, SettingsError, describe, read_settings
 
+EXIT_FAILED = 1
 EXIT_USAGE = 2
-_OFFLINE = {"fit": offline.run_fit, "evaluate": offline.run_evaluate}
+_AT_REST = {
+    "fit": offline.run_fit,
+    "evaluate": offline.run_evaluate,
+    "replay-dlq": dead_letters.run_replay,
+    "inspect": inspection.run_inspect,
+}
 
 _DESCRIPTION = """\
 Freshet keeps one small Bayesian click model per user, updates it with every impression and click, and serves scores
@@ -30,6 +39,8 @@ from these posteriors over HTTP.
   freshet fit      learn the prior, click delay and half-life from a log
   freshet evaluate what freshness would have gained on a log
   freshet demo     simulated users whose tastes drift, and the regret of each policy
+  freshet inspect  print the record of a user
+  freshet replay-dlq  put dead letters back into their topics
 """
 _EPILOG = """\
 Settings come from the environment: FRESHET_STORE=redis://host:6379/0, FRESHET_LOG=kafka://host:9092,
@@ -45,29 +56,31 @@ def main(argv: list[str] | None = None) -> int:
         settings = read_settings(os.environ)
         if arguments.model:
             settings = msgspec.structs.replace(settings, model=arguments.model)
-        if arguments.command == "up":
+        # `up` always has a file; commands that look at what it left may be told one.
+        if getattr(arguments, "file", None):
+            if arguments.command != "up" and not Path(arguments.file).exists():
+                raise SettingsError(f"--file {arguments.file!r}: no such file")
             file = f"sqlite:///{arguments.file}"
-            settings = msgspec.structs.replace(
-                settings,
-                store=file,
-                log=file,
-                redis_password="",
-                port=settings.port if arguments.port is None else arguments.port,
-            )
+            settings = msgspec.structs.replace(settings, store=file, log=file, redis_password="")
+        if getattr(arguments, "port", None) is not None:
+            settings = msgspec.structs.replace(settings, port=arguments.port)
         if arguments.prior:
             settings = msgspec.structs.replace(settings, prior=arguments.prior)
         model = read_model(settings.model, settings.prior)
         if arguments.command == "check":
             print(check_text(settings, model), end="")
             return 0
-        if arguments.command in _OFFLINE:
-            return _OFFLINE[arguments.command](arguments, settings, model)
+        if arguments.command in _AT_REST:
+            return _AT_REST[arguments.command](arguments, settings, model)
         if arguments.command == "demo":
             return demo.run_demo(arguments, settings.ucb_alpha, settings.api_key, model)
         # Only now: `check` and `--help` need no server, and answer sooner without.
         from service.processes import run
 
         return run(arguments.command, settings, model)
+    except (LogUnavailable, StoreUnavailable, RecordError) as exc:
+        print(f"freshet: {exc}", file=sys.stderr)
+        return EXIT_FAILED
     except (SettingsError, ModelError, Refused, ValueError) as exc:
         print(f"freshet: {exc}", file=sys.stderr)
         return EXIT_USAGE
@@ -128,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="freshet", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"freshet {version('freshet')}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="up|learn|serve|check|fit|evaluate|demo")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     up = commands.add_parser(
         "up", help="learner and service in one process on one SQLite file",
         description="Learner and service in one process. One SQLite file is both the log and the store; no servers.",
@@ -149,7 +162,8 @@ def _parser() -> argparse.ArgumentParser:
         "check", help="print the model and the settings",
         description="Read the model and the settings as the other commands would, and print them with secrets hidden.",
     )  # fmt: skip
-    for command in (up, learn, serve, check, *offline.add_parsers(commands), demo.add_parser(commands)):
+    others = (module.add_parser(commands) for module in (demo, inspection, dead_letters))
+    for command in (up, learn, serve, check, *offline.add_parsers(commands), *others):
         command.add_argument("--model", metavar="FILE", help="model.toml (default: FRESHET_MODEL, else a sample model)")
         command.add_argument(
             "--prior", metavar="FILE", help="from `freshet fit` (default: FRESHET_PRIOR, else the model's)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 
 import structlog
 from prometheus_client import CollectorRegistry
@@ -15,7 +16,6 @@ from learner.store import Store, StoreUnavailable
 from service.metrics import LearnerMetrics
 
 REPORT_INTERVAL_S = 10.0
-STALLED_AFTER_S = 30.0
 
 log = structlog.get_logger("freshet.learner")
 
@@ -29,13 +29,28 @@ class Monitor:
         Where the metrics are kept.
     line
         Whether to keep a progress line on standard error.
+    stalled_after_s
+        How long the loop may take for a turn, and how long it may take nothing from a log that has something for it.
+    clock
+        Seconds that never step back.
     """
 
-    def __init__(self, registry: CollectorRegistry, line: bool) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        line: bool,
+        stalled_after_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self._stalled_after_s = stalled_after_s
         self._metrics = LearnerMetrics(registry)
         self._bar = tqdm(unit=" events", file=sys.stderr, desc="learning", smoothing=0.1) if line else None
-        self._polled_at = time.monotonic()
-        self._reported_at = time.monotonic()
+        # None before the first turn: only that makes it ready.
+        self._turned_at: float | None = None
+        self._progressed_at = clock()
+        self._lag = 0
+        self._reported_at = clock()
         self._messages = 0
         self._batches = 0
         self._freshness_ms = 0.0
@@ -43,7 +58,11 @@ class Monitor:
 
     def observe(self, progress: Progress) -> None:
         """Take one turn of the loop."""
-        self._polled_at = time.monotonic()
+        now = self._clock()
+        self._turned_at = now
+        if progress.messages or not progress.lag or not self._lag:
+            self._progressed_at = now
+        self._lag = progress.lag
         self._metrics.observe(progress)
         self._messages += progress.messages
         self._batches += progress.messages > 0
@@ -54,15 +73,20 @@ class Monitor:
             fresh = "-" if progress.freshness_ms is None else f"{progress.freshness_ms:.0f} ms"
             self._bar.set_postfix_str(f"lag {progress.lag}, fresh {fresh}", refresh=False)
             self._bar.update(progress.messages)
-        elapsed = self._polled_at - self._reported_at
+        elapsed = now - self._reported_at
         if elapsed >= REPORT_INTERVAL_S and (self._messages or progress.lag):
             self._report(progress.lag, elapsed)
 
     def trouble(self, store: Store) -> str | None:
         """Why the learner is not ready; None if it is."""
-        idle = time.monotonic() - self._polled_at
-        if idle > STALLED_AFTER_S:
-            return f"the loop has not polled for {idle:.0f} s"
+        if self._turned_at is None:
+            return "the loop has not polled yet"
+        now = self._clock()
+        if (idle := now - self._turned_at) > self._stalled_after_s:
+            return f"the loop has finished no turn for {idle:.0f} s"
+        # As long as messages are taken it is only busy, however many are left.
+        if (idle := now - self._progressed_at) > self._stalled_after_s:
+            return f"{self._lag} messages are to be learnt, and for {idle:.0f} s none came"
         try:
             store.ping()
         except StoreUnavailable as exc:
@@ -84,7 +108,7 @@ class Monitor:
                 freshness_ms=round(self._freshness_ms, 1),
                 **self._counts,
             )
-        self._reported_at = self._polled_at
+        self._reported_at = self._clock()
         self._messages = self._batches = 0
         self._freshness_ms = 0.0
         self._counts = Counter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 import uuid
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -15,7 +16,17 @@ from learner.features import Rows
 from learner.log import Entry, EventLog
 from learner.model import Model
 from learner.posterior import Array, Gaussian
-from learner.record import NEVER, Record, State, decode_record, encode_record, erased, fresh_record
+from learner.record import (
+    NEVER,
+    REVISION,
+    DamagedRecord,
+    Record,
+    State,
+    decode_record,
+    encode_record,
+    erased,
+    fresh_record,
+)
 from learner.store import Store, StoreUnavailable, Write
 from service import api
 from service.http import split_events
@@ -105,18 +116,31 @@ class Operations:
         )
 
     def erase(self, user_id: str) -> api.Erasure:
-        """Forget a user, against learners that write meanwhile."""
+        """Forget a user, against learners that write meanwhile; also one whose record is damaged."""
         for _ in range(ERASE_ATTEMPTS):
-            value, record = self._read(user_id)
+            (value,) = self._store.load([user_id])
+            record = self._to_erase(value, user_id)
             # A user without a record may have events in the log that are still to be learnt.
             blank = encode_record(erased(record, self._model, _now_ms()), self._model)
-            if self._store.commit([Write(user_id, value, blank)]) == [True]:
+            if self._store.commit([Write(user_id, value, blank, erased=True)]) == [True]:
                 return api.Erasure(user_id, erased=record.n_events > 0)
         raise StoreUnavailable(f"user {user_id!r} was written {ERASE_ATTEMPTS} times while being erased")
 
+    def _to_erase(self, value: bytes | None, user_id: str) -> Record:
+        """What a tombstone is made from; of a damaged record, which may stand for any number of events, for one."""
+        try:
+            return self._decoded(value, user_id)
+        except DamagedRecord:
+            # Whatever it is, the compare-and-set has to find it and to leave another one.
+            revision = int.from_bytes((value or b"")[REVISION], "little") % (2**64 - 1)
+            return replace(fresh_record(self._model), revision=revision, n_events=1)
+
     def _read(self, user_id: str) -> tuple[bytes | None, Record]:
         (value,) = self._store.load([user_id])
-        return value, fresh_record(self._model) if value is None else decode_record(value, self._model, user_id)
+        return value, self._decoded(value, user_id)
+
+    def _decoded(self, value: bytes | None, user_id: str) -> Record:
+        return fresh_record(self._model) if value is None else decode_record(value, self._model, user_id)
 
 
 def describe_model(model: Model) -> api.ModelResponse:

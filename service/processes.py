@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import structlog
 import uvicorn
@@ -20,7 +21,7 @@ from learner.consumer import MAX_BACKOFF_S, Learner
 from learner.log import LogUnavailable, Reader, open_log, open_reader
 from learner.model import Model
 from learner.record import RecordError
-from learner.store import StoreUnavailable, open_store
+from learner.store import Store, StoreUnavailable, open_store
 from service import api
 from service.app import create_app
 from service.http import add_error_handlers, json_response
@@ -30,7 +31,9 @@ from service.monitor import Monitor
 from service.settings import Settings
 
 GRACE_S = 10
-DAY_S = 86_400
+"""How long open requests may take to be answered once a signal has come."""
+DRAIN_S = 25
+"""A process ends this long after a signal, whatever is away or hangs: below the 30 s after which Kubernetes kills."""
 
 log = structlog.get_logger("freshet")
 
@@ -46,7 +49,7 @@ def run(command: str, settings: Settings, model: Model) -> int:
 
 
 def _serve(settings: Settings, model: Model) -> int:
-    store = open_store(settings.store_url, settings.ttl_days * DAY_S, settings.store_timeout_s)
+    store = open_store(settings.store_url, **settings.store_options)
     app = create_app(settings, model, store, open_log(settings.log, **settings.kafka_options))
     log.info("serving", address=f"http://{settings.host}:{settings.port}", model=model.name)
     _run_until_signal(_server(app, settings.host, settings.port))
@@ -55,18 +58,23 @@ def _serve(settings: Settings, model: Model) -> int:
 
 def _learn(settings: Settings, model: Model) -> int:
     stop = threading.Event()
+
+    def drain(*_: object) -> None:
+        _end_in_time()
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, drain)
     registry = CollectorRegistry()
-    monitor = Monitor(registry, line=sys.stderr.isatty())
+    monitor = Monitor(registry, sys.stderr.isatty(), settings.stalled_after_s)
+    store = open_store(settings.store_url, **settings.store_options)
     try:
-        reader = _join(settings, stop)
-        if reader is None:
-            return 0
-        learner = _learner(settings, model, reader, monitor, stop)
-        with _answering(settings, _monitor_app(monitor, learner, registry)):
+        with _answering(settings, _monitor_app(monitor, store, registry)):
+            reader = _join(settings, stop)
+            if reader is None:
+                return 0
             log.info("learning", topics=settings.topics, group=settings.group, model=model.name)
-            learner.run()
+            _learner(settings, model, store, reader, monitor, stop).run()
     finally:
         monitor.close()
     log.info("stopped")
@@ -76,11 +84,13 @@ def _learn(settings: Settings, model: Model) -> int:
 def _up(settings: Settings, model: Model) -> int:
     registry = CollectorRegistry()
     # No progress line: this terminal shows the service's log too.
-    monitor = Monitor(registry, line=False)
+    monitor = Monitor(registry, False, settings.stalled_after_s)
     stop = threading.Event()
-    learner = _learner(settings, model, open_reader(settings.log, settings.topics, settings.group), monitor, stop)
-    store = open_store(settings.store_url, settings.ttl_days * DAY_S)
-    app = create_app(settings, model, store, open_log(settings.log), registry, lambda: monitor.trouble(learner.store))
+    # The service closes its own when it stops, while the learner may still finish its microbatch.
+    learner_store, store = (open_store(settings.store_url, **settings.store_options) for _ in range(2))
+    reader = open_reader(settings.log, settings.topics, settings.group)
+    learner = _learner(settings, model, learner_store, reader, monitor, stop)
+    app = create_app(settings, model, store, open_log(settings.log), registry, lambda: monitor.trouble(learner_store))
     server = _server(app, settings.host, settings.port)
     failed = threading.Event()
 
@@ -104,10 +114,12 @@ def _up(settings: Settings, model: Model) -> int:
     return 1 if failed.is_set() else 0
 
 
-def _learner(settings: Settings, model: Model, reader: Reader, monitor: Monitor, stop: threading.Event) -> Learner:
+def _learner(
+    settings: Settings, model: Model, store: Store, reader: Reader, monitor: Monitor, stop: threading.Event
+) -> Learner:
     return Learner(
         model,
-        open_store(settings.store_url, settings.ttl_days * DAY_S, settings.store_timeout_s),
+        store,
         reader,
         open_log(settings.log, **settings.kafka_options),
         monitor.observe,
@@ -136,8 +148,22 @@ def _join(settings: Settings, stop: threading.Event) -> Reader | None:
         return None
 
 
+class _Server(uvicorn.Server):
+    """Ends in time."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take a signal."""
+        _end_in_time()
+        super().handle_exit(sig, frame)
+
+
+def _end_in_time() -> None:
+    """Have the operating system end this process if it has not ended by itself: at any moment a crash is harmless."""
+    signal.alarm(DRAIN_S)
+
+
 def _server(app: FastAPI, host: str, port: int) -> uvicorn.Server:
-    return uvicorn.Server(
+    return _Server(
         uvicorn.Config(
             app,
             host=host,
@@ -160,7 +186,7 @@ def _run_until_signal(server: uvicorn.Server) -> None:
     server.run()
 
 
-def _monitor_app(monitor: Monitor, learner: Learner, registry: CollectorRegistry) -> FastAPI:
+def _monitor_app(monitor: Monitor, store: Store, registry: CollectorRegistry) -> FastAPI:
     """What a learner answers over HTTP."""
     app = FastAPI(title="Freshet learner", docs_url=None, redoc_url=None, openapi_url=None)
     add_error_handlers(app)
@@ -171,7 +197,7 @@ def _monitor_app(monitor: Monitor, learner: Learner, registry: CollectorRegistry
 
     @app.get("/health/ready")
     def ready() -> Response:
-        if (detail := monitor.trouble(learner.store)) is not None:
+        if (detail := monitor.trouble(store)) is not None:
             raise api.ApiError(503, "not_ready", detail)
         return json_response(api.Health("ok"))
 

@@ -10,6 +10,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import msgspec
 
 PREFIX = "FRESHET_"
+DAY_S = 86_400
 SECRETS = frozenset({"api_key", "redis_password", "kafka_sasl_password", "kafka_ssl_password"})
 
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
@@ -35,6 +36,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Where the store's URL has none.
     ttl_days
         Days after its last write at which a user's record expires.
+    tombstone_days
+        The same for users who were ever erased: longer than the log can be replayed. 0: for ever.
     impressions_topic, clicks_topic, group
         What learners read, and their consumer group.
     kafka_security_protocol, kafka_sasl_mechanism, kafka_sasl_username, kafka_sasl_password
@@ -45,6 +48,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         After which a learner that died has its partitions given to others.
     max_batch, poll_timeout_ms
         The largest microbatch of a learner, and how long it waits for one.
+    stalled_after_s
+        How long a learner may take for a turn, or take nothing while there is something to learn, and still be ready.
     host, port, learner_port
         Where the service listens, and where a learner answers health and metrics (0: nowhere).
     api_key
@@ -63,6 +68,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log: str = "kafka://127.0.0.1:9092"
     redis_password: str = ""
     ttl_days: PositiveInt = 180
+    tombstone_days: Annotated[int, msgspec.Meta(ge=0)] = 0
     impressions_topic: str = "impressions"
     clicks_topic: str = "clicks"
     group: str = "freshet"
@@ -77,6 +83,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     kafka_session_timeout_ms: PositiveInt = 10_000
     max_batch: PositiveInt = 1_000
     poll_timeout_ms: PositiveInt = 200
+    stalled_after_s: Annotated[float, msgspec.Meta(gt=0)] = 30.0
     host: str = "127.0.0.1"
     port: Port = 8000
     learner_port: Port = 8001
@@ -100,6 +107,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         user = parts.username or ""
         place = parts.netloc.rpartition("@")[2]
         return urlunsplit(parts._replace(netloc=f"{user}:{quote(self.redis_password, safe='')}@{place}"))
+
+    @property
+    def store_options(self) -> dict[str, Any]:
+        """What `open_store` needs besides the address."""
+        return {
+            "ttl_s": self.ttl_days * DAY_S,
+            "timeout_s": self.store_timeout_s,
+            "tombstone_ttl_s": self.tombstone_days * DAY_S,
+        }
 
     @property
     def kafka_options(self) -> dict[str, Any]:

@@ -7,6 +7,10 @@ from typing import NamedTuple, Protocol
 
 from learner.record import Position
 
+DEAD_LETTER_SUFFIX = ".dlq"
+REPLAYS_HEADER = "replays"
+"""How often a dead letter was put back into its topic: kept by the letter that it becomes when it fails again."""
+
 
 class LogUnavailable(ConnectionError):
     """The log did not answer, or not in time. What was appended may or may not be in it."""
@@ -127,11 +131,10 @@ def open_reader(url: str, topics: Sequence[str], group: str, **kafka: object) ->
     return SqliteReader(place, topics, group)
 
 
-def read_to_end(url: str, topics: Sequence[str], group: str | None = None, **kafka: object) -> Iterator[list[Message]]:
-    """Read topics up to where they end now; later messages are not waited for, and a missing topic is empty.
+def read_to_end(url: str, topics: Sequence[str], **kafka: object) -> Iterator[list[Message]]:
+    """Read topics from their beginning to where they end now, as no member of any group.
 
-    With a `group`, reading starts behind what the group has committed, and a batch is committed when the next one is
-    asked for: what was done with it is done by then. Without one it starts at the beginning and commits nothing.
+    Later messages are not waited for, and a missing topic is empty.
 
     Raises
     ------
@@ -142,11 +145,11 @@ def read_to_end(url: str, topics: Sequence[str], group: str | None = None, **kaf
     if kind == "kafka":
         from learner.log.kafka import read_kafka_to_end
 
-        yield from read_kafka_to_end(place, topics, group, kafka)
+        yield from read_kafka_to_end(place, topics, kafka)
         return
     from learner.log.sqlite import read_sqlite_to_end
 
-    yield from read_sqlite_to_end(place, topics, group)
+    yield from read_sqlite_to_end(place, topics)
 
 
 def _split(url: str) -> tuple[str, str]:

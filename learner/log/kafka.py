@@ -14,6 +14,8 @@ from learner.log import Entry, EntryTooLarge, LogUnavailable, Message
 from learner.record import Partition, Position
 
 DELIVERY_TIMEOUT_MS = 10_000
+# With the brokers away a reader gives up after this long, so that it can be told to stop; it may ask again.
+ANSWER_TIMEOUT_MS = 5_000
 
 _CLIENT_OPTIONS = {
     # A broker that is back is found this soon; kafka-python would wait up to 30 s.
@@ -23,6 +25,7 @@ _READER_OPTIONS = {
     **_CLIENT_OPTIONS,
     "fetch_max_wait_ms": 100,
     "max_partition_fetch_bytes": 4 << 20,
+    "bootstrap_timeout_ms": ANSWER_TIMEOUT_MS,
     # A topic or partition made while we run is found this soon.
     "metadata_max_age_ms": 30_000,
 }
@@ -96,7 +99,14 @@ class KafkaReader:
         self._owed: dict[TopicPartition, Position] = {}
         # Partitions whose topic id and committed offset are still to be looked at.
         self._unchecked: set[TopicPartition] = set()
-        self._consumer.subscribe(list(topics), listener=_Assigned(self._unchecked))
+        self._shared_out = _Assigned(self._unchecked)
+        self._lag = 0
+        self._consumer.subscribe(list(topics), listener=self._shared_out)
+        with _translated():
+            # kafka-python may share out the partitions of topics that it knows nothing of yet, none, and leave it at
+            # that though the metadata come a moment later: so they have to come first.
+            for topic in topics:
+                self._consumer.partitions_for_topic(topic)
 
     def poll(self, timeout_ms: int, max_messages: int) -> list[Message]:
         """Fetch; also takes part in rebalances."""
@@ -145,20 +155,32 @@ class KafkaReader:
         complete = len(offsets) == len(self._owed)
         try:
             if offsets:
-                self._consumer.commit(offsets)
+                self._consumer.commit(offsets, timeout_ms=ANSWER_TIMEOUT_MS)
         except KafkaError:
             return False
         self._owed.clear()
         return complete
 
     def lag(self) -> int:
-        """Messages behind the last known ends of this member's partitions."""
-        ends = {place: self._consumer.highwater(place) for place in self._consumer.assignment()}
-        return sum(max(0, end - self._next.get(place, end)) for place, end in ends.items() if end is not None)
+        """Messages behind the last known ends of this member's partitions.
+
+        Counted from where kafka-python would go on, which is also behind the markers of producers' transactions: they
+        have offsets, and never come as messages. While partitions are being shared out, which may be for as long as
+        Kafka is away, it is what it last was.
+        """
+        if not self._shared_out.complete:
+            return self._lag
+        lag = 0
+        for place, state in self._consumer._subscription.assignment.items():
+            end = self._consumer.highwater(place)
+            if end is not None and state.position is not None:
+                lag += max(0, end - state.position.offset)
+        self._lag = lag
+        return lag
 
     def close(self) -> None:
         """Leave the group at once, so that others take over without waiting for the session's timeout."""
-        self._consumer.close(autocommit=False)
+        self._consumer.close(autocommit=False, timeout_ms=ANSWER_TIMEOUT_MS)
 
     def _put_back(self, fetched: Mapping[TopicPartition, Sequence[Any]]) -> None:
         for place, records in fetched.items():
@@ -171,7 +193,7 @@ class KafkaReader:
             topic_id = self._current_id(place)
             if topic_id is None:
                 continue  # Deleted, and not made again yet.
-            committed = self._consumer.committed(place, metadata=True)
+            committed = self._consumer.committed(place, metadata=True, timeout_ms=ANSWER_TIMEOUT_MS)
             known = self._ids.get(place.topic, topic_id)
             if topic_id != known or (committed is not None and committed.metadata not in ("", topic_id.hex())):
                 others = {one for one in self._consumer.assignment() if one.topic == place.topic}
@@ -189,15 +211,12 @@ class KafkaReader:
         return None if topic_id is None else bytes(topic_id.bytes)
 
 
-def read_kafka_to_end(
-    servers: str, topics: Sequence[str], group: str | None, options: Mapping[str, Any]
-) -> Iterator[list[Message]]:
+def read_kafka_to_end(servers: str, topics: Sequence[str], options: Mapping[str, Any]) -> Iterator[list[Message]]:
     """See `learner.log.read_to_end`."""
     with _translated():
         consumer: Any = KafkaConsumer(
             bootstrap_servers=servers.split(","),
-            group_id=group,
-            enable_auto_commit=False,
+            group_id=None,
             auto_offset_reset="earliest",
             max_poll_records=10_000,
             **{**_READER_OPTIONS, **options},
@@ -207,7 +226,6 @@ def read_kafka_to_end(
             known = consumer.topics()
             ids = {topic: consumer._client.cluster.topic_id(topic).bytes for topic in topics if topic in known}
             places = [TopicPartition(topic, n) for topic in ids for n in consumer.partitions_for_topic(topic)]
-            # Assigned, not subscribed: no membership, so no other consumer of the group has to make room.
             consumer.assign(places)
             ends = consumer.end_offsets(places)
         while True:
@@ -222,18 +240,8 @@ def read_kafka_to_end(
                 for one in records
                 if one.offset < ends[place]
             ]
-            if not messages:
-                continue
-            yield messages
-            if group is not None:
-                places_read = {
-                    TopicPartition(one.topic, one.position.partition.number): OffsetAndMetadata(
-                        one.position.offset + 1, one.position.partition.topic_id.hex(), -1
-                    )
-                    for one in messages
-                }
-                with _translated():
-                    consumer.commit(places_read)
+            if messages:
+                yield messages
     finally:
         consumer.close(autocommit=False)
 
@@ -244,16 +252,19 @@ def _message(record: Any, topic_id: bytes) -> Message:
 
 
 class _Assigned(ConsumerRebalanceListener):  # type: ignore[misc]
-    """Notes the partitions that were assigned."""
+    """Notes the partitions that were assigned, and whether they now are."""
+
+    complete = False
 
     def __init__(self, partitions: set[TopicPartition]) -> None:
         self._partitions = partitions
 
     def on_partitions_revoked(self, revoked: Sequence[TopicPartition]) -> None:
-        pass
+        self.complete = False
 
     def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
         self._partitions.update(assigned)
+        self.complete = True
 
 
 @contextmanager

@@ -66,6 +66,7 @@ class SqliteReader:
                 '(SELECT min("offset") FROM committed WHERE committed.topic = messages.topic)',
                 (int((time.time() - RETENTION_S) * 1000),),
             )
+        self._owed: dict[str, int] = {}
         self._next = {topic: int(committed.get(topic, 0)) for topic in self._topics}
 
     def poll(self, timeout_ms: int, max_messages: int) -> list[Message]:
@@ -83,12 +84,19 @@ class SqliteReader:
 
     def commit(self, messages: Sequence[Message]) -> bool:
         """Remember how far the group is."""
-        ends = {message.topic: message.position.offset + 1 for message in messages}
-        with self._file.writing() as db:
-            db.executemany(
-                "INSERT OR REPLACE INTO committed VALUES (?, ?, ?)",
-                [(self._group, topic, offset) for topic, offset in ends.items()],
-            )
+        self._owed |= {message.topic: message.position.offset + 1 for message in messages}
+        if not self._owed:
+            return True
+        try:
+            with self._file.writing() as db:
+                db.executemany(
+                    "INSERT OR REPLACE INTO committed VALUES (?, ?, ?)",
+                    [(self._group, topic, offset) for topic, offset in self._owed.items()],
+                )
+        except LogUnavailable:
+            # A full disk, for example. What is stored is stored, and the next commit says so too.
+            return False
+        self._owed.clear()
         return True
 
     def lag(self) -> int:
@@ -119,16 +127,14 @@ class SqliteReader:
         return messages
 
 
-def read_sqlite_to_end(path: str, topics: Sequence[str], group: str | None) -> Iterator[list[Message]]:
+def read_sqlite_to_end(path: str, topics: Sequence[str]) -> Iterator[list[Message]]:
     """See `learner.log.read_to_end`."""
-    reader = SqliteReader(path, topics, group or "")
+    reader = SqliteReader(path, topics, "")
     try:
         left = reader.lag()
         while left > 0 and (messages := reader.poll(0, min(left, 10_000))):
             yield messages
             left -= len(messages)
-            if group is not None:
-                reader.commit(messages)
     finally:
         reader.close()
 

@@ -23,11 +23,14 @@ class Write(NamedTuple):
         The bytes that were loaded; None if there were none.
     value
         The bytes to store. Their revision differs from that of `expected`.
+    erased
+        Whether the user was ever erased: the record is then kept as long as a tombstone.
     """
 
     user_id: str
     expected: bytes | None
     value: bytes
+    erased: bool = False
 
     @property
     def expected_revision(self) -> bytes:
@@ -59,7 +62,28 @@ class Store(Protocol):
         ...
 
 
-def open_store(url: str, ttl_s: int, timeout_s: float = 2.0) -> Store:
+class Lifetimes(NamedTuple):
+    """How long records stay after their last write.
+
+    Attributes
+    ----------
+    ttl_s
+        Seconds for most users.
+    tombstone_ttl_s
+        Seconds for users who were ever erased: while the log can be replayed, the record has to say so. 0: for ever.
+    """
+
+    ttl_s: int
+    tombstone_ttl_s: int = 0
+
+    def of(self, write: Write) -> int:
+        """The seconds for which a write stays; 0: for ever."""
+        if not write.erased:
+            return self.ttl_s
+        return max(self.ttl_s, self.tombstone_ttl_s) if self.tombstone_ttl_s else 0
+
+
+def open_store(url: str, ttl_s: int, timeout_s: float = 2.0, tombstone_ttl_s: int = 0) -> Store:
     """Open the store a URL names: ``redis://``, ``rediss://``, either with ``+cluster``, or ``sqlite:///path``.
 
     Parameters
@@ -70,6 +94,8 @@ def open_store(url: str, ttl_s: int, timeout_s: float = 2.0) -> Store:
         Seconds after its last write at which a record expires.
     timeout_s
         How long one round trip may take.
+    tombstone_ttl_s
+        The same of a user who was ever erased; 0: for ever.
 
     Raises
     ------
@@ -77,15 +103,16 @@ def open_store(url: str, ttl_s: int, timeout_s: float = 2.0) -> Store:
         If the URL is of another kind.
     """
     scheme, separator, rest = url.partition("://")
+    lifetimes = Lifetimes(ttl_s, tombstone_ttl_s)
     # The driver of the other store is not worth its import time.
     if separator and scheme in {"redis", "rediss", "unix", "redis+cluster", "rediss+cluster"}:
         from learner.store.redis import RedisStore
 
-        return RedisStore(url, ttl_s, timeout_s)
+        return RedisStore(url, lifetimes, timeout_s)
     if scheme == "sqlite" and rest.startswith("/") and len(rest) > 1:
         from learner.store.sqlite import SqliteStore
 
-        return SqliteStore(rest[1:], ttl_s)
+        return SqliteStore(rest[1:], lifetimes)
     raise ValueError(
         f"store URL with scheme {scheme!r}: expected redis://, rediss://, redis+cluster://, rediss+cluster:// or sqlite:///path"
     )

@@ -16,13 +16,13 @@ from redis.cluster import ClusterNode
 from redis.retry import Retry
 
 from learner.record import DamagedRecord
-from learner.store import StoreUnavailable, Write
+from learner.store import Lifetimes, StoreUnavailable, Write
 
 SHARDS = 16
 """Hash tags that keys are spread over. Users of one shard can be read and written in one command on Redis Cluster."""
 KEYS_PER_SCRIPT = 500
 
-# KEYS: users. ARGV: seconds to live, then for each key the revision expected (none: no record) and the new value.
+# KEYS: users. ARGV for each key: the revision expected (none: no record), the new value, seconds to live (0: for ever).
 # Answers for each key: 1 stored, 0 another revision, -1 the key does not hold a string.
 _COMPARE_AND_SET = """
 local done = {}
@@ -30,8 +30,12 @@ for i, key in ipairs(KEYS) do
   local held = redis.pcall('GETRANGE', key, 8, 15)
   if type(held) == 'table' then
     done[i] = -1
-  elseif held == ARGV[2 * i] then
-    redis.call('SET', key, ARGV[2 * i + 1], 'EX', ARGV[1])
+  elseif held == ARGV[3 * i - 2] then
+    if ARGV[3 * i] == '0' then
+      redis.call('SET', key, ARGV[3 * i - 1])
+    else
+      redis.call('SET', key, ARGV[3 * i - 1], 'EX', ARGV[3 * i])
+    end
     done[i] = 1
   else
     done[i] = 0
@@ -58,10 +62,10 @@ _TRANSIENT_CODES = re.compile(r"(^|caused error: )(MISCONF|BUSY|NOREPLICAS|UNBLO
 class RedisStore:
     """See `learner.store.Store`."""
 
-    def __init__(self, url: str, ttl_s: int, timeout_s: float) -> None:
+    def __init__(self, url: str, lifetimes: Lifetimes, timeout_s: float) -> None:
         self._url = url
         self._timeout_s = timeout_s
-        self._ttl_s = ttl_s
+        self._lifetimes = lifetimes
         self._lock = threading.Lock()
         self._client: Any = None
 
@@ -105,8 +109,11 @@ class RedisStore:
                     _COMPARE_AND_SET,
                     len(chosen),
                     *(record_key(write.user_id) for write in chosen),
-                    self._ttl_s,
-                    *(part for write in chosen for part in (write.expected_revision, write.value)),
+                    *(
+                        part
+                        for write in chosen
+                        for part in (write.expected_revision, write.value, self._lifetimes.of(write))
+                    ),
                 )
             replies = pipeline.execute()
         for places, flags in zip(calls, replies, strict=True):

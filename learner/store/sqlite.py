@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from learner.record import REVISION
 from learner.sqlite_file import SqliteFile
-from learner.store import StoreUnavailable, Write
+from learner.store import Lifetimes, StoreUnavailable, Write
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS records (
@@ -20,9 +20,9 @@ CREATE INDEX IF NOT EXISTS records_by_expiry ON records (expires_at);
 class SqliteStore:
     """See `learner.store.Store`."""
 
-    def __init__(self, path: str, ttl_s: int) -> None:
+    def __init__(self, path: str, lifetimes: Lifetimes) -> None:
         self._file = SqliteFile(path, _SCHEMA, StoreUnavailable)
-        self._ttl_s = ttl_s
+        self._lifetimes = lifetimes
 
     def load(self, user_ids: Sequence[str]) -> list[bytes | None]:
         """Read records; a query each costs little where there is no round trip."""
@@ -39,7 +39,8 @@ class SqliteStore:
         with self._file.writing() as db:
             db.execute("DELETE FROM records WHERE expires_at <= ?", (now,))
             for write in writes:
-                new = (write.value[REVISION], write.value, now + self._ttl_s)
+                expires_at = now + (self._lifetimes.of(write) or float("inf"))
+                new = (write.value[REVISION], write.value, expires_at)
                 if write.expected is None:
                     cursor = db.execute("INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?)", (write.user_id, *new))
                 else:

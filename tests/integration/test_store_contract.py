@@ -15,7 +15,7 @@ from learner.store import Store, StoreUnavailable, Write, open_store
 from learner.store.redis import record_key
 from tests.servers import RedisServer, eventually
 
-Opener = Callable[[], Store]
+Opener = Callable[..., Store]
 
 
 def value(revision: int, body: bytes = b"") -> bytes:
@@ -31,8 +31,8 @@ def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
     else:
         url = f"sqlite:///{tmp_path / 'store.db'}"
 
-    def open_one(ttl_s: int = 60) -> Store:
-        opened.append(open_store(url, ttl_s))
+    def open_one(ttl_s: int = 60, tombstone_ttl_s: int = 0) -> Store:
+        opened.append(open_store(url, ttl_s, tombstone_ttl_s=tombstone_ttl_s))
         return opened[-1]
 
     yield open_one
@@ -128,6 +128,28 @@ def test_of_concurrent_increments_none_is_lost(opener: Opener, user: str) -> Non
     for thread in threads:
         thread.join()
     assert opener().load([user]) == [value(100)]
+
+
+def test_a_tombstone_outlives_other_records_and_so_does_what_is_written_over_it(opener: Opener, user: str) -> None:
+    brief = opener(1, 60)
+    other, revived = user + "-other", user + "-revived"
+    brief.commit([Write(user, None, value(1), erased=True), Write(other, None, value(1))])
+    brief.commit([Write(revived, None, value(1), erased=True)])
+    brief.commit([Write(revived, value(1), value(2), erased=True)])
+    eventually(lambda: brief.load([other]) == [None], 5, "the other record expires")
+    assert brief.load([user, revived]) == [value(1), value(2)]
+
+
+def test_a_tombstone_may_stay_for_ever_or_expire_after_a_time_of_its_own(opener: Opener, user: str) -> None:
+    for_ever, short = opener(1, 0), opener(1, 2)
+    first, second = user + "-1", user + "-2"
+    for_ever.commit([Write(user, None, value(1)), Write(first, None, value(1), erased=True)])
+    short.commit([Write(second, None, value(1), erased=True)])
+    eventually(lambda: for_ever.load([user, second]) == [None, None], 10, "all others expire")
+    assert for_ever.load([first]) == [value(1)]
+    # A record that was to stay for ever and is written as any other expires again.
+    for_ever.commit([Write(first, value(1), value(2))])
+    eventually(lambda: for_ever.load([first]) == [None], 5, "it expires")
 
 
 def test_a_record_expires_after_its_last_write(opener: Callable[[int], Store], user: str) -> None:

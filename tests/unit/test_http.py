@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,74 @@ def test_an_erased_user_is_unknown_and_a_replay_of_the_log_does_not_bring_them_b
     replayed.turn()
     assert rig.score()["user_known"] is False
     assert rig.client.delete("/users/nobody").json() == {"user_id": "nobody", "erased": False}
+
+
+class Racing:
+    """A store in which somebody else writes between a reading and the first writing."""
+
+    def __init__(self, inner: Store, rival: Callable[[], object]) -> None:
+        self._inner, self._rivals = inner, [rival]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def commit(self, writes: Sequence[Write]) -> list[bool]:
+        while self._rivals:
+            self._rivals.pop()()
+        return self._inner.commit(writes)
+
+
+def test_an_erasure_that_a_learner_beat_erases_what_that_one_wrote(rig: Rig) -> None:
+    rig.client.post("/events", json=[SHOWN])
+    rig.learner.turn()
+    rig.client.post("/events", json=[CLICKED])
+    client = rig.serve(Racing(rig.store, rig.learner.turn))  # type: ignore[arg-type]
+    assert client.delete("/users/u").json()["erased"] is True
+    assert rig.score()["posterior"] == {"revision": 3, "n_events": 0, "updated_at": None, "age_seconds": None}
+
+
+def test_a_learner_that_an_erasure_beat_learns_nothing_from_before_it(rig: Rig) -> None:
+    rig.client.post("/events", json=[SHOWN])
+    rig.learner.turn()
+    rig.client.post("/events", json=[CLICKED])
+    beaten = Learner(MODEL, Racing(rig.store, lambda: rig.client.delete("/users/u")), rig.reader, rig.log)  # type: ignore[arg-type]
+    assert beaten.turn().counts["conflicts"] == 1
+    assert rig.score()["user_known"] is False
+
+
+def test_erasing_twice_or_whom_nobody_knows_leaves_a_tombstone_for_events_on_their_way(rig: Rig) -> None:
+    for _ in range(2):
+        assert rig.client.delete("/users/u").json() == {"user_id": "u", "erased": False}
+    rig.client.post("/events", json=[SHOWN, CLICKED])
+    assert rig.learner.turn().counts["erased"] == 2
+    assert rig.score()["user_known"] is False
+
+
+@pytest.mark.parametrize("damaged", [b"", b"FRSH short", b"FRSH" + b"\xff" * 80, b"something else of some length"])
+def test_a_user_whose_record_is_damaged_can_be_erased_and_begins_anew(rig: Rig, damaged: bytes) -> None:
+    rig.store.commit([Write("u", None, damaged)])
+    assert rig.client.post("/score", json={"user_id": "u", "items": ITEMS}).status_code == 500
+    assert rig.client.delete("/users/u").json() == {"user_id": "u", "erased": True}
+    assert rig.score()["user_known"] is False
+    later = time.time_ns() // 1_000_000 + 1_000
+    rig.client.post("/events", json=[SHOWN, {**SHOWN, "request_id": "new", "timestamp": later}])
+    assert rig.learner.turn().counts["erased"] == 1
+    assert rig.score()["posterior"]["n_events"] == 1
+
+
+def test_an_event_dated_ahead_is_not_learnt_again_after_an_erasure_from_the_place_where_it_was_learnt(rig: Rig) -> None:
+    ahead = time.time_ns() // 1_000_000 + 3_600_000
+    rig.client.post("/events", json=[{**SHOWN, "timestamp": ahead}])
+    rig.learner.turn()
+    assert rig.client.delete("/users/u").json()["erased"] is True
+    # By its time it comes from after the erasure; by its place in the log it was learnt before.
+    replayed = Learner(MODEL, rig.store, rig.reader, rig.log, poll_timeout_ms=1)
+    assert replayed.turn().counts["replayed"] == 1
+    assert rig.score()["user_known"] is False
+    # What was not yet learnt cannot be told from an event of a user who came back.
+    rig.client.post("/events", json=[{**SHOWN, "timestamp": ahead, "request_id": "new"}])
+    rig.learner.turn()
+    assert rig.score()["posterior"]["n_events"] == 1
 
 
 def test_every_route_but_health_wants_the_key(rig: Rig) -> None:

@@ -1,0 +1,244 @@
+"""`freshet replay-dlq`: dead letters go back into the topics they came from, once what was wrong has been put right.
+
+Dead letters are never moved or changed. Which of them were replayed stands in a topic beside them,
+``<topic>.dlq.replayed``: one record a letter, written once the log has the event again. So a run may be filtered,
+broken off and started anew in any order; a letter is replayed once, or twice if a crash comes between the two writes,
+which an event's identity makes harmless within the attribution window.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from itertools import islice
+
+import msgspec
+
+from learner.events import BadEvent, Reason, parse_event
+from learner.log import DEAD_LETTER_SUFFIX, REPLAYS_HEADER, Entry, EventLog, Message, open_log, read_to_end
+from learner.model import Model
+from service.settings import Settings
+
+MARKS_SUFFIX = DEAD_LETTER_SUFFIX + ".replayed"
+MAX_REPLAYS = 3
+SHOWN_POSITIONS = 3
+# Appended together: few enough to be in the producer's buffer at once, the largest events included.
+TOGETHER = 16
+
+
+class Fate(StrEnum):
+    """What becomes of a letter; the values are the columns of the table."""
+
+    REPLAYED_BEFORE = "replayed before"
+    STILL_BAD = "still bad"
+    """This model refuses it too: it would only become another letter."""
+    GIVEN_UP = "given up"
+    """It has failed again too often."""
+    REPLAYED = "replayed"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to replay.
+
+    Attributes
+    ----------
+    topics
+        Where the events belong; their letters are in ``<topic>.dlq``.
+    reasons
+        Only letters with these; all if empty.
+    max_replays
+        How often an event may fail again and still be replayed.
+    dry_run
+        Whether to write nothing.
+    """
+
+    topics: Sequence[str]
+    reasons: frozenset[str] = frozenset()
+    max_replays: int = MAX_REPLAYS
+    dry_run: bool = False
+
+
+@dataclass
+class Row:
+    """The letters of one topic and reason."""
+
+    fates: Counter[Fate] = field(default_factory=Counter)
+    positions: list[str] = field(default_factory=list)
+    """Where the first of those that are replayed stand in the dead letter topic, as partition:offset."""
+
+
+def replay(url: str, wanted: Request, model: Model, log: EventLog, **kafka: object) -> dict[tuple[str, str], Row]:
+    """Put the letters of a log that are due back into their topics; or say which, in a dry run.
+
+    Parameters
+    ----------
+    url
+        The log to read.
+    log
+        The same, to append to.
+
+    Returns
+    -------
+    rows
+        By topic and reason.
+
+    Raises
+    ------
+    LogUnavailable
+        If the log does not answer. What was marked until then stays so.
+    """
+    rows: dict[tuple[str, str], Row] = {}
+    for topic in wanted.topics:
+        marks = topic + MARKS_SUFFIX
+        done = {one.key for batch in read_to_end(url, [marks], **kafka) for one in batch}
+        letters = (one for batch in read_to_end(url, [topic + DEAD_LETTER_SUFFIX], **kafka) for one in batch)
+        begun = wanted.dry_run
+        for due in _batched(_due(topic, letters, done, wanted, model, rows), TOGETHER):
+            now = time.time_ns() // 1_000_000
+            if not begun:
+                # Also makes sure, before any event is written, that the marks have a place to go to.
+                log.append([Entry(marks, b"run", msgspec.json.encode({"started_at": now, **_told(wanted)}))])
+                begun = True
+            if not wanted.dry_run:
+                log.append([_again(topic, letter, now) for letter in due])
+                log.append([Entry(marks, _mark(one), msgspec.json.encode({"replayed_at": now})) for one in due])
+    return rows
+
+
+def _due(
+    topic: str,
+    letters: Iterator[Message],
+    done: set[bytes | None],
+    wanted: Request,
+    model: Model,
+    rows: dict[tuple[str, str], Row],
+) -> Iterator[Message]:
+    """The letters to replay; counts all that the filter takes."""
+    for letter in letters:
+        reason = dict(letter.headers).get("reason", b"(none)").decode("utf-8", "replace")
+        if wanted.reasons and reason not in wanted.reasons:
+            continue
+        row = rows.setdefault((topic, reason), Row())
+        fate = _fate(letter, done, wanted, model)
+        row.fates[fate] += 1
+        if fate is Fate.REPLAYED:
+            if len(row.positions) < SHOWN_POSITIONS:
+                row.positions.append(f"{letter.position.partition.number}:{letter.position.offset}")
+            yield letter
+
+
+def _fate(letter: Message, done: set[bytes | None], wanted: Request, model: Model) -> Fate:
+    if _mark(letter) in done:
+        return Fate.REPLAYED_BEFORE
+    if _replays(letter) >= wanted.max_replays:
+        return Fate.GIVEN_UP
+    try:
+        parse_event(letter.value, model)
+    except BadEvent:
+        return Fate.STILL_BAD
+    return Fate.REPLAYED
+
+
+def _mark(letter: Message) -> bytes:
+    """The key of a letter among those replayed: its place, by the topic's id, since topics are made again."""
+    (topic_id, partition), offset = letter.position
+    return f"{topic_id.hex()}/{partition}/{offset}".encode()
+
+
+def _again(topic: str, letter: Message, now: int) -> Entry:
+    """The event as it was, with headers that say whence and how often it has come."""
+    place = letter.position
+    headers = [
+        ("replayed_from", f"{letter.topic}/{place.partition.number}/{place.offset}".encode()),
+        ("replayed_at", str(now).encode()),
+        (REPLAYS_HEADER, str(_replays(letter) + 1).encode()),
+    ]
+    return Entry(topic, letter.key, letter.value, headers)
+
+
+def _replays(letter: Message) -> int:
+    """How often the event of a letter was replayed before it became this one."""
+    said = dict(letter.headers).get(REPLAYS_HEADER, b"0")
+    # Whoever may write to the log may write a header that is no number.
+    return int(said) if said.isdigit() and len(said) < 10 else 0
+
+
+def _batched(letters: Iterator[Message], size: int) -> Iterator[list[Message]]:
+    while batch := list(islice(letters, size)):
+        yield batch
+
+
+def _told(wanted: Request) -> dict[str, object]:
+    return {"reasons": sorted(wanted.reasons), "max_replays": wanted.max_replays}
+
+
+def as_table(rows: dict[tuple[str, str], Row], dry_run: bool) -> str:
+    """The rows for people: counts and positions, nothing of any event."""
+    if not rows:
+        return "no dead letters\n"
+    names = [str(fate) for fate in Fate]
+    if dry_run:
+        names[-1] = "to replay"
+    table = [["topic", "reason", "letters", *names, "at"]]
+    for (topic, reason), row in sorted(rows.items()):
+        more = row.fates[Fate.REPLAYED] - len(row.positions)
+        at = " ".join(row.positions) + (f" and {more} more" if more else "")
+        counts = [row.fates.total(), *(row.fates[fate] for fate in Fate)]
+        table.append([topic, reason, *map(str, counts), at])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    text = 2
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i < text or i == len(widths) - 1 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in table
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    """Add `replay-dlq` to the command."""
+    parser = commands.add_parser(
+        "replay-dlq", help="put dead letters back into their topics",
+        description="Append the events of <topic>.dlq to the topics they came from, with their bytes and keys, if the "
+        "model in force takes them; those it still refuses stay. Letters stay too, and <topic>.dlq.replayed (in Kafka: "
+        "compacted, or kept as long as the letters) says which were replayed: run it again at any time. An event is "
+        "learnt at its new place in the log by its own time: a click by then out of the window counts as late, an "
+        "event from before its user's erasure changes nothing.",
+    )  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="write nothing; only say what would be replayed")
+    parser.add_argument(
+        "--reason", action="append", default=[], choices=[str(reason) for reason in Reason], metavar="REASON",
+        help=f"only letters with this reason; may be repeated. One of {', '.join(Reason)}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--topic", action="append", default=[], help="only letters of this topic; may be repeated (default: all)"
+    )
+    parser.add_argument(
+        "--max-replays", type=int, default=MAX_REPLAYS, metavar="N",
+        help="leave an event alone that was replayed so often and failed again (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--file", help="the SQLite file of `freshet up` (default: the log of FRESHET_LOG)")
+    return parser
+
+
+def run_replay(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
+    """Replay, and print what was done or would be."""
+    if unknown := set(arguments.topic) - set(settings.topics):
+        raise ValueError(f"topic {min(unknown)!r}: expected one of {', '.join(settings.topics)}")
+    wanted = Request(
+        arguments.topic or settings.topics, frozenset(arguments.reason), arguments.max_replays, arguments.dry_run
+    )
+    log = open_log(settings.log, **settings.kafka_options)
+    try:
+        rows = replay(settings.log, wanted, model, log, **settings.kafka_options)
+    finally:
+        log.close()
+    print(as_table(rows, wanted.dry_run), end="")
+    return 0

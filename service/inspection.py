@@ -1,0 +1,157 @@
+"""`freshet inspect`: one user's record, for people or as JSON. Only reads."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from learner.model import Model
+from learner.posterior import Array, Gaussian
+from learner.record import NEVER, Record, RecordError, State, decode_record, read_header
+from learner.store import open_store
+from service.settings import Settings
+
+SHOWN_OUTCOMES = 20
+
+
+def report(value: bytes, model: Model, user_id: str, now: int) -> dict[str, Any]:
+    """What is in a stored record, at time `now` (epoch ms); of one that cannot be read, what its header says.
+
+    Times are ISO 8601 in UTC. Outcomes and clicks are known by the hash of their request and item only.
+    """
+    facts: dict[str, Any] = {"user_id": user_id, "bytes": len(value)}
+    if (header := read_header(value)) is not None:
+        facts |= {
+            "format_version": header.version,
+            "revision": header.revision,
+            "model_fingerprint": header.fingerprint.hex(),
+            "prior_fingerprint": header.population_fingerprint.hex() or None,
+            "coefficients": header.d,
+            "n_events": header.n_events,
+            "updated_at": _iso(header.updated_at),
+            "settled_at": _iso(header.settled_at),
+            "erased_at": _iso(header.erased_at),
+            "outcomes": header.n_outcomes,
+            "waiting_clicks": header.n_clicks,
+            "partitions": header.n_watermarks,
+        }
+    try:
+        record = decode_record(value, model, user_id)
+    except RecordError as exc:
+        return {**facts, "error": str(exc)}
+    return {**facts, **_contents(record, model, now)}
+
+
+def _contents(record: Record, model: Model, now: int) -> dict[str, Any]:
+    served, _ = record.served
+    columns = (_std(served), record.settled.mean, _std(record.settled), model.prior.mean, _std(model.prior))
+    names = ("mean", "std", "settled_mean", "settled_std", "prior_mean", "prior_std")
+    numbers = zip(served.mean.tolist(), *(column.tolist() for column in columns), strict=True)
+    states = record.outcomes["state"]
+    return {
+        "belief": [
+            {"coefficient": name, **dict(zip(names, row, strict=True))}
+            for name, row in zip(model.coefficients, numbers, strict=True)
+        ],
+        "outcomes": {
+            **{state.name.lower(): int((states == state).sum()) for state in State},
+            "newest": [
+                {
+                    "key": f"{int(one['key']):016x}",
+                    "state": State(int(one["state"])).name.lower(),
+                    "shown_at": _iso(int(one["shown_at"])),
+                    "age_seconds": (now - int(one["shown_at"])) / 1000,
+                    "settled_at": _iso(int(one["settled_at"])),
+                    "offset": float(one["offset"]),
+                    "weight": float(one["weight"]),
+                }
+                for one in record.outcomes[::-1][:SHOWN_OUTCOMES]
+            ],
+        },
+        "waiting_clicks": [
+            {"key": f"{key:016x}", "clicked_at": _iso(at), "age_seconds": (now - at) / 1000}
+            for key, at in record.clicks.tolist()
+        ],
+        "watermarks": [
+            {"topic_id": place.topic_id.hex(), "partition": place.number, "offset": offset}
+            for place, offset in record.watermarks.items()
+        ],
+    }
+
+
+def as_text(facts: dict[str, Any]) -> str:
+    """A report as lines and tables."""
+    lines, tables = [], {"belief": facts.get("belief")}
+    if isinstance(outcomes := facts.get("outcomes"), dict):
+        tables["outcomes, newest first"] = outcomes["newest"]
+        counts = (f"{outcomes[state.name.lower()]} {state.name.lower()}" for state in State)
+        facts = facts | {"outcomes": ", ".join(counts)}
+    tables |= {"waiting clicks": facts.get("waiting_clicks"), "watermarks": facts.get("watermarks")}
+    for name, value in facts.items():
+        if not isinstance(value, list):
+            lines.append(f"{name:18} {'-' if value is None else value}")
+    for title, rows in tables.items():
+        if rows and isinstance(rows, list):
+            lines += ["", title, *_table(rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    cells = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  " + "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells]
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _std(belief: Gaussian) -> Array:
+    return np.sqrt(belief.cov if belief.is_diagonal else np.diagonal(belief.cov))
+
+
+def _iso(at: int) -> str | None:
+    """A time as ISO 8601; what no calendar has, as a damaged record may say, as its number."""
+    if at == NEVER:
+        return None
+    try:
+        return datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="milliseconds")
+    except (OverflowError, OSError, ValueError):
+        return f"{at} ms"
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    """Add `inspect` to the command."""
+    parser = commands.add_parser(
+        "inspect", help="print the record of a user",
+        description="Print what is stored of a user: beliefs, outcomes, how far the log was learnt. Changes nothing. "
+        "Exit status 1 if there is no record, or one that cannot be read, of which it prints what its header says.",
+    )  # fmt: skip
+    parser.add_argument("user", metavar="USER", help="the user_id")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--file", help="the SQLite file of `freshet up` (default: the store of FRESHET_STORE)")
+    return parser
+
+
+def run_inspect(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
+    """Print a record."""
+    store = open_store(settings.store_url, **settings.store_options)
+    try:
+        (value,) = store.load([arguments.user])
+    finally:
+        store.close()
+    if value is None:
+        print(f"user {arguments.user!r} has no record", file=sys.stderr)
+        return 1
+    facts = report(value, model, arguments.user, time.time_ns() // 1_000_000)
+    print(msgspec.json.format(msgspec.json.encode(facts)).decode() if arguments.json else as_text(facts), end="")
+    return 1 if "error" in facts else 0

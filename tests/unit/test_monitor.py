@@ -1,0 +1,113 @@
+"""When a learner is ready, by a clock that the test turns."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from learner.consumer import Progress
+from learner.store import StoreUnavailable, Write
+from service.monitor import Monitor
+
+
+class Memory:
+    """A store that answers or not."""
+
+    away = False
+
+    def load(self, user_ids: Sequence[str]) -> list[bytes | None]:
+        raise AssertionError("readiness reads no record")
+
+    def commit(self, writes: Sequence[Write]) -> list[bool]:
+        raise AssertionError("readiness writes no record")
+
+    def ping(self) -> None:
+        if self.away:
+            raise StoreUnavailable("Redis: away")
+
+    def close(self) -> None: ...
+
+
+class Rig:
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.store = Memory()
+        self.monitor = Monitor(CollectorRegistry(), False, 30.0, lambda: self.now)
+
+    def turn(self, messages: int = 0, lag: int = 0) -> None:
+        self.monitor.observe(Progress(messages, Counter(), Counter(), lag, None, 0.01))
+
+    def trouble(self) -> str | None:
+        return self.monitor.trouble(self.store)
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+def test_a_learner_is_ready_from_its_first_turn_on(rig: Rig) -> None:
+    assert rig.trouble() == "the loop has not polled yet"
+    rig.turn()
+    assert rig.trouble() is None
+
+
+def test_a_turn_that_takes_too_long_makes_it_red_and_the_next_one_green(rig: Rig) -> None:
+    rig.turn()
+    rig.now += 30
+    assert rig.trouble() is None
+    rig.now += 1
+    assert rig.trouble() == "the loop has finished no turn for 31 s"
+    rig.turn()
+    assert rig.trouble() is None
+
+
+def test_a_store_that_is_away_makes_it_red_at_once_and_one_that_is_back_green(rig: Rig) -> None:
+    rig.turn()
+    rig.store.away = True
+    assert rig.trouble() == "Redis: away"
+    rig.store.away = False
+    assert rig.trouble() is None
+
+
+def test_lag_without_progress_makes_it_red_though_it_polls(rig: Rig) -> None:
+    rig.turn(messages=5, lag=7)
+    for _ in range(31):
+        assert rig.trouble() is None
+        rig.now += 1
+        rig.turn(lag=7)
+    assert rig.trouble() == "7 messages are to be learnt, and for 31 s none came"
+    rig.turn(messages=1, lag=1_000_000)
+    assert rig.trouble() is None
+
+
+def test_a_busy_learner_is_ready_however_its_lag_grows(rig: Rig) -> None:
+    for second in range(600):
+        rig.now += 1
+        rig.turn(messages=1 if second % 20 == 0 else 0, lag=1_000 * second + 1)
+        assert rig.trouble() is None
+
+
+def test_an_idle_learner_without_lag_is_ready(rig: Rig) -> None:
+    for _ in range(600):
+        rig.now += 1
+        rig.turn()
+        assert rig.trouble() is None
+
+
+def test_the_first_message_after_a_long_idle_time_has_its_full_time(rig: Rig) -> None:
+    rig.turn()
+    rig.now += 29
+    rig.turn()
+    rig.now += 29
+    rig.turn(lag=3)
+    assert rig.trouble() is None
+    rig.now += 29
+    rig.turn(lag=3)
+    assert rig.trouble() is None
+    rig.now += 2
+    rig.turn(lag=3)
+    assert rig.trouble() == "3 messages are to be learnt, and for 31 s none came"
