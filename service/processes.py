@@ -23,13 +23,14 @@ from learner.record import RecordError
 from learner.store import StoreUnavailable, open_store
 from service import api
 from service.app import create_app
+from service.guard import Guard
 from service.http import add_error_handlers, json_response
 from service.logging import configure_logging
 from service.metrics import exposition
 from service.monitor import Monitor
+from service.server import make_server
 from service.settings import Settings
 
-GRACE_S = 10
 DAY_S = 86_400
 
 log = structlog.get_logger("freshet")
@@ -49,7 +50,7 @@ def _serve(settings: Settings, model: Model) -> int:
     store = open_store(settings.store_url, settings.ttl_days * DAY_S, settings.store_timeout_s)
     app = create_app(settings, model, store, open_log(settings.log, **settings.kafka_options))
     log.info("serving", address=f"http://{settings.host}:{settings.port}", model=model.name)
-    _run_until_signal(_server(app, settings.host, settings.port))
+    _run_until_signal(make_server(app, settings, settings.port))
     return 0
 
 
@@ -64,7 +65,7 @@ def _learn(settings: Settings, model: Model) -> int:
         if reader is None:
             return 0
         learner = _learner(settings, model, reader, monitor, stop)
-        with _answering(settings, _monitor_app(monitor, learner, registry)):
+        with _answering(settings, _monitor_app(settings, monitor, learner, registry)):
             log.info("learning", topics=settings.topics, group=settings.group, model=model.name)
             learner.run()
     finally:
@@ -81,7 +82,7 @@ def _up(settings: Settings, model: Model) -> int:
     learner = _learner(settings, model, open_reader(settings.log, settings.topics, settings.group), monitor, stop)
     store = open_store(settings.store_url, settings.ttl_days * DAY_S)
     app = create_app(settings, model, store, open_log(settings.log), registry, lambda: monitor.trouble(learner.store))
-    server = _server(app, settings.host, settings.port)
+    server = make_server(app, settings, settings.port)
     failed = threading.Event()
 
     def learn() -> None:
@@ -136,21 +137,6 @@ def _join(settings: Settings, stop: threading.Event) -> Reader | None:
         return None
 
 
-def _server(app: FastAPI, host: str, port: int) -> uvicorn.Server:
-    return uvicorn.Server(
-        uvicorn.Config(
-            app,
-            host=host,
-            port=port,
-            loop="uvloop",
-            http="httptools",
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=GRACE_S,
-        )
-    )
-
-
 def _run_until_signal(server: uvicorn.Server) -> None:
     """Serve until SIGTERM or SIGINT; what is open is answered first."""
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -160,9 +146,10 @@ def _run_until_signal(server: uvicorn.Server) -> None:
     server.run()
 
 
-def _monitor_app(monitor: Monitor, learner: Learner, registry: CollectorRegistry) -> FastAPI:
+def _monitor_app(settings: Settings, monitor: Monitor, learner: Learner, registry: CollectorRegistry) -> FastAPI:
     """What a learner answers over HTTP."""
     app = FastAPI(title="Freshet learner", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(Guard, api_key=settings.api_key, max_concurrency=settings.max_concurrency)
     add_error_handlers(app)
 
     @app.get("/health/live")
@@ -188,7 +175,7 @@ def _answering(settings: Settings, app: FastAPI) -> Iterator[None]:
     if settings.learner_port == 0:
         yield
         return
-    server = _server(app, settings.host, settings.learner_port)
+    server = make_server(app, settings, settings.learner_port)
     thread = threading.Thread(target=server.run, name="health", daemon=True)
     thread.start()
     try:

@@ -205,7 +205,7 @@ def test_of_a_batch_the_good_events_are_taken_and_the_bad_ones_named(rig: Rig) -
             {"user_id": "u", "items": [{"item_id": "a", "features": {"genre": "war"}}]},
             422, "unknown_category", "items[0].features.genre",
         ),
-        (b'{"user_id": "' + b"x" * (1 << 20) + b'"}', 413, "too_large", None),
+        (b'{"user_id": "' + b"x" * (1 << 20) + b'"}', 413, "too_large", "body"),
     ],
 )  # fmt: skip
 def test_each_kind_of_bad_request_has_its_status_and_names_the_field(
