@@ -16,11 +16,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.limits import MAX_FEATURES, MAX_LIST_LENGTH, MAX_NAME_LENGTH, MAX_STRING_LENGTH
+from learner.limits import MAX_FEATURES, MAX_LIST_LENGTH, MAX_NAME_LENGTH, MAX_NUMBER, MAX_STRING_LENGTH
 from learner.posterior import Array
 
 Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=MAX_STRING_LENGTH)]
-FeatureValue: TypeAlias = float | Text | Annotated[list[float | Text], msgspec.Meta(max_length=MAX_LIST_LENGTH)]
+Number: TypeAlias = Annotated[float, msgspec.Meta(ge=-MAX_NUMBER, le=MAX_NUMBER)]
+FeatureValue: TypeAlias = Number | Text | Annotated[list[Number | Text], msgspec.Meta(max_length=MAX_LIST_LENGTH)]
 FeatureName: TypeAlias = Annotated[str, msgspec.Meta(max_length=MAX_NAME_LENGTH)]
 Features: TypeAlias = Annotated[dict[FeatureName, FeatureValue], msgspec.Meta(max_length=MAX_FEATURES)]
 """What an item says of itself, by name."""

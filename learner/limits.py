@@ -17,5 +17,7 @@ MAX_STRING_LENGTH = 1_024
 """Characters of a value of a category or multi feature."""
 MAX_LIST_LENGTH = 4_096
 """Values of a multi or vector feature. Lists do not nest."""
+MAX_NUMBER = 1e30
+"""Of a numeric or vector feature, either way: beyond it they hardly fit the 32 bits they have in a record."""
 # 9999-12-31: a timestamp beyond it is in the wrong unit.
 MAX_TIMESTAMP_MS = 253_402_300_799_999

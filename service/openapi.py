@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-import numpy as np
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from learner.events import WireClick, WireImpression
 from learner.features import Category, Feature, Multi, Numeric, Vector
-from learner.limits import MAX_LIST_LENGTH, MAX_STRING_LENGTH
+from learner.limits import MAX_LIST_LENGTH, MAX_NUMBER, MAX_STRING_LENGTH
 from learner.model import Model
 from service import api
 from service.guard import OPEN_PATHS
@@ -33,7 +32,6 @@ _ERRORS = {
 }
 # What `service.guard` answers in the place of any route but health.
 _GUARDED = (401, 415, 503)
-_MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 def responses(
@@ -103,13 +101,11 @@ def _features(model: Model) -> dict[str, Any]:
 
 def _feature(feature: Feature) -> dict[str, Any]:
     text: dict[str, Any] = {"type": "string", "maxLength": MAX_STRING_LENGTH}
+    number = {"type": "number", "minimum": -MAX_NUMBER, "maximum": MAX_NUMBER}
     match feature:
-        case Numeric(mean=mean, std=std):
-            # What is finite as it enters the design matrix.
-            reach = min(_MAX_FLOAT32 * std, float(np.finfo(np.float64).max) / 2)
-            return {"type": "number", "minimum": mean - reach, "maximum": mean + reach}
+        case Numeric():
+            return number
         case Vector(size=size):
-            number = {"type": "number", "minimum": -_MAX_FLOAT32, "maximum": _MAX_FLOAT32}
             return {"type": "array", "items": number, "minItems": size, "maxItems": size}
         case Category(values=values, unknown="reject"):
             return {"type": "string", "enum": values}
