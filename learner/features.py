@@ -26,7 +26,7 @@ FeatureName: TypeAlias = Annotated[str, msgspec.Meta(max_length=MAX_NAME_LENGTH)
 Features: TypeAlias = Annotated[dict[FeatureName, FeatureValue], msgspec.Meta(max_length=MAX_FEATURES)]
 """What an item says of itself, by name."""
 Rows: TypeAlias = NDArray[np.float32]
-MAX_NAMED = 10
+MAX_NAMED, MAX_NAMED_LENGTH = 10, 32
 
 Positive: TypeAlias = Annotated[float, msgspec.Meta(gt=0)]
 Size: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=MAX_LIST_LENGTH)]
@@ -253,5 +253,5 @@ def _type_name(value: FeatureValue) -> str:
 
 def _some(names: Collection[str]) -> str:
     """A few of them: a message must not grow with the model, for a request may be answered with thousands."""
-    shown = ", ".join(map(repr, islice(names, MAX_NAMED)))
+    shown = ", ".join(repr(name[:MAX_NAMED_LENGTH]) for name in islice(names, MAX_NAMED))
     return f"{shown} and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else shown

@@ -124,7 +124,8 @@ def add_error_handlers(app: FastAPI) -> None:
         app.add_exception_handler(kind, handler)
 
     def bug(request: Request, exc: Exception) -> Response:
-        log.error("bug", path=request.url.path, exc_info=exc)
+        # The route, not the path: that may name a user.
+        log.error("bug", route=getattr(request.scope.get("route"), "path", "(none)"), exc_info=exc)
         return error_response(ApiError(500, "internal", "an error in the service; its log says more"))
 
     app.add_exception_handler(Exception, bug)
