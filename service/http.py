@@ -58,9 +58,14 @@ class CountRequests:
         try:
             await self._app(scope, receive, watch)
         finally:
-            route = getattr(scope.get("route"), "path", "(none)")
+            route = _route(scope)
             self._metrics.requests.labels(route, str(status)).inc()
             self._metrics.latency.labels(route).observe(time.perf_counter() - started)
+
+
+def _route(scope: Scope) -> str:
+    """The pattern of a request's route, which names no user."""
+    return getattr(scope.get("route"), "path_format", "(none)")
 
 
 def json_response(content: msgspec.Struct, status: int = 200) -> Response:
@@ -125,7 +130,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     def bug(request: Request, exc: Exception) -> Response:
         # The route, not the path: that may name a user.
-        log.error("bug", route=getattr(request.scope.get("route"), "path", "(none)"), exc_info=exc)
+        log.error("bug", route=_route(request.scope), exc_info=exc)
         return error_response(ApiError(500, "internal", "an error in the service; its log says more"))
 
     app.add_exception_handler(Exception, bug)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 import numpy as np
@@ -262,6 +263,15 @@ def test_an_erased_user_is_unknown_and_a_replay_of_the_log_does_not_bring_them_b
     replayed.turn()
     assert rig.score()["user_known"] is False
     assert rig.client.delete("/users/nobody").json() == {"user_id": "nobody", "erased": False}
+
+
+@pytest.mark.parametrize("user", ["a/b", "/a", "a/posterior", "a b?#%", "ü\u0000"])
+def test_any_user_can_be_read_and_erased(rig: Rig, user: str) -> None:
+    assert rig.client.post("/events", json={**SHOWN, "user_id": user}).status_code == 202
+    rig.learner.turn()
+    path = f"/users/{quote(user, safe='')}"
+    assert rig.client.get(f"{path}/posterior").json()["user_id"] == user
+    assert rig.client.delete(path).json() == {"user_id": user, "erased": True}
 
 
 def test_every_route_but_health_wants_the_key(rig: Rig) -> None:

@@ -192,6 +192,14 @@ def test_a_password_in_a_query_is_hidden_too() -> None:
     assert "db=1" in shown
 
 
+@pytest.mark.parametrize("url", ["redis://ann:hush@h/0", "ann:hush@h", "nosuch://ann:hush@h"])
+def test_a_url_in_the_wrong_place_is_not_repeated(url: str) -> None:
+    for opens in (open_log, lambda one: open_store(one.replace("redis:", "http:"), 60)):
+        with pytest.raises(ValueError, match="expected") as caught:
+            opens(url)
+        assert "hush" not in str(caught.value)
+
+
 BODIES: list[Callable[[str], Any]] = [
     lambda c: f"{{{c}",
     lambda c: c,
