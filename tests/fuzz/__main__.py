@@ -19,7 +19,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=4_000, help="by Hypothesis, for each law (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=50_000, help="by atheris, for each target (default: %(default)s)")
-    parser.add_argument("--requests", type=int, default=400, help="by schemathesis, per route (default: %(default)s)")
+    parser.add_argument("--requests", type=int, default=150, help="by schemathesis, per route (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of everything (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="a hundredth of all that")
     arguments = parser.parse_args()
