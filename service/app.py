@@ -36,7 +36,6 @@ from service.settings import Settings
 
 THREADS = 32
 
-# An id may have slashes: hence `:path` in the routes.
 UserId = Annotated[str, Path(min_length=1, max_length=MAX_ID_LENGTH)]
 
 _SCORE_REQUEST = msgspec.json.Decoder(api.ScoreRequest)
@@ -133,16 +132,12 @@ def create_app(
             )
         return json_response(answer, 202)
 
-    @app.get(
-        "/users/{user_id:path}/posterior", responses=responses(api.PosteriorResponse, 422, 500, says="The belief.")
-    )
+    @app.get("/users/{user_id}/posterior", responses=responses(api.PosteriorResponse, 422, 500, says="The belief."))
     async def posterior(user_id: UserId) -> Response:
         """The belief of a user, relaxed to now; for an unknown user the prior."""
         return json_response(await to_thread.run_sync(operations.posterior, user_id, limiter=with_store))
 
-    @app.delete(
-        "/users/{user_id:path}", responses=responses(api.Erasure, 422, 500, says="Nothing is known of the user.")
-    )
+    @app.delete("/users/{user_id}", responses=responses(api.Erasure, 422, 500, says="Nothing is known of the user."))
     async def erase(user_id: UserId) -> Response:
         """Erase a user: all that was learnt, and all that is pending."""
         return json_response(await to_thread.run_sync(operations.erase, user_id, limiter=with_store))
