@@ -4,7 +4,7 @@ SOURCES := $(shell find learner service -name '*.py') deploy/model.toml pyprojec
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help up test lint chaos bench compose ranklens lock clean
+.PHONY: help up test lint chaos fuzz bench compose ranklens lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -27,6 +27,9 @@ chaos: .venv-test/installed ## Kill any part at any moment and show that nothing
 bench: .venv-bench/installed ## Measure against peers and floors: make bench ARGS="--quick"; ARGS="--help" says more
 	OMP_NUM_THREADS=1 .venv-bench/bin/python -m benchmarks $(ARGS)
 
+fuzz: .venv-fuzz/installed ## Fuzz the wire format, the records and every route: make fuzz ARGS="--quick"; --help says more
+	OMP_NUM_THREADS=1 .venv-fuzz/bin/python -m tests.fuzz $(ARGS)
+
 compose: ## Start Kafka, Redis, a learner and a scorer in containers, and wait until they are healthy
 	docker-compose up -d --build
 
@@ -40,15 +43,18 @@ lock: ## Resolve the dependencies anew (needs uv)
 	  --group dev -c requirements.lock -o requirements-dev.lock pyproject.toml
 	uv pip compile -q -U --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	  --group bench -c requirements.lock -o requirements-bench.lock pyproject.toml
+	uv pip compile -q -U --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --group test --group fuzz -c requirements-dev.lock -o requirements-fuzz.lock pyproject.toml
 
 clean: ## Remove the environments and caches; leaves freshet.db alone
-	rm -rf .venv .venv-test .venv-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-test .venv-bench .venv-fuzz .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 .venv/installed: LOCK := requirements.lock
 .venv-test/installed: LOCK := requirements-dev.lock
 .venv-bench/installed: LOCK := requirements-bench.lock
-.venv/installed .venv-test/installed .venv-bench/installed: $(SOURCES) requirements.lock requirements-dev.lock \
-  requirements-bench.lock
+.venv-fuzz/installed: LOCK := requirements-fuzz.lock
+.venv/installed .venv-test/installed .venv-bench/installed .venv-fuzz/installed: $(SOURCES) requirements.lock \
+  requirements-dev.lock requirements-bench.lock requirements-fuzz.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Freshet needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12 ..."; exit 1; }
 	@test -x $(@D)/bin/pip || $(PYTHON) -m venv $(@D) || \

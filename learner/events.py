@@ -12,18 +12,15 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.features import FeatureError, FeatureValue, Rows
+from learner.features import FeatureError, Features, Rows
+from learner.limits import MAX_EVENT_BYTES, MAX_ID_LENGTH, MAX_ITEMS, MAX_TIMESTAMP_MS
 from learner.model import Model
+from learner.wire_errors import UNREADABLE, explain
 
-MAX_EVENT_BYTES = 1 << 20
-MAX_ITEMS = 1_000
-MAX_ID_LENGTH = 256
 # Events read at a time: enough to share the cost of an array, few enough to stay in the processor's cache.
 TOGETHER = 64
 # Unless their design matrix would have more numbers than this: 32 MiB.
 TOGETHER_NUMBERS = 4_000_000
-# 9999-12-31: a timestamp beyond it is in the wrong unit.
-MAX_TIMESTAMP_MS = 253_402_300_799_999
 
 Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
 Timestamp: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MAX_TIMESTAMP_MS)]
@@ -44,6 +41,8 @@ class Reason(StrEnum):
     BAD_FEATURE = "bad_feature"
     TOO_MANY_ITEMS = "too_many_items"
     TOO_LARGE = "too_large"
+    TOO_LONG = "too_long"
+    TOO_DEEP = "too_deep"
     DAMAGED_RECORD = "damaged_record"
     """The event is good; the record of its user is not."""
 
@@ -60,7 +59,7 @@ class WireItem(msgspec.Struct, frozen=True, omit_defaults=True):
     """One shown item, as sent; without an `offset` it has the fixed effect's."""
 
     item_id: Id
-    features: dict[str, FeatureValue] = {}
+    features: Features = {}
     offset: Offset | None = None
     weight: Weight = 1.0
 
@@ -72,10 +71,10 @@ class Ranked(msgspec.Struct, frozen=True, omit_defaults=True):
     belief was relaxed to; `seed` of the draw, for ``thompson``; `alpha` the optimism, for ``ucb``.
     """
 
-    policy: str
+    policy: Id
     revision: int
     n_events: int
-    prior: str
+    prior: Id
     at: int
     seed: int | None = None
     alpha: float | None = None
@@ -87,7 +86,7 @@ class WireImpression(msgspec.Struct, frozen=True, tag_field="type", tag="impress
     request_id: Id
     user_id: Id
     timestamp: Timestamp
-    items: Annotated[list[WireItem], msgspec.Meta(min_length=1)]
+    items: Annotated[list[WireItem], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
     ranked: Ranked | None = None
 
 
@@ -185,10 +184,8 @@ def _decode(raw: bytes) -> WireImpression | WireClick:
         raise BadEvent(Reason.TOO_LARGE, f"{len(raw)} bytes: expected at most {MAX_EVENT_BYTES}")
     try:
         wire: WireImpression | WireClick = _DECODER.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+    except UNREADABLE as exc:
         raise _why(raw, exc) from exc
-    if isinstance(wire, WireImpression) and len(wire.items) > MAX_ITEMS:
-        raise BadEvent(Reason.TOO_MANY_ITEMS, f"$.items: {len(wire.items)} items: expected at most {MAX_ITEMS}")
     return wire
 
 
@@ -248,7 +245,7 @@ def user_of(raw: bytes) -> str | None:
     """The user an event is about if it says so, to key its record by; None when it cannot be told."""
     try:
         return msgspec.json.decode(raw, type=_UserOnly).user_id
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return None
 
 
@@ -258,13 +255,16 @@ class _UserOnly(msgspec.Struct):
 
 def _why(raw: bytes, exc: Exception) -> BadEvent:
     """Which kind of bad event the decoder's error stands for."""
-    detail = str(exc)
-    if "out of range" in detail:
-        return BadEvent(Reason.NON_FINITE_NUMBER, detail)
-    if isinstance(exc, msgspec.ValidationError):
-        unknown = detail.endswith("`$.type`") and "Invalid value" in detail
-        return BadEvent(Reason.UNKNOWN_TYPE if unknown else Reason.BAD_FIELD, detail)
-    return BadEvent(Reason.NON_FINITE_NUMBER if _has_constants(raw) else Reason.NOT_JSON, detail)
+    flaw = explain(raw, exc, {"type": "'impression' or 'click'"})
+    if "out of range" in flaw.expected:
+        reason = Reason.NON_FINITE_NUMBER
+    elif flaw.over_limit:
+        reason = {"": Reason.TOO_DEEP, "items": Reason.TOO_MANY_ITEMS}.get(flaw.field, Reason.TOO_LONG)
+    elif flaw.is_json:
+        reason = Reason.UNKNOWN_TYPE if flaw.field == "type" and "Invalid" in flaw.expected else Reason.BAD_FIELD
+    else:
+        reason = Reason.NON_FINITE_NUMBER if _has_constants(raw) else Reason.NOT_JSON
+    return BadEvent(reason, str(flaw))
 
 
 def _has_constants(raw: bytes) -> bool:

@@ -6,8 +6,8 @@ whether it is learnt at once, learnt from the record later, or scored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, KeysView, Mapping, Sequence
-from itertools import accumulate, chain
+from collections.abc import Callable, Collection, KeysView, Mapping, Sequence
+from itertools import accumulate, chain, islice
 from operator import itemgetter
 from typing import Annotated, Any, NamedTuple, TypeAlias
 from zlib import crc32
@@ -16,17 +16,24 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from learner.limits import MAX_FEATURES, MAX_LIST_LENGTH, MAX_NAME_LENGTH, MAX_NUMBER, MAX_STRING_LENGTH
 from learner.posterior import Array
 
-FeatureValue: TypeAlias = float | str | list[float | str]
+Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=MAX_STRING_LENGTH)]
+Number: TypeAlias = Annotated[float, msgspec.Meta(ge=-MAX_NUMBER, le=MAX_NUMBER)]
+FeatureValue: TypeAlias = Number | Text | Annotated[list[Number | Text], msgspec.Meta(max_length=MAX_LIST_LENGTH)]
+FeatureName: TypeAlias = Annotated[str, msgspec.Meta(max_length=MAX_NAME_LENGTH)]
+Features: TypeAlias = Annotated[dict[FeatureName, FeatureValue], msgspec.Meta(max_length=MAX_FEATURES)]
+"""What an item says of itself, by name."""
 Rows: TypeAlias = NDArray[np.float32]
+MAX_NAMED, MAX_NAMED_LENGTH = 10, 32
 
 Positive: TypeAlias = Annotated[float, msgspec.Meta(gt=0)]
-Size: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=4096)]
+Size: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=MAX_LIST_LENGTH)]
 
 
 class FeatureError(ValueError):
-    """An item's features do not fit the model.
+    """An item's features do not fit the model; the message names the feature and what was expected, never its value.
 
     Attributes
     ----------
@@ -58,14 +65,14 @@ class Category(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
     What is not in the list: `unknown` is ``reject``, ``ignore`` (sets no column), or the value to read it as.
     """
 
-    values: list[str]
+    values: list[Text]
     unknown: str = "reject"
 
 
 class Multi(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="multi"):
     """Any number of values at once: multi-hot over `values`, or hashed into `buckets` columns."""
 
-    values: list[str] | None = None
+    values: list[Text] | None = None
     buckets: Size | None = None
     unknown: str = "reject"
 
@@ -154,8 +161,7 @@ def design_matrix(layout: Layout, items: Sequence[Mapping[str, FeatureValue]], i
         for index, item in enumerate(items):
             if not layout.names >= item.keys():
                 name = min(item.keys() - layout.names)
-                known = ", ".join(layout.names)
-                raise FeatureError("unknown_feature", index, name, f"unknown feature; the model has: {known}")
+                raise FeatureError("unknown_feature", index, name, f"unknown; the model has {_some(layout.names)}")
     X = np.zeros((len(items), layout.d))
     X[:, 0] = 1.0
     if layout.numeric:
@@ -234,7 +240,7 @@ def _fill(columns: Array, index: int, name: str, feature: Feature, value: Featur
         elif one in feature.values:
             columns[feature.values.index(one)] = 1.0
         elif feature.unknown == "reject":
-            raise FeatureError("unknown_category", index, name, f"{one!r} is not among {feature.values}")
+            raise FeatureError("unknown_category", index, name, f"unknown value: expected {_some(feature.values)}")
         elif feature.unknown != "ignore":
             columns[feature.values.index(feature.unknown)] = 1.0
 
@@ -242,4 +248,10 @@ def _fill(columns: Array, index: int, name: str, feature: Feature, value: Featur
 def _type_name(value: FeatureValue) -> str:
     if isinstance(value, list):
         return "a list"
-    return f"the string {value!r}" if isinstance(value, str) else f"the number {value!r}"
+    return "a string" if isinstance(value, str) else "a number"
+
+
+def _some(names: Collection[str]) -> str:
+    """A few of them: a message must not grow with the model, for a request may be answered with thousands."""
+    shown = ", ".join(repr(name[:MAX_NAMED_LENGTH]) for name in islice(names, MAX_NAMED))
+    return f"{shown} and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else shown

@@ -18,6 +18,7 @@ from scipy.special import ndtr, ndtri
 from learner.features import (
     Category,
     Feature,
+    FeatureName,
     FeatureValue,
     Layout,
     Multi,
@@ -27,6 +28,7 @@ from learner.features import (
     design_matrix,
     layout,
 )
+from learner.limits import MAX_FEATURES
 from learner.population import Population
 from learner.posterior import Array, Gaussian, Method
 
@@ -69,7 +71,7 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The keys of `model.toml`."""
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
-    features: dict[str, Feature]
+    features: Annotated[dict[FeatureName, Feature], msgspec.Meta(max_length=MAX_FEATURES)]
     covariance: Literal["full", "diagonal"] = "full"
     method: Literal["adf", "laplace"] = "adf"
     half_life: str | None = None

@@ -273,7 +273,7 @@ def decode_record(data: bytes, model: Model, user_id: str) -> Record:
         n_marks * _WATERMARK.size,
     ]
     start = _HEADER.size + (_EXTENSION.size if version > 1 else 0)
-    if start + sum(lengths) != len(body):
+    if (d, diagonal) != (model.d, model.prior.is_diagonal) or start + sum(lengths) != len(body):
         raise DamagedRecord(user_id, f"{len(data)} bytes do not fit its own header")
     population, erased_at = _EXTENSION.unpack_from(body, _HEADER.size) if version > 1 else (b"", NEVER)
     at = list(accumulate([start, *lengths]))
@@ -292,7 +292,10 @@ def decode_record(data: bytes, model: Model, user_id: str) -> Record:
         {Partition(topic, number): offset for topic, number, offset in _WATERMARK.iter_unpack(body[at[3] :])},
         erased_at,
     )
-    return _under_this_population(record, population, model, user_id)
+    try:
+        return _under_this_population(record, population, model, user_id)
+    except np.linalg.LinAlgError as exc:
+        raise DamagedRecord(user_id, "a covariance that cannot be inverted") from exc
 
 
 def _under_this_population(record: Record, fingerprint: bytes, model: Model, user_id: str) -> Record:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import msgspec
 
-from learner.events import MAX_ITEMS, Id, Offset, Ranked, Reason, WireItem
-from learner.features import FeatureValue
+from learner.events import Id, Offset, Ranked, Reason, WireItem
+from learner.features import Features
+from learner.limits import MAX_ITEMS
 from service.scoring import Policy
 
 Seed = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
@@ -20,7 +22,7 @@ class ScoreItem(msgspec.Struct, frozen=True):
     """
 
     item_id: Id
-    features: dict[str, FeatureValue] = {}
+    features: Features = {}
     offset: Offset | None = None
 
 
@@ -159,7 +161,10 @@ class ErrorResponse(msgspec.Struct, frozen=True):
 
 
 class ApiError(Exception):
-    """An error with its HTTP status; `retry_after` in seconds where the client may try again."""
+    """An error with its HTTP status; `retry_after` in seconds where the client may try again.
+
+    Its message names the field, the limit and what was expected; never what was sent, which may be personal.
+    """
 
     def __init__(
         self,
@@ -168,11 +173,14 @@ class ApiError(Exception):
         message: str,
         details: dict[str, Any] | None = None,
         retry_after: int | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.body = ErrorResponse(ErrorBody(code, message, details or {}))
-        self.retry_after = retry_after
+        self.headers = dict(headers or {})
+        if retry_after is not None:
+            self.headers["Retry-After"] = str(retry_after)
 
 
 def impression_items(items: list[ScoreItem]) -> list[WireItem]:

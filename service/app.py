@@ -9,20 +9,22 @@ from importlib.metadata import version
 from typing import Annotated
 
 import msgspec
+from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Path, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
 
-from learner.events import MAX_EVENT_BYTES, MAX_ID_LENGTH
+from learner.limits import MAX_EVENT_BYTES, MAX_ID_LENGTH
 from learner.log import EventLog
 from learner.model import Model
 from learner.store import Store
 from service import api
+from service.guard import Guard
 from service.http import (
+    MAX_EVENTS,
+    MAX_EVENTS_BYTES,
     RETRY_AFTER_S,
     CountRequests,
     add_error_handlers,
-    check_key,
     decode_body,
     json_response,
     read_body,
@@ -32,7 +34,7 @@ from service.openapi import EVENT, body, install, reference, responses
 from service.operations import Operations, describe_model
 from service.settings import Settings
 
-MAX_EVENTS_BYTES = 16 << 20
+THREADS = 32
 
 UserId = Annotated[str, Path(min_length=1, max_length=MAX_ID_LENGTH)]
 
@@ -63,6 +65,9 @@ def create_app(
     operations = Operations(settings, model, store, log)
     registry = registry or CollectorRegistry()
     metrics = ServiceMetrics(registry)
+    # Threads that may wait for the store, for the log, and on behalf of a health probe: with one pool for all, a slow
+    # server would stop what needs only the other, and the probes that ought to tell.
+    with_store, with_log, for_health = CapacityLimiter(THREADS), CapacityLimiter(THREADS), CapacityLimiter(2)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -75,14 +80,16 @@ def create_app(
         version=version("freshet"),
         summary="Scores from per-user Bayesian click models that learn from every click.",
         lifespan=lifespan,
+        redirect_slashes=False,
     )
+    app.add_middleware(Guard, api_key=settings.api_key, max_concurrency=settings.max_concurrency)
     app.add_middleware(CountRequests, metrics=metrics)
     add_error_handlers(app)
-    install(app, bool(settings.api_key))
+    install(app, model, bool(settings.api_key))
 
     @app.post(
         "/score",
-        responses=responses(api.ScoreResponse, 400, 401, 413, 422, 500, 503, says="The items, best first."),
+        responses=responses(api.ScoreResponse, 400, 408, 413, 422, 500, says="The items, best first."),
         openapi_extra=body(("application/json", reference("ScoreRequest"))),
     )
     async def score(request: Request) -> Response:
@@ -91,9 +98,8 @@ def create_app(
         With `log_impression` the impression is in the log, with exactly these features, before the answer is sent.
         """
         started = time.perf_counter()
-        check_key(request, settings.api_key)
-        wanted = decode_body(_SCORE_REQUEST, await read_body(request, MAX_EVENT_BYTES))
-        answer = await run_in_threadpool(operations.score, wanted, started)
+        wanted = decode_body(_SCORE_REQUEST, await read_body(request, MAX_EVENT_BYTES, settings.request_timeout_s))
+        answer = await to_thread.run_sync(operations.score, wanted, started, limiter=with_store)
         metrics.scored.labels(wanted.policy, str(answer.user_known).lower()).inc(len(answer.items))
         return json_response(answer)
 
@@ -101,18 +107,20 @@ def create_app(
         "/events",
         status_code=202,
         responses=responses(
-            api.EventsResponse, 400, 401, 413, 422, 503, status=202, says="The accepted events are in the log for good."
+            api.EventsResponse, 400, 408, 413, 422, status=202, says="The accepted events are in the log for good."
         ),
         openapi_extra=body(
-            ("application/json", {"oneOf": [EVENT, {"type": "array", "items": EVENT}]}),
+            (
+                "application/json",
+                {"oneOf": [EVENT, {"type": "array", "items": EVENT, "minItems": 1, "maxItems": MAX_EVENTS}]},
+            ),
             ("application/x-ndjson", {"type": "string", "description": "One event a line."}),
         ),
     )
     async def events(request: Request) -> Response:
         """Append events to the log: one event, an array, or one a line. 422 if there are events and none is good."""
-        check_key(request, settings.api_key)
-        raw = await read_body(request, MAX_EVENTS_BYTES)
-        answer, topics = await run_in_threadpool(operations.append, raw)
+        raw = await read_body(request, MAX_EVENTS_BYTES, settings.request_timeout_s)
+        answer, topics = await to_thread.run_sync(operations.append, raw, limiter=with_log)
         for error in answer.errors:
             metrics.rejected.labels(error.reason.value).inc()
         for topic in topics:
@@ -124,26 +132,19 @@ def create_app(
             )
         return json_response(answer, 202)
 
-    @app.get(
-        "/users/{user_id}/posterior", responses=responses(api.PosteriorResponse, 401, 422, 500, 503, says="The belief.")
-    )
-    async def posterior(user_id: UserId, request: Request) -> Response:
+    @app.get("/users/{user_id}/posterior", responses=responses(api.PosteriorResponse, 422, 500, says="The belief."))
+    async def posterior(user_id: UserId) -> Response:
         """The belief of a user, relaxed to now; for an unknown user the prior."""
-        check_key(request, settings.api_key)
-        return json_response(await run_in_threadpool(operations.posterior, user_id))
+        return json_response(await to_thread.run_sync(operations.posterior, user_id, limiter=with_store))
 
-    @app.delete(
-        "/users/{user_id}", responses=responses(api.Erasure, 401, 422, 500, 503, says="Nothing is known of the user.")
-    )
-    async def erase(user_id: UserId, request: Request) -> Response:
+    @app.delete("/users/{user_id}", responses=responses(api.Erasure, 422, 500, says="Nothing is known of the user."))
+    async def erase(user_id: UserId) -> Response:
         """Erase a user: all that was learnt, and all that is pending."""
-        check_key(request, settings.api_key)
-        return json_response(await run_in_threadpool(operations.erase, user_id))
+        return json_response(await to_thread.run_sync(operations.erase, user_id, limiter=with_store))
 
-    @app.get("/model", responses=responses(api.ModelResponse, 401, says="The model."))
-    async def describe(request: Request) -> Response:
+    @app.get("/model", responses=responses(api.ModelResponse, says="The model."))
+    async def describe() -> Response:
         """The model that scores."""
-        check_key(request, settings.api_key)
         return json_response(describe_model(model))
 
     @app.get("/health/live", responses=responses(api.Health, says="The process answers."))
@@ -154,8 +155,8 @@ def create_app(
     @app.get("/health/ready", responses=responses(api.Health, 503, says="Ready to score."))
     async def ready() -> Response:
         """Whether the store answers."""
-        await run_in_threadpool(store.ping)
-        if (detail := trouble()) is not None:
+        await to_thread.run_sync(store.ping, limiter=for_health)
+        if (detail := await to_thread.run_sync(trouble, limiter=for_health)) is not None:
             raise api.ApiError(503, "not_ready", detail, retry_after=RETRY_AFTER_S)
         return json_response(api.Health("ok"))
 
@@ -164,9 +165,8 @@ def create_app(
         response_class=Response,
         responses={200: {"description": "Prometheus text.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
-    async def scrape(request: Request) -> Response:
+    async def scrape() -> Response:
         """Metrics for Prometheus."""
-        check_key(request, settings.api_key)
         return Response(exposition(registry), media_type=CONTENT_TYPE_LATEST)
 
     return app

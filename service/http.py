@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-import hmac
-import re
+import asyncio
 import time
-from typing import TypeVar
+from typing import Annotated, TypeVar, get_args
 
 import msgspec
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from learner.features import FeatureError
 from learner.log import LogUnavailable
 from learner.record import DamagedRecord, ForeignRecord
 from learner.store import StoreUnavailable
+from learner.wire_errors import UNREADABLE, explain
 from service.api import ApiError
 from service.metrics import ServiceMetrics
+from service.scoring import Policy
 
 RETRY_AFTER_S = 1
+MAX_EVENTS_BYTES = 8 << 20
+"""The body of one `POST /events`."""
+MAX_EVENTS = 10_000
+"""Events, or lines, in one body."""
 
 T = TypeVar("T")
 
@@ -52,9 +58,14 @@ class CountRequests:
         try:
             await self._app(scope, receive, watch)
         finally:
-            route = getattr(scope.get("route"), "path", "(none)")
+            route = _route(scope)
             self._metrics.requests.labels(route, str(status)).inc()
             self._metrics.latency.labels(route).observe(time.perf_counter() - started)
+
+
+def _route(scope: Scope) -> str:
+    """The pattern of a request's route, which names no user."""
+    return getattr(scope.get("route"), "path_format", "(none)")
 
 
 def json_response(content: msgspec.Struct, status: int = 200) -> Response:
@@ -65,18 +76,25 @@ def json_response(content: msgspec.Struct, status: int = 200) -> Response:
 def error_response(error: ApiError) -> Response:
     """An error in its envelope."""
     response = json_response(error.body, error.status)
-    if error.retry_after is not None:
-        response.headers["Retry-After"] = str(error.retry_after)
+    response.headers.update(error.headers)
     return response
 
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """The body of a request, if it is not longer than `limit` bytes."""
+async def read_body(request: Request, limit: int, timeout_s: float) -> bytes:
+    """The body of a request, if it is not longer than `limit` bytes and here within `timeout_s`."""
+    too_large = ApiError(413, "too_large", f"body: expected at most {limit} bytes", {"field": "body", "limit": limit})
+    # What it says of itself, before any of it is read; llhttp has made sure that these are digits.
+    if int(request.headers.get("content-length", 0)) > limit:
+        raise too_large
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise ApiError(413, "too_large", f"the body has more than {limit} bytes", {"limit": limit})
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise too_large
+    except TimeoutError as exc:
+        raise ApiError(408, "request_timeout", f"body: not whole within {timeout_s:g} s") from exc
     return bytes(body)
 
 
@@ -84,20 +102,11 @@ def decode_body(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     """A typed request from its body; errors name the field."""
     try:
         return decoder.decode(body)
-    except msgspec.ValidationError as exc:
-        what, _, path = str(exc).partition(" - at `$")
-        field = path.rstrip("`").lstrip(".")
-        if not field and (missing := re.search(r"missing required field `(.*)`", what)):
-            field = missing[1]
-        raise ApiError(422, "invalid_field", f"{field or 'body'}: {what}", {"field": field}) from exc
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise ApiError(400, "invalid_json", f"the body is not JSON: {exc}") from exc
-
-
-def check_key(request: Request, expected: str) -> None:
-    """Refuse a request without the API key, in constant time; `expected` empty asks for none."""
-    if expected and not hmac.compare_digest(request.headers.get("x-api-key", "").encode(), expected.encode()):
-        raise ApiError(401, "unauthorized", "the header X-API-Key is missing or wrong")
+    except UNREADABLE as exc:
+        flaw = explain(body, exc, {"policy": " or ".join(map(repr, get_args(Policy)))})
+        if not flaw.is_json:
+            raise ApiError(400, "invalid_json", f"body: {flaw}") from exc
+        raise ApiError(422, "invalid_field", f"{flaw.field or 'body'}: {flaw.expected}", {"field": flaw.field}) from exc
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -109,6 +118,7 @@ def add_error_handlers(app: FastAPI) -> None:
     for kind in (
         ApiError,
         HTTPException,
+        ClientDisconnect,
         RequestValidationError,
         StoreUnavailable,
         LogUnavailable,
@@ -119,7 +129,8 @@ def add_error_handlers(app: FastAPI) -> None:
         app.add_exception_handler(kind, handler)
 
     def bug(request: Request, exc: Exception) -> Response:
-        log.error("bug", path=request.url.path, exc_info=exc)
+        # The route, not the path: that may name a user.
+        log.error("bug", route=_route(request.scope), exc_info=exc)
         return error_response(ApiError(500, "internal", "an error in the service; its log says more"))
 
     app.add_exception_handler(Exception, bug)
@@ -147,9 +158,11 @@ def _as_api_error(exc: Exception) -> ApiError:
         case DamagedRecord():
             log.error("damaged record", error=str(exc))
             return ApiError(500, "damaged_record", str(exc))
-        case HTTPException(status_code=status, detail=detail):
+        case HTTPException(status_code=status, detail=detail, headers=headers):
             codes = {404: "not_found", 405: "method_not_allowed"}
-            return ApiError(status, codes.get(status, "http_error"), str(detail))
+            return ApiError(status, codes.get(status, "http_error"), str(detail), headers=headers)
+        case ClientDisconnect():
+            return ApiError(400, "disconnected", "the client went away")
         case _:
             raise exc
 
@@ -158,8 +171,24 @@ def split_events(body: bytes) -> list[bytes]:
     """The events of a body: one event, an array of them, or one a line."""
     try:
         whole = msgspec.json.decode(body, type=msgspec.Raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return [line for line in body.splitlines() if line.strip()]
+    except UNREADABLE:
+        # No more than is needed to see that there are too many.
+        lines = body.split(b"\n", MAX_EVENTS)
+        if len(lines) > MAX_EVENTS and lines[-1].strip():
+            raise _too_many_events() from None
+        return [line for line in lines if line.strip()]
     if bytes(whole).lstrip().startswith(b"["):
-        return [bytes(raw) for raw in msgspec.json.decode(body, type=list[msgspec.Raw])]
+        try:
+            return [bytes(raw) for raw in msgspec.json.decode(body, type=_Events)]
+        except msgspec.ValidationError as exc:
+            raise _too_many_events() from exc
     return [body]
+
+
+_Events = Annotated[list[msgspec.Raw], msgspec.Meta(max_length=MAX_EVENTS)]
+
+
+def _too_many_events() -> ApiError:
+    return ApiError(
+        413, "too_many_events", f"body: expected at most {MAX_EVENTS} events", {"field": "body", "limit": MAX_EVENTS}
+    )

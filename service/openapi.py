@@ -9,7 +9,11 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from learner.events import WireClick, WireImpression
+from learner.features import Category, Feature, Multi, Numeric, Vector
+from learner.limits import MAX_LIST_LENGTH, MAX_NUMBER, MAX_STRING_LENGTH
+from learner.model import Model
 from service import api
+from service.guard import OPEN_PATHS
 
 _REF = "#/components/schemas/{name}"
 _TYPES = [
@@ -19,11 +23,15 @@ _TYPES = [
 _ERRORS = {
     400: "The body is not JSON.",
     401: "The API key is missing or wrong.",
-    413: "The body is too large.",
+    408: "The body did not arrive in time.",
+    413: "The body is too large, or has too many events.",
+    415: "The body is compressed.",
     422: "A field is missing or wrong; `error.details.field` names it.",
     500: "A stored record is damaged or of another model, or a bug.",
-    503: "The store or the log is away; `Retry-After` says when to try again.",
+    503: "The store or the log is away, or too many requests are in progress; `Retry-After` says when to try again.",
 }
+# What `service.guard` answers in the place of any route but health.
+_GUARDED = (401, 415, 503)
 
 
 def responses(
@@ -32,7 +40,7 @@ def responses(
     """The `responses` of a route that answers with a struct, or with one of these errors."""
     answers: dict[int | str, Any] = {status: {"description": says, "content": _json(struct.__name__)}}
     for error in errors:
-        answers[error] = {"description": _ERRORS[error], "content": _json("ErrorResponse")}
+        answers[error] = _error(error)
     return answers
 
 
@@ -55,8 +63,8 @@ EVENT: dict[str, Any] = {
 }
 
 
-def install(app: FastAPI, needs_key: bool) -> None:
-    """Have the app serve the complete document."""
+def install(app: FastAPI, model: Model, needs_key: bool) -> None:
+    """Have the app serve the complete document, the model's features included."""
     document: dict[str, Any] = {}
 
     def openapi() -> dict[str, Any]:
@@ -65,15 +73,52 @@ def install(app: FastAPI, needs_key: bool) -> None:
             _, schemas = msgspec.json.schema_components(_TYPES, ref_template=_REF)
             components = document.setdefault("components", {})
             components["schemas"] = schemas
+            for name in ("ScoreItem", "WireItem"):
+                schemas[name]["properties"]["features"] |= _features(model)
+            guarded = [
+                operation
+                for path, operations in document["paths"].items()
+                if path not in OPEN_PATHS
+                for operation in operations.values()
+            ]
+            for operation in guarded:
+                for status in _GUARDED:
+                    operation["responses"].setdefault(str(status), _error(status))
             if needs_key:
                 components["securitySchemes"] = {"key": {"type": "apiKey", "in": "header", "name": "X-API-Key"}}
-                for path, operations in document["paths"].items():
-                    if not path.startswith("/health"):
-                        for operation in operations.values():
-                            operation["security"] = [{"key": []}]
+                for operation in guarded:
+                    operation["security"] = [{"key": []}]
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _features(model: Model) -> dict[str, Any]:
+    """The schema of an item's features: those of the model, each as it is taken."""
+    known = {name: _feature(feature) for name, feature in model.features.items()}
+    return {"properties": known} if model.ignore_unknown else {"properties": known, "additionalProperties": False}
+
+
+def _feature(feature: Feature) -> dict[str, Any]:
+    text: dict[str, Any] = {"type": "string", "maxLength": MAX_STRING_LENGTH}
+    number = {"type": "number", "minimum": -MAX_NUMBER, "maximum": MAX_NUMBER}
+    match feature:
+        case Numeric():
+            return number
+        case Vector(size=size):
+            return {"type": "array", "items": number, "minItems": size, "maxItems": size}
+        case Category(values=values, unknown="reject"):
+            return {"type": "string", "enum": values}
+        case Category():
+            return text
+        case Multi(values=list(values), unknown="reject"):
+            return {"type": "array", "items": {"type": "string", "enum": values}, "maxItems": MAX_LIST_LENGTH}
+        case Multi():
+            return {"type": "array", "items": text, "maxItems": MAX_LIST_LENGTH}
+
+
+def _error(status: int) -> dict[str, Any]:
+    return {"description": _ERRORS[status], "content": _json("ErrorResponse")}
 
 
 def _json(name: str) -> dict[str, Any]:

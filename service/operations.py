@@ -13,6 +13,7 @@ import numpy as np
 from learner.apply import belief_at
 from learner.events import BadEvent, Click, Ranked, WireImpression, parse_event
 from learner.features import Rows
+from learner.limits import MAX_EVENT_BYTES
 from learner.log import Entry, EventLog
 from learner.model import Model
 from learner.posterior import Array, Gaussian
@@ -67,9 +68,16 @@ class Operations:
         request_id = wanted.request_id or uuid.uuid4().hex
         if wanted.log_impression:
             shown = WireImpression(request_id, wanted.user_id, now, api.impression_items(wanted.items), ranked)
-            self._log.append(
-                [Entry(self._settings.impressions_topic, wanted.user_id.encode(), msgspec.json.encode(shown))]
-            )
+            raw = msgspec.json.encode(shown)
+            if len(raw) > MAX_EVENT_BYTES:
+                # It says more than the request did, and learners would refuse it.
+                raise api.ApiError(
+                    413,
+                    "too_large",
+                    f"log_impression: the impression has {len(raw)} bytes: expected at most {MAX_EVENT_BYTES}",
+                    {"field": "log_impression", "limit": MAX_EVENT_BYTES},
+                )
+            self._log.append([Entry(self._settings.impressions_topic, wanted.user_id.encode(), raw)])
         return api.ScoreResponse(
             request_id=request_id,
             model=self._model.name,

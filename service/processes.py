@@ -7,7 +7,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 import structlog
 import uvicorn
@@ -24,16 +23,13 @@ from learner.record import RecordError
 from learner.store import Store, StoreUnavailable, open_store
 from service import api
 from service.app import create_app
+from service.guard import Guard
 from service.http import add_error_handlers, json_response
 from service.logging import configure_logging
 from service.metrics import exposition
 from service.monitor import Monitor
+from service.server import end_in_time, make_server
 from service.settings import Settings
-
-GRACE_S = 10
-"""How long open requests may take to be answered once a signal has come."""
-DRAIN_S = 25
-"""A process ends this long after a signal, whatever is away or hangs: below the 30 s after which Kubernetes kills."""
 
 log = structlog.get_logger("freshet")
 
@@ -52,7 +48,7 @@ def _serve(settings: Settings, model: Model) -> int:
     store = open_store(settings.store_url, **settings.store_options)
     app = create_app(settings, model, store, open_log(settings.log, **settings.kafka_options))
     log.info("serving", address=f"http://{settings.host}:{settings.port}", model=model.name)
-    _run_until_signal(_server(app, settings.host, settings.port))
+    _run_until_signal(make_server(app, settings, settings.port))
     return 0
 
 
@@ -60,7 +56,7 @@ def _learn(settings: Settings, model: Model) -> int:
     stop = threading.Event()
 
     def drain(*_: object) -> None:
-        _end_in_time()
+        end_in_time()
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -69,7 +65,7 @@ def _learn(settings: Settings, model: Model) -> int:
     monitor = Monitor(registry, sys.stderr.isatty(), settings.stalled_after_s)
     store = open_store(settings.store_url, **settings.store_options)
     try:
-        with _answering(settings, _monitor_app(monitor, store, registry)):
+        with _answering(settings, _monitor_app(settings, monitor, store, registry)):
             reader = _join(settings, stop)
             if reader is None:
                 return 0
@@ -91,7 +87,7 @@ def _up(settings: Settings, model: Model) -> int:
     reader = open_reader(settings.log, settings.topics, settings.group)
     learner = _learner(settings, model, learner_store, reader, monitor, stop)
     app = create_app(settings, model, store, open_log(settings.log), registry, lambda: monitor.trouble(learner_store))
-    server = _server(app, settings.host, settings.port)
+    server = make_server(app, settings, settings.port)
     failed = threading.Event()
 
     def learn() -> None:
@@ -148,35 +144,6 @@ def _join(settings: Settings, stop: threading.Event) -> Reader | None:
         return None
 
 
-class _Server(uvicorn.Server):
-    """Ends in time."""
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Take a signal."""
-        _end_in_time()
-        super().handle_exit(sig, frame)
-
-
-def _end_in_time() -> None:
-    """Have the operating system end this process if it has not ended by itself: at any moment a crash is harmless."""
-    signal.alarm(DRAIN_S)
-
-
-def _server(app: FastAPI, host: str, port: int) -> uvicorn.Server:
-    return _Server(
-        uvicorn.Config(
-            app,
-            host=host,
-            port=port,
-            loop="uvloop",
-            http="httptools",
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=GRACE_S,
-        )
-    )
-
-
 def _run_until_signal(server: uvicorn.Server) -> None:
     """Serve until SIGTERM or SIGINT; what is open is answered first."""
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -186,9 +153,10 @@ def _run_until_signal(server: uvicorn.Server) -> None:
     server.run()
 
 
-def _monitor_app(monitor: Monitor, store: Store, registry: CollectorRegistry) -> FastAPI:
+def _monitor_app(settings: Settings, monitor: Monitor, store: Store, registry: CollectorRegistry) -> FastAPI:
     """What a learner answers over HTTP."""
     app = FastAPI(title="Freshet learner", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(Guard, api_key=settings.api_key, max_concurrency=settings.max_concurrency)
     add_error_handlers(app)
 
     @app.get("/health/live")
@@ -214,7 +182,7 @@ def _answering(settings: Settings, app: FastAPI) -> Iterator[None]:
     if settings.learner_port == 0:
         yield
         return
-    server = _server(app, settings.host, settings.learner_port)
+    server = make_server(app, settings, settings.learner_port)
     thread = threading.Thread(target=server.run, name="health", daemon=True)
     thread.start()
     try:

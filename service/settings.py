@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -58,6 +59,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Standard deviations of optimism of the policy ``ucb``.
     store_timeout_s
         How long one round trip to the store may take.
+    request_timeout_s
+        How long a client may take to send a request, from its first byte to its last, or to read on in its answer.
+    keep_alive_s
+        After how long an idle connection is closed; longer than a load balancer in front keeps its own.
+    max_concurrency
+        Requests of one route that are worked on or wait at a time; more are answered 503. Health is not counted.
     log_format, log_level
         ``auto`` (readable on a terminal, else JSON), ``json`` or ``text``; the least severe level that is logged.
     """
@@ -90,6 +97,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     api_key: str = ""
     ucb_alpha: Annotated[float, msgspec.Meta(ge=0)] = 1.0
     store_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 2.0
+    request_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 10.0
+    keep_alive_s: PositiveInt = 75
+    max_concurrency: PositiveInt = 128
     log_format: Annotated[str, msgspec.Meta(pattern="^(auto|json|text)$")] = "auto"
     log_level: Annotated[str, msgspec.Meta(pattern="^(debug|info|warning|error)$")] = "info"
 
@@ -191,9 +201,11 @@ def describe(settings: Settings) -> dict[str, str]:
 
 
 def hide_password(url: str) -> str:
-    """A URL with its password, if any, replaced by stars."""
+    """A URL with its passwords, if any, replaced by stars."""
     parts = urlsplit(url)
+    # redis-py takes them there too: ?password=, ?ssl_password=
+    parts = parts._replace(query=re.sub(r"(password=)[^&]*", r"\1***", parts.query))
     if parts.password is None:
-        return url
+        return urlunsplit(parts)
     place = parts.netloc.rpartition("@")[2]
     return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{place}"))

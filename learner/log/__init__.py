@@ -153,9 +153,12 @@ def read_to_end(url: str, topics: Sequence[str], **kafka: object) -> Iterator[li
 
 
 def _split(url: str) -> tuple[str, str]:
-    scheme, _, rest = url.partition("://")
+    scheme, separator, rest = url.partition("://")
     if scheme == "kafka" and rest:
         return scheme, rest
     if scheme == "sqlite" and rest.startswith("/") and len(rest) > 1:
         return scheme, rest[1:]
-    raise ValueError(f"log URL {url!r}: expected kafka://host:port[,host:port] or sqlite:///path")
+    # Not the URL: one that was meant for the store may hold a password.
+    raise ValueError(
+        f"log URL with scheme {scheme if separator else None!r}: expected kafka://host:port[,host:port] or sqlite:///path"
+    )

@@ -114,5 +114,6 @@ def open_store(url: str, ttl_s: int, timeout_s: float = 2.0, tombstone_ttl_s: in
 
         return SqliteStore(rest[1:], lifetimes)
     raise ValueError(
-        f"store URL with scheme {scheme!r}: expected redis://, rediss://, redis+cluster://, rediss+cluster:// or sqlite:///path"
+        f"store URL with scheme {scheme if separator else None!r}: "
+        "expected redis://, rediss://, redis+cluster://, rediss+cluster:// or sqlite:///path"
     )

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 import numpy as np
@@ -206,7 +207,7 @@ def test_of_a_batch_the_good_events_are_taken_and_the_bad_ones_named(rig: Rig) -
             {"user_id": "u", "items": [{"item_id": "a", "features": {"genre": "war"}}]},
             422, "unknown_category", "items[0].features.genre",
         ),
-        (b'{"user_id": "' + b"x" * (1 << 20) + b'"}', 413, "too_large", None),
+        (b'{"user_id": "' + b"x" * (1 << 20) + b'"}', 413, "too_large", "body"),
     ],
 )  # fmt: skip
 def test_each_kind_of_bad_request_has_its_status_and_names_the_field(
@@ -331,6 +332,15 @@ def test_an_event_dated_ahead_is_not_learnt_again_after_an_erasure_from_the_plac
     rig.client.post("/events", json=[{**SHOWN, "timestamp": ahead, "request_id": "new"}])
     rig.learner.turn()
     assert rig.score()["posterior"]["n_events"] == 1
+
+
+@pytest.mark.parametrize("user", ["a b?#%", "ü\u0000"])
+def test_a_user_can_be_read_and_erased_whatever_characters_but_a_slash_the_id_has(rig: Rig, user: str) -> None:
+    assert rig.client.post("/events", json={**SHOWN, "user_id": user}).status_code == 202
+    rig.learner.turn()
+    path = f"/users/{quote(user, safe='')}"
+    assert rig.client.get(f"{path}/posterior").json()["user_id"] == user
+    assert rig.client.delete(path).json() == {"user_id": user, "erased": True}
 
 
 def test_every_route_but_health_wants_the_key(rig: Rig) -> None:

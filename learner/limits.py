@@ -1,0 +1,23 @@
+"""How large an event or a request may be, wherever it comes in: over HTTP it is a 4xx, from the log a dead letter."""
+
+from __future__ import annotations
+
+# Below the 1 MiB of a record that Kafka takes by default, with room for its key and headers.
+MAX_EVENT_BYTES = 1_000_000
+"""One event, and the body of one `POST /score`."""
+MAX_ITEMS = 1_000
+"""Items of an impression or a request to score."""
+MAX_ID_LENGTH = 256
+"""Characters of `user_id`, `item_id` and `request_id`."""
+MAX_FEATURES = 1_000
+"""Features of an item."""
+MAX_NAME_LENGTH = 128
+"""Characters of a feature's name."""
+MAX_STRING_LENGTH = 1_024
+"""Characters of a value of a category or multi feature."""
+MAX_LIST_LENGTH = 4_096
+"""Values of a multi or vector feature. Lists do not nest."""
+MAX_NUMBER = 1e30
+"""Of a numeric or vector feature, either way: beyond it they hardly fit the 32 bits they have in a record."""
+# 9999-12-31: a timestamp beyond it is in the wrong unit.
+MAX_TIMESTAMP_MS = 253_402_300_799_999

@@ -1,0 +1,166 @@
+"""The HTTP server: uvicorn, but for clients that take too long, or too many bytes, to say what they want."""
+
+from __future__ import annotations
+
+import signal
+from asyncio import TimerHandle, Transport
+from functools import partial
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from service.api import ApiError
+from service.http import error_response
+from service.settings import Settings
+
+GRACE_S = 10
+"""How long open requests may take to be answered once a signal has come."""
+DRAIN_S = 25
+"""A process ends this long after a signal, whatever is away or hangs: below the 30 s after which Kubernetes kills."""
+MAX_HEAD_BYTES = 32 * 1024
+
+
+class HeadTooLarge(ValueError):
+    """A request line and headers of more than `MAX_HEAD_BYTES`."""
+
+
+class ImpatientProtocol(HttpToolsProtocol):
+    """One connection. It is closed unless every request, once begun, arrives whole within `request_timeout_s`.
+
+    uvicorn by itself only closes connections that stay idle after an answer. A route that reads a body gives it up by
+    itself, with an answer (`service.http.read_body`); left for here are the clients that no route waits for: those
+    that never finish a head, go on with a body that is answered already, or do not read what they asked for.
+    """
+
+    def __init__(self, *args: Any, request_timeout_s: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._request_timeout_s = request_timeout_s
+        self._refusal = ApiError(400, "invalid_http", "the request is not HTTP/1.1")
+        self._in_head = False
+        # Bytes since the last whole request.
+        self._received = 0
+        self._request_deadline: TimerHandle | None = None
+        self._read_deadline: TimerHandle | None = None
+
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+        """Expect a request at once."""
+        super().connection_made(transport)
+        self._expect_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Expect nothing more."""
+        for deadline in (self._request_deadline, self._read_deadline):
+            if deadline is not None:
+                deadline.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Read on; the parser by itself would take a head of any length."""
+        self._received += len(data)
+        super().data_received(data)
+        if self._in_head and self._received > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self._refuse(_HEAD_TOO_LARGE)
+
+    def on_message_begin(self) -> None:
+        """Expect the rest of the request."""
+        super().on_message_begin()
+        self._in_head = True
+        self._expect_request()
+
+    def on_headers_complete(self) -> None:
+        """Give the request to the app, unless too large a head came in one piece."""
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES:
+            self._refusal = _HEAD_TOO_LARGE
+            raise HeadTooLarge  # The parser stops, and `send_400_response` is called.
+        self._in_head = False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The request is here."""
+        self._received = 0
+        if self._request_deadline is not None:
+            self._request_deadline.cancel()
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is not HTTP, in the envelope of all errors."""
+        self._refuse(self._refusal)
+
+    def pause_writing(self) -> None:
+        """Give a client who does not read its answer so long, and then up."""
+        super().pause_writing()
+        self._read_deadline = self.loop.call_later(self._request_timeout_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It reads on."""
+        if self._read_deadline is not None:
+            self._read_deadline.cancel()
+        super().resume_writing()
+
+    def _expect_request(self) -> None:
+        if self._request_deadline is not None:
+            self._request_deadline.cancel()
+        self._request_deadline = self.loop.call_later(self._request_timeout_s, self._give_up)
+
+    def _give_up(self) -> None:
+        if self.transport.is_closing():
+            return
+        if self.cycle is not None and not self.cycle.response_complete:
+            # A route has it, and waits no longer than this for its body. Look again when it has answered.
+            self._expect_request()
+        elif self._in_head:
+            self._refuse(ApiError(408, "request_timeout", f"no whole request within {self._request_timeout_s:g} s"))
+        else:
+            self.transport.close()
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answer without the app, and close."""
+        response = error_response(error)
+        response.headers["Connection"] = "close"
+        head = [STATUS_LINE[error.status], *(b"%b: %b\r\n" % header for header in response.raw_headers), b"\r\n"]
+        self.transport.write(b"".join([*head, bytes(response.body)]))
+        self.transport.close()
+
+
+_HEAD_TOO_LARGE = ApiError(
+    431,
+    "head_too_large",
+    f"request line and headers: expected at most {MAX_HEAD_BYTES} bytes",
+    {"limit": MAX_HEAD_BYTES},
+)
+
+
+class _Server(uvicorn.Server):
+    """Ends in time."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take a signal."""
+        end_in_time()
+        super().handle_exit(sig, frame)
+
+
+def end_in_time() -> None:
+    """Have the operating system end this process if it has not ended by itself: at any moment a crash is harmless."""
+    signal.alarm(DRAIN_S)
+
+
+def make_server(app: ASGIApp, settings: Settings, port: int) -> uvicorn.Server:
+    """A server for an app; it runs when it is told to."""
+    protocol: Any = partial(ImpatientProtocol, request_timeout_s=settings.request_timeout_s)
+    return _Server(
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=port,
+            loop="uvloop",
+            http=protocol,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            timeout_keep_alive=settings.keep_alive_s,
+            timeout_graceful_shutdown=GRACE_S,
+        )
+    )

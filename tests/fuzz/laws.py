@@ -1,0 +1,255 @@
+"""What must hold of bytes from outside, whatever they are, and the bytes to try it with."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import msgspec
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+
+from learner.attribution import attribute
+from learner.events import BadEvent, Click, Event, Impression, parse_event, parse_events, user_of
+from learner.model import load_model
+from learner.posterior import Gaussian
+from learner.record import (
+    Partition,
+    Record,
+    RecordError,
+    decode_record,
+    encode_record,
+    fresh_record,
+    outcome_dtype,
+    waiting_clicks,
+)
+from service import api
+from service.http import MAX_EVENTS, decode_body, split_events
+
+_FEATURES = """
+[features]
+price = { kind = "numeric", mean = 10.0, std = 2.0 }
+age = { kind = "numeric" }
+genre = { kind = "category", values = ["drama", "comedy"] }
+lax = { kind = "category", values = ["p", "q"], unknown = "q" }
+multi = { kind = "multi", values = ["a", "b"], unknown = "ignore" }
+tags = { kind = "multi", buckets = 4 }
+taste = { kind = "vector", size = 2 }
+"""
+MODELS = [
+    load_model(f'name = "m"\n{_FEATURES}'),
+    load_model(f'name = "d"\ncovariance = "diagonal"\nunknown_features = "ignore"\n{_FEATURES}'),
+]
+# A record of the model before it may have been learnt under another prior.
+MOVED = load_model(f'name = "m"\n[prior]\nvariance = 2.0\nearlier = [{{ variance = 1.0 }}]\n{_FEATURES}')
+_SCORE = msgspec.json.Decoder(api.ScoreRequest)
+
+
+class Target(NamedTuple):
+    """A law and the inputs to break it with."""
+
+    name: str
+    inputs: SearchStrategy[Any]
+    law: Callable[[Any], None]
+
+
+def wire_law(raws: list[bytes]) -> None:
+    """Any bytes are an event or a bad event, the same whether they are read alone or with others."""
+    for model in MODELS:
+        alone: list[Event | BadEvent] = []
+        for raw in raws:
+            assert user_of(raw) is None or isinstance(user_of(raw), str)
+            try:
+                alone.append(parse_event(raw, model))
+            except BadEvent as exc:
+                assert len(str(exc)) < 3_000
+                alone.append(exc)
+        for one, other in zip(alone, parse_events(raws, model), strict=True):
+            assert type(one) is type(other)
+            if isinstance(one, BadEvent):
+                assert isinstance(other, BadEvent)
+                assert (one.reason, str(one)) == (other.reason, str(other))
+                continue
+            assert not isinstance(other, BadEvent)
+            assert one[:3] == other[:3]
+            if isinstance(one, Impression):
+                for field, same in zip(one[3:], other[3:], strict=True):
+                    array = np.asarray(field)
+                    assert array.tobytes() == np.asarray(same).tobytes()
+                    assert np.isfinite(array).all()
+            else:
+                assert isinstance(one, Click)
+
+
+def body_law(body: bytes) -> None:
+    """Any body is what the route wants, or an error of the client's."""
+    try:
+        assert decode_body(_SCORE, body).items
+    except api.ApiError as exc:
+        assert exc.status in {400, 422}
+    try:
+        assert len(split_events(body)) <= MAX_EVENTS
+    except api.ApiError as exc:
+        assert exc.status == 413
+
+
+def round_trip_law(drawn: tuple[int, Record]) -> None:
+    """A record comes back to the last bit."""
+    which, record = drawn
+    data = encode_record(record, MODELS[which])
+    again = decode_record(data, MODELS[which], "u")
+    assert encode_record(again, MODELS[which]) == data
+    assert (again.revision, again.n_events, again.erased_at) == (record.revision, record.n_events, record.erased_at)
+    assert again.watermarks == record.watermarks
+    for one, other in ((record.settled, again.settled), (record.posterior, again.posterior)):
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            assert one.mean.tobytes() == other.mean.tobytes()
+            assert one.cov.tobytes() == other.cov.tobytes()
+
+
+def damage_law(drawn: tuple[int, Record, Damage]) -> None:
+    """A record of which any byte is missing, added or another one is an error."""
+    which, record, damage = drawn
+    data = encode_record(record, MODELS[which])
+    harmed = damage.of(data)
+    if harmed != data:
+        with contextlib.suppress(RecordError):
+            decode_record(harmed, MODELS[which], "u")
+            raise AssertionError("damage went unnoticed")
+
+
+def forged_law(drawn: tuple[int, Record, Damage]) -> None:
+    """Even with a checksum that fits, a record is an error or one that can be worked with."""
+    which, record, damage = drawn
+    data = damage.of(encode_record(record, MODELS[which])[:-4])
+    forged_record_law(data + struct.pack("<I", crc32(data)), which)
+
+
+def forged_record_law(data: bytes, which: int) -> None:
+    """See `forged_law`."""
+    for model in (MODELS[which], MOVED):
+        with np.errstate(all="ignore"), contextlib.suppress(RecordError):
+            read = decode_record(data, model, "u")
+            assert read.settled.mean.shape == (model.d,)
+            assert read.settled.cov.shape == model.prior.cov.shape
+            assert read.outcomes.dtype == outcome_dtype(model.d)
+            attribute(model, read, [])
+
+
+class Damage(NamedTuple):
+    """Bytes cut away, put in, or changed."""
+
+    start: float
+    cut: int
+    insert: bytes
+    flips: list[tuple[float, int]]
+
+    def of(self, data: bytes) -> bytes:
+        """The damaged bytes."""
+        at = int(self.start * len(data))
+        harmed = bytearray(data[:at] + self.insert + data[at + self.cut :])
+        for where, bits in self.flips:
+            if harmed:
+                harmed[int(where * (len(harmed) - 1))] ^= bits
+        return bytes(harmed)
+
+
+_share = st.floats(0, 1)
+damages = st.builds(
+    Damage,
+    _share,
+    st.sampled_from([0, 0, 1, 4, 1 << 20]) | st.integers(0, 64),
+    st.just(b"") | st.binary(max_size=12),
+    st.lists(st.tuples(_share | st.sampled_from([0.0, 1.0]), st.integers(1, 255)), max_size=3),
+)
+
+_bits64 = st.integers(0, (1 << 64) - 1)
+_time = st.integers(-(1 << 63), (1 << 63) - 1)
+
+
+@st.composite
+def records(draw: st.DrawFn) -> tuple[int, Record]:
+    """A record with any numbers at all, and the number of its model."""
+    which = draw(st.integers(0, len(MODELS) - 1))
+    model = MODELS[which]
+    generator = np.random.default_rng(draw(st.integers(0, 1 << 32)))
+
+    def belief() -> Gaussian:
+        mean, cov = (generator.integers(0, 256, 8 * part.size, np.uint8).view("<f8") for part in model.prior)
+        cov = cov.reshape(model.prior.cov.shape)
+        return Gaussian(mean, cov if model.prior.is_diagonal else np.where(np.tri(model.d, dtype=bool), cov, cov.T))
+
+    n = draw(st.integers(0, 4))
+    raw = generator.integers(0, 256, n * outcome_dtype(model.d).itemsize, np.uint8).tobytes()
+    outcomes = np.frombuffer(raw, outcome_dtype(model.d)).copy()
+    outcomes["state"] %= 3
+    record = replace(
+        fresh_record(model),
+        revision=draw(_bits64), updated_at=draw(_time), settled_at=draw(_time), n_events=draw(_bits64),
+        settled=belief(), posterior=belief() if draw(st.booleans()) else None, outcomes=outcomes,
+        clicks=waiting_clicks(draw(st.dictionaries(_bits64, _time, max_size=3))),
+        watermarks=draw(
+            st.dictionaries(
+                st.builds(Partition, st.binary(min_size=16, max_size=16), st.integers(-(1 << 31), (1 << 31) - 1)),
+                _time, max_size=3,
+            )
+        ),
+        erased_at=draw(_time),
+    )  # fmt: skip
+    return which, record
+
+
+_text = st.text(max_size=8) | st.sampled_from(["drama", "comedy", "a", "p", "\ud800", "\x00", "x" * 1025])
+_number = (
+    st.floats() | st.integers() | st.sampled_from([1e30, -1e31, 3.5e38, 1e308, 2**63, 2**64, 10**40, 10**400, 5e-324])
+)
+_scalar = st.none() | st.booleans() | _number | _text
+_value = st.recursive(_scalar, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_text, inner, max_size=2))
+_name = st.sampled_from(["price", "age", "genre", "lax", "multi", "tags", "taste"])
+_good = st.fixed_dictionaries(
+    {},
+    optional={
+        "price": st.floats(-1e6, 1e6), "age": st.integers(-9, 99), "genre": st.sampled_from(["drama", "comedy"]),
+        "lax": _text, "multi": st.lists(_text, max_size=3), "tags": st.lists(_text, max_size=3),
+        "taste": st.lists(st.floats(-9, 9), min_size=2, max_size=2),
+    },
+)  # fmt: skip
+_features = _good | st.dictionaries(_name | _text, _value, max_size=4) | _value
+_id = st.sampled_from(["u", "r", "a", "", "x" * 257]) | _text | _value
+_item = st.fixed_dictionaries({"item_id": _id}, optional={"features": _features, "offset": _value, "weight": _value})
+_items = st.lists(_item | st.fixed_dictionaries({"item_id": st.just("a"), "features": _good}), max_size=4) | _value
+_shown = st.fixed_dictionaries(
+    {"type": st.just("impression"), "request_id": st.just("r"), "user_id": st.just("u"), "timestamp": st.just(5)},
+    optional={"items": _items},
+)
+_wild = st.fixed_dictionaries(
+    {},
+    optional={
+        "type": st.sampled_from(["impression", "click", "view"]) | _value, "request_id": _id, "user_id": _id,
+        "item_id": _id, "timestamp": st.integers(0, 10**16) | _value, "items": _items, "ranked": _value,
+        "policy": st.sampled_from(["mean", "ucb", "thompson"]) | _value, "seed": _value, "explain": _value,
+    },
+)  # fmt: skip
+_json = st.builds(lambda value: json.dumps(value).encode("utf-8", "replace"), _shown | _wild | _value)
+_pieces = st.lists(
+    st.sampled_from([b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b"\n", b"1e999", b"NaN", b"-", b'"type"',
+                     b'"click"', b'"items"', b'"features"', b"\\ud800", b"\xff", b"null", b"0", b"[" * 2000])
+    | st.binary(max_size=3),
+    max_size=30,
+).map(b"".join)  # fmt: skip
+wire_bytes = _json | st.builds(lambda raw, damage: damage.of(raw), _json, damages) | _pieces | st.binary(max_size=100)
+
+TARGETS = [
+    Target("wire format", st.lists(wire_bytes, min_size=1, max_size=5), wire_law),
+    Target("request bodies", wire_bytes | st.lists(wire_bytes, max_size=4).map(b"\n".join), body_law),
+    Target("records: round trip", records(), round_trip_law),
+    Target("records: damage", st.builds(lambda one, damage: (*one, damage), records(), damages), damage_law),
+    Target("records: forged", st.builds(lambda one, damage: (*one, damage), records(), damages), forged_law),
+]
