@@ -17,7 +17,7 @@ from tqdm import tqdm
 from learner.apply import apply, belief_at
 from learner.events import Click, Event, Impression, outcome_key
 from learner.model import Model
-from learner.offline.metrics import reliability
+from learner.offline.metrics import expected_calibration_error
 from learner.offline.simulate import Item, World
 from learner.posterior import Array
 from learner.record import Partition, Position, Record, fresh_record
@@ -229,7 +229,7 @@ def simulate(freshet: Freshet, world: World, model: Model, policy: Policy, round
             freshet.show(f"{name}-{user}", f"{name}-{number}-{user}", [items[i] for i in top], delays)
         regret.append(lost / len(world.theta))
     p, y = np.concatenate(promised), np.concatenate(came).astype(np.float64)
-    ece = sum(one.n * abs(one.predicted - one.actual) for one in reliability(y, p)) / len(p)
+    ece = expected_calibration_error(y, p)
     return Outcome(regret, float(np.mean(covered)), float(np.mean(recovered)), float(p.sum()), int(y.sum()), ece)
 
 

@@ -106,7 +106,7 @@ def run_fit(arguments: argparse.Namespace, settings: Settings, model: Model) -> 
 
         prior = fit_prior(outcomes, model.prior, fixed_effect, arguments.iterations, observe=told, advance=bar.update)
     delay = fit_click_delay(outcomes.delay, outcomes.horizon, model.window_ms)
-    print("click delay: " + (f"median {delay[0] / 1000:.3g} s, sigma {delay[1]:.3g}" if delay else "too few to fit"))
+    print("click delay: " + (f"median {delay[0] / 1000:.3g} s, sigma {delay[1]:.3g}" if delay else "none to fit"))
     fitted = PriorFile(
         model.name,
         model.fingerprint,
