@@ -72,7 +72,8 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def run_fit(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     """Fit and write a prior."""
     events = _events(arguments, settings, without_fixed_effect(model))
-    outcomes = collect(events, model, arguments.sample, arguments.seed, arguments.until)
+    with _bar("sorting", " outcomes") as bar:
+        outcomes = collect(events, model, arguments.sample, arguments.seed, arguments.until, bar.update)
     if not len(outcomes):
         raise LogError(f"{' '.join(arguments.logs)}: no outcomes in it: expected impressions")
     if unseen := features_unseen(outcomes, model):

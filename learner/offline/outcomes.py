@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from hashlib import blake2b
@@ -128,7 +128,14 @@ def chosen(user_id: str, share: float, seed: int) -> bool:
     return _hash(user_id, seed) < share * 2.0**64
 
 
-def collect(events: Iterable[Event], model: Model, share: float = 1.0, seed: int = 0, until: float = 1.0) -> Outcomes:
+def collect(
+    events: Iterable[Event],
+    model: Model,
+    share: float = 1.0,
+    seed: int = 0,
+    until: float = 1.0,
+    advance: Callable[[int], object] = lambda n: None,
+) -> Outcomes:
     """Join clicks to impressions.
 
     A click counts inside the model's attribution window; of repeats the earliest counts. The result does not depend on
@@ -143,6 +150,8 @@ def collect(events: Iterable[Event], model: Model, share: float = 1.0, seed: int
         The sample of users to keep, as `chosen`.
     until
         The first share of outcomes, by time, to keep.
+    advance
+        Called with the number of outcomes sorted, once all events are read.
 
     Raises
     ------
@@ -150,12 +159,14 @@ def collect(events: Iterable[Event], model: Model, share: float = 1.0, seed: int
         If the temporary files do not fit on the disk.
     """
     try:
-        return _collect(events, model, share, seed, until)
+        return _collect(events, model, share, seed, until, advance)
     except OSError as exc:
         raise ValueError(f"temporary files in {tempfile.gettempdir()!r}: {exc}; TMPDIR names another folder") from exc
 
 
-def _collect(events: Iterable[Event], model: Model, share: float, seed: int, until: float) -> Outcomes:
+def _collect(
+    events: Iterable[Event], model: Model, share: float, seed: int, until: float, advance: Callable[[int], object]
+) -> Outcomes:
     shown_row = np.dtype([*_CLICKED.descr, ("offset", "<f4"), ("weight", "<f4"), ("row", "<f4", (model.d,))])
     with ExitStack() as stack:
         parts = [(stack.enter_context(_spool()), stack.enter_context(_spool())) for _ in range(PARTS)]
@@ -178,7 +189,7 @@ def _collect(events: Iterable[Event], model: Model, share: float, seed: int, unt
                 times.write(rows["at"].tobytes())
         if until < 1.0:
             end = _quantile(times, until, end)
-        return _sort(parts, shown_row, end, model)
+        return _sort(parts, shown_row, end, model, advance)
 
 
 def _spool() -> IO[bytes]:
@@ -201,7 +212,13 @@ def _quantile(times: IO[bytes], share: float, end: int) -> int:
     return int(at[int(np.ceil(share * (len(at) - 1)))])
 
 
-def _sort(parts: list[tuple[IO[bytes], IO[bytes]]], shown_row: np.dtype[np.void], end: int, model: Model) -> Outcomes:
+def _sort(
+    parts: list[tuple[IO[bytes], IO[bytes]]],
+    shown_row: np.dtype[np.void],
+    end: int,
+    model: Model,
+    advance: Callable[[int], object],
+) -> Outcomes:
     """Join and sort part by part."""
     row = np.dtype([(name, shown_row[name]) for name in ("row", "offset", "weight", "at")] + [("y", "<f4")])
     table = _spool()
@@ -221,6 +238,7 @@ def _sort(parts: list[tuple[IO[bytes], IO[bytes]]], shown_row: np.dtype[np.void]
             counts.append(np.diff(np.flatnonzero(np.diff(shown["user"], prepend=0, append=0))).astype(np.intp))
             own_offset |= bool((~np.isnan(shown["offset"])).any())
             seen |= (shown["row"] != 0).any(axis=0)
+            advance(len(shown))
         table.flush()
     except BaseException:
         table.close()
