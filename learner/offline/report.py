@@ -49,8 +49,8 @@ def as_text(results: Sequence[Result]) -> str:
             lines += [
                 f"  {b.n:10,d}  {b.predicted:9.4f}  {b.actual:8.4f} ±{(b.high - b.low) / 2:.4f}" for b in result.bins
             ]
-    lines += ["", _COVERAGE]
-    lines += [f"{r.name:{width}s}  {_short(r.coverage):>16s}" for r in results if not math.isnan(r.coverage.value)]
+    if covered := [result for result in results if not math.isnan(result.coverage.value)]:
+        lines += ["", _COVERAGE, *(f"{r.name:{width}s}  {_short(r.coverage):>16s}" for r in covered)]
     return "\n".join(lines)
 
 
