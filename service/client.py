@@ -31,9 +31,15 @@ class Client:
         Refused
             If there is none, or it is an error.
         """
-        raw = body if isinstance(body, bytes) else msgspec.json.encode(body)
+        return self._answer("POST", path, body if isinstance(body, bytes) else msgspec.json.encode(body))
+
+    def get(self, path: str) -> Any:
+        """GET; returns the answer, and raises as `post`."""
+        return self._answer("GET", path, None)
+
+    def _answer(self, method: str, path: str, raw: bytes | None) -> Any:
         try:
-            self._connection.request("POST", path, raw, self._headers)
+            self._connection.request(method, path, raw, self._headers)
             response = self._connection.getresponse()
             answer = response.read()
         except (OSError, http.client.HTTPException) as exc:

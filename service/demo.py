@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import expit
 from tqdm import tqdm
 
 from learner.apply import apply, belief_at
 from learner.events import Click, Event, Impression, outcome_key
 from learner.model import Model
+from learner.offline.metrics import expected_calibration_error
 from learner.offline.simulate import Item, World
 from learner.posterior import Array
 from learner.record import Partition, Position, Record, fresh_record
@@ -28,6 +30,22 @@ _NOMINAL, _WIDTH = 0.9, 1.6448536269514722
 _ROUND_MS = 12 * 3_600_000
 _START_MS = 1_700_000_000_000
 _LOG = Partition(bytes(16), 0)
+_LINE = "{:10s} {:>9s} {:>9s} {:>9s} {:>9s}   {:>16s} {:>6s}   {:>11s} {:>6s}"
+_EPILOG = f"""\
+Without --service it runs in memory, in simulated time: rounds are half a day apart. With it, the same users go through
+a running service, its log and its learner, in real time, in which tastes hardly drift. To go through Kafka and Redis:
+  freshet learn & freshet serve &           # FRESHET_LOG, FRESHET_STORE say where they are
+  freshet demo --service http://localhost:8000 --users 20 --rounds 20
+
+What the columns are, for each policy:
+  regret            expected clicks a slate below the best {SHOWN} of {CANDIDATES} candidates: in the first tenth of the
+                    rounds, from the middle on, in the last tenth, and summed over all rounds. It should fall; how far
+                    shows what learning is worth, and its total what exploring cost
+  predicted/actual  clicks promised for the shown slates by those that came: 1 if calibrated
+  ECE               mean gap between the two over ten bins of equal count: 0 if calibrated
+  log-odds, theta   how often {_NOMINAL:.0%} credible intervals hold the true log-odds of a candidate, and each true
+                    coefficient of a user (parameter recovery): {_NOMINAL:.2f} if it is as sure as it should be
+"""
 
 
 class Ranking(NamedTuple):
@@ -48,6 +66,10 @@ class Freshet(Protocol):
 
     def rank(self, user: str, items: Sequence[Item], policy: Policy) -> Ranking:
         """Score candidates."""
+        ...
+
+    def coefficients(self, user: str) -> tuple[Array, Array]:
+        """What is believed of the user's tastes: means and deviations, shape (d,) each."""
         ...
 
     def show(self, user: str, request: str, items: Sequence[Item], click_delays_ms: dict[int, int]) -> None:
@@ -96,6 +118,11 @@ class Embedded:
         scores = score_items(belief, rows, offset, policy, self.alpha, self.generator)
         return Ranking(scores.order.tolist(), mean.score, scores.logit_mean, scores.logit_std)
 
+    def coefficients(self, user: str) -> tuple[Array, Array]:
+        """As GET /users/{id}/posterior tells."""
+        mean, cov = belief_at(self.model, self._record(user), self.now)
+        return mean, np.sqrt(cov if cov.ndim == 1 else np.diagonal(cov))
+
     def show(self, user: str, request: str, items: Sequence[Item], click_delays_ms: dict[int, int]) -> None:
         """Put the events where they will be learnt when their time has come."""
         rows = self.model.rows(items)
@@ -137,6 +164,11 @@ class Running:
         probability = expit(mean / np.sqrt(1.0 + np.pi * std**2 / 8.0))
         return Ranking([int(one["item_id"]) for one in scored], probability, mean, std)
 
+    def coefficients(self, user: str) -> tuple[Array, Array]:
+        """GET /users/{id}/posterior."""
+        told = self._client.get(f"/users/{user}/posterior")["coefficients"]
+        return np.array([one["mean"] for one in told]), np.array([one["std"] for one in told])
+
     def show(self, user: str, request: str, items: Sequence[Item], click_delays_ms: dict[int, int]) -> None:
         """POST /events, the clicks in the next round."""
         now = time.time_ns() // 1_000_000
@@ -154,21 +186,30 @@ class Outcome(NamedTuple):
     ----------
     regret
         True probability of a click that the best slate would have had beyond the shown one, per slate, by round.
-    coverage
-        Share of candidates whose true log-odds lie in their 90 in 100 credible interval.
+    coverage, recovery
+        Share of candidates' true log-odds, and of users' true coefficients, that lie in their 90 in 100 credible
+        intervals.
     predicted, actual
         Clicks on the shown slates.
+    ece
+        Mean gap between predicted and actual clicks over ten bins of equal count.
     """
 
     regret: list[float]
     coverage: float
+    recovery: float
     predicted: float
     actual: int
+    ece: float
 
 
 def simulate(freshet: Freshet, world: World, model: Model, policy: Policy, rounds: int, name: str = "demo") -> Outcome:
     """Every user asks for a slate in every round, sees five of twenty candidates, and clicks by their true taste."""
-    regret, covered, predicted, actual = [], [], 0.0, 0
+    regret: list[float] = []
+    covered: list[NDArray[np.bool_]] = []
+    recovered: list[NDArray[np.bool_]] = []
+    promised: list[Array] = []
+    came: list[NDArray[np.bool_]] = []
     for number in tqdm(range(rounds), desc=policy, unit=" rounds", disable=None, leave=False):
         world.drift(freshet.pass_time())
         lost = 0.0
@@ -179,12 +220,17 @@ def simulate(freshet: Freshet, world: World, model: Model, policy: Policy, round
             top = ranking.order[:SHOWN]
             lost += float(np.sort(expit(truth))[-SHOWN:].sum() - expit(truth[top]).sum())
             covered.append(np.abs(truth - ranking.logit_mean) <= _WIDTH * ranking.logit_std)
-            clicked = np.flatnonzero(world.clicks(truth[top])).tolist()
-            predicted, actual = predicted + float(ranking.probability[top].sum()), actual + len(clicked)
+            mean, std = freshet.coefficients(f"{name}-{user}")
+            recovered.append(np.abs(world.theta[user] - mean) <= _WIDTH * std)
+            promised.append(ranking.probability[top])
+            came.append(world.clicks(truth[top]))
+            clicked = np.flatnonzero(came[-1]).tolist()
             delays = dict(zip(clicked, world.delays_ms(len(clicked)), strict=True))
             freshet.show(f"{name}-{user}", f"{name}-{number}-{user}", [items[i] for i in top], delays)
         regret.append(lost / len(world.theta))
-    return Outcome(regret, float(np.mean(covered)), predicted, actual)
+    p, y = np.concatenate(promised), np.concatenate(came).astype(np.float64)
+    ece = expected_calibration_error(y, p)
+    return Outcome(regret, float(np.mean(covered)), float(np.mean(recovered)), float(p.sum()), int(y.sum()), ece)
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
@@ -192,8 +238,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     demo = commands.add_parser(
         "demo", help="simulated users whose tastes drift, and the regret of each policy",
         description="Simulate users whose true tastes follow the model's prior and drift with its half-life, clicks "
-        "coming late as the model's click delay has it. Shows the regret of each policy, calibration, and how often "
-        "90 % credible intervals hold the truth. Without --service it runs in memory, in simulated time.",
+        "coming late as\nthe model's click delay has it. Shows the regret of each policy, calibration, and how often "
+        "90 % credible intervals\nhold the truth.",
+        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     demo.add_argument("--service", metavar="URL", help="a running service of the same model, for example started by up")
     demo.add_argument("--users", type=int, default=100, help="(default: %(default)s)")
@@ -206,9 +253,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run_demo(arguments: argparse.Namespace, alpha: float, api_key: str, model: Model) -> int:
     """Run the simulation for every policy, and print what came of it."""
     print(f"{arguments.users} users, {arguments.rounds} slates each, {SHOWN} of {CANDIDATES} items shown")
-    print(
-        f"{'policy':10s} {'regret: first':>14s} {'half':>8s} {'last':>8s} {'total':>8s}   predicted/actual   coverage"
-    )
+    print(f"{'':10s} {'regret':>39s}   {'calibration':>23s}   {f'{_NOMINAL:.0%} intervals hold':>18s}")
+    print(_LINE.format("policy", "first", "half", "last", "total", "predicted/actual", "ECE", "log-odds", "theta"))
     for policy in get_args(Policy):
         generator = np.random.default_rng(arguments.seed)
         # Every policy meets the same users and tastes.
@@ -222,13 +268,10 @@ def run_demo(arguments: argparse.Namespace, alpha: float, api_key: str, model: M
         tenth = max(1, arguments.rounds // 10)
         first, last = np.mean(done.regret[:tenth]), np.mean(done.regret[-tenth:])
         half = np.mean(done.regret[len(done.regret) // 2 :][:tenth])
-        ratio = done.predicted / max(done.actual, 1)
-        print(
-            f"{policy:10s} {first:14.3f} {half:8.3f} {last:8.3f} {sum(done.regret):8.2f}   {ratio:16.3f}   "
-            f"{done.coverage:8.3f}",
-            flush=True,
-        )
-    print(f"regret: expected clicks a slate below the best one's; coverage: of {_NOMINAL:.0%} credible intervals")
+        numbers = [f"{one:.3f}" for one in (first, half, last)] + [f"{sum(done.regret):.2f}"]
+        rates = (done.predicted / max(done.actual, 1), done.ece, done.coverage, done.recovery)
+        print(_LINE.format(policy, *numbers, *(f"{one:.3f}" for one in rates)), flush=True)
+    print("freshet demo --help says what the columns are")
     return 0
 
 

@@ -7,21 +7,24 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
-from learner.events import Event
+from learner.events import Event, Impression
 from learner.model import Model
 from learner.offline.evaluate import cut_at, evaluate, variants
 from learner.offline.fit import (
     Iteration,
     feature_scaling,
+    features_unseen,
     fit_click_delay,
     fit_fixed_effect,
     fit_prior,
 )
-from learner.offline.half_life import DAY_MS, fit_half_life
-from learner.offline.outcomes import chosen, collect
+from learner.offline.half_life import DAY_MS, GRID_MS, fit_half_life
+from learner.offline.outcomes import chosen, collect, without_fixed_effect
 from learner.offline.reading import LogError, read_events
 from learner.offline.replay import histories
 from learner.offline.report import as_html, as_json, as_text
@@ -68,21 +71,43 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def run_fit(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     """Fit and write a prior."""
-    outcomes = collect(_events(arguments, settings, model), model, arguments.sample, arguments.seed, arguments.until)
-    print(f"{len(outcomes.y):,} outcomes of {outcomes.n_users:,} users, {outcomes.y.mean():.3f} clicked")
+    events = _events(arguments, settings, without_fixed_effect(model))
+    with _bar("sorting", " outcomes") as bar:
+        outcomes = collect(events, model, arguments.sample, arguments.seed, arguments.until, bar.update)
+    if not len(outcomes):
+        raise LogError(f"{' '.join(arguments.logs)}: no outcomes in it: expected impressions")
+    if unseen := features_unseen(outcomes, model):
+        raise LogError(
+            f"{' '.join(arguments.logs)}: model {model.name!r} has {', '.join(unseen)}, which all {len(outcomes):,} "
+            f"outcomes lack, or have at the mean: nothing can be learnt of it; expected every feature in the log"
+        )
     fixed_effect = model.fixed_effect
-    if outcomes.own_offset:
-        print("fixed effect: none, since the log has offsets of its own")
-    else:
-        fixed_effect = fit_fixed_effect(outcomes, model.d)
-        print(f"fixed effect: {model.d} coefficients by logistic regression, used where an item has no offset")
+    with _bar("fixed effect", " outcomes") as bar:
+        if not outcomes.own_offset:
+            fixed_effect = fit_fixed_effect(outcomes, model.d, bar.update)
+    with _bar("EM", " outcomes") as bar:
+        clicked = sum(float(rows.y.sum()) for rows in outcomes.chunks(fixed_effect)) / len(outcomes)
+        bar.write(f"{len(outcomes):,} outcomes of {outcomes.n_users:,} users, {clicked:.3f} clicked")
+        bar.write(
+            "fixed effect: none, since the log has offsets of its own"
+            if outcomes.own_offset
+            else f"fixed effect: {model.d} coefficients by logistic regression, used where an item has no offset"
+        )
+        best = -np.inf
 
-    def told(iteration: Iteration) -> None:
-        print(f"  EM {iteration.number:3d}   log marginal likelihood {iteration.evidence:.3f}", flush=True)
+        def told(iteration: Iteration) -> None:
+            nonlocal best
+            fell = (
+                f", {best - iteration.evidence:.3g} lower: the prior before is kept"
+                if iteration.evidence < best
+                else ""
+            )
+            bar.write(f"  EM {iteration.number:3d}   log marginal likelihood {iteration.evidence:.3f}{fell}")
+            best = max(best, iteration.evidence)
 
-    prior = fit_prior(outcomes, model.prior, fixed_effect, arguments.iterations, observe=told)
+        prior = fit_prior(outcomes, model.prior, fixed_effect, arguments.iterations, observe=told, advance=bar.update)
     delay = fit_click_delay(outcomes.delay, outcomes.horizon, model.window_ms)
-    print("click delay: " + (f"median {delay[0] / 1000:.3g} s, sigma {delay[1]:.3g}" if delay else "too few to fit"))
+    print("click delay: " + (f"median {delay[0] / 1000:.3g} s, sigma {delay[1]:.3g}" if delay else "none to fit"))
     fitted = PriorFile(
         model.name,
         model.fingerprint,
@@ -94,10 +119,8 @@ def run_fit(arguments: argparse.Namespace, settings: Settings, model: Model) -> 
         feature_scaling(outcomes, model),
     )
     if arguments.half_life:
-        fitted = replace(
-            fitted,
-            half_life_ms=_half_life(arguments, settings, with_prior(model, fitted), int(outcomes.shown_at.max())),
-        )
+        half_life_ms = _half_life(arguments, settings, with_prior(model, fitted), outcomes.end)
+        fitted = replace(fitted, half_life_ms=half_life_ms)
     Path(arguments.out).write_bytes(encode_prior(fitted))
     for name, (mean, std) in fitted.scaling.items():
         print(f'scaling seen: {name} = {{ kind = "numeric", mean = {mean:.4g}, std = {std:.4g} }}')
@@ -113,7 +136,8 @@ def run_evaluate(arguments: argparse.Namespace, settings: Settings, model: Model
     users = histories(events, model.window_ms)
     cut_ms = cut_at(users, arguments.start)
     ways = variants(model, cut_ms, not arguments.brief)
-    with tqdm(unit=" slates", desc="replaying", disable=None) as bar:
+    slates = sum(isinstance(e, Impression) and e.timestamp >= cut_ms for history in users for e in history.events)
+    with _bar("replaying", " slates", len(ways) * slates) as bar:
         results = evaluate(users, ways, cut_ms, arguments.resamples, arguments.seed, bar.update)
     print(as_text(results))
     if arguments.json:
@@ -128,23 +152,30 @@ def _half_life(arguments: argparse.Namespace, settings: Settings, model: Model, 
         print("half-life: none, since the model has discount")
         return None
     seen: dict[str, None] = {}
-
-    def told(half_life_ms: float | None, loss: float) -> None:
-        shown = "never forgets" if half_life_ms is None else f"{half_life_ms / DAY_MS:.3g} d"
-        print(f"  half-life {shown:14s} progressive log loss {loss:.5f}", flush=True)
-
     events = []
     for event in _events(arguments, settings, model):
         if len(seen) < _HALF_LIFE_USERS and chosen(event.user_id, arguments.sample, arguments.seed):
             seen[event.user_id] = None
         if event.user_id in seen and event.timestamp <= until_ms:
             events.append(event)
-    return fit_half_life(histories(events, model.window_ms), model, observe=told)
+    slates = sum(isinstance(event, Impression) for event in events)
+    with _bar("half-life", " slates", slates * len(GRID_MS)) as bar:
+
+        def told(half_life_ms: float | None, loss: float) -> None:
+            shown = "never forgets" if half_life_ms is None else f"{half_life_ms / DAY_MS:.3g} d"
+            bar.write(f"  half-life {shown:14s} progressive log loss {loss:.5f}")
+
+        return fit_half_life(histories(events, model.window_ms), model, observe=told, advance=bar.update)
 
 
 def _events(arguments: argparse.Namespace, settings: Settings, model: Model) -> Iterator[Event]:
-    with tqdm(unit=" events", desc="reading", disable=None, file=sys.stderr) as bar:
+    with _bar("reading", " events") as bar:
         yield from read_events(arguments.logs, model, settings.topics, bar.update, settings.kafka_options)
+
+
+def _bar(what: str, unit: str, total: int | None = None) -> Any:
+    """A progress bar on a terminal; nothing elsewhere."""
+    return tqdm(desc=what, unit=unit, total=total, unit_scale=True, disable=None, leave=False, file=sys.stderr)
 
 
 __all__ = ["LogError", "add_parsers", "run_evaluate", "run_fit"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from examples.ranklens.dataset import FITTED_SHARE, DatasetMissing, load
@@ -28,8 +29,11 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     with gzip.open(arguments.out, "wb", compresslevel=3) as out:
         for slate in data.slates:
+            # A list was handed in as a whole, and when each film was ticked is not known. So its clicks stand before
+            # it, at its own time, and wait for it: every label is known when the list is learnt.
+            whole = replace(slate, clicked_at=slate.timestamp)
+            out.writelines(event + b"\n" for event in clicks(slate.user_id, whole))
             out.write(impression(slate.user_id, slate) + b"\n")
-            out.writelines(event + b"\n" for event in clicks(slate.user_id, slate))
     return 0
 
 

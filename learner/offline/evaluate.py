@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from learner.model import Model
-from learner.offline.metrics import Bin, Estimate, Scored, reliability, summarise
+from learner.offline.metrics import Bin, Estimate, Scored, reliability, share_of, summarise
 from learner.offline.replay import (
     Available,
     History,
@@ -52,8 +52,8 @@ class Result(NamedTuple):
     bins
         The reliability table.
     coverage
-        Share of slates whose number of clicks lies in the central 90 in 100 of its predictive distribution; NaN where
-        it was not asked for.
+        Share of slates whose number of clicks lies in the central 90 in 100 of its predictive distribution; NaN but for
+        the fresh ones.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Result(NamedTuple):
     known: dict[str, Estimate]
     by_evidence: dict[str, dict[str, Estimate]]
     bins: list[Bin]
-    coverage: float
+    coverage: Estimate
 
 
 def cut_at(users: Sequence[History], share: float) -> float:
@@ -128,7 +128,7 @@ def evaluate(
     new = np.array([not any(e.timestamp < cut_ms for e in history.events) for history in users], dtype=bool)
     results = []
     for way in ways:
-        pit_seed = seed if way.name == FRESH else None
+        pit_seed = seed if way.name.startswith(FRESH) else None
         done = replay(way.model, users, way.available, cut_ms, pit_seed, advance)
         results.append(_result(way.name, done, new, resamples, seed))
     return results
@@ -150,6 +150,12 @@ def _result(name: str, done: Replayed, new: np.ndarray, resamples: int, seed: in
         of(is_new),
         of(~is_new),
         {label: of(classes == i) for i, label in enumerate(names) if (classes == i).any()},
-        reliability(scored.y, scored.p),
-        float(np.mean((done.pit > outside) & (done.pit < 1 - outside))) if len(done.pit) else float("nan"),
+        reliability(scored, resamples, seed),
+        share_of(
+            # Whose each slate is.
+            scored.user[np.unique(scored.slate, return_index=True)[1]],
+            (done.pit > outside) & (done.pit < 1 - outside),
+            resamples,
+            seed,
+        ),
     )

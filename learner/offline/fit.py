@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit, log_expit, log_ndtr
 
-from learner.features import Numeric
+from learner.features import Numeric, width
 from learner.model import Model
 from learner.offline.outcomes import Outcomes, Rows
 from learner.posterior import Array, Gaussian
@@ -21,7 +21,8 @@ from learner.posterior import Array, Gaussian
 PSEUDO_USERS = 2.0
 RIDGE = 1.0
 _NEWTON_STEPS = 100
-_DECREMENT = 1e-10
+# The step taken at this Newton decrement, in posterior deviations, squares what is left of it.
+_LAST_DECREMENT = 1e-7
 # Delays that are all the same, as converters write them, would leave no spread at all.
 _MIN_SIGMA = 0.25
 
@@ -49,6 +50,7 @@ def fit_prior(
     max_iterations: int = 50,
     tolerance: float = 1e-4,
     observe: Callable[[Iteration], None] = lambda iteration: None,
+    advance: Callable[[int], object] = lambda n: None,
 ) -> Gaussian:
     """The population N(m0, S0) that makes the labels most likely.
 
@@ -62,24 +64,26 @@ def fit_prior(
     start
         Where to start; full or diagonal, as the result will be.
     fixed_effect
-        Added to the offsets, shape (d,).
+        x'b stands in for offsets that are missing, shape (d,).
     max_iterations, tolerance
         Stops once the evidence gains less than `tolerance` of its size, or falls.
     observe
         Called after each iteration.
+    advance
+        Called with the number of outcomes gone through, for a progress bar.
 
     Raises
     ------
     ValueError
         If there are no outcomes.
     """
-    if not len(outcomes.y):
+    if not len(outcomes):
         raise ValueError("the log has no outcomes: expected impressions")
     prior = best = start
     best_evidence = -np.inf
     modes = np.tile(start.mean, (outcomes.n_users, 1))
     for number in range(1, max_iterations + 1):
-        evidence, proposed = _em_step(outcomes, prior, start, fixed_effect, modes)
+        evidence, proposed = _em_step(outcomes, prior, start, fixed_effect, modes, advance)
         observe(Iteration(number, evidence))
         gain = evidence - best_evidence
         if gain > 0:
@@ -91,7 +95,12 @@ def fit_prior(
 
 
 def _em_step(
-    outcomes: Outcomes, prior: Gaussian, start: Gaussian, fixed_effect: Array, modes: Array
+    outcomes: Outcomes,
+    prior: Gaussian,
+    start: Gaussian,
+    fixed_effect: Array,
+    modes: Array,
+    advance: Callable[[int], object],
 ) -> tuple[float, Gaussian]:
     """The evidence of a prior, and the next one; `modes` are where Newton starts, and are moved to where it ends."""
     d = len(prior.mean)
@@ -107,6 +116,7 @@ def _em_step(
         n += n_users
         total += step.sum(axis=0)
         second += beliefs.cov.sum(axis=0) + ((step * step).sum(axis=0) if prior.is_diagonal else step.T @ step)
+        advance(len(rows.y))
     shift = total / n
     spread = second - n * (shift * shift if prior.is_diagonal else np.outer(shift, shift))
     cov = (spread + PSEUDO_USERS * start.cov) / (n + PSEUDO_USERS)
@@ -156,9 +166,9 @@ def _newton(
         hessian = np.matmul(np.swapaxes(X * (weight * p * (1.0 - p))[..., None], 1, 2), X) + precision
         step = np.linalg.solve(hessian, gradient[..., None])[..., 0]
         decrement = np.sqrt(np.maximum((gradient * step).sum(axis=1), 0.0))
-        if decrement.max() <= _DECREMENT:
-            break
         theta = theta - step / np.where(decrement > 0.25, 1.0 + decrement, 1.0)[:, None]
+        if decrement.max() <= _LAST_DECREMENT:
+            break
     if start.is_diagonal:
         return Gaussian(theta, 1.0 / np.diagonal(hessian, axis1=1, axis2=2))
     return Gaussian(theta, np.linalg.inv(hessian))
@@ -187,20 +197,23 @@ def _penalty(prior: Gaussian, start: Gaussian) -> float:
     return float(-0.5 * PSEUDO_USERS * (np.linalg.slogdet(prior.cov)[1] + trace))
 
 
-def fit_fixed_effect(outcomes: Outcomes, d: int) -> Array:
-    """The logistic regression of all users together, shape (d,): the mode under N(0, 1 / RIDGE), by L-BFGS."""
-    zeros = np.zeros(d)
-    total = max(float(outcomes.weight.sum()), 1.0)
+def fit_fixed_effect(outcomes: Outcomes, d: int, advance: Callable[[int], object] = lambda n: None) -> Array:
+    """The logistic regression of all users together, shape (d,): the mode under N(0, 1 / RIDGE), by L-BFGS.
+
+    Of a log without offsets. `advance` is called with the number of outcomes gone through.
+    """
+    total = max(sum(float(rows.weight.sum()) for rows in outcomes.chunks(np.zeros(d))), 1.0)
 
     def loss(b: Array) -> tuple[float, Array]:
         value, gradient = 0.5 * RIDGE * float(b @ b), RIDGE * b
-        for rows in outcomes.chunks(zeros):
-            z = rows.offset + rows.X @ b
+        for rows in outcomes.chunks(b):
+            z = rows.offset
             value -= float((rows.weight * log_expit(np.where(rows.y > 0, z, -z))).sum())
             gradient = gradient + rows.X.T @ (rows.weight * (expit(z) - rows.y))
+            advance(len(z))
         return value / total, gradient / total
 
-    fit = minimize(loss, zeros, jac=True, method="L-BFGS-B", options={"maxiter": 500, "gtol": 1e-8})
+    fit = minimize(loss, np.zeros(d), jac=True, method="L-BFGS-B", options={"maxiter": 500, "gtol": 1e-8})
     return np.asarray(fit.x, dtype=np.float64)
 
 
@@ -265,6 +278,17 @@ def feature_scaling(outcomes: Outcomes, model: Model) -> dict[str, tuple[float, 
         for name, feature, j in _numeric(model)
         if std[j] > 0
     }
+
+
+def features_unseen(outcomes: Outcomes, model: Model) -> list[str]:
+    """The model's features that no outcome had, or none but at their mean: nothing can be learnt of them."""
+    start, unseen = 1, []
+    for name, feature in model.features.items():
+        end = start + width(feature)
+        if not outcomes.seen[start:end].any():
+            unseen.append(name)
+        start = end
+    return unseen
 
 
 def _numeric(model: Model) -> Iterator[tuple[str, Numeric, int]]:

@@ -18,6 +18,7 @@ def fit_half_life(
     model: Model,
     grid_ms: Sequence[float | None] = GRID_MS,
     observe: Callable[[float | None, float], None] = lambda half_life_ms, loss: None,
+    advance: Callable[[int], object] = lambda n: None,
 ) -> float | None:
     """The half-life of the grid with the least progressive log loss, in ms; None keeps evidence for ever.
 
@@ -29,10 +30,12 @@ def fit_half_life(
         Without `discount`, the other way to forget.
     observe
         Called with each half-life and its log loss.
+    advance
+        Called with the number of slates scored.
     """
     losses = []
     for half_life_ms in grid_ms:
-        scored = replay(replace(model, half_life_ms=half_life_ms), users, fresh).scored
+        scored = replay(replace(model, half_life_ms=half_life_ms), users, fresh, advance=advance).scored
         losses.append(log_loss(scored.y, scored.p))
         observe(half_life_ms, losses[-1])
     return grid_ms[losses.index(min(losses))]

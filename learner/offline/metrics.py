@@ -41,11 +41,13 @@ class Estimate(NamedTuple):
 
 
 class Bin(NamedTuple):
-    """One row of a reliability table: outcomes with scores between two bounds."""
+    """One row of a reliability table: outcomes scored between two bounds; the clicked share has an interval."""
 
     n: int
     predicted: float
     actual: float
+    low: float
+    high: float
 
 
 def auc(clicked: ArrayLike, scores: ArrayLike) -> float:
@@ -94,6 +96,12 @@ def log_loss(clicked: ArrayLike, probabilities: ArrayLike) -> float:
     return float(_losses(np.ravel(clicked), np.ravel(probabilities)).mean())
 
 
+def expected_calibration_error(clicked: Array, probabilities: Array) -> float:
+    """Mean gap between predicted and actual over ten bins of equal count."""
+    bins = _bins(probabilities)
+    return float(np.abs(np.bincount(bins, probabilities - clicked, BINS)).sum() / len(bins))
+
+
 def summarise(scored: Scored, resamples: int = 200, seed: int = 0) -> dict[str, Estimate]:
     """Every metric with its interval.
 
@@ -113,8 +121,7 @@ def summarise(scored: Scored, resamples: int = 200, seed: int = 0) -> dict[str, 
     measures = _measures(scored, user, n_users)
     if n_users == 0:
         return {name: Estimate(np.nan, np.nan, np.nan) for name in measures}
-    generator = np.random.default_rng(seed)
-    samples = generator.multinomial(n_users, np.full(n_users, 1.0 / n_users), size=resamples).astype(np.float64)
+    samples = _samples(n_users, resamples, seed)
     results = {}
     for name, measure in measures.items():
         drawn = np.array([measure(weight) for weight in samples])
@@ -124,15 +131,44 @@ def summarise(scored: Scored, resamples: int = 200, seed: int = 0) -> dict[str, 
     return results
 
 
-def reliability(y: Array, p: Array) -> list[Bin]:
-    """Predicted and actual share of clicks in ten bins of equal count."""
-    if not len(p):
+def reliability(scored: Scored, resamples: int = 200, seed: int = 0) -> list[Bin]:
+    """Predicted and actual share of clicks in ten bins of equal count; intervals as `summarise` has them."""
+    if not len(scored.p):
         return []
-    bins = _bins(p)
+    _, user = np.unique(scored.user, return_inverse=True)
+    n_users, bins = int(user.max()) + 1, _bins(scored.p)
     count = np.bincount(bins, minlength=BINS)
     filled = np.flatnonzero(count)
-    predicted, actual = np.bincount(bins, p, BINS), np.bincount(bins, y, BINS)
-    return [Bin(int(count[b]), float(predicted[b] / count[b]), float(actual[b] / count[b])) for b in filled]
+    predicted = np.bincount(bins, scored.p, BINS)
+    # Clicks and outcomes of each user in each bin.
+    place, size = user * BINS + bins, n_users * BINS
+    clicks, shown = (np.bincount(place, w, size).reshape(n_users, BINS) for w in (scored.y, np.ones_like(scored.y)))
+    samples = _samples(n_users, resamples, seed)
+    with np.errstate(invalid="ignore"):
+        drawn = (samples @ clicks)[:, filled] / (samples @ shown)[:, filled]
+    low, high = np.nanpercentile(drawn, [2.5, 97.5], axis=0)
+    actual = clicks.sum(axis=0)
+    return [
+        Bin(int(count[b]), float(predicted[b] / count[b]), float(actual[b] / count[b]), float(low[k]), float(high[k]))
+        for k, b in enumerate(filled)
+    ]
+
+
+def share_of(user: NDArray[np.int64], holds: NDArray[np.bool_], resamples: int = 200, seed: int = 0) -> Estimate:
+    """How often something holds, with its interval; NaN of nothing. `user` says whose each case is, shape (N,)."""
+    if not len(holds):
+        return Estimate(np.nan, np.nan, np.nan)
+    _, owner = np.unique(user, return_inverse=True)
+    true, all_ = np.bincount(owner, holds), np.bincount(owner)
+    samples = _samples(len(all_), resamples, seed)
+    low, high = np.percentile((samples @ true) / (samples @ all_), [2.5, 97.5]).tolist()
+    return Estimate(float(holds.mean()), low, high)
+
+
+def _samples(n_users: int, resamples: int, seed: int) -> Array:
+    """How often each user counts in each bootstrap sample, shape (resamples, n_users)."""
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(n_users, np.full(n_users, 1.0 / n_users), size=resamples).astype(np.float64)
 
 
 def _measures(scored: Scored, user: NDArray[np.intp], n_users: int) -> dict[str, Callable[[Array], float]]:

@@ -1,12 +1,19 @@
-"""Events to outcomes with their labels: the table that priors are fitted on."""
+"""Events to outcomes with their labels: the table that priors are fitted on.
+
+A log may be larger than memory. Its events are first dealt out to temporary files by user; then each file in turn is
+joined, sorted and appended to one table, which is read again from its beginning for every pass over the log.
+"""
 
 from __future__ import annotations
 
+import struct
 import tempfile
-from array import array
-from collections.abc import Iterable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +21,15 @@ from numpy.typing import NDArray
 from learner.events import Click, Event
 from learner.model import Model
 from learner.posterior import Array
+
+# One of them is in memory at a time.
+PARTS = 64
+# Of more clicks than this a sample is as good.
+MAX_DELAYS = 100_000
+Structured: TypeAlias = NDArray[np.void]
+
+_CLICKED = np.dtype([("user", "<u8"), ("key", "<u8"), ("at", "<i8")])
+_pack_click = struct.Struct("<QQq").pack
 
 
 class Rows(NamedTuple):
@@ -26,58 +42,81 @@ class Rows(NamedTuple):
     starts: NDArray[np.intp]
 
 
-class Outcomes(NamedTuple):
-    """All outcomes of a log, sorted by user and then by time.
+class Outcomes:
+    """All outcomes of a log, by user and then by time: a table in a temporary file, without a name and soon gone.
 
     Attributes
     ----------
-    rows
-        The design matrix in the order of the log, shape (N, d), float32; on disk, so a log may be larger than memory.
-    order
-        Where in `rows` each outcome stands, shape (N,).
     starts
         Those of user i are ``starts[i]:starts[i + 1]``, shape (U + 1,).
-    y, offset, weight, shown_at
-        Labels, log-odds, weights and epoch ms, shape (N,).
     own_offset
-        Whether any offset is not 0.
+        Whether any item came with an offset.
     delay, horizon
-        Of each click its delay, in ms, and the greatest that the log could have shown, from its impression to the
-        log's end. Clicks behind the window are among them.
+        Of clicks (of a sample, if they are many) the delay, in ms, and the greatest that the log could have shown, from
+        the impression to the log's end. Clicks behind the window are among them.
+    seen
+        Whether each coefficient ever had a value other than 0, shape (d,).
+    end
+        The time of the log's last event, epoch ms.
     """
 
-    rows: NDArray[np.float32]
-    order: NDArray[np.intp]
-    starts: NDArray[np.intp]
-    y: Array
-    offset: Array
-    weight: Array
-    shown_at: NDArray[np.int64]
-    own_offset: bool
-    delay: Array
-    horizon: Array
+    def __init__(
+        self,
+        table: IO[bytes],
+        row: np.dtype[np.void],
+        counts: NDArray[np.intp],
+        own_offset: bool,
+        delay: Array,
+        horizon: Array,
+        seen: NDArray[np.bool_],
+        end: int,
+    ) -> None:
+        self.starts = np.append(0, np.cumsum(counts)).astype(np.intp)
+        self.own_offset = own_offset
+        self.delay, self.horizon = delay, horizon
+        self.seen = seen
+        self.end = end
+        self._table, self._row = table, row
+        weakref.finalize(self, table.close)
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
 
     @property
     def n_users(self) -> int:
         """How many users there are."""
         return len(self.starts) - 1
 
-    def chunks(self, fixed_effect: Array, size: int = 65_536) -> Iterator[Rows]:
-        """Whole users, about `size` outcomes at a time; x'b is added to the offsets."""
-        first = 0
+    def read(self, first: int, last: int) -> Structured:
+        """The outcomes of users first to last - 1: ``row``, ``y``, ``offset`` (NaN for none), ``weight``, ``at``."""
+        start, end = int(self.starts[first]), int(self.starts[last])
+        self._table.seek(start * self._row.itemsize)
+        return np.frombuffer(self._table.read((end - start) * self._row.itemsize), self._row)
+
+    def chunks(self, fixed_effect: Array, numbers: int = 1 << 20) -> Iterator[Rows]:
+        """Whole users, at least one at a time; an outcome without an offset has x'b, as when it is served.
+
+        Rows of about so many numbers, and covariances of four times as many: work in memory is a few times that.
+        """
+        d, first = len(fixed_effect), 0
         while first < self.n_users:
-            last = int(np.searchsorted(self.starts, self.starts[first] + size, side="right")) - 1
-            last = min(max(last, first + 1), self.n_users)
-            part = slice(self.starts[first], self.starts[last])
-            X = self.rows[self.order[part]].astype(np.float64)
+            last = int(np.searchsorted(self.starts, self.starts[first] + numbers // d, side="right")) - 1
+            last = min(max(last, first + 1), first + max(4 * numbers // d**2, 1), self.n_users)
+            part = self.read(first, last)
+            X, offset = part["row"].astype(np.float64), part["offset"].astype(np.float64)
             yield Rows(
                 X,
-                self.y[part],
-                self.offset[part] + X @ fixed_effect,
-                self.weight[part],
+                part["y"].astype(np.float64),
+                np.where(np.isnan(offset), X @ fixed_effect, offset),
+                part["weight"].astype(np.float64),
                 self.starts[first : last + 1] - self.starts[first],
             )
             first = last
+
+
+def without_fixed_effect(model: Model) -> Model:
+    """The model to read a log with for `collect`: an item that came without an offset has NaN."""
+    return replace(model, fixed_effect=np.full(model.d, np.nan))
 
 
 def chosen(user_id: str, share: float, seed: int) -> bool:
@@ -86,106 +125,169 @@ def chosen(user_id: str, share: float, seed: int) -> bool:
     >>> sum(chosen(f"u{i}", 0.25, 0) for i in range(10_000))
     2511
     """
-    digest = blake2b(user_id.encode(), digest_size=8, key=seed.to_bytes(8, "little")).digest()
-    return int.from_bytes(digest, "little") < share * 2.0**64
+    return _hash(user_id, seed) < share * 2.0**64
 
 
-def collect(events: Iterable[Event], model: Model, share: float = 1.0, seed: int = 0, until: float = 1.0) -> Outcomes:
+def collect(
+    events: Iterable[Event],
+    model: Model,
+    share: float = 1.0,
+    seed: int = 0,
+    until: float = 1.0,
+    advance: Callable[[int], object] = lambda n: None,
+) -> Outcomes:
     """Join clicks to impressions.
 
-    A click counts inside the model's attribution window; repeats of either event count once. Rows go to a temporary
-    file; about 60 bytes an outcome stay in memory.
+    A click counts inside the model's attribution window; of repeats the earliest counts. The result does not depend on
+    the order of the log. Memory holds one of `PARTS` parts of the users at a time; everything else is in temporary
+    files, about 4 d + 40 bytes an outcome.
 
     Parameters
     ----------
+    events
+        Read with `without_fixed_effect`, if items may come without an offset.
     share, seed
         The sample of users to keep, as `chosen`.
     until
         The first share of outcomes, by time, to keep.
+    advance
+        Called with the number of outcomes sorted, once all events are read.
+
+    Raises
+    ------
+    ValueError
+        If the temporary files do not fit on the disk.
     """
-    users: dict[str, int] = {}
-    shown: dict[str, Any] = {
-        "user": array("q"),
-        "key": array("Q"),
-        "at": array("q"),
-        "offset": array("f"),
-        "weight": array("f"),
-    }
-    clicked: dict[str, Any] = {"user": array("q"), "key": array("Q"), "at": array("q")}
-    end = 0
-    # Without a name on disk; the memory map keeps it beyond this block.
-    with tempfile.TemporaryFile(prefix="freshet-") as spool:
+    try:
+        return _collect(events, model, share, seed, until, advance)
+    except OSError as exc:
+        raise ValueError(f"temporary files in {tempfile.gettempdir()!r}: {exc}; TMPDIR names another folder") from exc
+
+
+def _collect(
+    events: Iterable[Event], model: Model, share: float, seed: int, until: float, advance: Callable[[int], object]
+) -> Outcomes:
+    shown_row = np.dtype([*_CLICKED.descr, ("offset", "<f4"), ("weight", "<f4"), ("row", "<f4", (model.d,))])
+    with ExitStack() as stack:
+        parts = [(stack.enter_context(_spool()), stack.enter_context(_spool())) for _ in range(PARTS)]
+        times = stack.enter_context(_spool())
+        end = 0
         for event in events:
             end = max(end, event.timestamp)
             if share < 1.0 and not chosen(event.user_id, share, seed):
                 continue
-            user = users.setdefault(event.user_id, len(users))
+            user = _hash(event.user_id)
+            shown, clicked = parts[user % PARTS]
             if isinstance(event, Click):
-                _extend(clicked, user, [event.key], event.timestamp)
+                clicked.write(_pack_click(user, event.key, event.timestamp))
                 continue
-            _extend(shown, user, event.keys, event.timestamp)
-            shown["offset"].extend(event.offset.tolist())
-            shown["weight"].extend(event.weight.tolist())
-            spool.write(event.rows.tobytes())
-        spool.flush()
-        n = len(shown["key"])
-        rows = np.memmap(spool, np.float32, "r", shape=(n, model.d)) if n else np.empty((0, model.d), np.float32)
-    if until < 1.0 and n:
-        end = int(np.quantile(np.asarray(shown["at"]), until, method="higher"))
-    return _join(
-        {k: np.asarray(v) for k, v in shown.items()}, {k: np.asarray(v) for k, v in clicked.items()}, rows, end, model
-    )
+            rows = np.empty(len(event.keys), shown_row)
+            rows["user"], rows["key"], rows["at"] = user, event.keys, event.timestamp
+            rows["offset"], rows["weight"], rows["row"] = event.offset, event.weight, event.rows
+            shown.write(rows.tobytes())
+            if until < 1.0:
+                times.write(rows["at"].tobytes())
+        if until < 1.0:
+            end = _quantile(times, until, end)
+        return _sort(parts, shown_row, end, model, advance)
 
 
-def _extend(columns: dict[str, Any], user: int, keys: list[int], at: int) -> None:
-    columns["user"].extend([user] * len(keys))
-    columns["key"].extend(keys)
-    columns["at"].extend([at] * len(keys))
+def _spool() -> IO[bytes]:
+    return tempfile.TemporaryFile(prefix="freshet-", buffering=1 << 16)
 
 
-_ID = np.dtype([("user", "<i8"), ("key", "<u8")])
+def _hash(user_id: str, seed: int | None = None) -> int:
+    """64 bits that stand for the user."""
+    key = b"" if seed is None else seed.to_bytes(8, "little")
+    return int.from_bytes(blake2b(user_id.encode(), digest_size=8, key=key).digest(), "little")
 
 
-def _join(
-    shown: dict[str, NDArray[np.generic]],
-    clicked: dict[str, NDArray[np.generic]],
-    rows: NDArray[np.float32],
+def _quantile(times: IO[bytes], share: float, end: int) -> int:
+    """The time that the share of outcomes was shown up to; `end` without any. Sorts the file where it is."""
+    times.flush()
+    if not times.tell():
+        return end
+    at = np.memmap(times, "<i8", "r+")
+    at.sort()
+    return int(at[int(np.ceil(share * (len(at) - 1)))])
+
+
+def _sort(
+    parts: list[tuple[IO[bytes], IO[bytes]]],
+    shown_row: np.dtype[np.void],
     end: int,
     model: Model,
+    advance: Callable[[int], object],
 ) -> Outcomes:
-    _, first = np.unique(_ids(shown), return_index=True)
-    user, at = shown["user"].astype(np.int64), shown["at"].astype(np.int64)
-    # A log that ends earlier has neither the slates nor the clicks after its end.
-    first = first[at[first] <= end]
-    clicked = {name: column[clicked["at"].astype(np.int64) <= end] for name, column in clicked.items()}
-    order = first[np.lexsort((first, at[first], user[first]))]
-    # The earliest click of each outcome.
-    by_time = np.argsort(clicked["at"], kind="stable")
-    click_ids, earliest = np.unique(_ids(clicked)[by_time], return_index=True)
-    click_at = clicked["at"].astype(np.int64)[by_time][earliest]
-    ids = _ids(shown)[order]
-    place = np.minimum(np.searchsorted(click_ids, ids), max(len(click_ids) - 1, 0))
-    found = click_ids[place] == ids if len(click_ids) else np.zeros(len(ids), bool)
-    delay = np.where(found, click_at[place] - at[order], -1) if len(click_ids) else np.full(len(ids), -1)
-    user = user[order]
-    # Users without an impression have no outcomes.
-    starts = np.append(np.flatnonzero(np.diff(user, prepend=-1)), len(user)).astype(np.intp)
-    offset = shown["offset"].astype(np.float64)[order]
+    """Join and sort part by part."""
+    row = np.dtype([(name, shown_row[name]) for name in ("row", "offset", "weight", "at")] + [("y", "<f4")])
+    table = _spool()
+    counts, delays = [np.empty(0, np.intp)], _Delays()
+    own_offset, seen = False, np.zeros(model.d, dtype=bool)
+    try:
+        for shown_file, clicked_file in parts:
+            shown, clicked = _load(shown_file, shown_row, end), _load(clicked_file, _CLICKED, end)
+            clicked_at = _first_clicks(shown, clicked)
+            delay = clicked_at - shown["at"]
+            delays.add(shown[clicked_at >= 0], delay[clicked_at >= 0], end)
+            out = np.empty(len(shown), row)
+            for name in ("row", "offset", "weight", "at"):
+                out[name] = shown[name]
+            out["y"] = (clicked_at >= 0) & (delay <= model.window_ms)
+            table.write(out.tobytes())
+            counts.append(np.diff(np.flatnonzero(np.diff(shown["user"], prepend=0, append=0))).astype(np.intp))
+            own_offset |= bool((~np.isnan(shown["offset"])).any())
+            seen |= (shown["row"] != 0).any(axis=0)
+            advance(len(shown))
+        table.flush()
+    except BaseException:
+        table.close()
+        raise
     return Outcomes(
-        rows,
-        order,
-        starts,
-        (found & (delay <= model.window_ms)).astype(np.float64),
-        offset,
-        shown["weight"].astype(np.float64)[order],
-        at[order],
-        bool(offset.any()),
-        np.maximum(delay[found], 1).astype(np.float64),
-        np.maximum(end - at[order][found], 1).astype(np.float64),
+        table, row, np.concatenate(counts), own_offset, delays.kept["delay"], delays.kept["horizon"], seen, end
     )
 
 
-def _ids(columns: dict[str, NDArray[np.generic]]) -> NDArray[np.void]:
-    ids = np.empty(len(columns["key"]), _ID)
-    ids["user"], ids["key"] = columns["user"], columns["key"]
-    return ids
+def _load(file: IO[bytes], row: np.dtype[np.void], end: int) -> Structured:
+    """The rows up to the log's end by user, time and key, only the earliest of each outcome; the file is given up."""
+    file.seek(0)
+    rows: Any = np.frombuffer(file.read(), row)
+    file.close()
+    rows = rows[rows["at"] <= end]
+    rows = rows[np.lexsort((rows["at"], rows["key"], rows["user"]))]
+    repeats = (np.diff(rows["user"]) == 0) & (np.diff(rows["key"]) == 0)
+    rows = rows[np.append(True, ~repeats)] if len(rows) else rows
+    return np.asarray(rows[np.lexsort((rows["key"], rows["at"], rows["user"]))])
+
+
+def _first_clicks(shown: Structured, clicked: Structured) -> NDArray[np.int64]:
+    """When each outcome was clicked, -1 for never."""
+    at = np.full(len(shown), -1, dtype=np.int64)
+    if len(clicked):
+        ids, order = _ids(clicked), np.argsort(_ids(clicked))
+        place = order[np.minimum(np.searchsorted(ids, _ids(shown), sorter=order), len(ids) - 1)]
+        found = ids[place] == _ids(shown)
+        at[found] = clicked["at"][place[found]]
+    return at
+
+
+def _ids(rows: Structured) -> NDArray[np.uint64]:
+    """64 bits that stand for an outcome: both halves are hashes already."""
+    return np.asarray(rows["user"] ^ rows["key"], dtype=np.uint64)
+
+
+class _Delays:
+    """Click delays: all of them, or those with the smallest hashes."""
+
+    def __init__(self) -> None:
+        self.kept = np.empty(0, np.dtype([("id", "<u8"), ("delay", "<f8"), ("horizon", "<f8")]))
+        self._limit = 2**64 - 1
+
+    def add(self, shown: Structured, delay: NDArray[np.int64], end: int) -> None:
+        new = np.empty(len(shown), self.kept.dtype)
+        new["id"] = _ids(shown)
+        new["delay"], new["horizon"] = np.maximum(delay, 1), np.maximum(end - shown["at"], 1)
+        self.kept = np.concatenate([self.kept, new[new["id"] <= self._limit]])
+        while len(self.kept) > MAX_DELAYS:
+            self._limit //= 2
+            self.kept = self.kept[self.kept["id"] <= self._limit]

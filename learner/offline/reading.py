@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import groupby
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from learner.events import BadEvent, Event, parse_event
+from learner.events import TOGETHER, BadEvent, Event, Reason, parse_events
 from learner.log import read_to_end
 from learner.model import Model
 
 _FACTS = ("user_id", "request_id", "item_id", "timestamp", "clicked_at", "offset", "weight")
 _SLATE = ("user_id", "request_id", "timestamp")
 _PARQUET_ROWS = 8_192
+# Behind the first event with a foreign feature, to name all of them at once.
+_EVENTS_LOOKED_AT = 10_000
 
 
 class LogError(ValueError):
@@ -47,16 +51,44 @@ def read_events(
     Raises
     ------
     LogError
-        At the first event that does not fit the model: a prior fitted on the rest would be of another population.
+        At the first event that does not fit the model: a prior fitted on the rest would be of another population. Of
+        unknown features the message names those of many events, and what the model has and they have not.
     """
     for source in sources:
-        for place, raw in _raw_events(source, model, topics, kafka or {}):
-            try:
-                event = parse_event(raw, model)
-            except BadEvent as exc:
-                raise LogError(f"{place}: {exc.reason.value}: {exc}") from exc
-            advance(1)
-            yield event
+        raws = _raw_events(source, model, topics, kafka or {})
+        while batch := list(islice(raws, TOGETHER)):
+            for at, event in enumerate(parse_events([raw for _, raw in batch], model)):
+                if isinstance(event, BadEvent):
+                    misfit = ""
+                    if event.reason is Reason.UNKNOWN_FEATURE:
+                        following = chain(batch[at:], islice(raws, _EVENTS_LOOKED_AT))
+                        misfit = _misfit([raw for _, raw in following], model)
+                    raise LogError(f"{batch[at][0]}: {event.reason.value}: {event}{misfit}") from event
+                yield event
+            advance(len(batch))
+
+
+class _Item(msgspec.Struct):
+    """What tells which features a log has, whatever else is wrong with it."""
+
+    features: dict[str, msgspec.Raw] = {}
+
+
+class _Slate(msgspec.Struct):
+    items: list[_Item] = []
+
+
+def _misfit(raws: Iterable[bytes], model: Model) -> str:
+    """How the features of these events differ from the model's."""
+    items: Counter[str] = Counter()
+    for raw in raws:
+        with suppress(msgspec.MsgspecError, UnicodeDecodeError):
+            items.update(name for item in msgspec.json.decode(raw, type=_Slate).items for name in item.features)
+    unknown = [f"{name} ({n:,} items)" for name, n in sorted(items.items()) if name not in model.features]
+    absent = [name for name in model.features if name not in items]
+    return f"; from there on the log has {', '.join(unknown)}, which model {model.name!r} has not" + (
+        f", and lacks {', '.join(absent)}" if absent else ""
+    )
 
 
 def _raw_events(

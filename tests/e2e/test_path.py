@@ -17,15 +17,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 import redis
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 
+from learner.apply import apply, belief_at
+from learner.events import WireClick, WireImpression, parse_event
+from learner.log import read_to_end
 from learner.model import load_model
 from learner.population import rebase
 from learner.prior_file import decode_prior, with_prior
-from learner.record import decode_record, encode_record
+from learner.record import decode_record, encode_record, fresh_record
+from service.scoring import score_items
 from tests.servers import KafkaServer, RedisServer, eventually, free_port
 
 MODEL = """\
@@ -261,6 +267,45 @@ def test_a_logged_impression_needs_only_the_click(deploy: Deploy, producer: Any)
     eventually(lambda: freshet.scores("cy")[1]["posterior"]["n_events"] == 2, 20, "both events are learnt")
     scores, _ = freshet.scores("cy")
     assert scores["a"] > scores["b"]
+
+
+def test_a_thompson_slate_is_replayed_to_the_last_bit_from_the_topic_that_logged_it(
+    deploy: Deploy, producer: Any
+) -> None:
+    freshet = deploy()
+    freshet.serve()
+    freshet.start("learn")
+    for number in range(5):
+        at = now_ms() - 60_000 * number
+        producer.send(freshet.topic, impression("kay", f"r{number}", at), key=b"kay")
+        producer.send(freshet.topic, click("kay", f"r{number}", "ab"[number % 2], at + 4_000), key=b"kay")
+    producer.flush()
+    eventually(lambda: freshet.scores("kay")[1]["posterior"]["n_events"] == 10, 20, "the events are learnt")
+    asked = {"user_id": "kay", "items": ITEMS, "policy": "thompson", "request_id": "q", "log_impression": True}
+    status, answer, _ = freshet.call("POST", "/score", asked)
+    assert status == 200, answer
+    producer.send(freshet.topic, impression("kay", "later", now_ms()), key=b"kay")
+    producer.flush()
+
+    # From here on only what the topic holds.
+    model, record, logged = load_model(MODEL), fresh_record(load_model(MODEL)), None
+    messages = [one for batch in read_to_end(freshet.kafka.url, [freshet.topic]) for one in batch]
+    for message in messages:
+        wire = msgspec.json.decode(message.value, type=WireImpression | WireClick)
+        if isinstance(wire, WireImpression) and wire.ranked is not None:
+            logged = wire
+    assert logged is not None
+    assert logged.ranked is not None
+    assert logged.ranked.prior == model.population_fingerprint.hex()
+    for message in messages:
+        if record.n_events < logged.ranked.n_events:
+            (record,), _ = apply(model, [record], [[(parse_event(message.value, model), message.position)]])
+    rows = model.rows([item.features for item in logged.items])
+    offset = model.offsets([item.offset for item in logged.items], rows).astype(float)
+    generator = np.random.default_rng(logged.ranked.seed)
+    scores = score_items(belief_at(model, record, logged.ranked.at), rows, offset, "thompson", 0.0, generator)
+    replayed = [(logged.items[i].item_id, float(scores.score[i])) for i in scores.order]
+    assert replayed == [(item["item_id"], item["score"]) for item in answer["items"]]
 
 
 def random_stream(seed: int, users: int, length: int) -> list[tuple[str, bytes]]:

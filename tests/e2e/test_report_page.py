@@ -24,8 +24,13 @@ const outside = [...document.querySelectorAll("svg text, svg circle, svg line, s
   const a = e.getBoundingClientRect(), b = e.closest("svg").getBoundingClientRect();
   return a.left < b.left - 1 || a.right > b.right + 1 || a.top < b.top - 1 || a.bottom > b.bottom + 1;
 }).length;
+const texts = [...document.querySelectorAll("svg")].map(svg => [...svg.querySelectorAll("text")].map(
+  e => e.getBoundingClientRect()));
+const overlapping = texts.flatMap(boxes => boxes.flatMap((a, i) => boxes.slice(i + 1).filter(b =>
+  a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1 && b.top < a.bottom - 1))).length;
 document.title = JSON.stringify({
-  heights: boxes.map(b => b.height), outside, rows: document.querySelectorAll("tbody tr").length,
+  heights: boxes.map(b => b.height), outside, overlapping,
+  rows: document.querySelector("tbody").querySelectorAll("tr").length,
   overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
   requests: performance.getEntriesByType("resource").length,
 });
@@ -50,6 +55,7 @@ def test_the_page_is_drawn_whole_and_asks_for_nothing(browser: str, tmp_path: Pa
     assert len(seen["heights"]) == 3
     assert min(seen["heights"]) > 50
     assert seen["outside"] == 0
+    assert seen["overlapping"] == 0
     assert seen["rows"] == len(results)
     assert seen["overflow"] <= 0
     assert seen["requests"] == 0

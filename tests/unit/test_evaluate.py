@@ -13,7 +13,7 @@ from learner.apply import apply, belief_at
 from learner.events import Click, Event, Impression, outcome_key
 from learner.model import load_model
 from learner.offline.evaluate import cut_at, evaluate, variants
-from learner.offline.metrics import Scored, auc, log_loss, reliability, summarise
+from learner.offline.metrics import Scored, auc, log_loss, reliability, share_of, summarise
 from learner.offline.replay import fresh, frozen_at, histories, joined_after, lagging, replay
 from learner.offline.report import as_html, as_json, as_text
 from learner.posterior import click_probability, predict
@@ -129,7 +129,7 @@ def test_metrics_are_what_their_definitions_say(rows: list[tuple[bool, int, int]
             ranks.append(1 / (1 + mine.index(1.0)))
     np.testing.assert_allclose(found["ndcg@10"].value, np.mean(gains) if gains else np.nan)
     np.testing.assert_allclose(found["mrr"].value, np.mean(ranks) if ranks else np.nan)
-    assert sum(one.n for one in reliability(y, p)) == len(y)
+    assert sum(one.n for one in reliability(Scored(user, user, y, p), 5)) == len(y)
 
 
 def test_bootstrap_intervals_hold_the_value_and_shrink_with_more_users() -> None:
@@ -144,6 +144,22 @@ def test_bootstrap_intervals_hold_the_value_and_shrink_with_more_users() -> None
     assert few[1] < few[0] < few[2]
     assert many[2] - many[1] < 0.5 * (few[2] - few[1])
     assert many[1] < 5 / 6 < many[2]
+
+
+def test_reliability_and_coverage_have_intervals_over_users() -> None:
+    rng = np.random.default_rng(1)
+    user, p = np.repeat(np.arange(400), 20), rng.random(8_000)
+    bins = reliability(Scored(user, user, (rng.random(8_000) < p).astype(float), p))
+    assert len(bins) == 10
+    # Each holds the truth 95 times in 100; all ten of this seed do but for one, at most.
+    assert sum(one.low <= one.predicted <= one.high for one in bins) >= 9
+    assert all(one.low < one.actual < one.high for one in bins)
+    # What holds for half of the users or not at all is known worse than what holds by chance.
+    one, other = share_of(user, user % 2 == 0), share_of(user, rng.random(8_000) < 0.5)
+    assert one.value == 0.5
+    assert one.low < 0.5 < one.high
+    assert one.high - one.low > 2 * (other.high - other.low)
+    assert np.isnan(share_of(user[:0], user[:0] > 0).value)
 
 
 def test_auc_of_equal_labels_is_refused() -> None:

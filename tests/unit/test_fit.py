@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -39,8 +40,8 @@ def simulated(n_users: int = 300, n_items: int = 60, seed: int = 0, cov: np.ndar
         theta = rng.multivariate_normal(TRUE_MEAN, cov)
         rows = np.column_stack([np.ones(n_items), rng.normal(size=n_items)]).astype(np.float32)
         keys = [outcome_key(f"r{user}", str(i)) for i in range(n_items)]
-        zeros = np.zeros(n_items, np.float32)
-        events.append(Impression(f"u{user}", 1_000 * user, keys, rows, zeros, zeros + 1))
+        none, ones = np.full(n_items, np.nan, np.float32), np.ones(n_items, np.float32)
+        events.append(Impression(f"u{user}", 1_000 * user, keys, rows, none, ones))
         clicked = rng.random(n_items) < expit(rows @ theta)
         events += [Click(f"u{user}", 1_000 * user + 10, key) for key, yes in zip(keys, clicked, strict=True) if yes]
     return events
@@ -127,7 +128,7 @@ def test_a_click_counts_once_inside_the_window_and_repeats_are_one_outcome() -> 
     shown = Impression("u", 1000, [one, two], rows, np.zeros(2, np.float32), np.ones(2, np.float32))
     events: list[Event] = [Click("u", 900, one), shown, shown, Click("u", 61_001, two), Click("v", 1, one)]
     outcomes = collect(events, MODEL)
-    assert outcomes.y.tolist() == [1.0, 0.0]
+    assert sorted(outcomes.read(0, 1)["y"].tolist()) == [0.0, 1.0]
     assert sorted(outcomes.delay.tolist()) == [1.0, 60_001.0]
     assert outcomes.n_users == 1
 
@@ -136,12 +137,64 @@ def test_outcomes_are_sorted_by_user_and_time_and_a_share_ends_the_log() -> None
     events = simulated(20, 3)[::-1]
     whole = collect(events, MODEL)
     assert whole.starts.tolist() == list(range(0, 61, 3))
-    assert [int(one) for one in np.diff(whole.shown_at)[2::3]] == [-1000] * 19
+    times = whole.read(0, 20)["at"]
+    assert sorted(times[::3].tolist()) == [1_000 * user for user in range(20)]
+    assert (np.diff(times.reshape(20, 3)) == 0).all()
     half = collect(events, MODEL, until=0.5)
     assert half.n_users == 11
-    assert int(half.shown_at.max()) == 10_000
+    assert half.end == int(half.read(0, 11)["at"].max()) == 10_000
     sample = collect(events, MODEL, share=0.5, seed=1)
     assert 0 < sample.n_users < 20
+
+
+def test_the_order_of_the_log_changes_no_outcome() -> None:
+    events = simulated(20, 5)
+    shuffled = [events[i] for i in np.random.default_rng(0).permutation(len(events))]
+    first, second = (collect([*one, *one[:50]], MODEL) for one in (events, shuffled))
+    assert first.n_users == second.n_users == 20
+    assert first.read(0, 20).tobytes() == second.read(0, 20).tobytes()
+    assert sorted(first.delay) == sorted(second.delay)
+
+
+def test_memory_does_not_grow_with_the_log() -> None:
+    rows, none, ones = np.ones((50, 2), np.float32), np.full(50, np.nan, np.float32), np.ones(50, np.float32)
+
+    def peak(n_slates: int) -> int:
+        events = (
+            Impression(f"u{k % 100}", k, [k * 50 + i for i in range(50)], rows, none, ones) for k in range(n_slates)
+        )
+        tracemalloc.start()
+        outcomes = collect(events, MODEL)
+        for _ in outcomes.chunks(np.zeros(2), 10_000):
+            pass
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(outcomes) == 50 * n_slates
+        return found
+
+    small, large = peak(1_000), peak(5_000)
+    # 200,000 outcomes more; a table of them alone would be 8 MB.
+    assert large - small < 1_500_000
+
+
+def test_of_many_clicks_a_sample_of_delays_is_kept_that_does_not_depend_on_the_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    events = simulated(100, 20)
+    whole = collect(events, MODEL)
+    monkeypatch.setattr("learner.offline.outcomes.MAX_DELAYS", 200)
+    sample = collect(events, MODEL)
+    assert 50 < len(sample.delay) <= 200 < len(whole.delay)
+    assert sorted(collect(events[::-1], MODEL).horizon) == sorted(sample.horizon)
+
+
+def test_an_outcome_without_an_offset_has_the_fixed_effects_as_when_it_is_served() -> None:
+    rows = np.array([[1, 2], [1, 3]], np.float32)
+    offset = np.array([np.nan, 0.5], np.float32)
+    outcomes = collect([Impression("u", 5, [2, 1], rows, offset, np.ones(2, np.float32))], MODEL)
+    assert outcomes.own_offset
+    (one,) = outcomes.chunks(np.array([1.0, 10.0]))
+    assert one.offset.tolist() == [0.5, 21.0]
 
 
 def test_the_half_life_that_made_the_tastes_predicts_best() -> None:
@@ -187,8 +240,9 @@ def test_lines_gzip_and_both_parquets_are_read_alike(tmp_path: Path) -> None:
     assert all(len(one) == 2 for one in read)
     for one in read:
         outcomes: Outcomes = collect(one, MODEL)
-        assert outcomes.y.tolist() == [1.0]
-        np.testing.assert_allclose(outcomes.rows[0], [1, 1 / 3], rtol=1e-6)
+        (row,) = outcomes.read(0, 1)
+        assert row["y"] == 1.0
+        np.testing.assert_allclose(row["row"], [1, 1 / 3], rtol=1e-6)
     assert len(list(read_events([str(tmp_path)], MODEL))) == 8
 
 
@@ -199,6 +253,11 @@ def test_a_log_that_does_not_fit_the_model_is_refused_naming_place_and_feature(t
     file = tmp_path / "a.jsonl"
     file.write_text(json.dumps(an_event(x=1.0)) + "\n" + json.dumps(an_event(price=1.0)) + "\n")
     with pytest.raises(LogError, match=r"a\.jsonl:2: unknown_feature: .*price"):
+        list(read_events([str(file)], MODEL))
+    lines = [an_event(x=1.0), an_event(price=1.0, size=2), CLICK, an_event(price=2.0, colour="red")]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    named = r"colour \(1 items\), price \(2 items\), size \(1 items\), which model 't' has not, and lacks x"
+    with pytest.raises(LogError, match=named):
         list(read_events([str(file)], MODEL))
     flat = {"user_id": ["u"], "request_id": ["r"], "item_id": ["a"], "timestamp": [5], "colour": [3.0]}
     pq.write_table(pa.table(flat), tmp_path / "b.parquet")

@@ -62,6 +62,39 @@ def test_a_fitted_prior_is_put_in_force_by_option_or_by_the_model_and_evaluated(
     assert "<svg" in page.read_text()
 
 
+def test_the_order_of_the_files_changes_no_byte_of_the_prior(folder: Path) -> None:
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    halves = [folder / "a.jsonl", folder / "b.jsonl"]
+    for half, part in zip(halves, (lines[::2], lines[1::2]), strict=True):
+        half.write_text("\n".join(part))
+    written = []
+    for logs in (halves, halves[::-1]):
+        assert run(folder, "fit", *map(str, logs), "--out", str(folder / "p.npz"), "--iterations", "3") == 0
+        written.append((folder / "p.npz").read_bytes())
+    assert written[0] == written[1]
+
+
+def test_a_fit_under_a_fitted_prior_finds_the_same_fixed_effect(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log, first, second = str(folder / "log.jsonl"), folder / "1.npz", folder / "2.npz"
+    assert run(folder, "fit", log, "--out", str(first)) == 0
+    assert run(folder, "fit", log, "--out", str(second), "--prior", str(first)) == 0
+    assert "offsets of its own" not in capsys.readouterr().out
+    before, after = (decode_prior(one.read_bytes()) for one in (first, second))
+    np.testing.assert_array_equal(after.population.fixed_effect, before.population.fixed_effect)
+    assert before.population.fingerprint in {one.fingerprint for one in after.earlier}
+
+
+def test_a_log_without_a_feature_of_the_model_is_refused_naming_it(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "model.toml").write_text(MODEL + 'size = { kind = "numeric" }\ntaste = { kind = "vector", size = 2 }\n')
+    assert run(folder, "fit", str(folder / "log.jsonl"), "--out", str(folder / "p.npz")) == 2
+    assert "model 'm' has size, taste, which all 1,200 outcomes lack" in capsys.readouterr().err
+    assert not (folder / "p.npz").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

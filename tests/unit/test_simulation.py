@@ -26,6 +26,8 @@ def run(policy: Policy) -> Outcome:
 def test_credible_intervals_hold_drifting_tastes_nine_times_in_ten_and_regret_falls(policy: Policy) -> None:
     done = run(policy)
     assert done.coverage == pytest.approx(0.9, abs=0.02)
+    assert done.recovery == pytest.approx(0.9, abs=0.02)
+    assert done.ece < 0.03
     assert done.predicted / done.actual == pytest.approx(1.0, abs=0.05)
     assert np.mean(done.regret[-5:]) < 0.6 * np.mean(done.regret[:3])
 
