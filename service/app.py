@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Annotated
+from urllib.parse import unquote
 
 import msgspec
 from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Path, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
+from pydantic import BeforeValidator
 
 from learner.limits import MAX_EVENT_BYTES, MAX_ID_LENGTH
 from learner.log import EventLog
@@ -24,6 +26,7 @@ from service.http import (
     MAX_EVENTS_BYTES,
     RETRY_AFTER_S,
     CountRequests,
+    RouteAsSent,
     add_error_handlers,
     decode_body,
     json_response,
@@ -36,7 +39,7 @@ from service.settings import Settings
 
 THREADS = 32
 
-UserId = Annotated[str, Path(min_length=1, max_length=MAX_ID_LENGTH)]
+UserId = Annotated[str, BeforeValidator(unquote), Path(min_length=1, max_length=MAX_ID_LENGTH)]
 
 _SCORE_REQUEST = msgspec.json.Decoder(api.ScoreRequest)
 
@@ -82,6 +85,7 @@ def create_app(
         lifespan=lifespan,
         redirect_slashes=False,
     )
+    app.add_middleware(RouteAsSent)
     app.add_middleware(Guard, api_key=settings.api_key, max_concurrency=settings.max_concurrency)
     app.add_middleware(CountRequests, metrics=metrics)
     add_error_handlers(app)

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from learner.features import FeatureError
-from learner.log import LogUnavailable
+from learner.log import EntryTooLarge, LogUnavailable
 from learner.record import DamagedRecord, ForeignRecord
 from learner.store import StoreUnavailable
 from learner.wire_errors import UNREADABLE, explain
@@ -61,6 +61,19 @@ class CountRequests:
             route = _route(scope)
             self._metrics.requests.labels(route, str(status)).inc()
             self._metrics.latency.labels(route).observe(time.perf_counter() - started)
+
+
+class RouteAsSent:
+    """ASGI middleware: routes match the path as it was sent, so that an encoded slash stays inside a user's id."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass one request on."""
+        if scope["type"] == "http":
+            scope["path"] = scope["raw_path"].decode("ascii", "replace")
+        await self._app(scope, receive, send)
 
 
 def _route(scope: Scope) -> str:
@@ -122,6 +135,7 @@ def add_error_handlers(app: FastAPI) -> None:
         RequestValidationError,
         StoreUnavailable,
         LogUnavailable,
+        EntryTooLarge,
         FeatureError,
         DamagedRecord,
         ForeignRecord,
@@ -149,6 +163,10 @@ def _as_api_error(exc: Exception) -> ApiError:
         case StoreUnavailable():
             log.warning("store unavailable", error=str(exc))
             return ApiError(503, "store_unavailable", "the store is away; try again", retry_after=RETRY_AFTER_S)
+        case EntryTooLarge():
+            # The topic takes less than we do; of several events the others may be in the log.
+            log.warning("an event is larger than the log takes", error=str(exc))
+            return ApiError(413, "too_large", "an event is larger than the log takes")
         case LogUnavailable():
             log.warning("log unavailable", error=str(exc))
             return ApiError(503, "log_unavailable", "the log is away; try again", retry_after=RETRY_AFTER_S)

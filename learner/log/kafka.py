@@ -63,6 +63,10 @@ class KafkaLog:
                 self._producer = KafkaProducer(
                     bootstrap_servers=self._servers.split(","),
                     acks="all",
+                    # An idempotent producer of kafka-python is done for after any refusal, one event too large
+                    # included. Repeats change nothing here; one request at a time keeps the order.
+                    enable_idempotence=False,
+                    max_in_flight_requests_per_connection=1,
                     linger_ms=0,
                     # A dead letter may be an event larger than any that is taken.
                     max_request_size=16 << 20,

@@ -13,7 +13,7 @@ from kafka.admin import NewTopic
 from kafka.errors import KafkaConnectionError
 
 from learner.events import impression_json
-from learner.log import Entry, EventLog, LogUnavailable, Message, Reader, open_log, open_reader, read_to_end
+from learner.log import Entry, EntryTooLarge, EventLog, LogUnavailable, Message, Reader, open_log, open_reader, read_to_end
 from learner.log.kafka import KafkaReader
 from learner.model import load_model
 from learner.offline.outcomes import collect
@@ -242,6 +242,19 @@ def test_what_was_fetched_while_another_partition_could_not_be_checked_comes_aga
     assert [message.value for message in read(reader, 1)] == [b"2"]
     log.close()
     reader.close()
+
+
+def test_an_entry_larger_than_its_topic_takes_is_told_from_a_kafka_that_is_away(kafka_server: KafkaServer) -> None:
+    topic = f"t-{uuid.uuid4().hex}"
+    admin = KafkaAdminClient(bootstrap_servers=kafka_server.bootstrap)
+    admin.create_topics([NewTopic(topic, 1, 1, topic_configs={"max.message.bytes": "1000"})])
+    admin.close()
+    log = open_log(kafka_server.url)
+    with pytest.raises(EntryTooLarge):
+        log.append([Entry(topic, b"k", bytes(2_000))])
+    log.append([Entry(topic, b"k", b"small")])
+    log.close()
+    assert [message.value for batch in read_to_end(kafka_server.url, [topic]) for message in batch] == [b"small"]
 
 
 def test_headers_come_back_with_the_message(logs: Logs, topic: str) -> None:

@@ -334,13 +334,21 @@ def test_an_event_dated_ahead_is_not_learnt_again_after_an_erasure_from_the_plac
     assert rig.score()["posterior"]["n_events"] == 1
 
 
-@pytest.mark.parametrize("user", ["a b?#%", "ü\u0000"])
-def test_a_user_can_be_read_and_erased_whatever_characters_but_a_slash_the_id_has(rig: Rig, user: str) -> None:
+@pytest.mark.parametrize("user", ["a b?#%", "ü\u0000", "a/b", "a%2Fb", "x/posterior", "/", "é" * 256])
+def test_a_user_can_be_read_and_erased_whatever_characters_the_id_has(rig: Rig, user: str) -> None:
     assert rig.client.post("/events", json={**SHOWN, "user_id": user}).status_code == 202
     rig.learner.turn()
     path = f"/users/{quote(user, safe='')}"
     assert rig.client.get(f"{path}/posterior").json()["user_id"] == user
     assert rig.client.delete(path).json() == {"user_id": user, "erased": True}
+
+
+def test_a_path_with_a_slash_too_many_erases_nobody(rig: Rig) -> None:
+    rig.client.post("/events", json={**SHOWN, "user_id": "x/posterior"})
+    rig.learner.turn()
+    assert rig.client.delete("/users/x/posterior").status_code == 405
+    assert rig.client.get("/users/x%2Fposterior/posterior").json()["user_known"] is True
+    assert rig.client.delete("/users/x/y").status_code == 404
 
 
 def test_every_route_but_health_wants_the_key(rig: Rig) -> None:
