@@ -13,7 +13,17 @@ from kafka.admin import NewTopic
 from kafka.errors import KafkaConnectionError
 
 from learner.events import impression_json
-from learner.log import Entry, EntryTooLarge, EventLog, LogUnavailable, Message, Reader, open_log, open_reader, read_to_end
+from learner.log import (
+    Entry,
+    EntryTooLarge,
+    EventLog,
+    LogUnavailable,
+    Message,
+    Reader,
+    open_log,
+    open_reader,
+    read_to_end,
+)
 from learner.log.kafka import KafkaReader
 from learner.model import load_model
 from learner.offline.outcomes import collect
