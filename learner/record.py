@@ -46,11 +46,8 @@ _HEADER = struct.Struct("<4sBBHQ8sqqQIII")
 _CHECKSUM = struct.Struct("<I")
 _EXTENSION = struct.Struct("<8sq")
 _DIAGONAL, _HAS_POSTERIOR = 1, 2
-_CLICK = np.dtype([("key", "<u8"), ("clicked_at", "<i8")])
+CLICK_DTYPE = np.dtype([("key", "<u8"), ("clicked_at", "<i8")])
 _WATERMARK = struct.Struct("<16siq")
-
-OUTCOME_SCALARS = struct.Struct("<QqqffB")
-"""The columns of `outcome_dtype` before the row: for a few outcomes far cheaper than array columns are."""
 
 
 class RecordError(ValueError):
@@ -143,7 +140,7 @@ class Record:
 
 def fresh_record(model: Model) -> Record:
     """The record of a user of whom nothing is known."""
-    return Record(0, NEVER, NEVER, 0, model.prior, None, no_outcomes(model.d), np.empty(0, _CLICK), {})
+    return Record(0, NEVER, NEVER, 0, model.prior, None, no_outcomes(model.d), np.empty(0, CLICK_DTYPE), {})
 
 
 def erased(record: Record, model: Model, now: int) -> Record:
@@ -173,11 +170,6 @@ def outcome_dtype(d: int) -> np.dtype[np.void]:
 def no_outcomes(d: int) -> Structured:
     """No outcomes of d coefficients."""
     return np.empty(0, outcome_dtype(d))
-
-
-def waiting_clicks(clicks: Mapping[int, int]) -> Structured:
-    """The column form of clicks that wait, from their key to their time."""
-    return np.array(list(clicks.items()), dtype=_CLICK)
 
 
 def encode_record(record: Record, model: Model) -> bytes:
@@ -234,7 +226,7 @@ def decode_record(data: bytes, model: Model, user_id: str) -> Record:
     lengths = [
         size * 8 * n_beliefs,
         n_outcomes * dtype.itemsize,
-        n_clicks * _CLICK.itemsize,
+        n_clicks * CLICK_DTYPE.itemsize,
         n_marks * _WATERMARK.size,
     ]
     start = _HEADER.size + (_EXTENSION.size if version > 1 else 0)
@@ -253,7 +245,7 @@ def decode_record(data: bytes, model: Model, user_id: str) -> Record:
         beliefs[0],
         beliefs[1] if n_beliefs == 2 else None,
         np.frombuffer(body, dtype, n_outcomes, at[1]),
-        np.frombuffer(body, _CLICK, n_clicks, at[2]),
+        np.frombuffer(body, CLICK_DTYPE, n_clicks, at[2]),
         {Partition(topic, number): offset for topic, number, offset in _WATERMARK.iter_unpack(body[at[3] :])},
         erased_at,
     )
