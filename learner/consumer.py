@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from heapq import merge
-from itertools import groupby
+from itertools import compress, groupby
 from typing import TypeVar
 
 import structlog
@@ -26,7 +26,7 @@ from learner.apply import UserEvents, apply
 from learner.events import BadEvent, Event, Reason, parse_events
 from learner.log import Entry, EventLog, LogUnavailable, Message, Reader
 from learner.model import Model
-from learner.record import DamagedRecord, Position, Record, decode_record, encode_record, fresh_record
+from learner.record import DamagedRecord, Position, decode_records, encode_records, fresh_record
 from learner.store import Store, StoreUnavailable, Write
 
 DEAD_LETTER_SUFFIX = ".dlq"
@@ -176,19 +176,17 @@ class Learner:
         """Load, apply, commit; returns the users who lost the compare-and-set."""
         user_ids = list(pending)
         stored = self.store.load(user_ids)
-        records = [self._record(user_id, value) for user_id, value in zip(user_ids, stored, strict=True)]
+        known = [(user_id, value) for user_id, value in zip(user_ids, stored, strict=True) if value is not None]
+        decoded = iter(decode_records([value for _, value in known], self.model, [user_id for user_id, _ in known]))
+        fresh = fresh_record(self.model)
+        records = [fresh if value is None else next(decoded) for value in stored]
         written, report = apply(self.model, records, list(pending.values()))
-        writes = [
-            Write(user_id, value, encode_record(record, self.model))
-            for user_id, value, record, changed in zip(user_ids, stored, written, report.changed, strict=True)
-            if changed
-        ]
+        chosen = list(compress(zip(user_ids, stored, written, strict=True), report.changed))
+        values = encode_records([record for _, _, record in chosen], self.model)
+        writes = [Write(user_id, old, new) for (user_id, old, _), new in zip(chosen, values, strict=True)]
         done = self.store.commit(writes)
         counts.update(report.counts)
         return [write.user_id for write, applied in zip(writes, done, strict=True) if not applied]
-
-    def _record(self, user_id: str, value: bytes | None) -> Record:
-        return fresh_record(self.model) if value is None else decode_record(value, self.model, user_id)
 
     def _until_available(self, counts: Counter[str], call: Callable[[], T]) -> T:
         """Call again while a server is away, with capped exponential back-off and jitter."""

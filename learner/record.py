@@ -2,28 +2,28 @@
 
 Little-endian, checksummed, no pickle::
 
-    header      magic "FRSH", version u8, flags u8, d u16, revision u64, model fingerprint 8 bytes, updated_at i64,
-                settled_at i64, n_events u64, outcomes u32, clicks u32, partitions u32
-    extension   fingerprint of the prior and fixed effect it was learnt under, 8 bytes, erased_at i64; absent in
-                version 1
-    settled     mean d x f64, covariance: lower triangle by rows (or diagonal) f64
-    posterior   the same again, if flag 2 is set
+    prefix      magic "FRSH", version u8, flags u8, d u16, revision u64, checksum u32 (CRC-32 of all the rest)
+    header      model fingerprint 8 bytes, fingerprint of the prior and fixed effect it was learnt under 8 bytes,
+                updated_at i64, settled_at i64, erased_at i64, n_events u32, outcomes u32, clicks u32, partitions u16
+    settled     mean d x f64, covariance: lower triangle by rows (or diagonal) f64; squeezed if flag 4 is set
+    posterior   the same again, if flag 2 is set; squeezed if flag 8 is set
     outcomes    key u64, shown_at i64, settled_at i64, offset f32, weight f32, state u8, row d x f32
     clicks      key u64, clicked_at i64
     watermarks  topic id 16 bytes, partition i32, offset i64
-    checksum    CRC-32 of all that is before it, u32
 
-The revision stands at bytes 8 to 16 of every version, so that a store can compare it without knowing the rest.
+Bytes 8 to 20, revision and checksum, tell a record from every other one that its user has had, so that a store can
+compare them without knowing the rest. Versions 1 and 2, which are still read, have their checksum at the end and the
+model's fingerprint in its place.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, compress
 from typing import Any, NamedTuple, TypeAlias
 from zlib import crc32
 
@@ -35,19 +35,24 @@ from learner.population import rebase
 from learner.posterior import Array, Gaussian
 
 MAGIC = b"FRSH"
-VERSION = 2
+VERSION = 3
 NEVER = -1
-REVISION = slice(8, 16)
-"""Where the revision stands in the bytes of a record, u64 little-endian."""
+IDENTITY = slice(8, 20)
+"""Where the bytes of a record have what tells it from every other record of its user."""
 
 Structured: TypeAlias = NDArray[np.void]
 
-_HEADER = struct.Struct("<4sBBHQ8sqqQIII")
+_PREFIX = struct.Struct("<4sBBHQ")
 _CHECKSUM = struct.Struct("<I")
-_EXTENSION = struct.Struct("<8sq")
-_DIAGONAL, _HAS_POSTERIOR = 1, 2
+_HEADER = struct.Struct("<8s8sqqqIIIH")
+# Behind the prefix of versions 1 and 2, the latter with an extension.
+_OLD_HEADER = struct.Struct("<8sqqQIII")
+_OLD_EXTENSION = struct.Struct("<8sq")
+_DIAGONAL, _HAS_POSTERIOR, _SETTLED_SQUEEZED, _POSTERIOR_SQUEEZED = 1, 2, 4, 8
 CLICK_DTYPE = np.dtype([("key", "<u8"), ("clicked_at", "<i8")])
 _WATERMARK = struct.Struct("<16siq")
+# Seven bits of a float64's exponent, one less than the smallest that `_squeeze` has a code for.
+_LEAST_EXPONENT = np.uint8(0x39)
 
 
 class RecordError(ValueError):
@@ -174,23 +179,39 @@ def no_outcomes(d: int) -> Structured:
 
 def encode_record(record: Record, model: Model) -> bytes:
     """The bytes to store; `decode_record` gives the record back to the last bit."""
-    flags = _DIAGONAL * record.settled.is_diagonal | _HAS_POSTERIOR * (record.posterior is not None)
+    return encode_records([record], model)[0]
+
+
+def encode_records(records: Sequence[Record], model: Model) -> list[bytes]:
+    """The bytes of many records, as `encode_record` gives those of each."""
+    settled = _pack([record.settled for record in records])
+    posterior = iter(_pack([record.posterior for record in records if record.posterior is not None]))
+    return [
+        _join(record, model, one, None if record.posterior is None else next(posterior))
+        for record, one in zip(records, settled, strict=True)
+    ]
+
+
+def _join(record: Record, model: Model, settled: _Packed, posterior: _Packed | None) -> bytes:
+    flags = _DIAGONAL * record.settled.is_diagonal | _SETTLED_SQUEEZED * settled.squeezed
+    if posterior is not None:
+        flags |= _HAS_POSTERIOR | _POSTERIOR_SQUEEZED * posterior.squeezed
+    prefix = _PREFIX.pack(MAGIC, VERSION, flags, model.d, record.revision)
     header = _HEADER.pack(
-        MAGIC, VERSION, flags, model.d, record.revision, model.fingerprint, record.updated_at, record.settled_at,
+        model.fingerprint, model.population_fingerprint, record.updated_at, record.settled_at, record.erased_at,
         record.n_events, len(record.outcomes), len(record.clicks), len(record.watermarks),
     )  # fmt: skip
-    beliefs = [record.settled] if record.posterior is None else [record.settled, record.posterior]
-    body = b"".join(
+    rest = b"".join(
         [
             header,
-            _EXTENSION.pack(model.population_fingerprint, record.erased_at),
-            *(part for belief in beliefs for part in _pack(belief)),
+            settled.data,
+            b"" if posterior is None else posterior.data,
             record.outcomes.tobytes(),
             record.clicks.tobytes(),
-            *(_WATERMARK.pack(*partition, offset) for partition, offset in record.watermarks.items()),
+            *[_WATERMARK.pack(*partition, offset) for partition, offset in record.watermarks.items()],
         ]
     )
-    return body + _CHECKSUM.pack(crc32(body))
+    return prefix + _CHECKSUM.pack(crc32(rest, crc32(prefix))) + rest
 
 
 def decode_record(data: bytes, model: Model, user_id: str) -> Record:
@@ -203,53 +224,107 @@ def decode_record(data: bytes, model: Model, user_id: str) -> Record:
     ForeignRecord
         If another feature space or a later version wrote it.
     """
-    if len(data) < _HEADER.size + _CHECKSUM.size or data[:4] != MAGIC:
+    return decode_records([data], model, [user_id])[0]
+
+
+def decode_records(values: Sequence[bytes], model: Model, user_ids: Sequence[str]) -> list[Record]:
+    """Read many records, as `decode_record` reads each."""
+    parts = [_split(data, model, user_id) for data, user_id in zip(values, user_ids, strict=True)]
+    beliefs = iter(_unpack([belief for one in parts for belief in one.beliefs], model))
+    return [
+        _under_this_population(
+            Record(
+                one.revision,
+                one.updated_at,
+                one.settled_at,
+                one.n_events,
+                next(beliefs),
+                next(beliefs) if len(one.beliefs) == 2 else None,
+                one.outcomes,
+                one.clicks,
+                one.watermarks,
+                one.erased_at,
+            ),
+            one.population,
+            model,
+            user_id,
+        )
+        for one, user_id in zip(parts, user_ids, strict=True)
+    ]
+
+
+class _Packed(NamedTuple):
+    """The bytes of a belief."""
+
+    data: bytes
+    squeezed: bool
+
+
+class _Parts(NamedTuple):
+    """A record whose beliefs are still bytes; `population` is the fingerprint of the one it was learnt under."""
+
+    revision: int
+    population: bytes
+    updated_at: int
+    settled_at: int
+    erased_at: int
+    n_events: int
+    beliefs: list[_Packed]
+    outcomes: Structured
+    clicks: Structured
+    watermarks: dict[Partition, int]
+
+
+def _split(data: bytes, model: Model, user_id: str) -> _Parts:
+    """Check a record and cut it into its parts."""
+    if len(data) < _PREFIX.size + _CHECKSUM.size + _HEADER.size or data[:4] != MAGIC:
         raise DamagedRecord(user_id, f"{len(data)} bytes that are not a Freshet record")
-    body, checksum = data[: -_CHECKSUM.size], _CHECKSUM.unpack(data[-_CHECKSUM.size :])[0]
-    if crc32(body) != checksum:
+    _, version, flags, d, revision = _PREFIX.unpack_from(data)
+    old = version in {1, 2}
+    place = len(data) - _CHECKSUM.size if old else _PREFIX.size
+    if crc32(data[place + _CHECKSUM.size :], crc32(data[:place])) != _CHECKSUM.unpack_from(data, place)[0]:
         raise DamagedRecord(user_id, f"checksum of its {len(data)} bytes does not match")
-    (_, version, flags, d, revision, fingerprint, updated_at, settled_at, n_events, n_outcomes, n_clicks, n_marks) = (
-        _HEADER.unpack_from(body)
-    )
-    if version not in {1, VERSION}:
+    if version > VERSION:
         raise ForeignRecord(user_id, f"format version {version}, this release reads up to {VERSION}")
+    if old:
+        fingerprint, updated_at, settled_at, n_events, *counts = _OLD_HEADER.unpack_from(data, _PREFIX.size)
+        start = _PREFIX.size + _OLD_HEADER.size
+        population, erased_at = _OLD_EXTENSION.unpack_from(data, start) if version == 2 else (b"", NEVER)
+        start += _OLD_EXTENSION.size if version == 2 else 0
+        end = place
+    else:
+        start = _PREFIX.size + _CHECKSUM.size
+        fingerprint, population, updated_at, settled_at, erased_at, n_events, *counts = _HEADER.unpack_from(data, start)
+        start += _HEADER.size
+        end = len(data)
     if fingerprint != model.fingerprint:
         raise ForeignRecord(
             user_id,
             f"written by a model with feature space {fingerprint.hex()} of {d} "
             f"coefficients; model {model.name!r} has {model.fingerprint.hex()} of {model.d}",
         )
-    diagonal = bool(flags & _DIAGONAL)
-    n_beliefs = 2 if flags & _HAS_POSTERIOR else 1
-    size = d + (d if diagonal else d * (d + 1) // 2)
+    squeezed = [bool(flags & _SETTLED_SQUEEZED)]
+    if flags & _HAS_POSTERIOR:
+        squeezed.append(bool(flags & _POSTERIOR_SQUEEZED))
+    n_outcomes, n_clicks, n_marks = counts
     dtype = outcome_dtype(d)
-    lengths = [
-        size * 8 * n_beliefs,
-        n_outcomes * dtype.itemsize,
-        n_clicks * CLICK_DTYPE.itemsize,
-        n_marks * _WATERMARK.size,
-    ]
-    start = _HEADER.size + (_EXTENSION.size if version > 1 else 0)
-    if start + sum(lengths) != len(body):
+    sizes = [_bytes_of(_n_numbers(model), one) for one in squeezed]
+    lengths = [*sizes, n_outcomes * dtype.itemsize, n_clicks * CLICK_DTYPE.itemsize, n_marks * _WATERMARK.size]
+    *at, outcomes_at, clicks_at, marks_at, stop = accumulate([start, *lengths])
+    if stop != end:
         raise DamagedRecord(user_id, f"{len(data)} bytes do not fit its own header")
-    population, erased_at = _EXTENSION.unpack_from(body, _HEADER.size) if version > 1 else (b"", NEVER)
-    at = list(accumulate([start, *lengths]))
-    beliefs = [
-        _unpack(row, d, diagonal) for row in np.frombuffer(body, "<f8", size * n_beliefs, at[0]).reshape(-1, size)
-    ]
-    record = Record(
+    return _Parts(
         revision,
+        population,
         updated_at,
         settled_at,
-        n_events,
-        beliefs[0],
-        beliefs[1] if n_beliefs == 2 else None,
-        np.frombuffer(body, dtype, n_outcomes, at[1]),
-        np.frombuffer(body, CLICK_DTYPE, n_clicks, at[2]),
-        {Partition(topic, number): offset for topic, number, offset in _WATERMARK.iter_unpack(body[at[3] :])},
         erased_at,
+        n_events,
+        [_Packed(data[a : a + n], one) for a, n, one in zip(at, sizes, squeezed, strict=True)],
+        np.frombuffer(data, dtype, n_outcomes, outcomes_at),
+        np.frombuffer(data, CLICK_DTYPE, n_clicks, clicks_at),
+        {Partition(topic, number): offset for topic, number, offset in _WATERMARK.iter_unpack(data[marks_at:end])},
     )
-    return _under_this_population(record, population, model, user_id)
 
 
 def _under_this_population(record: Record, fingerprint: bytes, model: Model, user_id: str) -> Record:
@@ -292,10 +367,72 @@ def _triangle(d: int) -> tuple[NDArray[Any], NDArray[Any]]:
     return rows * d + columns, square
 
 
-def _pack(belief: Gaussian) -> tuple[bytes, bytes]:
-    cov = belief.cov if belief.is_diagonal else belief.cov.ravel()[_triangle(len(belief.mean))[0]]
-    return belief.mean.astype("<f8", copy=False).tobytes(), cov.astype("<f8", copy=False).tobytes()
+def _pack(beliefs: Sequence[Gaussian]) -> list[_Packed]:
+    """The numbers of each belief as bytes, squeezed where they can be."""
+    if not beliefs:
+        return []
+    mean, cov = np.array([one.mean for one in beliefs]), np.array([one.cov for one in beliefs])
+    if not beliefs[0].is_diagonal:
+        cov = cov.reshape(len(cov), -1)[:, _triangle(mean.shape[1])[0]]
+    numbers = np.concatenate([mean, cov], axis=1)
+    squeezed, fits = _squeeze(numbers)
+    return [
+        _Packed(row.tobytes(), True) if fit else _Packed(plain.astype("<f8").tobytes(), False)
+        for row, plain, fit in zip(squeezed, numbers, fits.tolist(), strict=True)
+    ]
 
 
-def _unpack(numbers: Array, d: int, diagonal: bool) -> Gaussian:
-    return Gaussian(numbers[:d], numbers[d:] if diagonal else numbers[d:][_triangle(d)[1]])
+def _unpack(packed: Sequence[_Packed], model: Model) -> list[Gaussian]:
+    if not packed:
+        return []
+    d, n = model.d, _n_numbers(model)
+    numbers = np.empty((len(packed), n))
+    squeezed = np.array([one.squeezed for one in packed])
+    for chosen in (squeezed, ~squeezed):
+        data = b"".join([one.data for one in compress(packed, chosen.tolist())])
+        if data:
+            numbers[chosen] = _unsqueeze(data, n) if chosen is squeezed else np.frombuffer(data, "<f8").reshape(-1, n)
+    mean, cov = numbers[:, :d], numbers[:, d:]
+    if not model.prior.is_diagonal:
+        cov = cov[:, _triangle(d)[1]]
+    return [Gaussian(*one) for one in zip(mean, cov, strict=True)]
+
+
+def _n_numbers(model: Model) -> int:
+    """How many numbers a belief is."""
+    return model.d + (model.d if model.prior.is_diagonal else model.d * (model.d + 1) // 2)
+
+
+def _bytes_of(n: int, squeezed: bool) -> int:
+    """What n numbers take."""
+    return 7 * n + (n + 1) // 2 if squeezed else 8 * n
+
+
+def _squeeze(numbers: Array) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Rows of numbers in 7 1/2 bytes each, to the last bit, and which rows that is true of.
+
+    A float64's highest byte is its sign and seven bits of its exponent. Coefficients and covariances are 0 or between
+    2^-95 and 2^17 in size, where these seven bits have eight values: three bits tell which. First come the other seven
+    bytes of all numbers, then sign and three bits of each, two numbers a byte.
+    """
+    n_rows, n = numbers.shape
+    planes = numbers.astype("<f8").view(np.uint8).reshape(n_rows, n, 8)
+    high = planes[:, :, 7]
+    exponent = high & 0x7F
+    code = np.where(exponent == 0, 0, exponent - _LEAST_EXPONENT)
+    nibbles = np.zeros((n_rows, n + n % 2), np.uint8)
+    nibbles[:, :n] = code | (high >> 7 << 3)
+    squeezed = np.concatenate([planes[:, :, :7].reshape(n_rows, -1), nibbles[:, ::2] | nibbles[:, 1::2] << 4], axis=1)
+    return squeezed, ((exponent == 0) | (code - 1 < 7)).all(axis=1)
+
+
+def _unsqueeze(data: bytes, n: int) -> Array:
+    """The rows of n numbers that `_squeeze` took."""
+    rows = np.frombuffer(data, np.uint8).reshape(-1, _bytes_of(n, True))
+    pairs = rows[:, 7 * n :]
+    nibbles = np.stack([pairs & 0xF, pairs >> 4], axis=2).reshape(len(rows), -1)[:, :n]
+    planes = np.empty((len(rows), n, 8), np.uint8)
+    planes[:, :, :7] = rows[:, : 7 * n].reshape(-1, n, 7)
+    code = nibbles & 0x7
+    planes[:, :, 7] = np.where(code == 0, 0, code + _LEAST_EXPONENT) | (nibbles >> 3 << 7)
+    return planes.view("<f8")[:, :, 0].astype(np.float64)

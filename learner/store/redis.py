@@ -22,12 +22,12 @@ SHARDS = 16
 """Hash tags that keys are spread over. Users of one shard can be read and written in one command on Redis Cluster."""
 KEYS_PER_SCRIPT = 500
 
-# KEYS: users. ARGV: seconds to live, then for each key the revision expected (none: no record) and the new value.
-# Answers for each key: 1 stored, 0 another revision, -1 the key does not hold a string.
+# KEYS: users. ARGV: seconds to live, then for each key the identity expected (none: no record) and the new value.
+# Answers for each key: 1 stored, 0 another record, -1 the key does not hold a string.
 _COMPARE_AND_SET = """
 local done = {}
 for i, key in ipairs(KEYS) do
-  local held = redis.pcall('GETRANGE', key, 8, 15)
+  local held = redis.pcall('GETRANGE', key, 8, 19)
   if type(held) == 'table' then
     done[i] = -1
   elseif held == ARGV[2 * i] then
@@ -106,7 +106,7 @@ class RedisStore:
                     len(chosen),
                     *(record_key(write.user_id) for write in chosen),
                     self._ttl_s,
-                    *(part for write in chosen for part in (write.expected_revision, write.value)),
+                    *(part for write in chosen for part in (write.expected_identity, write.value)),
                 )
             replies = pipeline.execute()
         for places, flags in zip(calls, replies, strict=True):

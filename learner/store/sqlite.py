@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from learner.record import REVISION
+from learner.record import IDENTITY
 from learner.sqlite_file import SqliteFile
 from learner.store import StoreUnavailable, Write
 
@@ -39,13 +39,14 @@ class SqliteStore:
         with self._file.writing() as db:
             db.execute("DELETE FROM records WHERE expires_at <= ?", (now,))
             for write in writes:
-                new = (write.value[REVISION], write.value, now + self._ttl_s)
+                new = (write.value[IDENTITY], write.value, now + self._ttl_s)
                 if write.expected is None:
                     cursor = db.execute("INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?)", (write.user_id, *new))
                 else:
                     cursor = db.execute(
-                        "UPDATE records SET revision = ?, value = ?, expires_at = ? WHERE user_id = ? AND revision = ?",
-                        (*new, write.user_id, write.expected_revision),
+                        "UPDATE records SET revision = ?, value = ?, expires_at = ?"
+                        " WHERE user_id = ? AND substr(value, 9, 12) = ?",
+                        (*new, write.user_id, write.expected_identity),
                     )
                 done.append(cursor.rowcount == 1)
         return done
