@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import lru_cache
 from itertools import accumulate, compress
@@ -96,8 +95,7 @@ class Position(NamedTuple):
     offset: int
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """All that is known of one user.
 
     Attributes
@@ -153,7 +151,7 @@ def erased(record: Record, model: Model, now: int) -> Record:
 
     It knows nothing but the time `now` (epoch ms) of the erasure and the watermarks.
     """
-    return replace(fresh_record(model), revision=record.revision + 1, watermarks=record.watermarks, erased_at=now)
+    return fresh_record(model)._replace(revision=record.revision + 1, watermarks=record.watermarks, erased_at=now)
 
 
 @lru_cache(maxsize=8)
@@ -350,8 +348,7 @@ def _under_this_population(record: Record, fingerprint: bytes, model: Model, use
     if shift.any() and len(outcomes):
         outcomes = outcomes.copy()
         outcomes["offset"] += (outcomes["row"] @ shift).astype(np.float32)
-    return replace(
-        record,
+    return record._replace(
         settled=rebase(record.settled, old, model.population),
         posterior=None if record.posterior is None else rebase(record.posterior, old, model.population),
         outcomes=outcomes,

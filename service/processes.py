@@ -21,6 +21,7 @@ from learner.log import LogUnavailable, Reader, open_log, open_reader
 from learner.model import Model
 from learner.record import RecordError
 from learner.store import StoreUnavailable, open_store
+from learner.store.recent import RecentStore
 from service import api
 from service.app import create_app
 from service.http import add_error_handlers, json_response
@@ -107,7 +108,7 @@ def _up(settings: Settings, model: Model) -> int:
 def _learner(settings: Settings, model: Model, reader: Reader, monitor: Monitor, stop: threading.Event) -> Learner:
     return Learner(
         model,
-        open_store(settings.store_url, settings.ttl_days * DAY_S, settings.store_timeout_s),
+        RecentStore(open_store(settings.store_url, settings.ttl_days * DAY_S, settings.store_timeout_s)),
         reader,
         open_log(settings.log, **settings.kafka_options),
         monitor.observe,

@@ -67,7 +67,7 @@ def test_all_users_at_once_are_what_each_is_one_outcome_after_another(
 ) -> None:
     streams = [shuffled_in_time(one) for one in users]
     records = [fresh_record(model) for _ in users]
-    records[0] = Record(**{**records[0].__dict__, "erased_at": erased_at})
+    records[0] = records[0]._replace(erased_at=erased_at)
     cut = data.draw(st.integers(0, 14))
     for part in (slice(0, cut), slice(cut, None)):
         events = [stream[part] for stream in streams]
