@@ -227,7 +227,8 @@ def decode_record(data: bytes, model: Model, user_id: str) -> Record:
 
 def decode_records(values: Sequence[bytes], model: Model, user_ids: Sequence[str]) -> list[Record]:
     """Read many records, as `decode_record` reads each."""
-    parts = [_split(data, model, user_id) for data, user_id in zip(values, user_ids, strict=True)]
+    plain, squeezed = (_bytes_of(_n_numbers(model), one) for one in (False, True))
+    parts = [_split(data, model, user_id, plain, squeezed) for data, user_id in zip(values, user_ids, strict=True)]
     beliefs = iter(_unpack([belief for one in parts for belief in one.beliefs], model))
     return [
         _under_this_population(
@@ -273,8 +274,8 @@ class _Parts(NamedTuple):
     watermarks: dict[Partition, int]
 
 
-def _split(data: bytes, model: Model, user_id: str) -> _Parts:
-    """Check a record and cut it into its parts."""
+def _split(data: bytes, model: Model, user_id: str, plain: int, squeezed: int) -> _Parts:
+    """Check a record and cut it into its parts; a belief takes so many bytes, plain or squeezed."""
     if len(data) < _PREFIX.size + _CHECKSUM.size + _HEADER.size or data[:4] != MAGIC:
         raise DamagedRecord(user_id, f"{len(data)} bytes that are not a Freshet record")
     _, version, flags, d, revision = _PREFIX.unpack_from(data)
@@ -301,12 +302,10 @@ def _split(data: bytes, model: Model, user_id: str) -> _Parts:
             f"written by a model with feature space {fingerprint.hex()} of {d} "
             f"coefficients; model {model.name!r} has {model.fingerprint.hex()} of {model.d}",
         )
-    squeezed = [bool(flags & _SETTLED_SQUEEZED)]
-    if flags & _HAS_POSTERIOR:
-        squeezed.append(bool(flags & _POSTERIOR_SQUEEZED))
+    which = [_SETTLED_SQUEEZED, _POSTERIOR_SQUEEZED] if flags & _HAS_POSTERIOR else [_SETTLED_SQUEEZED]
+    sizes = [squeezed if flags & one else plain for one in which]
     n_outcomes, n_clicks, n_marks = counts
     dtype = outcome_dtype(d)
-    sizes = [_bytes_of(_n_numbers(model), one) for one in squeezed]
     lengths = [*sizes, n_outcomes * dtype.itemsize, n_clicks * CLICK_DTYPE.itemsize, n_marks * _WATERMARK.size]
     *at, outcomes_at, clicks_at, marks_at, stop = accumulate([start, *lengths])
     if stop != end:
@@ -318,7 +317,7 @@ def _split(data: bytes, model: Model, user_id: str) -> _Parts:
         settled_at,
         erased_at,
         n_events,
-        [_Packed(data[a : a + n], one) for a, n, one in zip(at, sizes, squeezed, strict=True)],
+        [_Packed(data[a : a + n], n == squeezed) for a, n in zip(at, sizes, strict=True)],
         np.frombuffer(data, dtype, n_outcomes, outcomes_at),
         np.frombuffer(data, CLICK_DTYPE, n_clicks, clicks_at),
         {Partition(topic, number): offset for topic, number, offset in _WATERMARK.iter_unpack(data[marks_at:end])},

@@ -115,7 +115,8 @@ class KafkaReader:
         messages = []
         for place, records in fetched.items():
             self._next[place] = records[-1].offset + 1
-            messages += [_message(one, self._ids[place.topic]) for one in records]
+            partition = Partition(self._ids[place.topic], place.partition)
+            messages += [_message(one, partition) for one in records]
         return messages
 
     def idle(self, timeout_ms: int) -> None:
@@ -212,7 +213,7 @@ def read_kafka_to_end(
             if not left:
                 return
             messages = [
-                _message(one, ids[place.topic])
+                _message(one, Partition(ids[place.topic], place.partition))
                 for place, records in fetched.items()
                 for one in records
                 if one.offset < ends[place]
@@ -233,9 +234,15 @@ def read_kafka_to_end(
         consumer.close(autocommit=False)
 
 
-def _message(record: Any, topic_id: bytes) -> Message:
-    position = Position(Partition(topic_id, record.partition), record.offset)
-    return Message(record.topic, position, record.key, record.value or b"", record.timestamp, record.headers)
+def _message(record: Any, partition: Partition) -> Message:
+    return Message(
+        record.topic,
+        Position(partition, record.offset),
+        record.key,
+        record.value or b"",
+        record.timestamp,
+        record.headers,
+    )
 
 
 class _Assigned(ConsumerRebalanceListener):  # type: ignore[misc]
