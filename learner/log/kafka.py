@@ -97,10 +97,16 @@ class KafkaReader:
         # Partitions whose topic id and committed offset are still to be looked at.
         self._unchecked: set[TopicPartition] = set()
         self._consumer.subscribe(list(topics), listener=_Assigned(self._unchecked))
+        self._unasked = list(topics)
 
     def poll(self, timeout_ms: int, max_messages: int) -> list[Message]:
         """Fetch; also takes part in rebalances."""
         with _translated():
+            # Before the first poll joins the group: a leader that has not heard of a topic's partitions gives them to
+            # nobody, and kafka-python does not always notice when it hears of them in that moment.
+            while self._unasked:
+                self._consumer.partitions_for_topic(self._unasked[-1])
+                self._unasked.pop()
             self._consumer.resume(*self._consumer.paused())
             fetched = self._consumer.poll(timeout_ms=timeout_ms, max_records=max_messages)
             self._unchecked &= self._consumer.assignment()
