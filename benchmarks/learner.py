@@ -19,6 +19,7 @@ from benchmarks.workload import fill_topic, freshet_environ, model, shared
 from learner.consumer import Learner
 from learner.log import open_log, open_reader
 from learner.store import open_store
+from learner.store.recent import RecentStore
 from tests.servers import KafkaServer, RedisServer, eventually
 
 USERS = 5_000
@@ -85,7 +86,7 @@ def freshet(context: Context, topic: str, n: int) -> float:
     log_url = shared(context, KafkaServer).url
     learner = Learner(
         model(),
-        open_store(server.url(), 86_400),
+        RecentStore(open_store(server.url(), 86_400)),
         open_reader(log_url, [topic], f"group-{uuid.uuid4().hex}"),
         open_log(log_url),
         max_messages=MAX_BATCH,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from heapq import merge
-from itertools import groupby
+from itertools import compress, groupby
 from typing import TypeVar
 
 import structlog
@@ -35,7 +35,7 @@ from learner.log import (
     Reader,
 )
 from learner.model import Model
-from learner.record import DamagedRecord, Position, Record, decode_record, encode_record, fresh_record
+from learner.record import DamagedRecord, Position, decode_records, encode_records, fresh_record
 from learner.store import Store, StoreUnavailable, Write
 
 MAX_BACKOFF_S = 5.0
@@ -183,12 +183,16 @@ class Learner:
         """Load, apply, commit; returns the users who lost the compare-and-set."""
         user_ids = list(pending)
         stored = self.store.load(user_ids)
-        records = [self._record(user_id, value) for user_id, value in zip(user_ids, stored, strict=True)]
+        known = [(user_id, value) for user_id, value in zip(user_ids, stored, strict=True) if value is not None]
+        decoded = iter(decode_records([value for _, value in known], self.model, [user_id for user_id, _ in known]))
+        fresh = fresh_record(self.model)
+        records = [fresh if value is None else next(decoded) for value in stored]
         written, report = apply(self.model, records, list(pending.values()))
+        chosen = list(compress(zip(user_ids, stored, written, strict=True), report.changed))
+        values = encode_records([record for _, _, record in chosen], self.model)
         writes = [
-            Write(user_id, value, encode_record(record, self.model), record.was_erased)
-            for user_id, value, record, changed in zip(user_ids, stored, written, report.changed, strict=True)
-            if changed
+            Write(user_id, old, new, record.was_erased)
+            for (user_id, old, record), new in zip(chosen, values, strict=True)
         ]
         done = self.store.commit(writes)
         counts.update(report.counts)
@@ -208,9 +212,6 @@ class Learner:
                 raise
             left = ("body", f"{len(letter.value)} bytes, too large for a dead letter: see the offset".encode())
             self.dead_letters.append([letter._replace(value=b"", headers=[*letter.headers, left])])
-
-    def _record(self, user_id: str, value: bytes | None) -> Record:
-        return fresh_record(self.model) if value is None else decode_record(value, self.model, user_id)
 
     def _until_available(self, counts: Counter[str], call: Callable[[], T]) -> T:
         """Call again while a server is away, with capped exponential back-off and jitter."""

@@ -7,6 +7,7 @@ whether it is learnt at once, learnt from the record later, or scored.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, KeysView, Mapping, Sequence
+from contextlib import suppress
 from itertools import accumulate, chain, islice
 from operator import itemgetter
 from typing import Annotated, Any, NamedTuple, TypeAlias
@@ -157,15 +158,17 @@ def design_matrix(layout: Layout, items: Sequence[Mapping[str, FeatureValue]], i
     FeatureError
         If a feature is not of the model, has the wrong type, or is not finite as float32.
     """
-    if not ignore_unknown:
-        for index, item in enumerate(items):
-            if not layout.names >= item.keys():
-                name = min(item.keys() - layout.names)
-                raise FeatureError("unknown_feature", index, name, f"unknown; the model has {_some(layout.names)}")
+    try:
+        taken = [layout.take(item) for item in items]
+    except KeyError:
+        taken = None
+    # Items that have all numeric features, and as many as a model of nothing else, have no other.
+    if not ignore_unknown and (taken is None or layout.others or any(len(one) != len(layout.names) for one in items)):
+        _refuse_unknown(layout, items)
     X = np.zeros((len(items), layout.d))
     X[:, 0] = 1.0
     if layout.numeric:
-        X[:, layout.columns] = _numbers(layout, items)
+        X[:, layout.columns] = _numbers(layout, items, taken)
     for name, feature, columns in layout.others:
         for index, item in enumerate(items):
             if (value := item.get(name)) is not None:
@@ -205,15 +208,28 @@ def width(feature: Feature) -> int:
             return size
 
 
-def _numbers(layout: Layout, items: Sequence[Mapping[str, FeatureValue]]) -> Array:
-    """The numeric columns of all items in one pass: learning and scoring spend much of their time here."""
+def _refuse_unknown(layout: Layout, items: Sequence[Mapping[str, FeatureValue]]) -> None:
+    for index, item in enumerate(items):
+        if not layout.names >= item.keys():
+            name = min(item.keys() - layout.names)
+            raise FeatureError("unknown_feature", index, name, f"unknown; the model has {_some(layout.names)}")
+
+
+def _numbers(layout: Layout, items: Sequence[Mapping[str, FeatureValue]], taken: list[Any] | None) -> Array:
+    """The numeric columns of all items in one pass: learning and scoring spend much of their time here.
+
+    `taken` are the values where every item has them all.
+    """
     names, mean = layout.numeric, layout.mean
     values: list[Any]
-    try:
-        taken = [layout.take(item) for item in items]
+    if taken is not None:
         values = taken if len(names) == 1 else list(chain.from_iterable(taken))
-    except KeyError:
+    else:
         values = [item.get(name, m) for item in items for name, m in zip(names, mean.tolist(), strict=True)]
+    # Left to itself NumPy makes numbers of nothing but numbers; told to, it would read strings too.
+    with suppress(ValueError):
+        if (found := np.array(values)).dtype in (np.float64, np.int64) and found.ndim == 1:
+            return (found.reshape(len(items), len(names)) - mean) / layout.std
     if not {float, int}.issuperset(map(type, values)):
         at = next(i for i, value in enumerate(values) if type(value) not in (float, int))
         detail = f"expected a number, got {_type_name(values[at])}"

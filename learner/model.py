@@ -185,9 +185,12 @@ class Model:
 
     def offsets(self, given: Sequence[float | None], rows: Rows) -> NDArray[np.float32]:
         """The offsets of a slate, shape (N,): those given, and the fixed effect's where None was."""
-        if None in given:
-            fixed = (rows.astype(np.float64) @ self.fixed_effect).tolist()
-            given = [f if o is None else o for o, f in zip(given, fixed, strict=True)]
+        missing = given.count(None)
+        if missing:
+            fixed = rows.astype(np.float64) @ self.fixed_effect
+            if missing == len(given):
+                return fixed.astype(np.float32)
+            given = [f if o is None else o for o, f in zip(given, fixed.tolist(), strict=True)]
         # As a record keeps them.
         return np.array(given, dtype=np.float32)
 

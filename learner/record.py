@@ -2,28 +2,27 @@
 
 Little-endian, checksummed, no pickle::
 
-    header      magic "FRSH", version u8, flags u8, d u16, revision u64, model fingerprint 8 bytes, updated_at i64,
-                settled_at i64, n_events u64, outcomes u32, clicks u32, partitions u32
-    extension   fingerprint of the prior and fixed effect it was learnt under, 8 bytes, erased_at i64; absent in
-                version 1
-    settled     mean d x f64, covariance: lower triangle by rows (or diagonal) f64
-    posterior   the same again, if flag 2 is set
+    prefix      magic "FRSH", version u8, flags u8, d u16, revision u64, checksum u32 (CRC-32 of all the rest)
+    header      model fingerprint 8 bytes, fingerprint of the prior and fixed effect it was learnt under 8 bytes,
+                updated_at i64, settled_at i64, erased_at i64, n_events u32, outcomes u32, clicks u32, partitions u16
+    settled     mean d x f64, covariance: lower triangle by rows (or diagonal) f64; squeezed if flag 4 is set
+    posterior   the same again, if flag 2 is set; squeezed if flag 8 is set
     outcomes    key u64, shown_at i64, settled_at i64, offset f32, weight f32, state u8, row d x f32
     clicks      key u64, clicked_at i64
     watermarks  topic id 16 bytes, partition i32, offset i64
-    checksum    CRC-32 of all that is before it, u32
 
-The revision stands at bytes 8 to 16 of every version, so that a store can compare it without knowing the rest.
+Bytes 8 to 20, revision and checksum, tell a record from every other one that its user has had, so that a store can
+compare them without knowing the rest. Versions 1 and 2, which are still read, have their checksum at the end and the
+model's fingerprint in its place.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, compress
 from typing import Any, NamedTuple, TypeAlias
 from zlib import crc32
 
@@ -35,22 +34,25 @@ from learner.population import rebase
 from learner.posterior import Array, Gaussian
 
 MAGIC = b"FRSH"
-VERSION = 2
+VERSION = 3
+_OLD_VERSIONS = frozenset({1, 2})
 NEVER = -1
-REVISION = slice(8, 16)
-"""Where the revision stands in the bytes of a record, u64 little-endian."""
+IDENTITY = slice(8, 20)
+"""Where the bytes of a record have what tells it from every other record of its user."""
 
 Structured: TypeAlias = NDArray[np.void]
 
-_HEADER = struct.Struct("<4sBBHQ8sqqQIII")
+_PREFIX = struct.Struct("<4sBBHQ")
 _CHECKSUM = struct.Struct("<I")
-_EXTENSION = struct.Struct("<8sq")
-_DIAGONAL, _HAS_POSTERIOR = 1, 2
-_CLICK = np.dtype([("key", "<u8"), ("clicked_at", "<i8")])
+_HEADER = struct.Struct("<8s8sqqqIIIH")
+# Behind the prefix of versions 1 and 2, the latter with an extension.
+_OLD_HEADER = struct.Struct("<8sqqQIII")
+_OLD_EXTENSION = struct.Struct("<8sq")
+_DIAGONAL, _HAS_POSTERIOR, _SETTLED_SQUEEZED, _POSTERIOR_SQUEEZED = 1, 2, 4, 8
+CLICK_DTYPE = np.dtype([("key", "<u8"), ("clicked_at", "<i8")])
 _WATERMARK = struct.Struct("<16siq")
-
-OUTCOME_SCALARS = struct.Struct("<QqqffB")
-"""The columns of `outcome_dtype` before the row: for a few outcomes far cheaper than array columns are."""
+# Seven bits of a float64's exponent, one less than the smallest that `_squeeze` has a code for.
+_LEAST_EXPONENT = np.uint8(0x39)
 
 
 class RecordError(ValueError):
@@ -94,8 +96,7 @@ class Position(NamedTuple):
     offset: int
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """All that is known of one user.
 
     Attributes
@@ -148,7 +149,7 @@ class Record:
 
 def fresh_record(model: Model) -> Record:
     """The record of a user of whom nothing is known."""
-    return Record(0, NEVER, NEVER, 0, model.prior, None, no_outcomes(model.d), np.empty(0, _CLICK), {})
+    return Record(0, NEVER, NEVER, 0, model.prior, None, no_outcomes(model.d), np.empty(0, CLICK_DTYPE), {})
 
 
 def erased(record: Record, model: Model, now: int) -> Record:
@@ -156,7 +157,7 @@ def erased(record: Record, model: Model, now: int) -> Record:
 
     It knows nothing but the time `now` (epoch ms) of the erasure and the watermarks.
     """
-    return replace(fresh_record(model), revision=record.revision + 1, watermarks=record.watermarks, erased_at=now)
+    return fresh_record(model)._replace(revision=record.revision + 1, watermarks=record.watermarks, erased_at=now)
 
 
 @lru_cache(maxsize=8)
@@ -180,60 +181,89 @@ def no_outcomes(d: int) -> Structured:
     return np.empty(0, outcome_dtype(d))
 
 
-def waiting_clicks(clicks: Mapping[int, int]) -> Structured:
-    """The column form of clicks that wait, from their key to their time."""
-    return np.array(list(clicks.items()), dtype=_CLICK)
-
-
 def encode_record(record: Record, model: Model) -> bytes:
     """The bytes to store; `decode_record` gives the record back to the last bit."""
-    flags = _DIAGONAL * record.settled.is_diagonal | _HAS_POSTERIOR * (record.posterior is not None)
+    return encode_records([record], model)[0]
+
+
+def encode_records(records: Sequence[Record], model: Model) -> list[bytes]:
+    """The bytes of many records, as `encode_record` gives those of each."""
+    settled = _pack([record.settled for record in records])
+    posterior = iter(_pack([record.posterior for record in records if record.posterior is not None]))
+    return [
+        _join(record, model, one, None if record.posterior is None else next(posterior))
+        for record, one in zip(records, settled, strict=True)
+    ]
+
+
+def _join(record: Record, model: Model, settled: _Packed, posterior: _Packed | None) -> bytes:
+    flags = _DIAGONAL * record.settled.is_diagonal | _SETTLED_SQUEEZED * settled.squeezed
+    if posterior is not None:
+        flags |= _HAS_POSTERIOR | _POSTERIOR_SQUEEZED * posterior.squeezed
+    prefix = _PREFIX.pack(MAGIC, VERSION, flags, model.d, record.revision)
     header = _HEADER.pack(
-        MAGIC, VERSION, flags, model.d, record.revision, model.fingerprint, record.updated_at, record.settled_at,
+        model.fingerprint, model.population_fingerprint, record.updated_at, record.settled_at, record.erased_at,
         record.n_events, len(record.outcomes), len(record.clicks), len(record.watermarks),
     )  # fmt: skip
-    beliefs = [record.settled] if record.posterior is None else [record.settled, record.posterior]
-    body = b"".join(
+    rest = b"".join(
         [
             header,
-            _EXTENSION.pack(model.population_fingerprint, record.erased_at),
-            *(part for belief in beliefs for part in _pack(belief)),
+            settled.data,
+            b"" if posterior is None else posterior.data,
             record.outcomes.tobytes(),
             record.clicks.tobytes(),
-            *(_WATERMARK.pack(*partition, offset) for partition, offset in record.watermarks.items()),
+            *[_WATERMARK.pack(*partition, offset) for partition, offset in record.watermarks.items()],
         ]
     )
-    return body + _CHECKSUM.pack(crc32(body))
+    return prefix + _CHECKSUM.pack(crc32(rest, crc32(prefix))) + rest
 
 
 class Header(NamedTuple):
-    """What the bytes of a record say of themselves, in the order of the format; see the module."""
+    """What the bytes of a record say of themselves; see the module. `begin` is where the beliefs do."""
 
-    magic: bytes
     version: int
     flags: int
     d: int
     revision: int
     fingerprint: bytes
+    population_fingerprint: bytes
     updated_at: int
     settled_at: int
+    erased_at: int
     n_events: int
     n_outcomes: int
     n_clicks: int
     n_watermarks: int
-    population_fingerprint: bytes = b""
-    erased_at: int = NEVER
+    begin: int
 
 
 def read_header(data: bytes) -> Header | None:
-    """The header of bytes that need not be a whole record, nor one of this model's; None if they are none at all."""
-    if len(data) < _HEADER.size or data[:4] != MAGIC:
+    """The header of bytes that need not be a whole record, nor one of this model's; None if they have none we know."""
+    if data[: len(MAGIC)] != MAGIC:
         return None
-    header = Header(*_HEADER.unpack_from(data))
-    if header.version < 2 or len(data) < _HEADER.size + _EXTENSION.size:
-        return header
-    population, erased_at = _EXTENSION.unpack_from(data, _HEADER.size)
-    return header._replace(population_fingerprint=population, erased_at=erased_at)
+    try:
+        _, version, flags, d, revision = _PREFIX.unpack_from(data)
+        begin = _PREFIX.size
+        if version == VERSION:
+            begin += _CHECKSUM.size
+            fingerprint, population, updated_at, settled_at, erased_at, *counts = _HEADER.unpack_from(data, begin)
+            begin += _HEADER.size
+        elif version in _OLD_VERSIONS:
+            fingerprint, updated_at, settled_at, *counts = _OLD_HEADER.unpack_from(data, begin)
+            begin += _OLD_HEADER.size
+            population, erased_at = b"", NEVER
+            if version > 1:
+                population, erased_at = _OLD_EXTENSION.unpack_from(data, begin)
+                begin += _OLD_EXTENSION.size
+        else:
+            return None
+    except struct.error:
+        return None
+    n_events, n_outcomes, n_clicks, n_watermarks = counts
+    return Header(
+        version, flags, d, revision, fingerprint, population, updated_at, settled_at, erased_at,
+        n_events, n_outcomes, n_clicks, n_watermarks, begin,
+    )  # fmt: skip
 
 
 def decode_record(data: bytes, model: Model, user_id: str) -> Record:
@@ -246,56 +276,94 @@ def decode_record(data: bytes, model: Model, user_id: str) -> Record:
     ForeignRecord
         If another feature space or a later version wrote it.
     """
-    if len(data) < _HEADER.size + _CHECKSUM.size or data[:4] != MAGIC:
+    return decode_records([data], model, [user_id])[0]
+
+
+def decode_records(values: Sequence[bytes], model: Model, user_ids: Sequence[str]) -> list[Record]:
+    """Read many records, as `decode_record` reads each."""
+    plain, squeezed = (_bytes_of(_n_numbers(model), one) for one in (False, True))
+    parts = [_split(data, model, user_id, plain, squeezed) for data, user_id in zip(values, user_ids, strict=True)]
+    beliefs = iter(_unpack([belief for one in parts for belief in one.beliefs], model))
+    return [
+        _under_this_population(
+            Record(
+                one.header.revision,
+                one.header.updated_at,
+                one.header.settled_at,
+                one.header.n_events,
+                next(beliefs),
+                next(beliefs) if len(one.beliefs) == 2 else None,
+                one.outcomes,
+                one.clicks,
+                one.watermarks,
+                one.header.erased_at,
+            ),
+            one.header.population_fingerprint,
+            model,
+            user_id,
+        )
+        for one, user_id in zip(parts, user_ids, strict=True)
+    ]
+
+
+class _Packed(NamedTuple):
+    """The bytes of a belief."""
+
+    data: bytes
+    squeezed: bool
+
+
+class _Parts(NamedTuple):
+    """A record whose beliefs are still bytes."""
+
+    header: Header
+    beliefs: list[_Packed]
+    outcomes: Structured
+    clicks: Structured
+    watermarks: dict[Partition, int]
+
+
+def _split(data: bytes, model: Model, user_id: str, plain: int, squeezed: int) -> _Parts:
+    """Check a record and cut it into its parts; a belief takes so many bytes, plain or squeezed."""
+    if len(data) < _PREFIX.size + _CHECKSUM.size or data[: len(MAGIC)] != MAGIC:
         raise DamagedRecord(user_id, f"{len(data)} bytes that are not a Freshet record")
-    body, checksum = data[: -_CHECKSUM.size], _CHECKSUM.unpack(data[-_CHECKSUM.size :])[0]
-    if crc32(body) != checksum:
+    version = data[len(MAGIC)]
+    old = version in _OLD_VERSIONS
+    place = len(data) - _CHECKSUM.size if old else _PREFIX.size
+    if crc32(data[place + _CHECKSUM.size :], crc32(data[:place])) != _CHECKSUM.unpack_from(data, place)[0]:
         raise DamagedRecord(user_id, f"checksum of its {len(data)} bytes does not match")
-    (_, version, flags, d, revision, fingerprint, updated_at, settled_at, n_events, n_outcomes, n_clicks, n_marks) = (
-        _HEADER.unpack_from(body)
-    )
-    if version not in {1, VERSION}:
+    if version > VERSION:
         raise ForeignRecord(user_id, f"format version {version}, this release reads up to {VERSION}")
-    if fingerprint != model.fingerprint:
+    header = read_header(data)
+    if header is None:
+        raise DamagedRecord(user_id, f"{len(data)} bytes that are not a Freshet record")
+    if header.fingerprint != model.fingerprint:
         raise ForeignRecord(
             user_id,
-            f"written by a model with feature space {fingerprint.hex()} of {d} "
+            f"written by a model with feature space {header.fingerprint.hex()} of {header.d} "
             f"coefficients; model {model.name!r} has {model.fingerprint.hex()} of {model.d}",
         )
-    diagonal = bool(flags & _DIAGONAL)
-    n_beliefs = 2 if flags & _HAS_POSTERIOR else 1
-    size = d + (d if diagonal else d * (d + 1) // 2)
-    dtype = outcome_dtype(d)
+    which = [_SETTLED_SQUEEZED, _POSTERIOR_SQUEEZED] if header.flags & _HAS_POSTERIOR else [_SETTLED_SQUEEZED]
+    sizes = [squeezed if header.flags & one else plain for one in which]
+    dtype = outcome_dtype(model.d)
     lengths = [
-        size * 8 * n_beliefs,
-        n_outcomes * dtype.itemsize,
-        n_clicks * _CLICK.itemsize,
-        n_marks * _WATERMARK.size,
+        *sizes,
+        header.n_outcomes * dtype.itemsize,
+        header.n_clicks * CLICK_DTYPE.itemsize,
+        header.n_watermarks * _WATERMARK.size,
     ]
-    start = _HEADER.size + (_EXTENSION.size if version > 1 else 0)
-    if (d, diagonal) != (model.d, model.prior.is_diagonal) or start + sum(lengths) != len(body):
+    *at, outcomes_at, clicks_at, marks_at, stop = accumulate([header.begin, *lengths])
+    end = place if old else len(data)
+    shape = header.d, bool(header.flags & _DIAGONAL)
+    if shape != (model.d, model.prior.is_diagonal) or stop != end:
         raise DamagedRecord(user_id, f"{len(data)} bytes do not fit its own header")
-    population, erased_at = _EXTENSION.unpack_from(body, _HEADER.size) if version > 1 else (b"", NEVER)
-    at = list(accumulate([start, *lengths]))
-    beliefs = [
-        _unpack(row, d, diagonal) for row in np.frombuffer(body, "<f8", size * n_beliefs, at[0]).reshape(-1, size)
-    ]
-    record = Record(
-        revision,
-        updated_at,
-        settled_at,
-        n_events,
-        beliefs[0],
-        beliefs[1] if n_beliefs == 2 else None,
-        np.frombuffer(body, dtype, n_outcomes, at[1]),
-        np.frombuffer(body, _CLICK, n_clicks, at[2]),
-        {Partition(topic, number): offset for topic, number, offset in _WATERMARK.iter_unpack(body[at[3] :])},
-        erased_at,
+    return _Parts(
+        header,
+        [_Packed(data[a : a + n], n == squeezed) for a, n in zip(at, sizes, strict=True)],
+        np.frombuffer(data, dtype, header.n_outcomes, outcomes_at),
+        np.frombuffer(data, CLICK_DTYPE, header.n_clicks, clicks_at),
+        {Partition(topic, number): offset for topic, number, offset in _WATERMARK.iter_unpack(data[marks_at:end])},
     )
-    try:
-        return _under_this_population(record, population, model, user_id)
-    except np.linalg.LinAlgError as exc:
-        raise DamagedRecord(user_id, "a covariance that cannot be inverted") from exc
 
 
 def _under_this_population(record: Record, fingerprint: bytes, model: Model, user_id: str) -> Record:
@@ -321,12 +389,14 @@ def _under_this_population(record: Record, fingerprint: bytes, model: Model, use
     if shift.any() and len(outcomes):
         outcomes = outcomes.copy()
         outcomes["offset"] += (outcomes["row"] @ shift).astype(np.float32)
-    return replace(
-        record,
-        settled=rebase(record.settled, old, model.population),
-        posterior=None if record.posterior is None else rebase(record.posterior, old, model.population),
-        outcomes=outcomes,
-    )
+    try:
+        return record._replace(
+            settled=rebase(record.settled, old, model.population),
+            posterior=None if record.posterior is None else rebase(record.posterior, old, model.population),
+            outcomes=outcomes,
+        )
+    except np.linalg.LinAlgError as exc:
+        raise DamagedRecord(user_id, "a covariance that cannot be inverted") from exc
 
 
 @lru_cache(maxsize=8)
@@ -338,10 +408,72 @@ def _triangle(d: int) -> tuple[NDArray[Any], NDArray[Any]]:
     return rows * d + columns, square
 
 
-def _pack(belief: Gaussian) -> tuple[bytes, bytes]:
-    cov = belief.cov if belief.is_diagonal else belief.cov.ravel()[_triangle(len(belief.mean))[0]]
-    return belief.mean.astype("<f8", copy=False).tobytes(), cov.astype("<f8", copy=False).tobytes()
+def _pack(beliefs: Sequence[Gaussian]) -> list[_Packed]:
+    """The numbers of each belief as bytes, squeezed where they can be."""
+    if not beliefs:
+        return []
+    mean, cov = np.array([one.mean for one in beliefs]), np.array([one.cov for one in beliefs])
+    if not beliefs[0].is_diagonal:
+        cov = cov.reshape(len(cov), -1)[:, _triangle(mean.shape[1])[0]]
+    numbers = np.concatenate([mean, cov], axis=1)
+    squeezed, fits = _squeeze(numbers)
+    return [
+        _Packed(row.tobytes(), True) if fit else _Packed(plain.astype("<f8").tobytes(), False)
+        for row, plain, fit in zip(squeezed, numbers, fits.tolist(), strict=True)
+    ]
 
 
-def _unpack(numbers: Array, d: int, diagonal: bool) -> Gaussian:
-    return Gaussian(numbers[:d], numbers[d:] if diagonal else numbers[d:][_triangle(d)[1]])
+def _unpack(packed: Sequence[_Packed], model: Model) -> list[Gaussian]:
+    if not packed:
+        return []
+    d, n = model.d, _n_numbers(model)
+    numbers = np.empty((len(packed), n))
+    squeezed = np.array([one.squeezed for one in packed])
+    for chosen in (squeezed, ~squeezed):
+        data = b"".join([one.data for one in compress(packed, chosen.tolist())])
+        if data:
+            numbers[chosen] = _unsqueeze(data, n) if chosen is squeezed else np.frombuffer(data, "<f8").reshape(-1, n)
+    mean, cov = numbers[:, :d], numbers[:, d:]
+    if not model.prior.is_diagonal:
+        cov = cov[:, _triangle(d)[1]]
+    return [Gaussian(*one) for one in zip(mean, cov, strict=True)]
+
+
+def _n_numbers(model: Model) -> int:
+    """How many numbers a belief is."""
+    return model.d + (model.d if model.prior.is_diagonal else model.d * (model.d + 1) // 2)
+
+
+def _bytes_of(n: int, squeezed: bool) -> int:
+    """What n numbers take."""
+    return 7 * n + (n + 1) // 2 if squeezed else 8 * n
+
+
+def _squeeze(numbers: Array) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Rows of numbers in 7 1/2 bytes each, to the last bit, and which rows that is true of.
+
+    A float64's highest byte is its sign and seven bits of its exponent. Coefficients and covariances are 0 or between
+    2^-95 and 2^17 in size, where these seven bits have eight values: three bits tell which. First come the other seven
+    bytes of all numbers, then sign and three bits of each, two numbers a byte.
+    """
+    n_rows, n = numbers.shape
+    planes = numbers.astype("<f8").view(np.uint8).reshape(n_rows, n, 8)
+    high = planes[:, :, 7]
+    exponent = high & 0x7F
+    code = np.where(exponent == 0, 0, exponent - _LEAST_EXPONENT)
+    nibbles = np.zeros((n_rows, n + n % 2), np.uint8)
+    nibbles[:, :n] = code | (high >> 7 << 3)
+    squeezed = np.concatenate([planes[:, :, :7].reshape(n_rows, -1), nibbles[:, ::2] | nibbles[:, 1::2] << 4], axis=1)
+    return squeezed, ((exponent == 0) | (code - 1 < 7)).all(axis=1)
+
+
+def _unsqueeze(data: bytes, n: int) -> Array:
+    """The rows of n numbers that `_squeeze` took."""
+    rows = np.frombuffer(data, np.uint8).reshape(-1, _bytes_of(n, True))
+    pairs = rows[:, 7 * n :]
+    nibbles = np.stack([pairs & 0xF, pairs >> 4], axis=2).reshape(len(rows), -1)[:, :n]
+    planes = np.empty((len(rows), n, 8), np.uint8)
+    planes[:, :, :7] = rows[:, : 7 * n].reshape(-1, n, 7)
+    code = nibbles & 0x7
+    planes[:, :, 7] = np.where(code == 0, 0, code + _LEAST_EXPONENT) | (nibbles >> 3 << 7)
+    return planes.view("<f8")[:, :, 0].astype(np.float64)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import time
 import uuid
-from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -19,7 +18,6 @@ from learner.model import Model
 from learner.posterior import Array, Gaussian
 from learner.record import (
     NEVER,
-    REVISION,
     DamagedRecord,
     Record,
     State,
@@ -27,6 +25,7 @@ from learner.record import (
     encode_record,
     erased,
     fresh_record,
+    read_header,
 )
 from learner.store import Store, StoreUnavailable, Write
 from service import api
@@ -140,8 +139,9 @@ class Operations:
             return self._decoded(value, user_id)
         except DamagedRecord:
             # Whatever it is, the compare-and-set has to find it and to leave another one.
-            revision = int.from_bytes((value or b"")[REVISION], "little") % (2**64 - 1)
-            return replace(fresh_record(self._model), revision=revision, n_events=1)
+            header = read_header(value or b"")
+            revision = header.revision % (2**64 - 1) if header else 0
+            return fresh_record(self._model)._replace(revision=revision, n_events=1)
 
     def _read(self, user_id: str) -> tuple[bytes | None, Record]:
         (value,) = self._store.load([user_id])

@@ -21,6 +21,7 @@ from learner.log import LogUnavailable, Reader, open_log, open_reader
 from learner.model import Model
 from learner.record import RecordError
 from learner.store import Store, StoreUnavailable, open_store
+from learner.store.recent import RecentStore
 from service import api
 from service.app import create_app
 from service.guard import Guard
@@ -115,7 +116,7 @@ def _learner(
 ) -> Learner:
     return Learner(
         model,
-        store,
+        RecentStore(store),
         reader,
         open_log(settings.log, **settings.kafka_options),
         monitor.observe,

@@ -107,8 +107,8 @@ class KafkaReader:
         self._lag = 0
         self._consumer.subscribe(list(topics), listener=self._shared_out)
         with _translated():
-            # kafka-python may share out the partitions of topics that it knows nothing of yet, none, and leave it at
-            # that though the metadata come a moment later: so they have to come first.
+            # Before the first poll joins the group: a leader that has not heard of a topic's partitions gives them to
+            # nobody, and kafka-python does not always notice when it hears of them in that moment.
             for topic in topics:
                 self._consumer.partitions_for_topic(topic)
 
@@ -134,7 +134,8 @@ class KafkaReader:
         messages = []
         for place, records in fetched.items():
             self._next[place] = records[-1].offset + 1
-            messages += [_message(one, self._ids[place.topic]) for one in records]
+            partition = Partition(self._ids[place.topic], place.partition)
+            messages += [_message(one, partition) for one in records]
         return messages
 
     def idle(self, timeout_ms: int) -> None:
@@ -239,7 +240,7 @@ def read_kafka_to_end(servers: str, topics: Sequence[str], options: Mapping[str,
             if not left:
                 return
             messages = [
-                _message(one, ids[place.topic])
+                _message(one, Partition(ids[place.topic], place.partition))
                 for place, records in fetched.items()
                 for one in records
                 if one.offset < ends[place]
@@ -250,9 +251,15 @@ def read_kafka_to_end(servers: str, topics: Sequence[str], options: Mapping[str,
         consumer.close(autocommit=False)
 
 
-def _message(record: Any, topic_id: bytes) -> Message:
-    position = Position(Partition(topic_id, record.partition), record.offset)
-    return Message(record.topic, position, record.key, record.value or b"", record.timestamp, record.headers)
+def _message(record: Any, partition: Partition) -> Message:
+    return Message(
+        record.topic,
+        Position(partition, record.offset),
+        record.key,
+        record.value or b"",
+        record.timestamp,
+        record.headers,
+    )
 
 
 class _Assigned(ConsumerRebalanceListener):  # type: ignore[misc]

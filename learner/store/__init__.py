@@ -1,11 +1,11 @@
-"""Where user records are kept: bytes by user, changed only by compare-and-set on their revision."""
+"""Where user records are kept: bytes by user, changed only by compare-and-set on their identity."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from learner.record import REVISION
+from learner.record import IDENTITY
 
 
 class StoreUnavailable(ConnectionError):
@@ -33,9 +33,9 @@ class Write(NamedTuple):
     erased: bool = False
 
     @property
-    def expected_revision(self) -> bytes:
-        """The eight bytes to compare; none for a user who must not have a record."""
-        return b"" if self.expected is None else self.expected[REVISION]
+    def expected_identity(self) -> bytes:
+        """The bytes to compare; none for a user who must not have a record."""
+        return b"" if self.expected is None else self.expected[IDENTITY]
 
 
 class Store(Protocol):
@@ -50,7 +50,7 @@ class Store(Protocol):
         ...
 
     def commit(self, writes: Sequence[Write]) -> list[bool]:
-        """Store each value whose user still has the expected revision; say which. Each user at most once."""
+        """Store each value whose user still has the expected record; say which. Each user at most once."""
         ...
 
     def ping(self) -> None:

@@ -22,12 +22,12 @@ SHARDS = 16
 """Hash tags that keys are spread over. Users of one shard can be read and written in one command on Redis Cluster."""
 KEYS_PER_SCRIPT = 500
 
-# KEYS: users. ARGV for each key: the revision expected (none: no record), the new value, seconds to live (0: for ever).
-# Answers for each key: 1 stored, 0 another revision, -1 the key does not hold a string.
+# KEYS: users. ARGV for each key: the identity expected (none: no record), the new value, seconds to live (0: for ever).
+# Answers for each key: 1 stored, 0 another record, -1 the key does not hold a string.
 _COMPARE_AND_SET = """
 local done = {}
 for i, key in ipairs(KEYS) do
-  local held = redis.pcall('GETRANGE', key, 8, 15)
+  local held = redis.pcall('GETRANGE', key, 8, 19)
   if type(held) == 'table' then
     done[i] = -1
   elseif held == ARGV[3 * i - 2] then
@@ -112,7 +112,7 @@ class RedisStore:
                     *(
                         part
                         for write in chosen
-                        for part in (write.expected_revision, write.value, self._lifetimes.of(write))
+                        for part in (write.expected_identity, write.value, self._lifetimes.of(write))
                     ),
                 )
             replies = pipeline.execute()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from learner.record import REVISION
+from learner.record import IDENTITY
 from learner.sqlite_file import SqliteFile
 from learner.store import Lifetimes, StoreUnavailable, Write
 
@@ -40,13 +40,14 @@ class SqliteStore:
             db.execute("DELETE FROM records WHERE expires_at <= ?", (now,))
             for write in writes:
                 expires_at = now + (self._lifetimes.of(write) or float("inf"))
-                new = (write.value[REVISION], write.value, expires_at)
+                new = (write.value[IDENTITY], write.value, expires_at)
                 if write.expected is None:
                     cursor = db.execute("INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?)", (write.user_id, *new))
                 else:
                     cursor = db.execute(
-                        "UPDATE records SET revision = ?, value = ?, expires_at = ? WHERE user_id = ? AND revision = ?",
-                        (*new, write.user_id, write.expected_revision),
+                        "UPDATE records SET revision = ?, value = ?, expires_at = ?"
+                        " WHERE user_id = ? AND coalesce(substr(value, 9, 12), x'') = ?",
+                        (*new, write.user_id, write.expected_identity),
                     )
                 done.append(cursor.rowcount == 1)
         return done

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from typing import NamedTuple
 
 from learner.apply import apply
@@ -144,7 +143,7 @@ def labels(record: Record) -> dict[int, bool]:
 
 
 def _bytes(record: Record) -> bytes:
-    return encode_record(replace(record, revision=0, watermarks={}), MODEL_OF_RUN)
+    return encode_record(record._replace(revision=0, watermarks={}), MODEL_OF_RUN)
 
 
 MODEL_OF_RUN: Model = load_model(MODEL)

@@ -13,7 +13,6 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +143,7 @@ class Deployment:
         for key in client.scan_iter("freshet:*"):
             user = key.decode().rpartition(":")[2]
             value = client.get(key)
-            found[user] = encode_record(replace(decode_record(value, model, user), revision=0), model)
+            found[user] = encode_record(decode_record(value, model, user)._replace(revision=0), model)
         client.close()
         return found
 

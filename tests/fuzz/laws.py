@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import struct
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -20,6 +20,7 @@ from learner.events import BadEvent, Click, Event, Impression, parse_event, pars
 from learner.model import load_model
 from learner.posterior import Gaussian
 from learner.record import (
+    CLICK_DTYPE,
     Partition,
     Record,
     RecordError,
@@ -27,7 +28,6 @@ from learner.record import (
     encode_record,
     fresh_record,
     outcome_dtype,
-    waiting_clicks,
 )
 from service import api
 from service.http import MAX_EVENTS, decode_body, split_events
@@ -128,19 +128,19 @@ def damage_law(drawn: tuple[int, Record, Damage]) -> None:
 def forged_law(drawn: tuple[int, Record, Damage]) -> None:
     """Even with a checksum that fits, a record is an error or one that can be worked with."""
     which, record, damage = drawn
-    data = damage.of(encode_record(record, MODELS[which])[:-4])
-    forged_record_law(data + struct.pack("<I", crc32(data)), which)
+    forged_record_law(damage.of(encode_record(record, MODELS[which])), which)
 
 
 def forged_record_law(data: bytes, which: int) -> None:
-    """See `forged_law`."""
+    """See `forged_law`; the checksum is put right here."""
+    data = data[:16] + struct.pack("<I", crc32(data[20:], crc32(data[:16]))) + data[20:]
     for model in (MODELS[which], MOVED):
         with np.errstate(all="ignore"), contextlib.suppress(RecordError):
             read = decode_record(data, model, "u")
             assert read.settled.mean.shape == (model.d,)
             assert read.settled.cov.shape == model.prior.cov.shape
             assert read.outcomes.dtype == outcome_dtype(model.d)
-            attribute(model, read, [])
+            attribute(model, [read], [[]], Counter())
 
 
 class Damage(NamedTuple):
@@ -171,6 +171,7 @@ damages = st.builds(
 )
 
 _bits64 = st.integers(0, (1 << 64) - 1)
+_bits32 = st.integers(0, (1 << 32) - 1)
 _time = st.integers(-(1 << 63), (1 << 63) - 1)
 
 
@@ -190,11 +191,10 @@ def records(draw: st.DrawFn) -> tuple[int, Record]:
     raw = generator.integers(0, 256, n * outcome_dtype(model.d).itemsize, np.uint8).tobytes()
     outcomes = np.frombuffer(raw, outcome_dtype(model.d)).copy()
     outcomes["state"] %= 3
-    record = replace(
-        fresh_record(model),
-        revision=draw(_bits64), updated_at=draw(_time), settled_at=draw(_time), n_events=draw(_bits64),
+    record = fresh_record(model)._replace(
+        revision=draw(_bits64), updated_at=draw(_time), settled_at=draw(_time), n_events=draw(_bits32),
         settled=belief(), posterior=belief() if draw(st.booleans()) else None, outcomes=outcomes,
-        clicks=waiting_clicks(draw(st.dictionaries(_bits64, _time, max_size=3))),
+        clicks=np.array(draw(st.lists(st.tuples(_bits64, _time), max_size=3)), CLICK_DTYPE),
         watermarks=draw(
             st.dictionaries(
                 st.builds(Partition, st.binary(min_size=16, max_size=16), st.integers(-(1 << 31), (1 << 31) - 1)),

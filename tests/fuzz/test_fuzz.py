@@ -30,7 +30,7 @@ def test_a_forged_record_of_another_shape_or_without_an_inverse_is_damaged() -> 
     """Found by `make fuzz`."""
     full, diagonal = MODELS
     record = fresh_record(full)
-    singular = replace(record, settled=Gaussian(record.settled.mean, np.zeros_like(record.settled.cov)))
+    singular = record._replace(settled=Gaussian(record.settled.mean, np.zeros_like(record.settled.cov)))
     for forged, model in (
         (encode_record(singular, full), MOVED),
         (encode_record(fresh_record(diagonal), replace(diagonal, fingerprint=full.fingerprint)), full),

@@ -358,7 +358,7 @@ def test_a_log_is_read_offline_from_the_beginning_and_no_group_notices(logs: Log
     logs.log().append([Entry(topic, b"u", shown), Entry(topic, b"u", click)])
     for _ in range(2):
         outcomes = collect(read_events([logs.url], model, [topic]), model)
-        assert outcomes.y.tolist() == [1.0]
+        assert outcomes.read(0, 1)["y"].tolist() == [1.0]
     assert len(read(logs.reader(topic), 2)) == 2
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import redis
 
-from learner.record import REVISION
+from learner.record import IDENTITY
 from learner.store import Store, StoreUnavailable, Write, open_store
 from learner.store.redis import record_key
 from tests.servers import RedisServer, certificate, eventually
 
 
 def value(revision: int, size: int = 100) -> bytes:
-    return bytes(REVISION.start) + revision.to_bytes(8, "little") + bytes(size)
+    return bytes(IDENTITY.start) + revision.to_bytes(8, "little") + bytes(size)
 
 
 class Faulty(RedisServer):

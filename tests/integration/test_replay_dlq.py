@@ -8,7 +8,6 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +113,7 @@ def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
 
 def belief(record: Record) -> bytes:
     """All but how often the record was written and from where in the log."""
-    return encode_record(replace(record, revision=0, watermarks={}, erased_at=NEVER), MODEL)
+    return encode_record(record._replace(revision=0, watermarks={}, erased_at=NEVER), MODEL)
 
 
 BAD = [shown("ann", "r1", y=1.0), shown("ann", "r2", y=2.0), b'{"type": "click"}', shown("bob", "r3", y=3.0)]
@@ -216,7 +215,7 @@ def test_a_run_that_breaks_anywhere_is_finished_by_the_next_and_no_outcome_is_do
     assert len(rig.letters()) == 40
     # Its record is put right: as it was before.
     rig.store.commit(
-        [Write("ann", b"FRSH" + b"\0" * 60, encode_record(replace(fresh_record(MODEL), revision=1), MODEL))]
+        [Write("ann", b"FRSH" + b"\0" * 60, encode_record(fresh_record(MODEL)._replace(revision=1), MODEL))]
     )
     # A first entry, then two appends for each 16 letters.
     broken = Breaking(rig.log, appends)
@@ -247,7 +246,7 @@ def test_letters_of_a_damaged_record_are_learnt_once_it_is_repaired(rig: Rig) ->
     assert rig.store.commit([Write("ann", good, bumped)]) == [True]
     rig.send(shown("ann", "r2", 3_000), clicked("ann", "r2", 4_000))
     rig.learn(learner, 2)
-    repaired = encode_record(replace(decode_record(good, MODEL, "ann"), revision=3), MODEL)
+    repaired = encode_record(decode_record(good, MODEL, "ann")._replace(revision=3), MODEL)
     assert rig.store.commit([Write("ann", bumped, repaired)]) == [True]
     assert rig.replay()["damaged_record"].fates == {Fate.REPLAYED: 2}
     rig.learn(learner, 2)

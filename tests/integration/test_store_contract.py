@@ -84,6 +84,13 @@ def test_a_write_from_an_old_revision_loses(store: Store, user: str) -> None:
     assert store.load([user]) == [value(2)]
 
 
+def test_a_write_from_another_record_of_the_same_revision_loses(store: Store, user: str) -> None:
+    """Redis may have lost its last writes, and others have followed in their place."""
+    store.commit([Write(user, None, value(1, b"crc1"))])
+    assert store.commit([Write(user, value(1, b"crc2"), value(2))]) == [False]
+    assert store.load([user]) == [value(1, b"crc1")]
+
+
 def test_a_write_that_expects_a_record_where_there_is_none_loses(store: Store, user: str) -> None:
     assert store.commit([Write(user, value(3), value(4))]) == [False]
     assert store.load([user]) == [None]

@@ -205,3 +205,14 @@ def test_many_events_are_read_as_each_alone(numbers: int, monkeypatch: pytest.Mo
         alone = parse_event(raw, MODEL)
         assert together[:3] == alone[:3]
         assert [np.asarray(field).tobytes() for field in together] == [np.asarray(field).tobytes() for field in alone]
+
+
+def test_an_unknown_feature_is_refused_also_in_the_place_of_one_that_is_missing() -> None:
+    model = load_model('name = "n"\n[features]\nx = { kind = "numeric" }\ny = { kind = "numeric", mean = 3.0 }\n')
+    assert model.rows([{"x": 1.0, "y": 2.0}, {"x": 4}]).tolist() == [[1, 1, -1], [1, 4, 0]]
+    for items in ([{"x": 1.0, "z": 2.0}], [{"x": 1.0, "y": 2.0}, {"x": 1.0, "z": 2.0}]):
+        with pytest.raises(FeatureError, match="unknown; the model has 'x', 'y'"):
+            model.rows(items)
+    for value in ("1.5", [1.0], ["1"]):
+        with pytest.raises(FeatureError, match="expected a number"):
+            model.rows([{"x": 1.0, "y": value}])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import struct
 from dataclasses import replace
 from zlib import crc32
 
@@ -12,7 +13,16 @@ from learner.model import Model, ModelError, load_model
 from learner.population import Population, rebase
 from learner.posterior import Gaussian, condition_microbatch
 from learner.prior_file import PriorFile, decode_prior, encode_prior, with_prior
-from learner.record import ForeignRecord, Partition, Position, decode_record, encode_record, fresh_record
+from learner.record import (
+    ForeignRecord,
+    Partition,
+    Position,
+    Record,
+    RecordError,
+    decode_record,
+    encode_record,
+    fresh_record,
+)
 
 TEXT = """
 name = "t"
@@ -140,14 +150,39 @@ def test_replacing_a_prior_twice_reads_records_of_both_earlier_ones() -> None:
         np.testing.assert_array_equal(moved.settled.cov, expected.cov)
 
 
+def in_old_format(record: Record, model: Model, version: int) -> bytes:
+    """The bytes of a record with a served posterior as releases of format 1 and 2 wrote them."""
+    assert record.posterior is not None
+    lower = np.tril_indices(model.d)
+    body = b"".join(
+        [
+            struct.pack(
+                "<4sBBHQ8sqqQIII", b"FRSH", version, 2, model.d, record.revision, model.fingerprint, record.updated_at,
+                record.settled_at, record.n_events, len(record.outcomes), len(record.clicks), len(record.watermarks),
+            ),
+            struct.pack("<8sq", model.population_fingerprint, record.erased_at) if version > 1 else b"",
+            *(one.mean.tobytes() + one.cov[lower].tobytes() for one in (record.settled, record.posterior)),
+            record.outcomes.tobytes(),
+            record.clicks.tobytes(),
+            *(struct.pack("<16siq", *partition, offset) for partition, offset in record.watermarks.items()),
+        ]
+    )  # fmt: skip
+    return body + crc32(body).to_bytes(4, "little")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_record_of_an_old_format_is_read_to_the_last_bit_and_its_damage_noticed(version: int) -> None:
+    data = learn(FULL, [1, 2, 3])
+    old = in_old_format(decode_record(data, FULL, "u"), FULL, version)
+    assert encode_record(decode_record(old, FULL, "u"), FULL) == data
+    for place in range(len(old)):
+        with pytest.raises(RecordError):
+            decode_record(old[:place] + bytes([old[place] ^ 1]) + old[place + 1 :], FULL, "u")
+
+
 def test_a_record_of_format_1_is_read_as_learnt_under_the_oldest_known_prior() -> None:
     data = learn(FULL, [1, 2, 3])
-    header = data.index(FULL.population_fingerprint)
-    body = data[:4] + b"\x01" + data[5:header] + data[header + 16 : -4]
-    old = body + crc32(body).to_bytes(4, "little")
-    np.testing.assert_array_equal(
-        decode_record(old, FULL, "u").settled.mean, decode_record(data, FULL, "u").settled.mean
-    )
+    old = in_old_format(decode_record(data, FULL, "u"), FULL, 1)
     fitted = with_prior(FULL, a_prior(FULL, a_population(FULL)))
     moved, expected = decode_record(old, fitted, "u"), decode_record(data, fitted, "u")
     np.testing.assert_array_equal(moved.settled.mean, expected.settled.mean)

@@ -1,0 +1,82 @@
+"""A learner's store remembers what it wrote, and nothing that may not be so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from learner.store import Store, StoreUnavailable, Write, open_store
+from learner.store.recent import RecentStore
+
+
+def value(revision: int, body: bytes = b"") -> bytes:
+    return b"FRSH\3\0\2\0" + revision.to_bytes(8, "little") + b"\0" * 4 + body
+
+
+class Watched:
+    """A store that notes what it is asked for, and may lose its answers."""
+
+    def __init__(self, inner: Store) -> None:
+        self.inner = inner
+        self.asked: list[str] = []
+        self.deaf = False
+
+    def load(self, user_ids: Sequence[str]) -> list[bytes | None]:
+        self.asked += user_ids
+        return self.inner.load(user_ids)
+
+    def commit(self, writes: Sequence[Write]) -> list[bool]:
+        done = self.inner.commit(writes)
+        if self.deaf:
+            raise StoreUnavailable("no answer")
+        return done
+
+    def ping(self) -> None:
+        self.inner.ping()
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+@pytest.fixture
+def below(tmp_path: Path) -> Iterator[Watched]:
+    store = Watched(open_store(f"sqlite:///{tmp_path / 'store.db'}", 1_000))
+    yield store
+    store.close()
+
+
+def test_what_it_wrote_it_does_not_read_again(below: Watched) -> None:
+    store = RecentStore(below)
+    store.commit([Write("ann", None, value(1))])
+    assert store.load(["bob", "ann"]) == [None, value(1)]
+    assert below.asked == ["bob"]
+
+
+def test_a_record_that_another_changed_is_read_after_its_write_has_lost(below: Watched) -> None:
+    store = RecentStore(below)
+    store.commit([Write("ann", None, value(1))])
+    below.inner.commit([Write("ann", value(1), value(2, b"theirs"))])
+    assert store.commit([Write("ann", value(1), value(2, b"ours"))]) == [False]
+    assert store.load(["ann"]) == [value(2, b"theirs")]
+
+
+def test_after_an_error_the_store_is_asked_what_it_has(below: Watched) -> None:
+    store = RecentStore(below)
+    store.commit([Write("ann", None, value(1))])
+    below.deaf = True
+    with pytest.raises(StoreUnavailable):
+        store.commit([Write("ann", value(1), value(2))])
+    assert store.load(["ann"]) == [value(2)]
+    assert below.asked == ["ann"]
+
+
+def test_it_forgets_those_written_longest_ago_when_it_is_full(below: Watched) -> None:
+    store = RecentStore(below, capacity_bytes=3 * len(value(1)))
+    for user in ("a", "b", "c"):
+        store.commit([Write(user, None, value(1))])
+    store.commit([Write("a", value(1), value(2))])
+    store.commit([Write("d", None, value(1))])
+    assert store.load(["a", "b", "c", "d"]) == [value(2), value(1), value(1), value(1)]
+    assert below.asked == ["b"]
