@@ -19,7 +19,7 @@ from kafka import KafkaAdminClient, KafkaProducer
 from learner.model import load_model
 from learner.record import decode_record
 from learner.store.redis import record_key
-from service.processes import DRAIN_S
+from service.server import DRAIN_S
 from tests.e2e.test_path import MODEL, Deployment, click, impression, members, now_ms
 from tests.servers import KafkaServer, RedisServer, eventually
 
@@ -171,15 +171,15 @@ def test_a_loop_that_stalls_is_red_though_redis_answers_pings(freshet: Deploymen
 def test_a_learner_with_lag_that_nothing_comes_of_is_red_and_one_that_works_it_off_is_green(
     freshet: Deployment, kafka: KafkaServer
 ) -> None:
-    # Longer than an attempt to commit lasts while Kafka is away: then turns end, and nothing is in them.
-    freshet.start("learn", FRESHET_STALLED_AFTER_S="7")
-    becomes(freshet, 200, seconds=40)
     client = redis.Redis.from_url(freshet.redis_url)
     client.execute_command("CLIENT", "PAUSE", "60000", "WRITE")
-    # Far more than a reader fetches ahead, so that the rest is known and not there once Kafka is stopped.
+    # Far more than a reader fetches ahead, and there before it fetches: so it knows of the rest once Kafka is stopped.
     padding = b" " * 900_000
     send(freshet, [(user, event + padding) for user, event in shown(1, range(60))])
-    becomes(freshet, 503, "the loop has finished no turn")
+    # Longer than an attempt to commit lasts while Kafka is away: then turns end, and nothing is in them.
+    freshet.start("learn", FRESHET_STALLED_AFTER_S="7")
+    said = freshet.folder / "learn.log"
+    eventually(lambda: "retrying" in said.read_text(), 40, "what was fetched first waits for Redis")
     pause(kafka)
     client.execute_command("CLIENT", "UNPAUSE")
     client.close()
