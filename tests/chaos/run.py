@@ -258,21 +258,34 @@ class Chaos:
             # A learner that asked for it was first: brokers make what is asked for.
             (made,) = self._manage(lambda admin: admin.describe_topics([topic]))
             self.partitions[topic] = len(made["partitions"])
-        # kafka-python's would go on sending to partitions that the topic had before.
-        self.producer.close(timeout=5)
-        self.producer = self._new_producer()
+        self._renew_producer()
 
     def add_partition(self) -> None:
         self._settle()
         topic = self.rng.choice(TOPICS)
         self.partitions[topic] += 1
         self._manage(lambda admin: admin.create_partitions({topic: NewPartitions(self.partitions[topic])}))
+        self._renew_producer()
 
     def _any(self) -> int:
         return self.rng.choice([port for port in self.learners.alive if port not in self.stopped])
 
     def _new_producer(self) -> Any:
         return KafkaProducer(bootstrap_servers=self.kafka.bootstrap, acks="all", linger_ms=5)
+
+    def _renew_producer(self) -> None:
+        """One that knows the partitions of now.
+
+        The old one would hear of them some minutes later, and the order of a user whose events then go to another
+        partition would be one that no log has.
+        """
+
+        def knows() -> bool:
+            self.producer.close(timeout=5)
+            self.producer = self._new_producer()
+            return all(len(self.producer.partitions_for(topic) or ()) == n for topic, n in self.partitions.items())
+
+        eventually(knows, 30, "a producer knows the partitions")
 
     def _make_topics(self, names: tuple[str, ...]) -> None:
         self._manage(lambda admin: admin.create_topics([NewTopic(name, self.partitions[name], 1) for name in names]))
