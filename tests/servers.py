@@ -42,7 +42,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _answers(port: int) -> bool:
+def answers(port: int) -> bool:
     try:
         socket.create_connection(("127.0.0.1", port), 0.2).close()
     except OSError:
@@ -78,7 +78,7 @@ class Server:
         with (self.folder / f"{self.name}.log").open("ab") as output:
             self._process = subprocess.Popen(self.command(), cwd=self.folder, stdout=output, stderr=output)
         process = self._process
-        eventually(lambda: _answers(self.port) or process.poll() is not None, seconds, f"{self.name} listens")
+        eventually(lambda: answers(self.port) or process.poll() is not None, seconds, f"{self.name} listens")
         if process.poll() is not None:
             raise AssertionError(f"{self.name} ended: {(self.folder / f'{self.name}.log').read_text()[-2000:]}")
 

@@ -36,7 +36,7 @@ from tqdm import tqdm
 from learner.record import Partition, Position, decode_record
 from tests.chaos.proxy import Proxy
 from tests.chaos.stream import MODEL, MODEL_OF_RUN, Logged, differences, events, expect
-from tests.servers import KafkaServer, RedisServer, eventually, free_port
+from tests.servers import KafkaServer, RedisServer, answers, eventually, free_port
 
 TOPICS = ("impressions", "clicks")
 GROUP = "chaos"
@@ -115,6 +115,8 @@ class Learners:
         process.wait()
 
     def leave(self, port: int) -> None:
+        # Until it has begun, a signal ends it as it ends any process.
+        eventually(lambda: answers(port), 60, "the learner has begun")
         process = self.alive.pop(port)
         process.terminate()
         status = process.wait(30)
