@@ -89,9 +89,10 @@ class Reader(Protocol):
         ...
 
     def commit(self, messages: Sequence[Message]) -> bool:
-        """Have the group go on behind these messages. False if the log did not take all of it.
+        """Have the group go on behind these messages, at the latest when this end is closed.
 
-        What the log could not take is tried again with the next commit, even one of no messages.
+        False if the log did not take all of this, or of what was committed before. What it could not take is tried
+        again with the next commit, even one of no messages.
         """
         ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from kafka import ConsumerRebalanceListener, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
@@ -100,7 +100,10 @@ class KafkaReader:
             )
         self._ids: dict[str, bytes] = {}
         self._next: dict[TopicPartition, int] = {}
+        # Learnt, and not known to be committed.
         self._owed: dict[TopicPartition, Position] = {}
+        self._sent: Any = None
+        self._failed = False
         # Partitions whose topic id and committed offset are still to be looked at.
         self._unchecked: set[TopicPartition] = set()
         self._shared_out = _Assigned(self._unchecked)
@@ -146,25 +149,18 @@ class KafkaReader:
             self._put_back(self._consumer.poll(timeout_ms=timeout_ms, max_records=1))
 
     def commit(self, messages: Sequence[Message]) -> bool:
-        """Commit the group's offsets, but for partitions that have gone to another member, which is harmless."""
-        for message in messages:
-            self._owed[TopicPartition(message.topic, message.position.partition.number)] = message.position
-        if not self._owed:
-            return True
-        owned = self._consumer.assignment()
-        offsets = {
-            place: OffsetAndMetadata(position.offset + 1, position.partition.topic_id.hex(), -1)
-            for place, position in self._owed.items()
-            if place in owned and self._ids.get(place.topic) == position.partition.topic_id
-        }
-        complete = len(offsets) == len(self._owed)
-        try:
-            if offsets:
-                self._consumer.commit(offsets, timeout_ms=ANSWER_TIMEOUT_MS)
-        except KafkaError:
-            return False
-        self._owed.clear()
-        return complete
+        """Commit the group's offsets, but for partitions that have gone to another member, which is harmless.
+
+        It is sent and not waited for: Kafka gathers commits for some milliseconds, in which the stream goes on. What
+        comes while one is under way goes with the next, so none overtakes another; `close` waits.
+        """
+        for last in {message.position.partition: message for message in messages}.values():
+            self._owed[TopicPartition(last.topic, last.position.partition.number)] = last.position
+        complete = self._disown()
+        if self._owed and (self._sent is None or self._sent.is_done):
+            self._sent = self._consumer.commit_async(self._offsets(), self._committed)
+        failed, self._failed = self._failed, False
+        return complete and not failed
 
     def lag(self) -> int:
         """Messages behind the last known ends of this member's partitions.
@@ -185,7 +181,40 @@ class KafkaReader:
 
     def close(self) -> None:
         """Leave the group at once, so that others take over without waiting for the session's timeout."""
+        self._disown()
+        if self._owed:
+            # What cannot be committed any more is read again, and skipped.
+            with suppress(KafkaError):
+                self._consumer.commit(self._offsets(), timeout_ms=ANSWER_TIMEOUT_MS)
         self._consumer.close(autocommit=False, timeout_ms=ANSWER_TIMEOUT_MS)
+
+    def _disown(self) -> bool:
+        """Owe no place in a partition that is not ours, or no longer the same; say whether there was none."""
+        owned = self._consumer.assignment()
+        ours = {
+            place: position
+            for place, position in self._owed.items()
+            if place in owned and self._ids.get(place.topic) == position.partition.topic_id
+        }
+        complete = len(ours) == len(self._owed)
+        self._owed = ours
+        return complete
+
+    def _offsets(self) -> dict[TopicPartition, OffsetAndMetadata]:
+        return {
+            place: OffsetAndMetadata(position.offset + 1, position.partition.topic_id.hex(), -1)
+            for place, position in self._owed.items()
+        }
+
+    def _committed(self, offsets: Mapping[TopicPartition, OffsetAndMetadata], answer: object) -> None:
+        """What has become of a commit; kafka-python calls it in our thread, at the next poll or commit."""
+        if isinstance(answer, Exception):
+            self._failed = True
+            return
+        # The places that nothing was learnt of since.
+        for place, offset in self._offsets().items():
+            if offsets.get(place) == offset:
+                del self._owed[place]
 
     def _put_back(self, fetched: Mapping[TopicPartition, Sequence[Any]]) -> None:
         for place, records in fetched.items():
