@@ -6,14 +6,12 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Annotated
 from urllib.parse import unquote
 
 import msgspec
 from anyio import CapacityLimiter, to_thread
-from fastapi import FastAPI, Path, Request, Response
+from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
-from pydantic import BeforeValidator
 
 from learner.limits import MAX_EVENT_BYTES, MAX_ID_LENGTH
 from learner.log import EventLog
@@ -33,13 +31,11 @@ from service.http import (
     read_body,
 )
 from service.metrics import ServiceMetrics, exposition
-from service.openapi import EVENT, body, install, reference, responses
+from service.openapi import EVENT, OF_A_USER, body, install, reference, responses
 from service.operations import Operations, describe_model
 from service.settings import Settings
 
 THREADS = 32
-
-UserId = Annotated[str, BeforeValidator(unquote), Path(min_length=1, max_length=MAX_ID_LENGTH)]
 
 _SCORE_REQUEST = msgspec.json.Decoder(api.ScoreRequest)
 
@@ -136,15 +132,23 @@ def create_app(
             )
         return json_response(answer, 202)
 
-    @app.get("/users/{user_id}/posterior", responses=responses(api.PosteriorResponse, 422, 500, says="The belief."))
-    async def posterior(user_id: UserId) -> Response:
+    @app.get(
+        "/users/{user_id}/posterior",
+        responses=responses(api.PosteriorResponse, 422, 500, says="The belief."),
+        openapi_extra=OF_A_USER,
+    )
+    async def posterior(request: Request) -> Response:
         """The belief of a user, relaxed to now; for an unknown user the prior."""
-        return json_response(await to_thread.run_sync(operations.posterior, user_id, limiter=with_store))
+        return json_response(await to_thread.run_sync(operations.posterior, _user_id(request), limiter=with_store))
 
-    @app.delete("/users/{user_id}", responses=responses(api.Erasure, 422, 500, says="Nothing is known of the user."))
-    async def erase(user_id: UserId) -> Response:
+    @app.delete(
+        "/users/{user_id}",
+        responses=responses(api.Erasure, 422, 500, says="Nothing is known of the user."),
+        openapi_extra=OF_A_USER,
+    )
+    async def erase(request: Request) -> Response:
         """Erase a user: all that was learnt, and all that is pending."""
-        return json_response(await to_thread.run_sync(operations.erase, user_id, limiter=with_store))
+        return json_response(await to_thread.run_sync(operations.erase, _user_id(request), limiter=with_store))
 
     @app.get("/model", responses=responses(api.ModelResponse, says="The model."))
     async def describe() -> Response:
@@ -174,3 +178,14 @@ def create_app(
         return Response(exposition(registry), media_type=CONTENT_TYPE_LATEST)
 
     return app
+
+
+def _user_id(request: Request) -> str:
+    """The user whom the path names."""
+    # Not a parameter of the route: for a single one FastAPI loads Pydantic's version 1 beside version 2.
+    user_id = unquote(request.path_params["user_id"])
+    if len(user_id) > MAX_ID_LENGTH:
+        raise api.ApiError(
+            422, "invalid_field", f"user_id: expected at most {MAX_ID_LENGTH} characters", {"field": "user_id"}
+        )
+    return user_id

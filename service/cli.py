@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from importlib.metadata import version
@@ -75,8 +76,12 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.command == "demo":
             return demo.run_demo(arguments, settings.ucb_alpha, settings.api_key, model)
         # Only now: `check` and `--help` need no server, and answer sooner without.
+        # The collector need not look at what is imported, neither now nor while requests wait: all of it stays.
+        gc.disable()
         from service.processes import run
 
+        gc.freeze()
+        gc.enable()
         return run(arguments.command, settings, model)
     except (LogUnavailable, StoreUnavailable, RecordError) as exc:
         print(f"freshet: {exc}", file=sys.stderr)

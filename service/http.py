@@ -9,7 +9,6 @@ from typing import Annotated, TypeVar, get_args
 import msgspec
 import structlog
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -132,7 +131,6 @@ def add_error_handlers(app: FastAPI) -> None:
         ApiError,
         HTTPException,
         ClientDisconnect,
-        RequestValidationError,
         StoreUnavailable,
         LogUnavailable,
         EntryTooLarge,
@@ -156,10 +154,6 @@ def _as_api_error(exc: Exception) -> ApiError:
             return exc
         case FeatureError(reason=reason, index=index, feature=feature):
             return ApiError(422, reason, str(exc), {"field": f"items[{index}].features.{feature}"})
-        case RequestValidationError():
-            first = exc.errors()[0]
-            field = str(first["loc"][-1])
-            return ApiError(422, "invalid_field", f"{field}: {first['msg']}", {"field": field})
         case StoreUnavailable():
             log.warning("store unavailable", error=str(exc))
             return ApiError(503, "store_unavailable", "the store is away; try again", retry_after=RETRY_AFTER_S)

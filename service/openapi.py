@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 
 from learner.events import WireClick, WireImpression
 from learner.features import Category, Feature, Multi, Numeric, Vector
-from learner.limits import MAX_LIST_LENGTH, MAX_NUMBER, MAX_STRING_LENGTH
+from learner.limits import MAX_ID_LENGTH, MAX_LIST_LENGTH, MAX_NUMBER, MAX_STRING_LENGTH
 from learner.model import Model
 from service import api
 from service.guard import OPEN_PATHS
@@ -61,6 +61,18 @@ EVENT: dict[str, Any] = {
         "mapping": {"impression": _REF.format(name="WireImpression"), "click": _REF.format(name="WireClick")},
     },
 }
+
+OF_A_USER: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": "user_id",
+            "in": "path",
+            "required": True,
+            "schema": {"type": "string", "minLength": 1, "maxLength": MAX_ID_LENGTH},
+        }
+    ]
+}
+"""The `openapi_extra` of a route whose path names a user."""
 
 
 def install(app: FastAPI, model: Model, needs_key: bool) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import minimize
+import scipy  # its optimisers are imported at their first use: no other command waits for them
 from scipy.special import expit, log_expit, log_ndtr
 
 from learner.features import Numeric, width
@@ -213,7 +213,9 @@ def fit_fixed_effect(outcomes: Outcomes, d: int, advance: Callable[[int], object
             advance(len(z))
         return value / total, gradient / total
 
-    fit = minimize(loss, np.zeros(d), jac=True, method="L-BFGS-B", options={"maxiter": 500, "gtol": 1e-8})
+    fit = scipy.optimize.minimize(
+        loss, np.zeros(d), jac=True, method="L-BFGS-B", options={"maxiter": 500, "gtol": 1e-8}
+    )
     return np.asarray(fit.x, dtype=np.float64)
 
 
@@ -256,7 +258,7 @@ def fit_click_delay(delay: Array, horizon: Array, window_ms: float) -> tuple[flo
 
     start = np.array([np.median(log_delay), np.log(max(float(log_delay.std()), _MIN_SIGMA))])
     # Nelder-Mead: two parameters, and bounds that the tails of the normal distribution make hard for gradients.
-    fit = minimize(
+    fit = scipy.optimize.minimize(
         loss,
         start,
         method="Nelder-Mead",

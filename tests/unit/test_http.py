@@ -343,6 +343,11 @@ def test_a_user_can_be_read_and_erased_whatever_characters_the_id_has(rig: Rig, 
     assert rig.client.delete(path).json() == {"user_id": user, "erased": True}
 
 
+def test_a_user_whose_id_is_too_long_is_refused_by_the_name_of_the_field(rig: Rig) -> None:
+    for answer in (rig.client.get(f"/users/{'u' * 257}/posterior"), rig.client.delete(f"/users/{'u' * 257}")):
+        assert (answer.status_code, answer.json()["error"]["details"]) == (422, {"field": "user_id"})
+
+
 def test_a_path_with_a_slash_too_many_erases_nobody(rig: Rig) -> None:
     rig.client.post("/events", json={**SHOWN, "user_id": "x/posterior"})
     rig.learner.turn()
