@@ -50,6 +50,7 @@ _PREFIX = struct.Struct("<4sBBHQ")
 _CHECKSUM = struct.Struct("<I")
 _HEADER_AT = _PREFIX.size + _CHECKSUM.size
 _HEADER = struct.Struct("<8s8sqqqIIIH")
+# All three, behind magic and version.
 _BEGINNING = struct.Struct("<5xBHQI8s8sqqqIIIH")
 # Behind the prefix of versions 1 and 2, the latter with an extension.
 _OLD_HEADER = struct.Struct("<8sqqQIII")
@@ -310,7 +311,8 @@ def _decode_together(values: Sequence[bytes], model: Model, user_ids: Sequence[s
     ) = zip(*map(_BEGINNING.unpack_from, current), strict=True)  # fmt: skip
     found = map(crc32, [data[_HEADER_AT:] for data in current], map(crc32, [data[: _PREFIX.size] for data in current]))
     layouts = list(map(_layout, flags, d, *counts))
-    _check(model, user_ids, values, zip(found, checksum, fingerprint, flags, d, layouts, map(len, current), strict=True))
+    facts = zip(found, checksum, fingerprint, flags, d, layouts, map(len, current), strict=True)
+    _check(model, user_ids, values, facts)
     settled, posterior, outcomes, clicks, watermarks = zip(*map(struct.Struct.unpack, layouts, current), strict=True)
     beliefs = iter(_unpack([*settled, *filter(None, posterior)], model))
     columns = zip(
@@ -322,7 +324,10 @@ def _decode_together(values: Sequence[bytes], model: Model, user_ids: Sequence[s
         [next(beliefs) if one else None for one in posterior],
         _rows(outcomes, outcome_dtype(model.d)),
         _rows(clicks, CLICK_DTYPE),
-        [{_partition(topic, number): last for topic, number, last in _WATERMARK.iter_unpack(one)} for one in watermarks],
+        [
+            {_partition(topic, number): last for topic, number, last in _WATERMARK.iter_unpack(one)}
+            for one in watermarks
+        ],
         erased_at,
         strict=True,
     )
@@ -337,15 +342,15 @@ def _check(
     model: Model,
     user_ids: Sequence[str],
     values: Sequence[bytes],
-    said: Iterable[tuple[int, int, bytes, int, int, struct.Struct, int]],
+    facts: Iterable[tuple[int, int, bytes, int, int, struct.Struct, int]],
 ) -> None:
     """Raise if a record is not whole or not of this model.
 
-    `said` has for each its checksum, the one it should have, its fingerprint, flags, d, layout and length.
+    `facts` are for each its checksum, the one it should have, its fingerprint, flags, d, layout and length.
     """
     fingerprint, shape = model.fingerprint, (model.d, model.prior.is_diagonal * _DIAGONAL)
     for user_id, data, (actual, expected, theirs, flags, d, layout, length) in zip(
-        user_ids, values, said, strict=True
+        user_ids, values, facts, strict=True
     ):
         if actual != expected:
             raise DamagedRecord(user_id, f"checksum of its {len(data)} bytes does not match")
@@ -361,7 +366,7 @@ def _check(
 
 @lru_cache(maxsize=1_024)
 def _layout(flags: int, d: int, n_outcomes: int, n_clicks: int, n_watermarks: int) -> struct.Struct:
-    """What follows the header, piece by piece."""
+    """How to take a record to pieces: settled belief, posterior, outcomes, clicks and watermarks."""
     n = _n_numbers(d, bool(flags & _DIAGONAL))
     settled = _bytes_of(n, bool(flags & _SETTLED_SQUEEZED))
     posterior = _bytes_of(n, bool(flags & _POSTERIOR_SQUEEZED)) if flags & _HAS_POSTERIOR else 0
@@ -460,7 +465,9 @@ def _pack(beliefs: Sequence[Gaussian]) -> list[bytes]:
 
 def _stacked(arrays: Sequence[Array]) -> Array:
     """Each array's numbers as a row."""
-    return np.frombuffer(b"".join(map(np.ascontiguousarray, arrays)), np.float64).reshape(len(arrays), -1)
+    return np.frombuffer(b"".join([np.ascontiguousarray(one).data for one in arrays]), np.float64).reshape(
+        len(arrays), -1
+    )
 
 
 def _unpack(packed: Sequence[bytes], model: Model) -> list[Gaussian]:
@@ -498,11 +505,11 @@ def _squeeze(numbers: Array) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """
     n_rows, n = numbers.shape
     bits = numbers.astype("<f8", copy=False).view("<u8")
-    # Eight bytes are written for each seven; the last one is the first of the next, so that the order is all the same.
-    words = bits & _LOW
-    words[:, :-1] |= bits[:, 1:] << _HIGH_SHIFT
+    # Eight bytes are written for each seven: the last one is the first of the next number, or still to be written over.
+    words = (bits & _LOW).ravel()
+    words[:-1] |= bits.ravel()[1:] << _HIGH_SHIFT
     squeezed = np.empty((n_rows, _bytes_of(n, True)), np.uint8)
-    _sevens(squeezed, n)[...] = words
+    _sevens(squeezed, n)[...] = words.reshape(n_rows, n)
     high = bits.view(np.uint8)[:, 7::8].tobytes()
     nibbles = np.zeros((n_rows, n + n % 2), np.uint8)
     nibbles[:, :n] = np.frombuffer(high.translate(_NIBBLES), np.uint8).reshape(n_rows, n)
