@@ -19,10 +19,10 @@ model's fingerprint in its place.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from functools import lru_cache
-from itertools import accumulate, compress
+from itertools import accumulate, compress, pairwise, repeat
 from typing import Any, NamedTuple, TypeAlias
 from zlib import crc32
 
@@ -35,6 +35,10 @@ from learner.posterior import Array, Gaussian
 
 MAGIC = b"FRSH"
 VERSION = 3
+_CURRENT = MAGIC + bytes([VERSION])
+# Records read or written at a time: enough to share the cost of an array, few enough for arrays that the allocator
+# keeps at hand.
+TOGETHER = 256
 _OLD_VERSIONS = frozenset({1, 2})
 NEVER = -1
 IDENTITY = slice(8, 20)
@@ -44,15 +48,19 @@ Structured: TypeAlias = NDArray[np.void]
 
 _PREFIX = struct.Struct("<4sBBHQ")
 _CHECKSUM = struct.Struct("<I")
+_HEADER_AT = _PREFIX.size + _CHECKSUM.size
 _HEADER = struct.Struct("<8s8sqqqIIIH")
+# All three, behind magic and version.
+_BEGINNING = struct.Struct("<5xBHQI8s8sqqqIIIH")
 # Behind the prefix of versions 1 and 2, the latter with an extension.
 _OLD_HEADER = struct.Struct("<8sqqQIII")
 _OLD_EXTENSION = struct.Struct("<8sq")
 _DIAGONAL, _HAS_POSTERIOR, _SETTLED_SQUEEZED, _POSTERIOR_SQUEEZED = 1, 2, 4, 8
 CLICK_DTYPE = np.dtype([("key", "<u8"), ("clicked_at", "<i8")])
 _WATERMARK = struct.Struct("<16siq")
-# Seven bits of a float64's exponent, one less than the smallest that `_squeeze` has a code for.
-_LEAST_EXPONENT = np.uint8(0x39)
+# Of a float64's bits, all but the highest byte.
+_LOW = np.uint64(2**56 - 1)
+_HIGH_SHIFT = np.uint64(56)
 
 
 class RecordError(ValueError):
@@ -188,43 +196,56 @@ def encode_record(record: Record, model: Model) -> bytes:
 
 def encode_records(records: Sequence[Record], model: Model) -> list[bytes]:
     """The bytes of many records, as `encode_record` gives those of each."""
-    settled = _pack([record.settled for record in records])
-    posterior = iter(_pack([record.posterior for record in records if record.posterior is not None]))
     return [
-        _join(record, model, one, None if record.posterior is None else next(posterior))
-        for record, one in zip(records, settled, strict=True)
+        data
+        for start in range(0, len(records), TOGETHER)
+        for data in _encode_together(records[start : start + TOGETHER], model)
     ]
 
 
-def _join(record: Record, model: Model, settled: _Packed, posterior: _Packed | None) -> bytes:
-    flags = _DIAGONAL * record.settled.is_diagonal | _SETTLED_SQUEEZED * settled.squeezed
-    if posterior is not None:
-        flags |= _HAS_POSTERIOR | _POSTERIOR_SQUEEZED * posterior.squeezed
-    prefix = _PREFIX.pack(MAGIC, VERSION, flags, model.d, record.revision)
-    header = _HEADER.pack(
-        model.fingerprint, model.population_fingerprint, record.updated_at, record.settled_at, record.erased_at,
-        record.n_events, len(record.outcomes), len(record.clicks), len(record.watermarks),
+def _encode_together(records: Sequence[Record], model: Model) -> list[bytes]:
+    (
+        revision, updated_at, settled_at, n_events, settled, posterior, outcomes, clicks, watermarks, erased_at
+    ) = zip(*records, strict=True)  # fmt: skip
+    packed = iter(_pack([*settled, *[one for one in posterior if one is not None]]))
+    beliefs = [next(packed) for _ in records]
+    served = [b"" if one is None else next(packed) for one in posterior]
+    plain, squeezed = (_bytes_of(_n_numbers(model.d, model.prior.is_diagonal), one) for one in (False, True))
+    # By the bytes that they take.
+    settled_flags = {plain: 0, squeezed: _SETTLED_SQUEEZED}
+    served_flags = {0: 0, plain: _HAS_POSTERIOR, squeezed: _HAS_POSTERIOR | _POSTERIOR_SQUEEZED}
+    diagonal = _DIAGONAL * model.prior.is_diagonal
+    flags = [
+        diagonal | settled_flags[len(one)] | served_flags[len(other)]
+        for one, other in zip(beliefs, served, strict=True)
+    ]
+    prefixes = list(map(_PREFIX.pack, repeat(MAGIC), repeat(VERSION), flags, repeat(model.d), revision))
+    headers = map(
+        _HEADER.pack, repeat(model.fingerprint), repeat(model.population_fingerprint), updated_at, settled_at,
+        erased_at, n_events, map(len, outcomes), map(len, clicks), map(len, watermarks),
     )  # fmt: skip
-    rest = b"".join(
-        [
-            header,
-            settled.data,
-            b"" if posterior is None else posterior.data,
-            record.outcomes.tobytes(),
-            record.clicks.tobytes(),
-            *[_WATERMARK.pack(*partition, offset) for partition, offset in record.watermarks.items()],
-        ]
+    pieces = zip(
+        headers,
+        beliefs,
+        served,
+        [rows.tobytes() for rows in outcomes],
+        [rows.tobytes() for rows in clicks],
+        [b"".join([_WATERMARK.pack(*one, offset) for one, offset in marks.items()]) for marks in watermarks],
+        strict=True,
     )
-    return prefix + _CHECKSUM.pack(crc32(rest, crc32(prefix))) + rest
+    rests = list(map(b"".join, pieces))
+    checksums = map(_CHECKSUM.pack, map(crc32, rests, map(crc32, prefixes)))
+    return list(map(b"".join, zip(prefixes, checksums, rests, strict=True)))
 
 
 class Header(NamedTuple):
-    """What the bytes of a record say of themselves; see the module. `begin` is where the beliefs do."""
+    """What the bytes of a record say of themselves; see the module."""
 
     version: int
     flags: int
     d: int
     revision: int
+    checksum: int
     fingerprint: bytes
     population_fingerprint: bytes
     updated_at: int
@@ -234,7 +255,6 @@ class Header(NamedTuple):
     n_outcomes: int
     n_clicks: int
     n_watermarks: int
-    begin: int
 
 
 def read_header(data: bytes) -> Header | None:
@@ -243,27 +263,20 @@ def read_header(data: bytes) -> Header | None:
         return None
     try:
         _, version, flags, d, revision = _PREFIX.unpack_from(data)
-        begin = _PREFIX.size
         if version == VERSION:
-            begin += _CHECKSUM.size
-            fingerprint, population, updated_at, settled_at, erased_at, *counts = _HEADER.unpack_from(data, begin)
-            begin += _HEADER.size
-        elif version in _OLD_VERSIONS:
-            fingerprint, updated_at, settled_at, *counts = _OLD_HEADER.unpack_from(data, begin)
-            begin += _OLD_HEADER.size
-            population, erased_at = b"", NEVER
-            if version > 1:
-                population, erased_at = _OLD_EXTENSION.unpack_from(data, begin)
-                begin += _OLD_EXTENSION.size
-        else:
+            return Header(version, *_BEGINNING.unpack_from(data))
+        if version not in _OLD_VERSIONS:
             return None
+        (checksum,) = _CHECKSUM.unpack(data[-_CHECKSUM.size :])
+        fingerprint, updated_at, settled_at, *counts = _OLD_HEADER.unpack_from(data, _PREFIX.size)
+        population, erased_at = b"", NEVER
+        if version > 1:
+            population, erased_at = _OLD_EXTENSION.unpack_from(data, _PREFIX.size + _OLD_HEADER.size)
     except struct.error:
         return None
-    n_events, n_outcomes, n_clicks, n_watermarks = counts
     return Header(
-        version, flags, d, revision, fingerprint, population, updated_at, settled_at, erased_at,
-        n_events, n_outcomes, n_clicks, n_watermarks, begin,
-    )  # fmt: skip
+        version, flags, d, revision, checksum, fingerprint, population, updated_at, settled_at, erased_at, *counts
+    )
 
 
 def decode_record(data: bytes, model: Model, user_id: str) -> Record:
@@ -281,55 +294,93 @@ def decode_record(data: bytes, model: Model, user_id: str) -> Record:
 
 def decode_records(values: Sequence[bytes], model: Model, user_ids: Sequence[str]) -> list[Record]:
     """Read many records, as `decode_record` reads each."""
-    plain, squeezed = (_bytes_of(_n_numbers(model), one) for one in (False, True))
-    parts = [_split(data, model, user_id, plain, squeezed) for data, user_id in zip(values, user_ids, strict=True)]
-    beliefs = iter(_unpack([belief for one in parts for belief in one.beliefs], model))
     return [
-        _under_this_population(
-            Record(
-                one.header.revision,
-                one.header.updated_at,
-                one.header.settled_at,
-                one.header.n_events,
-                next(beliefs),
-                next(beliefs) if len(one.beliefs) == 2 else None,
-                one.outcomes,
-                one.clicks,
-                one.watermarks,
-                one.header.erased_at,
-            ),
-            one.header.population_fingerprint,
-            model,
-            user_id,
-        )
-        for one, user_id in zip(parts, user_ids, strict=True)
+        record
+        for start in range(0, len(values), TOGETHER)
+        for record in _decode_together(values[start : start + TOGETHER], model, user_ids[start : start + TOGETHER])
     ]
 
 
-class _Packed(NamedTuple):
-    """The bytes of a belief."""
+def _decode_together(values: Sequence[bytes], model: Model, user_ids: Sequence[str]) -> list[Record]:
+    current = [
+        data if data[: len(_CURRENT)] == _CURRENT and len(data) >= _BEGINNING.size else _upgraded(data, model, user_id)
+        for data, user_id in zip(values, user_ids, strict=True)
+    ]
+    (
+        flags, d, revision, checksum, fingerprint, population, updated_at, settled_at, erased_at, n_events, *counts
+    ) = zip(*map(_BEGINNING.unpack_from, current), strict=True)  # fmt: skip
+    found = map(crc32, [data[_HEADER_AT:] for data in current], map(crc32, [data[: _PREFIX.size] for data in current]))
+    layouts = list(map(_layout, flags, d, *counts))
+    facts = zip(found, checksum, fingerprint, flags, d, layouts, map(len, current), strict=True)
+    _check(model, user_ids, values, facts)
+    settled, posterior, outcomes, clicks, watermarks = zip(*map(struct.Struct.unpack, layouts, current), strict=True)
+    beliefs = iter(_unpack([*settled, *filter(None, posterior)], model))
+    columns = zip(
+        revision,
+        updated_at,
+        settled_at,
+        n_events,
+        [next(beliefs) for _ in settled],
+        [next(beliefs) if one else None for one in posterior],
+        _rows(outcomes, outcome_dtype(model.d)),
+        _rows(clicks, CLICK_DTYPE),
+        [
+            {_partition(topic, number): last for topic, number, last in _WATERMARK.iter_unpack(one)}
+            for one in watermarks
+        ],
+        erased_at,
+        strict=True,
+    )
+    ours = model.population_fingerprint
+    return [
+        record if theirs == ours else _under_this_population(record, theirs, model, user_id)
+        for record, theirs, user_id in zip(map(Record._make, columns), population, user_ids, strict=True)
+    ]
 
-    data: bytes
-    squeezed: bool
+
+def _check(
+    model: Model,
+    user_ids: Sequence[str],
+    values: Sequence[bytes],
+    facts: Iterable[tuple[int, int, bytes, int, int, struct.Struct, int]],
+) -> None:
+    """Raise if a record is not whole or not of this model.
+
+    `facts` are for each its checksum, the one it should have, its fingerprint, flags, d, layout and length.
+    """
+    fingerprint, shape = model.fingerprint, (model.d, model.prior.is_diagonal * _DIAGONAL)
+    for user_id, data, (actual, expected, theirs, flags, d, layout, length) in zip(
+        user_ids, values, facts, strict=True
+    ):
+        if actual != expected:
+            raise DamagedRecord(user_id, f"checksum of its {len(data)} bytes does not match")
+        if theirs != fingerprint:
+            raise ForeignRecord(
+                user_id,
+                f"written by a model with feature space {theirs.hex()} of {d} "
+                f"coefficients; model {model.name!r} has {fingerprint.hex()} of {model.d}",
+            )
+        if (d, flags & _DIAGONAL) != shape or length != layout.size:
+            raise DamagedRecord(user_id, f"{len(data)} bytes do not fit its own header")
 
 
-class _Parts(NamedTuple):
-    """A record whose beliefs are still bytes."""
+@lru_cache(maxsize=1_024)
+def _layout(flags: int, d: int, n_outcomes: int, n_clicks: int, n_watermarks: int) -> struct.Struct:
+    """How to take a record to pieces: settled belief, posterior, outcomes, clicks and watermarks."""
+    n = _n_numbers(d, bool(flags & _DIAGONAL))
+    settled = _bytes_of(n, bool(flags & _SETTLED_SQUEEZED))
+    posterior = _bytes_of(n, bool(flags & _POSTERIOR_SQUEEZED)) if flags & _HAS_POSTERIOR else 0
+    outcomes = n_outcomes * outcome_dtype(d).itemsize
+    clicks, watermarks = n_clicks * CLICK_DTYPE.itemsize, n_watermarks * _WATERMARK.size
+    return struct.Struct(f"<{_BEGINNING.size}x{settled}s{posterior}s{outcomes}s{clicks}s{watermarks}s")
 
-    header: Header
-    beliefs: list[_Packed]
-    outcomes: Structured
-    clicks: Structured
-    watermarks: dict[Partition, int]
 
-
-def _split(data: bytes, model: Model, user_id: str, plain: int, squeezed: int) -> _Parts:
-    """Check a record and cut it into its parts; a belief takes so many bytes, plain or squeezed."""
-    if len(data) < _PREFIX.size + _CHECKSUM.size or data[: len(MAGIC)] != MAGIC:
+def _upgraded(data: bytes, model: Model, user_id: str) -> bytes:
+    """A record of an old version as this one has it."""
+    if len(data) < _HEADER_AT or data[: len(MAGIC)] != MAGIC:
         raise DamagedRecord(user_id, f"{len(data)} bytes that are not a Freshet record")
     version = data[len(MAGIC)]
-    old = version in _OLD_VERSIONS
-    place = len(data) - _CHECKSUM.size if old else _PREFIX.size
+    place = len(data) - _CHECKSUM.size if version in _OLD_VERSIONS else _PREFIX.size
     if crc32(data[place + _CHECKSUM.size :], crc32(data[:place])) != _CHECKSUM.unpack_from(data, place)[0]:
         raise DamagedRecord(user_id, f"checksum of its {len(data)} bytes does not match")
     if version > VERSION:
@@ -337,44 +388,37 @@ def _split(data: bytes, model: Model, user_id: str, plain: int, squeezed: int) -
     header = read_header(data)
     if header is None:
         raise DamagedRecord(user_id, f"{len(data)} bytes that are not a Freshet record")
-    if header.fingerprint != model.fingerprint:
-        raise ForeignRecord(
-            user_id,
-            f"written by a model with feature space {header.fingerprint.hex()} of {header.d} "
-            f"coefficients; model {model.name!r} has {model.fingerprint.hex()} of {model.d}",
-        )
-    which = [_SETTLED_SQUEEZED, _POSTERIOR_SQUEEZED] if header.flags & _HAS_POSTERIOR else [_SETTLED_SQUEEZED]
-    sizes = [squeezed if header.flags & one else plain for one in which]
-    dtype = outcome_dtype(model.d)
-    lengths = [
-        *sizes,
-        header.n_outcomes * dtype.itemsize,
-        header.n_clicks * CLICK_DTYPE.itemsize,
-        header.n_watermarks * _WATERMARK.size,
-    ]
-    *at, outcomes_at, clicks_at, marks_at, stop = accumulate([header.begin, *lengths])
-    end = place if old else len(data)
-    shape = header.d, bool(header.flags & _DIAGONAL)
-    if shape != (model.d, model.prior.is_diagonal) or stop != end:
-        raise DamagedRecord(user_id, f"{len(data)} bytes do not fit its own header")
-    return _Parts(
-        header,
-        [_Packed(data[a : a + n], n == squeezed) for a, n in zip(at, sizes, strict=True)],
-        np.frombuffer(data, dtype, header.n_outcomes, outcomes_at),
-        np.frombuffer(data, CLICK_DTYPE, header.n_clicks, clicks_at),
-        {Partition(topic, number): offset for topic, number, offset in _WATERMARK.iter_unpack(data[marks_at:end])},
-    )
+    begin = _PREFIX.size + _OLD_HEADER.size + (_OLD_EXTENSION.size if version > 1 else 0)
+    # Version 1 did not say; it was written before a prior could be replaced.
+    population = header.population_fingerprint or (*model.earlier, model.population)[0].fingerprint
+    prefix = _PREFIX.pack(MAGIC, VERSION, *header[1:4])
+    try:
+        rest = _HEADER.pack(header.fingerprint, population, *header[7:]) + data[begin:place]
+    except struct.error as exc:
+        raise DamagedRecord(user_id, f"{len(data)} bytes do not fit its own header") from exc
+    return prefix + _CHECKSUM.pack(crc32(rest, crc32(prefix))) + rest
+
+
+def _rows(pieces: Sequence[bytes], dtype: np.dtype[np.void]) -> list[Structured]:
+    """The rows that each of some bytes are."""
+    rows: Structured = np.frombuffer(b"".join(pieces), dtype)
+    if not len(rows):
+        return [rows] * len(pieces)
+    ends = accumulate((len(one) // dtype.itemsize for one in pieces), initial=0)
+    return [rows[start:end] for start, end in pairwise(ends)]
+
+
+@lru_cache(maxsize=4_096)
+def _partition(topic_id: bytes, number: int) -> Partition:
+    """One object for all records that know a partition."""
+    return Partition(topic_id, number)
 
 
 def _under_this_population(record: Record, fingerprint: bytes, model: Model, user_id: str) -> Record:
     """The record as the same evidence gives it under the model's population."""
     if fingerprint == model.population_fingerprint:
         return record
-    if fingerprint:
-        old = model.earlier_populations.get(fingerprint)
-    else:
-        # Version 1 did not say; it was written before a prior could be replaced.
-        old = model.earlier[0] if model.earlier else model.population
+    old = model.earlier_populations.get(fingerprint)
     if old is None:
         raise ForeignRecord(
             user_id,
@@ -382,8 +426,6 @@ def _under_this_population(record: Record, fingerprint: bytes, model: Model, use
             f"know; it has {model.population_fingerprint.hex()}. Expected a prior file that was fitted with "
             "that prior in force, or that prior among [[prior.earlier]] of the model",
         )
-    if old is model.population:
-        return record
     outcomes = record.outcomes
     shift = model.fixed_effect - old.fixed_effect
     if shift.any() and len(outcomes):
@@ -408,40 +450,45 @@ def _triangle(d: int) -> tuple[NDArray[Any], NDArray[Any]]:
     return rows * d + columns, square
 
 
-def _pack(beliefs: Sequence[Gaussian]) -> list[_Packed]:
-    """The numbers of each belief as bytes, squeezed where they can be."""
-    if not beliefs:
-        return []
-    mean, cov = np.array([one.mean for one in beliefs]), np.array([one.cov for one in beliefs])
+def _pack(beliefs: Sequence[Gaussian]) -> list[bytes]:
+    """The numbers of each belief, squeezed where they can be."""
+    mean, cov = (_stacked(column) for column in zip(*beliefs, strict=True))
     if not beliefs[0].is_diagonal:
-        cov = cov.reshape(len(cov), -1)[:, _triangle(mean.shape[1])[0]]
+        cov = cov.take(_triangle(mean.shape[1])[0], axis=1, mode="clip")
     numbers = np.concatenate([mean, cov], axis=1)
     squeezed, fits = _squeeze(numbers)
-    return [
-        _Packed(row.tobytes(), True) if fit else _Packed(plain.astype("<f8").tobytes(), False)
-        for row, plain, fit in zip(squeezed, numbers, fits.tolist(), strict=True)
-    ]
+    packed: list[bytes] = squeezed.view(f"V{squeezed.shape[1]}")[:, 0].tolist()
+    for i in np.flatnonzero(~fits):
+        packed[i] = numbers[i].astype("<f8").tobytes()
+    return packed
 
 
-def _unpack(packed: Sequence[_Packed], model: Model) -> list[Gaussian]:
-    if not packed:
-        return []
-    d, n = model.d, _n_numbers(model)
-    numbers = np.empty((len(packed), n))
-    squeezed = np.array([one.squeezed for one in packed])
-    for chosen in (squeezed, ~squeezed):
-        data = b"".join([one.data for one in compress(packed, chosen.tolist())])
-        if data:
-            numbers[chosen] = _unsqueeze(data, n) if chosen is squeezed else np.frombuffer(data, "<f8").reshape(-1, n)
+def _stacked(arrays: Sequence[Array]) -> Array:
+    """Each array's numbers as a row."""
+    return np.frombuffer(b"".join([np.ascontiguousarray(one).data for one in arrays]), np.float64).reshape(
+        len(arrays), -1
+    )
+
+
+def _unpack(packed: Sequence[bytes], model: Model) -> list[Gaussian]:
+    """The belief that each of some bytes are."""
+    d, n = model.d, _n_numbers(model.d, model.prior.is_diagonal)
+    squeezed = np.array(list(map(len, packed))) == _bytes_of(n, True)
+    if squeezed.all():
+        numbers = _unsqueeze(b"".join(packed), n)
+    else:
+        numbers = np.empty((len(packed), n))
+        numbers[squeezed] = _unsqueeze(b"".join(compress(packed, squeezed)), n)
+        numbers[~squeezed] = np.frombuffer(b"".join(compress(packed, ~squeezed)), "<f8").reshape(-1, n)
     mean, cov = numbers[:, :d], numbers[:, d:]
     if not model.prior.is_diagonal:
-        cov = cov[:, _triangle(d)[1]]
-    return [Gaussian(*one) for one in zip(mean, cov, strict=True)]
+        cov = cov.take(_triangle(d)[1], axis=1, mode="clip")
+    return list(map(Gaussian._make, zip(mean, cov, strict=True)))
 
 
-def _n_numbers(model: Model) -> int:
-    """How many numbers a belief is."""
-    return model.d + (model.d if model.prior.is_diagonal else model.d * (model.d + 1) // 2)
+def _n_numbers(d: int, diagonal: bool) -> int:
+    """How many numbers a belief of d coefficients is."""
+    return d + (d if diagonal else d * (d + 1) // 2)
 
 
 def _bytes_of(n: int, squeezed: bool) -> int:
@@ -457,23 +504,42 @@ def _squeeze(numbers: Array) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     bytes of all numbers, then sign and three bits of each, two numbers a byte.
     """
     n_rows, n = numbers.shape
-    planes = numbers.astype("<f8").view(np.uint8).reshape(n_rows, n, 8)
-    high = planes[:, :, 7]
-    exponent = high & 0x7F
-    code = np.where(exponent == 0, 0, exponent - _LEAST_EXPONENT)
+    bits = numbers.astype("<f8", copy=False).view("<u8")
+    # Eight bytes are written for each seven: the last one is the first of the next number, or still to be written over.
+    words = (bits & _LOW).ravel()
+    words[:-1] |= bits.ravel()[1:] << _HIGH_SHIFT
+    squeezed = np.empty((n_rows, _bytes_of(n, True)), np.uint8)
+    _sevens(squeezed, n)[...] = words.reshape(n_rows, n)
+    high = bits.view(np.uint8)[:, 7::8].tobytes()
     nibbles = np.zeros((n_rows, n + n % 2), np.uint8)
-    nibbles[:, :n] = code | (high >> 7 << 3)
-    squeezed = np.concatenate([planes[:, :, :7].reshape(n_rows, -1), nibbles[:, ::2] | nibbles[:, 1::2] << 4], axis=1)
-    return squeezed, ((exponent == 0) | (code - 1 < 7)).all(axis=1)
+    nibbles[:, :n] = np.frombuffer(high.translate(_NIBBLES), np.uint8).reshape(n_rows, n)
+    pairs = nibbles.view("<u2")
+    squeezed[:, 7 * n :] = pairs | pairs >> 4
+    return squeezed, nibbles.max(axis=1) < 16
 
 
 def _unsqueeze(data: bytes, n: int) -> Array:
     """The rows of n numbers that `_squeeze` took."""
     rows = np.frombuffer(data, np.uint8).reshape(-1, _bytes_of(n, True))
-    pairs = rows[:, 7 * n :]
-    nibbles = np.stack([pairs & 0xF, pairs >> 4], axis=2).reshape(len(rows), -1)[:, :n]
-    planes = np.empty((len(rows), n, 8), np.uint8)
-    planes[:, :, :7] = rows[:, : 7 * n].reshape(-1, n, 7)
-    code = nibbles & 0x7
-    planes[:, :, 7] = np.where(code == 0, 0, code + _LEAST_EXPONENT) | (nibbles >> 3 << 7)
-    return planes.view("<f8")[:, :, 0].astype(np.float64)
+    bits = _sevens(rows, n) & _LOW
+    bits |= _HIGH_BYTES.take(rows[:, 7 * n :], axis=0, mode="clip").reshape(len(rows), n + n % 2)[:, :n]
+    return bits.view("<f8").astype(np.float64, copy=False)
+
+
+def _sevens(rows: NDArray[np.uint8], n: int) -> NDArray[np.uint64]:
+    """The words that begin at every seventh byte of squeezed rows, each with the first byte of what follows it."""
+    return np.ndarray((len(rows), n), "<u8", rows, 0, (rows.strides[0], 7))
+
+
+def _codes() -> tuple[bytes, NDArray[np.uint64]]:
+    """For every highest byte its nibble, 255 if it has none; and for every pair of nibbles the two highest bytes."""
+    nibble = np.arange(16)
+    # Seven bits of the exponent: 0, or one of the seven from 0x3a on.
+    high = np.where(nibble & 7, (nibble & 7) + 0x39, 0) | nibble >> 3 << 7
+    nibbles = np.full(256, 255, np.uint8)
+    nibbles[high] = nibble
+    pair = np.arange(256)
+    return nibbles.tobytes(), high[np.stack([pair & 15, pair >> 4], axis=1)].astype("<u8") << _HIGH_SHIFT
+
+
+_NIBBLES, _HIGH_BYTES = _codes()
