@@ -26,6 +26,8 @@ from learner.features import (
     Rows,
     coefficients,
     design_matrix,
+    gather,
+    item_struct,
     layout,
 )
 from learner.limits import MAX_FEATURES
@@ -178,6 +180,15 @@ class Model:
     def rows(self, items: Sequence[Mapping[str, FeatureValue]]) -> Rows:
         """The design matrix of a slate, shape (N, d); see `learner.features.design_matrix`."""
         return design_matrix(self._layout, items, self.ignore_unknown)
+
+    @cached_property
+    def item_struct(self) -> type[msgspec.Struct] | None:
+        """What decodes an item's features, all of which it knows; see `learner.features.item_struct`."""
+        return None if self.ignore_unknown else item_struct(self.features)
+
+    def gather(self, items: Sequence[msgspec.Struct]) -> Rows:
+        """The `rows` of items that came as `item_struct`, to the last bit; see `learner.features.gather`."""
+        return gather(self._layout, items)
 
     @cached_property
     def _layout(self) -> Layout:
