@@ -103,6 +103,20 @@ def test_a_model_has_any_number_of_features(n: int) -> None:
     assert_read_together_as_alone([slate(1, {}, {f"x{i}": i / 7 for i in range(0, n, 2)}), slate(2, {"y": 1})], model)
 
 
+def test_an_offset_is_the_same_in_any_company() -> None:
+    model = model_of({"taste": Vector(16)})
+    generator = np.random.default_rng(2)
+    rows = generator.normal(size=(640, 17)).astype(np.float32)
+    # Sums of next to nothing show in 32 bits in what order they were made.
+    rows[:, 16] = -(rows[:, :16] @ model.fixed_effect[:16]) / model.fixed_effect[16]
+    together = model.offsets([None] * len(rows), rows)
+    for n in (1, 2, 3, 7):
+        parts = [rows[i : i + n] for i in range(0, len(rows), n)]
+        assert (
+            np.concatenate([model.offsets([None] * len(part), part) for part in parts]).tobytes() == together.tobytes()
+        )
+
+
 GOOD = {"price": 12, "genre": "comedy", "lax": "?", "multi": ["a"], "tags": ["x"], "age": 1.5, "taste": [1, 2]}
 
 
