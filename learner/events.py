@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
+from functools import lru_cache
 from hashlib import blake2b
+from itertools import chain
 from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import msgspec
@@ -142,13 +144,19 @@ def parse_event(raw: bytes, model: Model) -> Event:
         With a reason and a message that names the field.
     """
     wire = _decode(raw)
-    return _click(wire) if isinstance(wire, WireClick) else _impression(wire, model)
+    if isinstance(wire, WireClick):
+        return _click(wire)
+    try:
+        return _impressions([wire], model.rows, model)[0]
+    except FeatureError as exc:
+        raise BadEvent(Reason(exc.reason), str(exc)) from exc
 
 
 def parse_events(raws: Sequence[bytes], model: Model) -> list[Event | BadEvent]:
     """Read many events, as `parse_event` does each; what it would raise stands in the event's place.
 
-    The items of many impressions become one design matrix, which for short slates is most of the work.
+    The items are decoded to structs made for the model, and those of many impressions become one design matrix. An
+    event that cannot be read so is left to `parse_event`, which says what is wrong with it.
     """
     return [
         event
@@ -158,25 +166,46 @@ def parse_events(raws: Sequence[bytes], model: Model) -> list[Event | BadEvent]:
 
 
 def _parse_together(raws: Sequence[bytes], model: Model) -> list[Event | BadEvent]:
-    wires: list[WireImpression | WireClick | BadEvent] = []
+    item = model.item_struct
+    decode, to_rows = (_DECODER.decode, model.rows) if item is None else (_decoder(item).decode, model.gather)
+    wires: list[WireImpression | WireClick | None] = []
     for raw in raws:
         try:
-            wires.append(_decode(raw))
-        except BadEvent as exc:
-            wires.append(exc)
+            wires.append(decode(raw) if len(raw) <= MAX_EVENT_BYTES else None)
+        except UNREADABLE:
+            wires.append(None)
     shown = [wire for wire in wires if isinstance(wire, WireImpression)]
-    if model.d * sum(len(wire.items) for wire in shown) > TOGETHER_NUMBERS:
-        return [_alone(wire, model) for wire in wires]
+    together = model.d * sum(len(wire.items) for wire in shown) <= TOGETHER_NUMBERS
+    slates = [shown] if together and shown else [[wire] for wire in shown]
     try:
-        rows = model.rows([item.features for wire in shown for item in wire.items])
+        impressions = iter([one for some in slates for one in _impressions(some, to_rows, model)])
     except FeatureError:
         # One of them is bad: read each alone to tell which.
-        return [_alone(wire, model) for wire in wires]
-    impressions = iter(_impressions(shown, rows, model))
+        return [_alone(raw, model) for raw in raws]
     return [
-        next(impressions) if isinstance(wire, WireImpression) else _click(wire) if isinstance(wire, WireClick) else wire
-        for wire in wires
+        next(impressions)
+        if isinstance(wire, WireImpression)
+        else _click(wire)
+        if isinstance(wire, WireClick)
+        else _alone(raw, model)
+        for raw, wire in zip(raws, wires, strict=True)
     ]
+
+
+def _alone(raw: bytes, model: Model) -> Event | BadEvent:
+    try:
+        return parse_event(raw, model)
+    except BadEvent as exc:
+        return exc
+
+
+@lru_cache(maxsize=8)
+def _decoder(features: type[msgspec.Struct]) -> msgspec.json.Decoder[WireImpression | WireClick]:
+    """Of events whose items' features are of that type."""
+    item = msgspec.defstruct("Item", [("features", features, features())], bases=(WireItem,), frozen=True, gc=False)
+    items = Annotated[list[item], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]  # type: ignore[valid-type]
+    shown = msgspec.defstruct("Shown", [("items", items)], bases=(WireImpression,), frozen=True, kw_only=True)
+    return msgspec.json.Decoder(shown | WireClick)
 
 
 def _decode(raw: bytes) -> WireImpression | WireClick:
@@ -189,56 +218,41 @@ def _decode(raw: bytes) -> WireImpression | WireClick:
     return wire
 
 
-def _alone(wire: WireImpression | WireClick | BadEvent, model: Model) -> Event | BadEvent:
-    if isinstance(wire, BadEvent):
-        return wire
-    try:
-        return _click(wire) if isinstance(wire, WireClick) else _impression(wire, model)
-    except BadEvent as exc:
-        return exc
-
-
 def _click(wire: WireClick) -> Click:
     return Click(wire.user_id, wire.timestamp, outcome_key(wire.request_id, wire.item_id))
 
 
-def _impression(wire: WireImpression, model: Model) -> Impression:
-    try:
-        rows = model.rows([item.features for item in wire.items])
-    except FeatureError as exc:
-        raise BadEvent(Reason(exc.reason), str(exc)) from exc
-    return _impressions([wire], rows, model)[0]
-
-
-def _impressions(wires: Sequence[WireImpression], rows: Rows, model: Model) -> list[Impression]:
-    """The impressions whose items have these rows, those of one after those of another."""
-    offset = model.offsets([item.offset for wire in wires for item in wire.items], rows)
-    weight = np.array([item.weight for wire in wires for item in wire.items], dtype=np.float32)
+def _impressions(
+    wires: Sequence[WireImpression], to_rows: Callable[[list[Any]], Rows], model: Model
+) -> list[Impression]:
+    """The impressions of these slates, parts of arrays of their items one after another."""
+    items = [item for wire in wires for item in wire.items]
+    rows = to_rows([item.features for item in items])
+    offset = model.offsets([item.offset for item in items], rows)
+    weight = np.array([item.weight for item in items], dtype=np.float32)
+    digests = chain.from_iterable(_digests(wire.request_id, [item.item_id for item in wire.items]) for wire in wires)
+    keys = np.frombuffer(b"".join(digests), dtype="<u8").tolist()
     impressions, start = [], 0
     for wire in wires:
-        end = start + len(wire.items)
-        keys = outcome_keys(wire.request_id, [item.item_id for item in wire.items])
-        impressions.append(
-            Impression(wire.user_id, wire.timestamp, keys, rows[start:end], offset[start:end], weight[start:end])
-        )
-        start = end
+        its = slice(start, start := start + len(wire.items))
+        impressions.append(Impression(wire.user_id, wire.timestamp, keys[its], rows[its], offset[its], weight[its]))
     return impressions
 
 
-def outcome_keys(request_id: str, item_ids: Sequence[str]) -> list[int]:
-    """A 64-bit identity of each outcome within its user; the length keeps the two ids from running together."""
+def outcome_key(request_id: str, item_id: str) -> int:
+    """A 64-bit identity of an outcome within its user."""
+    return int.from_bytes(_digests(request_id, [item_id])[0], "little")
+
+
+def _digests(request_id: str, item_ids: Sequence[str]) -> list[bytes]:
+    """The outcomes' keys, little-endian; the length keeps the two ids from running together."""
     request = blake2b(f"{len(request_id)}:{request_id}".encode(), digest_size=8)
-    keys = []
+    digests = []
     for item_id in item_ids:
         both = request.copy()
         both.update(item_id.encode())
-        keys.append(int.from_bytes(both.digest(), "little"))
-    return keys
-
-
-def outcome_key(request_id: str, item_id: str) -> int:
-    """The identity of one outcome; see `outcome_keys`."""
-    return outcome_keys(request_id, [item_id])[0]
+        digests.append(both.digest())
+    return digests
 
 
 def user_of(raw: bytes) -> str | None:

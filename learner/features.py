@@ -6,11 +6,11 @@ whether it is learnt at once, learnt from the record later, or scored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, KeysView, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, KeysView, Mapping, Sequence
 from contextlib import suppress
 from itertools import accumulate, chain, islice
 from operator import itemgetter
-from typing import Annotated, Any, NamedTuple, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 from zlib import crc32
 
 import msgspec
@@ -27,7 +27,11 @@ FeatureName: TypeAlias = Annotated[str, msgspec.Meta(max_length=MAX_NAME_LENGTH)
 Features: TypeAlias = Annotated[dict[FeatureName, FeatureValue], msgspec.Meta(max_length=MAX_FEATURES)]
 """What an item says of itself, by name."""
 Rows: TypeAlias = NDArray[np.float32]
+INTERCEPT = 0
+"""Its column."""
 MAX_NAMED, MAX_NAMED_LENGTH = 10, 32
+# A struct of more is read more slowly than a dictionary where the events have another order than the model.
+MAX_FIELDS = 128
 
 Positive: TypeAlias = Annotated[float, msgspec.Meta(gt=0)]
 Size: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=MAX_LIST_LENGTH)]
@@ -106,6 +110,9 @@ class Layout(NamedTuple):
         The values of the numeric features of an item that has all of them.
     others
         Every other feature, with its columns.
+    places
+        By category or multi feature, the columns that are 1 for some values: the intercept's, which always is, for one
+        that sets none.
     """
 
     d: int
@@ -117,6 +124,7 @@ class Layout(NamedTuple):
     columns: list[int]
     take: Callable[[Mapping[str, Any]], Any]
     others: list[tuple[str, Feature, slice]]
+    places: dict[str, Callable[[Iterable[Any]], list[int]]]
 
 
 def layout(features: Mapping[str, Feature]) -> Layout:
@@ -138,7 +146,22 @@ def layout(features: Mapping[str, Feature]) -> Layout:
             for name, feature in features.items()
             if name not in numeric
         ],
+        {
+            name: _places(feature, starts[name])
+            for name, feature in features.items()
+            if isinstance(feature, Category | Multi)
+        },
     )
+
+
+def _places(feature: Category | Multi, start: int) -> Callable[[Iterable[Any]], list[int]]:
+    if feature.values is None:
+        buckets = width(feature)
+        return lambda values: [start + hashed % buckets for hashed in map(crc32, map(str.encode, values))]
+    places: dict[str | None, int] = {value: start + i for i, value in enumerate(feature.values)}
+    places[None] = INTERCEPT
+    other = {**places, "reject": INTERCEPT, "ignore": INTERCEPT}[feature.unknown]
+    return lambda values: [places.get(value, other) for value in values]
 
 
 def design_matrix(layout: Layout, items: Sequence[Mapping[str, FeatureValue]], ignore_unknown: bool = False) -> Rows:
@@ -166,13 +189,17 @@ def design_matrix(layout: Layout, items: Sequence[Mapping[str, FeatureValue]], i
     if not ignore_unknown and (taken is None or layout.others or any(len(one) != len(layout.names) for one in items)):
         _refuse_unknown(layout, items)
     X = np.zeros((len(items), layout.d))
-    X[:, 0] = 1.0
+    X[:, INTERCEPT] = 1.0
     if layout.numeric:
         X[:, layout.columns] = _numbers(layout, items, taken)
     for name, feature, columns in layout.others:
         for index, item in enumerate(items):
             if (value := item.get(name)) is not None:
                 _fill(X[index, columns], index, name, feature, value)
+    return _rounded(layout, X)
+
+
+def _rounded(layout: Layout, X: Array) -> Rows:
     with np.errstate(over="ignore"):
         rows = X.astype(np.float32)
     if not np.isfinite(rows).all():
@@ -180,6 +207,61 @@ def design_matrix(layout: Layout, items: Sequence[Mapping[str, FeatureValue]], i
         name = next(name for name, start in reversed(layout.starts.items()) if start <= at)
         raise FeatureError("non_finite_number", index, name, "is not finite as a 32-bit float")
     return rows
+
+
+def item_struct(features: Mapping[str, Feature]) -> type[msgspec.Struct] | None:
+    """A struct that what a model takes as an item's features can be decoded to, and nothing else.
+
+    It has a field for each feature, in order, of the type that the feature wants; a missing numeric one is its mean, a
+    missing category None. None if it would have too many fields, or names that JSON escapes.
+    """
+    if len(features) > MAX_FIELDS:
+        return None
+    names = {f"f{i}": name for i, name in enumerate(features)}
+    fields = [(field, *_field(feature)) for field, feature in zip(names, features.values(), strict=True)]
+    with suppress(ValueError):
+        return msgspec.defstruct("Item", fields, rename=names, frozen=True, gc=False, forbid_unknown_fields=True)
+    return None
+
+
+def _field(feature: Feature) -> tuple[Any, Any]:
+    """The type and the default of a feature's field; no null is of the type, whatever the default."""
+    match feature:
+        case Numeric(mean=mean):
+            return Number, mean
+        case Vector(size=size):
+            return Annotated[list[Number], msgspec.Meta(min_length=size, max_length=size)], (0.0,) * size
+    value: Any = Literal[tuple(feature.values)] if feature.values and feature.unknown == "reject" else Text
+    if isinstance(feature, Category):
+        return value, None
+    return Annotated[list[value], msgspec.Meta(max_length=MAX_LIST_LENGTH)], ()
+
+
+def gather(layout: Layout, items: Sequence[msgspec.Struct]) -> Rows:
+    """The `design_matrix` of items that came as `item_struct`, one or more, to the last bit.
+
+    Raises
+    ------
+    FeatureError
+        If a number is not finite as float32.
+    """
+    n = len(items)
+    X = np.zeros((n, layout.d))
+    X[:, INTERCEPT] = 1.0
+    taken = [*map(msgspec.structs.astuple, items)]
+    values = dict(zip(layout.names, zip(*taken, strict=True), strict=True)) if layout.others else {}
+    if layout.numeric:
+        numbers = zip(*[values[name] for name in layout.numeric], strict=True) if layout.others else taken
+        numeric = np.fromiter(chain.from_iterable(numbers), np.float64).reshape(n, -1)
+        X[:, layout.columns] = (numeric - layout.mean) / layout.std
+    for name, feature, columns in layout.others:
+        if isinstance(feature, Vector):
+            X[:, columns] = values[name]
+        else:
+            chosen = values[name] if isinstance(feature, Multi) else [(value,) for value in values[name]]
+            each = np.repeat(np.arange(n), [*map(len, chosen)])
+            X[each, layout.places[name](chain.from_iterable(chosen))] = 1.0
+    return _rounded(layout, X)
 
 
 def coefficients(name: str, feature: Feature) -> list[str]:

@@ -26,6 +26,8 @@ from learner.features import (
     Rows,
     coefficients,
     design_matrix,
+    gather,
+    item_struct,
     layout,
 )
 from learner.limits import MAX_FEATURES
@@ -180,6 +182,15 @@ class Model:
         return design_matrix(self._layout, items, self.ignore_unknown)
 
     @cached_property
+    def item_struct(self) -> type[msgspec.Struct] | None:
+        """What decodes an item's features, all of which it knows; see `learner.features.item_struct`."""
+        return None if self.ignore_unknown else item_struct(self.features)
+
+    def gather(self, items: Sequence[msgspec.Struct]) -> Rows:
+        """The `rows` of items that came as `item_struct`, to the last bit; see `learner.features.gather`."""
+        return gather(self._layout, items)
+
+    @cached_property
     def _layout(self) -> Layout:
         return layout(self.features)
 
@@ -187,7 +198,8 @@ class Model:
         """The offsets of a slate, shape (N,): those given, and the fixed effect's where None was."""
         missing = given.count(None)
         if missing:
-            fixed = rows.astype(np.float64) @ self.fixed_effect
+            # By BLAS, a sum could depend on how many rows there are.
+            fixed: Array = np.einsum("ij,j->i", rows.astype(np.float64), self.fixed_effect)
             if missing == len(given):
                 return fixed.astype(np.float32)
             given = [f if o is None else o for o, f in zip(given, fixed.tolist(), strict=True)]

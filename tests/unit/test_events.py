@@ -9,18 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner import events
-from learner.events import (
-    BadEvent,
-    Click,
-    Impression,
-    Reason,
-    impression_json,
-    outcome_key,
-    parse_event,
-    parse_events,
-    user_of,
-)
+from learner.events import BadEvent, Click, Impression, Reason, outcome_key, parse_event, user_of
 from learner.features import FeatureError
 from learner.model import ModelError, load_model, parse_duration_ms
 
@@ -184,27 +173,6 @@ def test_a_wrong_model_names_the_key(change: tuple[str, str], names: str) -> Non
 @pytest.mark.parametrize(("text", "ms"), [("500ms", 500), ("10s", 10_000), ("1.5h", 5_400_000), ("30d", 2_592_000_000)])
 def test_durations(text: str, ms: int) -> None:
     assert parse_duration_ms("k", text) == ms
-
-
-@pytest.mark.parametrize("numbers", [events.TOGETHER_NUMBERS, 900])
-def test_many_events_are_read_as_each_alone(numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "TOGETHER_NUMBERS", numbers)
-
-    def slate(i: int, features: dict[str, Any]) -> bytes:
-        return impression_json(f"r{i}", "u", i, [{"item_id": f"{j}", "features": features} for j in range(i % 4 + 1)])
-
-    good = [slate(i, {"price": i / 7, "genre": "drama"}) for i in range(150)]
-    click = b'{"type": "click", "request_id": "r1", "user_id": "u", "item_id": "0", "timestamp": 5}'
-    raws = [*good[:70], b"{", click, slate(1, {"price": "high"}), slate(2, {"color": 1.0}), *good[70:], b""]
-    for raw, together in zip(raws, parse_events(raws, MODEL), strict=True):
-        if isinstance(together, BadEvent):
-            with pytest.raises(BadEvent) as bad:
-                parse_event(raw, MODEL)
-            assert (together.reason, str(together)) == (bad.value.reason, str(bad.value))
-            continue
-        alone = parse_event(raw, MODEL)
-        assert together[:3] == alone[:3]
-        assert [np.asarray(field).tobytes() for field in together] == [np.asarray(field).tobytes() for field in alone]
 
 
 def test_an_unknown_feature_is_refused_also_in_the_place_of_one_that_is_missing() -> None:
