@@ -198,8 +198,8 @@ class Model:
         """The offsets of a slate, shape (N,): those given, and the fixed effect's where None was."""
         missing = given.count(None)
         if missing:
-            # By BLAS, a sum could depend on how many rows there are.
-            fixed: Array = np.einsum("ij,j->i", rows.astype(np.float64), self.fixed_effect)
+            # Neither by BLAS nor by einsum, whose sums depend on how many rows there are.
+            fixed: Array = (rows.astype(np.float64) * self.fixed_effect).sum(axis=1)
             if missing == len(given):
                 return fixed.astype(np.float32)
             given = [f if o is None else o for o, f in zip(given, fixed.tolist(), strict=True)]
