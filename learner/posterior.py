@@ -63,8 +63,8 @@ def relax(belief: Gaussian, prior: Gaussian, factor: Array) -> Gaussian:
     factor
         a in [0, 1], shape (U,): ``2 ** (-elapsed / half_life)``.
     """
-    a = factor[:, None]
-    a_cov = a if belief.is_diagonal else a[:, :, None]
+    a = _column(factor)
+    a_cov = a if belief.is_diagonal else _column(a)
     # The blend form, unlike m0 + a (m - m0), is exact at a = 1.
     return Gaussian(
         a * belief.mean + (1.0 - a) * prior.mean,
@@ -116,10 +116,10 @@ def condition(belief: Gaussian, x: Array, y: Array, offset: Array, weight: Array
     v = np.maximum(_dot(x, s_x), 0.0)
     moments = adf_moments if method == "adf" else laplace_moments
     score, curvature = moments(mu, v, y, weight)
-    mean = belief.mean + s_x * score[:, None]
+    mean = belief.mean + s_x * _column(score)
     # The root makes the outer product symmetric to the last bit, so that half of it can be stored.
-    root = s_x * np.sqrt(curvature)[:, None]
-    shrink = root * root if belief.is_diagonal else root[:, :, None] * root[:, None, :]
+    root = s_x * _column(np.sqrt(curvature))
+    shrink = root * root if belief.is_diagonal else root[..., None] * root[..., None, :]
     return Gaussian(mean, belief.cov - shrink)
 
 
@@ -225,7 +225,7 @@ def flip(belief: Gaussian, x: Array, factor: Array) -> Gaussian:
     factor
         a, shape (U,): the outcome's weight times what forgetting has left of it.
     """
-    return Gaussian(belief.mean + factor[:, None] * _times(belief.cov, x), belief.cov)
+    return Gaussian(belief.mean + _column(factor) * _times(belief.cov, x), belief.cov)
 
 
 def predict(belief: Gaussian, X: Array, offset: Array) -> tuple[Array, Array]:
@@ -262,7 +262,13 @@ def _times(cov: Array, x: Array) -> Array:
 
 def _dot(a: Array, b: Array) -> Array:
     """The inner product a'b over the last axis; not einsum, whose order of summation depends on the number of rows."""
-    return np.asarray((a * b).sum(axis=-1))
+    product: Array = np.add.reduce(a * b, axis=-1)
+    return product
+
+
+def _column(a: Array | float) -> Array | float:
+    """What multiplies the rows of a batch, or of the only one."""
+    return a if isinstance(a, float) else a[..., None]
 
 
 def _solve(matrix: Array, vector: Array) -> Array:
