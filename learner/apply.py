@@ -23,6 +23,7 @@ from learner.record import NEVER, Record, State
 # As many users as make a wave of steps as cheap as one user after another.
 FEW = 4
 
+
 class Report(NamedTuple):
     """What a microbatch came to.
 

@@ -4,20 +4,24 @@ A click comes after its impression, so a fresh impression without a click is not
 F(age) >= 0.95, then settles as a "no"; a click that comes later still, inside the window, flips it.
 
 All outcomes of all users are columns of one table, in which nothing ever moves: each outcome that is stored, or that an
-event of the microbatch may open, has a slot from the start, and events only change its state. The k-th event of every
-user is applied at once; users stand in the order of their number of events, so that those who have a k-th event, and
-their slots, are the first ones.
+event of the microbatch may open, has a slot from the start, and events only change its state. Users stand in the order of
+their number of events. The first ones, whose events too few others share, go one after another
+(`learner.attribution_of_one`). Of all the others the k-th event is applied at once; those who have one are neighbours,
+and so are their slots.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import islice, pairwise
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from learner import attribution_of_one as of_one
+from learner.attribution_of_one import FAR, FORGOTTEN, MAX_KEPT_FACTOR, UNUSED
 from learner.events import Click, Event, Impression
 from learner.model import Model
 from learner.posterior import Array
@@ -28,11 +32,9 @@ Flags: TypeAlias = NDArray[np.bool_]
 Times: TypeAlias = NDArray[np.int64]
 UserEvents: TypeAlias = Sequence[tuple[Event, Position]]
 
-# Outcomes kept per user, open or not, as a multiple of the model's `max_open`: what a busy user can cost.
-MAX_KEPT_FACTOR = 4
-# States of a slot beside those of `State`: no event has opened it yet; its outcome has left the record.
-UNUSED, FORGOTTEN = 254, 255
 NONE = -1
+# How many events one by one cost as much as one event each of a few users at once.
+EVENTS_A_WAVE = 32
 
 
 class Steps(NamedTuple):
@@ -108,7 +110,11 @@ def unseen(
 
 
 def attribute(
-    model: Model, records: Sequence[Record], events: Sequence[Sequence[Event]], counts: Counter[str]
+    model: Model,
+    records: Sequence[Record],
+    events: Sequence[Sequence[Event]],
+    counts: Counter[str],
+    n_alone: int | None = None,
 ) -> Attribution:
     """Apply each user's events, in log order, to the labels of their outcomes.
 
@@ -118,10 +124,19 @@ def attribute(
         Of users in the order of their number of events, falling.
     counts
         What became of the events is added to it.
+    n_alone
+        How many users, the first ones, go one after another: no result depends on it. If None, what costs least.
     """
-    ledger = _Ledger(model, records, events, counts)
-    for k in range(max(map(len, events), default=0)):
-        ledger.apply(k)
+    lengths = np.array([*map(len, events), 0], dtype=np.intp)
+    if n_alone is None:
+        n_alone = int(np.argmin(np.cumsum(lengths) - lengths + EVENTS_A_WAVE * lengths))
+    ledger = _Ledger(model, records, events, counts, n_alone)
+    if n_alone > 0:
+        ledger.apply_one_by_one(records, events)
+    if n_alone < len(records):
+        ledger.number_outcomes()
+        for k in range(lengths[n_alone]):
+            ledger.apply(k)
     return ledger.close()
 
 
@@ -129,43 +144,49 @@ class _Ledger:
     """The outcomes of the users of a microbatch while their events are applied."""
 
     def __init__(
-        self, model: Model, records: Sequence[Record], events: Sequence[Sequence[Event]], counts: Counter[str]
+        self,
+        model: Model,
+        records: Sequence[Record],
+        events: Sequence[Sequence[Event]],
+        counts: Counter[str],
+        n_alone: int,
     ) -> None:
         self.model = model
         self.counts = counts
+        self.n_alone = n_alone
+        self.settles_after, self.leaves_after = of_one.settles_after(model), of_one.leaves_after(model)
         self.updated_at = np.array([record.updated_at for record in records], dtype=np.int64)
         self.n_events = np.array([record.n_events for record in records], dtype=np.int64)
         self._steps: list[tuple[Indices, Indices, Times, Array, Array, Flags]] = []
 
         # Event k of user i is number `first_event[i] + k`.
         self.lengths = np.array([len(mine) for mine in events], dtype=np.intp)
-        self.first_event = _starts(self.lengths)[:-1]
+        self.first_event = _starts(self.lengths)
         flat = [event for mine in events for event in mine]
         self.event_at = np.array([event.timestamp for event in flat], dtype=np.int64)
         self.event_user = np.repeat(np.arange(len(events)), self.lengths)
         self.is_click = np.array([isinstance(event, Click) for event in flat], dtype=bool)
         self._lay_out_outcomes(records, [event for event in flat if isinstance(event, Impression)])
         self._lay_out_clicks(records, [event for event in flat if isinstance(event, Click)])
-        self._number_outcomes()
 
     def _lay_out_outcomes(self, records: Sequence[Record], shown: Sequence[Impression]) -> None:
         """One slot for each stored outcome and each shown item; those of a user are neighbours, oldest first."""
-        n_items = np.zeros(len(self.event_at), dtype=np.intp)
-        n_items[~self.is_click] = [len(event.keys) for event in shown]
-        new: Structured = np.zeros(n_items.sum(), outcome_dtype(self.model.d))
+        self.n_items = np.zeros(len(self.event_at), dtype=np.intp)
+        self.n_items[~self.is_click] = [len(event.keys) for event in shown]
+        first_item = _starts(self.n_items)
+        new: Structured = np.zeros(first_item[-1], outcome_dtype(self.model.d))
         if shown:
             new["key"] = [key for event in shown for key in event.keys]
             new["row"] = np.concatenate([event.rows for event in shown])
             new["offset"] = np.concatenate([event.offset for event in shown])
             new["weight"] = np.concatenate([event.weight for event in shown])
-            new["shown_at"] = np.repeat(self.event_at, n_items)
+            new["shown_at"] = np.repeat(self.event_at, self.n_items)
             new["settled_at"] = NEVER
             new["state"] = UNUSED
         stored = [record.outcomes for record in records]
-        # By way of their bytes: NumPy compares the columns of every two structured arrays it concatenates.
-        table: Structured = np.frombuffer(b"".join([rows.tobytes() for rows in [*stored, new]]), new.dtype)
-        order, place, self.user, self.last_slot = _by_user(list(map(len, stored)), np.repeat(self.event_user, n_items))
-        self.table: Structured = table[order]
+        self.table, n_stored, self.first_slot = _by_user(stored, new, first_item[self.first_event])
+        # The slots of event e are the `n_items[e]` from `slot_of[e]` on; a click has none.
+        self.slot_of = first_item[:-1] + np.cumsum(n_stored)[self.event_user]
         self.shown_at = self.table["shown_at"].copy()
         self.settled_at = self.table["settled_at"].copy()
         self.state = self.table["state"].copy()
@@ -173,30 +194,52 @@ class _Ledger:
         if self.model.discount is not None:
             # A settled outcome's weight is what a flip has left to undo.
             self.weight[self.state == State.SETTLED] *= self.model.discount
-        # The slots of event e are `slot_of[first_item[e]:first_item[e + 1]]`; a click has none.
-        self.first_item, self.slot_of = _starts(n_items), place
-        self.n_open = np.bincount(self.user[self.state == State.OPEN], minlength=len(records))
-        self.n_kept = np.bincount(self.user[self.state < UNUSED], minlength=len(records))
+        # The earliest time of an event that may change the state of a slot for its age alone.
+        self.due = self.shown_at + np.where(self.state == State.OPEN, self.settles_after, self.leaves_after)
+        self.due[self.state == UNUSED] = FAR
 
     def _lay_out_clicks(self, records: Sequence[Record], clicked: Sequence[Click]) -> None:
         """The same for clicks that wait or may have to."""
         new: Structured = np.zeros(len(clicked), CLICK_DTYPE)
         new["key"] = [event.key for event in clicked]
         new["clicked_at"] = self.event_at[self.is_click]
+        nth = _starts(self.is_click)
         stored = [record.clicks for record in records]
-        table: Structured = np.frombuffer(b"".join([rows.tobytes() for rows in [*stored, new] if len(rows)]), new.dtype)
-        order, place, self.click_user, self.last_click = _by_user(
-            list(map(len, stored)), self.event_user[self.is_click]
-        )
-        self.clicks: Structured = table[order]
-        self.waits = np.ones(len(table), dtype=bool)
-        self.waits[place] = False
-        self.n_waiting = np.bincount(self.click_user[self.waits], minlength=len(records))
-        self.click_of = np.full(len(self.event_at), NONE)
-        self.click_of[self.is_click] = place
+        self.clicks, n_stored, self.first_click = _by_user(stored, new, nth[self.first_event])
+        # The place of event e, if it is a click.
+        self.click_of = nth[:-1] + np.cumsum(n_stored)[self.event_user]
+        # The earliest time of an event at which it goes unmatched; those that do not wait never do.
+        self.click_due = self.clicks["clicked_at"] + self.leaves_after
+        self.click_due[self.click_of[self.is_click]] = FAR
 
-    def _number_outcomes(self) -> None:
+    def apply_one_by_one(self, records: Sequence[Record], events: Sequence[Sequence[Event]]) -> None:
+        """Apply all events of the users who go alone."""
+        end, click_end = self.first_slot[self.n_alone], self.first_click[self.n_alone]
+        key, click_key, clicked_at = self.table["key"], self.clicks["key"], self.clicks["clicked_at"]
+        columns = (key, self.shown_at, self.settled_at, self.weight, self.state, self.due)
+        slots = of_one.Slots._make(column[:end].tolist() for column in columns)
+        clicks = of_one.Clicks._make(column[:click_end].tolist() for column in (click_key, clicked_at, self.click_due))
+        starts = zip(self.first_slot.tolist(), self.first_click.tolist(), strict=True)
+        steps: list[of_one.Step] = []
+        for i, (first_slot, first_click) in enumerate(islice(starts, self.n_alone)):
+            ledger = of_one.Ledger(self.model, records[i], i, slots, first_slot, clicks, first_click, self.counts)
+            ledger.apply(events[i])
+            self.updated_at[i], self.n_events[i] = ledger.updated_at, ledger.n_events
+            steps += ledger.steps
+        self.settled_at[:end], self.state[:end], self.click_due[:click_end] = slots.settled_at, slots.state, clicks.due
+        if steps:
+            user, slot, at, weight, label, flips = map(np.array, zip(*steps, strict=True))
+            self._steps.append((user, slot, at, weight, label, flips))
+
+    def number_outcomes(self) -> None:
         """Give all slots and clicks of one user and key one number: they are of the same outcome."""
+        users = np.arange(len(self.lengths))
+        self.user = np.repeat(users, np.diff(self.first_slot))
+        self.click_user = np.repeat(users, np.diff(self.first_click))
+        kept, waiting = np.flatnonzero(self.state < UNUSED), np.flatnonzero(self.click_due < FAR)
+        self.n_open = np.bincount(self.user[self.state == State.OPEN], minlength=len(users))
+        self.n_kept = np.bincount(self.user[kept], minlength=len(users))
+        self.n_waiting = np.bincount(self.click_user[waiting], minlength=len(users))
         user = np.concatenate([self.user, self.click_user])
         key = np.concatenate([self.table["key"], self.clicks["key"]])
         order = np.lexsort((user, key))
@@ -206,15 +249,16 @@ class _Ledger:
         self.outcome, self.click_outcome = number[: len(self.user)], number[len(self.user) :]
         # For each outcome the slot that keeps it and the click that waits for it.
         self.kept_in, self.awaited_by = np.full(len(order), NONE), np.full(len(order), NONE)
-        kept, waiting = np.flatnonzero(self.state < UNUSED), np.flatnonzero(self.waits)
         self.kept_in[self.outcome[kept]] = kept
         self.awaited_by[self.click_outcome[waiting]] = waiting
 
     def apply(self, k: int) -> None:
-        """Apply the k-th event of every user who has one."""
+        """Apply the k-th event of every user who has one and does not go alone."""
         n = int(np.searchsorted(-self.lengths, -k))
-        event = self.first_event[:n] + k
-        now = self.event_at[event]
+        event = self.first_event[self.n_alone : n] + k
+        # By user, and nobody's event is at `NEVER`.
+        now = np.full(n, NEVER)
+        now[self.n_alone :] = self.event_at[event]
         at = np.maximum(now, self.updated_at[:n])
         clicks = self.is_click[event]
         changed = np.zeros(n, dtype=bool)
@@ -230,7 +274,7 @@ class _Ledger:
 
     def _new_slots(self, event: Indices, changed: Flags) -> Indices:
         """The slots of these impressions' items that are not kept yet; a slate with none is a repeat."""
-        slots = self.slot_of[_ranges(self.first_item[event], self.first_item[event + 1])]
+        slots = _ranges(self.slot_of[event], self.n_items[event])
         new: Indices = slots[self.kept_in[self.outcome[slots]] == NONE]
         changed[self.user[new]] = True
         n_shown = int(changed[self.event_user[event]].sum())
@@ -244,6 +288,7 @@ class _Ledger:
         self.kept_in[self.outcome[new[::-1]]] = new[::-1]
         new = new[self.kept_in[self.outcome[new]] == new]
         self.state[new] = State.OPEN
+        self.due[new] = self.shown_at[new] + self.settles_after
         np.add.at(self.n_open, self.user[new], 1)
         np.add.at(self.n_kept, self.user[new], 1)
         click = self.awaited_by[self.outcome[new]]
@@ -263,7 +308,7 @@ class _Ledger:
         self._count("repeated", int(repeated.sum()))
 
         early = click[~known & ~repeated]
-        self.waits[early] = True
+        self.click_due[early] = self.clicks["clicked_at"][early] + self.leaves_after
         self.awaited_by[self.click_outcome[early]] = early
         self.n_waiting[self.click_user[early]] += 1
         changed[self.click_user[early]] = True
@@ -309,15 +354,15 @@ class _Ledger:
         n = len(now)
         # Whose event changed nothing do not age: their time stands still.
         now = np.where(changed, now, NEVER)
-        end = self.last_slot[n - 1]
-        age = now[self.user[:end]] - self.shown_at[:end]
-        state = self.state[:end]
-        self._learn(np.flatnonzero((state == State.OPEN) & (age >= self.model.settle_age_ms)), at, State.SETTLED)
-        closed = (state == State.SETTLED) | (state == State.CLICKED)
-        self._forget(np.flatnonzero(closed & (age > self.model.window_ms)))
-        end = self.last_click[n - 1]
-        waited = now[self.click_user[:end]] - self.clicks["clicked_at"][:end]
-        self._unmatched(np.flatnonzero(self.waits[:end] & (waited > self.model.window_ms)))
+        start, end = self.first_slot[[self.n_alone, n]]
+        slots = start + np.flatnonzero(self.due[start:end] <= now[self.user[start:end]])
+        if len(slots):
+            self._learn(slots[self.state[slots] == State.OPEN], at, State.SETTLED)
+            self.due[slots] = self.shown_at[slots] + self.leaves_after
+            self._forget(slots[self.due[slots] <= now[self.user[slots]]])
+        start, end = self.first_click[[self.n_alone, n]]
+        clicks = start + np.flatnonzero(self.click_due[start:end] <= now[self.click_user[start:end]])
+        self._unmatched(clicks)
 
     def _bound(self, users: Indices, at: Times) -> None:
         """Keep a busy user's record small: the oldest open outcome settles early, the oldest others are forgotten."""
@@ -334,14 +379,15 @@ class _Ledger:
             self._forget(oldest)
             self._count("forgotten_early", len(oldest))
         for user in users[self.n_waiting[users] > most]:
-            clicks = np.arange(self.last_click[user - 1] if user else 0, self.last_click[user])
-            self._unmatched(clicks[self.waits[clicks]][: self.n_waiting[user] - most])
+            clicks = np.arange(self.first_click[user], self.first_click[user + 1])
+            self._unmatched(clicks[self.click_due[clicks] < FAR][: self.n_waiting[user] - most])
 
     def _slots(self, user: int) -> Indices:
-        return np.arange(self.last_slot[user - 1] if user else 0, self.last_slot[user])
+        return np.arange(self.first_slot[user], self.first_slot[user + 1])
 
     def _forget(self, slots: Indices) -> None:
         self.state[slots] = FORGOTTEN
+        self.due[slots] = FAR
         self.kept_in[self.outcome[slots]] = NONE
         np.subtract.at(self.n_kept, self.user[slots], 1)
 
@@ -350,7 +396,7 @@ class _Ledger:
         self._count("unmatched_clicks", len(clicks))
 
     def _stop_waiting(self, clicks: Indices) -> None:
-        self.waits[clicks] = False
+        self.click_due[clicks] = FAR
         self.awaited_by[self.click_outcome[clicks]] = NONE
         np.subtract.at(self.n_waiting, self.click_user[clicks], 1)
 
@@ -363,12 +409,13 @@ class _Ledger:
         self.table["settled_at"] = self.settled_at
         self.table["state"] = self.state
         self.table["weight"] = self.weight
+        kept, waits = self.state < UNUSED, self.click_due < FAR
         return Attribution(
             self._ordered_steps(),
-            self.table[self.state < UNUSED],
-            _starts(self.n_kept),
-            self.clicks[self.waits],
-            _starts(self.n_waiting),
+            self.table[kept],
+            _starts(kept)[self.first_slot],
+            self.clicks[waits],
+            _starts(waits)[self.first_click],
             self.updated_at,
             self.n_events,
         )
@@ -382,29 +429,28 @@ class _Ledger:
         return Steps(user, slot, at, x, offset, weight, label, flips).take(np.argsort(user, kind="stable"))
 
 
-def _by_user(n_stored: list[int], user: Indices) -> tuple[Indices, Indices, Indices, Indices]:
-    """How to bring what is stored, so much a user, and what events add, with its users, into one order by user.
+def _by_user(stored: Sequence[Structured], new: Structured, first: Indices) -> tuple[Structured, Indices, Indices]:
+    """One table of what is stored of each user and, behind that, what is new: from `first` of one to that of the next.
 
-    Returns the order, where in it each addition comes to stand, the users in it, and the end of each user's part.
+    Returns it, how much is stored of each user, and where the part of each begins, and the last one's ends.
     """
-    everyone = np.concatenate([np.repeat(np.arange(len(n_stored)), n_stored), user])
-    order = np.argsort(everyone, kind="stable")
-    place = np.empty(len(order), dtype=np.intp)
-    place[order] = np.arange(len(order))
-    return (
-        order,
-        place[len(order) - len(user) :],
-        everyone[order],
-        _starts(np.bincount(everyone, minlength=len(n_stored)))[1:],
-    )
+    # By way of their bytes: NumPy compares the columns of every two structured arrays it concatenates.
+    data = new.tobytes()
+    cuts = pairwise((new.itemsize * first).tolist())
+    parts = [
+        part for rows, (start, end) in zip(stored, cuts, strict=True) for part in (rows.tobytes(), data[start:end])
+    ]
+    n_stored = np.array(list(map(len, stored)), dtype=np.intp)
+    return np.frombuffer(bytearray().join(parts), new.dtype), n_stored, first + _starts(n_stored)
 
 
-def _starts(lengths: Indices) -> Indices:
+def _starts(lengths: Indices | Flags) -> Indices:
     """Where each of some neighbouring pieces begins, and where the last one ends."""
-    return np.concatenate([[0], np.cumsum(lengths)])
+    starts = np.zeros(len(lengths) + 1, dtype=np.intp)
+    np.cumsum(lengths, out=starts[1:])
+    return starts
 
 
-def _ranges(first: Indices, end: Indices) -> Indices:
+def _ranges(first: Indices, lengths: Indices) -> Indices:
     """The numbers of several ranges, one range after the other."""
-    lengths = end - first
     return np.repeat(first - _starts(lengths)[:-1], lengths) + np.arange(lengths.sum())
