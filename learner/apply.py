@@ -113,6 +113,8 @@ def _learn(model: Model, records: list[Record], steps: Steps) -> tuple[Gaussian,
 
 def _learn_in_turn(model: Model, settled: Gaussian, settled_at: Times, steps: Steps) -> tuple[Gaussian, Times]:
     """The k-th step of every user at once, as long as enough of them have one; then user by user."""
+    if len(steps.user) == 0:
+        return settled, settled_at
     n_steps = np.bincount(steps.user, minlength=len(settled_at))
     # Users by falling number of steps: those with a k-th step are then the first rows.
     order = np.argsort(-n_steps, kind="stable")
@@ -156,10 +158,7 @@ def _take_steps_alone(model: Model, belief: Gaussian, steps: Steps, left: Array)
     for x, label, offset, weight, flips, factor in zip(steps.x, *(c.tolist() for c in columns), strict=True):
         if factor != 1.0:
             belief = relax(belief, model.prior, factor)
-        if flips:
-            belief = flip(belief, x, weight)
-        else:
-            belief = condition(belief, x, label, offset, weight, model.method)
+        belief = flip(belief, x, weight) if flips else condition(belief, x, label, offset, weight, model.method)
     return belief
 
 
@@ -206,7 +205,7 @@ def _serve(model: Model, settled: Gaussian, settled_at: Times, done: Attribution
 
 
 def _left(model: Model, at: Times, now: Times) -> Array:
-    """What is left of beliefs from their times to later ones; all of it of one that is still the prior, or from later."""
+    """What is left of beliefs from their times to others: all of it of the prior, and of what is from later."""
     return model.relax_factor(np.where(at == NEVER, 0, now - at).astype(np.float64))
 
 

@@ -4,8 +4,8 @@ A click comes after its impression, so a fresh impression without a click is not
 F(age) >= 0.95, then settles as a "no"; a click that comes later still, inside the window, flips it.
 
 All outcomes of all users are columns of one table, in which nothing ever moves: each outcome that is stored, or that an
-event of the microbatch may open, has a slot from the start, and events only change its state. Users stand in the order of
-their number of events. The first ones, whose events too few others share, go one after another
+event of the microbatch may open, has a slot from the start, and events only change its state. Users stand in the order
+of their number of events. The first ones, whose events too few others share, go one after another
 (`learner.attribution_of_one`). Of all the others the k-th event is applied at once; those who have one are neighbours,
 and so are their slots.
 """
@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import islice, pairwise
+from itertools import accumulate
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from learner import attribution_of_one as of_one
-from learner.attribution_of_one import FAR, FORGOTTEN, MAX_KEPT_FACTOR, UNUSED
+from learner.attribution_of_one import FORGOTTEN, MAX_KEPT_FACTOR, UNUSED
 from learner.events import Click, Event, Impression
 from learner.model import Model
 from learner.posterior import Array
@@ -32,9 +32,10 @@ Flags: TypeAlias = NDArray[np.bool_]
 Times: TypeAlias = NDArray[np.int64]
 UserEvents: TypeAlias = Sequence[tuple[Event, Position]]
 
-NONE = -1
-# How many events one by one cost as much as one event each of a few users at once.
-EVENTS_A_WAVE = 32
+NONE, FAR = -1, np.iinfo(np.int64).max
+# How many events of users who go alone cost as much as a wave, one event each of all the others; and how many outcomes
+# that the record of one who goes alone brings along cost as much as an event.
+EVENTS_A_WAVE, OUTCOMES_AN_EVENT = 24, 12
 
 
 class Steps(NamedTuple):
@@ -67,7 +68,7 @@ class Steps(NamedTuple):
     label: Array
     flips: Flags
 
-    def take(self, chosen: Indices | Flags) -> Steps:
+    def take(self, chosen: Indices | Flags | slice) -> Steps:
         """Some of the steps, in the order given."""
         return Steps._make(column[chosen] for column in self)
 
@@ -127,33 +128,63 @@ def attribute(
     n_alone
         How many users, the first ones, go one after another: no result depends on it. If None, what costs least.
     """
-    lengths = np.array([*map(len, events), 0], dtype=np.intp)
     if n_alone is None:
-        n_alone = int(np.argmin(np.cumsum(lengths) - lengths + EVENTS_A_WAVE * lengths))
-    ledger = _Ledger(model, records, events, counts, n_alone)
-    if n_alone > 0:
-        ledger.apply_one_by_one(records, events)
-    if n_alone < len(records):
-        ledger.number_outcomes()
-        for k in range(lengths[n_alone]):
-            ledger.apply(k)
-    return ledger.close()
+        n_alone = _cheapest(records, events)
+    if n_alone == len(records):
+        return _one_by_one(model, records, events, counts)
+    ledger = _Ledger(model, records[n_alone:], events[n_alone:], counts)
+    for k in range(len(events[n_alone])):
+        ledger.apply(k)
+    if n_alone == 0:
+        return ledger.close()
+    return _joined(_one_by_one(model, records[:n_alone], events[:n_alone], counts), ledger.close())
+
+
+def _cheapest(records: Sequence[Record], events: Sequence[Sequence[Event]]) -> int:
+    """How many users to take alone: each costs what they have, and the next one's number of events is that of waves."""
+    n_events = np.array([*map(len, events), 0])
+    n_outcomes = np.array([0, *(len(record.outcomes) for record in records)])
+    alone = np.cumsum(n_events) - n_events + np.cumsum(n_outcomes) / OUTCOMES_AN_EVENT
+    return int(np.argmin(alone + EVENTS_A_WAVE * n_events))
+
+
+def _one_by_one(
+    model: Model, records: Sequence[Record], events: Sequence[Sequence[Event]], counts: Counter[str]
+) -> Attribution:
+    """Apply one user's events after another's."""
+    shown = [event for mine in events for event in mine if isinstance(event, Impression)]
+    table = _stacked([record.outcomes for record in records], _new_outcomes(model, shown))
+    columns = (table["key"], table["shown_at"], table["settled_at"], _weights(model, table), table["state"])
+    slots = of_one.Slots._make(column.tolist() for column in columns)
+    steps: list[of_one.Step] = []
+    ledgers = []
+    first_slot, next_slot = 0, sum(len(record.outcomes) for record in records)
+    for i, (record, mine) in enumerate(zip(records, events, strict=True)):
+        ledger = of_one.Ledger(model, record, i, first_slot, next_slot, slots, steps, counts)
+        ledger.apply(mine)
+        first_slot, next_slot = first_slot + len(record.outcomes), ledger.next_slot
+        ledgers.append(ledger)
+    table["settled_at"], table["weight"], table["state"] = slots.settled_at, slots.weight, slots.state
+    by_column = zip(*steps, strict=True) if steps else [()] * len(_STEP_TYPES)
+    return Attribution(
+        _steps(table, *map(np.array, by_column, _STEP_TYPES)),
+        table[[slot for one in ledgers for slot in one.kept.values()]],
+        np.array([*accumulate((len(one.kept) for one in ledgers), initial=0)]),
+        np.array([click for one in ledgers for click in one.waiting.items()], CLICK_DTYPE),
+        np.array([*accumulate((len(one.waiting) for one in ledgers), initial=0)]),
+        np.array([one.updated_at for one in ledgers], dtype=np.int64),
+        np.array([one.n_events for one in ledgers], dtype=np.int64),
+    )
 
 
 class _Ledger:
-    """The outcomes of the users of a microbatch while their events are applied."""
+    """The outcomes of users of a microbatch while the k-th event of each is applied."""
 
     def __init__(
-        self,
-        model: Model,
-        records: Sequence[Record],
-        events: Sequence[Sequence[Event]],
-        counts: Counter[str],
-        n_alone: int,
+        self, model: Model, records: Sequence[Record], events: Sequence[Sequence[Event]], counts: Counter[str]
     ) -> None:
         self.model = model
         self.counts = counts
-        self.n_alone = n_alone
         self.settles_after, self.leaves_after = of_one.settles_after(model), of_one.leaves_after(model)
         self.updated_at = np.array([record.updated_at for record in records], dtype=np.int64)
         self.n_events = np.array([record.n_events for record in records], dtype=np.int64)
@@ -168,32 +199,23 @@ class _Ledger:
         self.is_click = np.array([isinstance(event, Click) for event in flat], dtype=bool)
         self._lay_out_outcomes(records, [event for event in flat if isinstance(event, Impression)])
         self._lay_out_clicks(records, [event for event in flat if isinstance(event, Click)])
+        self._number_outcomes()
 
     def _lay_out_outcomes(self, records: Sequence[Record], shown: Sequence[Impression]) -> None:
         """One slot for each stored outcome and each shown item; those of a user are neighbours, oldest first."""
         self.n_items = np.zeros(len(self.event_at), dtype=np.intp)
         self.n_items[~self.is_click] = [len(event.keys) for event in shown]
         first_item = _starts(self.n_items)
-        new: Structured = np.zeros(first_item[-1], outcome_dtype(self.model.d))
-        if shown:
-            new["key"] = [key for event in shown for key in event.keys]
-            new["row"] = np.concatenate([event.rows for event in shown])
-            new["offset"] = np.concatenate([event.offset for event in shown])
-            new["weight"] = np.concatenate([event.weight for event in shown])
-            new["shown_at"] = np.repeat(self.event_at, self.n_items)
-            new["settled_at"] = NEVER
-            new["state"] = UNUSED
         stored = [record.outcomes for record in records]
-        self.table, n_stored, self.first_slot = _by_user(stored, new, first_item[self.first_event])
+        self.table, n_stored, self.first_slot = _by_user(
+            stored, _new_outcomes(self.model, shown), first_item[self.first_event]
+        )
         # The slots of event e are the `n_items[e]` from `slot_of[e]` on; a click has none.
         self.slot_of = first_item[:-1] + np.cumsum(n_stored)[self.event_user]
         self.shown_at = self.table["shown_at"].copy()
         self.settled_at = self.table["settled_at"].copy()
         self.state = self.table["state"].copy()
-        self.weight = self.table["weight"].astype(np.float64)
-        if self.model.discount is not None:
-            # A settled outcome's weight is what a flip has left to undo.
-            self.weight[self.state == State.SETTLED] *= self.model.discount
+        self.weight = _weights(self.model, self.table)
         # The earliest time of an event that may change the state of a slot for its age alone.
         self.due = self.shown_at + np.where(self.state == State.OPEN, self.settles_after, self.leaves_after)
         self.due[self.state == UNUSED] = FAR
@@ -212,26 +234,7 @@ class _Ledger:
         self.click_due = self.clicks["clicked_at"] + self.leaves_after
         self.click_due[self.click_of[self.is_click]] = FAR
 
-    def apply_one_by_one(self, records: Sequence[Record], events: Sequence[Sequence[Event]]) -> None:
-        """Apply all events of the users who go alone."""
-        end, click_end = self.first_slot[self.n_alone], self.first_click[self.n_alone]
-        key, click_key, clicked_at = self.table["key"], self.clicks["key"], self.clicks["clicked_at"]
-        columns = (key, self.shown_at, self.settled_at, self.weight, self.state, self.due)
-        slots = of_one.Slots._make(column[:end].tolist() for column in columns)
-        clicks = of_one.Clicks._make(column[:click_end].tolist() for column in (click_key, clicked_at, self.click_due))
-        starts = zip(self.first_slot.tolist(), self.first_click.tolist(), strict=True)
-        steps: list[of_one.Step] = []
-        for i, (first_slot, first_click) in enumerate(islice(starts, self.n_alone)):
-            ledger = of_one.Ledger(self.model, records[i], i, slots, first_slot, clicks, first_click, self.counts)
-            ledger.apply(events[i])
-            self.updated_at[i], self.n_events[i] = ledger.updated_at, ledger.n_events
-            steps += ledger.steps
-        self.settled_at[:end], self.state[:end], self.click_due[:click_end] = slots.settled_at, slots.state, clicks.due
-        if steps:
-            user, slot, at, weight, label, flips = map(np.array, zip(*steps, strict=True))
-            self._steps.append((user, slot, at, weight, label, flips))
-
-    def number_outcomes(self) -> None:
+    def _number_outcomes(self) -> None:
         """Give all slots and clicks of one user and key one number: they are of the same outcome."""
         users = np.arange(len(self.lengths))
         self.user = np.repeat(users, np.diff(self.first_slot))
@@ -253,12 +256,10 @@ class _Ledger:
         self.awaited_by[self.click_outcome[waiting]] = waiting
 
     def apply(self, k: int) -> None:
-        """Apply the k-th event of every user who has one and does not go alone."""
+        """Apply the k-th event of every user who has one."""
         n = int(np.searchsorted(-self.lengths, -k))
-        event = self.first_event[self.n_alone : n] + k
-        # By user, and nobody's event is at `NEVER`.
-        now = np.full(n, NEVER)
-        now[self.n_alone :] = self.event_at[event]
+        event = self.first_event[:n] + k
+        now = self.event_at[event]
         at = np.maximum(now, self.updated_at[:n])
         clicks = self.is_click[event]
         changed = np.zeros(n, dtype=bool)
@@ -354,15 +355,14 @@ class _Ledger:
         n = len(now)
         # Whose event changed nothing do not age: their time stands still.
         now = np.where(changed, now, NEVER)
-        start, end = self.first_slot[[self.n_alone, n]]
-        slots = start + np.flatnonzero(self.due[start:end] <= now[self.user[start:end]])
+        end = self.first_slot[n]
+        slots = np.flatnonzero(self.due[:end] <= now[self.user[:end]])
         if len(slots):
             self._learn(slots[self.state[slots] == State.OPEN], at, State.SETTLED)
             self.due[slots] = self.shown_at[slots] + self.leaves_after
             self._forget(slots[self.due[slots] <= now[self.user[slots]]])
-        start, end = self.first_click[[self.n_alone, n]]
-        clicks = start + np.flatnonzero(self.click_due[start:end] <= now[self.click_user[start:end]])
-        self._unmatched(clicks)
+        end = self.first_click[n]
+        self._unmatched(np.flatnonzero(self.click_due[:end] <= now[self.click_user[:end]]))
 
     def _bound(self, users: Indices, at: Times) -> None:
         """Keep a busy user's record small: the oldest open outcome settles early, the oldest others are forgotten."""
@@ -422,11 +422,60 @@ class _Ledger:
 
     def _ordered_steps(self) -> Steps:
         """The steps of each user, in the order of their events."""
-        nothing = np.empty(0, np.intp), np.empty(0, np.intp), np.empty(0, np.int64), np.empty(0), np.empty(0)
-        columns = zip((*nothing, np.empty(0, bool)), *self._steps, strict=True)
-        user, slot, at, weight, label, flips = (np.concatenate(column) for column in columns)
-        x, offset = self.table["row"][slot].astype(np.float64), self.table["offset"][slot].astype(np.float64)
-        return Steps(user, slot, at, x, offset, weight, label, flips).take(np.argsort(user, kind="stable"))
+        nothing = [np.empty(0, dtype) for dtype in _STEP_TYPES]
+        columns = [np.concatenate(column) for column in zip(nothing, *self._steps, strict=True)]
+        order = np.argsort(columns[0], kind="stable")
+        return _steps(self.table, *(column[order] for column in columns))
+
+
+# What there is of a step beside its slot's.
+_STEP_TYPES = (np.intp, np.intp, np.int64, np.float64, np.float64, np.bool_)
+
+
+def _steps(
+    table: Structured, user: Indices, slot: Indices, at: Times, weight: Array, label: Array, flips: Flags
+) -> Steps:
+    rows = table["row"][slot].astype(np.float64)
+    return Steps(user, slot, at, rows, table["offset"][slot].astype(np.float64), weight, label, flips)
+
+
+def _joined(one: Attribution, other: Attribution) -> Attribution:
+    """Of some users and then of others."""
+    steps = other.steps._replace(
+        user=other.steps.user + len(one.updated_at), slot=other.steps.slot + one.steps.slot.max(initial=NONE) + 1
+    )
+    return Attribution(
+        Steps._make(map(np.concatenate, zip(one.steps, steps, strict=True))),
+        _stacked([one.outcomes], other.outcomes),
+        np.append(one.outcome_starts, one.outcome_starts[-1] + other.outcome_starts[1:]),
+        np.concatenate([one.clicks, other.clicks]),
+        np.append(one.click_starts, one.click_starts[-1] + other.click_starts[1:]),
+        np.append(one.updated_at, other.updated_at),
+        np.append(one.n_events, other.n_events),
+    )
+
+
+def _new_outcomes(model: Model, shown: Sequence[Impression]) -> Structured:
+    """The outcomes that slates may open, one slate after the other."""
+    n_items = [len(event.keys) for event in shown]
+    new: Structured = np.zeros(sum(n_items), outcome_dtype(model.d))
+    if shown:
+        new["key"] = [key for event in shown for key in event.keys]
+        new["row"] = np.concatenate([event.rows for event in shown])
+        new["offset"] = np.concatenate([event.offset for event in shown])
+        new["weight"] = np.concatenate([event.weight for event in shown])
+        new["shown_at"] = np.repeat([event.timestamp for event in shown], n_items)
+        new["settled_at"] = NEVER
+        new["state"] = UNUSED
+    return new
+
+
+def _weights(model: Model, table: Structured) -> Array:
+    """The weights of outcomes; a settled one's is what a flip has left to undo."""
+    weight = table["weight"].astype(np.float64)
+    if model.discount is not None:
+        weight[table["state"] == State.SETTLED] *= model.discount
+    return weight
 
 
 def _by_user(stored: Sequence[Structured], new: Structured, first: Indices) -> tuple[Structured, Indices, Indices]:
@@ -434,14 +483,15 @@ def _by_user(stored: Sequence[Structured], new: Structured, first: Indices) -> t
 
     Returns it, how much is stored of each user, and where the part of each begins, and the last one's ends.
     """
-    # By way of their bytes: NumPy compares the columns of every two structured arrays it concatenates.
-    data = new.tobytes()
-    cuts = pairwise((new.itemsize * first).tolist())
-    parts = [
-        part for rows, (start, end) in zip(stored, cuts, strict=True) for part in (rows.tobytes(), data[start:end])
-    ]
     n_stored = np.array(list(map(len, stored)), dtype=np.intp)
-    return np.frombuffer(bytearray().join(parts), new.dtype), n_stored, first + _starts(n_stored)
+    users = np.arange(len(stored))
+    whose = np.concatenate([np.repeat(users, n_stored), np.repeat(users, np.diff(first))])
+    return _stacked(stored, new)[np.argsort(whose, kind="stable")], n_stored, first + _starts(n_stored)
+
+
+def _stacked(some: Sequence[Structured], last: Structured) -> Structured:
+    """One table of several, by way of their bytes: NumPy compares the columns of every two that it concatenates."""
+    return np.frombuffer(bytearray().join(rows.tobytes() for rows in [*some, last] if len(rows)), last.dtype)
 
 
 def _starts(lengths: Indices | Flags) -> Indices:

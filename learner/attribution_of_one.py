@@ -23,34 +23,20 @@ from learner.record import Record, State
 MAX_KEPT_FACTOR = 4
 # States of a slot beside those of `State`: no event has opened it yet; its outcome has left the record.
 UNUSED, FORGOTTEN = 254, 255
-# When something is due that is not.
-FAR = int(np.iinfo(np.int64).max)
 
 
 class Slots(NamedTuple):
-    """The outcomes of some users, as columns; those of a user are neighbours, the stored ones before the others.
-
-    `due` is the earliest time of an event that may change the state of the outcome for its age alone.
-    """
+    """Columns of the outcomes of some users, stored or that their events may open; those of a user are in order."""
 
     key: list[int]
     shown_at: list[int]
     settled_at: list[int]
     weight: list[float]
     state: list[int]
-    due: list[int]
-
-
-class Clicks(NamedTuple):
-    """The same for clicks; what is `due` is to go unmatched, and a click that does not wait is never due."""
-
-    key: list[int]
-    clicked_at: list[int]
-    due: list[int]
 
 
 class Step(NamedTuple):
-    """One row of `learner.attribution.Steps`, without what its slot tells."""
+    """A row of `learner.attribution.Steps`, without what its slot tells."""
 
     user: int
     slot: int
@@ -71,10 +57,16 @@ def leaves_after(model: Model) -> int:
 
 
 class Ledger:
-    """The outcomes of one user while their events are applied: their number among others, and where their part begins.
+    """The outcomes of one user while their events are applied.
 
-    `slots` and `clicks` keep what becomes of the outcomes; the rest of the result are `steps`, `updated_at` and
-    `n_events`.
+    Attributes
+    ----------
+    kept
+        Slot by key of the outcomes that the record keeps, oldest first.
+    waiting
+        Time by key of the clicks that wait, oldest first.
+    updated_at, n_events
+        As in the record.
     """
 
     def __init__(
@@ -82,27 +74,31 @@ class Ledger:
         model: Model,
         record: Record,
         user: int,
-        slots: Slots,
         first_slot: int,
-        clicks: Clicks,
-        first_click: int,
+        next_slot: int,
+        slots: Slots,
+        steps: list[Step],
         counts: Counter[str],
     ) -> None:
-        self.model, self.user, self.slots, self.clicks, self.counts = model, user, slots, clicks, counts
+        """Begin with the record, whose outcomes are in `slots` from `first_slot` on; what comes begins at `next_slot`.
+
+        `slots` and `steps`, to which those of the user are added, are shared by all users.
+        """
+        self.model, self.user, self.slots, self.steps, self.counts = model, user, slots, steps, counts
         self.settles_after, self.leaves_after = settles_after(model), leaves_after(model)
         self.updated_at, self.n_events = record.updated_at, record.n_events
-        self.steps: list[Step] = []
-        self.next_slot, self.next_click = first_slot + len(record.outcomes), first_click + len(record.clicks)
-        stored, waiting = range(first_slot, self.next_slot), range(first_click, self.next_click)
-        # By key the slots of the outcomes that are kept, and the clicks that wait; oldest first.
+        self.next_slot = next_slot
+        stored = range(first_slot, first_slot + len(record.outcomes))
         self.kept = {slots.key[slot]: slot for slot in stored}
-        self.waiting = {clicks.key[click]: click for click in waiting}
-        self.n_open = slots.state[first_slot : self.next_slot].count(State.OPEN)
-        # Heaps: for each kept outcome a time not after that at which it is due, and so for each click that waits.
-        self.due = [(slots.due[slot], slot) for slot in stored]
-        self.unmatched = [(clicks.due[click], click) for click in waiting]
+        self.waiting: dict[int, int] = dict(record.clicks.tolist())
+        opened = [slots.state[slot] == State.OPEN for slot in stored]
+        self.n_open = sum(opened)
+        # Heaps: the time of an event from which on an outcome's age may change it, or a click has waited too long.
+        ages = (self.settles_after if one else self.leaves_after for one in opened)
+        self.due = [(slots.shown_at[slot] + age, slot) for slot, age in zip(stored, ages, strict=True)]
+        self.overdue = [(clicked_at + self.leaves_after, key) for key, clicked_at in self.waiting.items()]
         heapify(self.due)
-        heapify(self.unmatched)
+        heapify(self.overdue)
 
     def apply(self, events: Sequence[Event]) -> None:
         """Apply all events, in log order."""
@@ -131,25 +127,20 @@ class Ledger:
             self.slots.state[slot] = State.OPEN
             self.n_open += 1
             heappush(self.due, (now + self.settles_after, slot))
-            click = self.waiting.get(key)
-            if click is not None:
-                self._stop_waiting(click)
-                if self._in_window(slot, self.clicks.clicked_at[click]):
-                    self._learn(slot, now, State.CLICKED)
+            clicked_at = self.waiting.pop(key, None)
+            if clicked_at is not None and self._in_window(slot, clicked_at):
+                self._learn(slot, now, State.CLICKED)
         return True
 
     def _click(self, event: Click) -> bool:
         """Take a click; say whether it changed anything."""
-        now, click = event.timestamp, self.next_click
-        self.next_click += 1
-        slot = self.kept.get(event.key)
+        now, slot = event.timestamp, self.kept.get(event.key)
         if event.key in self.waiting or (slot is not None and self.slots.state[slot] == State.CLICKED):
             self.counts["repeated"] += 1
             return False
         if slot is None:
-            self.waiting[event.key] = click
-            self.clicks.due[click] = now + self.leaves_after
-            heappush(self.unmatched, (self.clicks.due[click], click))
+            self.waiting[event.key] = now
+            heappush(self.overdue, (now + self.leaves_after, event.key))
             self.counts["waiting_clicks"] += 1
         elif self._in_window(slot, now):
             self.counts["clicks"] += 1
@@ -198,10 +189,11 @@ class Ledger:
                 heappush(self.due, (leaves_at, slot))
             elif state != FORGOTTEN:
                 self._forget(slot)
-        while self.unmatched and self.unmatched[0][0] <= now:
-            click = heappop(self.unmatched)[1]
-            if self.clicks.due[click] != FAR:
-                self._go_unmatched(click)
+        while self.overdue and self.overdue[0][0] <= now:
+            key = heappop(self.overdue)[1]
+            # It may have stopped waiting, and another one have begun to.
+            if key in self.waiting and self.waiting[key] + self.leaves_after <= now:
+                self._go_unmatched(key)
 
     def _bound(self, now: int) -> None:
         """Keep a busy user's record small: the oldest open outcome settles early, the oldest others are forgotten."""
@@ -215,7 +207,7 @@ class Ledger:
                 self._forget(slot)
                 self.counts["forgotten_early"] += 1
         while len(self.waiting) > most:
-            self._go_unmatched(next(iter(self.waiting.values())))
+            self._go_unmatched(next(iter(self.waiting)))
 
     def _oldest(self, n: int, states: Sequence[State]) -> list[int]:
         return list(islice((slot for slot in self.kept.values() if self.slots.state[slot] in states), n))
@@ -224,10 +216,6 @@ class Ledger:
         self.slots.state[slot] = FORGOTTEN
         del self.kept[self.slots.key[slot]]
 
-    def _go_unmatched(self, click: int) -> None:
-        self._stop_waiting(click)
+    def _go_unmatched(self, key: int) -> None:
+        del self.waiting[key]
         self.counts["unmatched_clicks"] += 1
-
-    def _stop_waiting(self, click: int) -> None:
-        del self.waiting[self.clicks.key[click]]
-        self.clicks.due[click] = FAR

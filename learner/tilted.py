@@ -38,7 +38,7 @@ def adf_moments(mu: Numbers, v: Numbers, y: Numbers, weight: Numbers) -> tuple[N
             return score_at_mode + 0.0, 0.0
         sd = np.sqrt(v)
         shift, shrunk = _standard_moments(mode, sd, y, weight, sd * score_at_mode)
-        return score_at_mode + shift / sd, max(1.0 - shrunk, 0.0) / v
+        return score_at_mode + shift / sd, max(1.0 - float(shrunk), 0.0) / v
     sd = np.sqrt(v)
     columns = (a[:, None] for a in (mode, sd, y, weight, sd * score_at_mode))
     shift, shrunk = _standard_moments(*columns)
@@ -86,14 +86,14 @@ def _mode(mu: Numbers, v: Numbers, y: Numbers, weight: Numbers) -> Numbers:
             if abs(residual) <= LAST_STEP_RESIDUAL:
                 break
         return z
-    z = np.clip(0.0, low, high)
-    done = np.zeros(z.shape, dtype=bool)
+    modes: Array = np.clip(0.0, low, high)
+    done = np.zeros(modes.shape, dtype=bool)
     for _ in range(NEWTON_STEPS):
-        p = expit(z)
-        residual = z - mu - pull * (y - p)
+        p = expit(modes)
+        residual = modes - mu - pull * (y - p)
         # A row that has converged stays put, whatever rows it shares the batch with.
-        z = np.where(done, z, z - residual / (1.0 + pull * p * (1.0 - p)))
+        modes = np.where(done, modes, modes - residual / (1.0 + pull * p * (1.0 - p)))
         done |= np.abs(residual) <= LAST_STEP_RESIDUAL
         if done.all():
             break
-    return z
+    return modes
