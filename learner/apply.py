@@ -1,8 +1,9 @@
 """The whole learning step: records and events in, records out. Pure.
 
 It runs in wavefronts: first the labels, the k-th event of every user at once (`learner.attribution`), then the
-arithmetic, the k-th step of every user at once. So a microbatch costs as many NumPy calls as its busiest user has
-events and steps.
+arithmetic, the k-th step of every user at once. Where a wave would be of few users, these go one after another instead,
+in plain Python and on single beliefs: neither one busy user nor a microbatch of one pays for NumPy calls that nobody
+shares. Which way a user goes changes no bit.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from learner.attribution import Attribution, Flags, Indices, Steps, Times, attribute, unseen
 from learner.attribution import UserEvents as UserEvents
@@ -20,7 +20,7 @@ from learner.model import Model
 from learner.posterior import Array, Gaussian, condition, condition_microbatch, discount, flip, relax
 from learner.record import NEVER, Record, State
 
-# As many users as make a wave of steps as cheap as one user after another.
+# From so many users on a step of each costs less as a wave than one after another.
 FEW = 4
 
 
@@ -183,7 +183,7 @@ def _final_labels(steps: Steps) -> Steps:
     return final.take(~(steps.flips & settled))
 
 
-def _serve(model: Model, settled: Gaussian, settled_at: Times, done: Attribution) -> tuple[Gaussian, NDArray[np.bool_]]:
+def _serve(model: Model, settled: Gaussian, settled_at: Times, done: Attribution) -> tuple[Gaussian, Flags]:
     """The settled beliefs conditioned on the open impressions, each a "no" of weight w F(age), and whose differ."""
     n_users = len(settled_at)
     user = np.repeat(np.arange(n_users), np.diff(done.outcome_starts))

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
+from math import inf
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -35,7 +36,7 @@ UserEvents: TypeAlias = Sequence[tuple[Event, Position]]
 NONE, FAR = -1, np.iinfo(np.int64).max
 # How many events of users who go alone cost as much as a wave, one event each of all the others; and how many outcomes
 # that the record of one who goes alone brings along cost as much as an event.
-EVENTS_A_WAVE, OUTCOMES_AN_EVENT = 24, 12
+EVENTS_A_WAVE, OUTCOMES_AN_EVENT = 20, 10
 
 
 class Steps(NamedTuple):
@@ -141,11 +142,15 @@ def attribute(
 
 
 def _cheapest(records: Sequence[Record], events: Sequence[Sequence[Event]]) -> int:
-    """How many users to take alone: each costs what they have, and the next one's number of events is that of waves."""
-    n_events = np.array([*map(len, events), 0])
-    n_outcomes = np.array([0, *(len(record.outcomes) for record in records)])
-    alone = np.cumsum(n_events) - n_events + np.cumsum(n_outcomes) / OUTCOMES_AN_EVENT
-    return int(np.argmin(alone + EVENTS_A_WAVE * n_events))
+    """How many users to take alone: those cost what they have, the others as many waves as the next one has events."""
+    best, least, alone = 0, inf, 0.0
+    for n, (record, mine) in enumerate(zip(records, events, strict=True)):
+        if alone + EVENTS_A_WAVE * len(mine) < least:
+            best, least = n, alone + EVENTS_A_WAVE * len(mine)
+        alone += len(mine) + len(record.outcomes) / OUTCOMES_AN_EVENT
+        if alone >= least:
+            return best
+    return len(records)
 
 
 def _one_by_one(
