@@ -129,7 +129,8 @@ def condition(
     # The root makes the outer product symmetric to the last bit, so that half of it can be stored.
     root = s_x * _column(np.sqrt(curvature))
     shrink = root * root if belief.is_diagonal else root[..., None] * root[..., None, :]
-    return Gaussian(mean, belief.cov - shrink)
+    # In its place: of a large array most of the price is for the memory.
+    return Gaussian(mean, np.subtract(belief.cov, shrink, out=shrink))
 
 
 def condition_microbatch(
