@@ -34,6 +34,8 @@ Times: TypeAlias = NDArray[np.int64]
 UserEvents: TypeAlias = Sequence[tuple[Event, Position]]
 
 NONE, FAR = -1, np.iinfo(np.int64).max
+# Of `learner.attribution_of_one.Step`.
+_STEP_TYPES = (np.intp, np.intp, np.int64, np.float64, np.float64, np.bool_)
 # How many events of users who go alone cost as much as a wave, one event each of all the others; and how many outcomes
 # that the record of one who goes alone brings along cost as much as an event.
 EVENTS_A_WAVE, OUTCOMES_AN_EVENT = 20, 10
@@ -431,10 +433,6 @@ class _Ledger:
         columns = [np.concatenate(column) for column in zip(nothing, *self._steps, strict=True)]
         order = np.argsort(columns[0], kind="stable")
         return _steps(self.table, *(column[order] for column in columns))
-
-
-# What there is of a step beside its slot's.
-_STEP_TYPES = (np.intp, np.intp, np.int64, np.float64, np.float64, np.bool_)
 
 
 def _steps(
