@@ -1,24 +1,27 @@
 """The whole learning step: records and events in, records out. Pure.
 
 It runs in wavefronts: first the labels, the k-th event of every user at once (`learner.attribution`), then the
-arithmetic, the k-th step of every user at once. So a microbatch costs as many NumPy calls as its busiest user has
-events and steps.
+arithmetic, the k-th step of every user at once. Where a wave would be of few users, these go one after another instead,
+in plain Python and on single beliefs: neither one busy user nor a microbatch of one pays for NumPy calls that nobody
+shares. Which way a user goes changes no bit.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from learner.attribution import Attribution, Steps, Times, attribute, unseen
+from learner.attribution import Attribution, Flags, Indices, Steps, Times, attribute, unseen
 from learner.attribution import UserEvents as UserEvents
 from learner.model import Model
-from learner.posterior import Gaussian, condition, condition_microbatch, discount, flip, relax
+from learner.posterior import Array, Gaussian, condition, condition_microbatch, discount, flip, relax
 from learner.record import NEVER, Record, State
+
+# From so many users on a step of each costs less as a wave than one after another.
+FEW = 4
 
 
 class Report(NamedTuple):
@@ -91,8 +94,7 @@ def belief_at(model: Model, record: Record, now: int) -> Gaussian:
     belief, at = record.served
     if at == NEVER or model.half_life_ms is None:
         return belief
-    factor = model.relax_factor(np.array([float(now - at)]))
-    return _one(relax(Gaussian(belief.mean[None], belief.cov[None]), model.prior, factor), 0)
+    return relax(belief, model.prior, model.relax_factor(np.array(float(now - at))))
 
 
 def _learn(model: Model, records: list[Record], steps: Steps) -> tuple[Gaussian, Times]:
@@ -110,35 +112,61 @@ def _learn(model: Model, records: list[Record], steps: Steps) -> tuple[Gaussian,
 
 
 def _learn_in_turn(model: Model, settled: Gaussian, settled_at: Times, steps: Steps) -> tuple[Gaussian, Times]:
-    """The k-th step of every user at once."""
+    """The k-th step of every user at once, as long as enough of them have one; then user by user."""
+    if len(steps.user) == 0:
+        return settled, settled_at
     n_steps = np.bincount(steps.user, minlength=len(settled_at))
     # Users by falling number of steps: those with a k-th step are then the first rows.
     order = np.argsort(-n_steps, kind="stable")
-    first = (np.cumsum(n_steps) - n_steps)[order]
-    falling = -n_steps[order]
+    n_steps, end = n_steps[order], np.cumsum(n_steps)[order]
+    first = end - n_steps
+    before = np.maximum(np.append(NEVER, steps.at)[:-1], settled_at[steps.user])
+    before[first[n_steps > 0]] = settled_at[order[n_steps > 0]]
+    left = _left(model, before, steps.at)
     mean, cov = settled.mean[order], settled.cov[order]
-    at = settled_at[order]
-    for k in range(n_steps.max()):
-        n = np.searchsorted(falling, -k)
-        wave = steps.take(first[:n] + k)
-        belief = _relax_to(model, Gaussian(mean[:n], cov[:n]), at[:n], wave.at)
-        at[:n] = np.maximum(at[:n], wave.at)
-        # A flip is a step of its own kind: weight 0 makes the other kind leave its user alone.
-        if not wave.flips.all():
-            weight = np.where(wave.flips, 0.0, wave.weight)
-            belief = condition(belief, wave.x, wave.label, wave.offset, weight, model.method)
-        if wave.flips.any():
-            belief = flip(belief, wave.x, np.where(wave.flips, wave.weight, 0.0))
-        mean[:n], cov[:n] = belief
+
+    n_waves = n_steps[FEW - 1] if len(n_steps) >= FEW else 0
+    for k in range(n_waves):
+        n = np.searchsorted(-n_steps, -k)
+        wave = first[:n] + k
+        mean[:n], cov[:n] = _take_steps(model, Gaussian(mean[:n], cov[:n]), steps.take(wave), left[wave])
+    for i in range(np.searchsorted(-n_steps, -n_waves)):
+        rest = slice(first[i] + n_waves, end[i])
+        mean[i], cov[i] = _take_steps_alone(model, Gaussian(mean[i], cov[i]), steps.take(rest), left[rest])
     back = np.argsort(order)
-    return Gaussian(mean[back], cov[back]), at[back]
+    at = settled_at.copy()
+    np.maximum.at(at, steps.user, steps.at)
+    return Gaussian(mean[back], cov[back]), at
+
+
+def _take_steps(model: Model, belief: Gaussian, steps: Steps, left: Array) -> Gaussian:
+    """One step of each user of a batch, of whose belief so much is `left` by then."""
+    belief = _relax(model, belief, left)
+
+    def learn(chosen: Gaussian, i: Indices | slice) -> Gaussian:
+        return condition(chosen, steps.x[i], steps.label[i], steps.offset[i], steps.weight[i], model.method)
+
+    def turn(chosen: Gaussian, i: Indices | slice) -> Gaussian:
+        return flip(chosen, steps.x[i], steps.weight[i])
+
+    return _where(steps.flips, _where(~steps.flips, belief, learn), turn)
+
+
+def _take_steps_alone(model: Model, belief: Gaussian, steps: Steps, left: Array) -> Gaussian:
+    """All the steps of one user."""
+    columns = (steps.label, steps.offset, steps.weight, steps.flips, left)
+    for x, label, offset, weight, flips, factor in zip(steps.x, *(c.tolist() for c in columns), strict=True):
+        if factor != 1.0:
+            belief = relax(belief, model.prior, factor)
+        belief = flip(belief, x, weight) if flips else condition(belief, x, label, offset, weight, model.method)
+    return belief
 
 
 def _learn_jointly(model: Model, settled: Gaussian, settled_at: Times, steps: Steps) -> tuple[Gaussian, Times]:
     """All final labels of a user in one joint Laplace update, at the time of the last of them."""
     now = np.full(len(settled_at), NEVER)
     np.maximum.at(now, steps.user, steps.at)
-    settled = _relax_to(model, settled, settled_at, now)
+    settled = _relax(model, settled, _left(model, settled_at, now))
     return _condition_jointly(settled, steps), np.maximum(settled_at, now)
 
 
@@ -155,7 +183,7 @@ def _final_labels(steps: Steps) -> Steps:
     return final.take(~(steps.flips & settled))
 
 
-def _serve(model: Model, settled: Gaussian, settled_at: Times, done: Attribution) -> tuple[Gaussian, NDArray[np.bool_]]:
+def _serve(model: Model, settled: Gaussian, settled_at: Times, done: Attribution) -> tuple[Gaussian, Flags]:
     """The settled beliefs conditioned on the open impressions, each a "no" of weight w F(age), and whose differ."""
     n_users = len(settled_at)
     user = np.repeat(np.arange(n_users), np.diff(done.outcome_starts))
@@ -171,24 +199,30 @@ def _serve(model: Model, settled: Gaussian, settled_at: Times, done: Attribution
     none = np.zeros(len(slot))
     steps = Steps(user[slot], slot, done.updated_at[user[slot]], x, offset, weight, none, none.astype(bool))
     if model.method == "laplace":
-        return _condition_jointly(_relax_to(model, settled, settled_at, done.updated_at), steps), differs
+        settled = _relax(model, settled, _left(model, settled_at, done.updated_at))
+        return _condition_jointly(settled, steps), differs
     return _learn_in_turn(model, settled, settled_at, steps)[0], differs
 
 
-def _relax_to(model: Model, belief: Gaussian, at: Times, now: Times) -> Gaussian:
-    """Relax beliefs from their times to later ones; earlier ones, and beliefs that are still the prior, stay."""
-    if model.half_life_ms is None:
-        return belief
-    elapsed = np.where(at == NEVER, 0, now - at).astype(np.float64)
+def _left(model: Model, at: Times, now: Times) -> Array:
+    """What is left of beliefs from their times to others: all of it of the prior, and of what is from later."""
+    return model.relax_factor(np.where(at == NEVER, 0, now - at).astype(np.float64))
+
+
+def _relax(model: Model, belief: Gaussian, left: Array) -> Gaussian:
     # Most steps of a wave but the first have the time of the step before.
-    moved = np.flatnonzero(elapsed > 0.0)
-    if len(moved) == 0:
+    return _where(left != 1.0, belief, lambda chosen, i: relax(chosen, model.prior, left[i]))
+
+
+def _where(which: Flags, belief: Gaussian, change: Callable[[Gaussian, Indices | slice], Gaussian]) -> Gaussian:
+    """A batch of beliefs of which some are changed."""
+    if which.all():
+        return change(belief, slice(None))
+    rows = np.flatnonzero(which)
+    if len(rows) == 0:
         return belief
-    if len(moved) == len(elapsed):
-        return relax(belief, model.prior, model.relax_factor(elapsed))
     mean, cov = belief.mean.copy(), belief.cov.copy()
-    chosen = Gaussian(mean[moved], cov[moved])
-    mean[moved], cov[moved] = relax(chosen, model.prior, model.relax_factor(elapsed[moved]))
+    mean[rows], cov[rows] = change(Gaussian(mean[rows], cov[rows]), rows)
     return Gaussian(mean, cov)
 
 

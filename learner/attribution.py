@@ -4,20 +4,25 @@ A click comes after its impression, so a fresh impression without a click is not
 F(age) >= 0.95, then settles as a "no"; a click that comes later still, inside the window, flips it.
 
 All outcomes of all users are columns of one table, in which nothing ever moves: each outcome that is stored, or that an
-event of the microbatch may open, has a slot from the start, and events only change its state. The k-th event of every
-user is applied at once; users stand in the order of their number of events, so that those who have a k-th event, and
-their slots, are the first ones.
+event of the microbatch may open, has a slot from the start, and events only change its state. Users stand in the order
+of their number of events. The first ones, whose events too few others share, go one after another
+(`learner.attribution_of_one`). Of all the others the k-th event is applied at once; those who have one are neighbours,
+and so are their slots.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import accumulate
+from math import inf
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from learner import attribution_of_one as of_one
+from learner.attribution_of_one import FORGOTTEN, MAX_KEPT_FACTOR, UNUSED
 from learner.events import Click, Event, Impression
 from learner.model import Model
 from learner.posterior import Array
@@ -28,11 +33,12 @@ Flags: TypeAlias = NDArray[np.bool_]
 Times: TypeAlias = NDArray[np.int64]
 UserEvents: TypeAlias = Sequence[tuple[Event, Position]]
 
-# Outcomes kept per user, open or not, as a multiple of the model's `max_open`: what a busy user can cost.
-MAX_KEPT_FACTOR = 4
-# States of a slot beside those of `State`: no event has opened it yet; its outcome has left the record.
-UNUSED, FORGOTTEN = 254, 255
-NONE = -1
+NONE, FAR = -1, np.iinfo(np.int64).max
+# Of `learner.attribution_of_one.Step`.
+_STEP_TYPES = (np.intp, np.intp, np.int64, np.float64, np.float64, np.bool_)
+# How many events of users who go alone cost as much as a wave, one event each of all the others; and how many outcomes
+# that the record of one who goes alone brings along cost as much as an event.
+EVENTS_A_WAVE, OUTCOMES_AN_EVENT = 20, 10
 
 
 class Steps(NamedTuple):
@@ -65,7 +71,7 @@ class Steps(NamedTuple):
     label: Array
     flips: Flags
 
-    def take(self, chosen: Indices | Flags) -> Steps:
+    def take(self, chosen: Indices | Flags | slice) -> Steps:
         """Some of the steps, in the order given."""
         return Steps._make(column[chosen] for column in self)
 
@@ -108,7 +114,11 @@ def unseen(
 
 
 def attribute(
-    model: Model, records: Sequence[Record], events: Sequence[Sequence[Event]], counts: Counter[str]
+    model: Model,
+    records: Sequence[Record],
+    events: Sequence[Sequence[Event]],
+    counts: Counter[str],
+    n_alone: int | None = None,
 ) -> Attribution:
     """Apply each user's events, in log order, to the labels of their outcomes.
 
@@ -118,28 +128,78 @@ def attribute(
         Of users in the order of their number of events, falling.
     counts
         What became of the events is added to it.
+    n_alone
+        How many users, the first ones, go one after another: no result depends on it. If None, what costs least.
     """
-    ledger = _Ledger(model, records, events, counts)
-    for k in range(max(map(len, events), default=0)):
+    if n_alone is None:
+        n_alone = _cheapest(records, events)
+    if n_alone == len(records):
+        return _one_by_one(model, records, events, counts)
+    ledger = _Ledger(model, records[n_alone:], events[n_alone:], counts)
+    for k in range(len(events[n_alone])):
         ledger.apply(k)
-    return ledger.close()
+    if n_alone == 0:
+        return ledger.close()
+    return _joined(_one_by_one(model, records[:n_alone], events[:n_alone], counts), ledger.close())
+
+
+def _cheapest(records: Sequence[Record], events: Sequence[Sequence[Event]]) -> int:
+    """How many users to take alone: those cost what they have, the others as many waves as the next one has events."""
+    best, least, alone = 0, inf, 0.0
+    for n, (record, mine) in enumerate(zip(records, events, strict=True)):
+        if alone + EVENTS_A_WAVE * len(mine) < least:
+            best, least = n, alone + EVENTS_A_WAVE * len(mine)
+        alone += len(mine) + len(record.outcomes) / OUTCOMES_AN_EVENT
+        if alone >= least:
+            return best
+    return len(records)
+
+
+def _one_by_one(
+    model: Model, records: Sequence[Record], events: Sequence[Sequence[Event]], counts: Counter[str]
+) -> Attribution:
+    """Apply one user's events after another's."""
+    shown = [event for mine in events for event in mine if isinstance(event, Impression)]
+    table = _stacked([record.outcomes for record in records], _new_outcomes(model, shown))
+    columns = (table["key"], table["shown_at"], table["settled_at"], _weights(model, table), table["state"])
+    slots = of_one.Slots._make(column.tolist() for column in columns)
+    steps: list[of_one.Step] = []
+    ledgers = []
+    first_slot, next_slot = 0, sum(len(record.outcomes) for record in records)
+    for i, (record, mine) in enumerate(zip(records, events, strict=True)):
+        ledger = of_one.Ledger(model, record, i, first_slot, next_slot, slots, steps, counts)
+        ledger.apply(mine)
+        first_slot, next_slot = first_slot + len(record.outcomes), ledger.next_slot
+        ledgers.append(ledger)
+    table["settled_at"], table["weight"], table["state"] = slots.settled_at, slots.weight, slots.state
+    by_column = zip(*steps, strict=True) if steps else [()] * len(_STEP_TYPES)
+    return Attribution(
+        _steps(table, *map(np.array, by_column, _STEP_TYPES)),
+        table[[slot for one in ledgers for slot in one.kept.values()]],
+        np.array([*accumulate((len(one.kept) for one in ledgers), initial=0)]),
+        np.array([click for one in ledgers for click in one.waiting.items()], CLICK_DTYPE),
+        np.array([*accumulate((len(one.waiting) for one in ledgers), initial=0)]),
+        np.array([one.updated_at for one in ledgers], dtype=np.int64),
+        np.array([one.n_events for one in ledgers], dtype=np.int64),
+    )
 
 
 class _Ledger:
-    """The outcomes of the users of a microbatch while their events are applied."""
+    """The outcomes of users of a microbatch while the k-th event of each is applied."""
 
     def __init__(
         self, model: Model, records: Sequence[Record], events: Sequence[Sequence[Event]], counts: Counter[str]
     ) -> None:
         self.model = model
         self.counts = counts
+        self.settles_after, self.leaves_after = of_one.settles_after(model), of_one.leaves_after(model)
         self.updated_at = np.array([record.updated_at for record in records], dtype=np.int64)
         self.n_events = np.array([record.n_events for record in records], dtype=np.int64)
         self._steps: list[tuple[Indices, Indices, Times, Array, Array, Flags]] = []
 
         # Event k of user i is number `first_event[i] + k`.
         self.lengths = np.array([len(mine) for mine in events], dtype=np.intp)
-        self.first_event = _starts(self.lengths)[:-1]
+        self.first_event = _starts(self.lengths)
         flat = [event for mine in events for event in mine]
         self.event_at = np.array([event.timestamp for event in flat], dtype=np.int64)
         self.event_user = np.repeat(np.arange(len(events)), self.lengths)
@@ -150,53 +210,46 @@ class _Ledger:
 
     def _lay_out_outcomes(self, records: Sequence[Record], shown: Sequence[Impression]) -> None:
         """One slot for each stored outcome and each shown item; those of a user are neighbours, oldest first."""
-        n_items = np.zeros(len(self.event_at), dtype=np.intp)
-        n_items[~self.is_click] = [len(event.keys) for event in shown]
-        new: Structured = np.zeros(n_items.sum(), outcome_dtype(self.model.d))
-        if shown:
-            new["key"] = [key for event in shown for key in event.keys]
-            new["row"] = np.concatenate([event.rows for event in shown])
-            new["offset"] = np.concatenate([event.offset for event in shown])
-            new["weight"] = np.concatenate([event.weight for event in shown])
-            new["shown_at"] = np.repeat(self.event_at, n_items)
-            new["settled_at"] = NEVER
-            new["state"] = UNUSED
+        self.n_items = np.zeros(len(self.event_at), dtype=np.intp)
+        self.n_items[~self.is_click] = [len(event.keys) for event in shown]
+        first_item = _starts(self.n_items)
         stored = [record.outcomes for record in records]
-        # By way of their bytes: NumPy compares the columns of every two structured arrays it concatenates.
-        table: Structured = np.frombuffer(b"".join([rows.tobytes() for rows in [*stored, new]]), new.dtype)
-        order, place, self.user, self.last_slot = _by_user(list(map(len, stored)), np.repeat(self.event_user, n_items))
-        self.table: Structured = table[order]
+        self.table, n_stored, self.first_slot = _by_user(
+            stored, _new_outcomes(self.model, shown), first_item[self.first_event]
+        )
+        # The slots of event e are the `n_items[e]` from `slot_of[e]` on; a click has none.
+        self.slot_of = first_item[:-1] + np.cumsum(n_stored)[self.event_user]
         self.shown_at = self.table["shown_at"].copy()
         self.settled_at = self.table["settled_at"].copy()
         self.state = self.table["state"].copy()
-        self.weight = self.table["weight"].astype(np.float64)
-        if self.model.discount is not None:
-            # A settled outcome's weight is what a flip has left to undo.
-            self.weight[self.state == State.SETTLED] *= self.model.discount
-        # The slots of event e are `slot_of[first_item[e]:first_item[e + 1]]`; a click has none.
-        self.first_item, self.slot_of = _starts(n_items), place
-        self.n_open = np.bincount(self.user[self.state == State.OPEN], minlength=len(records))
-        self.n_kept = np.bincount(self.user[self.state < UNUSED], minlength=len(records))
+        self.weight = _weights(self.model, self.table)
+        # The earliest time of an event that may change the state of a slot for its age alone.
+        self.due = self.shown_at + np.where(self.state == State.OPEN, self.settles_after, self.leaves_after)
+        self.due[self.state == UNUSED] = FAR
 
     def _lay_out_clicks(self, records: Sequence[Record], clicked: Sequence[Click]) -> None:
         """The same for clicks that wait or may have to."""
         new: Structured = np.zeros(len(clicked), CLICK_DTYPE)
         new["key"] = [event.key for event in clicked]
         new["clicked_at"] = self.event_at[self.is_click]
+        nth = _starts(self.is_click)
         stored = [record.clicks for record in records]
-        table: Structured = np.frombuffer(b"".join([rows.tobytes() for rows in [*stored, new] if len(rows)]), new.dtype)
-        order, place, self.click_user, self.last_click = _by_user(
-            list(map(len, stored)), self.event_user[self.is_click]
-        )
-        self.clicks: Structured = table[order]
-        self.waits = np.ones(len(table), dtype=bool)
-        self.waits[place] = False
-        self.n_waiting = np.bincount(self.click_user[self.waits], minlength=len(records))
-        self.click_of = np.full(len(self.event_at), NONE)
-        self.click_of[self.is_click] = place
+        self.clicks, n_stored, self.first_click = _by_user(stored, new, nth[self.first_event])
+        # The place of event e, if it is a click.
+        self.click_of = nth[:-1] + np.cumsum(n_stored)[self.event_user]
+        # The earliest time of an event at which it goes unmatched; those that do not wait never do.
+        self.click_due = self.clicks["clicked_at"] + self.leaves_after
+        self.click_due[self.click_of[self.is_click]] = FAR
 
     def _number_outcomes(self) -> None:
         """Give all slots and clicks of one user and key one number: they are of the same outcome."""
+        users = np.arange(len(self.lengths))
+        self.user = np.repeat(users, np.diff(self.first_slot))
+        self.click_user = np.repeat(users, np.diff(self.first_click))
+        kept, waiting = np.flatnonzero(self.state < UNUSED), np.flatnonzero(self.click_due < FAR)
+        self.n_open = np.bincount(self.user[self.state == State.OPEN], minlength=len(users))
+        self.n_kept = np.bincount(self.user[kept], minlength=len(users))
+        self.n_waiting = np.bincount(self.click_user[waiting], minlength=len(users))
         user = np.concatenate([self.user, self.click_user])
         key = np.concatenate([self.table["key"], self.clicks["key"]])
         order = np.lexsort((user, key))
@@ -206,7 +259,6 @@ class _Ledger:
         self.outcome, self.click_outcome = number[: len(self.user)], number[len(self.user) :]
         # For each outcome the slot that keeps it and the click that waits for it.
         self.kept_in, self.awaited_by = np.full(len(order), NONE), np.full(len(order), NONE)
-        kept, waiting = np.flatnonzero(self.state < UNUSED), np.flatnonzero(self.waits)
         self.kept_in[self.outcome[kept]] = kept
         self.awaited_by[self.click_outcome[waiting]] = waiting
 
@@ -230,7 +282,7 @@ class _Ledger:
 
     def _new_slots(self, event: Indices, changed: Flags) -> Indices:
         """The slots of these impressions' items that are not kept yet; a slate with none is a repeat."""
-        slots = self.slot_of[_ranges(self.first_item[event], self.first_item[event + 1])]
+        slots = _ranges(self.slot_of[event], self.n_items[event])
         new: Indices = slots[self.kept_in[self.outcome[slots]] == NONE]
         changed[self.user[new]] = True
         n_shown = int(changed[self.event_user[event]].sum())
@@ -244,6 +296,7 @@ class _Ledger:
         self.kept_in[self.outcome[new[::-1]]] = new[::-1]
         new = new[self.kept_in[self.outcome[new]] == new]
         self.state[new] = State.OPEN
+        self.due[new] = self.shown_at[new] + self.settles_after
         np.add.at(self.n_open, self.user[new], 1)
         np.add.at(self.n_kept, self.user[new], 1)
         click = self.awaited_by[self.outcome[new]]
@@ -263,7 +316,7 @@ class _Ledger:
         self._count("repeated", int(repeated.sum()))
 
         early = click[~known & ~repeated]
-        self.waits[early] = True
+        self.click_due[early] = self.clicks["clicked_at"][early] + self.leaves_after
         self.awaited_by[self.click_outcome[early]] = early
         self.n_waiting[self.click_user[early]] += 1
         changed[self.click_user[early]] = True
@@ -309,15 +362,14 @@ class _Ledger:
         n = len(now)
         # Whose event changed nothing do not age: their time stands still.
         now = np.where(changed, now, NEVER)
-        end = self.last_slot[n - 1]
-        age = now[self.user[:end]] - self.shown_at[:end]
-        state = self.state[:end]
-        self._learn(np.flatnonzero((state == State.OPEN) & (age >= self.model.settle_age_ms)), at, State.SETTLED)
-        closed = (state == State.SETTLED) | (state == State.CLICKED)
-        self._forget(np.flatnonzero(closed & (age > self.model.window_ms)))
-        end = self.last_click[n - 1]
-        waited = now[self.click_user[:end]] - self.clicks["clicked_at"][:end]
-        self._unmatched(np.flatnonzero(self.waits[:end] & (waited > self.model.window_ms)))
+        end = self.first_slot[n]
+        slots = np.flatnonzero(self.due[:end] <= now[self.user[:end]])
+        if len(slots):
+            self._learn(slots[self.state[slots] == State.OPEN], at, State.SETTLED)
+            self.due[slots] = self.shown_at[slots] + self.leaves_after
+            self._forget(slots[self.due[slots] <= now[self.user[slots]]])
+        end = self.first_click[n]
+        self._unmatched(np.flatnonzero(self.click_due[:end] <= now[self.click_user[:end]]))
 
     def _bound(self, users: Indices, at: Times) -> None:
         """Keep a busy user's record small: the oldest open outcome settles early, the oldest others are forgotten."""
@@ -334,14 +386,15 @@ class _Ledger:
             self._forget(oldest)
             self._count("forgotten_early", len(oldest))
         for user in users[self.n_waiting[users] > most]:
-            clicks = np.arange(self.last_click[user - 1] if user else 0, self.last_click[user])
-            self._unmatched(clicks[self.waits[clicks]][: self.n_waiting[user] - most])
+            clicks = np.arange(self.first_click[user], self.first_click[user + 1])
+            self._unmatched(clicks[self.click_due[clicks] < FAR][: self.n_waiting[user] - most])
 
     def _slots(self, user: int) -> Indices:
-        return np.arange(self.last_slot[user - 1] if user else 0, self.last_slot[user])
+        return np.arange(self.first_slot[user], self.first_slot[user + 1])
 
     def _forget(self, slots: Indices) -> None:
         self.state[slots] = FORGOTTEN
+        self.due[slots] = FAR
         self.kept_in[self.outcome[slots]] = NONE
         np.subtract.at(self.n_kept, self.user[slots], 1)
 
@@ -350,7 +403,7 @@ class _Ledger:
         self._count("unmatched_clicks", len(clicks))
 
     def _stop_waiting(self, clicks: Indices) -> None:
-        self.waits[clicks] = False
+        self.click_due[clicks] = FAR
         self.awaited_by[self.click_outcome[clicks]] = NONE
         np.subtract.at(self.n_waiting, self.click_user[clicks], 1)
 
@@ -363,48 +416,94 @@ class _Ledger:
         self.table["settled_at"] = self.settled_at
         self.table["state"] = self.state
         self.table["weight"] = self.weight
+        kept, waits = self.state < UNUSED, self.click_due < FAR
         return Attribution(
             self._ordered_steps(),
-            self.table[self.state < UNUSED],
-            _starts(self.n_kept),
-            self.clicks[self.waits],
-            _starts(self.n_waiting),
+            self.table[kept],
+            _starts(kept)[self.first_slot],
+            self.clicks[waits],
+            _starts(waits)[self.first_click],
             self.updated_at,
             self.n_events,
         )
 
     def _ordered_steps(self) -> Steps:
         """The steps of each user, in the order of their events."""
-        nothing = np.empty(0, np.intp), np.empty(0, np.intp), np.empty(0, np.int64), np.empty(0), np.empty(0)
-        columns = zip((*nothing, np.empty(0, bool)), *self._steps, strict=True)
-        user, slot, at, weight, label, flips = (np.concatenate(column) for column in columns)
-        x, offset = self.table["row"][slot].astype(np.float64), self.table["offset"][slot].astype(np.float64)
-        return Steps(user, slot, at, x, offset, weight, label, flips).take(np.argsort(user, kind="stable"))
+        nothing = [np.empty(0, dtype) for dtype in _STEP_TYPES]
+        columns = [np.concatenate(column) for column in zip(nothing, *self._steps, strict=True)]
+        order = np.argsort(columns[0], kind="stable")
+        return _steps(self.table, *(column[order] for column in columns))
 
 
-def _by_user(n_stored: list[int], user: Indices) -> tuple[Indices, Indices, Indices, Indices]:
-    """How to bring what is stored, so much a user, and what events add, with its users, into one order by user.
+def _steps(
+    table: Structured, user: Indices, slot: Indices, at: Times, weight: Array, label: Array, flips: Flags
+) -> Steps:
+    rows = table["row"][slot].astype(np.float64)
+    return Steps(user, slot, at, rows, table["offset"][slot].astype(np.float64), weight, label, flips)
 
-    Returns the order, where in it each addition comes to stand, the users in it, and the end of each user's part.
-    """
-    everyone = np.concatenate([np.repeat(np.arange(len(n_stored)), n_stored), user])
-    order = np.argsort(everyone, kind="stable")
-    place = np.empty(len(order), dtype=np.intp)
-    place[order] = np.arange(len(order))
-    return (
-        order,
-        place[len(order) - len(user) :],
-        everyone[order],
-        _starts(np.bincount(everyone, minlength=len(n_stored)))[1:],
+
+def _joined(one: Attribution, other: Attribution) -> Attribution:
+    """Of some users and then of others."""
+    steps = other.steps._replace(
+        user=other.steps.user + len(one.updated_at), slot=other.steps.slot + one.steps.slot.max(initial=NONE) + 1
+    )
+    return Attribution(
+        Steps._make(map(np.concatenate, zip(one.steps, steps, strict=True))),
+        _stacked([one.outcomes], other.outcomes),
+        np.append(one.outcome_starts, one.outcome_starts[-1] + other.outcome_starts[1:]),
+        np.concatenate([one.clicks, other.clicks]),
+        np.append(one.click_starts, one.click_starts[-1] + other.click_starts[1:]),
+        np.append(one.updated_at, other.updated_at),
+        np.append(one.n_events, other.n_events),
     )
 
 
-def _starts(lengths: Indices) -> Indices:
+def _new_outcomes(model: Model, shown: Sequence[Impression]) -> Structured:
+    """The outcomes that slates may open, one slate after the other."""
+    n_items = [len(event.keys) for event in shown]
+    new: Structured = np.zeros(sum(n_items), outcome_dtype(model.d))
+    if shown:
+        new["key"] = [key for event in shown for key in event.keys]
+        new["row"] = np.concatenate([event.rows for event in shown])
+        new["offset"] = np.concatenate([event.offset for event in shown])
+        new["weight"] = np.concatenate([event.weight for event in shown])
+        new["shown_at"] = np.repeat([event.timestamp for event in shown], n_items)
+        new["settled_at"] = NEVER
+        new["state"] = UNUSED
+    return new
+
+
+def _weights(model: Model, table: Structured) -> Array:
+    """The weights of outcomes; a settled one's is what a flip has left to undo."""
+    weight = table["weight"].astype(np.float64)
+    if model.discount is not None:
+        weight[table["state"] == State.SETTLED] *= model.discount
+    return weight
+
+
+def _by_user(stored: Sequence[Structured], new: Structured, first: Indices) -> tuple[Structured, Indices, Indices]:
+    """One table of what is stored of each user and, behind that, what is new: from `first` of one to that of the next.
+
+    Returns it, how much is stored of each user, and where the part of each begins, and the last one's ends.
+    """
+    n_stored = np.array(list(map(len, stored)), dtype=np.intp)
+    users = np.arange(len(stored))
+    whose = np.concatenate([np.repeat(users, n_stored), np.repeat(users, np.diff(first))])
+    return _stacked(stored, new)[np.argsort(whose, kind="stable")], n_stored, first + _starts(n_stored)
+
+
+def _stacked(some: Sequence[Structured], last: Structured) -> Structured:
+    """One table of several, by way of their bytes: NumPy compares the columns of every two that it concatenates."""
+    return np.frombuffer(bytearray().join(rows.tobytes() for rows in [*some, last] if len(rows)), last.dtype)
+
+
+def _starts(lengths: Indices | Flags) -> Indices:
     """Where each of some neighbouring pieces begins, and where the last one ends."""
-    return np.concatenate([[0], np.cumsum(lengths)])
+    starts = np.zeros(len(lengths) + 1, dtype=np.intp)
+    np.cumsum(lengths, out=starts[1:])
+    return starts
 
 
-def _ranges(first: Indices, end: Indices) -> Indices:
+def _ranges(first: Indices, lengths: Indices) -> Indices:
     """The numbers of several ranges, one range after the other."""
-    lengths = end - first
     return np.repeat(first - _starts(lengths)[:-1], lengths) + np.arange(lengths.sum())

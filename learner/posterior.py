@@ -4,7 +4,8 @@ Every function is pure: arrays in, new arrays out. U is the number of users, d t
 number of rows. A covariance of shape (U, d, d) is full; one of shape (U, d) is a diagonal.
 
 The arithmetic of one user never depends on which other users share the batch: the same events give the same bits
-however they were cut into microbatches.
+however they were cut into microbatches. `relax`, `condition` and `flip` also take a single belief, with one row and
+floats where a batch has arrays of shape (U,): the same bits again, and less to do than for a batch of one.
 
 Sources: Ouyang et al. 2021 (arXiv 2108.13299) for the sequential update; Ramanath et al. 2020 (arXiv 2010.05154),
 "Lambda Learner", for the joint Laplace update; Minka 2001 for assumed density filtering (ADF).
@@ -12,6 +13,7 @@ Sources: Ouyang et al. 2021 (arXiv 2108.13299) for the sequential update; Ramana
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -49,7 +51,7 @@ class Gaussian(NamedTuple):
         return self.cov.ndim == self.mean.ndim
 
 
-def relax(belief: Gaussian, prior: Gaussian, factor: Array) -> Gaussian:
+def relax(belief: Gaussian, prior: Gaussian, factor: Array | float) -> Gaussian:
     """Let idle users drift back to the population (an Ornstein-Uhlenbeck step).
 
     m' = m0 + a (m - m0),  S' = S0 + a^2 (S - S0). Two half steps equal one step; a = 1 changes nothing.
@@ -63,8 +65,8 @@ def relax(belief: Gaussian, prior: Gaussian, factor: Array) -> Gaussian:
     factor
         a in [0, 1], shape (U,): ``2 ** (-elapsed / half_life)``.
     """
-    a = factor[:, None]
-    a_cov = a if belief.is_diagonal else a[:, :, None]
+    a = _column(factor)
+    a_cov = a if belief.is_diagonal else _column(a)
     # The blend form, unlike m0 + a (m - m0), is exact at a = 1.
     return Gaussian(
         a * belief.mean + (1.0 - a) * prior.mean,
@@ -89,7 +91,14 @@ def discount(belief: Gaussian, prior: Gaussian, delta: float) -> Gaussian:
     return Gaussian(_solve(precision, natural), _inverse(precision))
 
 
-def condition(belief: Gaussian, x: Array, y: Array, offset: Array, weight: Array, method: Method = "adf") -> Gaussian:
+def condition(
+    belief: Gaussian,
+    x: Array,
+    y: Array | float,
+    offset: Array | float,
+    weight: Array | float,
+    method: Method = "adf",
+) -> Gaussian:
     """Condition each user's belief on one outcome of theirs.
 
     With Sx = S x, mu = o + x'm, v = x'Sx, the scalar N(z; mu, v) * sigma(+-z)^w is replaced by N(z; mu', v'):
@@ -114,13 +123,14 @@ def condition(belief: Gaussian, x: Array, y: Array, offset: Array, weight: Array
     s_x = _times(belief.cov, x)
     mu = offset + _dot(x, belief.mean)
     v = np.maximum(_dot(x, s_x), 0.0)
-    moments = adf_moments if method == "adf" else laplace_moments
+    moments: Callable[..., tuple[Array, Array]] = adf_moments if method == "adf" else laplace_moments
     score, curvature = moments(mu, v, y, weight)
-    mean = belief.mean + s_x * score[:, None]
+    mean = belief.mean + s_x * _column(score)
     # The root makes the outer product symmetric to the last bit, so that half of it can be stored.
-    root = s_x * np.sqrt(curvature)[:, None]
-    shrink = root * root if belief.is_diagonal else root[:, :, None] * root[:, None, :]
-    return Gaussian(mean, belief.cov - shrink)
+    root = s_x * _column(np.sqrt(curvature))
+    shrink = root * root if belief.is_diagonal else root[..., None] * root[..., None, :]
+    # In its place: of a large array most of the price is for the memory.
+    return Gaussian(mean, np.subtract(belief.cov, shrink, out=shrink))
 
 
 def condition_microbatch(
@@ -212,7 +222,7 @@ def condition_microbatch(
     return Gaussian(mean, new_cov)
 
 
-def flip(belief: Gaussian, x: Array, factor: Array) -> Gaussian:
+def flip(belief: Gaussian, x: Array, factor: Array | float) -> Gaussian:
     """Turn an outcome that was learnt as "no" into a "yes".
 
     It multiplies the likelihood by (sigma(z) / sigma(-z))^a = e^(a z), whose exact effect on a Gaussian is
@@ -225,7 +235,7 @@ def flip(belief: Gaussian, x: Array, factor: Array) -> Gaussian:
     factor
         a, shape (U,): the outcome's weight times what forgetting has left of it.
     """
-    return Gaussian(belief.mean + factor[:, None] * _times(belief.cov, x), belief.cov)
+    return Gaussian(belief.mean + _column(factor) * _times(belief.cov, x), belief.cov)
 
 
 def predict(belief: Gaussian, X: Array, offset: Array) -> tuple[Array, Array]:
@@ -262,7 +272,13 @@ def _times(cov: Array, x: Array) -> Array:
 
 def _dot(a: Array, b: Array) -> Array:
     """The inner product a'b over the last axis; not einsum, whose order of summation depends on the number of rows."""
-    return np.asarray((a * b).sum(axis=-1))
+    product: Array = np.add.reduce(a * b, axis=-1)
+    return product
+
+
+def _column(a: Array | float) -> Array | float:
+    """What multiplies the rows of a batch, or of the only one."""
+    return a if isinstance(a, float) else a[..., None]
 
 
 def _solve(matrix: Array, vector: Array) -> Array:

@@ -1,4 +1,4 @@
-"""The rules of `learner.attribution` for one user, one outcome after another: the oracle of its test."""
+"""The rules of `learner.attribution` for one user, one outcome after another, as plain as can be: the tests' oracle."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.attribution import MAX_KEPT_FACTOR
+from learner.attribution_of_one import MAX_KEPT_FACTOR
 from learner.events import Click, Event, Impression
 from learner.model import Model
 from learner.record import CLICK_DTYPE, NEVER, Partition, Position, Record, State, Structured, outcome_dtype

@@ -196,6 +196,24 @@ def test_users_do_not_depend_on_each_other() -> None:
         assert same(together[i], backwards[6 - i])
 
 
+@pytest.mark.parametrize("few", [1, 3, 8])
+@pytest.mark.parametrize("covariance", ["full", "diagonal"])
+def test_how_many_users_take_their_steps_alone_changes_no_bit(
+    few: int, covariance: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(f'covariance = "{covariance}"\n' + HEAD.format(f'half_life = "10m"\n{DELAY}'))
+    streams: list[list[Event]] = [
+        [event for i in range(u) for event in (shown(f"{u}{i}", i * 70_000), clicked(f"{u}{i // 2}", "a", i * 70_000))]
+        for u in range(1, 8)
+    ]
+    batch = [[(e, Position(LOG, i)) for i, e in enumerate(events)] for events in streams]
+    expected, report = apply(model, [fresh_record(model)] * 7, batch)
+    assert report.counts["flips"] > 0
+    monkeypatch.setattr("learner.apply.FEW", few)
+    found, _ = apply(model, [fresh_record(model)] * 7, batch)
+    assert [encode_record(one, model) for one in found] == [encode_record(one, model) for one in expected]
+
+
 def test_the_belief_that_is_served_relaxes_to_now() -> None:
     record = run(ADF, [shown("r", 0, "a"), clicked("r", "a", 1)])
     far = belief_at(ADF, record, 10**12)

@@ -1,4 +1,4 @@
-"""The bookkeeping of all users at once, against that of one user and one outcome after another."""
+"""The bookkeeping of all users at once, of some alone, and of one user and one outcome after another, are the same."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learner.apply import apply
-from learner.attribution import attribute, unseen
+from learner.attribution import Attribution, attribute, unseen
 from learner.events import Click, Event, Impression
 from learner.model import Model, load_model
 from learner.record import Partition, Position, Record, fresh_record
@@ -62,7 +62,7 @@ def shuffled_in_time(events: list[tuple[Event, int, int]]) -> list[tuple[Event, 
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(MODELS), st.lists(user, min_size=1, max_size=4), st.integers(-1, 60_000), st.data())
-def test_all_users_at_once_are_what_each_is_one_outcome_after_another(
+def test_users_at_once_or_alone_are_what_each_is_one_outcome_after_another(
     model: Model, users: list[list[tuple[Event, int, int]]], erased_at: int, data: st.DataObject
 ) -> None:
     streams = [shuffled_in_time(one) for one in users]
@@ -76,15 +76,18 @@ def test_all_users_at_once_are_what_each_is_one_outcome_after_another(
 
 
 def assert_same(model: Model, records: list[Record], events: list[list[tuple[Event, Position]]]) -> None:
+    """However many of the users, the busiest first, go alone."""
     order = sorted(range(len(records)), key=lambda i: -len(unseen(records, events, Counter())[0][i]))
     records, events = [records[i] for i in order], [events[i] for i in order]
     expected = [one_by_one.attribute(model, record, mine) for record, mine in zip(records, events, strict=True)]
-    counts: Counter[str] = Counter()
-    fresh, watermarks = unseen(records, events, counts)
-    found = attribute(model, records, fresh, counts)
-
-    assert counts == sum((one.counts for one in expected), Counter())
+    fresh, watermarks = unseen(records, events, counts := Counter())
     assert watermarks == [one.watermarks for one in expected]
+    for n_alone in range(len(records) + 1):
+        assert_found(attribute(model, records, fresh, found := Counter(counts), n_alone), expected)
+        assert found == sum((one.counts for one in expected), Counter())
+
+
+def assert_found(found: Attribution, expected: list[one_by_one.Attribution]) -> None:
     assert found.updated_at.tolist() == [one.updated_at for one in expected]
     assert found.n_events.tolist() == [one.n_events for one in expected]
     outcomes = [found.outcomes[start:end].tobytes() for start, end in pairwise(found.outcome_starts)]

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.optimize import minimize
 from scipy.special import expit, log_expit
@@ -114,6 +116,43 @@ def test_a_user_gets_the_same_bits_alone_and_in_any_batch(method: p.Method) -> N
         for other, at in ((alone, 0), (shuffled, place)):
             assert np.array_equal(together.mean[i], other.mean[at])
             assert np.array_equal(together.cov[i], other.cov[at])
+
+
+@pytest.mark.parametrize("method", ["adf", "laplace"])
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 20), st.booleans(), st.integers(0, 2**32), st.data())
+def test_a_user_gets_the_same_bits_as_one_of_a_batch_and_as_a_belief_of_its_own(
+    method: p.Method, d: int, is_diagonal: bool, seed: int, data: st.DataObject
+) -> None:
+    def drawn(*special: float, least: float, most: float) -> np.ndarray:
+        return np.array(data.draw(st.lists(st.sampled_from(special) | st.floats(least, most), min_size=5, max_size=5)))
+
+    batch = beliefs(5, d, seed)
+    scale = drawn(0.0, 1.0, least=1e-12, most=50.0)
+    batch = Gaussian(batch.mean, batch.cov * scale[:, None, None])
+    if is_diagonal:
+        batch = Gaussian(batch.mean, np.diagonal(batch.cov, axis1=1, axis2=2).copy())
+    prior = row(batch, 0)
+    prior = Gaussian(prior.mean[0], prior.cov[0])
+    x = outcomes(5, d, seed)[0]
+    x[0] = 0.0
+    y, offset = drawn(0.0, 1.0, least=0.0, most=1.0).round(), drawn(0.0, -1000.0, least=-30.0, most=30.0)
+    weight, left = drawn(0.0, 1.0, 1000.0, least=0.0, most=3.0), drawn(0.0, 1.0, least=0.0, most=1.0)
+    changed = [
+        p.condition(batch, x, y, offset, weight, method),
+        p.flip(batch, x, weight),
+        p.relax(batch, prior, left),
+    ]
+    for i in range(5):
+        one = Gaussian(batch.mean[i], batch.cov[i])
+        alone = [
+            p.condition(one, x[i], float(y[i]), float(offset[i]), float(weight[i]), method),
+            p.flip(one, x[i], float(weight[i])),
+            p.relax(one, prior, float(left[i])),
+        ]
+        for found, expected in zip(alone, changed, strict=True):
+            assert found.mean.tobytes() == expected.mean[i].tobytes()
+            assert found.cov.tobytes() == expected.cov[i].tobytes()
 
 
 def lambda_learner(m: np.ndarray, P: np.ndarray, X: np.ndarray, y: np.ndarray, o: np.ndarray, w: np.ndarray):
