@@ -116,22 +116,28 @@ class Learner:
             If a stored record is of another model: going on would give every user up.
         """
         try:
+            # The first look does not wait: only after it can a learner say that it is ready.
+            wait_ms = 0
             while not self.stop.is_set():
-                self.observe(self.turn())
+                self.observe(self.turn(wait_ms))
+                wait_ms = self.poll_timeout_ms
         except Stopped:
             log.warning("stopped while a server was away; the events in hand will be read again")
         finally:
             self.reader.close()
 
-    def turn(self) -> Progress:
-        """Poll once and learn what came; on return it is stored, and the log told."""
-        with _uncollected():
-            return self._turn()
+    def turn(self, wait_ms: int | None = None) -> Progress:
+        """Poll once and learn what came; on return it is stored, and the log told.
 
-    def _turn(self) -> Progress:
+        Waits `wait_ms` for messages, `poll_timeout_ms` if that is not given.
+        """
+        with _uncollected():
+            return self._turn(self.poll_timeout_ms if wait_ms is None else wait_ms)
+
+    def _turn(self, wait_ms: int) -> Progress:
         counts: Counter[str] = Counter()
         bad: Counter[str] = Counter()
-        messages = self._until_available(counts, lambda: self.reader.poll(self.poll_timeout_ms, self.max_messages))
+        messages = self._until_available(counts, lambda: self.reader.poll(wait_ms, self.max_messages))
         started = time.monotonic()
         freshness_ms = None
         if messages:
