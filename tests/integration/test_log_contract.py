@@ -11,6 +11,7 @@ import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
 from kafka.admin import NewTopic
 from kafka.errors import KafkaConnectionError
+from kafka.future import Future
 
 from learner.events import impression_json
 from learner.log import (
@@ -252,6 +253,54 @@ def test_what_was_fetched_while_another_partition_could_not_be_checked_comes_aga
     assert [message.value for message in read(reader, 1)] == [b"2"]
     log.close()
     reader.close()
+
+
+def test_a_commit_arrives_without_a_close_and_none_overtakes_another(kafka_server: KafkaServer) -> None:
+    topic = f"t-{uuid.uuid4().hex}"
+    make_topic(kafka_server, topic)
+    log, reader = open_log(kafka_server.url), open_reader(kafka_server.url, [topic], "arrives")
+    log.append([Entry(topic, b"k", str(i).encode()) for i in range(50)])
+    for message in read(reader, 50):
+        assert reader.commit([message])
+    watcher = KafkaConsumer(bootstrap_servers=kafka_server.bootstrap, group_id="arrives", enable_auto_commit=False)
+    seen = [0]
+
+    def arrived() -> bool:
+        # As the loop does when nothing comes.
+        assert reader.poll(10, 1) == []
+        assert reader.commit([])
+        seen.append(watcher.committed(TopicPartition(topic, 0)) or 0)
+        return seen[-1] == 50
+
+    eventually(arrived, 10, "the last place is committed")
+    assert seen == sorted(seen)
+    for end in (watcher, log, reader):
+        end.close()
+
+
+def test_a_place_that_kafka_refused_is_committed_with_the_next(
+    kafka_server: KafkaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = f"t-{uuid.uuid4().hex}"
+    make_topic(kafka_server, topic)
+    log, reader = open_log(kafka_server.url), open_reader(kafka_server.url, [topic], "refused")
+    assert isinstance(reader, KafkaReader)
+    log.append([Entry(topic, b"k", b"1")])
+    messages = read(reader, 1)
+
+    def refuse(offsets: object, callback: Callable[[object, Exception], None]) -> Future:
+        callback(offsets, KafkaConnectionError("away"))
+        return Future().failure(KafkaConnectionError("away"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reader._consumer, "commit_async", refuse)
+        assert not reader.commit(messages)
+    assert reader.commit([])
+    reader.close()
+    again = open_reader(kafka_server.url, [topic], "refused")
+    assert again.poll(1_000, 1) == []
+    for end in (again, log):
+        end.close()
 
 
 def test_an_entry_larger_than_its_topic_takes_is_told_from_a_kafka_that_is_away(kafka_server: KafkaServer) -> None:
