@@ -89,14 +89,6 @@ def apply(model: Model, records: Sequence[Record], events: Sequence[UserEvents])
     return written, report
 
 
-def belief_at(model: Model, record: Record, now: int) -> Gaussian:
-    """The belief to score a user with at time `now` (epoch ms): the served one, relaxed."""
-    belief, at = record.served
-    if at == NEVER or model.half_life_ms is None:
-        return belief
-    return relax(belief, model.prior, model.relax_factor(np.array(float(now - at))))
-
-
 def _learn(model: Model, records: list[Record], steps: Steps) -> tuple[Gaussian, Times]:
     """Take every user's settled belief through its steps; also the times it is then relaxed to."""
     settled = Gaussian(np.array([r.settled.mean for r in records]), np.array([r.settled.cov for r in records]))

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from learner import attribution_of_one as of_one
 from learner.attribution_of_one import FORGOTTEN, MAX_KEPT_FACTOR, UNUSED
 from learner.events import Click, Event, Impression
+from learner.gaussian import Array
 from learner.model import Model
-from learner.posterior import Array
 from learner.record import CLICK_DTYPE, NEVER, Partition, Position, Record, State, Structured, outcome_dtype
 
 Indices: TypeAlias = NDArray[np.intp]

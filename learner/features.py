@@ -17,8 +17,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from learner.gaussian import Array
 from learner.limits import MAX_FEATURES, MAX_LIST_LENGTH, MAX_NAME_LENGTH, MAX_NUMBER, MAX_STRING_LENGTH
-from learner.posterior import Array
 
 Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=MAX_STRING_LENGTH)]
 Number: TypeAlias = Annotated[float, msgspec.Meta(ge=-MAX_NUMBER, le=MAX_NUMBER)]

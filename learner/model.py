@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
+import scipy  # scipy.special is imported at its first use, the click delay's: no scorer waits for it
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
 
 from learner.features import (
     Category,
@@ -30,9 +30,9 @@ from learner.features import (
     item_struct,
     layout,
 )
+from learner.gaussian import Array, Gaussian, Method
 from learner.limits import MAX_FEATURES
 from learner.population import Population
-from learner.posterior import Array, Gaussian, Method
 
 # An open impression counts as a "no" for good once this share of clicks would have come.
 SETTLED_SHARE = 0.95
@@ -161,7 +161,7 @@ class Model:
         if self.click_delay is None:
             return 0.0
         median, sigma = self.click_delay
-        return min(float(median * np.exp(sigma * ndtri(SETTLED_SHARE))), float(self.window_ms))
+        return min(float(median * np.exp(sigma * scipy.special.ndtri(SETTLED_SHARE))), float(self.window_ms))
 
     def clicked_share(self, age_ms: Array) -> Array:
         """F: the share of clicks that have come `age_ms` after the impression, shape as given."""
@@ -169,7 +169,7 @@ class Model:
             return np.ones_like(age_ms)
         median, sigma = self.click_delay
         with np.errstate(divide="ignore"):
-            return np.asarray(ndtr(np.log(np.maximum(age_ms, 0.0) / median) / sigma))
+            return np.asarray(scipy.special.ndtr(np.log(np.maximum(age_ms, 0.0) / median) / sigma))
 
     def relax_factor(self, elapsed_ms: Array) -> Array:
         """What is left of a belief, 2^(-elapsed / half_life); 1 out of order or without a half-life. Shape as given."""

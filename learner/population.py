@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from learner.posterior import Array, Gaussian
+from learner.gaussian import Array, Gaussian
 
 
 class Population(NamedTuple):

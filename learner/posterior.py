@@ -1,4 +1,4 @@
-"""Gaussian beliefs over logistic-regression coefficients, batched over users.
+"""How Gaussian beliefs over logistic-regression coefficients learn, batched over users.
 
 Every function is pure: arrays in, new arrays out. U is the number of users, d the number of coefficients, N the
 number of rows. A covariance of shape (U, d, d) is full; one of shape (U, d) is a diagonal.
@@ -14,64 +14,24 @@ Sources: Ouyang et al. 2021 (arXiv 2108.13299) for the sequential update; Ramana
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, log_expit
 
+from learner.gaussian import Array as Array
+from learner.gaussian import Gaussian as Gaussian
+from learner.gaussian import Method as Method
+from learner.gaussian import click_probability as click_probability
+from learner.gaussian import column, dot
+from learner.gaussian import predict as predict
+from learner.gaussian import relax as relax
 from learner.tilted import NEWTON_STEPS, NEWTON_TOLERANCE, adf_moments, laplace_moments
-from learner.tilted import Array as Array
-
-Method: TypeAlias = Literal["adf", "laplace"]
 
 # The joint mode takes its last step at this Newton decrement; the step squares what is left of the error.
 LAST_STEP_DECREMENT = 1e-13
 # Rows of (d, d) outer products are summed at most this many numbers at a time: 32 MiB.
 OUTER_PRODUCT_BUDGET = 4_000_000
-
-
-class Gaussian(NamedTuple):
-    """A normal distribution over d coefficients, or a batch of them.
-
-    Attributes
-    ----------
-    mean
-        Shape (d,) or (U, d).
-    cov
-        Shape (d, d) or (U, d, d) when full, (d,) or (U, d) when diagonal. Never a precision.
-    """
-
-    mean: Array
-    cov: Array
-
-    @property
-    def is_diagonal(self) -> bool:
-        """Whether `cov` holds only the variances."""
-        return self.cov.ndim == self.mean.ndim
-
-
-def relax(belief: Gaussian, prior: Gaussian, factor: Array | float) -> Gaussian:
-    """Let idle users drift back to the population (an Ornstein-Uhlenbeck step).
-
-    m' = m0 + a (m - m0),  S' = S0 + a^2 (S - S0). Two half steps equal one step; a = 1 changes nothing.
-
-    Parameters
-    ----------
-    belief
-        A batch of U beliefs.
-    prior
-        The population N(m0, S0), shapes (d,) and (d, d) or (d,).
-    factor
-        a in [0, 1], shape (U,): ``2 ** (-elapsed / half_life)``.
-    """
-    a = _column(factor)
-    a_cov = a if belief.is_diagonal else _column(a)
-    # The blend form, unlike m0 + a (m - m0), is exact at a = 1.
-    return Gaussian(
-        a * belief.mean + (1.0 - a) * prior.mean,
-        a_cov * a_cov * belief.cov + (1.0 - a_cov * a_cov) * prior.cov,
-    )
 
 
 def discount(belief: Gaussian, prior: Gaussian, delta: float) -> Gaussian:
@@ -121,13 +81,13 @@ def condition(
         |mu| <= 8, v <= 25); ``laplace`` takes its mode and curvature.
     """
     s_x = _times(belief.cov, x)
-    mu = offset + _dot(x, belief.mean)
-    v = np.maximum(_dot(x, s_x), 0.0)
+    mu = offset + dot(x, belief.mean)
+    v = np.maximum(dot(x, s_x), 0.0)
     moments: Callable[..., tuple[Array, Array]] = adf_moments if method == "adf" else laplace_moments
     score, curvature = moments(mu, v, y, weight)
-    mean = belief.mean + s_x * _column(score)
+    mean = belief.mean + s_x * column(score)
     # The root makes the outer product symmetric to the last bit, so that half of it can be stored.
-    root = s_x * _column(np.sqrt(curvature))
+    root = s_x * column(np.sqrt(curvature))
     shrink = root * root if belief.is_diagonal else root[..., None] * root[..., None, :]
     # In its place: of a large array most of the price is for the memory.
     return Gaussian(mean, np.subtract(belief.cov, shrink, out=shrink))
@@ -185,11 +145,11 @@ def condition_microbatch(
 
     def objective(theta: Array) -> Array:
         step = theta - prior_mean
-        loss = -weight * log_expit(sign * (offset + _dot(X, theta[rows_of])))
-        return np.add.reduceat(loss, firsts) + 0.5 * _dot(step, _times(precision, step))
+        loss = -weight * log_expit(sign * (offset + dot(X, theta[rows_of])))
+        return np.add.reduceat(loss, firsts) + 0.5 * dot(step, _times(precision, step))
 
     def hessian(theta: Array) -> tuple[Array, Array]:
-        p = expit(offset + _dot(X, theta[rows_of]))
+        p = expit(offset + dot(X, theta[rows_of]))
         gradient = np.add.reduceat((weight * (p - y))[:, None] * X, firsts) + _times(precision, theta - prior_mean)
         curved = (weight * p * (1.0 - p))[:, None] * X
         return gradient, precision + np.add.reduceat(curved[:, :, None] * X[:, None, :], firsts)
@@ -200,7 +160,7 @@ def condition_microbatch(
     for _ in range(NEWTON_STEPS):
         gradient, H = hessian(theta)
         step = _solve(H, gradient)
-        last = _dot(gradient, step) <= LAST_STEP_DECREMENT
+        last = dot(gradient, step) <= LAST_STEP_DECREMENT
         scale = np.where(settled, 0.0, 1.0)
         slack = NEWTON_TOLERANCE * (1.0 + np.abs(value))
         # A full Newton step may overshoot far from the mode; halve it until the loss falls.
@@ -235,50 +195,12 @@ def flip(belief: Gaussian, x: Array, factor: Array | float) -> Gaussian:
     factor
         a, shape (U,): the outcome's weight times what forgetting has left of it.
     """
-    return Gaussian(belief.mean + _column(factor) * _times(belief.cov, x), belief.cov)
-
-
-def predict(belief: Gaussian, X: Array, offset: Array) -> tuple[Array, Array]:
-    """Log-odds of a click on each row, as the belief has them.
-
-    Parameters
-    ----------
-    belief
-        One belief, shapes (d,) and (d, d) or (d,); or a batch of them with a leading axis that X shares.
-    X
-        Shape (..., N, d).
-    offset
-        Shape (..., N).
-
-    Returns
-    -------
-    logit_mean, logit_var
-        mu = o + X m and v = diag(X S X'), each of shape (..., N).
-    """
-    mean = offset + np.matmul(X, belief.mean[..., None])[..., 0]
-    X_cov = X * belief.cov[..., None, :] if belief.is_diagonal else np.matmul(X, belief.cov)
-    return mean, np.maximum(_dot(X_cov, X), 0.0)
-
-
-def click_probability(logit_mean: Array, logit_var: Array) -> Array:
-    """E[sigma(z)] under z ~ N(mu, v), by MacKay's approximation sigma(mu / sqrt(1 + pi v / 8))."""
-    return np.asarray(expit(logit_mean / np.sqrt(1.0 + np.pi * logit_var / 8.0)))
+    return Gaussian(belief.mean + column(factor) * _times(belief.cov, x), belief.cov)
 
 
 def _times(cov: Array, x: Array) -> Array:
     """S x for each user; one BLAS call a user, so that no user's rounding depends on the others."""
     return np.asarray(cov * x if cov.ndim == x.ndim else np.matmul(cov, x[..., None])[..., 0])
-
-
-def _dot(a: Array, b: Array) -> Array:
-    """The inner product a'b over the last axis; not einsum, whose order of summation depends on the number of rows."""
-    product: Array = np.add.reduce(a * b, axis=-1)
-    return product
-
-
-def _column(a: Array | float) -> Array | float:
-    """What multiplies the rows of a batch, or of the only one."""
-    return a if isinstance(a, float) else a[..., None]
 
 
 def _solve(matrix: Array, vector: Array) -> Array:

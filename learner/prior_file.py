@@ -16,9 +16,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from learner.gaussian import Array, Gaussian
 from learner.model import Model, ModelError
 from learner.population import Population
-from learner.posterior import Array, Gaussian
 
 VERSION = 1
 

@@ -29,9 +29,9 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
+from learner.gaussian import Array, Gaussian, relax
 from learner.model import Model
 from learner.population import rebase
-from learner.posterior import Array, Gaussian
 
 MAGIC = b"FRSH"
 VERSION = 3
@@ -153,6 +153,14 @@ class Record(NamedTuple):
         if self.posterior is not None:
             return self.posterior, self.updated_at
         return self.settled, self.settled_at
+
+
+def belief_at(model: Model, record: Record, now: int) -> Gaussian:
+    """The belief to score a user with at time `now` (epoch ms): the served one, relaxed."""
+    belief, at = record.served
+    if at == NEVER or model.half_life_ms is None:
+        return belief
+    return relax(belief, model.prior, model.relax_factor(np.array(float(now - at))))
 
 
 def fresh_record(model: Model) -> Record:

@@ -7,13 +7,13 @@ calls that nobody shares.
 
 from __future__ import annotations
 
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import expit, log_expit
 
-Array: TypeAlias = NDArray[np.float64]
+from learner.gaussian import Array
+
 Numbers = TypeVar("Numbers", Array, float)
 
 NEWTON_STEPS = 100

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from tqdm import tqdm
 
-from learner.apply import apply, belief_at
+from learner.apply import apply
 from learner.events import Click, Event, Impression, outcome_key
+from learner.gaussian import Array
 from learner.model import Model
 from learner.offline.metrics import expected_calibration_error
 from learner.offline.simulate import Item, World
-from learner.posterior import Array
-from learner.record import Partition, Position, Record, fresh_record
+from learner.record import Partition, Position, Record, belief_at, fresh_record
 from service.client import Client
 from service.scoring import Policy, score_items
 

@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from learner.gaussian import Array, Gaussian
 from learner.model import Model
-from learner.posterior import Array, Gaussian
 from learner.record import NEVER, Record, RecordError, State, decode_record, read_header
 from learner.store import open_store
 from service.settings import Settings

@@ -9,18 +9,18 @@ import uuid
 import msgspec
 import numpy as np
 
-from learner.apply import belief_at
 from learner.events import BadEvent, Click, Ranked, WireImpression, parse_event
 from learner.features import Rows
+from learner.gaussian import Array, Gaussian
 from learner.limits import MAX_EVENT_BYTES
 from learner.log import Entry, EventLog
 from learner.model import Model
-from learner.posterior import Array, Gaussian
 from learner.record import (
     NEVER,
     DamagedRecord,
     Record,
     State,
+    belief_at,
     decode_record,
     encode_record,
     erased,

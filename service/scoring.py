@@ -6,10 +6,9 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 
 from learner.features import Rows
-from learner.posterior import Array, Gaussian, click_probability, predict
+from learner.gaussian import Array, Gaussian, click_probability, predict, sigmoid
 
 Policy: TypeAlias = Literal["mean", "ucb", "thompson"]
 
@@ -65,10 +64,10 @@ def score_items(
     if policy == "mean":
         score = click_probability(mean, var)
     elif policy == "ucb":
-        score = expit(mean + alpha * std)
+        score = sigmoid(mean + alpha * std)
     else:
         sampled = offset + X @ draw(belief, generator)
-        score = expit(sampled)
+        score = sigmoid(sampled)
     return Scores(np.argsort(-score, kind="stable"), score, mean, std, sampled)
 
 

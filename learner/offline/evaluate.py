@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from learner.gaussian import Gaussian, Method
 from learner.model import Model
 from learner.offline.metrics import Bin, Estimate, Scored, reliability, share_of, summarise
 from learner.offline.replay import (
@@ -21,7 +22,6 @@ from learner.offline.replay import (
     lagging,
     replay,
 )
-from learner.posterior import Gaussian, Method
 
 LAGS_MS = {"lag 1 h": 3_600_000.0, "lag 10 min": 600_000.0, "lag 1 min": 60_000.0}
 # Outcomes shown to the user before: the borders of the classes of evidence.

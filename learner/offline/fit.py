@@ -14,9 +14,9 @@ import scipy  # its optimisers are imported at their first use: no other command
 from scipy.special import expit, log_expit, log_ndtr
 
 from learner.features import Numeric, width
+from learner.gaussian import Array, Gaussian
 from learner.model import Model
 from learner.offline.outcomes import Outcomes, Rows
-from learner.posterior import Array, Gaussian
 
 PSEUDO_USERS = 2.0
 RIDGE = 1.0

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import xlogy
 
-from learner.posterior import Array
+from learner.gaussian import Array
 
 BINS = 10
 TOP = 10

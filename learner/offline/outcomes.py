@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.events import Click, Event
+from learner.gaussian import Array
 from learner.model import Model
-from learner.posterior import Array
 
 # One of them is in memory at a time.
 PARTS = 64

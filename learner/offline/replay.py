@@ -8,12 +8,12 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.apply import apply, belief_at
+from learner.apply import apply
 from learner.events import Click, Event, Impression
+from learner.gaussian import Array, click_probability, predict
 from learner.model import Model
 from learner.offline.metrics import Scored
-from learner.posterior import Array, click_probability, predict
-from learner.record import Partition, Position, Record, fresh_record
+from learner.record import Partition, Position, Record, belief_at, fresh_record
 
 _LOG = Partition(bytes(16), 0)
 

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from learner.features import Category, Feature, FeatureValue, Multi, Numeric, Rows, Vector
+from learner.gaussian import Array
 from learner.model import Model
-from learner.posterior import Array
 
 Item = dict[str, FeatureValue]
 

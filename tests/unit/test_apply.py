@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.apply import apply, belief_at
+from learner.apply import apply
 from learner.events import Click, Event, Impression, outcome_key
 from learner.model import Model, load_model
 from learner.posterior import Gaussian, condition, flip
@@ -18,6 +18,7 @@ from learner.record import (
     Record,
     RecordError,
     State,
+    belief_at,
     decode_record,
     encode_record,
     erased,

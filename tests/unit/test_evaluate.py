@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.apply import apply, belief_at
+from learner.apply import apply
 from learner.events import Click, Event, Impression, outcome_key
 from learner.model import load_model
 from learner.offline.evaluate import cut_at, evaluate, variants
@@ -17,7 +17,7 @@ from learner.offline.metrics import Scored, auc, log_loss, reliability, share_of
 from learner.offline.replay import fresh, frozen_at, histories, joined_after, lagging, replay
 from learner.offline.report import as_html, as_json, as_text
 from learner.posterior import click_probability, predict
-from learner.record import Partition, Position, fresh_record
+from learner.record import Partition, Position, belief_at, fresh_record
 
 MODEL = load_model(
     'name = "t"\nattribution_window = "1m"\nclick_delay = { median = "5s", sigma = 1.0 }\n'

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from learner.apply import apply, belief_at
+from learner.apply import apply
 from learner.consumer import Learner
 from learner.events import Impression, WireClick, WireImpression, parse_event
 from learner.log import Entry, LogUnavailable, open_log, open_reader
 from learner.model import load_model
-from learner.record import encode_record, fresh_record
+from learner.record import belief_at, encode_record, fresh_record
 from learner.store import Store, StoreUnavailable, Write, open_store
 from service.app import create_app
 from service.scoring import score_items
