@@ -17,7 +17,7 @@ def measure(context: Context) -> list[Figure]:
     """Processes of their own; the files are in the page cache after the first."""
     run = {
         "bare": lambda: _seconds_of_python("pass"),
-        "libraries": lambda: _seconds_of_python("import fastapi, numpy, scipy.special"),
+        "libraries": lambda: _seconds_of_python("import fastapi, numpy"),
         "import": lambda: _seconds_of_python("import service.app"),
         "up": lambda: _seconds_to_ready(context.folder),
     }
@@ -27,7 +27,7 @@ def measure(context: Context) -> list[Figure]:
         Figure("start: import service.app, interpreter included", "s", values["import"], at_most=0.6),
         Figure("start: freshet up, until ready", "s", values["up"], at_most=1.5),
         Figure("start: an interpreter that does nothing", "s", values["bare"]),
-        Figure("start: import fastapi, numpy, scipy.special", "s", values["libraries"]),
+        Figure("start: import fastapi, numpy", "s", values["libraries"]),
         Figure("start: import service.app over that", "x", ratios(values["import"], values["libraries"])),
         Figure("start: freshet up over that", "x", ratios(values["up"], values["libraries"])),
     ]
