@@ -77,7 +77,23 @@ class Progress:
 
 
 class Stopped(Exception):
-    """The loop was told to stop while it waited for a server; nothing was committed."""
+    """The loop was told to stop while it waited for a server; nothing of the events in hand was committed."""
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Let the collector of cycles wait for the end.
+
+    A microbatch makes tens of thousands of objects, none in cycles, which live to its end: to look through them again
+    and again was a seventh of a learner's time.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @dataclass
@@ -106,6 +122,7 @@ class Learner:
     max_messages: int = 1_000
     poll_timeout_ms: int = 200
     stop: threading.Event = field(default_factory=threading.Event)
+    _committing: bool = field(default=True, init=False)
 
     def run(self) -> None:
         """Learn until `stop` is set, then leave the group. Blocks.
@@ -131,10 +148,7 @@ class Learner:
 
         Waits `wait_ms` for messages, `poll_timeout_ms` if that is not given.
         """
-        with _uncollected():
-            return self._turn(self.poll_timeout_ms if wait_ms is None else wait_ms)
-
-    def _turn(self, wait_ms: int) -> Progress:
+        wait_ms = self.poll_timeout_ms if wait_ms is None else wait_ms
         counts: Counter[str] = Counter()
         bad: Counter[str] = Counter()
         messages = self._until_available(counts, lambda: self.reader.poll(wait_ms, self.max_messages))
@@ -149,10 +163,13 @@ class Learner:
                 bad.update(why.reason for why in refused.values())
                 # The stream must not go on over a letter that is not written.
                 self._until_available(counts, partial(self._bury, letters))
-        if not self.reader.commit(messages) and messages:
-            log.warning("offsets not committed", reason="rebalanced, or the log is away", messages=len(messages))
+        committing = self.reader.commit(messages)
+        if self._committing and not committing:
+            log.warning("offsets not committed", reason="rebalanced, or the log is away")
+        self._committing = committing
         return Progress(len(messages), counts, bad, self.reader.lag(), freshness_ms, time.monotonic() - started)
 
+    @_uncollected()
     def _parse(
         self, messages: Sequence[Message]
     ) -> tuple[dict[str, list[tuple[Event, Position]]], dict[Position, BadEvent]]:
@@ -191,6 +208,7 @@ class Learner:
             pending = {user_id: pending[user_id] for user_id in lost}
         return refused
 
+    @_uncollected()
     def _attempt(self, pending: dict[str, UserEvents], counts: Counter[str]) -> list[str]:
         """Load, apply, commit; returns the users who lost the compare-and-set."""
         user_ids = list(pending)
@@ -255,23 +273,6 @@ class Learner:
             except LogUnavailable as exc:
                 log.debug("the log is away too", error=str(exc))
                 self.stop.wait(wait_s)
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Let the collector of cycles wait for the end.
-
-    A microbatch makes tens of thousands of objects, none in cycles, which live to its end: to look through them again
-    and again was a seventh of a learner's time.
-    """
-    if not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def _dead_letter(message: Message, why: BadEvent) -> Entry:

@@ -6,6 +6,7 @@ whether it is learnt at once, learnt from the record later, or scored.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterable, KeysView, Mapping, Sequence
 from contextlib import suppress
 from itertools import accumulate, chain, islice
@@ -215,13 +216,11 @@ def item_struct(features: Mapping[str, Feature]) -> type[msgspec.Struct] | None:
     It has a field for each feature, in order, of the type that the feature wants; a missing numeric one is its mean, a
     missing category None. None if it would have too many fields, or names that JSON escapes.
     """
-    if len(features) > MAX_FIELDS:
+    if len(features) > MAX_FIELDS or any(json.dumps(name, ensure_ascii=False) != f'"{name}"' for name in features):
         return None
     names = {f"f{i}": name for i, name in enumerate(features)}
     fields = [(field, *_field(feature)) for field, feature in zip(names, features.values(), strict=True)]
-    with suppress(ValueError):
-        return msgspec.defstruct("Item", fields, rename=names, frozen=True, gc=False, forbid_unknown_fields=True)
-    return None
+    return msgspec.defstruct("Item", fields, rename=names, frozen=True, gc=False, forbid_unknown_fields=True)
 
 
 def _field(feature: Feature) -> tuple[Any, Any]:

@@ -3,8 +3,7 @@
 Every function is pure: arrays in, new arrays out. U is the number of users, d the number of coefficients, N the
 number of rows. A covariance of shape (U, d, d) is full; one of shape (U, d) is a diagonal.
 
-How beliefs learn is in `learner.posterior`, which has the names of this module too. It needs SciPy, whose import would
-be a third of a scorer's start.
+How beliefs learn is in `learner.posterior`. It needs SciPy, whose import would be a third of a scorer's start.
 """
 
 from __future__ import annotations
@@ -46,11 +45,11 @@ def relax(belief: Gaussian, prior: Gaussian, factor: Array | float) -> Gaussian:
     Parameters
     ----------
     belief
-        A batch of U beliefs.
+        A batch of U beliefs, or one.
     prior
         The population N(m0, S0), shapes (d,) and (d, d) or (d,).
     factor
-        a in [0, 1], shape (U,): ``2 ** (-elapsed / half_life)``.
+        a in [0, 1], shape (U,) or a float: ``2 ** (-elapsed / half_life)``.
     """
     a = column(factor)
     a_cov = a if belief.is_diagonal else column(a)
@@ -96,7 +95,10 @@ def sigmoid(z: Array) -> Array:
 
 
 def dot(a: Array, b: Array) -> Array:
-    """The inner product a'b over the last axis; not einsum, whose order of summation depends on the number of rows."""
+    """The inner product a'b over the last axis.
+
+    Not by BLAS or einsum, whose order of summation depends on the number of rows.
+    """
     product: Array = np.add.reduce(a * b, axis=-1)
     return product
 

@@ -30,7 +30,7 @@ from learner.features import (
     item_struct,
     layout,
 )
-from learner.gaussian import Array, Gaussian, Method
+from learner.gaussian import Array, Gaussian, Method, dot
 from learner.limits import MAX_FEATURES
 from learner.population import Population
 
@@ -198,8 +198,7 @@ class Model:
         """The offsets of a slate, shape (N,): those given, and the fixed effect's where None was."""
         missing = given.count(None)
         if missing:
-            # Neither by BLAS nor by einsum, whose sums depend on how many rows there are.
-            fixed: Array = (rows.astype(np.float64) * self.fixed_effect).sum(axis=1)
+            fixed = dot(rows.astype(np.float64), self.fixed_effect)
             if missing == len(given):
                 return fixed.astype(np.float32)
             given = [f if o is None else o for o, f in zip(given, fixed.tolist(), strict=True)]

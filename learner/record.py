@@ -29,7 +29,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.gaussian import Array, Gaussian, relax
+from learner.gaussian import Array, Gaussian, dot, relax
 from learner.model import Model
 from learner.population import rebase
 
@@ -253,7 +253,6 @@ class Header(NamedTuple):
     flags: int
     d: int
     revision: int
-    checksum: int
     fingerprint: bytes
     population_fingerprint: bytes
     updated_at: int
@@ -272,19 +271,16 @@ def read_header(data: bytes) -> Header | None:
     try:
         _, version, flags, d, revision = _PREFIX.unpack_from(data)
         if version == VERSION:
-            return Header(version, *_BEGINNING.unpack_from(data))
+            return Header(version, flags, d, revision, *_HEADER.unpack_from(data, _HEADER_AT))
         if version not in _OLD_VERSIONS:
             return None
-        (checksum,) = _CHECKSUM.unpack(data[-_CHECKSUM.size :])
         fingerprint, updated_at, settled_at, *counts = _OLD_HEADER.unpack_from(data, _PREFIX.size)
         population, erased_at = b"", NEVER
         if version > 1:
             population, erased_at = _OLD_EXTENSION.unpack_from(data, _PREFIX.size + _OLD_HEADER.size)
     except struct.error:
         return None
-    return Header(
-        version, flags, d, revision, checksum, fingerprint, population, updated_at, settled_at, erased_at, *counts
-    )
+    return Header(version, flags, d, revision, fingerprint, population, updated_at, settled_at, erased_at, *counts)
 
 
 def decode_record(data: bytes, model: Model, user_id: str) -> Record:
@@ -399,9 +395,10 @@ def _upgraded(data: bytes, model: Model, user_id: str) -> bytes:
     begin = _PREFIX.size + _OLD_HEADER.size + (_OLD_EXTENSION.size if version > 1 else 0)
     # Version 1 did not say; it was written before a prior could be replaced.
     population = header.population_fingerprint or (*model.earlier, model.population)[0].fingerprint
-    prefix = _PREFIX.pack(MAGIC, VERSION, *header[1:4])
+    prefix = _PREFIX.pack(MAGIC, VERSION, header.flags, header.d, header.revision)
     try:
-        rest = _HEADER.pack(header.fingerprint, population, *header[7:]) + data[begin:place]
+        # Behind the prefix a `Header` has the order of the bytes.
+        rest = _HEADER.pack(*header._replace(population_fingerprint=population)[4:]) + data[begin:place]
     except struct.error as exc:
         raise DamagedRecord(user_id, f"{len(data)} bytes do not fit its own header") from exc
     return prefix + _CHECKSUM.pack(crc32(rest, crc32(prefix))) + rest
@@ -438,7 +435,7 @@ def _under_this_population(record: Record, fingerprint: bytes, model: Model, use
     shift = model.fixed_effect - old.fixed_effect
     if shift.any() and len(outcomes):
         outcomes = outcomes.copy()
-        outcomes["offset"] += (outcomes["row"] @ shift).astype(np.float32)
+        outcomes["offset"] += dot(outcomes["row"].astype(np.float64), shift).astype(np.float32)
     try:
         return record._replace(
             settled=rebase(record.settled, old, model.population),
@@ -473,7 +470,7 @@ def _pack(beliefs: Sequence[Gaussian]) -> list[bytes]:
 
 def _stacked(arrays: Sequence[Array]) -> Array:
     """Each array's numbers as a row."""
-    return np.frombuffer(b"".join([np.ascontiguousarray(one).data for one in arrays]), np.float64).reshape(
+    return np.frombuffer(b"".join([np.ascontiguousarray(one, np.float64).data for one in arrays]), np.float64).reshape(
         len(arrays), -1
     )
 

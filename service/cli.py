@@ -78,10 +78,11 @@ def main(argv: list[str] | None = None) -> int:
         # Only now: `check` and `--help` need no server, and answer sooner without.
         # The collector need not look at what is imported, neither now nor while requests wait: all of it stays.
         gc.disable()
-        from service.processes import run
-
+        try:
+            from service.processes import run
+        finally:
+            gc.enable()
         gc.freeze()
-        gc.enable()
         return run(arguments.command, settings, model)
     except (LogUnavailable, StoreUnavailable, RecordError) as exc:
         print(f"freshet: {exc}", file=sys.stderr)

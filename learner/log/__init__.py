@@ -89,10 +89,10 @@ class Reader(Protocol):
         ...
 
     def commit(self, messages: Sequence[Message]) -> bool:
-        """Have the group go on behind these messages, at the latest when this end is closed.
+        """Have the group go on behind these messages; the log may answer later, when this end is closed at the latest.
 
-        False if the log did not take all of this, or of what was committed before. What it could not take is tried
-        again with the next commit, even one of no messages.
+        False if it is known not to have taken all of this, or of what was committed before. What it did not take is
+        tried again with the next commit, even one of no messages.
         """
         ...
 

@@ -152,15 +152,17 @@ class KafkaReader:
         """Commit the group's offsets, but for partitions that have gone to another member, which is harmless.
 
         It is sent and not waited for: Kafka gathers commits for some milliseconds, in which the stream goes on. What
-        comes while one is under way goes with the next, so none overtakes another; `close` waits.
+        comes while one is under way goes with the next.
         """
         for last in {message.position.partition: message for message in messages}.values():
             self._owed[TopicPartition(last.topic, last.position.partition.number)] = last.position
         complete = self._disown()
         if self._owed and (self._sent is None or self._sent.is_done):
-            self._sent = self._consumer.commit_async(self._offsets(), self._committed)
-        failed, self._failed = self._failed, False
-        return complete and not failed
+            try:
+                self._sent = self._consumer.commit_async(self._offsets(), self._committed)
+            except KafkaError:
+                self._failed = True
+        return complete and not self._failed
 
     def lag(self) -> int:
         """Messages behind the last known ends of this member's partitions.
@@ -180,13 +182,15 @@ class KafkaReader:
         return lag
 
     def close(self) -> None:
-        """Leave the group at once, so that others take over without waiting for the session's timeout."""
-        self._disown()
-        if self._owed:
-            # What cannot be committed any more is read again, and skipped.
-            with suppress(KafkaError):
-                self._consumer.commit(self._offsets(), timeout_ms=ANSWER_TIMEOUT_MS)
-        self._consumer.close(autocommit=False, timeout_ms=ANSWER_TIMEOUT_MS)
+        """Commit what is left, and leave the group, so that others need not wait for the session's timeout."""
+        try:
+            self._disown()
+            if self._owed:
+                # What cannot be committed any more is read again, and skipped.
+                with suppress(KafkaError):
+                    self._consumer.commit(self._offsets(), timeout_ms=ANSWER_TIMEOUT_MS)
+        finally:
+            self._consumer.close(autocommit=False, timeout_ms=ANSWER_TIMEOUT_MS)
 
     def _disown(self) -> bool:
         """Owe no place in a partition that is not ours, or no longer the same; say whether there was none."""
@@ -208,8 +212,8 @@ class KafkaReader:
 
     def _committed(self, offsets: Mapping[TopicPartition, OffsetAndMetadata], answer: object) -> None:
         """What has become of a commit; kafka-python calls it in our thread, at the next poll or commit."""
-        if isinstance(answer, Exception):
-            self._failed = True
+        self._failed = isinstance(answer, Exception)
+        if self._failed:
             return
         # The places that nothing was learnt of since.
         for place, offset in self._offsets().items():
