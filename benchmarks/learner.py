@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import msgspec
 import redis
@@ -53,7 +55,7 @@ def measure(context: Context) -> list[Figure]:
                 higher_is_better=True,
             ),
         ]
-    return [*figures, _scaling(context)]
+    return [*figures, *_scaling(context)]
 
 
 def bare_poll(context: Context, topic: str, n: int, decode: Callable[[bytes], object]) -> float:
@@ -102,26 +104,41 @@ def freshet(context: Context, topic: str, n: int) -> float:
     return rate
 
 
-def _scaling(context: Context) -> Figure:
-    """Two learner processes on two partitions over one on both."""
+def _scaling(context: Context) -> list[Figure]:
+    """Two learner processes on two partitions over one on both.
+
+    Where cores are short, events a second say how many there are; processor time an event says what learners cost each
+    other.
+    """
     topic = "two-partitions"
     n = 10_000 if context.quick else 30_000
     fill_topic(shared(context, KafkaServer), topic, n, 10, USERS, n_partitions=2)
+    used_by_one: list[float] = []
+    used_by_two: list[float] = []
     values = interleave(
-        {"one": partial(_processes, context, topic, n, 1), "two": partial(_processes, context, topic, n, 2)},
+        {
+            "one": partial(_processes, context, topic, n, 1, used_by_one),
+            "two": partial(_processes, context, topic, n, 2, used_by_two),
+        },
         1 if context.quick else context.repetitions,
     )
-    return Figure(
-        "learner: two processes on two partitions over one",
-        "x",
-        ratios(values["two"], values["one"]),
-        at_least=1.6,
-        note="with Kafka and Redis on the same cores",
-    )
+    return [
+        Figure(
+            "learner: two processes on two partitions over one",
+            "x",
+            ratios(values["two"], values["one"]),
+            at_least=1.6,
+            note="with Kafka and Redis on the same cores",
+        ),
+        Figure("learner: processor time an event, two processes over one", "x", ratios(used_by_two, used_by_one)),
+    ]
 
 
-def _processes(context: Context, topic: str, n: int, count: int) -> float:
-    """Records a second that `count` learners commit, from the first fifth to the last."""
+def _processes(context: Context, topic: str, n: int, count: int, processor_s: list[float]) -> float:
+    """Records a second that `count` learners commit, from the first fifth to the last.
+
+    Adds the seconds of processor time for each to `processor_s`.
+    """
     server = shared(context, RedisServer)
     client = redis.Redis.from_url(server.url())
     client.flushdb()
@@ -143,11 +160,21 @@ def _processes(context: Context, topic: str, n: int, count: int) -> float:
     try:
         eventually(lambda: committed() >= n // 5, 120, "a fifth is learnt")
         start, started = committed(), time.perf_counter()
+        used = sum(_processor_seconds(process.pid) for process in processes)
         eventually(lambda: committed() >= n, 300, "all is learnt")
-        return (n - start) / (time.perf_counter() - started)
+        elapsed = time.perf_counter() - started
+        used = sum(_processor_seconds(process.pid) for process in processes) - used
+        processor_s.append(used / (n - start))
+        return (n - start) / elapsed
     finally:
         for process in processes:
             process.terminate()
         for process in processes:
             process.wait(20)
         watcher.close()
+
+
+def _processor_seconds(pid: int) -> float:
+    """What a process has used so far, in user and kernel mode."""
+    ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")

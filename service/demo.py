@@ -11,12 +11,11 @@ from typing import NamedTuple, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 from tqdm import tqdm
 
 from learner.apply import apply
 from learner.events import Click, Event, Impression, outcome_key
-from learner.gaussian import Array
+from learner.gaussian import Array, sigmoid
 from learner.model import Model
 from learner.offline.metrics import expected_calibration_error
 from learner.offline.simulate import Item, World
@@ -161,7 +160,7 @@ class Running:
         scored = self._client.post("/score", body)["items"]
         by_place = sorted(scored, key=lambda one: int(one["item_id"]))
         mean, std = (np.array([one[name] for one in by_place]) for name in ("logit_mean", "logit_std"))
-        probability = expit(mean / np.sqrt(1.0 + np.pi * std**2 / 8.0))
+        probability = sigmoid(mean / np.sqrt(1.0 + np.pi * std**2 / 8.0))
         return Ranking([int(one["item_id"]) for one in scored], probability, mean, std)
 
     def coefficients(self, user: str) -> tuple[Array, Array]:
@@ -218,7 +217,7 @@ def simulate(freshet: Freshet, world: World, model: Model, policy: Policy, round
             truth = world.log_odds(user, model.rows(items))
             ranking = freshet.rank(f"{name}-{user}", items, policy)
             top = ranking.order[:SHOWN]
-            lost += float(np.sort(expit(truth))[-SHOWN:].sum() - expit(truth[top]).sum())
+            lost += float(np.sort(sigmoid(truth))[-SHOWN:].sum() - sigmoid(truth[top]).sum())
             covered.append(np.abs(truth - ranking.logit_mean) <= _WIDTH * ranking.logit_std)
             mean, std = freshet.coefficients(f"{name}-{user}")
             recovered.append(np.abs(world.theta[user] - mean) <= _WIDTH * std)

@@ -114,6 +114,9 @@ def _up(settings: Settings, model: Model) -> int:
 def _learner(
     settings: Settings, model: Model, store: Store, reader: Reader, monitor: Monitor, stop: threading.Event
 ) -> Learner:
+    # Now, for its first use would be at the first event.
+    import scipy.special  # noqa: F401
+
     return Learner(
         model,
         RecentStore(store),

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-import scipy  # its optimisers are imported at their first use: no other command waits for them
-from scipy.special import expit, log_expit, log_ndtr
+import scipy  # its modules are imported at their first use: no other command waits for them
 
 from learner.features import Numeric, width
 from learner.gaussian import Array, Gaussian
@@ -160,7 +159,7 @@ def _newton(
     """The modes of users with n outcomes each, X of shape (U, n, d), and the inverse curvatures there."""
     theta = start.mean
     for _ in range(_NEWTON_STEPS):
-        p = expit(offset + np.matmul(X, theta[..., None])[..., 0])
+        p = scipy.special.expit(offset + np.matmul(X, theta[..., None])[..., 0])
         step_0 = theta - prior.mean
         gradient = np.matmul((weight * (p - y))[:, None, :], X)[:, 0] + step_0 @ precision
         hessian = np.matmul(np.swapaxes(X * (weight * p * (1.0 - p))[..., None], 1, 2), X) + precision
@@ -178,7 +177,7 @@ def _evidence(rows: Rows, prior: Gaussian, beliefs: Gaussian) -> float:
     """Laplace's approximation of log p(y): at each mode, log p(y, theta) + log |S_u| / 2 + d log(2 pi) / 2."""
     user = np.repeat(np.arange(len(rows.starts) - 1), np.diff(rows.starts))
     z = rows.offset + (rows.X * beliefs.mean[user]).sum(axis=1)
-    fit = (rows.weight * log_expit(np.where(rows.y > 0, z, -z))).sum()
+    fit = (rows.weight * scipy.special.log_expit(np.where(rows.y > 0, z, -z))).sum()
     step = beliefs.mean - prior.mean
     if prior.is_diagonal:
         distance = (step * step / prior.cov).sum()
@@ -208,8 +207,8 @@ def fit_fixed_effect(outcomes: Outcomes, d: int, advance: Callable[[int], object
         value, gradient = 0.5 * RIDGE * float(b @ b), RIDGE * b
         for rows in outcomes.chunks(b):
             z = rows.offset
-            value -= float((rows.weight * log_expit(np.where(rows.y > 0, z, -z))).sum())
-            gradient = gradient + rows.X.T @ (rows.weight * (expit(z) - rows.y))
+            value -= float((rows.weight * scipy.special.log_expit(np.where(rows.y > 0, z, -z))).sum())
+            gradient = gradient + rows.X.T @ (rows.weight * (scipy.special.expit(z) - rows.y))
             advance(len(z))
         return value / total, gradient / total
 
@@ -248,10 +247,10 @@ def fit_click_delay(delay: Array, horizon: Array, window_ms: float) -> tuple[flo
     def loss(parameters: Array) -> float:
         mu, sigma = parameters[0], np.exp(parameters[1])
         z = (log_delay - mu) / sigma
-        value = 0.5 * (z @ z) + len(z) * parameters[1] + log_ndtr((end - mu) / sigma).sum()
+        value = 0.5 * (z @ z) + len(z) * parameters[1] + scipy.special.log_ndtr((end - mu) / sigma).sum()
         if len(late):
-            hidden = log_ndtr((late - mu) / sigma)
-            inside = np.minimum(log_ndtr((log_window - mu) / sigma), hidden - 1e-12)
+            hidden = scipy.special.log_ndtr((late - mu) / sigma)
+            inside = np.minimum(scipy.special.log_ndtr((log_window - mu) / sigma), hidden - 1e-12)
             # log(F(horizon) - F(window)) - log F(horizon)
             value -= np.log(-np.expm1(inside - hidden)).sum()
         return float(value / len(delay))

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # scipy.special is imported at its first use: no other command waits for it
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import xlogy
 
 from learner.gaussian import Array
 
@@ -208,7 +208,7 @@ def _measures(scored: Scored, user: NDArray[np.intp], n_users: int) -> dict[str,
 def _losses(y: ArrayLike, p: ArrayLike) -> Array:
     y, p = np.asarray(y, dtype=np.float64), np.asarray(p, dtype=np.float64)
     with np.errstate(divide="ignore"):
-        return np.asarray(-(xlogy(y, p) + xlogy(1.0 - y, 1.0 - p)))
+        return np.asarray(-(scipy.special.xlogy(y, p) + scipy.special.xlogy(1.0 - y, 1.0 - p)))
 
 
 def _bins(p: Array) -> NDArray[np.intp]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 
 from learner.features import Category, Feature, FeatureValue, Multi, Numeric, Rows, Vector
-from learner.gaussian import Array
+from learner.gaussian import Array, sigmoid
 from learner.model import Model
 
 Item = dict[str, FeatureValue]
@@ -49,7 +48,7 @@ class World:
 
     def clicks(self, log_odds: Array) -> NDArray[np.bool_]:
         """Who clicks, shape as given."""
-        return np.asarray(self._generator.random(log_odds.shape) < expit(log_odds))
+        return np.asarray(self._generator.random(log_odds.shape) < sigmoid(log_odds))
 
     def delays_ms(self, n: int) -> list[int]:
         """How long after their impressions clicks come."""
