@@ -26,10 +26,12 @@ from learner.gaussian import click_probability as click_probability
 from learner.gaussian import column, dot
 from learner.gaussian import predict as predict
 from learner.gaussian import relax as relax
-from learner.tilted import NEWTON_STEPS, NEWTON_TOLERANCE, adf_moments, laplace_moments
+from learner.tilted import NEWTON_STEPS, adf_moments, laplace_moments
 
 # The joint mode takes its last step at this Newton decrement; the step squares what is left of the error.
 LAST_STEP_DECREMENT = 1e-13
+# By how much of itself rounding may raise the loss in a step that lowers it.
+NEWTON_TOLERANCE = 1e-12
 # Rows of (d, d) outer products are summed at most this many numbers at a time: 32 MiB.
 OUTER_PRODUCT_BUDGET = 4_000_000
 
