@@ -136,7 +136,7 @@ def _take_steps(model: Model, belief: Gaussian, steps: Steps, left: Array) -> Ga
     belief = _relax(model, belief, left)
 
     def learn(chosen: Gaussian, i: Indices | slice) -> Gaussian:
-        return condition(chosen, steps.x[i], steps.label[i], steps.offset[i], steps.weight[i], model.method)
+        return condition(chosen, steps.x[i], steps.label[i], steps.offset[i], steps.weight[i])
 
     def turn(chosen: Gaussian, i: Indices | slice) -> Gaussian:
         return flip(chosen, steps.x[i], steps.weight[i])
@@ -150,7 +150,7 @@ def _take_steps_alone(model: Model, belief: Gaussian, steps: Steps, left: Array)
     for x, label, offset, weight, flips, factor in zip(steps.x, *(c.tolist() for c in columns), strict=True):
         if factor != 1.0:
             belief = relax(belief, model.prior, factor)
-        belief = flip(belief, x, weight) if flips else condition(belief, x, label, offset, weight, model.method)
+        belief = flip(belief, x, weight) if flips else condition(belief, x, label, offset, weight)
     return belief
 
 

@@ -3,11 +3,11 @@
 A click comes after its impression, so a fresh impression without a click is not yet a "no". It stays open until
 F(age) >= 0.95, then settles as a "no"; a click that comes later still, inside the window, flips it.
 
-All outcomes of all users are columns of one table, in which nothing ever moves: each outcome that is stored, or that an
-event of the microbatch may open, has a slot from the start, and events only change its state. Users stand in the order
-of their number of events. The first ones, whose events too few others share, go one after another
-(`learner.attribution_of_one`). Of all the others the k-th event is applied at once; those who have one are neighbours,
-and so are their slots.
+Users stand in the order of their number of events. The first ones, whose events too few others share, go one after
+another (`learner.attribution_of_one`). The outcomes of all the others are columns of one table, in which nothing ever
+moves: each outcome that is stored, or that an event of the microbatch may open, has a slot from the start, and events
+only change its state. The k-th event of every user is applied at once; those who have one are neighbours, and so are
+their slots.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner import attribution_of_one as of_one
-from learner.attribution_of_one import FORGOTTEN, MAX_KEPT_FACTOR, UNUSED
 from learner.events import Click, Event, Impression
 from learner.gaussian import Array
 from learner.model import Model
@@ -225,7 +224,7 @@ class _Ledger:
         self.weight = _weights(self.model, self.table)
         # The earliest time of an event that may change the state of a slot for its age alone.
         self.due = self.shown_at + np.where(self.state == State.OPEN, self.settles_after, self.leaves_after)
-        self.due[self.state == UNUSED] = FAR
+        self.due[self.state == of_one.UNUSED] = FAR
 
     def _lay_out_clicks(self, records: Sequence[Record], clicked: Sequence[Click]) -> None:
         """The same for clicks that wait or may have to."""
@@ -246,7 +245,7 @@ class _Ledger:
         users = np.arange(len(self.lengths))
         self.user = np.repeat(users, np.diff(self.first_slot))
         self.click_user = np.repeat(users, np.diff(self.first_click))
-        kept, waiting = np.flatnonzero(self.state < UNUSED), np.flatnonzero(self.click_due < FAR)
+        kept, waiting = np.flatnonzero(self.state < of_one.UNUSED), np.flatnonzero(self.click_due < FAR)
         self.n_open = np.bincount(self.user[self.state == State.OPEN], minlength=len(users))
         self.n_kept = np.bincount(self.user[kept], minlength=len(users))
         self.n_waiting = np.bincount(self.click_user[waiting], minlength=len(users))
@@ -355,10 +354,7 @@ class _Ledger:
         self._steps.append((user, slot, now, weight, label, flips))
 
     def _age(self, now: Times, at: Times, changed: Flags) -> None:
-        """Settle the open outcomes that are old enough at an event's time, and forget those out of the window.
-
-        The event's own time, not the latest: one event dated far ahead must not end the window of all that follow.
-        """
+        """Settle and forget outcomes for their age, each user's by the time of their event, as `of_one.Ledger` does."""
         n = len(now)
         # Whose event changed nothing do not age: their time stands still.
         now = np.where(changed, now, NEVER)
@@ -379,10 +375,10 @@ class _Ledger:
             oldest = slots[self.state[slots] == State.OPEN][: self.n_open[user] - most]
             self._learn(oldest, at, State.SETTLED)
             self._count("settled_early", len(oldest))
-        for user in users[self.n_kept[users] > MAX_KEPT_FACTOR * most]:
+        for user in users[self.n_kept[users] > of_one.MAX_KEPT_FACTOR * most]:
             slots = self._slots(user)
             closed = slots[(self.state[slots] == State.SETTLED) | (self.state[slots] == State.CLICKED)]
-            oldest = closed[: self.n_kept[user] - MAX_KEPT_FACTOR * most]
+            oldest = closed[: self.n_kept[user] - of_one.MAX_KEPT_FACTOR * most]
             self._forget(oldest)
             self._count("forgotten_early", len(oldest))
         for user in users[self.n_waiting[users] > most]:
@@ -393,7 +389,7 @@ class _Ledger:
         return np.arange(self.first_slot[user], self.first_slot[user + 1])
 
     def _forget(self, slots: Indices) -> None:
-        self.state[slots] = FORGOTTEN
+        self.state[slots] = of_one.FORGOTTEN
         self.due[slots] = FAR
         self.kept_in[self.outcome[slots]] = NONE
         np.subtract.at(self.n_kept, self.user[slots], 1)
@@ -416,7 +412,7 @@ class _Ledger:
         self.table["settled_at"] = self.settled_at
         self.table["state"] = self.state
         self.table["weight"] = self.weight
-        kept, waits = self.state < UNUSED, self.click_due < FAR
+        kept, waits = self.state < of_one.UNUSED, self.click_due < FAR
         return Attribution(
             self._ordered_steps(),
             self.table[kept],
@@ -469,7 +465,7 @@ def _new_outcomes(model: Model, shown: Sequence[Impression]) -> Structured:
         new["weight"] = np.concatenate([event.weight for event in shown])
         new["shown_at"] = np.repeat([event.timestamp for event in shown], n_items)
         new["settled_at"] = NEVER
-        new["state"] = UNUSED
+        new["state"] = of_one.UNUSED
     return new
 
 

@@ -6,7 +6,7 @@ costs as much as several of them. Both come to the same to the last bit.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
 from itertools import islice
@@ -93,6 +93,8 @@ class Ledger:
         self.waiting: dict[int, int] = dict(record.clicks.tolist())
         opened = [slots.state[slot] == State.OPEN for slot in stored]
         self.n_open = sum(opened)
+        # All that are open, oldest first, among some that no longer are.
+        self.opened = deque(slot for slot, one in zip(stored, opened, strict=True) if one)
         # Heaps: the time of an event from which on an outcome's age may change it, or a click has waited too long.
         ages = (self.settles_after if one else self.leaves_after for one in opened)
         self.due = [(slots.shown_at[slot] + age, slot) for slot, age in zip(stored, ages, strict=True)]
@@ -126,6 +128,7 @@ class Ledger:
             self.kept[key] = slot
             self.slots.state[slot] = State.OPEN
             self.n_open += 1
+            self.opened.append(slot)
             heappush(self.due, (now + self.settles_after, slot))
             clicked_at = self.waiting.pop(key, None)
             if clicked_at is not None and self._in_window(slot, clicked_at):
@@ -198,23 +201,23 @@ class Ledger:
     def _bound(self, now: int) -> None:
         """Keep a busy user's record small: the oldest open outcome settles early, the oldest others are forgotten."""
         most = self.model.max_open
-        if self.n_open > most:
-            for slot in self._oldest(self.n_open - most, [State.OPEN]):
+        while self.n_open > most:
+            slot = self.opened.popleft()
+            if self.slots.state[slot] == State.OPEN:
                 self._learn(slot, now, State.SETTLED)
                 self.counts["settled_early"] += 1
         if len(self.kept) > MAX_KEPT_FACTOR * most:
-            for slot in self._oldest(len(self.kept) - MAX_KEPT_FACTOR * most, [State.SETTLED, State.CLICKED]):
+            closed = (slot for slot in self.kept.values() if self.slots.state[slot] != State.OPEN)
+            for slot in list(islice(closed, len(self.kept) - MAX_KEPT_FACTOR * most)):
                 self._forget(slot)
                 self.counts["forgotten_early"] += 1
         while len(self.waiting) > most:
             self._go_unmatched(next(iter(self.waiting)))
 
-    def _oldest(self, n: int, states: Sequence[State]) -> list[int]:
-        return list(islice((slot for slot in self.kept.values() if self.slots.state[slot] in states), n))
-
     def _forget(self, slot: int) -> None:
         self.slots.state[slot] = FORGOTTEN
-        del self.kept[self.slots.key[slot]]
+        # A forged record may have one key twice.
+        self.kept.pop(self.slots.key[slot], None)
 
     def _go_unmatched(self, key: int) -> None:
         del self.waiting[key]

@@ -31,7 +31,7 @@ from learner.features import (
     layout,
 )
 from learner.gaussian import Array, Gaussian, Method, dot
-from learner.limits import MAX_FEATURES
+from learner.limits import MAX_FEATURES, MAX_TIMESTAMP_MS
 from learner.population import Population
 
 # An open impression counts as a "no" for good once this share of clicks would have come.
@@ -240,7 +240,11 @@ def parse_duration_ms(key: str, text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", text.strip())
     if match is None or float(match[1]) <= 0:
         raise ModelError(f"{key} = {text!r}: expected a positive duration such as '10s', '30m' or '30d'")
-    return max(1, round(float(match[1]) * _UNITS_MS[match[2]]))
+    ms = float(match[1]) * _UNITS_MS[match[2]]
+    # The end of a window that begins at the latest timestamp still fits 64 bits.
+    if ms > MAX_TIMESTAMP_MS:
+        raise ModelError(f"{key} = {text!r}: expected at most {MAX_TIMESTAMP_MS} ms")
+    return max(1, round(ms))
 
 
 def _build(file: ModelFile) -> Model:

@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import scipy  # scipy.special is imported at its first use: no command that learns nothing waits for it
 from numpy.typing import NDArray
-from scipy.special import expit, log_expit
 
 from learner.gaussian import Array as Array
 from learner.gaussian import Gaussian as Gaussian
@@ -26,10 +26,12 @@ from learner.gaussian import click_probability as click_probability
 from learner.gaussian import column, dot
 from learner.gaussian import predict as predict
 from learner.gaussian import relax as relax
-from learner.tilted import NEWTON_STEPS, NEWTON_TOLERANCE, adf_moments, laplace_moments
+from learner.tilted import NEWTON_STEPS, adf_moments, laplace_moments
 
 # The joint mode takes its last step at this Newton decrement; the step squares what is left of the error.
 LAST_STEP_DECREMENT = 1e-13
+# By how much of itself rounding may raise the loss in a step that lowers it.
+NEWTON_TOLERANCE = 1e-12
 # Rows of (d, d) outer products are summed at most this many numbers at a time: 32 MiB.
 OUTER_PRODUCT_BUDGET = 4_000_000
 
@@ -145,11 +147,11 @@ def condition_microbatch(
 
     def objective(theta: Array) -> Array:
         step = theta - prior_mean
-        loss = -weight * log_expit(sign * (offset + dot(X, theta[rows_of])))
+        loss = -weight * scipy.special.log_expit(sign * (offset + dot(X, theta[rows_of])))
         return np.add.reduceat(loss, firsts) + 0.5 * dot(step, _times(precision, step))
 
     def hessian(theta: Array) -> tuple[Array, Array]:
-        p = expit(offset + dot(X, theta[rows_of]))
+        p = scipy.special.expit(offset + dot(X, theta[rows_of]))
         gradient = np.add.reduceat((weight * (p - y))[:, None] * X, firsts) + _times(precision, theta - prior_mean)
         curved = (weight * p * (1.0 - p))[:, None] * X
         return gradient, precision + np.add.reduceat(curved[:, :, None] * X[:, None, :], firsts)

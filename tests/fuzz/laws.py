@@ -17,6 +17,7 @@ from hypothesis.strategies import SearchStrategy
 
 from learner.attribution import attribute
 from learner.events import BadEvent, Click, Event, Impression, parse_event, parse_events, user_of
+from learner.limits import MAX_TIMESTAMP_MS
 from learner.model import load_model
 from learner.posterior import Gaussian
 from learner.record import (
@@ -140,7 +141,11 @@ def forged_record_law(data: bytes, which: int) -> None:
             assert read.settled.mean.shape == (model.d,)
             assert read.settled.cov.shape == model.prior.cov.shape
             assert read.outcomes.dtype == outcome_dtype(model.d)
-            attribute(model, [read], [[]], Counter())
+            key, now = int(read.outcomes["key"][0]) if len(read.outcomes) else 1, MAX_TIMESTAMP_MS
+            one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
+            shown = Impression("u", now, [0], np.ones((1, model.d), np.float32), zero, one)
+            for n_alone in (0, 1):
+                attribute(model, [read], [[Click("u", now, key), shown]], Counter(), n_alone)
 
 
 class Damage(NamedTuple):
@@ -191,6 +196,8 @@ def records(draw: st.DrawFn) -> tuple[int, Record]:
     raw = generator.integers(0, 256, n * outcome_dtype(model.d).itemsize, np.uint8).tobytes()
     outcomes = np.frombuffer(raw, outcome_dtype(model.d)).copy()
     outcomes["state"] %= 3
+    if draw(st.booleans()):
+        outcomes["key"] = 1
     record = fresh_record(model)._replace(
         revision=draw(_bits64), updated_at=draw(_time), settled_at=draw(_time), n_events=draw(_bits32),
         settled=belief(), posterior=belief() if draw(st.booleans()) else None, outcomes=outcomes,

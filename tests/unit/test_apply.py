@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -43,16 +44,22 @@ def clicked(request: str, item: str, at: int) -> Click:
     return Click("u", at, outcome_key(request, item))
 
 
-def run(model: Model, events: list[Event], cuts: list[int] | None = None, first_offset: int = 0) -> Record:
-    """Apply events in microbatches that end at `cuts`, through the bytes of the record."""
-    record = fresh_record(model)
-    numbered = [(event, Position(LOG, first_offset + i)) for i, event in enumerate(events)]
-    bounds = [0, *sorted(cuts or []), len(numbered)]
-    for start, end in pairwise(bounds):
-        if start < end:
-            (record,), _ = apply(model, [record], [numbered[start:end]])
-            record = decode_record(encode_record(record, model), model, "u")
-    return record
+def run(model: Model, events: list[Event], cuts: Sequence[int] = (), others: Sequence[Sequence[Event]] = ()) -> Record:
+    """Apply a user's events, and those of others, in microbatches that end at `cuts`, through the bytes of records."""
+    streams = [[(event, Position(LOG, i)) for i, event in enumerate(one)] for one in (events, *others)]
+    records = [fresh_record(model)] * len(streams)
+    for start, end in pairwise([0, *sorted(cuts), max(map(len, streams))]):
+        records, _ = apply(model, records, [stream[start:end] for stream in streams])
+        records = [decode_record(encode_record(record, model), model, "u") for record in records]
+    return records[0]
+
+
+def streams(n: int) -> list[list[Event]]:
+    """Of users with ever more events, with clicks that flip what has settled."""
+    return [
+        [event for i in range(u) for event in (shown(f"{u}{i}", i * 70_000), clicked(f"{u}{i // 2}", "a", i * 70_000))]
+        for u in range(1, n + 1)
+    ]
 
 
 def same(one: Record, other: Record, model: Model = ADF) -> bool:
@@ -71,9 +78,14 @@ events_of = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(events_of, st.lists(st.integers(0, 25), max_size=6))
-def test_where_microbatches_end_changes_no_bit(events: list[Event], cuts: list[int]) -> None:
+def test_where_microbatches_end_and_who_shares_them_changes_no_bit(events: list[Event], cuts: list[int]) -> None:
     cuts = [min(cut, len(events)) for cut in cuts]
-    assert same(run(ADF, events), run(ADF, events, cuts))
+    expected = run(ADF, events)
+    assert same(expected, run(ADF, events, cuts))
+    # Columns for all, and waves as long as four users have a step.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("learner.attribution.EVENTS_A_WAVE", 0)
+        assert same(expected, run(ADF, events, cuts, streams(7)))
 
 
 @settings(max_examples=30, deadline=None)
@@ -188,11 +200,11 @@ def test_with_joint_laplace_a_click_in_the_microbatch_of_its_settling_is_learnt_
 
 
 def test_users_do_not_depend_on_each_other() -> None:
-    streams: list[list[Event]] = [[shown(f"{u}{i}", i * 9000) for i in range(u)] for u in range(1, 8)]
-    batch = [[(e, Position(LOG, i)) for i, e in enumerate(events)] for events in streams]
+    users: list[list[Event]] = [[shown(f"{u}{i}", i * 9000) for i in range(u)] for u in range(1, 8)]
+    batch = [[(e, Position(LOG, i)) for i, e in enumerate(events)] for events in users]
     together, _ = apply(ADF, [fresh_record(ADF)] * 7, batch)
     backwards, _ = apply(ADF, [fresh_record(ADF)] * 7, batch[::-1])
-    for i, events in enumerate(streams):
+    for i, events in enumerate(users):
         assert same(together[i], run(ADF, events))
         assert same(together[i], backwards[6 - i])
 
@@ -203,11 +215,7 @@ def test_how_many_users_take_their_steps_alone_changes_no_bit(
     few: int, covariance: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load_model(f'covariance = "{covariance}"\n' + HEAD.format(f'half_life = "10m"\n{DELAY}'))
-    streams: list[list[Event]] = [
-        [event for i in range(u) for event in (shown(f"{u}{i}", i * 70_000), clicked(f"{u}{i // 2}", "a", i * 70_000))]
-        for u in range(1, 8)
-    ]
-    batch = [[(e, Position(LOG, i)) for i, e in enumerate(events)] for events in streams]
+    batch = [[(e, Position(LOG, i)) for i, e in enumerate(events)] for events in streams(7)]
     expected, report = apply(model, [fresh_record(model)] * 7, batch)
     assert report.counts["flips"] > 0
     monkeypatch.setattr("learner.apply.FEW", few)

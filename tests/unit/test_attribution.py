@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learner.apply import apply
-from learner.attribution import Attribution, attribute, unseen
+from learner.attribution import Attribution, _cheapest, attribute, unseen
 from learner.events import Click, Event, Impression
 from learner.model import Model, load_model
-from learner.record import Partition, Position, Record, fresh_record
+from learner.record import Partition, Position, Record, State, fresh_record, outcome_dtype
 from tests.unit import one_by_one
 
 SPEC = """
 name = "t"
 attribution_window = "1m"
-max_open = 3
+max_open = 2
 {}
 [prior]
 variance = 0.7
@@ -34,7 +34,7 @@ MODELS = [
 ]
 LOGS = [Partition(b"t" * 16, 0), Partition(b"u" * 16, 1)]
 
-keys = st.integers(1, 9)
+keys = st.integers(1, 12)
 times = st.integers(0, 150_000)
 event = st.one_of(
     st.builds(lambda at, key: Click("u", at, key), times, keys),
@@ -102,16 +102,56 @@ def assert_found(found: Attribution, expected: list[one_by_one.Attribution]) -> 
     assert found.steps.x.tolist() == [step.row.tolist() for _, step in steps]
 
 
-def test_a_busy_user_costs_the_others_nothing_and_is_bounded() -> None:
+def shown(at: int) -> Impression:
+    return Impression("u", at, [at], np.ones((1, 2), np.float32), np.zeros(1, np.float32), np.ones(1, np.float32))
+
+
+@pytest.mark.parametrize("n_alone", [0, 1, 2])
+def test_a_busy_users_outcomes_settle_and_are_forgotten_early_but_not_those_of_others(n_alone: int) -> None:
     model = MODELS[1]
-    one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
-    shown = [Impression("u", i, [i], np.ones((1, 2), np.float32), zero, one) for i in range(40)]
-    busy: list[tuple[Event, Position]] = [(event, Position(LOGS[0], i)) for i, event in enumerate(shown)]
-    (hot, quiet), report = apply(model, [fresh_record(model)] * 2, [busy, busy[:1]])
-    assert len(hot.outcomes) == 4 * model.max_open
-    assert len(quiet.outcomes) == 1
-    assert report.counts["settled_early"] == 37
-    assert report.counts["forgotten_early"] == 28
+    busy = [shown(i) for i in range(40)]
+    found = attribute(model, [fresh_record(model)] * 2, [busy, busy[:1]], counts := Counter(), n_alone)
+    assert found.outcomes["key"].tolist() == [*range(32, 40), 0]
+    assert found.outcomes["state"].tolist() == 6 * [State.SETTLED] + 3 * [State.OPEN]
+    assert counts["settled_early"] == 38
+    assert counts["forgotten_early"] == 32
+
+
+@pytest.mark.parametrize(("n_since", "is_repeat"), [(5, True), (6, False)])
+def test_an_outcome_is_known_until_three_times_max_open_others_have_come(n_since: int, is_repeat: bool) -> None:
+    """At worst: as many as may be are open, older than it, and stay while those that are closed are forgotten.
+
+    No later one is ever open that would settle them: its click comes first.
+    """
+    model = MODELS[1]
+    log: list[Event] = [shown(0), shown(1)]
+    for at in range(2, 3 + n_since):
+        log += [Click("u", at, at), shown(at)]
+    log.append(Click("u", 50, 2))
+    counts = one_by_one.attribute(
+        model, fresh_record(model), [(one, Position(LOGS[0], i)) for i, one in enumerate(log)]
+    ).counts
+    assert counts["repeated"] == is_repeat
+
+
+@pytest.mark.parametrize(
+    ("users", "n_alone"),
+    [
+        ([(1_000, 0)], 1),
+        (1_000 * [(1, 0)], 0),
+        (19 * [(1, 0)], 19),
+        (3 * [(1, 50)], 3),
+        (4 * [(1, 50)], 0),
+        ([(100, 0)] + 200 * [(2, 0)], 1),
+        ([(100, 0)] + 10 * [(2, 0)], 11),
+        (10 * [(100, 0)] + 20 * [(30, 0)] + 200 * [(10, 0)], 10),
+    ],
+)
+def test_those_go_alone_who_cost_less_than_the_waves_they_save(users: list[tuple[int, int]], n_alone: int) -> None:
+    """Users as the numbers of their events and of their kept outcomes."""
+    kept = {n: np.zeros(n, outcome_dtype(MODELS[0].d)) for _, n in users}
+    records = [fresh_record(MODELS[0])._replace(outcomes=kept[n]) for _, n in users]
+    assert _cheapest(records, [[shown(0)] * n for n, _ in users]) == n_alone
 
 
 @pytest.mark.parametrize("model", MODELS)

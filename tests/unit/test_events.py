@@ -175,6 +175,12 @@ def test_durations(text: str, ms: int) -> None:
     assert parse_duration_ms("k", text) == ms
 
 
+@pytest.mark.parametrize("text", ["2932897d", "9" * 400 + "ms"])
+def test_a_duration_beyond_all_timestamps_is_refused(text: str) -> None:
+    with pytest.raises(ModelError, match=r"k = .*: expected at most"):
+        parse_duration_ms("k", text)
+
+
 def test_an_unknown_feature_is_refused_also_in_the_place_of_one_that_is_missing() -> None:
     model = load_model('name = "n"\n[features]\nx = { kind = "numeric" }\ny = { kind = "numeric", mean = 3.0 }\n')
     assert model.rows([{"x": 1.0, "y": 2.0}, {"x": 4}]).tolist() == [[1, 1, -1], [1, 4, 0]]

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from scipy.special import expit
 
 from learner.gaussian import sigmoid
@@ -16,7 +17,8 @@ def test_sigmoid_is_that_of_scipy_to_a_few_units_in_the_last_place() -> None:
     assert np.isnan(sigmoid(np.array(np.nan)))
 
 
-def test_a_scorer_does_not_import_scipy_special() -> None:
-    code = "import sys, service.app; print('scipy.special' in sys.modules)"
+@pytest.mark.parametrize("modules", ["service.app", "service.cli, service.processes"])
+def test_a_scorer_does_not_import_scipy_special(modules: str) -> None:
+    code = f"import sys, {modules}; print('scipy.special' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

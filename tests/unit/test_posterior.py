@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from scipy.special import expit, log_expit
 
 from learner import posterior as p
 from learner.posterior import Gaussian
+from learner.tilted import adf_moments, laplace_moments
 
 
 def ones(*values: float) -> np.ndarray:
@@ -128,7 +131,7 @@ def test_a_user_gets_the_same_bits_as_one_of_a_batch_and_as_a_belief_of_its_own(
         return np.array(data.draw(st.lists(st.sampled_from(special) | st.floats(least, most), min_size=5, max_size=5)))
 
     batch = beliefs(5, d, seed)
-    scale = drawn(0.0, 1.0, least=1e-12, most=50.0)
+    scale = drawn(0.0, 1.0, 1e22, least=1e-12, most=50.0)
     batch = Gaussian(batch.mean, batch.cov * scale[:, None, None])
     if is_diagonal:
         batch = Gaussian(batch.mean, np.diagonal(batch.cov, axis1=1, axis2=2).copy())
@@ -153,6 +156,21 @@ def test_a_user_gets_the_same_bits_as_one_of_a_batch_and_as_a_belief_of_its_own(
         for found, expected in zip(alone, changed, strict=True):
             assert found.mean.tobytes() == expected.mean[i].tobytes()
             assert found.cov.tobytes() == expected.cov[i].tobytes()
+
+
+@pytest.mark.parametrize("moments", [adf_moments, laplace_moments])
+@settings(max_examples=300, deadline=None)
+@given(st.floats(-1e3, 1e3), st.floats(-12, 27), st.floats(-3, 3))
+def test_a_no_is_the_mirror_image_of_a_yes_and_neither_moves_further_than_the_evidence(
+    moments: Callable[..., tuple[float, float]], mu: float, log_v: float, log_w: float
+) -> None:
+    v, w = 10.0**log_v, 10.0**log_w
+    score, curvature = moments(mu, v, 1.0, w)
+    assert moments(-mu, v, 0.0, w) == (-score, curvature)
+    # To where a click is all but certain, and not by more than the likelihood's steepest slope.
+    sd = v**0.5
+    assert -1e-9 <= sd * score <= min(w * sd, (max(-mu, 0.0) + 10.0) / sd + 2.0) + 1e-9
+    assert 0.0 <= v * curvature < 1.0
 
 
 def lambda_learner(m: np.ndarray, P: np.ndarray, X: np.ndarray, y: np.ndarray, o: np.ndarray, w: np.ndarray):
