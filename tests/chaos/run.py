@@ -257,9 +257,13 @@ class Chaos:
         try:
             self._make_topics((topic,))
         except TopicAlreadyExistsError:
-            # A learner that asked for it was first: brokers make what is asked for.
-            (made,) = self._manage(lambda admin: admin.describe_topics([topic]))
-            self.partitions[topic] = len(made["partitions"])
+            # A learner that asked for it was first: brokers make what is asked for, and a moment later can say what.
+            def described() -> bool:
+                (made,) = self._manage(lambda admin: admin.describe_topics([topic]))
+                self.partitions[topic] = len(made["partitions"])
+                return self.partitions[topic] > 0
+
+            eventually(described, 30, "the topic that was made is there")
         self._renew_producer()
 
     def add_partition(self) -> None:
@@ -285,9 +289,14 @@ class Chaos:
         def knows() -> bool:
             self.producer.close(timeout=5)
             self.producer = self._new_producer()
-            return all(len(self.producer.partitions_for(topic) or ()) == n for topic, n in self.partitions.items())
+            known.update({topic: len(self.producer.partitions_for(topic) or ()) for topic in self.partitions})
+            return known == self.partitions
 
-        eventually(knows, 30, "a producer knows the partitions")
+        known: dict[str, int] = {}
+        try:
+            eventually(knows, 30, "a producer knows the partitions")
+        except AssertionError as exc:
+            raise AssertionError(f"{exc}: expected {self.partitions}, it knows {known}") from exc
 
     def _make_topics(self, names: tuple[str, ...]) -> None:
         self._manage(lambda admin: admin.create_topics([NewTopic(name, self.partitions[name], 1) for name in names]))
