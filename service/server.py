@@ -16,8 +16,9 @@ from service.api import ApiError
 from service.http import error_response
 from service.settings import Settings
 
-GRACE_S = 10
-"""How long open requests may take to be answered once a signal has come."""
+GRACE_S = 13
+"""How long open requests may take to be answered once a signal has come: longer than a log that is away takes to say so
+(10 s), with which the last of them are answered."""
 DRAIN_S = 25
 """A process ends this long after a signal, whatever is away or hangs: below the 30 s after which Kubernetes kills."""
 MAX_HEAD_BYTES = 32 * 1024

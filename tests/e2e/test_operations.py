@@ -244,11 +244,12 @@ def test_a_scorer_ends_in_time_with_requests_open_and_kafka_or_redis_away(
         socket.create_connection(("127.0.0.1", freshet.port)) as half,
         socket.create_connection(("127.0.0.1", freshet.port)) as whole,
     ):
-        idle.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
-        idle.recv(1000)
         head = b"POST /events HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
         half.sendall(head + body[:10])
         whole.sendall(head + body)
+        # With this answer the service has read what came before it.
+        idle.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        idle.recv(1000)
         took = ends(process)
         answer = whole.recv(1000)
     print(f"serve, {away}: {took:.1f} s")
