@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -102,7 +103,7 @@ class KafkaReader:
         self._next: dict[TopicPartition, int] = {}
         # Learnt, and not known to be committed.
         self._owed: dict[TopicPartition, Position] = {}
-        self._sent: Any = None
+        self._under_way = False
         self._failed = False
         # Partitions whose topic id and committed offset are still to be looked at.
         self._unchecked: set[TopicPartition] = set()
@@ -118,7 +119,7 @@ class KafkaReader:
     def poll(self, timeout_ms: int, max_messages: int) -> list[Message]:
         """Fetch; also takes part in rebalances."""
         with _translated():
-            self._consumer.resume(*self._consumer.paused())
+            self._keep_joining()
             fetched = self._consumer.poll(timeout_ms=timeout_ms, max_records=max_messages)
             self._unchecked &= self._consumer.assignment()
             for place in self._consumer.assignment():
@@ -142,11 +143,16 @@ class KafkaReader:
         return messages
 
     def idle(self, timeout_ms: int) -> None:
-        """Poll with every partition paused: heartbeats and rebalances go on, and no message is taken."""
+        """Take part in rebalances for so long; heartbeats go on by themselves.
+
+        By kafka-python's own half of a poll: where partitions were paused and moved at the same time, it would keep
+        what it had fetched of one for good, and read no more of it.
+        """
+        until = time.monotonic() + timeout_ms / 1000
         with _translated():
-            self._consumer.pause(*self._consumer.assignment())
-            # Partitions that this very call assigned are not paused.
-            self._put_back(self._consumer.poll(timeout_ms=timeout_ms, max_records=1))
+            self._keep_joining()
+            self._consumer._coordinator.poll(timeout_ms=timeout_ms)
+        time.sleep(max(0.0, until - time.monotonic()))
 
     def commit(self, messages: Sequence[Message]) -> bool:
         """Commit the group's offsets, but for partitions that have gone to another member, which is harmless.
@@ -157,9 +163,11 @@ class KafkaReader:
         for last in {message.position.partition: message for message in messages}.values():
             self._owed[TopicPartition(last.topic, last.position.partition.number)] = last.position
         complete = self._disown()
-        if self._owed and (self._sent is None or self._sent.is_done):
+        if self._owed and not self._under_way:
             try:
-                self._sent = self._consumer.commit_async(self._offsets(), self._committed)
+                self._consumer.commit_async(self._offsets(), self._committed)
+                # Told by the callback alone: the future may be that of a look for the group's coordinator.
+                self._under_way = True
             except KafkaError:
                 self._failed = True
         return complete and not self._failed
@@ -192,9 +200,19 @@ class KafkaReader:
         finally:
             self._consumer.close(autocommit=False, timeout_ms=ANSWER_TIMEOUT_MS)
 
+    def _keep_joining(self) -> None:
+        if not self._shared_out.complete:
+            # kafka-python forgets that it is joining where it began to because partitions had changed, and they change
+            # back before it has joined, as those of a topic that is deleted and made again do. It would never join.
+            self._consumer._coordinator.request_rejoin()
+
     def _disown(self) -> bool:
-        """Owe no place in a partition that is not ours, or no longer the same; say whether there was none."""
-        owned = self._consumer.assignment()
+        """Owe no place in a partition that is not ours, or no longer the same; say whether there was none.
+
+        One that became ours since the last poll is not the same: another member may have had it meanwhile, and have
+        committed more.
+        """
+        owned = self._consumer.assignment() - self._unchecked
         ours = {
             place: position
             for place, position in self._owed.items()
@@ -212,6 +230,7 @@ class KafkaReader:
 
     def _committed(self, offsets: Mapping[TopicPartition, OffsetAndMetadata], answer: object) -> None:
         """What has become of a commit; kafka-python calls it in our thread, at the next poll or commit."""
+        self._under_way = False
         self._failed = isinstance(answer, Exception)
         if self._failed:
             return
@@ -296,18 +315,27 @@ def _message(record: Any, partition: Partition) -> Message:
 
 
 class _Assigned(ConsumerRebalanceListener):  # type: ignore[misc]
-    """Notes the partitions that were assigned, and whether they now are."""
+    """Notes the partitions that became ours, and whether all now are shared out.
+
+    One that was ours before has been nobody else's: kafka-python goes on in it where it was.
+    """
 
     complete = False
 
-    def __init__(self, partitions: set[TopicPartition]) -> None:
-        self._partitions = partitions
+    def __init__(self, gained: set[TopicPartition]) -> None:
+        self._gained = gained
+        self._ours: set[TopicPartition] = set()
 
-    def on_partitions_revoked(self, revoked: Sequence[TopicPartition]) -> None:
+    def on_partitions_revoked(self, revoked: Set[TopicPartition]) -> None:
         self.complete = False
 
-    def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
-        self._partitions.update(assigned)
+    def on_partitions_lost(self, lost: Set[TopicPartition]) -> None:
+        self._ours = set()
+        self.complete = False
+
+    def on_partitions_assigned(self, assigned: Set[TopicPartition]) -> None:
+        self._gained.update(assigned - self._ours)
+        self._ours = set(assigned)
         self.complete = True
 
 

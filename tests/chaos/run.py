@@ -251,16 +251,17 @@ class Chaos:
     def remake_topic(self) -> None:
         self._settle()
         topic = self.rng.choice(TOPICS)
+        old = self._topics()[topic]["topic_id"]
         self._manage(lambda admin: admin.delete_topics([topic]))
-        eventually(lambda: topic not in self._manage(lambda admin: admin.list_topics()), 30, "the topic is gone")
+        # A learner that asks for it may make it again at once.
+        eventually(lambda: self._topics().get(topic, {}).get("topic_id") != old, 30, "the topic is gone")
         self.partitions[topic] = 4
         try:
             self._make_topics((topic,))
         except TopicAlreadyExistsError:
             # A learner that asked for it was first: brokers make what is asked for, and a moment later can say what.
             def described() -> bool:
-                (made,) = self._manage(lambda admin: admin.describe_topics([topic]))
-                self.partitions[topic] = len(made["partitions"])
+                self.partitions[topic] = len(self._topics().get(topic, {}).get("partitions", ()))
                 return self.partitions[topic] > 0
 
             eventually(described, 30, "the topic that was made is there")
@@ -300,6 +301,10 @@ class Chaos:
 
     def _make_topics(self, names: tuple[str, ...]) -> None:
         self._manage(lambda admin: admin.create_topics([NewTopic(name, self.partitions[name], 1) for name in names]))
+
+    def _topics(self) -> dict[str, Any]:
+        """What brokers say of each topic, by name."""
+        return {one["name"]: one for one in self._manage(lambda admin: admin.describe_topics())}
 
     def _manage(self, call: Callable[[Any], Any]) -> Any:
         """Call by a client of its own: one that outlives its broker does not find back at once."""
@@ -349,15 +354,23 @@ class Chaos:
         self.producer.flush(timeout=30)
         reader: Any = KafkaConsumer(bootstrap_servers=self.kafka.bootstrap, group_id=GROUP, enable_auto_commit=False)
 
+        behind: dict[TopicPartition, object] = {}
+
         def through() -> bool:
             self.learners.count()
             try:
                 ends = reader.end_offsets(list(self._places()))
-                return all((reader.committed(place) or 0) >= end for place, end in ends.items())
+                committed = {place: reader.committed(place) or 0 for place in ends}
             except KafkaError:
                 return False
+            behind.clear()
+            behind.update({place: (committed[place], end) for place, end in ends.items() if committed[place] < end})
+            return not behind
 
-        eventually(through, SETTLE_S, "all that was sent is learnt")
+        try:
+            eventually(through, SETTLE_S, "all that was sent is learnt")
+        except AssertionError as exc:
+            raise AssertionError(f"{exc}; committed, and ends: {behind}") from exc
         reader.close()
         self._record()
         self.epoch += 1
@@ -367,7 +380,7 @@ class Chaos:
 
     def _record(self) -> None:
         """Copy what the log holds and was not copied before: a deleted topic takes its records with it."""
-        ids = {one["name"]: one["topic_id"] for one in self._manage(lambda admin: admin.describe_topics(list(TOPICS)))}
+        topics = self._topics()
         reader: Any = KafkaConsumer(bootstrap_servers=self.kafka.bootstrap, group_id=None, max_poll_records=5_000)
         places = self._places()
         reader.assign(places)
@@ -376,7 +389,7 @@ class Chaos:
         reader.seek_to_beginning(*places)
         while any(reader.position(place) < end for place, end in ends.items()):
             for place, found in reader.poll(500).items():
-                partition = Partition(uuid.UUID(str(ids[place.topic])).bytes, place.partition)
+                partition = Partition(uuid.UUID(str(topics[place.topic]["topic_id"])).bytes, place.partition)
                 self.log += [
                     Logged(self.epoch, place.topic, position, one.value or b"")
                     for one in found
@@ -403,8 +416,7 @@ class Chaos:
             report.wrong["letters of good records"] = [str(one) for one in more]
 
     def _letters(self) -> list[tuple[str, Position]]:
-        there = self._manage(lambda admin: admin.list_topics())
-        names = [f"{topic}.dlq" for topic in TOPICS if f"{topic}.dlq" in there]
+        names = [name for topic in TOPICS if (name := f"{topic}.dlq") in self._topics()]
         reader: Any = KafkaConsumer(bootstrap_servers=self.kafka.bootstrap, group_id=None)
         places = [TopicPartition(name, n) for name in names for n in reader.partitions_for_topic(name) or ()]
         reader.assign(places)

@@ -245,11 +245,18 @@ def test_a_scorer_ends_in_time_with_requests_open_and_kafka_or_redis_away(
         socket.create_connection(("127.0.0.1", freshet.port)) as whole,
     ):
         head = b"POST /events HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+
+        def answered(connection: socket.socket) -> None:
+            connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+
+        # Only of a connection that it has taken does the service read in turn.
+        for connection in (idle, half, whole):
+            answered(connection)
         half.sendall(head + body[:10])
         whole.sendall(head + body)
-        # With this answer the service has read what came before it.
-        idle.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
-        idle.recv(1000)
+        # With this answer it has read what came before.
+        answered(idle)
         took = ends(process)
         answer = whole.recv(1000)
     print(f"serve, {away}: {took:.1f} s")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
@@ -89,6 +91,12 @@ def read(reader: Reader, count: int, max_messages: int = 500) -> list[Message]:
 
     eventually(poll, 30, f"{count} messages")
     return messages
+
+
+def together(*calls: Callable[[], Any]) -> list[Any]:
+    """Call side by side: kafka-python takes up what the group answers in a poll, and not what came before it."""
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return [called.result() for called in [pool.submit(call) for call in calls]]
 
 
 def test_messages_come_in_the_order_they_were_appended(logs: Logs, topic: str) -> None:
@@ -229,6 +237,35 @@ def test_a_reader_that_idles_keeps_its_place_in_the_group(kafka_server: KafkaSer
     reader.close()
 
 
+def test_a_reader_that_idles_while_it_gains_a_partition_misses_nothing_afterwards(kafka_server: KafkaServer) -> None:
+    topic = f"t-{uuid.uuid4().hex}"
+    make_topic(kafka_server, topic, partitions=2)
+    log = open_log(kafka_server.url)
+    reader, other = (
+        open_reader(kafka_server.url, [topic], "gains", heartbeat_interval_ms=100, client_id=name) for name in "ab"
+    )
+    assert isinstance(reader, KafkaReader)
+
+    def shared_out() -> bool:
+        together(lambda: reader.poll(500, 5), lambda: other.poll(500, 5))
+        return reader._consumer.assignment() == {TopicPartition(topic, 0)}
+
+    def gained() -> bool:
+        reader.idle(500)
+        return len(reader._consumer.assignment()) == 2
+
+    eventually(shared_out, 20, "the partitions are shared out")
+    log.append([Entry(topic, str(i).encode(), b"") for i in range(40)])
+    # The rest of what was fetched waits in the client.
+    messages = read(reader, 1, max_messages=1)
+    other.close()
+    eventually(gained, 20, "the other's partition is gained")
+    messages += read(reader, 39)
+    assert sorted(int(message.key or b"") for message in messages) == list(range(40))
+    log.close()
+    reader.close()
+
+
 def test_what_was_fetched_while_another_partition_could_not_be_checked_comes_again(
     kafka_server: KafkaServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,6 +339,106 @@ def test_a_place_that_kafka_refused_is_committed_with_the_next(
 
     eventually(arrived, 10, "the place is committed, and the reader knows")
     for end in (watcher, log, reader):
+        end.close()
+
+
+def test_what_was_read_before_a_partition_went_and_came_back_does_not_move_the_group_back(
+    kafka_server: KafkaServer,
+) -> None:
+    topic = f"t-{uuid.uuid4().hex}"
+    make_topic(kafka_server, topic)
+    log = open_log(kafka_server.url)
+    # The only partition goes to the first by name.
+    reader, other = (
+        open_reader(kafka_server.url, [topic], "back", heartbeat_interval_ms=100, client_id=name) for name in "ba"
+    )
+    assert isinstance(reader, KafkaReader)
+    log.append([Entry(topic, b"k", str(i).encode()) for i in range(20)])
+    old = read(reader, 10, max_messages=10)
+    learnt = 0
+
+    def other_learns() -> bool:
+        nonlocal learnt
+        found, _ = together(lambda: other.poll(500, 20), lambda: reader.idle(500))
+        learnt += len(found)
+        other.commit(found)
+        return learnt == 20
+
+    def is_back() -> bool:
+        reader.idle(500)
+        return bool(reader._consumer.assignment())
+
+    eventually(other_learns, 20, "another member has the partition and learns more")
+    other.close()
+    eventually(is_back, 20, "the partition is back")
+    assert not reader.commit(old)
+    assert reader.poll(WAIT_MS, 20) == []
+    reader.close()
+    watcher = KafkaConsumer(bootstrap_servers=kafka_server.bootstrap, group_id="back", enable_auto_commit=False)
+    assert watcher.committed(TopicPartition(topic, 0)) == 20
+    watcher.close()
+    log.close()
+
+
+def test_a_place_that_kafka_refused_is_committed_though_partitions_are_shared_out_anew(
+    kafka_server: KafkaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = f"t-{uuid.uuid4().hex}"
+    make_topic(kafka_server, topic, partitions=2)
+    log = open_log(kafka_server.url)
+    log.append([Entry(topic, str(i).encode(), b"") for i in range(40)])
+    # The first partition goes to the first by name, and stays with it.
+    reader = open_reader(kafka_server.url, [topic], "shared", heartbeat_interval_ms=100, client_id="a")
+    assert isinstance(reader, KafkaReader)
+    messages = read(reader, 40)
+    in_first = sum(message.position.partition.number == 0 for message in messages)
+    away = KafkaConnectionError("away")
+    with monkeypatch.context() as patch:
+        patch.setattr(reader._consumer, "commit_async", lambda offsets, callback: Future().failure(away))
+        assert reader.commit(messages)
+    reader._committed(reader._offsets(), away)
+    other = open_reader(kafka_server.url, [topic], "shared", client_id="b")
+
+    def shared_out() -> bool:
+        together(lambda: reader.idle(500), lambda: other.idle(500))
+        return reader._consumer.assignment() == {TopicPartition(topic, 0)}
+
+    watcher = KafkaConsumer(bootstrap_servers=kafka_server.bootstrap, group_id="shared", enable_auto_commit=False)
+
+    def arrived() -> bool:
+        assert reader.poll(10, 40) == []
+        reader.commit([])
+        return watcher.committed(TopicPartition(topic, 0)) == in_first
+
+    eventually(shared_out, 20, "the partitions are shared out")
+    eventually(arrived, 10, "the place is committed")
+    for end in (watcher, log, reader, other):
+        end.close()
+
+
+def test_a_member_joins_also_when_the_partitions_change_back_meanwhile(kafka_server: KafkaServer) -> None:
+    topic = f"t-{uuid.uuid4().hex}"
+    make_topic(kafka_server, topic, partitions=2)
+    leader, member = (open_reader(kafka_server.url, [topic], "joins", heartbeat_interval_ms=100) for _ in range(2))
+    assert isinstance(leader, KafkaReader)
+    assert isinstance(member, KafkaReader)
+    leads, joined = leader._shared_out, member._shared_out
+
+    def both() -> bool:
+        together(lambda: leader.poll(500, 10), lambda: member.poll(500, 10))
+        return leads.complete and joined.complete
+
+    # Who comes first leads, and joins anew where it hears of other partitions.
+    eventually(lambda: leader.poll(50, 10) == [] and leads.complete, 20, "the first has joined")
+    eventually(both, 20, "the second has joined")
+    coordinator = leader._consumer._coordinator
+    known = coordinator._metadata_snapshot
+    coordinator._metadata_snapshot = {}
+    # It waits for the other, who does not poll.
+    eventually(lambda: leader.poll(50, 10) == [] and not leads.complete, 20, "the first joins anew")
+    coordinator._metadata_snapshot = known
+    eventually(both, 20, "both have joined")
+    for end in (leader, member):
         end.close()
 
 
