@@ -22,7 +22,7 @@ async def empty(body: dict[str, Any]) -> Response:
 
 @fastapi_app.post("/typed")
 async def typed(request: Request) -> Response:
-    """Decode the body as Freshet does, answer nothing."""
+    """Decode the body with msgspec, answer nothing."""
     _TYPED.decode(await request.body())
     return Response(b"{}", media_type="application/json")
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import chain
-from typing import Annotated, Any, NamedTuple, TypeAlias
+from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import msgspec
 import numpy as np
@@ -29,6 +29,8 @@ Timestamp: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MAX_TIMESTAMP_MS)]
 # Beyond these a logistic model says nothing more, and sums of them would overflow.
 Offset: TypeAlias = Annotated[float, msgspec.Meta(ge=-1_000, le=1_000)]
 Weight: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1_000)]
+
+S = TypeVar("S", bound=msgspec.Struct)
 
 
 class Reason(StrEnum):
@@ -147,7 +149,7 @@ def parse_event(raw: bytes, model: Model) -> Event:
     if isinstance(wire, WireClick):
         return _click(wire)
     try:
-        return _impressions([wire], model.rows, model)[0]
+        return _impressions([wire], model)[0]
     except FeatureError as exc:
         raise BadEvent(Reason(exc.reason), str(exc)) from exc
 
@@ -167,7 +169,7 @@ def parse_events(raws: Sequence[bytes], model: Model) -> list[Event | BadEvent]:
 
 def _parse_together(raws: Sequence[bytes], model: Model) -> list[Event | BadEvent]:
     item = model.item_struct
-    decode, to_rows = (_DECODER.decode, model.rows) if item is None else (_decoder(item).decode, model.gather)
+    decode = (_DECODER if item is None else _decoder(item)).decode
     wires: list[WireImpression | WireClick | None] = []
     for raw in raws:
         try:
@@ -178,7 +180,7 @@ def _parse_together(raws: Sequence[bytes], model: Model) -> list[Event | BadEven
     together = model.d * sum(len(wire.items) for wire in shown) <= TOGETHER_NUMBERS
     slates = [shown] if together and shown else [[wire] for wire in shown]
     try:
-        impressions = iter([one for some in slates for one in _impressions(some, to_rows, model)])
+        impressions = iter([one for some in slates for one in _impressions(some, model)])
     except FeatureError:
         # One of them is bad: read each alone to tell which.
         return [_alone(raw, model) for raw in raws]
@@ -202,10 +204,14 @@ def _alone(raw: bytes, model: Model) -> Event | BadEvent:
 @lru_cache(maxsize=8)
 def _decoder(features: type[msgspec.Struct]) -> msgspec.json.Decoder[WireImpression | WireClick]:
     """Of events whose items' features are of that type."""
-    item = msgspec.defstruct("Item", [("features", features, features())], bases=(WireItem,), frozen=True, gc=False)
-    items = Annotated[list[item], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]  # type: ignore[valid-type]
-    shown = msgspec.defstruct("Shown", [("items", items)], bases=(WireImpression,), frozen=True, kw_only=True)
-    return msgspec.json.Decoder(shown | WireClick)
+    return msgspec.json.Decoder(with_features(features, WireImpression, WireItem) | WireClick)
+
+
+def with_features(features: type[msgspec.Struct], slate: type[S], item: type[msgspec.Struct]) -> type[S]:
+    """A kind of slate whose items are of a kind that has features of that type."""
+    one = msgspec.defstruct("Item", [("features", features, features())], bases=(item,), frozen=True, gc=False)
+    items = Annotated[list[one], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]  # type: ignore[valid-type]
+    return cast(type[S], msgspec.defstruct("Slate", [("items", items)], bases=(slate,), frozen=True, kw_only=True))
 
 
 def _decode(raw: bytes) -> WireImpression | WireClick:
@@ -222,12 +228,10 @@ def _click(wire: WireClick) -> Click:
     return Click(wire.user_id, wire.timestamp, outcome_key(wire.request_id, wire.item_id))
 
 
-def _impressions(
-    wires: Sequence[WireImpression], to_rows: Callable[[list[Any]], Rows], model: Model
-) -> list[Impression]:
+def _impressions(wires: Sequence[WireImpression], model: Model) -> list[Impression]:
     """The impressions of these slates, parts of arrays of their items one after another."""
     items = [item for wire in wires for item in wire.items]
-    rows = to_rows([item.features for item in items])
+    rows = model.rows([item.features for item in items])
     offset = model.offsets([item.offset for item in items], rows)
     weight = np.array([item.weight for item in items], dtype=np.float32)
     digests = chain.from_iterable(_digests(wire.request_id, [item.item_id for item in wire.items]) for wire in wires)

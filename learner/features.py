@@ -220,7 +220,10 @@ def item_struct(features: Mapping[str, Feature]) -> type[msgspec.Struct] | None:
         return None
     names = {f"f{i}": name for i, name in enumerate(features)}
     fields = [(field, *_field(feature)) for field, feature in zip(names, features.values(), strict=True)]
-    return msgspec.defstruct("Item", fields, rename=names, frozen=True, gc=False, forbid_unknown_fields=True)
+    # Without defaults, so that written again it says what it said.
+    return msgspec.defstruct(
+        "Item", fields, rename=names, frozen=True, gc=False, forbid_unknown_fields=True, omit_defaults=True
+    )
 
 
 def _field(feature: Feature) -> tuple[Any, Any]:

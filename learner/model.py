@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import msgspec
 import numpy as np
@@ -177,18 +177,19 @@ class Model:
             return np.ones_like(elapsed_ms)
         return np.exp2(-np.maximum(elapsed_ms, 0.0) / self.half_life_ms)
 
-    def rows(self, items: Sequence[Mapping[str, FeatureValue]]) -> Rows:
-        """The design matrix of a slate, shape (N, d); see `learner.features.design_matrix`."""
-        return design_matrix(self._layout, items, self.ignore_unknown)
+    def rows(self, items: Sequence[Mapping[str, FeatureValue]] | Sequence[msgspec.Struct]) -> Rows:
+        """The design matrix of a slate, shape (N, d), of items that came as dictionaries or all as `item_struct`.
+
+        The same to the last bit; see `learner.features.design_matrix` and `learner.features.gather`.
+        """
+        if items and isinstance(items[0], msgspec.Struct):
+            return gather(self._layout, cast(Sequence[msgspec.Struct], items))
+        return design_matrix(self._layout, cast(Sequence[Mapping[str, FeatureValue]], items), self.ignore_unknown)
 
     @cached_property
     def item_struct(self) -> type[msgspec.Struct] | None:
         """What decodes an item's features, all of which it knows; see `learner.features.item_struct`."""
         return None if self.ignore_unknown else item_struct(self.features)
-
-    def gather(self, items: Sequence[msgspec.Struct]) -> Rows:
-        """The `rows` of items that came as `item_struct`, to the last bit; see `learner.features.gather`."""
-        return gather(self._layout, items)
 
     @cached_property
     def _layout(self) -> Layout:

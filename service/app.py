@@ -13,6 +13,7 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
 
+from learner.events import with_features
 from learner.limits import MAX_EVENT_BYTES, MAX_ID_LENGTH
 from learner.log import EventLog
 from learner.model import Model
@@ -68,6 +69,10 @@ def create_app(
     # server would stop what needs only the other, and the probes that ought to tell.
     with_store, with_log, for_health = CapacityLimiter(THREADS), CapacityLimiter(THREADS), CapacityLimiter(2)
 
+    quick = _SCORE_REQUEST
+    if model.item_struct is not None:
+        quick = msgspec.json.Decoder(with_features(model.item_struct, api.ScoreRequest, api.ScoreItem))
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
@@ -98,7 +103,8 @@ def create_app(
         With `log_impression` the impression is in the log, with exactly these features, before the answer is sent.
         """
         started = time.perf_counter()
-        wanted = decode_body(_SCORE_REQUEST, await read_body(request, MAX_EVENT_BYTES, settings.request_timeout_s))
+        raw = await read_body(request, MAX_EVENT_BYTES, settings.request_timeout_s)
+        wanted = decode_body(quick, _SCORE_REQUEST, raw)
         answer = await to_thread.run_sync(operations.score, wanted, started, limiter=with_store)
         metrics.scored.labels(wanted.policy, str(answer.user_known).lower()).inc(len(answer.items))
         return json_response(answer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import Annotated, TypeVar, get_args
 
 import msgspec
@@ -110,8 +111,13 @@ async def read_body(request: Request, limit: int, timeout_s: float) -> bytes:
     return bytes(body)
 
 
-def decode_body(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
-    """A typed request from its body; errors name the field."""
+def decode_body(quick: msgspec.json.Decoder[T], decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """A typed request from its body; errors name the field.
+
+    What `quick` does not take is left to `decoder`, which takes it after all or says why not.
+    """
+    with suppress(*UNREADABLE):
+        return quick.decode(body)
     try:
         return decoder.decode(body)
     except UNREADABLE as exc:

@@ -136,6 +136,7 @@ def test_a_logged_impression_has_exactly_what_was_scored(rig: Rig) -> None:
     assert isinstance(event, Impression)
     assert np.array_equal(event.rows, MODEL.rows([item["features"] for item in ITEMS]))
     assert event.offset.tolist() == [0.25, 0.0, 0.25]
+    assert json.loads(message.value)["items"] == ITEMS
     assert message.key == b"u"
 
 

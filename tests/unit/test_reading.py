@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -14,9 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from learner import events
-from learner.events import BadEvent, Impression, impression_json, parse_event, parse_events
+from learner.events import BadEvent, Impression, impression_json, parse_event, parse_events, with_features
 from learner.features import MAX_FIELDS, Category, Feature, Multi, Numeric, Vector, coefficients
 from learner.model import Model, load_model
+from service.api import ScoreItem, ScoreRequest
 
 MODEL = load_model("""
 name = "m"
@@ -76,24 +78,35 @@ def test_many_events_are_read_as_each_alone(numbers: int, monkeypatch: pytest.Mo
     assert_read_together_as_alone([slate(1, {"price": 1.0}), slate(2, {"price": 1e30}), slate(3, {})], tiny)
 
 
+ITEMS: list[dict[str, Any]] = [
+    {
+        "price": 12,
+        "genre": "comedy",
+        "lax": "?",
+        "multi": ["a", "?"],
+        "tags": ["x", "y"],
+        "age": 1,
+        "taste": [1, 2],
+    },
+    {"taste": [0.5, -0.0], "age": 3.0, "tags": [], "price": 10.0},
+    {},
+]
+
+
 def test_what_a_model_takes_is_not_read_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "_alone", None)
-    items: list[dict[str, Any]] = [
-        {
-            "price": 12,
-            "genre": "comedy",
-            "lax": "?",
-            "multi": ["a", "?"],
-            "tags": ["x", "y"],
-            "age": 1,
-            "taste": [1, 2],
-        },
-        {"taste": [0.5, -0.0], "age": 3.0, "tags": []},
-        {},
-    ]
-    (event,) = parse_events([slate(1, *items)], MODEL)
+    (event,) = parse_events([slate(1, *ITEMS)], MODEL)
     assert isinstance(event, Impression)
-    assert event.rows.tobytes() == MODEL.rows(items).tobytes()
+    assert event.rows.tobytes() == MODEL.rows(ITEMS).tobytes()
+
+
+def test_a_request_read_for_a_model_says_what_was_sent() -> None:
+    raw = json.dumps({"user_id": "u", "items": [{"item_id": "i", "features": one} for one in ITEMS]}).encode()
+    assert MODEL.item_struct is not None
+    read = msgspec.json.decode(raw, type=with_features(MODEL.item_struct, ScoreRequest, ScoreItem))
+    assert isinstance(read, ScoreRequest)
+    assert MODEL.rows([item.features for item in read.items]).tobytes() == MODEL.rows(ITEMS).tobytes()
+    assert [msgspec.to_builtins(item.features) for item in read.items] == ITEMS
 
 
 @pytest.mark.parametrize("n", [0, 1, MAX_FIELDS, MAX_FIELDS + 1])
