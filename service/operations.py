@@ -52,16 +52,19 @@ class Operations:
         now = _now_ms()
         belief = belief_at(self._model, record, now)
         offset = self._model.offsets([item.offset for item in wanted.items], rows).astype(np.float64)
-        seed = secrets.randbits(63) if wanted.seed is None else wanted.seed
+        seed, generator = None, None
+        if wanted.policy == "thompson":
+            seed = secrets.randbits(63) if wanted.seed is None else wanted.seed
+            generator = np.random.default_rng(seed)
         alpha = self._settings.ucb_alpha
-        scores = score_items(belief, rows, offset, wanted.policy, alpha, np.random.default_rng(seed))
+        scores = score_items(belief, rows, offset, wanted.policy, alpha, generator)
         ranked = Ranked(
             wanted.policy,
             record.revision,
             record.n_events,
             self._model.population_fingerprint.hex(),
             now,
-            seed if wanted.policy == "thompson" else None,
+            seed,
             alpha if wanted.policy == "ucb" else None,
         )
         request_id = wanted.request_id or uuid.uuid4().hex
@@ -171,7 +174,7 @@ def _ranked(
 ) -> list[api.ScoredItem]:
     score, mean, std = scores.score.tolist(), scores.logit_mean.tolist(), scores.logit_std.tolist()
     sampled = None if scores.sampled_logit is None else scores.sampled_logit.tolist()
-    deviations = np.sqrt(_variances(belief))
+    deviations = np.sqrt(_variances(belief)) if wanted.explain else None
     return [
         api.ScoredItem(
             wanted.items[i].item_id,
@@ -180,7 +183,7 @@ def _ranked(
             mean[i],
             std[i],
             None if sampled is None else sampled[i],
-            _explanation(model, belief, deviations, rows[i]) if wanted.explain else None,
+            None if deviations is None else _explanation(model, belief, deviations, rows[i]),
         )
         for rank, i in enumerate(scores.order.tolist(), start=1)
     ]

@@ -37,7 +37,7 @@ class Scores(NamedTuple):
 
 
 def score_items(
-    belief: Gaussian, rows: Rows, offset: Array, policy: Policy, alpha: float, generator: np.random.Generator
+    belief: Gaussian, rows: Rows, offset: Array, policy: Policy, alpha: float, generator: np.random.Generator | None
 ) -> Scores:
     """Score and rank a slate.
 
@@ -55,7 +55,7 @@ def score_items(
     alpha
         Standard deviations of optimism, for ``ucb``.
     generator
-        Used by ``thompson`` alone.
+        Of ``thompson``; the others need none.
     """
     X = rows.astype(np.float64)
     mean, var = predict(belief, X, offset)
@@ -66,6 +66,7 @@ def score_items(
     elif policy == "ucb":
         score = sigmoid(mean + alpha * std)
     else:
+        assert generator is not None, "thompson draws"
         sampled = offset + X @ draw(belief, generator)
         score = sigmoid(sampled)
     return Scores(np.argsort(-score, kind="stable"), score, mean, std, sampled)
