@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import TypeVar, TypeVarTuple
 from urllib.parse import unquote
 
 import msgspec
-from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
 
@@ -37,6 +39,9 @@ from service.operations import Operations, describe_model
 from service.settings import Settings
 
 THREADS = 32
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 _SCORE_REQUEST = msgspec.json.Decoder(api.ScoreRequest)
 
@@ -67,7 +72,7 @@ def create_app(
     metrics = ServiceMetrics(registry)
     # Threads that may wait for the store, for the log, and on behalf of a health probe: with one pool for all, a slow
     # server would stop what needs only the other, and the probes that ought to tell.
-    with_store, with_log, for_health = CapacityLimiter(THREADS), CapacityLimiter(THREADS), CapacityLimiter(2)
+    with_store, with_log, for_health = (ThreadPoolExecutor(n) for n in (THREADS, THREADS, 2))
 
     quick = _SCORE_REQUEST
     if model.item_struct is not None:
@@ -76,6 +81,8 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
+        for pool in (with_store, with_log, for_health):
+            pool.shutdown(wait=False)
         log.close()
         store.close()
 
@@ -105,7 +112,7 @@ def create_app(
         started = time.perf_counter()
         raw = await read_body(request, MAX_EVENT_BYTES, settings.request_timeout_s)
         wanted = decode_body(quick, _SCORE_REQUEST, raw)
-        answer = await to_thread.run_sync(operations.score, wanted, started, limiter=with_store)
+        answer = await _in(with_store, operations.score, wanted, started)
         metrics.scored.labels(wanted.policy, str(answer.user_known).lower()).inc(len(answer.items))
         return json_response(answer)
 
@@ -126,7 +133,7 @@ def create_app(
     async def events(request: Request) -> Response:
         """Append events to the log: one event, an array, or one a line. 422 if there are events and none is good."""
         raw = await read_body(request, MAX_EVENTS_BYTES, settings.request_timeout_s)
-        answer, topics = await to_thread.run_sync(operations.append, raw, limiter=with_log)
+        answer, topics = await _in(with_log, operations.append, raw)
         for error in answer.errors:
             metrics.rejected.labels(error.reason.value).inc()
         for topic in topics:
@@ -145,7 +152,7 @@ def create_app(
     )
     async def posterior(request: Request) -> Response:
         """The belief of a user, relaxed to now; for an unknown user the prior."""
-        return json_response(await to_thread.run_sync(operations.posterior, _user_id(request), limiter=with_store))
+        return json_response(await _in(with_store, operations.posterior, _user_id(request)))
 
     @app.delete(
         "/users/{user_id}",
@@ -154,7 +161,7 @@ def create_app(
     )
     async def erase(request: Request) -> Response:
         """Erase a user: all that was learnt, and all that is pending."""
-        return json_response(await to_thread.run_sync(operations.erase, _user_id(request), limiter=with_store))
+        return json_response(await _in(with_store, operations.erase, _user_id(request)))
 
     @app.get("/model", responses=responses(api.ModelResponse, says="The model."))
     async def describe() -> Response:
@@ -169,8 +176,8 @@ def create_app(
     @app.get("/health/ready", responses=responses(api.Health, 503, says="Ready to score."))
     async def ready() -> Response:
         """Whether the store answers."""
-        await to_thread.run_sync(store.ping, limiter=for_health)
-        if (detail := await to_thread.run_sync(trouble, limiter=for_health)) is not None:
+        await _in(for_health, store.ping)
+        if (detail := await _in(for_health, trouble)) is not None:
             raise api.ApiError(503, "not_ready", detail, retry_after=RETRY_AFTER_S)
         return json_response(api.Health("ok"))
 
@@ -184,6 +191,11 @@ def create_app(
         return Response(exposition(registry), media_type=CONTENT_TYPE_LATEST)
 
     return app
+
+
+async def _in(pool: ThreadPoolExecutor, call: Callable[[*Ts], T], *arguments: *Ts) -> T:
+    """Call in a thread of the pool, as soon as one is free. By anyio's threads `POST /score` took 5 % longer."""
+    return await asyncio.get_running_loop().run_in_executor(pool, call, *arguments)
 
 
 def _user_id(request: Request) -> str:
