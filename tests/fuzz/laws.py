@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from learner.attribution import attribute
-from learner.events import BadEvent, Click, Event, Impression, parse_event, parse_events, user_of
+from learner.events import BadEvent, Click, Event, Impression, parse_event, parse_events, user_of, with_features
+from learner.features import FeatureError
 from learner.limits import MAX_TIMESTAMP_MS
 from learner.model import load_model
 from learner.posterior import Gaussian
@@ -50,6 +51,8 @@ MODELS = [
 # A record of the model before it may have been learnt under another prior.
 MOVED = load_model(f'name = "m"\n[prior]\nvariance = 2.0\nearlier = [{{ variance = 1.0 }}]\n{_FEATURES}')
 _SCORE = msgspec.json.Decoder(api.ScoreRequest)
+assert MODELS[0].item_struct is not None
+_QUICK = msgspec.json.Decoder(with_features(MODELS[0].item_struct, api.ScoreRequest, api.ScoreItem))
 
 
 class Target(NamedTuple):
@@ -89,15 +92,25 @@ def wire_law(raws: list[bytes]) -> None:
 
 
 def body_law(body: bytes) -> None:
-    """Any body is what the route wants, or an error of the client's."""
+    """Any body is what the route wants, the same whichever way it is read, or an error of the client's."""
     try:
-        assert decode_body(_SCORE, body).items
+        wanted, plain = decode_body(_QUICK, _SCORE, body), decode_body(_SCORE, _SCORE, body)
+        assert wanted.items
+        assert _meaning(wanted) == _meaning(plain)
     except api.ApiError as exc:
         assert exc.status in {400, 422}
     try:
         assert len(split_events(body)) <= MAX_EVENTS
     except api.ApiError as exc:
         assert exc.status == 413
+
+
+def _meaning(wanted: api.ScoreRequest) -> list[Any]:
+    try:
+        rows = MODELS[0].rows([item.features for item in wanted.items]).tobytes()
+    except FeatureError as exc:
+        rows = str(exc).encode()
+    return [wanted.user_id, wanted.policy, wanted.seed, rows, [(item.item_id, item.offset) for item in wanted.items]]
 
 
 def round_trip_law(drawn: tuple[int, Record]) -> None:
