@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from learner.consumer import uncollected
+
 COMMITTED = Path(__file__).parent / "results.json"
 WORSE = 0.15
 """What counts as worse than the committed results."""
@@ -114,11 +116,8 @@ def interleave(contenders: Mapping[str, Callable[[], float]], repetitions: int) 
     for _ in range(repetitions):
         for name, contender in contenders.items():
             gc.collect()
-            gc.disable()
-            try:
+            with uncollected():
                 values[name].append(contender())
-            finally:
-                gc.enable()
     return values
 
 

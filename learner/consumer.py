@@ -81,7 +81,7 @@ class Stopped(Exception):
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
+def uncollected() -> Iterator[None]:
     """Let the collector of cycles wait for the end.
 
     A microbatch makes tens of thousands of objects, none in cycles, which live to its end: to look through them again
@@ -169,7 +169,7 @@ class Learner:
         self._committing = committing
         return Progress(len(messages), counts, bad, self.reader.lag(), freshness_ms, time.monotonic() - started)
 
-    @_uncollected()
+    @uncollected()
     def _parse(
         self, messages: Sequence[Message]
     ) -> tuple[dict[str, list[tuple[Event, Position]]], dict[Position, BadEvent]]:
@@ -208,7 +208,7 @@ class Learner:
             pending = {user_id: pending[user_id] for user_id in lost}
         return refused
 
-    @_uncollected()
+    @uncollected()
     def _attempt(self, pending: dict[str, UserEvents], counts: Counter[str]) -> list[str]:
         """Load, apply, commit; returns the users who lost the compare-and-set."""
         user_ids = list(pending)

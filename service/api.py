@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from learner.events import Id, Offset, Ranked, Reason, WireItem
+from learner.events import Id, Offset, Ranked, Reason, WireItem, with_features
 from learner.features import Features
 from learner.limits import MAX_ITEMS
 from service.scoring import Policy
@@ -36,6 +36,12 @@ class ScoreRequest(msgspec.Struct, frozen=True):
     seed: Seed | None = None
     explain: bool = False
     log_impression: bool = False
+
+
+def score_decoder(features: type[msgspec.Struct] | None) -> msgspec.json.Decoder[ScoreRequest]:
+    """Of requests whose items' features are of that type, a model's `item_struct`; None: of any."""
+    kind = ScoreRequest if features is None else with_features(features, ScoreRequest, ScoreItem)
+    return msgspec.json.Decoder(kind)
 
 
 class Posterior(msgspec.Struct, frozen=True):

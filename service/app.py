@@ -15,7 +15,6 @@ import msgspec
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
 
-from learner.events import with_features
 from learner.limits import MAX_EVENT_BYTES, MAX_ID_LENGTH
 from learner.log import EventLog
 from learner.model import Model
@@ -43,7 +42,7 @@ THREADS = 32
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-_SCORE_REQUEST = msgspec.json.Decoder(api.ScoreRequest)
+_SCORE_REQUEST = api.score_decoder(None)
 
 
 def create_app(
@@ -73,10 +72,7 @@ def create_app(
     # Threads that may wait for the store, for the log, and on behalf of a health probe: with one pool for all, a slow
     # server would stop what needs only the other, and the probes that ought to tell.
     with_store, with_log, for_health = (ThreadPoolExecutor(n) for n in (THREADS, THREADS, 2))
-
-    quick = _SCORE_REQUEST
-    if model.item_struct is not None:
-        quick = msgspec.json.Decoder(with_features(model.item_struct, api.ScoreRequest, api.ScoreItem))
+    for_model = api.score_decoder(model.item_struct)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -111,7 +107,7 @@ def create_app(
         """
         started = time.perf_counter()
         raw = await read_body(request, MAX_EVENT_BYTES, settings.request_timeout_s)
-        wanted = decode_body(quick, _SCORE_REQUEST, raw)
+        wanted = decode_body(for_model, _SCORE_REQUEST, raw)
         answer = await _in(with_store, operations.score, wanted, started)
         metrics.scored.labels(wanted.policy, str(answer.user_known).lower()).inc(len(answer.items))
         return json_response(answer)

@@ -27,12 +27,12 @@ class Missing(Exception):
     """A server cannot be run here; the message says what to install."""
 
 
-def eventually(check: Callable[[], object], seconds: float, what: str) -> None:
-    """Poll a condition until it holds."""
+def eventually(check: Callable[[], object], seconds: float, what: str | Callable[[], str]) -> None:
+    """Poll a condition until it holds; `what` says which, or is asked at the end if it does not."""
     deadline = time.monotonic() + seconds
     while not check():
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {seconds} s: {what}")
+            raise AssertionError(f"not within {seconds} s: {what if isinstance(what, str) else what()}")
         time.sleep(0.02)
 
 

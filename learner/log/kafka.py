@@ -84,7 +84,7 @@ class KafkaReader:
     """See `learner.log.Reader`.
 
     Kafka knows a topic by its name; a topic that was deleted and made again starts at offset 0 under the same name. So
-    each commit carries the topic's id, the id is asked for anew whenever partitions are assigned or an offset steps
+    each commit carries the topic's id, the id is asked for anew whenever a partition becomes ours or an offset steps
     back, and where it has changed the new topic is read from its beginning.
     """
 
@@ -244,7 +244,7 @@ class KafkaReader:
             self._consumer.seek(place, records[0].offset)
 
     def _check(self) -> None:
-        """Make sure of the topics behind newly assigned partitions; begin anew on those that are not what they were."""
+        """See which topics are behind newly gained partitions; begin anew on those that are not what they were."""
         self._consumer.topics()  # Always asks the broker, and so renews the ids.
         for place in list(self._unchecked):
             topic_id = self._current_id(place)

@@ -294,10 +294,7 @@ class Chaos:
             return known == self.partitions
 
         known: dict[str, int] = {}
-        try:
-            eventually(knows, 30, "a producer knows the partitions")
-        except AssertionError as exc:
-            raise AssertionError(f"{exc}: expected {self.partitions}, it knows {known}") from exc
+        eventually(knows, 30, lambda: f"a producer knows the partitions: expected {self.partitions}, it knows {known}")
 
     def _make_topics(self, names: tuple[str, ...]) -> None:
         self._manage(lambda admin: admin.create_topics([NewTopic(name, self.partitions[name], 1) for name in names]))
@@ -367,10 +364,7 @@ class Chaos:
             behind.update({place: (committed[place], end) for place, end in ends.items() if committed[place] < end})
             return not behind
 
-        try:
-            eventually(through, SETTLE_S, "all that was sent is learnt")
-        except AssertionError as exc:
-            raise AssertionError(f"{exc}; committed, and ends: {behind}") from exc
+        eventually(through, SETTLE_S, lambda: f"all that was sent is learnt; committed, and ends: {behind}")
         reader.close()
         self._record()
         self.epoch += 1
@@ -416,7 +410,8 @@ class Chaos:
             report.wrong["letters of good records"] = [str(one) for one in more]
 
     def _letters(self) -> list[tuple[str, Position]]:
-        names = [name for topic in TOPICS if (name := f"{topic}.dlq") in self._topics()]
+        there = self._topics()
+        names = [f"{topic}.dlq" for topic in TOPICS if f"{topic}.dlq" in there]
         reader: Any = KafkaConsumer(bootstrap_servers=self.kafka.bootstrap, group_id=None)
         places = [TopicPartition(name, n) for name in names for n in reader.partitions_for_topic(name) or ()]
         reader.assign(places)

@@ -10,13 +10,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 from zlib import crc32
 
-import msgspec
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from learner.attribution import attribute
-from learner.events import BadEvent, Click, Event, Impression, parse_event, parse_events, user_of, with_features
+from learner.events import BadEvent, Click, Event, Impression, parse_event, parse_events, user_of
 from learner.features import FeatureError
 from learner.limits import MAX_TIMESTAMP_MS
 from learner.model import load_model
@@ -50,9 +49,8 @@ MODELS = [
 ]
 # A record of the model before it may have been learnt under another prior.
 MOVED = load_model(f'name = "m"\n[prior]\nvariance = 2.0\nearlier = [{{ variance = 1.0 }}]\n{_FEATURES}')
-_SCORE = msgspec.json.Decoder(api.ScoreRequest)
 assert MODELS[0].item_struct is not None
-_QUICK = msgspec.json.Decoder(with_features(MODELS[0].item_struct, api.ScoreRequest, api.ScoreItem))
+_SCORE, _QUICK = api.score_decoder(None), api.score_decoder(MODELS[0].item_struct)
 
 
 class Target(NamedTuple):

@@ -315,6 +315,15 @@ def test_a_commit_arrives_without_a_close_and_none_overtakes_another(kafka_serve
         end.close()
 
 
+def commit_refused(reader: KafkaReader, messages: list[Message], monkeypatch: pytest.MonkeyPatch) -> None:
+    away = KafkaConnectionError("away")
+    with monkeypatch.context() as patch:
+        patch.setattr(reader._consumer, "commit_async", lambda offsets, callback: Future().failure(away))
+        assert reader.commit(messages)
+    # As kafka-python does at the next poll.
+    reader._committed(reader._offsets(), away)
+
+
 def test_a_place_that_kafka_refused_is_committed_with_the_next(
     kafka_server: KafkaServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,12 +333,7 @@ def test_a_place_that_kafka_refused_is_committed_with_the_next(
     assert isinstance(reader, KafkaReader)
     log.append([Entry(topic, b"k", b"1")])
     messages = read(reader, 1)
-    away = KafkaConnectionError("away")
-    with monkeypatch.context() as patch:
-        patch.setattr(reader._consumer, "commit_async", lambda offsets, callback: Future().failure(away))
-        assert reader.commit(messages)
-    # As kafka-python does at the next poll.
-    reader._committed(reader._offsets(), away)
+    commit_refused(reader, messages, monkeypatch)
     assert not reader.commit([])
     watcher = KafkaConsumer(bootstrap_servers=kafka_server.bootstrap, group_id="refused", enable_auto_commit=False)
 
@@ -392,11 +396,7 @@ def test_a_place_that_kafka_refused_is_committed_though_partitions_are_shared_ou
     assert isinstance(reader, KafkaReader)
     messages = read(reader, 40)
     in_first = sum(message.position.partition.number == 0 for message in messages)
-    away = KafkaConnectionError("away")
-    with monkeypatch.context() as patch:
-        patch.setattr(reader._consumer, "commit_async", lambda offsets, callback: Future().failure(away))
-        assert reader.commit(messages)
-    reader._committed(reader._offsets(), away)
+    commit_refused(reader, messages, monkeypatch)
     other = open_reader(kafka_server.url, [topic], "shared", client_id="b")
 
     def shared_out() -> bool:

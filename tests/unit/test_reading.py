@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from learner import events
-from learner.events import BadEvent, Impression, impression_json, parse_event, parse_events, with_features
+from learner.events import BadEvent, Impression, impression_json, parse_event, parse_events
 from learner.features import MAX_FIELDS, Category, Feature, Multi, Numeric, Vector, coefficients
 from learner.model import Model, load_model
-from service.api import ScoreItem, ScoreRequest
+from service.api import score_decoder
 
 MODEL = load_model("""
 name = "m"
@@ -103,8 +103,7 @@ def test_what_a_model_takes_is_not_read_twice(monkeypatch: pytest.MonkeyPatch) -
 def test_a_request_read_for_a_model_says_what_was_sent() -> None:
     raw = json.dumps({"user_id": "u", "items": [{"item_id": "i", "features": one} for one in ITEMS]}).encode()
     assert MODEL.item_struct is not None
-    read = msgspec.json.decode(raw, type=with_features(MODEL.item_struct, ScoreRequest, ScoreItem))
-    assert isinstance(read, ScoreRequest)
+    read = score_decoder(MODEL.item_struct).decode(raw)
     assert MODEL.rows([item.features for item in read.items]).tobytes() == MODEL.rows(ITEMS).tobytes()
     assert [msgspec.to_builtins(item.features) for item in read.items] == ITEMS
 
