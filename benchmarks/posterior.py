@@ -12,7 +12,7 @@ from benchmarks.harness import Context, Figure, interleave, ratios, seconds_of
 from benchmarks.workload import START_MS, model
 from learner.apply import apply
 from learner.events import Click, Event, Impression
-from learner.posterior import Array, Gaussian, condition
+from learner.belief.gaussian import Array, Gaussian, condition
 from learner.record import Partition, Position, fresh_record
 
 USERS = 1_000

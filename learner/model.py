@@ -30,7 +30,7 @@ from learner.features import (
     item_struct,
     layout,
 )
-from learner.gaussian import Array, Gaussian, Method, dot
+from learner.belief.gaussian import Array, Belief, Gaussian, Method, factorised
 from learner.limits import MAX_FEATURES, MAX_TIMESTAMP_MS
 from learner.population import Population
 
@@ -141,6 +141,11 @@ class Model:
         return Population(self.prior, self.fixed_effect)
 
     @cached_property
+    def prior_belief(self) -> Belief:
+        """The prior in U D U' form, in float64."""
+        return factorised(self.prior)
+
+    @cached_property
     def population_fingerprint(self) -> bytes:
         """Eight bytes that tell populations apart."""
         return self.population.fingerprint
@@ -199,7 +204,7 @@ class Model:
         """The offsets of a slate, shape (N,): those given, and the fixed effect's where None was."""
         missing = given.count(None)
         if missing:
-            fixed = dot(rows.astype(np.float64), self.fixed_effect)
+            fixed = (rows * self.fixed_effect).sum(axis=1)
             if missing == len(given):
                 return fixed.astype(np.float32)
             given = [f if o is None else o for o, f in zip(given, fixed.tolist(), strict=True)]

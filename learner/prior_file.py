@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.gaussian import Array, Gaussian
+from learner.belief.gaussian import Array, Gaussian
 from learner.model import Model, ModelError
 from learner.population import Population
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from learner.apply import apply
 from learner.events import Click, Event, Impression, outcome_key
-from learner.gaussian import Array, sigmoid
+from learner.belief.gaussian import Array, sigmoid
 from learner.model import Model
 from learner.offline.metrics import expected_calibration_error
 from learner.offline.simulate import Item, World

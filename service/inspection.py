@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from learner.gaussian import Array, Gaussian
+from learner.belief.gaussian import Array, Gaussian
 from learner.model import Model
 from learner.record import NEVER, Record, RecordError, State, decode_record, read_header
 from learner.store import open_store

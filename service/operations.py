@@ -11,7 +11,7 @@ import numpy as np
 
 from learner.events import BadEvent, Click, Ranked, WireImpression, parse_event
 from learner.features import Rows
-from learner.gaussian import Array, Gaussian
+from learner.belief.gaussian import Array, Gaussian
 from learner.limits import MAX_EVENT_BYTES
 from learner.log import Entry, EventLog
 from learner.model import Model

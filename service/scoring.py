@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.features import Rows
-from learner.gaussian import Array, Gaussian, click_probability, predict, sigmoid
+from learner.belief.gaussian import Array, Gaussian, click_probability, predict, sigmoid
 
 Policy: TypeAlias = Literal["mean", "ucb", "thompson"]
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from learner.gaussian import Gaussian, Method
+from learner.belief.gaussian import Gaussian, Method
 from learner.model import Model
 from learner.offline.metrics import Bin, Estimate, Scored, reliability, share_of, summarise
 from learner.offline.replay import (

@@ -13,7 +13,7 @@ import numpy as np
 import scipy  # its modules are imported at their first use: no other command waits for them
 
 from learner.features import Numeric, width
-from learner.gaussian import Array, Gaussian
+from learner.belief.gaussian import Array, Gaussian
 from learner.model import Model
 from learner.offline.outcomes import Outcomes, Rows
 

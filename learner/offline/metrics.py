@@ -9,7 +9,7 @@ import numpy as np
 import scipy  # scipy.special is imported at its first use: no other command waits for it
 from numpy.typing import ArrayLike, NDArray
 
-from learner.gaussian import Array
+from learner.belief.gaussian import Array
 
 BINS = 10
 TOP = 10

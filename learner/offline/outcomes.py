@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.events import Click, Event
-from learner.gaussian import Array
+from learner.belief.gaussian import Array
 from learner.model import Model
 
 # One of them is in memory at a time.

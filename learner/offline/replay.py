@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from learner.apply import apply
 from learner.events import Click, Event, Impression
-from learner.gaussian import Array, click_probability, predict
+from learner.belief.gaussian import Array, click_probability, predict
 from learner.model import Model
 from learner.offline.metrics import Scored
 from learner.record import Partition, Position, Record, belief_at, fresh_record

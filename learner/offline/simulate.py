@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.features import Category, Feature, FeatureValue, Multi, Numeric, Rows, Vector
-from learner.gaussian import Array, sigmoid
+from learner.belief.gaussian import Array, sigmoid
 from learner.model import Model
 
 Item = dict[str, FeatureValue]

@@ -19,7 +19,7 @@ from learner.events import BadEvent, Click, Event, Impression, parse_event, pars
 from learner.features import FeatureError
 from learner.limits import MAX_TIMESTAMP_MS
 from learner.model import load_model
-from learner.posterior import Gaussian
+from learner.belief.gaussian import Gaussian
 from learner.record import (
     CLICK_DTYPE,
     Partition,

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from learner.posterior import Gaussian
+from learner.belief.gaussian import Gaussian
 from learner.record import DamagedRecord, decode_record, encode_record, fresh_record
 from tests.fuzz.laws import MODELS, MOVED, TARGETS, Target
 from tests.fuzz.run import by_hypothesis, by_schemathesis

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from learner.apply import apply
 from learner.events import Click, Event, Impression, outcome_key
 from learner.model import Model, load_model
-from learner.posterior import Gaussian, condition, flip
+from learner.belief.gaussian import Gaussian, condition, flip
 from learner.record import (
     DamagedRecord,
     Partition,

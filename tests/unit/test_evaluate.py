@@ -16,7 +16,7 @@ from learner.offline.evaluate import cut_at, evaluate, variants
 from learner.offline.metrics import Scored, auc, log_loss, reliability, share_of, summarise
 from learner.offline.replay import fresh, frozen_at, histories, joined_after, lagging, replay
 from learner.offline.report import as_html, as_json, as_text
-from learner.posterior import click_probability, predict
+from learner.belief.gaussian import click_probability, predict
 from learner.record import Partition, Position, belief_at, fresh_record
 
 MODEL = load_model(

@@ -24,7 +24,7 @@ from learner.offline.half_life import fit_half_life
 from learner.offline.outcomes import Outcomes, Rows, collect
 from learner.offline.reading import LogError, read_events
 from learner.offline.replay import histories
-from learner.posterior import Gaussian, condition_microbatch
+from learner.belief.gaussian import Gaussian, condition_microbatch
 
 MODEL = load_model(
     'name = "t"\nattribution_window = "1m"\n[features]\nx = { kind = "numeric", mean = 2.0, std = 3.0 }\n'

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from learner.gaussian import sigmoid
+from learner.belief.gaussian import sigmoid
 
 
 def test_sigmoid_is_that_of_scipy_to_a_few_units_in_the_last_place() -> None:

@@ -11,7 +11,7 @@ from learner.apply import apply
 from learner.events import Impression, outcome_key
 from learner.model import Model, ModelError, load_model
 from learner.population import Population, rebase
-from learner.posterior import Gaussian, condition_microbatch
+from learner.belief.gaussian import Gaussian, condition_microbatch
 from learner.prior_file import PriorFile, decode_prior, encode_prior, with_prior
 from learner.record import (
     ForeignRecord,

@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_expit
 
 from learner import posterior as p
-from learner.posterior import Gaussian
+from learner.belief.gaussian import Gaussian
 from learner.tilted import adf_moments, laplace_moments
 
 

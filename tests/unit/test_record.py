@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from learner.model import Model, load_model
-from learner.posterior import Gaussian
+from learner.belief.gaussian import Gaussian
 from learner.record import (
     CLICK_DTYPE,
     TOGETHER,

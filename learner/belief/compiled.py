@@ -1,0 +1,54 @@
+"""The decorator of compiled functions, and where their machine code is kept.
+
+Numba caches machine code beside the source, for a generic processor, so that an image built on one machine runs on
+another. `python -m learner.compile` fills the cache when an environment is built.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numba
+from numba.core import caching
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_PACKAGES = tuple(Path(__file__).parent.parent / name for name in ("belief", "step"))
+
+
+@cache
+def _digest() -> bytes:
+    """A digest of all compiled sources: a compiled function contains those it calls, from other files too."""
+    found = hashlib.blake2b(digest_size=16)
+    for source in sorted(path for package in _PACKAGES for path in package.glob("*.py")):
+        found.update(source.read_bytes())
+    return found.digest()
+
+
+class SourceCacheLocator(caching.InTreeCacheLocator):  # type: ignore[misc]
+    """The `__pycache__` beside the source; it may be read-only once it is filled."""
+
+    def ensure_cache_path(self) -> None:
+        """Accept a folder that cannot be written if it holds compiled code."""
+        try:
+            super().ensure_cache_path()
+        except OSError:
+            if not any(Path(self.get_cache_path()).glob("*.nbi")):
+                raise
+
+    def get_source_stamp(self) -> bytes:
+        """Stamp a function with all compiled sources, not with its own file alone."""
+        return _digest()
+
+
+numba.config.CPU_NAME, numba.config.CPU_FEATURES = "generic", ""
+numba.config.CACHE_LOCATOR_CLASSES = f"{__name__}.{SourceCacheLocator.__name__},UserWideCacheLocator"
+
+
+def compiled(function: F) -> F:
+    """Compile a function: cached, without the interpreter lock, and without `fastmath`, which reorders sums."""
+    return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy")(function))

@@ -1,0 +1,335 @@
+"""The user record and its binary form.
+
+Little-endian, checksummed, no pickle, in columns; the length is a multiple of 8::
+
+    header      magic "FRS" and version u8, checksum u32 (CRC-32 of all the rest), revision u64, model fingerprint 8
+                bytes, fingerprint of the prior and fixed effect it was learnt under 8 bytes, updated_at i64, settled_at
+                i64, erased_at i64, n_events u32, outcomes u32, clicks u32, partitions u16, d u16
+    applied     topic u64, offset i64 (the partition's number further on)
+    clicks      key u64, clicked_at i64
+    outcomes    key u64, shown_at i64
+    applied     partition i32
+    belief      mean d x f32, factor f32 (see `learner.belief.gaussian`)
+    outcomes    offset f32, weight f32, precision f32, shift f32, row d x f32, state u8
+
+Bytes 4 to 16, checksum and revision, tell a record from every other one that its user has had, so that a store can
+compare them without knowing the rest. `learner.step` reads and writes these columns in compiled code.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from enum import IntEnum
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeAlias
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.belief.gaussian import Belief
+from learner.model import Model
+from learner.population import rebase
+from learner.record.layout import HEADER_BYTES, Layout, layout
+
+MAGIC = b"FRS"
+VERSION = 4
+NEVER = -1
+IDENTITY = slice(4, 16)
+"""Where the bytes of a record have what tells it from every other record of its user."""
+
+Structured: TypeAlias = NDArray[np.void]
+
+_HEADER = struct.Struct("<3sBIQ8s8sqqqIIIHH")
+_CHECKSUM = struct.Struct("<I")
+CLICK_DTYPE = np.dtype([("key", "<u8"), ("clicked_at", "<i8")])
+
+
+class RecordError(ValueError):
+    """A stored record cannot be used; the message names the user and what is wrong. Never a silent fresh start."""
+
+    def __init__(self, user_id: str, detail: str) -> None:
+        super().__init__(f"record of user {user_id!r}: {detail}")
+        self.user_id = user_id
+
+
+class DamagedRecord(RecordError):
+    """The bytes are not what was written."""
+
+
+class ForeignRecord(RecordError):
+    """The record was written by a model with another feature space, or by another version of the format."""
+
+
+class State(IntEnum):
+    """What is known of an outcome."""
+
+    OPEN = 0
+    """Shown, not clicked, and a click may well still come."""
+    SETTLED = 1
+    """Learnt as a "no"."""
+    CLICKED = 2
+    """Learnt as a "yes"."""
+
+
+class Partition(NamedTuple):
+    """A log partition, by the first eight bytes of its topic's id: a topic made again is another one."""
+
+    topic: int
+    number: int
+
+
+class Position(NamedTuple):
+    """Where in the log an event stands."""
+
+    partition: Partition
+    offset: int
+
+
+class Record(NamedTuple):
+    """All that is known of one user.
+
+    Attributes
+    ----------
+    revision
+        How often it was written; 0 for a user never written.
+    updated_at
+        Latest event time, epoch ms; `NEVER` without events.
+    settled_at
+        The time to which `settled` is relaxed, epoch ms; `NEVER` while it is the prior.
+    n_events
+        Events that changed it.
+    settled
+        Belief conditioned on final labels, exactly once each, in float32.
+    outcomes
+        Outcomes inside the attribution window, oldest first: see the module for the columns. ``precision`` and
+        ``shift`` are the site that a "no" left, faded by what forgetting has left of it.
+    clicks
+        Clicks that wait for their impression.
+    applied
+        For each partition that contributed, the last offset applied.
+    erased_at
+        When the user was last erased, epoch ms: events dated up to then are never learnt from. `NEVER` if not.
+    """
+
+    revision: int
+    updated_at: int
+    settled_at: int
+    n_events: int
+    settled: Belief
+    outcomes: Structured
+    clicks: Structured
+    applied: Mapping[Partition, int]
+    erased_at: int = NEVER
+
+    @property
+    def was_erased(self) -> bool:
+        """Whether the user was ever erased; the store then keeps the record as long as a tombstone."""
+        return self.erased_at != NEVER
+
+
+def fresh_record(model: Model) -> Record:
+    """The record of a user of whom nothing is known."""
+    mean, factor = model.prior_belief
+    settled = Belief(mean.astype(np.float32), factor.astype(np.float32))
+    return Record(0, NEVER, NEVER, 0, settled, no_outcomes(model.d), np.empty(0, CLICK_DTYPE), {})
+
+
+def erased(record: Record, model: Model, now: int) -> Record:
+    """The next revision of a user: a tombstone, which neither events still in the log nor a replay bring back to life.
+
+    It knows nothing but the time `now` (epoch ms) of the erasure and the applied offsets.
+    """
+    return fresh_record(model)._replace(revision=record.revision + 1, applied=record.applied, erased_at=now)
+
+
+@lru_cache(maxsize=8)
+def outcome_dtype(d: int) -> np.dtype[np.void]:
+    """The columns of an outcome with a row of d coefficients."""
+    return np.dtype(
+        [
+            ("key", "<u8"),
+            ("shown_at", "<i8"),
+            ("offset", "<f4"),
+            ("weight", "<f4"),
+            ("precision", "<f4"),
+            ("shift", "<f4"),
+            ("row", "<f4", (d,)),
+            ("state", "u1"),
+        ]
+    )
+
+
+def no_outcomes(d: int) -> Structured:
+    """No outcomes of d coefficients."""
+    return np.empty(0, outcome_dtype(d))
+
+
+class Header(NamedTuple):
+    """What the bytes of a record say of themselves; see the module."""
+
+    version: int
+    checksum: int
+    revision: int
+    fingerprint: bytes
+    population_fingerprint: bytes
+    updated_at: int
+    settled_at: int
+    erased_at: int
+    n_events: int
+    n_outcomes: int
+    n_clicks: int
+    n_applied: int
+    d: int
+
+
+def read_header(data: bytes) -> Header | None:
+    """The header of bytes that need not be a whole record, nor one of this model's; None if they have none we know."""
+    if len(data) < HEADER_BYTES or data[:3] != MAGIC or data[3] != VERSION:
+        return None
+    return Header(*_HEADER.unpack_from(data)[1:])
+
+
+def header_template(model: Model) -> bytes:
+    """The header of a record of which nothing but the model is known."""
+    return _HEADER.pack(
+        MAGIC, VERSION, 0, 0, model.fingerprint, model.population_fingerprint, NEVER, NEVER, NEVER, 0, 0, 0, 0, model.d
+    )
+
+
+def checksum(data: bytes | memoryview) -> int:
+    """CRC-32 of a record, but for the place of the checksum."""
+    return crc32(data[8:], crc32(data[:4]))
+
+
+def check_record(data: bytes, model: Model, user_id: str) -> Header:
+    """The header of a record, once it is known to be whole and of this model, be it under another population.
+
+    Raises
+    ------
+    DamagedRecord
+        If the bytes are truncated, altered or not a record.
+    ForeignRecord
+        If another feature space or another version of the format wrote it.
+    """
+    if len(data) < HEADER_BYTES or data[:3] != MAGIC:
+        raise DamagedRecord(user_id, f"{len(data)} bytes that are not a Freshet record")
+    if checksum(data) != _CHECKSUM.unpack_from(data, 4)[0]:
+        raise DamagedRecord(user_id, f"checksum of its {len(data)} bytes does not match")
+    if data[3] != VERSION:
+        raise ForeignRecord(user_id, f"format version {data[3]}, this release reads {VERSION}")
+    header = Header(*_HEADER.unpack_from(data)[1:])
+    if header.fingerprint != model.fingerprint:
+        raise ForeignRecord(
+            user_id,
+            f"written by a model with feature space {header.fingerprint.hex()} of {header.d} "
+            f"coefficients; model {model.name!r} has {model.fingerprint.hex()} of {model.d}",
+        )
+    if header.d != model.d or len(data) != _layout(model, header).length:
+        raise DamagedRecord(user_id, f"{len(data)} bytes do not fit its own header")
+    return header
+
+
+def encode_record(record: Record, model: Model) -> bytes:
+    """The bytes to store; `decode_record` gives the record back to the last bit."""
+    outcomes, clicks, applied = record.outcomes, record.clicks, record.applied
+    head = _HEADER.pack(
+        MAGIC, VERSION, 0, record.revision, model.fingerprint, model.population_fingerprint, record.updated_at,
+        record.settled_at, record.erased_at, record.n_events, len(outcomes), len(clicks), len(applied), model.d,
+    )  # fmt: skip
+    columns: list[Any] = [
+        np.array([place.topic for place in applied], "<u8"),
+        np.array(list(applied.values()), "<i8"),
+        *(clicks[name] for name in ("key", "clicked_at")),
+        *(outcomes[name] for name in ("key", "shown_at")),
+        np.array([place.number for place in applied], "<i4"),
+        record.settled.mean.astype("<f4"),
+        record.settled.factor.astype("<f4"),
+        *(outcomes[name] for name in ("offset", "weight", "precision", "shift", "row", "state")),
+    ]
+    data = bytearray(head).join([b"", b"".join(column.tobytes() for column in columns)])
+    data += bytes(-len(data) % 8)
+    _CHECKSUM.pack_into(data, 4, checksum(bytes(data)))
+    return bytes(data)
+
+
+def decode_record(data: bytes, model: Model, user_id: str) -> Record:
+    """Read a stored record.
+
+    Raises
+    ------
+    DamagedRecord
+        If the bytes are truncated, altered or not a record.
+    ForeignRecord
+        If another feature space, another version or an unknown prior wrote it.
+    """
+    header = check_record(data, model, user_id)
+    at = _layout(model, header)
+    n, d = header.n_outcomes, header.d
+
+    def column(start: int, dtype: str, count: int) -> NDArray[Any]:
+        return np.frombuffer(data, dtype, count, start)
+
+    outcomes = no_outcomes(d)
+    if n:
+        outcomes = np.empty(n, outcome_dtype(d))
+        outcomes["key"], outcomes["shown_at"] = column(at.key, "<u8", n), column(at.shown_at, "<i8", n)
+        for name in ("offset", "weight", "precision", "shift"):
+            outcomes[name] = column(getattr(at, name), "<f4", n)
+        outcomes["row"] = column(at.row, "<f4", n * d).reshape(n, d)
+        outcomes["state"] = column(at.state, "u1", n)
+    clicks = np.empty(header.n_clicks, CLICK_DTYPE)
+    clicks["key"] = column(at.click_key, "<u8", header.n_clicks)
+    clicks["clicked_at"] = column(at.clicked_at, "<i8", header.n_clicks)
+    places = zip(
+        column(at.applied_topic, "<u8", header.n_applied).tolist(),
+        column(at.applied_partition, "<i4", header.n_applied).tolist(),
+        strict=True,
+    )
+    offsets = column(at.applied_offset, "<i8", header.n_applied).tolist()
+    record = Record(
+        header.revision,
+        header.updated_at,
+        header.settled_at,
+        header.n_events,
+        Belief(column(at.mean, "<f4", d), column(at.factor, "<f4", (at.offset - at.factor) // 4)),
+        outcomes,
+        clicks,
+        dict(zip((Partition(*place) for place in places), offsets, strict=True)),
+        header.erased_at,
+    )
+    if header.population_fingerprint == model.population_fingerprint:
+        return record
+    return _under_this_population(record, header.population_fingerprint, model, user_id)
+
+
+def _layout(model: Model, header: Header) -> Layout:
+    # Not the compiled one, which costs more to call than the sums.
+    plain: Any = layout.py_func  # type: ignore[attr-defined]
+    found: Layout = plain(
+        header.d, len(model.prior_belief.factor), header.n_outcomes, header.n_clicks, header.n_applied
+    )
+    return found
+
+
+def _under_this_population(record: Record, fingerprint: bytes, model: Model, user_id: str) -> Record:
+    """The record as the same evidence gives it under the model's population."""
+    old = model.earlier_populations.get(fingerprint)
+    if old is None:
+        raise ForeignRecord(
+            user_id,
+            f"learnt under prior {fingerprint.hex()}, which model {model.name!r} does not "
+            f"know; it has {model.population_fingerprint.hex()}. Expected a prior file that was fitted with "
+            "that prior in force, or that prior among [[prior.earlier]] of the model",
+        )
+    outcomes = record.outcomes
+    shift = model.fixed_effect - old.fixed_effect
+    if shift.any() and len(outcomes):
+        outcomes = outcomes.copy()
+        outcomes["offset"] += (outcomes["row"] * shift).sum(axis=1).astype(np.float32)
+    try:
+        settled = rebase(record.settled, old, model.population)
+    except np.linalg.LinAlgError as exc:
+        raise DamagedRecord(user_id, "a covariance that cannot be inverted") from exc
+    return record._replace(settled=settled, outcomes=outcomes)

@@ -1,0 +1,156 @@
+"""The learning step on bytes: stored records and a microbatch in, records to store out. Pure."""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from collections.abc import Sequence
+from math import ceil, inf
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.events import Click, Event, Impression
+from learner.model import Model
+from learner.record import Position, check_record, checksum, decode_record, encode_record, header_template
+from learner.record.layout import HEADER_BYTES
+from learner.step import kernel
+from learner.step.kernel import COUNTS, Events, Rules
+
+# Beliefs relax in steps of event time: a share of the half-life, and never less than this.
+TICKS_A_HALF_LIFE, MIN_TICK_MS = 4_096, 1_000
+
+UserEvents: TypeAlias = Sequence[tuple[Event, Position]]
+_CHECKSUM = struct.Struct("<I")
+
+
+class Microbatch(NamedTuple):
+    """Events of U users as columns: those of user i are ``order[first[i]:first[i + 1]]``, in log order."""
+
+    events: Events
+    order: NDArray[np.int64]
+    first: NDArray[np.int64]
+
+
+class Applied(NamedTuple):
+    """What a microbatch came to.
+
+    Attributes
+    ----------
+    values
+        For each user the record to store, its revision raised by one; None where nothing has to be written.
+    erased
+        For each user whether they were ever erased.
+    counts
+        How many events and outcomes met each fate of `learner.step.kernel.COUNTS`.
+    """
+
+    values: list[bytes | None]
+    erased: list[bool]
+    counts: Counter[str]
+
+
+def rules(model: Model) -> Rules:
+    """What the compiled loop has to know of a model."""
+    half_life = model.half_life_ms or inf
+    tick = 1 if half_life == inf else max(MIN_TICK_MS, int(half_life / TICKS_A_HALF_LIFE))
+    prior = model.prior_belief
+    return Rules(
+        prior.mean, prior.factor, model.method == "laplace", half_life, tick, model.discount or 1.0, model.window_ms,
+        max(1, ceil(model.settle_age_ms)), model.max_open,
+    )  # fmt: skip
+
+
+def microbatch(model: Model, users: Sequence[UserEvents]) -> Microbatch:
+    """Columns of each user's events, in log order, with their positions."""
+    flat = [one for mine in users for one in mine]
+    n = len(flat)
+    shown = [event for event, _ in flat if isinstance(event, Impression)]
+    n_items = [len(event.keys) if isinstance(event, Impression) else 0 for event, _ in flat]
+    events = Events(
+        np.array([kernel.CLICK if isinstance(event, Click) else kernel.IMPRESSION for event, _ in flat], np.int64),
+        np.array([event.timestamp for event, _ in flat], np.int64),
+        np.array([position.partition.topic for _, position in flat], np.uint64),
+        np.array([position.partition.number for _, position in flat], np.int32),
+        np.array([position.offset for _, position in flat], np.int64),
+        np.array([event.key if isinstance(event, Click) else 0 for event, _ in flat], np.uint64),
+        _starts(n_items),
+        np.array([key for event in shown for key in event.keys], np.uint64),
+        _joined([event.offset for event in shown], np.empty(0, np.float32)),
+        _joined([event.weight for event in shown], np.empty(0, np.float32)),
+        _joined([event.rows for event in shown], np.empty((0, model.d), np.float32)),
+    )
+    return Microbatch(events, np.arange(n), _starts([len(mine) for mine in users]))
+
+
+def apply(model: Model, stored: Sequence[bytes | None], batch: Microbatch, user_ids: Sequence[str]) -> Applied:
+    """Learn from a microbatch.
+
+    Parameters
+    ----------
+    stored
+        The record of each user; None for one who has none.
+    batch
+        Their events.
+    user_ids
+        Who they are, for errors.
+
+    Raises
+    ------
+    DamagedRecord, ForeignRecord
+        If a record cannot be used.
+    """
+    n_users = len(stored)
+    values, revisions, lengths = [], np.ones(n_users, np.int64), np.zeros(n_users, np.int64)
+    extra = np.zeros((n_users, 3), np.int64)
+    erased = []
+    for u, (value, user_id) in enumerate(zip(stored, user_ids, strict=True)):
+        if value is None:
+            erased.append(False)
+            continue
+        header = check_record(value, model, user_id)
+        if header.population_fingerprint != model.population_fingerprint:
+            value = encode_record(decode_record(value, model, user_id), model)
+        values.append(value)
+        revisions[u], lengths[u] = header.revision + 1, len(value)
+        extra[u] = header.n_outcomes, header.n_clicks, header.n_applied
+        erased.append(header.erased_at >= 0)
+    n_events = np.diff(batch.first)
+    n_items = np.add.reduceat(np.append(np.diff(batch.events.first_item)[batch.order], 0), batch.first[:-1])
+    n_items[n_events == 0] = 0
+    # The most that each may come to: every event may bring a click or a partition.
+    room = extra + np.stack([n_items, n_events, n_events], axis=1)
+    d, n_factor = model.d, len(model.prior_belief.factor)
+    sizes = HEADER_BYTES + 4 * (d + n_factor) + room @ np.array([33 + 4 * d, 16, 20]) + 7
+    sizes -= sizes % 8
+    out = np.empty(int(sizes.sum()), np.uint8)
+    out_starts, starts = _starts(sizes), _starts(lengths)
+    written, counts = np.zeros(n_users, np.int64), np.zeros(len(COUNTS), np.int64)
+    kernel.apply_all(
+        rules(model), np.frombuffer(header_template(model), np.uint8), np.frombuffer(b"".join(values), np.uint8), starts,
+        revisions, np.maximum(room.max(axis=0, initial=0), 1), batch.events, batch.order, batch.first, out, out_starts,
+        written, counts,
+    )  # fmt: skip
+    view = memoryview(out)
+    results: list[bytes | None] = []
+    for start, length in zip(out_starts.tolist(), written.tolist(), strict=False):
+        if not length:
+            results.append(None)
+            continue
+        data = view[start : start + length]
+        _CHECKSUM.pack_into(data, 4, checksum(data))
+        results.append(bytes(data))
+    fates = {name: n for name, n in zip(COUNTS, counts.tolist(), strict=True) if n}
+    return Applied(results, erased, Counter(fates))
+
+
+def _starts(lengths: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each of some neighbouring pieces begins, and where the last one ends."""
+    starts = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=starts[1:])
+    return starts
+
+
+def _joined(pieces: Sequence[NDArray[np.float32]], none: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.concatenate(pieces) if pieces else none
