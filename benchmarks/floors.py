@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI, Request, Response
 
-from service import api
+from service.web import api
 
 _TYPED = msgspec.json.Decoder(api.ScoreRequest)
 

@@ -29,8 +29,8 @@ def measure(context: Context) -> list[Figure]:
     topic = "freshness"
     make_topic(kafka, topic)
     environ = freshet_environ(context, shared(context, RedisServer).url(2), kafka.url, topic)
-    context.start(PythonProcess(["service.cli", "learn"], environ))
-    client = Client(context.start(PythonProcess(["service.cli", "serve"], environ)).port)
+    context.start(PythonProcess(["service", "learn"], environ))
+    client = Client(context.start(PythonProcess(["service", "serve"], environ)).port)
     producer = KafkaProducer(bootstrap_servers=kafka.bootstrap, linger_ms=0)
     repetitions = context.repetitions
     seconds = 5.0 if context.quick else 15.0

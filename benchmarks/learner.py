@@ -156,7 +156,7 @@ def _processes(context: Context, topic: str, n: int, count: int, processor_s: li
     def committed() -> int:
         return sum(watcher.committed(place) or 0 for place in places)
 
-    processes = [subprocess.Popen([sys.executable, "-m", "service.cli", "learn"], env=environ) for _ in range(count)]
+    processes = [subprocess.Popen([sys.executable, "-m", "service", "learn"], env=environ) for _ in range(count)]
     try:
         eventually(lambda: committed() >= n // 5, 120, "a fifth is learnt")
         start, started = committed(), time.perf_counter()

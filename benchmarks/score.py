@@ -82,7 +82,7 @@ def processes(context: Context) -> list[PythonProcess]:
     environ = freshet_environ(context, url, f"sqlite:///{context.folder}/log.db")
     plain = {name: value for name, value in os.environ.items() if not name.startswith("FRESHET_")}
     return [
-        context.start(PythonProcess(["service.cli", "serve"], environ)),
+        context.start(PythonProcess(["service", "serve"], environ)),
         context.start(PythonProcess(["uvicorn", "benchmarks.floors:fastapi_app", *UVICORN], plain)),
         context.start(PythonProcess(["uvicorn", "benchmarks.floors:echo", *UVICORN], plain)),
     ]

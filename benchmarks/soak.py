@@ -24,7 +24,7 @@ def measure(context: Context) -> list[Figure]:
     topic = "soak"
     make_topic(kafka, topic)
     environ = freshet_environ(context, shared(context, RedisServer).url(5), kafka.url, topic, "soak")
-    learner = context.start(PythonProcess(["service.cli", "learn"], environ))
+    learner = context.start(PythonProcess(["service", "learn"], environ))
     load = subprocess.Popen([sys.executable, "-m", "benchmarks.freshness", kafka.bootstrap, topic, str(SECONDS)])
     times, sizes = [], []
     started = time.perf_counter()

@@ -18,17 +18,17 @@ def measure(context: Context) -> list[Figure]:
     run = {
         "bare": lambda: _seconds_of_python("pass"),
         "libraries": lambda: _seconds_of_python("import fastapi, numpy"),
-        "import": lambda: _seconds_of_python("import service.app"),
+        "import": lambda: _seconds_of_python("import service.web.app"),
         "up": lambda: _seconds_to_ready(context.folder),
     }
     interleave(run, 1)
     values = interleave(run, context.repetitions)
     return [
-        Figure("start: import service.app, interpreter included", "s", values["import"], at_most=0.6),
+        Figure("start: import service.web.app, interpreter included", "s", values["import"], at_most=0.6),
         Figure("start: freshet up, until ready", "s", values["up"], at_most=1.5),
         Figure("start: an interpreter that does nothing", "s", values["bare"]),
         Figure("start: import fastapi, numpy", "s", values["libraries"]),
-        Figure("start: import service.app over that", "x", ratios(values["import"], values["libraries"])),
+        Figure("start: import service.web.app over that", "x", ratios(values["import"], values["libraries"])),
         Figure("start: freshet up over that", "x", ratios(values["up"], values["libraries"])),
     ]
 
@@ -48,7 +48,7 @@ def _seconds_of_python(code: str) -> float:
 def _seconds_to_ready(parent: Path) -> float:
     with TemporaryDirectory(dir=parent) as folder:
         up = PythonProcess(
-            ["service.cli", "up", "--file", f"{folder}/freshet.db", "--port", "{port}"],
+            ["service", "up", "--file", f"{folder}/freshet.db", "--port", "{port}"],
             {**_environ(), "FRESHET_LOG_LEVEL": "error"},
         )
         started = time.perf_counter()

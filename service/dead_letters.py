@@ -1,4 +1,4 @@
-"""`freshet replay-dlq`: dead letters go back into the topics they came from, once what was wrong has been put right.
+"""Dead letters go back into the topics they came from, once what was wrong has been put right.
 
 Dead letters are never moved or changed. Which of them were replayed stands in a topic beside them,
 ``<topic>.dlq.replayed``: one record a letter, written once the log has the event again. So a run may be filtered,
@@ -8,7 +8,6 @@ which an event's identity makes harmless within the attribution window.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,10 +17,9 @@ from itertools import islice
 
 import msgspec
 
-from learner.events import BadEvent, Reason, parse_event
-from learner.log import DEAD_LETTER_SUFFIX, REPLAYS_HEADER, Entry, EventLog, Message, open_log, read_to_end
+from learner.events import BadEvent, parse_event
+from learner.log import DEAD_LETTER_SUFFIX, REPLAYS_HEADER, Entry, EventLog, Message, read_to_end
 from learner.model import Model
-from service.settings import Settings
 
 MARKS_SUFFIX = DEAD_LETTER_SUFFIX + ".replayed"
 MAX_REPLAYS = 3
@@ -200,45 +198,3 @@ def as_table(rows: dict[tuple[str, str], Row], dry_run: bool) -> str:
         for line in table
     ]
     return "\n".join(lines) + "\n"
-
-
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
-    """Add `replay-dlq` to the command."""
-    parser = commands.add_parser(
-        "replay-dlq", help="put dead letters back into their topics",
-        description="Append the events of <topic>.dlq to the topics they came from, with their bytes and keys, if the "
-        "model in force takes them; those it still refuses stay. Letters stay too, and <topic>.dlq.replayed (in Kafka: "
-        "compacted, or kept as long as the letters) says which were replayed: run it again at any time. An event is "
-        "learnt at its new place in the log by its own time: a click by then out of the window counts as late, an "
-        "event from before its user's erasure changes nothing.",
-    )  # fmt: skip
-    parser.add_argument("--dry-run", action="store_true", help="write nothing; only say what would be replayed")
-    parser.add_argument(
-        "--reason", action="append", default=[], choices=[str(reason) for reason in Reason], metavar="REASON",
-        help=f"only letters with this reason; may be repeated. One of {', '.join(Reason)}",
-    )  # fmt: skip
-    parser.add_argument(
-        "--topic", action="append", default=[], help="only letters of this topic; may be repeated (default: all)"
-    )
-    parser.add_argument(
-        "--max-replays", type=int, default=MAX_REPLAYS, metavar="N",
-        help="leave an event alone that was replayed so often and failed again (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument("--file", help="the SQLite file of `freshet up` (default: the log of FRESHET_LOG)")
-    return parser
-
-
-def run_replay(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
-    """Replay, and print what was done or would be."""
-    if unknown := set(arguments.topic) - set(settings.topics):
-        raise ValueError(f"topic {min(unknown)!r}: expected one of {', '.join(settings.topics)}")
-    wanted = Request(
-        arguments.topic or settings.topics, frozenset(arguments.reason), arguments.max_replays, arguments.dry_run
-    )
-    log = open_log(settings.log, **settings.kafka_options)
-    try:
-        rows = replay(settings.log, wanted, model, log, **settings.kafka_options)
-    finally:
-        log.close()
-    print(as_table(rows, wanted.dry_run), end="")
-    return 0

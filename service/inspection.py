@@ -1,22 +1,16 @@
-"""`freshet inspect`: one user's record, for people or as JSON. Only reads."""
+"""What is in one user's record, for people or as JSON. Only reads."""
 
 from __future__ import annotations
 
-import argparse
-import sys
-import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from learner.belief.gaussian import Array, Gaussian
 from learner.model import Model
 from learner.record import NEVER, Record, RecordError, State, decode_record, read_header
-from learner.store import open_store
-from service.settings import Settings
 
 SHOWN_OUTCOMES = 20
 
@@ -127,31 +121,3 @@ def _iso(at: int) -> str | None:
         return datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="milliseconds")
     except (OverflowError, OSError, ValueError):
         return f"{at} ms"
-
-
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
-    """Add `inspect` to the command."""
-    parser = commands.add_parser(
-        "inspect", help="print the record of a user",
-        description="Print what is stored of a user: beliefs, outcomes, how far the log was learnt. Changes nothing. "
-        "Exit status 1 if there is no record, or one that cannot be read, of which it prints what its header says.",
-    )  # fmt: skip
-    parser.add_argument("user", metavar="USER", help="the user_id")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--file", help="the SQLite file of `freshet up` (default: the store of FRESHET_STORE)")
-    return parser
-
-
-def run_inspect(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
-    """Print a record."""
-    store = open_store(settings.store_url, **settings.store_options)
-    try:
-        (value,) = store.load([arguments.user])
-    finally:
-        store.close()
-    if value is None:
-        print(f"user {arguments.user!r} has no record", file=sys.stderr)
-        return 1
-    facts = report(value, model, arguments.user, time.time_ns() // 1_000_000)
-    print(msgspec.json.format(msgspec.json.encode(facts)).decode() if arguments.json else as_text(facts), end="")
-    return 1 if "error" in facts else 0

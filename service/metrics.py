@@ -1,28 +1,42 @@
-"""Prometheus metrics of the service and of a learner. No label ever holds a user or an item."""
+"""Prometheus metrics of a learner, and how all are told. No label ever holds a user or an item."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import Counter as Counts
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-if TYPE_CHECKING:
-    from learner.consumer import Progress
-
-_LATENCY_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+LATENCY_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 
 
-class ServiceMetrics:
-    """What the HTTP service counts."""
+class Progress(Protocol):
+    """What one turn of the learning loop tells of itself, as `learner.consumer.Progress` has it."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.requests = Counter("freshet_http_requests", "HTTP requests.", ["route", "status"], registry=registry)
-        self.latency = Histogram(
-            "freshet_http_request_seconds", "Time to answer.", ["route"], buckets=_LATENCY_BUCKETS, registry=registry
-        )
-        self.scored = Counter("freshet_items_scored", "Items scored.", ["policy", "user_known"], registry=registry)
-        self.accepted = Counter("freshet_events_accepted", "Events appended to the log.", ["topic"], registry=registry)
-        self.rejected = Counter("freshet_events_rejected", "Events refused at the door.", ["reason"], registry=registry)
+    @property
+    def messages(self) -> int:
+        """Polled in this turn."""
+        ...
+
+    @property
+    def counts(self) -> Counts[str]:
+        """What became of events."""
+        ...
+
+    @property
+    def bad(self) -> Counts[str]:
+        """Dead letters by reason."""
+        ...
+
+    @property
+    def lag(self) -> int:
+        """Messages still to be polled."""
+        ...
+
+    @property
+    def freshness_ms(self) -> float | None:
+        """Age of the oldest message of the batch when its record was stored; None without messages."""
+        ...
 
 
 class LearnerMetrics:
@@ -41,7 +55,7 @@ class LearnerMetrics:
         )  # fmt: skip
         self.freshness = Histogram(
             "freshet_learner_freshness_seconds", "From the log to the store, oldest message of a microbatch.",
-            buckets=(*_LATENCY_BUCKETS, 30, 300), registry=registry,
+            buckets=(*LATENCY_BUCKETS, 30, 300), registry=registry,
         )  # fmt: skip
 
     def observe(self, progress: Progress) -> None:

@@ -6,17 +6,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import structlog
 from prometheus_client import CollectorRegistry
 from tqdm import tqdm
 
 from learner.store import Store, StoreUnavailable
-from service.metrics import LearnerMetrics
-
-if TYPE_CHECKING:
-    from learner.consumer import Progress
+from service.metrics import LearnerMetrics, Progress
 
 REPORT_INTERVAL_S = 10.0
 

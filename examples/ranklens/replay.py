@@ -21,7 +21,7 @@ from scipy.special import expit
 from tqdm import tqdm
 
 from examples.ranklens.dataset import DatasetMissing, Slate, Slates, load
-from learner.offline.metrics import auc, log_loss
+from learner.evaluation.metrics import auc, log_loss
 from service.client import Client, Refused
 
 REPORT_EVERY = 500

@@ -89,7 +89,7 @@ class Learners:
         port = free_port()
         with (self._folder / f"learner-{port}.log").open("ab") as output:
             self.alive[port] = subprocess.Popen(
-                [sys.executable, "-m", "service.cli", "learn"],
+                [sys.executable, "-m", "service", "learn"],
                 env={**self._environ, "FRESHET_LEARNER_PORT": str(port)}, stdout=output, stderr=output,
             )  # fmt: skip
 

@@ -19,7 +19,7 @@ from kafka import KafkaAdminClient, KafkaProducer
 from learner.model import load_model
 from learner.record import decode_record
 from learner.store.redis import record_key
-from service.server import DRAIN_S
+from service.web.server import DRAIN_S
 from tests.e2e.test_path import MODEL, Deployment, click, impression, members, now_ms
 from tests.servers import KafkaServer, RedisServer, eventually
 

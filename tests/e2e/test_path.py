@@ -27,10 +27,10 @@ from learner.apply import apply
 from learner.events import WireClick, WireImpression, parse_event
 from learner.log import read_to_end
 from learner.model import load_model
+from learner.policies import score_items
 from learner.population import rebase
 from learner.prior_file import decode_prior, with_prior
 from learner.record import belief_at, decode_record, encode_record, fresh_record
-from service.scoring import score_items
 from tests.servers import KafkaServer, RedisServer, eventually, free_port
 
 MODEL = """\
@@ -85,7 +85,7 @@ class Deployment:
     def start(self, command: str, **environ: str) -> subprocess.Popen[bytes]:
         with (self.folder / f"{command}.log").open("ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "service.cli", command],
+                [sys.executable, "-m", "service", command],
                 env={**self.environ, **environ}, stdout=output, stderr=output,
             )  # fmt: skip
         self._processes.append(process)
@@ -223,7 +223,7 @@ def test_simulated_users_are_learnt_and_a_prior_fitted_on_their_topic_replaces_t
     prior = freshet.folder / "prior.npz"
 
     def run(*arguments: str) -> str:
-        command = [sys.executable, "-m", "service.cli", *arguments]
+        command = [sys.executable, "-m", "service", *arguments]
         return subprocess.run(
             command, env=freshet.environ, capture_output=True, text=True, timeout=120, check=True
         ).stdout

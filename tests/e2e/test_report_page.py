@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from learner.evaluation.compare import cut_at, evaluate, variants
+from learner.evaluation.replay import histories
+from learner.evaluation.report import as_html
+from learner.evaluation.simulate import World
 from learner.model import load_model
-from learner.offline.evaluate import cut_at, evaluate, variants
-from learner.offline.replay import histories
-from learner.offline.report import as_html
-from learner.offline.simulate import World
-from service.demo import Embedded, simulate
+from service.simulation import Embedded, simulate
 
 MODEL = load_model('name = "page"\nattribution_window = "10m"\n[features]\nx = { kind = "numeric" }\n')
 # Told through the title, since the page itself has no script.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["learner.events", "learner.features", "learner.record", "service.http"]):
+with atheris.instrument_imports(include=["learner.events", "learner.features", "learner.record", "service.web.http"]):
     from tests.fuzz.laws import MODELS, body_law, forged_record_law, wire_law
 
 from learner.events import impression_json

@@ -30,8 +30,8 @@ from learner.record import (
     fresh_record,
     outcome_dtype,
 )
-from service import api
-from service.http import MAX_EVENTS, decode_body, split_events
+from service.web import api
+from service.web.http import MAX_EVENTS, decode_body, split_events
 
 _FEATURES = """
 [features]

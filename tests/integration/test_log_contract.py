@@ -15,6 +15,8 @@ from kafka.admin import NewTopic
 from kafka.errors import KafkaConnectionError
 from kafka.future import Future
 
+from learner.batch.join import collect
+from learner.batch.reading import read_events
 from learner.events import impression_json
 from learner.log import (
     Entry,
@@ -29,8 +31,6 @@ from learner.log import (
 )
 from learner.log.kafka import KafkaReader
 from learner.model import load_model
-from learner.offline.outcomes import collect
-from learner.offline.reading import read_events
 from tests.servers import KafkaServer, eventually
 
 WAIT_MS = 200

@@ -312,7 +312,7 @@ def test_the_command_says_what_it_would_do_does_it_and_has_nothing_left(rig: Rig
     }  # fmt: skip
 
     def run(*arguments: str, status: int = 0) -> str:
-        command = [sys.executable, "-m", "service.cli", "replay-dlq", *arguments]
+        command = [sys.executable, "-m", "service", "replay-dlq", *arguments]
         done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == status, done.stderr
         return done.stdout + done.stderr

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,20 +11,16 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import expit
 
+from learner.batch.click_delay import fit_click_delay
+from learner.batch.fixed_effect import fit_fixed_effect
+from learner.batch.half_life import fit_half_life
+from learner.batch.join import Outcomes, Rows, collect
+from learner.batch.prior import Iteration, fit_prior, laplace_posteriors
+from learner.batch.reading import LogError, read_events
+from learner.batch.scaling import feature_scaling
+from learner.evaluation.replay import histories, progressive_loss
 from learner.events import Click, Event, Impression, outcome_key
 from learner.model import load_model
-from learner.offline.fit import (
-    Iteration,
-    feature_scaling,
-    fit_click_delay,
-    fit_fixed_effect,
-    fit_prior,
-    laplace_posteriors,
-)
-from learner.offline.half_life import fit_half_life
-from learner.offline.outcomes import Outcomes, Rows, collect
-from learner.offline.reading import LogError, read_events
-from learner.offline.replay import histories
 from learner.belief.gaussian import Gaussian, condition_microbatch
 
 MODEL = load_model(
@@ -182,7 +179,7 @@ def test_of_many_clicks_a_sample_of_delays_is_kept_that_does_not_depend_on_the_l
 ) -> None:
     events = simulated(100, 20)
     whole = collect(events, MODEL)
-    monkeypatch.setattr("learner.offline.outcomes.MAX_DELAYS", 200)
+    monkeypatch.setattr("learner.batch.join.MAX_DELAYS", 200)
     sample = collect(events, MODEL)
     assert 50 < len(sample.delay) <= 200 < len(whole.delay)
     assert sorted(collect(events[::-1], MODEL).horizon) == sorted(sample.horizon)
@@ -213,7 +210,8 @@ def test_the_half_life_that_made_the_tastes_predicts_best() -> None:
             clicked = rng.random(4) < expit(rows @ theta)
             events += [Click(f"u{user}", k * hour + 1, key) for key, yes in zip(keys, clicked, strict=True) if yes]
     grid = (None, 1.0 * hour, 10.0 * hour)
-    assert fit_half_life(histories(events, MODEL.window_ms), MODEL, grid) == 10.0 * hour
+    users = histories(events, MODEL.window_ms)
+    assert fit_half_life(lambda one: progressive_loss(replace(MODEL, half_life_ms=one), users), grid) == 10.0 * hour
 
 
 def an_event(**features: object) -> dict[str, object]:

@@ -17,7 +17,7 @@ def test_sigmoid_is_that_of_scipy_to_a_few_units_in_the_last_place() -> None:
     assert np.isnan(sigmoid(np.array(np.nan)))
 
 
-@pytest.mark.parametrize("modules", ["service.app", "service.cli, service.processes"])
+@pytest.mark.parametrize("modules", ["service.web.app", "service.commands.main, service.worker"])
 def test_a_scorer_does_not_import_scipy_special(modules: str) -> None:
     code = f"import sys, {modules}; print('scipy.special' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -17,11 +17,11 @@ from learner.consumer import Learner
 from learner.events import Impression, WireClick, WireImpression, parse_event
 from learner.log import Entry, LogUnavailable, open_log, open_reader
 from learner.model import load_model
+from learner.policies import score_items
 from learner.record import belief_at, encode_record, fresh_record
 from learner.store import Store, StoreUnavailable, Write, open_store
-from service.app import create_app
-from service.scoring import score_items
 from service.settings import Settings, SettingsError, describe, read_settings
+from service.web.app import create_app
 
 MODEL = load_model(
     'name = "m"\n[prior]\nintercept_mean = -1.0\n[features]\nprice = { kind = "numeric" }\n'

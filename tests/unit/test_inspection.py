@@ -14,7 +14,7 @@ from learner.log import open_log
 from learner.model import Model, load_model
 from learner.record import Partition, Position, encode_record, erased, fresh_record
 from learner.store import Write, open_store
-from service.cli import main
+from service.commands.main import main
 from service.inspection import as_text, report
 
 TOML = 'name = "m"\nclick_delay = { median = "10s", sigma = 1.2 }\n[features]\nx = { kind = "numeric" }\n'

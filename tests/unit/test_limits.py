@@ -26,9 +26,9 @@ from learner.limits import (
 from learner.log import Entry, open_log, open_reader
 from learner.model import load_model
 from learner.store import open_store
-from service.app import create_app
-from service.http import MAX_EVENTS, MAX_EVENTS_BYTES
 from service.settings import Settings, describe, read_settings
+from service.web.app import create_app
+from service.web.http import MAX_EVENTS, MAX_EVENTS_BYTES
 
 MODEL = load_model(
     'name = "m"\n[features]\nprice = { kind = "numeric" }\n'

@@ -18,7 +18,7 @@ from learner import events
 from learner.events import BadEvent, Impression, impression_json, parse_event, parse_events
 from learner.features import MAX_FIELDS, Category, Feature, Multi, Numeric, Vector, coefficients
 from learner.model import Model, load_model
-from service.api import score_decoder
+from service.web.api import score_decoder
 
 MODEL = load_model("""
 name = "m"

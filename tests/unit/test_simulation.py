@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from learner.evaluation.simulate import World
 from learner.model import load_model
-from learner.offline.simulate import World
-from service.demo import Embedded, Outcome, simulate
-from service.scoring import Policy
+from learner.policies import Policy
+from service.simulation import Embedded, Outcome, simulate
 
 MODEL = load_model(
     'name = "sim"\nhalf_life = "30d"\nclick_delay = { median = "30s", sigma = 1.2 }\n[prior]\nvariance = 0.5\n'

@@ -7,8 +7,8 @@ from collections import Counter
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api import ApiError
-from service.http import RETRY_AFTER_S, error_response
+from service.web.api import ApiError
+from service.web.http import RETRY_AFTER_S, error_response
 
 OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
 """What an orchestrator asks: without a key, and however busy the process is."""

@@ -9,6 +9,10 @@ from learner.features import Category, Feature, FeatureValue, Multi, Numeric, Ro
 from learner.belief.gaussian import Array, sigmoid
 from learner.model import Model
 
+CANDIDATES, SHOWN = 20, 5
+# Half the width of a central 90 in 100 interval, in standard deviations.
+NOMINAL, WIDTH = 0.9, 1.6448536269514722
+
 Item = dict[str, FeatureValue]
 
 

@@ -1,29 +1,24 @@
-"""What a log says of its population: prior, fixed effect, click delay and scaling. Pure.
+"""The prior of a log's population. Pure.
 
-The prior is fitted by empirical Bayes: EM over the users' joint Laplace posteriors (Bishop 2006, section 9.3.4, with
+It is fitted by empirical Bayes: EM over the users' joint Laplace posteriors (Bishop 2006, section 9.3.4, with
 the E-step of arXiv 2010.05154), which MacKay's evidence framework does for one user at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import scipy  # its modules are imported at their first use: no other command waits for them
 
-from learner.features import Numeric, width
+from learner.batch.join import Outcomes, Rows
 from learner.belief.gaussian import Array, Gaussian
-from learner.model import Model
-from learner.offline.outcomes import Outcomes, Rows
 
 PSEUDO_USERS = 2.0
-RIDGE = 1.0
 _NEWTON_STEPS = 100
 # The step taken at this Newton decrement, in posterior deviations, squares what is left of it.
 _LAST_DECREMENT = 1e-7
-# Delays that are all the same, as converters write them, would leave no spread at all.
-_MIN_SIGMA = 0.25
 
 
 class Iteration(NamedTuple):
@@ -194,105 +189,3 @@ def _penalty(prior: Gaussian, start: Gaussian) -> float:
         return float(-0.5 * PSEUDO_USERS * (np.log(prior.cov) + start.cov / prior.cov).sum())
     trace = np.trace(np.linalg.solve(prior.cov, start.cov))
     return float(-0.5 * PSEUDO_USERS * (np.linalg.slogdet(prior.cov)[1] + trace))
-
-
-def fit_fixed_effect(outcomes: Outcomes, d: int, advance: Callable[[int], object] = lambda n: None) -> Array:
-    """The logistic regression of all users together, shape (d,): the mode under N(0, 1 / RIDGE), by L-BFGS.
-
-    Of a log without offsets. `advance` is called with the number of outcomes gone through.
-    """
-    total = max(sum(float(rows.weight.sum()) for rows in outcomes.chunks(np.zeros(d))), 1.0)
-
-    def loss(b: Array) -> tuple[float, Array]:
-        value, gradient = 0.5 * RIDGE * float(b @ b), RIDGE * b
-        for rows in outcomes.chunks(b):
-            z = rows.offset
-            value -= float((rows.weight * scipy.special.log_expit(np.where(rows.y > 0, z, -z))).sum())
-            gradient = gradient + rows.X.T @ (rows.weight * (scipy.special.expit(z) - rows.y))
-            advance(len(z))
-        return value / total, gradient / total
-
-    fit = scipy.optimize.minimize(
-        loss, np.zeros(d), jac=True, method="L-BFGS-B", options={"maxiter": 500, "gtol": 1e-8}
-    )
-    return np.asarray(fit.x, dtype=np.float64)
-
-
-def fit_click_delay(delay: Array, horizon: Array, window_ms: float) -> tuple[float, float] | None:
-    """Median in ms and sigma of the log-normal click delay, by maximum likelihood.
-
-    Clicks behind the window are censored at it: only that they came later counts. A click that the log's end would
-    have hidden is not in the log, so every one is taken given that its delay is at most its horizon.
-
-    Parameters
-    ----------
-    delay, horizon
-        As in `Outcomes`.
-    window_ms
-        The attribution window.
-
-    Returns
-    -------
-    tuple or None
-        None without clicks inside the window, or if more than half of them came at the time of their impression: then
-        the label is known at once.
-    """
-    seen = delay <= window_ms
-    if not seen.any() or np.median(delay[seen]) <= 1.0:
-        return None
-    log_delay, late = np.log(delay[seen]), np.log(horizon[~seen])
-    end = np.log(np.maximum(horizon[seen], delay[seen]))
-    log_window = np.log(window_ms)
-
-    def loss(parameters: Array) -> float:
-        mu, sigma = parameters[0], np.exp(parameters[1])
-        z = (log_delay - mu) / sigma
-        value = 0.5 * (z @ z) + len(z) * parameters[1] + scipy.special.log_ndtr((end - mu) / sigma).sum()
-        if len(late):
-            hidden = scipy.special.log_ndtr((late - mu) / sigma)
-            inside = np.minimum(scipy.special.log_ndtr((log_window - mu) / sigma), hidden - 1e-12)
-            # log(F(horizon) - F(window)) - log F(horizon)
-            value -= np.log(-np.expm1(inside - hidden)).sum()
-        return float(value / len(delay))
-
-    start = np.array([np.median(log_delay), np.log(max(float(log_delay.std()), _MIN_SIGMA))])
-    # Nelder-Mead: two parameters, and bounds that the tails of the normal distribution make hard for gradients.
-    fit = scipy.optimize.minimize(
-        loss,
-        start,
-        method="Nelder-Mead",
-        bounds=[(None, None), (np.log(_MIN_SIGMA), None)],
-        options={"xatol": 1e-6, "fatol": 1e-10, "maxiter": 2_000},
-    )
-    return float(np.exp(fit.x[0])), float(np.exp(fit.x[1]))
-
-
-def feature_scaling(outcomes: Outcomes, model: Model) -> dict[str, tuple[float, float]]:
-    """Mean and standard deviation of each numeric feature in its own unit, the recommendation for `model.toml`."""
-    n, total, squares = 0, np.zeros(model.d), np.zeros(model.d)
-    for rows in outcomes.chunks(np.zeros(model.d)):
-        n, total, squares = n + len(rows.X), total + rows.X.sum(axis=0), squares + (rows.X**2).sum(axis=0)
-    mean = total / n
-    std = np.sqrt(np.maximum(squares / n - mean**2, 0.0))
-    return {
-        name: (feature.mean + feature.std * float(mean[j]), feature.std * float(std[j]))
-        for name, feature, j in _numeric(model)
-        if std[j] > 0
-    }
-
-
-def features_unseen(outcomes: Outcomes, model: Model) -> list[str]:
-    """The model's features that no outcome had, or none but at their mean: nothing can be learnt of them."""
-    start, unseen = 1, []
-    for name, feature in model.features.items():
-        end = start + width(feature)
-        if not outcomes.seen[start:end].any():
-            unseen.append(name)
-        start = end
-    return unseen
-
-
-def _numeric(model: Model) -> Iterator[tuple[str, Numeric, int]]:
-    for name, feature in model.features.items():
-        if isinstance(feature, Numeric):
-            yield name, feature, model.coefficients.index(name)

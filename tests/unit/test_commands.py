@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from learner.prior_file import decode_prior
-from service.cli import main, read_model
+from service.commands.main import main
+from service.model_file import read_model
 
 MODEL = 'name = "m"\nattribution_window = "1m"\n[prior]\nvariance = 0.5\n[features]\nx = { kind = "numeric" }\n'
 

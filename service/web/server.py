@@ -12,9 +12,9 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from service.api import ApiError
-from service.http import error_response
 from service.settings import Settings
+from service.web.api import ApiError
+from service.web.http import error_response
 
 GRACE_S = 13
 """How long open requests may take to be answered once a signal has come: longer than a log that is away takes to say so
@@ -32,7 +32,7 @@ class ImpatientProtocol(HttpToolsProtocol):
     """One connection. It is closed unless every request, once begun, arrives whole within `request_timeout_s`.
 
     uvicorn by itself only closes connections that stay idle after an answer. A route that reads a body gives it up by
-    itself, with an answer (`service.http.read_body`); left for here are the clients that no route waits for: those
+    itself, with an answer (`service.web.http.read_body`); left for here are the clients that no route waits for: those
     that never finish a head, go on with a body that is answered already, or do not read what they asked for.
     """
 
@@ -165,3 +165,12 @@ def make_server(app: ASGIApp, settings: Settings, port: int) -> uvicorn.Server:
             timeout_graceful_shutdown=GRACE_S,
         )
     )
+
+
+def run_until_signal(server: uvicorn.Server) -> None:
+    """Serve until SIGTERM or SIGINT; what is open is answered first."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # Once it has shut down, uvicorn raises the signal again for the handler that was there before it; the default
+        # one would end the process before the learner has finished its microbatch.
+        signal.signal(number, lambda *_: None)
+    server.run()

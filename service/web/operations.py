@@ -15,6 +15,7 @@ from learner.belief.gaussian import Array, Gaussian
 from learner.limits import MAX_EVENT_BYTES
 from learner.log import Entry, EventLog
 from learner.model import Model
+from learner.policies import Scores, score_items
 from learner.record import (
     NEVER,
     DamagedRecord,
@@ -28,10 +29,9 @@ from learner.record import (
     read_header,
 )
 from learner.store import Store, StoreUnavailable, Write
-from service import api
-from service.http import split_events
-from service.scoring import Scores, score_items
 from service.settings import Settings
+from service.web import api
+from service.web.http import split_events
 
 ERASE_ATTEMPTS = 10
 

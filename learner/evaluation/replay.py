@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.apply import apply
+from learner.evaluation.metrics import Scored, log_loss
 from learner.events import Click, Event, Impression
 from learner.belief.gaussian import Array, click_probability, predict
 from learner.model import Model
-from learner.offline.metrics import Scored
 from learner.record import Partition, Position, Record, belief_at, fresh_record
 
 _LOG = Partition(bytes(16), 0)
@@ -152,6 +152,17 @@ def replay(
                 pit.append(_pit(offset, X, belief.mean, belief.cov, labels, generator))
         advance(len(order))
     return _gather(rows, np.array(pit))
+
+
+def progressive_loss(
+    model: Model, users: Sequence[History], advance: Callable[[int], object] = lambda n: None
+) -> float:
+    """The log loss of a fresh replay: every slate is scored before it is learnt from.
+
+    `advance` is called with the number of slates scored.
+    """
+    scored = replay(model, users, fresh, advance=advance).scored
+    return log_loss(scored.y, scored.p)
 
 
 class _Step(NamedTuple):

@@ -19,9 +19,11 @@ from learner.limits import MAX_EVENT_BYTES, MAX_ID_LENGTH
 from learner.log import EventLog
 from learner.model import Model
 from learner.store import Store
-from service import api
-from service.guard import Guard
-from service.http import (
+from service.metrics import exposition
+from service.settings import Settings
+from service.web import api
+from service.web.guard import Guard
+from service.web.http import (
     MAX_EVENTS,
     MAX_EVENTS_BYTES,
     RETRY_AFTER_S,
@@ -32,10 +34,9 @@ from service.http import (
     json_response,
     read_body,
 )
-from service.metrics import ServiceMetrics, exposition
-from service.openapi import EVENT, OF_A_USER, body, install, reference, responses
-from service.operations import Operations, describe_model
-from service.settings import Settings
+from service.web.metrics import ServiceMetrics
+from service.web.openapi import EVENT, OF_A_USER, body, install, reference, responses
+from service.web.operations import Operations, describe_model
 
 THREADS = 32
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from learner.offline.evaluate import FRESH, LAGS_MS, NOMINAL, Result
-from learner.offline.metrics import Estimate
-from learner.offline.svg import Line, Point, plot
+from learner.evaluation.compare import FRESH, LAGS_MS, NOMINAL, Result
+from learner.evaluation.metrics import Estimate
+from learner.evaluation.svg import Line, Point, plot
 
 _COLUMNS = ("auc", "user_auc", "log_loss", "ndcg@10", "mrr", "ece", "predicted/actual")
 _COVERAGE = f"coverage of {NOMINAL:.0%} predictive intervals of a slate's clicks"

@@ -16,12 +16,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from learner.features import FeatureError
 from learner.log import EntryTooLarge, LogUnavailable
+from learner.policies import Policy
 from learner.record import DamagedRecord, ForeignRecord
 from learner.store import StoreUnavailable
 from learner.wire_errors import UNREADABLE, explain
-from service.api import ApiError
-from service.metrics import ServiceMetrics
-from service.scoring import Policy
+from service.web.api import ApiError
+from service.web.metrics import ServiceMetrics
 
 RETRY_AFTER_S = 1
 MAX_EVENTS_BYTES = 8 << 20

@@ -12,8 +12,8 @@ from learner.events import WireClick, WireImpression
 from learner.features import Category, Feature, Multi, Numeric, Vector
 from learner.limits import MAX_ID_LENGTH, MAX_LIST_LENGTH, MAX_NUMBER, MAX_STRING_LENGTH
 from learner.model import Model
-from service import api
-from service.guard import OPEN_PATHS
+from service.web import api
+from service.web.guard import OPEN_PATHS
 
 _REF = "#/components/schemas/{name}"
 _TYPES = [
@@ -30,7 +30,7 @@ _ERRORS = {
     500: "A stored record is damaged or of another model, or a bug.",
     503: "The store or the log is away, or too many requests are in progress; `Retry-After` says when to try again.",
 }
-# What `service.guard` answers in the place of any route but health.
+# What `service.web.guard` answers in the place of any route but health.
 _GUARDED = (401, 415, 503)
 
 

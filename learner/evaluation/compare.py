@@ -9,10 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from learner.belief.gaussian import Gaussian, Method
-from learner.model import Model
-from learner.offline.metrics import Bin, Estimate, Scored, reliability, share_of, summarise
-from learner.offline.replay import (
+from learner.evaluation.metrics import Bin, Estimate, Scored, reliability, share_of, summarise
+from learner.evaluation.replay import (
     Available,
     History,
     Replayed,
@@ -22,6 +20,8 @@ from learner.offline.replay import (
     lagging,
     replay,
 )
+from learner.belief.gaussian import Gaussian, Method
+from learner.model import Model
 
 LAGS_MS = {"lag 1 h": 3_600_000.0, "lag 10 min": 600_000.0, "lag 1 min": 60_000.0}
 # Outcomes shown to the user before: the borders of the classes of evidence.

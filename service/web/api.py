@@ -10,7 +10,7 @@ import msgspec
 from learner.events import Id, Offset, Ranked, Reason, WireItem, with_features
 from learner.features import Features
 from learner.limits import MAX_ITEMS
-from service.scoring import Policy
+from learner.policies import Policy
 
 Seed = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 

@@ -1,0 +1,1 @@
+"""Learning from a log at rest what is true of all users: the prior, fixed effect, click delay and half-life."""

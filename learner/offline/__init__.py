@@ -1,1 +1,0 @@
-"""Learning from a log at rest: the population's prior, and what freshness would have been worth."""

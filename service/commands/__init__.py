@@ -1,0 +1,1 @@
+"""The `freshet` command: one module a subcommand."""

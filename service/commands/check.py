@@ -1,0 +1,44 @@
+"""`freshet check`: the model and the settings, for people."""
+
+from __future__ import annotations
+
+import argparse
+
+from learner.model import Model
+from service.commands.command import Subparsers
+from service.settings import Settings, describe
+
+
+def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
+    """Add `check` to the command."""
+    return commands.add_parser(
+        "check", help="print the model and the settings",
+        description="Read the model and the settings as the other commands would, and print them with secrets hidden.",
+    )  # fmt: skip
+
+
+def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
+    """Print both."""
+    print(check_text(settings, model), end="")
+    return 0
+
+
+def check_text(settings: Settings, model: Model) -> str:
+    """The settings, secrets hidden, and the model, for people."""
+    forgets = "never" if model.half_life_ms is None else f"half-life {model.half_life_ms / 86_400_000:g} days"
+    if model.discount is not None:
+        forgets = f"keeps {model.discount:g} of the evidence per microbatch"
+    delay = "a missing click means no at once"
+    if model.click_delay is not None:
+        delay = f"median {model.click_delay[0] / 1000:g} s, sigma {model.click_delay[1]:g}"
+    covariance = "diagonal" if model.prior.is_diagonal else "full"
+    lines = [
+        "settings",
+        *(f"  {name}={value}" for name, value in describe(settings).items()),
+        f"model {model.name!r}, fingerprint {model.fingerprint.hex()}, prior {model.population_fingerprint.hex()}",
+        f"  method        {model.method}, {covariance} covariance, {model.d} coefficients",
+        f"  forgetting    {forgets}",
+        f"  attribution   window {model.window_ms / 60_000:g} min, click delay: {delay}",
+        f"  coefficients  {', '.join(model.coefficients)}",
+    ]
+    return "\n".join(lines) + "\n"

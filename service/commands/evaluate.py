@@ -1,0 +1,55 @@
+"""`freshet evaluate`: what freshness would have gained on a log."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from learner.events import Impression
+from learner.model import Model
+from service.commands.command import Subparsers
+from service.commands.logs import add_arguments, events_of, progress
+from service.settings import Settings
+
+
+def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
+    """Add `evaluate` to the command."""
+    parser = commands.add_parser(
+        "evaluate", help="what freshness would have gained on a log",
+        description="Replay a log by its own times, score every slate before learning from it, and compare: the prior, "
+        "users frozen at the cut, learning with a lag, fresh, other attributions and approximations.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--from", dest="start", type=float, default=0.5, metavar="SHARE",
+        help="score from behind this share of the outcomes; earlier ones are only learnt (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--brief", action="store_true", help="leave out other attributions and approximations")
+    parser.add_argument("--resamples", type=int, default=200, help="of the bootstrap (default: %(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="write all numbers")
+    parser.add_argument("--html", metavar="FILE", help="write one self-contained page with plots")
+    add_arguments(parser)
+    return parser
+
+
+def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
+    """Replay, print the table and write what was asked for."""
+    from learner.batch.join import chosen
+    from learner.evaluation.compare import cut_at, evaluate, variants
+    from learner.evaluation.replay import histories
+    from learner.evaluation.report import as_html, as_json, as_text
+
+    events = events_of(arguments, settings, model)
+    if arguments.sample < 1.0:
+        events = (event for event in events if chosen(event.user_id, arguments.sample, arguments.seed))
+    users = histories(events, model.window_ms)
+    cut_ms = cut_at(users, arguments.start)
+    ways = variants(model, cut_ms, not arguments.brief)
+    slates = sum(isinstance(e, Impression) and e.timestamp >= cut_ms for history in users for e in history.events)
+    with progress("replaying", " slates", len(ways) * slates) as bar:
+        results = evaluate(users, ways, cut_ms, arguments.resamples, arguments.seed, bar.update)
+    print(as_text(results))
+    if arguments.json:
+        Path(arguments.json).write_text(as_json(results), encoding="utf-8")
+    if arguments.html:
+        Path(arguments.html).write_text(as_html(results, model.name), encoding="utf-8")
+    return 0

@@ -1,0 +1,136 @@
+"""`freshet fit`: what a log says of all users."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from learner.events import Impression
+from learner.model import Model
+from learner.population import Population
+from learner.prior_file import PriorFile, encode_prior, with_prior
+from service.commands.command import Subparsers
+from service.commands.logs import add_arguments, events_of, progress
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from learner.batch.prior import Iteration
+
+_HALF_LIFE_USERS = 500
+
+
+def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
+    """Add `fit` to the command."""
+    parser = commands.add_parser(
+        "fit", help="learn the prior, click delay and half-life from a log",
+        description="Learn from a log what is true of all users: the prior's mean and covariance by empirical Bayes, a "
+        "fixed effect if the log has no offsets of its own, the click delay, the half-life. The result replaces the "
+        "prior of a running system: users keep their evidence. A log that does not fit the model is refused.",
+    )  # fmt: skip
+    parser.add_argument("--out", required=True, metavar="FILE", help="the prior to write, for example prior.npz")
+    parser.add_argument(
+        "--until", type=float, default=1.0, metavar="SHARE", help="use this first share of outcomes only"
+    )
+    parser.add_argument("--iterations", type=int, default=50, help="of EM, at most (default: %(default)s)")
+    parser.add_argument("--half-life", action="store_true", help=f"fit it too; replays up to {_HALF_LIFE_USERS} users")
+    add_arguments(parser)
+    return parser
+
+
+def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
+    """Fit and write a prior."""
+    from learner.batch.click_delay import fit_click_delay
+    from learner.batch.fixed_effect import fit_fixed_effect
+    from learner.batch.join import collect, without_fixed_effect
+    from learner.batch.prior import fit_prior
+    from learner.batch.reading import LogError
+    from learner.batch.scaling import feature_scaling, features_unseen
+
+    events = events_of(arguments, settings, without_fixed_effect(model))
+    with progress("sorting", " outcomes") as bar:
+        outcomes = collect(events, model, arguments.sample, arguments.seed, arguments.until, bar.update)
+    if not len(outcomes):
+        raise LogError(f"{' '.join(arguments.logs)}: no outcomes in it: expected impressions")
+    if unseen := features_unseen(outcomes, model):
+        raise LogError(
+            f"{' '.join(arguments.logs)}: model {model.name!r} has {', '.join(unseen)}, which all {len(outcomes):,} "
+            f"outcomes lack, or have at the mean: nothing can be learnt of it; expected every feature in the log"
+        )
+    fixed_effect = model.fixed_effect
+    with progress("fixed effect", " outcomes") as bar:
+        if not outcomes.own_offset:
+            fixed_effect = fit_fixed_effect(outcomes, model.d, bar.update)
+    with progress("EM", " outcomes") as bar:
+        clicked = sum(float(rows.y.sum()) for rows in outcomes.chunks(fixed_effect)) / len(outcomes)
+        bar.write(f"{len(outcomes):,} outcomes of {outcomes.n_users:,} users, {clicked:.3f} clicked")
+        bar.write(
+            "fixed effect: none, since the log has offsets of its own"
+            if outcomes.own_offset
+            else f"fixed effect: {model.d} coefficients by logistic regression, used where an item has no offset"
+        )
+        best = -np.inf
+
+        def told(iteration: Iteration) -> None:
+            nonlocal best
+            fell = (
+                f", {best - iteration.evidence:.3g} lower: the prior before is kept"
+                if iteration.evidence < best
+                else ""
+            )
+            bar.write(f"  EM {iteration.number:3d}   log marginal likelihood {iteration.evidence:.3f}{fell}")
+            best = max(best, iteration.evidence)
+
+        prior = fit_prior(outcomes, model.prior, fixed_effect, arguments.iterations, observe=told, advance=bar.update)
+    delay = fit_click_delay(outcomes.delay, outcomes.horizon, model.window_ms)
+    print("click delay: " + (f"median {delay[0] / 1000:.3g} s, sigma {delay[1]:.3g}" if delay else "none to fit"))
+    fitted = PriorFile(
+        model.name,
+        model.fingerprint,
+        model.coefficients,
+        Population(prior, fixed_effect),
+        (*model.earlier, model.population),
+        delay,
+        None,
+        feature_scaling(outcomes, model),
+    )
+    if arguments.half_life:
+        half_life_ms = _half_life(arguments, settings, with_prior(model, fitted), outcomes.end)
+        fitted = replace(fitted, half_life_ms=half_life_ms)
+    Path(arguments.out).write_bytes(encode_prior(fitted))
+    for name, (mean, std) in fitted.scaling.items():
+        print(f'scaling seen: {name} = {{ kind = "numeric", mean = {mean:.4g}, std = {std:.4g} }}')
+    print(f"wrote {arguments.out}, prior {fitted.population.fingerprint.hex()}")
+    return 0
+
+
+def _half_life(arguments: argparse.Namespace, settings: Settings, model: Model, until_ms: int) -> float | None:
+    from learner.batch.half_life import DAY_MS, GRID_MS, fit_half_life
+    from learner.batch.join import chosen
+    from learner.evaluation.replay import histories, progressive_loss
+
+    if model.discount is not None:
+        print("half-life: none, since the model has discount")
+        return None
+    seen: dict[str, None] = {}
+    events = []
+    for event in events_of(arguments, settings, model):
+        if len(seen) < _HALF_LIFE_USERS and chosen(event.user_id, arguments.sample, arguments.seed):
+            seen[event.user_id] = None
+        if event.user_id in seen and event.timestamp <= until_ms:
+            events.append(event)
+    slates = sum(isinstance(event, Impression) for event in events)
+    users = histories(events, model.window_ms)
+    with progress("half-life", " slates", slates * len(GRID_MS)) as bar:
+
+        def told(half_life_ms: float | None, loss: float) -> None:
+            shown = "never forgets" if half_life_ms is None else f"{half_life_ms / DAY_MS:.3g} d"
+            bar.write(f"  half-life {shown:14s} progressive log loss {loss:.5f}")
+
+        def loss(half_life_ms: float | None) -> float:
+            return progressive_loss(replace(model, half_life_ms=half_life_ms), users, bar.update)
+
+        return fit_half_life(loss, observe=told)

@@ -1,0 +1,27 @@
+"""`freshet learn`: a learner, until a signal ends it."""
+
+from __future__ import annotations
+
+import argparse
+
+from learner.model import Model
+from service.commands.command import Subparsers
+from service.commands.process import imports, logged
+from service.settings import Settings
+
+
+def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
+    """Add `learn` to the command."""
+    return commands.add_parser(
+        "learn", help="update users' posteriors from the log",
+        description="Read impressions and clicks from the log, update users' records in the store, commit. Run as many "
+        "as there are partitions, at most. SIGTERM finishes the microbatch in hand and leaves the group. Bad events go "
+        "to <topic>.dlq.",
+    )  # fmt: skip
+
+
+def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
+    """Learn until a signal."""
+    with imports():
+        from service import worker
+    return logged(settings, lambda: worker.learn(settings, model))

@@ -1,0 +1,97 @@
+"""The `freshet` command."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+
+from learner.log import LogUnavailable
+from learner.model import ModelError
+from learner.record import RecordError
+from learner.store import StoreUnavailable
+from service.client import Refused
+from service.commands import check, demo, evaluate, fit, inspect, learn, replay_dlq, serve, up
+from service.commands.command import Command
+from service.model_file import read_model
+from service.settings import SettingsError, read_settings
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+COMMANDS: dict[str, Command] = {
+    "up": up,
+    "learn": learn,
+    "serve": serve,
+    "check": check,
+    "fit": fit,
+    "evaluate": evaluate,
+    "demo": demo,
+    "inspect": inspect,
+    "replay-dlq": replay_dlq,
+}
+
+_DESCRIPTION = """\
+Freshet keeps one small Bayesian click model per user, updates it with every impression and click, and serves scores
+from these posteriors over HTTP.
+
+  freshet up       everything in one process on one SQLite file: try it here
+  freshet learn    read impressions and clicks from Kafka, update users in Redis
+  freshet serve    answer POST /score from Redis
+  freshet check    print the model and the settings
+  freshet fit      learn the prior, click delay and half-life from a log
+  freshet evaluate what freshness would have gained on a log
+  freshet demo     simulated users whose tastes drift, and the regret of each policy
+  freshet inspect  print the record of a user
+  freshet replay-dlq  put dead letters back into their topics
+"""
+_EPILOG = """\
+Settings come from the environment: FRESHET_STORE=redis://host:6379/0, FRESHET_LOG=kafka://host:9092,
+FRESHET_MODEL=model.toml and so on; `freshet check` lists them all. A secret may stand in a file:
+FRESHET_API_KEY_FILE=path.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0 done, 1 failed, 2 wrong usage, model or settings."""
+    arguments = _parser().parse_args(argv)
+    try:
+        settings = read_settings(os.environ)
+        if arguments.model:
+            settings = msgspec.structs.replace(settings, model=arguments.model)
+        # `up` always has a file; commands that look at what it left may be told one.
+        if getattr(arguments, "file", None):
+            if arguments.command != "up" and not Path(arguments.file).exists():
+                raise SettingsError(f"--file {arguments.file!r}: no such file")
+            file = f"sqlite:///{arguments.file}"
+            settings = msgspec.structs.replace(settings, store=file, log=file, redis_password="")
+        if getattr(arguments, "port", None) is not None:
+            settings = msgspec.structs.replace(settings, port=arguments.port)
+        if arguments.prior:
+            settings = msgspec.structs.replace(settings, prior=arguments.prior)
+        model = read_model(settings.model, settings.prior)
+        return COMMANDS[arguments.command].run(arguments, settings, model)
+    except (LogUnavailable, StoreUnavailable, RecordError) as exc:
+        print(f"freshet: {exc}", file=sys.stderr)
+        return EXIT_FAILED
+    except (SettingsError, ModelError, Refused, ValueError) as exc:
+        print(f"freshet: {exc}", file=sys.stderr)
+        return EXIT_USAGE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="freshet", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"freshet {version('freshet')}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for one in COMMANDS.values():
+        command = one.add_parser(commands)
+        command.add_argument("--model", metavar="FILE", help="model.toml (default: FRESHET_MODEL, else a sample model)")
+        command.add_argument(
+            "--prior", metavar="FILE", help="from `freshet fit` (default: FRESHET_PRIOR, else the model's)"
+        )
+    return parser

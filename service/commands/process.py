@@ -1,0 +1,40 @@
+"""What the commands have in common that run until a signal ends them."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from learner.log import LogUnavailable
+from learner.record import RecordError
+from learner.store import StoreUnavailable
+from service.settings import Settings
+
+
+@contextmanager
+def imports() -> Iterator[None]:
+    """Import a process's modules. `check` and `--help` need no server, and answer sooner without.
+
+    The collector need not look at what is imported, neither now nor while requests wait: all of it stays.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+    gc.freeze()
+
+
+def logged(settings: Settings, process: Callable[[], int]) -> int:
+    """Run a process, and say in its log what stopped it; returns the exit status."""
+    import structlog
+
+    from service.logging import configure_logging
+
+    configure_logging(settings.log_format, settings.log_level)
+    try:
+        return process()
+    except (LogUnavailable, StoreUnavailable, RecordError) as exc:
+        structlog.get_logger("freshet").error("stopped", error=str(exc))
+        return 1

@@ -1,0 +1,54 @@
+"""`freshet replay-dlq`: dead letters go back into the topics they came from, once what was wrong has been put right."""
+
+from __future__ import annotations
+
+import argparse
+
+from learner.events import Reason
+from learner.log import open_log
+from learner.model import Model
+from service.commands.command import Subparsers
+from service.dead_letters import MAX_REPLAYS, Request, as_table, replay
+from service.settings import Settings
+
+
+def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
+    """Add `replay-dlq` to the command."""
+    parser = commands.add_parser(
+        "replay-dlq", help="put dead letters back into their topics",
+        description="Append the events of <topic>.dlq to the topics they came from, with their bytes and keys, if the "
+        "model in force takes them; those it still refuses stay. Letters stay too, and <topic>.dlq.replayed (in Kafka: "
+        "compacted, or kept as long as the letters) says which were replayed: run it again at any time. An event is "
+        "learnt at its new place in the log by its own time: a click by then out of the window counts as late, an "
+        "event from before its user's erasure changes nothing.",
+    )  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="write nothing; only say what would be replayed")
+    parser.add_argument(
+        "--reason", action="append", default=[], choices=[str(reason) for reason in Reason], metavar="REASON",
+        help=f"only letters with this reason; may be repeated. One of {', '.join(Reason)}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--topic", action="append", default=[], help="only letters of this topic; may be repeated (default: all)"
+    )
+    parser.add_argument(
+        "--max-replays", type=int, default=MAX_REPLAYS, metavar="N",
+        help="leave an event alone that was replayed so often and failed again (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--file", help="the SQLite file of `freshet up` (default: the log of FRESHET_LOG)")
+    return parser
+
+
+def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
+    """Replay, and print what was done or would be."""
+    if unknown := set(arguments.topic) - set(settings.topics):
+        raise ValueError(f"topic {min(unknown)!r}: expected one of {', '.join(settings.topics)}")
+    wanted = Request(
+        arguments.topic or settings.topics, frozenset(arguments.reason), arguments.max_replays, arguments.dry_run
+    )
+    log = open_log(settings.log, **settings.kafka_options)
+    try:
+        rows = replay(settings.log, wanted, model, log, **settings.kafka_options)
+    finally:
+        log.close()
+    print(as_table(rows, wanted.dry_run), end="")
+    return 0

@@ -1,0 +1,39 @@
+"""`freshet serve`: the HTTP service, until a signal ends it."""
+
+from __future__ import annotations
+
+import argparse
+
+from learner.model import Model
+from service.commands.command import Subparsers
+from service.commands.process import imports, logged
+from service.settings import Settings
+
+
+def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
+    """Add `serve` to the command."""
+    return commands.add_parser(
+        "serve", help="answer POST /score from the store",
+        description="Serve scores over HTTP. Stateless: run as many as you like. /docs explains the API.",
+    )  # fmt: skip
+
+
+def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
+    """Serve until a signal."""
+    with imports():
+        import structlog
+
+        from learner.log import open_log
+        from learner.store import open_store
+        from service.web.app import create_app
+        from service.web.server import make_server, run_until_signal
+    log = structlog.get_logger("freshet")
+
+    def serve() -> int:
+        store = open_store(settings.store_url, **settings.store_options)
+        app = create_app(settings, model, store, open_log(settings.log, **settings.kafka_options))
+        log.info("serving", address=f"http://{settings.host}:{settings.port}", model=model.name)
+        run_until_signal(make_server(app, settings, settings.port))
+        return 0
+
+    return logged(settings, serve)

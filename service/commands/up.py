@@ -1,0 +1,73 @@
+"""`freshet up`: learner and service in one process on one SQLite file, until a signal ends it."""
+
+from __future__ import annotations
+
+import argparse
+import threading
+
+from learner.model import Model
+from service.commands.command import Subparsers
+from service.commands.process import imports, logged
+from service.settings import Settings
+
+
+def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
+    """Add `up` to the command."""
+    parser = commands.add_parser(
+        "up", help="learner and service in one process on one SQLite file",
+        description="Learner and service in one process. One SQLite file is both the log and the store; no servers.",
+    )  # fmt: skip
+    parser.add_argument("--file", default="freshet.db", help="the SQLite file, made if missing (default: %(default)s)")
+    parser.add_argument("--port", type=int, help="where to listen (default: FRESHET_PORT, else 8000)")
+    return parser
+
+
+def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
+    """Learn and serve until a signal."""
+    with imports():
+        import structlog
+        from prometheus_client import CollectorRegistry
+
+        from learner.log import open_log, open_reader
+        from learner.store import open_store
+        from service.monitor import Monitor
+        from service.web.app import create_app
+        from service.web.server import make_server, run_until_signal
+        from service.worker import make_learner
+    log = structlog.get_logger("freshet")
+
+    def up() -> int:
+        registry = CollectorRegistry()
+        # No progress line: this terminal shows the service's log too.
+        monitor = Monitor(registry, False, settings.stalled_after_s)
+        stop = threading.Event()
+        # The service closes its own when it stops, while the learner may still finish its microbatch.
+        learner_store, store = (open_store(settings.store_url, **settings.store_options) for _ in range(2))
+        reader = open_reader(settings.log, settings.topics, settings.group)
+        learner = make_learner(settings, model, learner_store, reader, monitor, stop)
+        app = create_app(
+            settings, model, store, open_log(settings.log), registry, lambda: monitor.trouble(learner_store)
+        )
+        server = make_server(app, settings, settings.port)
+        failed = threading.Event()
+
+        def learn() -> None:
+            try:
+                learner.run()
+            finally:
+                # However the loop ended, a service whose posteriors no longer move must not look alive.
+                if not stop.is_set():
+                    failed.set()
+                    server.should_exit = True
+
+        thread = threading.Thread(target=learn, name="learner")
+        thread.start()
+        log.info("up", address=f"http://{settings.host}:{settings.port}", file=settings.store, model=model.name)
+        try:
+            run_until_signal(server)
+        finally:
+            stop.set()
+            thread.join()
+        return 1 if failed.is_set() else 0
+
+    return logged(settings, up)

@@ -1,0 +1,37 @@
+"""The model that the settings name, read from its files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from learner.model import Model, ModelError, load_model
+from learner.prior_file import decode_prior, with_prior
+
+
+def read_model(path: str, prior: str = "") -> Model:
+    """The model at a path, or the sample model if the path is empty; with the prior of a file, if there is one."""
+    model = _read_specification(path)
+    file = Path(prior) if prior else None
+    if file is None and model.prior_file is not None:
+        # Where a specification names a file, it stands beside it.
+        file = Path(path).parent / model.prior_file
+    if file is None:
+        return model
+    try:
+        data = file.read_bytes()
+    except OSError as exc:
+        raise ModelError(f"prior {str(file)!r}: cannot be read: {exc}") from exc
+    return with_prior(model, decode_prior(data, str(file)), str(file))
+
+
+def _read_specification(path: str) -> Model:
+    if path:
+        try:
+            return load_model(Path(path).read_text(encoding="utf-8"), path)
+        except (OSError, UnicodeDecodeError) as exc:
+            raise ModelError(f"model {path!r}: cannot be read: {exc}") from exc
+    here = Path(__file__).parent
+    # In a source tree the sample is the one in deploy/, of which a wheel has a copy.
+    bundled = here / "sample_model.toml"
+    sample = bundled if bundled.exists() else here.parent / "deploy" / "model.toml"
+    return load_model(sample.read_text(encoding="utf-8"), "the sample model")

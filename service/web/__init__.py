@@ -1,0 +1,1 @@
+"""The HTTP service: scores from the posteriors in the store, events into the log."""

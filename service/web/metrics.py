@@ -1,0 +1,20 @@
+"""Prometheus metrics of the HTTP service. No label ever holds a user or an item."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from service.metrics import LATENCY_BUCKETS
+
+
+class ServiceMetrics:
+    """What the HTTP service counts."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.requests = Counter("freshet_http_requests", "HTTP requests.", ["route", "status"], registry=registry)
+        self.latency = Histogram(
+            "freshet_http_request_seconds", "Time to answer.", ["route"], buckets=LATENCY_BUCKETS, registry=registry
+        )
+        self.scored = Counter("freshet_items_scored", "Items scored.", ["policy", "user_known"], registry=registry)
+        self.accepted = Counter("freshet_events_accepted", "Events appended to the log.", ["topic"], registry=registry)
+        self.rejected = Counter("freshet_events_rejected", "Events refused at the door.", ["reason"], registry=registry)
