@@ -14,11 +14,11 @@ from benchmarks.http_process import Client
 from benchmarks.posterior import freshet
 from benchmarks.score import body, known_user, processes
 from benchmarks.workload import START_MS, items, model, shared
-from learner.apply import apply
 from learner.events import Event, impression_json, parse_event
 from learner.record import Partition, Position, Record, fresh_record
 from learner.store import Write, open_store
 from tests.servers import RedisServer
+from tests.stepping import apply
 
 PLACE = Partition(bytes(16), 0)
 

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from benchmarks.harness import Context, Figure, interleave, ratios, seconds_of
 from benchmarks.workload import START_MS, model
-from learner.apply import apply
-from learner.events import Click, Event, Impression
 from learner.belief.gaussian import Array, Gaussian, condition
+from learner.events import Click, Event, Impression
 from learner.record import Partition, Position, fresh_record
+from tests.stepping import apply
 
 USERS = 1_000
 

@@ -10,11 +10,11 @@ import msgspec
 from benchmarks.harness import Context, Figure, percentile, ratios
 from benchmarks.http_process import Client, PythonProcess
 from benchmarks.workload import FEATURES, START_MS, freshet_environ, items, model, shared
-from learner.apply import apply
 from learner.events import impression_json, parse_event
 from learner.record import Partition, Position, encode_record, fresh_record
 from learner.store import Write, open_store
 from tests.servers import RedisServer
+from tests.stepping import apply
 
 USER = "scored"
 UVICORN = ("--port", "{port}", "--log-level", "warning", "--no-access-log", "--loop", "uvloop", "--http", "httptools")

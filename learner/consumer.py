@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from heapq import merge
-from itertools import compress, groupby
+from itertools import groupby
 from typing import TypeVar
 
 import structlog
@@ -24,7 +24,6 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from learner.apply import UserEvents, apply
 from learner.events import BadEvent, Event, Reason, parse_events
 from learner.log import (
     DEAD_LETTER_SUFFIX,
@@ -37,7 +36,8 @@ from learner.log import (
     Reader,
 )
 from learner.model import Model
-from learner.record import DamagedRecord, Position, decode_records, encode_records, fresh_record
+from learner.record import DamagedRecord, Position
+from learner.step.apply import UserEvents, apply, microbatch
 from learner.store import Store, StoreUnavailable, Write
 
 MAX_BACKOFF_S = 5.0
@@ -57,7 +57,7 @@ class Progress:
     messages
         Polled in this turn.
     counts
-        As in `learner.apply.Report`, with ``conflicts`` (writes that another learner had beaten) and ``retries``.
+        As in `learner.step.apply.Applied`, with ``conflicts`` (writes that another learner had beaten) and ``retries``.
     bad
         Dead letters by reason.
     lag
@@ -213,19 +213,14 @@ class Learner:
         """Load, apply, commit; returns the users who lost the compare-and-set."""
         user_ids = list(pending)
         stored = self.store.load(user_ids)
-        known = [(user_id, value) for user_id, value in zip(user_ids, stored, strict=True) if value is not None]
-        decoded = iter(decode_records([value for _, value in known], self.model, [user_id for user_id, _ in known]))
-        fresh = fresh_record(self.model)
-        records = [fresh if value is None else next(decoded) for value in stored]
-        written, report = apply(self.model, records, list(pending.values()))
-        chosen = list(compress(zip(user_ids, stored, written, strict=True), report.changed))
-        values = encode_records([record for _, _, record in chosen], self.model)
+        applied = apply(self.model, stored, microbatch(self.model, list(pending.values())), user_ids)
         writes = [
-            Write(user_id, old, new, record.was_erased)
-            for (user_id, old, record), new in zip(chosen, values, strict=True)
+            Write(user_id, old, new, erased)
+            for user_id, old, new, erased in zip(user_ids, stored, applied.values, applied.erased, strict=True)
+            if new is not None
         ]
         done = self.store.commit(writes)
-        counts.update(report.counts)
+        counts.update(applied.counts)
         return [write.user_id for write, applied in zip(writes, done, strict=True) if not applied]
 
     def _bury(self, letters: Sequence[Entry]) -> None:

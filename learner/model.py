@@ -15,6 +15,7 @@ import numpy as np
 import scipy  # scipy.special is imported at its first use, the click delay's: no scorer waits for it
 from numpy.typing import NDArray
 
+from learner.belief.gaussian import Array, Belief, Gaussian, Method, factorised
 from learner.features import (
     Category,
     Feature,
@@ -30,7 +31,6 @@ from learner.features import (
     item_struct,
     layout,
 )
-from learner.belief.gaussian import Array, Belief, Gaussian, Method, factorised
 from learner.limits import MAX_FEATURES, MAX_TIMESTAMP_MS
 from learner.population import Population
 

@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from learner.belief.gaussian import Array, Belief, click_probability, draw, predict, sigmoid
 from learner.features import Rows
-from learner.belief.gaussian import Array, Gaussian, click_probability, predict, sigmoid
 
 Policy: TypeAlias = Literal["mean", "ucb", "thompson"]
 
@@ -37,14 +37,14 @@ class Scores(NamedTuple):
 
 
 def score_items(
-    belief: Gaussian, rows: Rows, offset: Array, policy: Policy, alpha: float, generator: np.random.Generator | None
+    belief: Belief, rows: Rows, offset: Array, policy: Policy, alpha: float, generator: np.random.Generator | None
 ) -> Scores:
     """Score and rank a slate.
 
     Parameters
     ----------
     belief
-        One user's, shapes (d,) and (d, d) or (d,).
+        One user's.
     rows
         Shape (N, d).
     offset
@@ -57,8 +57,7 @@ def score_items(
     generator
         Of ``thompson``; the others need none.
     """
-    X = rows.astype(np.float64)
-    mean, var = predict(belief, X, offset)
+    mean, var = predict(belief, rows, offset)
     std = np.sqrt(var)
     sampled = None
     if policy == "mean":
@@ -67,13 +66,6 @@ def score_items(
         score = sigmoid(mean + alpha * std)
     else:
         assert generator is not None, "thompson draws"
-        sampled = offset + X @ draw(belief, generator)
+        sampled = offset + rows @ draw(belief, generator)
         score = sigmoid(sampled)
     return Scores(np.argsort(-score, kind="stable"), score, mean, std, sampled)
-
-
-def draw(belief: Gaussian, generator: np.random.Generator) -> Array:
-    """One theta ~ N(m, S), shape (d,)."""
-    noise = generator.standard_normal(len(belief.mean))
-    root = np.sqrt(belief.cov) * noise if belief.is_diagonal else np.linalg.cholesky(belief.cov) @ noise
-    return np.asarray(belief.mean + root)

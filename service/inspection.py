@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from learner.belief.gaussian import Array, Gaussian
+from learner.belief.gaussian import Array, Belief
 from learner.model import Model
 from learner.record import NEVER, Record, RecordError, State, decode_record, read_header
+from learner.record.served import belief_at
 
 SHOWN_OUTCOMES = 20
 
@@ -34,7 +35,7 @@ def report(value: bytes, model: Model, user_id: str, now: int) -> dict[str, Any]
             "erased_at": _iso(header.erased_at),
             "outcomes": header.n_outcomes,
             "waiting_clicks": header.n_clicks,
-            "partitions": header.n_watermarks,
+            "partitions": header.n_applied,
         }
     try:
         record = decode_record(value, model, user_id)
@@ -44,8 +45,8 @@ def report(value: bytes, model: Model, user_id: str, now: int) -> dict[str, Any]
 
 
 def _contents(record: Record, model: Model, now: int) -> dict[str, Any]:
-    served, _ = record.served
-    columns = (_std(served), record.settled.mean, _std(record.settled), model.prior.mean, _std(model.prior))
+    served, prior = belief_at(model, record, now), model.prior_belief
+    columns = (_std(served), record.settled.mean, _std(record.settled), prior.mean, _std(prior))
     names = ("mean", "std", "settled_mean", "settled_std", "prior_mean", "prior_std")
     numbers = zip(served.mean.tolist(), *(column.tolist() for column in columns), strict=True)
     states = record.outcomes["state"]
@@ -62,7 +63,6 @@ def _contents(record: Record, model: Model, now: int) -> dict[str, Any]:
                     "state": State(int(one["state"])).name.lower(),
                     "shown_at": _iso(int(one["shown_at"])),
                     "age_seconds": (now - int(one["shown_at"])) / 1000,
-                    "settled_at": _iso(int(one["settled_at"])),
                     "offset": float(one["offset"]),
                     "weight": float(one["weight"]),
                 }
@@ -73,9 +73,9 @@ def _contents(record: Record, model: Model, now: int) -> dict[str, Any]:
             {"key": f"{key:016x}", "clicked_at": _iso(at), "age_seconds": (now - at) / 1000}
             for key, at in record.clicks.tolist()
         ],
-        "watermarks": [
+        "applied_offsets": [
             {"topic_id": place.topic_id.hex(), "partition": place.number, "offset": offset}
-            for place, offset in record.watermarks.items()
+            for place, offset in record.applied.items()
         ],
     }
 
@@ -87,7 +87,7 @@ def as_text(facts: dict[str, Any]) -> str:
         tables["outcomes, newest first"] = outcomes["newest"]
         counts = (f"{outcomes[state.name.lower()]} {state.name.lower()}" for state in State)
         facts = facts | {"outcomes": ", ".join(counts)}
-    tables |= {"waiting clicks": facts.get("waiting_clicks"), "watermarks": facts.get("watermarks")}
+    tables |= {"waiting clicks": facts.get("waiting_clicks"), "applied offsets": facts.get("applied_offsets")}
     for name, value in facts.items():
         if not isinstance(value, list):
             lines.append(f"{name:18} {'-' if value is None else value}")
@@ -109,8 +109,8 @@ def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _std(belief: Gaussian) -> Array:
-    return np.sqrt(belief.cov if belief.is_diagonal else np.diagonal(belief.cov))
+def _std(belief: Belief) -> Array:
+    return np.sqrt(belief.variances)
 
 
 def _iso(at: int) -> str | None:

@@ -12,14 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from learner.apply import apply
+from learner.belief.gaussian import Array, sigmoid
 from learner.evaluation.metrics import expected_calibration_error
 from learner.evaluation.simulate import CANDIDATES, SHOWN, WIDTH, Item, World
 from learner.events import Click, Event, Impression, outcome_key
-from learner.belief.gaussian import Array, sigmoid
 from learner.model import Model
 from learner.policies import Policy, score_items
-from learner.record import Partition, Position, Record, belief_at, fresh_record
+from learner.record import Partition, Position, Record, decode_record, fresh_record
+from learner.record.served import belief_at
+from learner.step.apply import apply, microbatch
 from service.client import Client
 
 _ROUND_MS = 12 * 3_600_000
@@ -70,7 +71,7 @@ class Embedded:
     generator: np.random.Generator
     alpha: float = 1.0
     now: int = _START_MS
-    records: dict[str, Record] = field(default_factory=dict)
+    values: dict[str, bytes] = field(default_factory=dict)
     log: list[Event] = field(default_factory=list)
     _coming: list[tuple[int, int, Event]] = field(default_factory=list)
     _taken: int = 0
@@ -84,8 +85,9 @@ class Embedded:
             events.setdefault(event.user_id, []).append((event, Position(_LOG, self._taken)))
             self._taken += 1
         users = list(events)
-        learnt, _ = apply(self.model, [self._record(user) for user in users], [events[user] for user in users])
-        self.records |= zip(users, learnt, strict=True)
+        batch = microbatch(self.model, list(events.values()))
+        learnt = apply(self.model, [self.values.get(user) for user in users], batch, users).values
+        self.values |= {user: value for user, value in zip(users, learnt, strict=True) if value is not None}
         return _ROUND_MS
 
     def rank(self, user: str, items: Sequence[Item], policy: Policy) -> Ranking:
@@ -99,8 +101,8 @@ class Embedded:
 
     def coefficients(self, user: str) -> tuple[Array, Array]:
         """As GET /users/{id}/posterior tells."""
-        mean, cov = belief_at(self.model, self._record(user), self.now)
-        return mean, np.sqrt(cov if cov.ndim == 1 else np.diagonal(cov))
+        belief = belief_at(self.model, self._record(user), self.now)
+        return belief.mean, np.sqrt(belief.variances)
 
     def show(self, user: str, request: str, items: Sequence[Item], click_delays_ms: dict[int, int]) -> None:
         """Put the events where they will be learnt when their time has come."""
@@ -115,7 +117,8 @@ class Embedded:
             self.log.append(event)
 
     def _record(self, user: str) -> Record:
-        return self.records.get(user) or fresh_record(self.model)
+        value = self.values.get(user)
+        return fresh_record(self.model) if value is None else decode_record(value, self.model, user)
 
 
 class Running:

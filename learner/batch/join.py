@@ -18,8 +18,8 @@ from typing import IO, Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.events import Click, Event
 from learner.belief.gaussian import Array
+from learner.events import Click, Event
 from learner.model import Model
 
 # One of them is in memory at a time.

@@ -46,7 +46,7 @@ def is_diagonal(mean: Any, factor: Any) -> bool:
 
 @compiled
 def project(mean: Any, factor: Any, x: Any, f: Any) -> tuple[float, float]:
-    """x'm and x'Sx, with f = U'x stored in `f`, shape (d,)."""
+    """X'm and x'Sx, with f = U'x stored in `f`, shape (d,)."""
     mu = v = 0.0
     if is_diagonal(mean, factor):
         for j in range(len(mean)):
@@ -121,9 +121,7 @@ def condition(
 
 
 @compiled
-def retract(
-    mean: Any, factor: Any, x: Any, offset: float, precision: float, shift: float, f: Any, gain: Any
-) -> None:
+def retract(mean: Any, factor: Any, x: Any, offset: float, precision: float, shift: float, f: Any, gain: Any) -> None:
     """Take the site of an earlier outcome back, but for what would leave the belief improper or nearly so.
 
     With t = min(precision, 0.8 / v) and the same share of the shift: S += S x x'S t / (1 - t v), by the rank-one
@@ -252,7 +250,7 @@ def discount(mean: Any, factor: Any, prior_mean: Any, prior_factor: Any, delta: 
 
 @compiled
 def distance(factor: Any, step: Any) -> float:
-    """step' S^-1 step, with `step` of shape (d,) used up."""
+    """Step' S^-1 step, with `step` of shape (d,) used up."""
     d = len(step)
     total = 0.0
     if len(factor) == d:

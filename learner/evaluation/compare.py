@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from learner.belief.gaussian import Gaussian, Method
 from learner.evaluation.metrics import Bin, Estimate, Scored, reliability, share_of, summarise
 from learner.evaluation.replay import (
     Available,
@@ -20,7 +21,6 @@ from learner.evaluation.replay import (
     lagging,
     replay,
 )
-from learner.belief.gaussian import Gaussian, Method
 from learner.model import Model
 
 LAGS_MS = {"lag 1 h": 3_600_000.0, "lag 10 min": 600_000.0, "lag 1 min": 60_000.0}
@@ -73,7 +73,10 @@ def cut_at(users: Sequence[History], share: float) -> float:
 
 def variants(model: Model, cut_ms: float, everything: bool = True) -> list[Variant]:
     """The ways of learning to compare; the fixed effect alone is among them as a model without a belief."""
-    known = Gaussian(np.zeros_like(model.prior.mean), np.zeros_like(model.prior.cov))
+    # No coefficient moves: its variance is as small as a belief can hold.
+    known = Gaussian(
+        np.zeros_like(model.prior.mean), 1e-30 * (np.ones(model.d) if model.prior.is_diagonal else np.eye(model.d))
+    )
     ways = [
         Variant("fixed effect", replace(model, prior=known), None),
         Variant("frozen prior", model, None),

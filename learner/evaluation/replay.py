@@ -8,12 +8,13 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.apply import apply
+from learner.belief.gaussian import Array, Belief, click_probability, draw, predict
 from learner.evaluation.metrics import Scored, log_loss
 from learner.events import Click, Event, Impression
-from learner.belief.gaussian import Array, click_probability, predict
 from learner.model import Model
-from learner.record import Partition, Position, Record, belief_at, fresh_record
+from learner.record import Partition, Position, decode_record, fresh_record
+from learner.record.served import belief_at
+from learner.step.apply import apply, microbatch
 
 _LOG = Partition(bytes(16), 0)
 
@@ -129,7 +130,8 @@ def replay(
     """
     plans = [_plan(history, available, score_from_ms) for history in users]
     order = sorted((i for i in range(len(users)) if plans[i]), key=lambda i: -len(plans[i]))
-    records: dict[int, Record] = {i: fresh_record(model) for i in order}
+    values: dict[int, bytes | None] = dict.fromkeys(order)
+    nobody = fresh_record(model)
     generator = None if pit_seed is None else np.random.default_rng(pit_seed)
     rows: list[tuple[int, int, Array, Array, int, int]] = []
     pit: list[float] = []
@@ -137,19 +139,21 @@ def replay(
         while len(plans[order[-1]]) <= k:
             order.pop()
         learning = [i for i in order if plans[i][k].learn]
-        learnt, _ = apply(model, [records[i] for i in learning], [plans[i][k].learn for i in learning])
-        records |= zip(learning, learnt, strict=True)
+        batch = microbatch(model, [plans[i][k].learn for i in learning])
+        learnt = apply(model, [values[i] for i in learning], batch, [str(i) for i in learning]).values
+        values |= {i: value for i, value in zip(learning, learnt, strict=True) if value is not None}
         for i in order:
             step = plans[i][k]
             shown = users[i].events[step.place]
             assert isinstance(shown, Impression)
-            belief = belief_at(model, records[i], shown.timestamp)
-            X, offset = shown.rows.astype(np.float64), shown.offset.astype(np.float64)
-            mean, var = predict(belief, X, offset)
+            value = values[i]
+            record = nobody if value is None else decode_record(value, model, str(i))
+            belief = belief_at(model, record, shown.timestamp)
+            mean, var = predict(belief, shown.rows, shown.offset)
             labels = users[i].labels[step.place]
             rows.append((i, step.place, labels, click_probability(mean, var), shown.timestamp, step.evidence))
             if generator is not None:
-                pit.append(_pit(offset, X, belief.mean, belief.cov, labels, generator))
+                pit.append(_pit(shown, belief, labels, generator))
         advance(len(order))
     return _gather(rows, np.array(pit))
 
@@ -210,12 +214,10 @@ def _plan(history: History, available: Available | None, score_from_ms: float) -
     return steps
 
 
-def _pit(
-    offset: Array, X: Array, mean: Array, cov: Array, labels: Array, generator: np.random.Generator, draws: int = 64
-) -> float:
+def _pit(shown: Impression, belief: Belief, labels: Array, generator: np.random.Generator, draws: int = 64) -> float:
     """The randomised probability integral transform of a slate's number of clicks (Czado et al. 2009)."""
-    noise = generator.standard_normal((draws, len(mean)))
-    theta = mean + (noise * np.sqrt(cov) if cov.ndim == 1 else noise @ np.linalg.cholesky(cov).T)
+    theta = np.stack([draw(belief, generator) for _ in range(draws)])
+    X, offset = shown.rows.astype(np.float64), shown.offset.astype(np.float64)
     clicks = (generator.random((draws, len(X))) < 1.0 / (1.0 + np.exp(-(offset + theta @ X.T)))).sum(axis=1)
     actual = labels.sum()
     return float(((clicks < actual).sum() + generator.random() * ((clicks == actual).sum() + 1)) / (draws + 1))

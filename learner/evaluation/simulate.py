@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.features import Category, Feature, FeatureValue, Multi, Numeric, Rows, Vector
 from learner.belief.gaussian import Array, sigmoid
+from learner.features import Category, Feature, FeatureValue, Multi, Numeric, Rows, Vector
 from learner.model import Model
 
 CANDIDATES, SHOWN = 20, 5

@@ -5,7 +5,7 @@ Little-endian, checksummed, no pickle, in columns; the length is a multiple of 8
     header      magic "FRS" and version u8, checksum u32 (CRC-32 of all the rest), revision u64, model fingerprint 8
                 bytes, fingerprint of the prior and fixed effect it was learnt under 8 bytes, updated_at i64, settled_at
                 i64, erased_at i64, n_events u32, outcomes u32, clicks u32, partitions u16, d u16
-    applied     topic u64, offset i64 (the partition's number further on)
+    applied     topic id 16 bytes, offset i64 (the partition's number further on)
     clicks      key u64, clicked_at i64
     outcomes    key u64, shown_at i64
     applied     partition i32
@@ -74,9 +74,9 @@ class State(IntEnum):
 
 
 class Partition(NamedTuple):
-    """A log partition, by the first eight bytes of its topic's id: a topic made again is another one."""
+    """A log partition, by the id of its topic: one that was deleted and made again is another one."""
 
-    topic: int
+    topic_id: bytes
     number: int
 
 
@@ -239,7 +239,7 @@ def encode_record(record: Record, model: Model) -> bytes:
         record.settled_at, record.erased_at, record.n_events, len(outcomes), len(clicks), len(applied), model.d,
     )  # fmt: skip
     columns: list[Any] = [
-        np.array([place.topic for place in applied], "<u8"),
+        np.frombuffer(b"".join(place.topic_id for place in applied), "u1"),
         np.array(list(applied.values()), "<i8"),
         *(clicks[name] for name in ("key", "clicked_at")),
         *(outcomes[name] for name in ("key", "shown_at")),
@@ -283,7 +283,7 @@ def decode_record(data: bytes, model: Model, user_id: str) -> Record:
     clicks["key"] = column(at.click_key, "<u8", header.n_clicks)
     clicks["clicked_at"] = column(at.clicked_at, "<i8", header.n_clicks)
     places = zip(
-        column(at.applied_topic, "<u8", header.n_applied).tolist(),
+        column(at.applied_topic, "V16", header.n_applied).tolist(),
         column(at.applied_partition, "<i4", header.n_applied).tolist(),
         strict=True,
     )

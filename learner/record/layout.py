@@ -34,7 +34,7 @@ class Layout(NamedTuple):
 def layout(d: int, factor: int, n_outcomes: int, n_clicks: int, n_applied: int) -> Layout:
     """The layout of a record of d coefficients whose factor has so many numbers."""
     applied_topic = HEADER_BYTES
-    applied_offset = applied_topic + 8 * n_applied
+    applied_offset = applied_topic + 16 * n_applied
     click_key = applied_offset + 8 * n_applied
     clicked_at = click_key + 8 * n_clicks
     key = clicked_at + 8 * n_clicks

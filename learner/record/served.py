@@ -67,6 +67,4 @@ def serve(
         if not laplace:
             condition(mean, factor, row[i], False, offset[i], effective[i], False, f, gain)
     if laplace and n > 0:
-        condition_jointly(
-            mean, factor, row, np.zeros(n, np.bool_), offset, effective, np.empty(n), np.empty(n)
-        )
+        condition_jointly(mean, factor, row, np.zeros(n, np.bool_), offset, effective, np.empty(n), np.empty(n))

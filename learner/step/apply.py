@@ -71,7 +71,7 @@ def microbatch(model: Model, users: Sequence[UserEvents]) -> Microbatch:
     events = Events(
         np.array([kernel.CLICK if isinstance(event, Click) else kernel.IMPRESSION for event, _ in flat], np.int64),
         np.array([event.timestamp for event, _ in flat], np.int64),
-        np.array([position.partition.topic for _, position in flat], np.uint64),
+        np.frombuffer(b"".join([position.partition.topic_id for _, position in flat]), "<u8").reshape(n, 2),
         np.array([position.partition.number for _, position in flat], np.int32),
         np.array([position.offset for _, position in flat], np.int64),
         np.array([event.key if isinstance(event, Click) else 0 for event, _ in flat], np.uint64),
@@ -122,7 +122,7 @@ def apply(model: Model, stored: Sequence[bytes | None], batch: Microbatch, user_
     # The most that each may come to: every event may bring a click or a partition.
     room = extra + np.stack([n_items, n_events, n_events], axis=1)
     d, n_factor = model.d, len(model.prior_belief.factor)
-    sizes = HEADER_BYTES + 4 * (d + n_factor) + room @ np.array([33 + 4 * d, 16, 20]) + 7
+    sizes = HEADER_BYTES + 4 * (d + n_factor) + room @ np.array([33 + 4 * d, 16, 28]) + 7
     sizes -= sizes % 8
     out = np.empty(int(sizes.sum()), np.uint8)
     out_starts, starts = _starts(sizes), _starts(lengths)

@@ -59,7 +59,7 @@ class Events(NamedTuple):
     kind, at
         `IMPRESSION`, `CLICK` or `SWEEP`, and its time (epoch ms); shape (E,).
     topic, partition, offset
-        Where the event stands in the log, shape (E,); a sweep stands nowhere.
+        Where the event stands in the log: topic id of shape (E, 2), the others (E,). A sweep stands nowhere.
     key
         Of a click's outcome, shape (E,).
     first_item
@@ -368,16 +368,27 @@ def is_late(rules: Rules, user: User, key: Any, now: int) -> bool:
 
 
 @compiled
+def is_from(user: User, i: int, events: Events, e: int) -> bool:
+    """Whether an event stands in the i-th partition of the user's applied offsets."""
+    return (
+        user.topic[i, 0] == events.topic[e, 0]
+        and user.topic[i, 1] == events.topic[e, 1]
+        and user.partition[i] == events.partition[e]
+    )
+
+
+@compiled
 def is_replay(user: User, events: Events, e: int) -> bool:
     """Whether an event was applied before; if not, note that it is."""
     n = user.n[N_APPLIED]
     for i in range(n):
-        if user.topic[i] == events.topic[e] and user.partition[i] == events.partition[e]:
+        if is_from(user, i, events, e):
             if events.offset[e] <= user.applied[i]:
                 return True
             user.applied[i] = events.offset[e]
             return False
-    user.topic[n], user.partition[n], user.applied[n] = events.topic[e], events.partition[e], events.offset[e]
+    user.topic[n, 0], user.topic[n, 1] = events.topic[e, 0], events.topic[e, 1]
+    user.partition[n], user.applied[n] = events.partition[e], events.offset[e]
     user.n[N_APPLIED] += 1
     return False
 
@@ -439,7 +450,7 @@ def load(user: User, data: Any) -> None:
     user.time[:3] = times
     user.n[N_EVENTS], user.n[N_CLICKS], user.n[N_APPLIED] = sizes[0], n_clicks, n_applied
     at = layout(d, n_factor, n, n_clicks, n_applied)
-    user.topic[:n_applied] = data[at.applied_topic : at.applied_offset].view(np.uint64)
+    user.topic[:n_applied] = data[at.applied_topic : at.applied_offset].view(np.uint64).reshape(n_applied, 2)
     user.applied[:n_applied] = data[at.applied_offset : at.click_key].view(np.int64)
     user.click_key[:n_clicks] = data[at.click_key : at.clicked_at].view(np.uint64)
     user.clicked_at[:n_clicks] = data[at.clicked_at : at.key].view(np.int64)
@@ -470,7 +481,7 @@ def store(user: User, template: Any, revision: int, out: Any) -> int:
     sizes[0], sizes[1], sizes[2] = user.n[N_EVENTS], n, n_clicks
     out[68:70].view(np.uint16)[0] = n_applied
     at = layout(d, n_factor, n, n_clicks, n_applied)
-    out[at.applied_topic : at.applied_offset].view(np.uint64)[:] = user.topic[:n_applied]
+    out[at.applied_topic : at.applied_offset].view(np.uint64)[:] = user.topic[:n_applied].reshape(2 * n_applied)
     out[at.applied_offset : at.click_key].view(np.int64)[:] = user.applied[:n_applied]
     out[at.click_key : at.clicked_at].view(np.uint64)[:] = user.click_key[:n_clicks]
     out[at.clicked_at : at.key].view(np.int64)[:] = user.clicked_at[:n_clicks]
@@ -508,7 +519,7 @@ def workspace(d: int, n_factor: int, n_outcomes: int, n_clicks: int, n_applied: 
         np.empty(n_outcomes, np.float32), np.empty(n_outcomes, np.float32), np.empty(n_outcomes, np.float32),
         np.empty(n_outcomes, np.uint8), np.empty((n_outcomes, d), np.float32), np.empty(n_outcomes, np.int64),
         np.empty(size, np.int64), np.empty(n_clicks, np.uint64), np.empty(n_clicks, np.int64),
-        np.empty(n_applied, np.uint64), np.empty(n_applied, np.int32), np.empty(n_applied, np.int64),
+        np.empty((n_applied, 2), np.uint64), np.empty(n_applied, np.int32), np.empty(n_applied, np.int64),
         np.empty(n_outcomes, np.int64), np.empty(n_outcomes, np.bool_), np.empty(d), np.empty(d),
     )  # fmt: skip
 
@@ -567,7 +578,7 @@ def any_unseen(user: User, events: Events, order: Any) -> bool:
     for e in order:
         seen = events.kind[e] == SWEEP or events.at[e] <= user.time[ERASED_AT]
         for i in range(user.n[N_APPLIED]):
-            if user.topic[i] == events.topic[e] and user.partition[i] == events.partition[e]:
+            if is_from(user, i, events, e):
                 seen = seen or events.offset[e] <= user.applied[i]
         if not seen:
             return True

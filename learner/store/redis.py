@@ -27,7 +27,7 @@ KEYS_PER_SCRIPT = 500
 _COMPARE_AND_SET = """
 local done = {}
 for i, key in ipairs(KEYS) do
-  local held = redis.pcall('GETRANGE', key, 8, 19)
+  local held = redis.pcall('GETRANGE', key, 4, 15)
   if type(held) == 'table' then
     done[i] = -1
   elseif held == ARGV[3 * i - 2] then

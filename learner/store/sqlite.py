@@ -46,7 +46,7 @@ class SqliteStore:
                 else:
                     cursor = db.execute(
                         "UPDATE records SET revision = ?, value = ?, expires_at = ?"
-                        " WHERE user_id = ? AND coalesce(substr(value, 9, 12), x'') = ?",
+                        " WHERE user_id = ? AND coalesce(substr(value, 5, 12), x'') = ?",
                         (*new, write.user_id, write.expected_identity),
                     )
                 done.append(cursor.rowcount == 1)

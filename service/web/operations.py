@@ -9,9 +9,9 @@ import uuid
 import msgspec
 import numpy as np
 
+from learner.belief.gaussian import Array, Belief
 from learner.events import BadEvent, Click, Ranked, WireImpression, parse_event
 from learner.features import Rows
-from learner.belief.gaussian import Array, Gaussian
 from learner.limits import MAX_EVENT_BYTES
 from learner.log import Entry, EventLog
 from learner.model import Model
@@ -21,13 +21,13 @@ from learner.record import (
     DamagedRecord,
     Record,
     State,
-    belief_at,
     decode_record,
     encode_record,
     erased,
     fresh_record,
     read_header,
 )
+from learner.record.served import belief_at
 from learner.store import Store, StoreUnavailable, Write
 from service.settings import Settings
 from service.web import api
@@ -165,16 +165,14 @@ def describe_model(model: Model) -> api.ModelResponse:
         discount=model.discount,
         attribution_window_seconds=model.window_ms / 1000,
         features=msgspec.to_builtins(dict(model.features)),
-        prior=_coefficients(model, model.prior),
+        prior=_coefficients(model, model.prior_belief),
     )
 
 
-def _ranked(
-    wanted: api.ScoreRequest, scores: Scores, model: Model, belief: Gaussian, rows: Rows
-) -> list[api.ScoredItem]:
+def _ranked(wanted: api.ScoreRequest, scores: Scores, model: Model, belief: Belief, rows: Rows) -> list[api.ScoredItem]:
     score, mean, std = scores.score.tolist(), scores.logit_mean.tolist(), scores.logit_std.tolist()
     sampled = None if scores.sampled_logit is None else scores.sampled_logit.tolist()
-    deviations = np.sqrt(_variances(belief)) if wanted.explain else None
+    deviations = np.sqrt(belief.variances) if wanted.explain else None
     return [
         api.ScoredItem(
             wanted.items[i].item_id,
@@ -189,7 +187,7 @@ def _ranked(
     ]
 
 
-def _explanation(model: Model, belief: Gaussian, deviations: Array, row: Rows) -> list[api.Contribution]:
+def _explanation(model: Model, belief: Belief, deviations: Array, row: Rows) -> list[api.Contribution]:
     """What each coefficient with a value adds, the strongest first."""
     used = np.flatnonzero(row).tolist()
     parts = [
@@ -201,13 +199,9 @@ def _explanation(model: Model, belief: Gaussian, deviations: Array, row: Rows) -
     return sorted(parts, key=lambda part: -abs(part.logit_mean))
 
 
-def _coefficients(model: Model, belief: Gaussian) -> list[api.Coefficient]:
-    deviations = np.sqrt(_variances(belief)).tolist()
+def _coefficients(model: Model, belief: Belief) -> list[api.Coefficient]:
+    deviations = np.sqrt(belief.variances).tolist()
     return [api.Coefficient(*one) for one in zip(model.coefficients, belief.mean.tolist(), deviations, strict=True)]
-
-
-def _variances(belief: Gaussian) -> Array:
-    return belief.cov if belief.is_diagonal else np.diagonal(belief.cov)
 
 
 def _state(record: Record, now: int) -> api.Posterior:

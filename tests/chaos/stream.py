@@ -7,10 +7,10 @@ import random
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from learner.apply import apply
 from learner.events import BadEvent, Event, parse_event
 from learner.model import Model, load_model
 from learner.record import Partition, Position, Record, State, encode_record, fresh_record
+from tests.stepping import apply
 
 MODEL = """\
 name = "chaos"
@@ -126,7 +126,7 @@ def differences(expected: Expected, found: dict[str, Record]) -> dict[str, list[
     wrong["unknown"] = sorted(found.keys() - expected.records.keys())
     for user in expected.records.keys() & found.keys():
         want, have = expected.records[user], found[user]
-        if dict(want.watermarks) != dict(have.watermarks):
+        if dict(want.applied) != dict(have.applied):
             wrong["lost"].append(user)
         if labels(want) != labels(have):
             wrong["labels"].append(user)
@@ -143,7 +143,7 @@ def labels(record: Record) -> dict[int, bool]:
 
 
 def _bytes(record: Record) -> bytes:
-    return encode_record(record._replace(revision=0, watermarks={}), MODEL_OF_RUN)
+    return encode_record(record._replace(revision=0, applied={}), MODEL_OF_RUN)
 
 
 MODEL_OF_RUN: Model = load_model(MODEL)

@@ -23,15 +23,16 @@ import redis
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 
-from learner.apply import apply
 from learner.events import WireClick, WireImpression, parse_event
 from learner.log import read_to_end
 from learner.model import load_model
 from learner.policies import score_items
 from learner.population import rebase
 from learner.prior_file import decode_prior, with_prior
-from learner.record import belief_at, decode_record, encode_record, fresh_record
+from learner.record import decode_record, encode_record, fresh_record
+from learner.record.served import belief_at
 from tests.servers import KafkaServer, RedisServer, eventually, free_port
+from tests.stepping import apply
 
 MODEL = """\
 name = "e2e"

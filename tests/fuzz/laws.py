@@ -13,13 +13,13 @@ from zlib import crc32
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
-
 from learner.attribution import attribute
+
+from learner.belief.gaussian import Gaussian
 from learner.events import BadEvent, Click, Event, Impression, parse_event, parse_events, user_of
 from learner.features import FeatureError
 from learner.limits import MAX_TIMESTAMP_MS
 from learner.model import load_model
-from learner.belief.gaussian import Gaussian
 from learner.record import (
     CLICK_DTYPE,
     Partition,
@@ -118,7 +118,7 @@ def round_trip_law(drawn: tuple[int, Record]) -> None:
     again = decode_record(data, MODELS[which], "u")
     assert encode_record(again, MODELS[which]) == data
     assert (again.revision, again.n_events, again.erased_at) == (record.revision, record.n_events, record.erased_at)
-    assert again.watermarks == record.watermarks
+    assert again.applied == record.applied
     for one, other in ((record.settled, again.settled), (record.posterior, again.posterior)):
         assert (one is None) == (other is None)
         if one is not None and other is not None:
@@ -213,7 +213,7 @@ def records(draw: st.DrawFn) -> tuple[int, Record]:
         revision=draw(_bits64), updated_at=draw(_time), settled_at=draw(_time), n_events=draw(_bits32),
         settled=belief(), posterior=belief() if draw(st.booleans()) else None, outcomes=outcomes,
         clicks=np.array(draw(st.lists(st.tuples(_bits64, _time), max_size=3)), CLICK_DTYPE),
-        watermarks=draw(
+        applied=draw(
             st.dictionaries(
                 st.builds(Partition, st.binary(min_size=16, max_size=16), st.integers(-(1 << 31), (1 << 31) - 1)),
                 _time, max_size=3,

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from learner.attribution_of_one import MAX_KEPT_FACTOR
 from numpy.typing import NDArray
 
-from learner.attribution_of_one import MAX_KEPT_FACTOR
 from learner.events import Click, Event, Impression
 from learner.model import Model
 from learner.record import CLICK_DTYPE, NEVER, Partition, Position, Record, State, Structured, outcome_dtype
@@ -34,7 +34,7 @@ class Attribution(NamedTuple):
     steps: list[Step]
     outcomes: Structured
     clicks: Structured
-    watermarks: dict[Partition, int]
+    applied: dict[Partition, int]
     updated_at: int
     n_events: int
     counts: Counter[str]
@@ -57,10 +57,10 @@ def attribute(model: Model, record: Record, events: Iterable[tuple[Event, Positi
     """Apply one user's events, in log order, to the labels of their outcomes."""
     ledger = _Ledger(model, record)
     for event, position in events:
-        if position.offset <= ledger.watermarks.get(position.partition, -1):
+        if position.offset <= ledger.applied.get(position.partition, -1):
             ledger.counts["replayed"] += 1
             continue
-        ledger.watermarks[position.partition] = position.offset
+        ledger.applied[position.partition] = position.offset
         if event.timestamp <= record.erased_at:
             ledger.counts["erased"] += 1
             continue
@@ -76,7 +76,7 @@ class _Ledger:
 
     def __init__(self, model: Model, record: Record) -> None:
         self.model = model
-        self.watermarks = dict(record.watermarks)
+        self.applied = dict(record.applied)
         self.updated_at = record.updated_at
         self.n_events = record.n_events
         self.counts: Counter[str] = Counter()
@@ -134,7 +134,7 @@ class _Ledger:
             self.steps,
             _write_outcomes(self.kept, self.model.d),
             np.array(list(self.waiting.items()), dtype=CLICK_DTYPE),
-            self.watermarks,
+            self.applied,
             self.updated_at,
             self.n_events,
             self.counts,

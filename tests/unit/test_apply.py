@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.apply import apply
+from learner.belief.gaussian import Gaussian, condition, flip
 from learner.events import Click, Event, Impression, outcome_key
 from learner.model import Model, load_model
-from learner.belief.gaussian import Gaussian, condition, flip
 from learner.record import (
     DamagedRecord,
     Partition,
@@ -25,6 +24,7 @@ from learner.record import (
     erased,
     fresh_record,
 )
+from tests.stepping import apply
 
 HEAD = 'name = "t"\n{}\n[prior]\nvariance = 0.7\n[features]\nx = {{ kind = "numeric" }}\nz = {{ kind = "numeric" }}\n'
 DELAY = 'click_delay = { median = "10s", sigma = 1.2 }'
@@ -149,7 +149,7 @@ def test_late_and_unmatched_clicks_are_counted_and_change_no_belief() -> None:
     window = ADF.window_ms
     quiet = run(ADF, [shown("r", 0, "a"), shown("s", window, "a")])
     events = [shown("r", 0, "a"), shown("s", window, "a"), clicked("r", "a", window + 1)]
-    assert same(run(ADF, events)._replace(watermarks={}), quiet._replace(watermarks={}))
+    assert same(run(ADF, events)._replace(applied={}), quiet._replace(applied={}))
     assert counts(ADF, events)["late_clicks"] == 1
     events = [clicked("r", "a", 0), shown("s", window + 1)]
     assert counts(ADF, events)["unmatched_clicks"] == 1
@@ -284,7 +284,7 @@ def test_every_number_of_a_belief_comes_back_to_the_last_bit(wild: list[float], 
 def test_a_record_with_nothing_pending_takes_no_more_of_redis_than_its_allocators_class_below_its_numbers() -> None:
     features = "\n".join(f'f{i} = {{ kind = "numeric" }}' for i in range(15))
     model = load_model(f'name = "s"\n[features]\n{features}')
-    record = fresh_record(model)._replace(watermarks={LOG: 5, Partition(b"c" * 16, 1): 9})
+    record = fresh_record(model)._replace(applied={LOG: 5, Partition(b"c" * 16, 1): 9})
     # jemalloc has 1,280 and then 1,536; a string has six bytes of its own.
     assert len(encode_record(record, model)) <= 1_280 - 6
 

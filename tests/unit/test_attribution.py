@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from learner.apply import apply
 from learner.attribution import Attribution, _cheapest, attribute, unseen
+
 from learner.events import Click, Event, Impression
 from learner.model import Model, load_model
 from learner.record import Partition, Position, Record, State, fresh_record, outcome_dtype
+from tests.stepping import apply
 from tests.unit import one_by_one
 
 SPEC = """
@@ -80,8 +80,8 @@ def assert_same(model: Model, records: list[Record], events: list[list[tuple[Eve
     order = sorted(range(len(records)), key=lambda i: -len(unseen(records, events, Counter())[0][i]))
     records, events = [records[i] for i in order], [events[i] for i in order]
     expected = [one_by_one.attribute(model, record, mine) for record, mine in zip(records, events, strict=True)]
-    fresh, watermarks = unseen(records, events, counts := Counter())
-    assert watermarks == [one.watermarks for one in expected]
+    fresh, applied = unseen(records, events, counts := Counter())
+    assert applied == [one.applied for one in expected]
     for n_alone in range(len(records) + 1):
         assert_found(attribute(model, records, fresh, found := Counter(counts), n_alone), expected)
         assert found == sum((one.counts for one in expected), Counter())

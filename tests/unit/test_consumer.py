@@ -119,7 +119,7 @@ def clicked(user: str) -> dict[str, object]:
 
 def belief(record: Record) -> bytes:
     """All but how often the record was written and from which log."""
-    return encode_record(record._replace(revision=0, watermarks={}), MODEL)
+    return encode_record(record._replace(revision=0, applied={}), MODEL)
 
 
 def test_a_commit_that_was_applied_but_answered_with_an_error_is_not_applied_again(rig: Rig) -> None:

@@ -9,15 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.apply import apply
+from learner.belief.gaussian import click_probability, predict
 from learner.evaluation.compare import cut_at, evaluate, variants
 from learner.evaluation.metrics import Scored, auc, log_loss, reliability, share_of, summarise
 from learner.evaluation.replay import fresh, frozen_at, histories, joined_after, lagging, replay
 from learner.evaluation.report import as_html, as_json, as_text
 from learner.events import Click, Event, Impression, outcome_key
 from learner.model import load_model
-from learner.belief.gaussian import click_probability, predict
-from learner.record import Partition, Position, belief_at, fresh_record
+from learner.record import Partition, Position, fresh_record
+from learner.record.served import belief_at
+from tests.stepping import apply
 
 MODEL = load_model(
     'name = "t"\nattribution_window = "1m"\nclick_delay = { median = "5s", sigma = 1.0 }\n'

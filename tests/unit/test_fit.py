@@ -18,10 +18,10 @@ from learner.batch.join import Outcomes, Rows, collect
 from learner.batch.prior import Iteration, fit_prior, laplace_posteriors
 from learner.batch.reading import LogError, read_events
 from learner.batch.scaling import feature_scaling
+from learner.belief.gaussian import Gaussian, condition_microbatch
 from learner.evaluation.replay import histories, progressive_loss
 from learner.events import Click, Event, Impression, outcome_key
 from learner.model import load_model
-from learner.belief.gaussian import Gaussian, condition_microbatch
 
 MODEL = load_model(
     'name = "t"\nattribution_window = "1m"\n[features]\nx = { kind = "numeric", mean = 2.0, std = 3.0 }\n'

@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from learner.apply import apply
 from learner.consumer import Learner
 from learner.events import Impression, WireClick, WireImpression, parse_event
 from learner.log import Entry, LogUnavailable, open_log, open_reader
 from learner.model import load_model
 from learner.policies import score_items
-from learner.record import belief_at, encode_record, fresh_record
+from learner.record import encode_record, fresh_record
+from learner.record.served import belief_at
 from learner.store import Store, StoreUnavailable, Write, open_store
 from service.settings import Settings, SettingsError, describe, read_settings
 from service.web.app import create_app
+from tests.stepping import apply
 
 MODEL = load_model(
     'name = "m"\n[prior]\nintercept_mean = -1.0\n[features]\nprice = { kind = "numeric" }\n'

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from learner.apply import apply
 from learner.events import parse_event
 from learner.log import open_log
 from learner.model import Model, load_model
@@ -16,6 +15,7 @@ from learner.record import Partition, Position, encode_record, erased, fresh_rec
 from learner.store import Write, open_store
 from service.commands.main import main
 from service.inspection import as_text, report
+from tests.stepping import apply
 
 TOML = 'name = "m"\nclick_delay = { median = "10s", sigma = 1.2 }\n[features]\nx = { kind = "numeric" }\n'
 MODEL = load_model(TOML)
@@ -47,7 +47,7 @@ def test_all_that_is_in_a_record_is_said_in_readable_units() -> None:
     assert {one["state"]: one["age_seconds"] for one in facts["outcomes"]["newest"]} == {"clicked": 3600, "open": 3600}
     assert [facts["outcomes"][state] for state in ("open", "settled", "clicked")] == [1, 0, 1]
     assert [one["age_seconds"] for one in facts["waiting_clicks"]] == [3595]
-    assert facts["watermarks"] == [{"topic_id": bytes(range(16)).hex(), "partition": 3, "offset": 42}]
+    assert facts["applied"] == [{"topic_id": bytes(range(16)).hex(), "partition": 3, "offset": 42}]
     text = as_text(facts)
     for said in ("2023-11-14T22:13:25.000+00:00", "1 open, 0 settled, 1 clicked", bytes(range(16)).hex(), "intercept"):
         assert said in text

@@ -7,11 +7,10 @@ from zlib import crc32
 import numpy as np
 import pytest
 
-from learner.apply import apply
+from learner.belief.gaussian import Gaussian, condition_microbatch
 from learner.events import Impression, outcome_key
 from learner.model import Model, ModelError, load_model
 from learner.population import Population, rebase
-from learner.belief.gaussian import Gaussian, condition_microbatch
 from learner.prior_file import PriorFile, decode_prior, encode_prior, with_prior
 from learner.record import (
     ForeignRecord,
@@ -23,6 +22,7 @@ from learner.record import (
     encode_record,
     fresh_record,
 )
+from tests.stepping import apply
 
 TEXT = """
 name = "t"
@@ -158,13 +158,13 @@ def in_old_format(record: Record, model: Model, version: int) -> bytes:
         [
             struct.pack(
                 "<4sBBHQ8sqqQIII", b"FRSH", version, 2, model.d, record.revision, model.fingerprint, record.updated_at,
-                record.settled_at, record.n_events, len(record.outcomes), len(record.clicks), len(record.watermarks),
+                record.settled_at, record.n_events, len(record.outcomes), len(record.clicks), len(record.applied),
             ),
             struct.pack("<8sq", model.population_fingerprint, record.erased_at) if version > 1 else b"",
             *(one.mean.tobytes() + one.cov[lower].tobytes() for one in (record.settled, record.posterior)),
             record.outcomes.tobytes(),
             record.clicks.tobytes(),
-            *(struct.pack("<16siq", *partition, offset) for partition, offset in record.watermarks.items()),
+            *(struct.pack("<16siq", *partition, offset) for partition, offset in record.applied.items()),
         ]
     )  # fmt: skip
     return body + crc32(body).to_bytes(4, "little")

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from learner.tilted import adf_moments, laplace_moments
 from scipy.integrate import quad
 from scipy.optimize import minimize
 from scipy.special import expit, log_expit
 
 from learner import posterior as p
 from learner.belief.gaussian import Gaussian
-from learner.tilted import adf_moments, laplace_moments
 
 
 def ones(*values: float) -> np.ndarray:

@@ -6,8 +6,8 @@ from zlib import crc32
 import numpy as np
 import pytest
 
-from learner.model import Model, load_model
 from learner.belief.gaussian import Gaussian
+from learner.model import Model, load_model
 from learner.record import (
     CLICK_DTYPE,
     TOGETHER,
@@ -34,7 +34,7 @@ def a_belief(model: Model, rng: np.random.Generator, scale: float) -> Gaussian:
 
 
 def records_of_all_kinds(model: Model, n: int) -> list[Record]:
-    """With and without a posterior, outcomes, clicks and watermarks; beliefs that can be squeezed and that cannot."""
+    """With and without a posterior, outcomes, clicks and applied; beliefs that can be squeezed and that cannot."""
     rng = np.random.default_rng(1)
     records = []
     for i in range(n):
@@ -52,7 +52,7 @@ def records_of_all_kinds(model: Model, n: int) -> list[Record]:
                 posterior=a_belief(model, rng, 1e60 if i % 7 == 0 else 1.0) if i % 2 else None,
                 outcomes=outcomes,
                 clicks=clicks,
-                watermarks={Partition(b"t" * 16, p): i + p for p in range(i % 3)},
+                applied={Partition(b"t" * 16, p): i + p for p in range(i % 3)},
                 erased_at=i,
             )
         )
@@ -67,7 +67,7 @@ def test_many_records_are_written_and_read_as_each_alone(model: Model) -> None:
     read = decode_records(data, model, [f"u{i}" for i in range(len(data))])
     for record, back in zip(records, read, strict=True):
         assert back[:4] == record[:4]
-        assert (back.watermarks, back.erased_at) == (record.watermarks, record.erased_at)
+        assert (back.applied, back.erased_at) == (record.applied, record.erased_at)
         assert back.outcomes.tobytes() == record.outcomes.tobytes()
         assert back.clicks.tobytes() == record.clicks.tobytes()
         assert (back.posterior is None) == (record.posterior is None)
@@ -91,7 +91,7 @@ def test_the_damaged_one_of_many_records_is_named(place: int) -> None:
 
 def test_a_header_that_does_not_fit_is_refused_even_if_its_checksum_does() -> None:
     data = encode_records(records_of_all_kinds(FULL, 9), FULL)[7]
-    # Flags, d, and the numbers of outcomes, clicks and watermarks.
+    # Flags, d, and the numbers of outcomes, clicks and applied.
     for place, flaw in ((5, 1), (6, 1), (67, 255), (71, 255), (72, 7)):
         forged = bytearray(data)
         forged[place] ^= flaw
