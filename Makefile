@@ -13,6 +13,7 @@ up: .venv/installed ## Run learner and service in one process on one SQLite file
 	.venv/bin/freshet up --port $(PORT)
 
 test: .venv-test/installed ## Run all tests; those of Kafka and Redis where redis-server, java and mvn are found
+	@.venv-test/bin/python -m learner.compile
 	OMP_NUM_THREADS=1 .venv-test/bin/python -m pytest $(ARGS)
 
 lint: .venv-test/installed ## Check style, types and the import contracts
@@ -62,4 +63,5 @@ clean: ## Remove the environments and caches; leaves freshet.db alone
 	@echo "installing what $(LOCK) holds into $(@D)"
 	@$(@D)/bin/pip install -q --disable-pip-version-check --require-hashes -r $(LOCK)
 	@$(@D)/bin/pip install -q --disable-pip-version-check --no-deps --force-reinstall .
+	@cd $(@D) && bin/python -m learner.compile
 	@touch $@

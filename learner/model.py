@@ -204,7 +204,7 @@ class Model:
         """The offsets of a slate, shape (N,): those given, and the fixed effect's where None was."""
         missing = given.count(None)
         if missing:
-            fixed = (rows * self.fixed_effect).sum(axis=1)
+            fixed: Array = (rows * self.fixed_effect).sum(axis=1)
             if missing == len(given):
                 return fixed.astype(np.float32)
             given = [f if o is None else o for o, f in zip(given, fixed.tolist(), strict=True)]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
+from glob import glob
+from importlib.resources import files
 from typing import Any, TypeVar, cast
 
 import numba
@@ -17,15 +18,17 @@ from numba.core import caching
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_PACKAGES = tuple(Path(__file__).parent.parent / name for name in ("belief", "step"))
+_PACKAGES = ("belief", "record", "step")
 
 
 @cache
 def _digest() -> bytes:
     """A digest of all compiled sources: a compiled function contains those it calls, from other files too."""
     found = hashlib.blake2b(digest_size=16)
-    for source in sorted(path for package in _PACKAGES for path in package.glob("*.py")):
-        found.update(source.read_bytes())
+    for package in _PACKAGES:
+        sources = files("learner").joinpath(package).iterdir()
+        for source in sorted((one for one in sources if one.name.endswith(".py")), key=lambda one: one.name):
+            found.update(source.read_bytes())
     return found.digest()
 
 
@@ -37,7 +40,7 @@ class SourceCacheLocator(caching.InTreeCacheLocator):  # type: ignore[misc]
         try:
             super().ensure_cache_path()
         except OSError:
-            if not any(Path(self.get_cache_path()).glob("*.nbi")):
+            if not glob(f"{self.get_cache_path()}/*.nbi"):
                 raise
 
     def get_source_stamp(self) -> bytes:
@@ -52,3 +55,10 @@ numba.config.CACHE_LOCATOR_CLASSES = f"{__name__}.{SourceCacheLocator.__name__},
 def compiled(function: F) -> F:
     """Compile a function: cached, without the interpreter lock, and without `fastmath`, which reorders sums."""
     return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
+
+
+def inner(function: F) -> F:
+    """Compile a function that only compiled functions call: a way in from Python takes long to compile."""
+    return cast(
+        F, numba.njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    )

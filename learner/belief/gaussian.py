@@ -41,8 +41,8 @@ class Belief(NamedTuple):
     mean
         Shape (d,).
     factor
-        Shape (d (d + 1) / 2,): column j of the unit upper triangle U above D_j at j (j + 1) / 2; or D alone, shape (d,),
-        for a diagonal covariance. Float32 as a record has them, or float64.
+        Shape (d (d + 1) / 2,): column j of the unit upper triangle U above D_j at j (j + 1) / 2; or D alone, shape
+        (d,), for a diagonal covariance. Float32 as a record has them, or float64.
     """
 
     mean: NDArray[Any]
@@ -118,7 +118,7 @@ def predict(belief: Belief, X: NDArray[Any], offset: NDArray[Any]) -> tuple[Arra
         mu = o + X m and v = diag(X S X'), each of shape (N,).
     """
     mean, var = np.empty(len(X)), np.empty(len(X))
-    update.predict(belief.mean, belief.factor, np.ascontiguousarray(X), offset, mean, var)
+    update.predict(belief.mean, belief.factor, np.ascontiguousarray(X), offset.astype(np.float64), mean, var)
     return mean, var
 
 

@@ -1,8 +1,8 @@
 """Moments of one outcome's tilted density N(z; mu, v) sigma(+-z)^w, by assumed density filtering and by Laplace.
 
-z is the log-odds of a click, mu and v > 0 its mean and variance before the outcome, w the outcome's weight. A "no" of z
-is a "yes" of -z, so the arithmetic has only the "yes". Sources: Minka 2001 for assumed density filtering; Lambda Learner
-(arXiv 2010.05154, equations 6 to 9) for Laplace.
+z is the log-odds of a click, mu and v > 0 its mean and variance before the outcome, w the outcome's weight. A "no" of
+z is a "yes" of -z, so the arithmetic has only the "yes". Sources: Minka 2001 for assumed density filtering; Lambda
+Learner (arXiv 2010.05154, equations 6 to 9) for Laplace.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ NEWTON_STEPS = 200
 LAST_RESIDUAL = 1e-7
 # Quadrature: spacing in units of the local deviation, at most `MAX_SPACING` of the stretched coordinate, whose centre
 # is where sigma(z)^w falls off; `STRETCH` is the half width over which the spacing stays nearly even.
-SPACING, MAX_SPACING, STRETCH = 0.9, 0.2, 3.0
-NEGLIGIBLE = 1e-9
+SPACING, MAX_SPACING, STRETCH = 1.2, 0.25, 3.5
+NEGLIGIBLE = 1e-7
 MAX_NODES = 4_000
 
 

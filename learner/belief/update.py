@@ -2,9 +2,9 @@
 
 A belief is N(m, S) over d coefficients with S = U D U', U unit upper triangular and D > 0 (Bierman 1976): the `mean`,
 shape (d,), and the `factor`, shape (d (d + 1) / 2,), which holds column j of U above D_j at j (j + 1) / 2. A factor of
-shape (d,) is D alone, for a diagonal covariance. Both are float32 in a record and float64 within one joint update: every
-operation computes in float64 and stores in the type of the array, so results never depend on where microbatches end.
-S stays positive definite whatever comes: each D_j is a ratio or a sum of positive numbers.
+shape (d,) is D alone, for a diagonal covariance. Both are float32 in a record and float64 within one joint update:
+every operation computes in float64 and stores in the type of the array, so results never depend on where microbatches
+end. S stays positive definite whatever comes: each D_j is a ratio or a sum of positive numbers.
 """
 
 from __future__ import annotations
@@ -214,8 +214,8 @@ def relax(mean: Any, factor: Any, prior_mean: Any, prior_factor: Any, a: float) 
 def discount(mean: Any, factor: Any, prior_mean: Any, prior_factor: Any, delta: float) -> None:
     """Forget a share of the evidence in natural parameters: P <- delta P + (1 - delta) P0, and P m likewise.
 
-    The papers' forgetting factor (arXiv 2010.05154, section 4). The prior's part comes as d pseudo-observations: rows of
-    U0^-1, each of precision (1 - delta) / D0.
+    The papers' forgetting factor (arXiv 2010.05154, section 4). The prior's part comes as d pseudo-observations: rows
+    of U0^-1, each of precision (1 - delta) / D0.
     """
     d = len(mean)
     diagonal = is_diagonal(mean, factor)
@@ -283,8 +283,8 @@ def condition_jointly(
 ) -> None:
     """Condition on N outcomes at once: the joint Laplace approximation (arXiv 2010.05154, equations 6 to 9).
 
-    theta = argmin of `joint_loss`, S' = (P + sum_i w_i p_i (1 - p_i) x_i x_i')^-1 at theta. Each Newton step is a pass of
-    rank-one updates from (m, S) on the outcomes linearised at theta, so there is no matrix to invert. A diagonal
+    theta = argmin of `joint_loss`, S' = (P + sum_i w_i p_i (1 - p_i) x_i x_i')^-1 at theta. Each Newton step is a pass
+    of rank-one updates from (m, S) on the outcomes linearised at theta, so there is no matrix to invert. A diagonal
     covariance keeps the reciprocals of the Hessian's diagonal.
 
     Parameters

@@ -51,8 +51,8 @@ def clicked_share(age: float, median: float, sigma: float) -> float:
 
 @compiled
 def serve(
-    mean: Any, factor: Any, prior_mean: Any, prior_factor: Any, kept: float, row: Any, age: Any, offset: Any, weight: Any,
-    median: float, sigma: float, laplace: bool,
+    mean: Any, factor: Any, prior_mean: Any, prior_factor: Any, kept: float, row: Any, age: Any, offset: Any,
+    weight: Any, median: float, sigma: float, laplace: bool,
 ) -> None:  # fmt: skip
     """Relax a settled belief, and condition it on open impressions of these ages (ms)."""
     relax(mean, factor, prior_mean, prior_factor, kept)

@@ -16,7 +16,8 @@ from learner.model import Model
 from learner.record import Position, check_record, checksum, decode_record, encode_record, header_template
 from learner.record.layout import HEADER_BYTES
 from learner.step import kernel
-from learner.step.kernel import COUNTS, Events, Rules
+from learner.step.columns import EVENT, ITEM, Events, Rules
+from learner.step.kernel import COUNTS
 
 # Beliefs relax in steps of event time: a share of the half-life, and never less than this.
 TICKS_A_HALF_LIFE, MIN_TICK_MS = 4_096, 1_000
@@ -68,19 +69,21 @@ def microbatch(model: Model, users: Sequence[UserEvents]) -> Microbatch:
     n = len(flat)
     shown = [event for event, _ in flat if isinstance(event, Impression)]
     n_items = [len(event.keys) if isinstance(event, Impression) else 0 for event, _ in flat]
-    events = Events(
-        np.array([kernel.CLICK if isinstance(event, Click) else kernel.IMPRESSION for event, _ in flat], np.int64),
-        np.array([event.timestamp for event, _ in flat], np.int64),
-        np.frombuffer(b"".join([position.partition.topic_id for _, position in flat]), "<u8").reshape(n, 2),
-        np.array([position.partition.number for _, position in flat], np.int32),
-        np.array([position.offset for _, position in flat], np.int64),
-        np.array([event.key if isinstance(event, Click) else 0 for event, _ in flat], np.uint64),
-        _starts(n_items),
-        np.array([key for event in shown for key in event.keys], np.uint64),
-        _joined([event.offset for event in shown], np.empty(0, np.float32)),
-        _joined([event.weight for event in shown], np.empty(0, np.float32)),
-        _joined([event.rows for event in shown], np.empty((0, model.d), np.float32)),
-    )
+    event = np.zeros(n, EVENT)
+    event["kind"] = [kernel.CLICK if isinstance(one, Click) else kernel.IMPRESSION for one, _ in flat]
+    event["at"] = [one.timestamp for one, _ in flat]
+    topic = np.frombuffer(b"".join([position.partition.topic_id for _, position in flat]), "<i8").reshape(n, 2)
+    event["topic_high"], event["topic_low"] = topic.T
+    event["partition"] = [position.partition.number for _, position in flat]
+    event["offset"] = [position.offset for _, position in flat]
+    event["key"] = np.array([one.key if isinstance(one, Click) else 0 for one, _ in flat], np.uint64).view(np.int64)
+    event["n_items"] = n_items
+    event["first_item"] = _starts(n_items)[:-1]
+    item = np.zeros(sum(n_items), ITEM)
+    item["key"] = np.array([key for one in shown for key in one.keys], np.uint64).view(np.int64)
+    item["offset"] = _joined([one.offset for one in shown], np.empty(0, np.float32))
+    item["weight"] = _joined([one.weight for one in shown], np.empty(0, np.float32))
+    events = Events(event, item, _joined([one.rows for one in shown], np.empty((0, model.d), np.float32)))
     return Microbatch(events, np.arange(n), _starts([len(mine) for mine in users]))
 
 
@@ -117,7 +120,7 @@ def apply(model: Model, stored: Sequence[bytes | None], batch: Microbatch, user_
         extra[u] = header.n_outcomes, header.n_clicks, header.n_applied
         erased.append(header.erased_at >= 0)
     n_events = np.diff(batch.first)
-    n_items = np.add.reduceat(np.append(np.diff(batch.events.first_item)[batch.order], 0), batch.first[:-1])
+    n_items = np.add.reduceat(np.append(batch.events.event["n_items"][batch.order], 0), batch.first[:-1])
     n_items[n_events == 0] = 0
     # The most that each may come to: every event may bring a click or a partition.
     room = extra + np.stack([n_items, n_events, n_events], axis=1)
@@ -128,11 +131,11 @@ def apply(model: Model, stored: Sequence[bytes | None], batch: Microbatch, user_
     out_starts, starts = _starts(sizes), _starts(lengths)
     written, counts = np.zeros(n_users, np.int64), np.zeros(len(COUNTS), np.int64)
     kernel.apply_all(
-        rules(model), np.frombuffer(header_template(model), np.uint8), np.frombuffer(b"".join(values), np.uint8), starts,
-        revisions, np.maximum(room.max(axis=0, initial=0), 1), batch.events, batch.order, batch.first, out, out_starts,
-        written, counts,
+        rules(model), np.frombuffer(header_template(model), np.uint8), np.frombuffer(b"".join(values), np.uint8),
+        starts, revisions, np.maximum(room.max(axis=0, initial=0), 1), batch.events, batch.order, batch.first, out,
+        out_starts, written, counts,
     )  # fmt: skip
-    view = memoryview(out)
+    view = out.data
     results: list[bytes | None] = []
     for start, length in zip(out_starts.tolist(), written.tolist(), strict=False):
         if not length:
