@@ -91,7 +91,7 @@ def factorised(gaussian: Gaussian) -> Belief:
     numpy.linalg.LinAlgError
         If the covariance is not positive definite.
     """
-    mean = np.ascontiguousarray(gaussian.mean, dtype=np.float64)
+    mean = np.array(gaussian.mean, dtype=np.float64)
     if gaussian.is_diagonal:
         return Belief(mean, np.array(gaussian.cov, dtype=np.float64))
     # Cholesky from the last coefficient to the first.

@@ -16,8 +16,12 @@ NEWTON_STEPS = 200
 LAST_RESIDUAL = 1e-7
 # Quadrature: spacing in units of the local deviation, at most `MAX_SPACING` of the stretched coordinate, whose centre
 # is where sigma(z)^w falls off; `STRETCH` is the half width over which the spacing stays nearly even.
-SPACING, MAX_SPACING, STRETCH = 1.2, 0.25, 3.5
-NEGLIGIBLE = 1e-7
+SPACING, MAX_SPACING, STRETCH = 0.9, 0.2, 3.0
+# A weight above this makes the fall steeper than the log-odds' own scale; nodes are closer then.
+STEEP, CLOSER = 3.0, 0.6
+NEGLIGIBLE = 1e-8
+# Below this share of the variance, what an outcome takes of it comes from the slopes and not from the moments.
+LITTLE = 1e-3
 MAX_NODES = 4_000
 
 
@@ -76,7 +80,11 @@ def adf_moments(mu: float, v: float, clicked: bool, w: float) -> tuple[float, fl
     centre = log(w) if w > 1.0 else 0.0
     u_peak = asinh((peak - centre) / STRETCH)
     spacing = min(MAX_SPACING, SPACING * deviation / hypot(STRETCH, peak - centre))
-    base = log_sigmoid(peak)
+    if w > STEEP:
+        spacing *= CLOSER
+    base, p_peak = log1p(exp(-abs(peak))), sigmoid(peak)
+    # Two exponentials a node: where w = 1 the sigmoid is itself the tilt, unless it underflows.
+    plain = w == 1.0 and peak > -500.0
     total = first = second = 0.0
     curvature = slope = slope_2 = 0.0
     for side in (1.0, -1.0):
@@ -92,13 +100,20 @@ def adf_moments(mu: float, v: float, clicked: bool, w: float) -> tuple[float, fl
             sinh_t, cosh_1 = 0.5 * (grown - shrunk), 0.5 * (grown + shrunk)
             t = STRETCH * (half * cosh_1 + turn * sinh_t)
             z = peak + t
-            if w == 1.0:
-                # Two exponentials a node: the sigmoid's own serves as the tilt and as the score.
-                q = sigmoid(-z)
-                density = exp(-0.5 * t * t / v - t * lead) * (1.0 - q) / (1.0 - q_peak)
+            e = exp(-abs(z))
+            p, q = 1.0 / (1.0 + e), e / (1.0 + e)
+            if z < 0.0:
+                p, q = q, p
+            if plain:
+                density = exp(-0.5 * t * t / v - t * lead) * p / p_peak
             else:
-                q = sigmoid(-z)
-                density = exp(w * (log_sigmoid(z) - base) - 0.5 * t * t / v - t * lead)
+                # w (log sigma(z) - log sigma(peak)) - t lead, without differences of large numbers.
+                tilt = w * (base - log1p(e))
+                if peak < 0.0:
+                    tilt += t * w * p_peak - (w * z if z >= 0.0 else 0.0)
+                else:
+                    tilt += (w * z if z < 0.0 else 0.0) - t * lead
+                density = exp(tilt - 0.5 * t * t / v)
             # dz / du
             density *= half * sinh_t + turn * (1.0 + cosh_1)
             total += density
@@ -115,8 +130,8 @@ def adf_moments(mu: float, v: float, clicked: bool, w: float) -> tuple[float, fl
     shift = first / total
     remaining = max(second / total - shift * shift, 0.0)
     slope /= total
-    if v * curvature < total:
-        # (v - v') / v^2 = E[w p q] - Var[w q]: no difference of near numbers where little is learnt.
+    if v * curvature < LITTLE * total:
+        # (v - v') / v^2 = E[w p q] - Var[w q]: no difference of near numbers.
         lost = max(curvature / total - (slope_2 / total - slope * slope), 0.0)
         return sign * (lead + slope), lost / (1.0 - lost * v)
     return sign * (lead + shift / v), max(1.0 / remaining - 1.0 / v, 0.0)

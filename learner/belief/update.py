@@ -51,16 +51,16 @@ def project(mean: Any, factor: Any, x: Any, f: Any) -> tuple[float, float]:
     if is_diagonal(mean, factor):
         for j in range(len(mean)):
             f[j] = x[j]
-            mu += x[j] * float(mean[j])
+            mu += f[j] * mean[j]
             v += factor[j] * f[j] * f[j]
         return mu, v
     start = 0
     for j in range(len(mean)):
-        total = float(x[j])
+        total = np.float64(x[j])
         for i in range(j):
-            total += float(factor[start + i]) * x[i]
+            total += np.float64(factor[start + i]) * np.float64(x[i])
         f[j] = total
-        mu += x[j] * float(mean[j])
+        mu += np.float64(x[j]) * np.float64(mean[j])
         v += factor[start + j] * total * total
         start += j + 1
     return mu, v
@@ -89,7 +89,7 @@ def absorb(mean: Any, factor: Any, x: Any, f: Any, gain: Any, v: float, score: f
         turn = -precision * f[j] / before
         gain[j] = g
         for i in range(j):
-            u = float(factor[start + i])
+            u = np.float64(factor[start + i])
             factor[start + i] = bounded(u + gain[i] * turn)
             gain[i] += g * u
         before = after
@@ -115,6 +115,7 @@ def condition(
     mu += offset
     if not (w > 0.0 and v > 0.0):
         return 0.0, 0.0
+    w = np.float64(w)
     score, precision = laplace_moments(mu, v, clicked, w) if laplace else adf_moments(mu, v, clicked, w)
     absorb(mean, factor, x, f, gain, v, score, precision)
     return precision, score * (1.0 + precision * v) + precision * mu
@@ -154,7 +155,7 @@ def retract(mean: Any, factor: Any, x: Any, offset: float, precision: float, shi
     for j in range(d - 1, -1, -1):
         start = j * (j + 1) // 2
         a = gain[j]
-        old = float(factor[start + j])
+        old = np.float64(factor[start + j])
         new = old + c * a * a
         turn = c * a / new
         for i in range(j):
@@ -270,7 +271,7 @@ def joint_loss(theta: Any, mean: Any, factor: Any, X: Any, clicked: Any, offset:
     """Sum of w_i loss(y_i, o_i + x_i'theta) and (theta - m)'S^-1 (theta - m) / 2."""
     loss = 0.5 * distance(factor, theta - mean)
     for n in range(len(X)):
-        z = float(offset[n])
+        z = np.float64(offset[n])
         for j in range(len(theta)):
             z += X[n, j] * theta[j]
         loss -= weight[n] * log_sigmoid(z if clicked[n] else -z)
@@ -311,7 +312,7 @@ def condition_jointly(
         proposal[:] = m
         S[:] = F
         for n in range(n_rows):
-            z = float(offset[n])
+            z = np.float64(offset[n])
             pseudo = 0.0
             for j in range(d):
                 x[j] = X[n, j]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.belief.gaussian import Gaussian, condition, flip
+from learner.belief.gaussian import Gaussian
 from learner.events import Click, Event, Impression, outcome_key
 from learner.model import Model, load_model
 from learner.record import (

@@ -18,7 +18,7 @@ from learner.batch.join import Outcomes, Rows, collect
 from learner.batch.prior import Iteration, fit_prior, laplace_posteriors
 from learner.batch.reading import LogError, read_events
 from learner.batch.scaling import feature_scaling
-from learner.belief.gaussian import Gaussian, condition_microbatch
+from learner.belief.gaussian import Gaussian
 from learner.evaluation.replay import histories, progressive_loss
 from learner.events import Click, Event, Impression, outcome_key
 from learner.model import load_model

@@ -7,7 +7,7 @@ from zlib import crc32
 import numpy as np
 import pytest
 
-from learner.belief.gaussian import Gaussian, condition_microbatch
+from learner.belief.gaussian import Gaussian
 from learner.events import Impression, outcome_key
 from learner.model import Model, ModelError, load_model
 from learner.population import Population, rebase
