@@ -1,19 +1,22 @@
-"""The bookkeeping of all users at once, of some alone, and of one user and one outcome after another, are the same."""
+"""What the compiled loop makes of events is what the plain oracle makes of them, one outcome after another."""
 
 from __future__ import annotations
 
 from collections import Counter
-from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from learner.attribution import Attribution, _cheapest, attribute, unseen
 
+from learner.belief import update
+from learner.belief.gaussian import Belief
 from learner.events import Click, Event, Impression
 from learner.model import Model, load_model
-from learner.record import Partition, Position, Record, State, fresh_record, outcome_dtype
+from learner.record import NEVER, Partition, Position, Record, State, fresh_record
+from learner.step import kernel
+from learner.step.apply import apply as apply_to_bytes
+from learner.step.apply import microbatch
 from tests.stepping import apply
 from tests.unit import one_by_one
 
@@ -28,10 +31,19 @@ variance = 0.7
 x = {{ kind = "numeric" }}
 """
 DELAY = 'click_delay = { median = "10s", sigma = 0.6 }'
+DIAGONAL = 'covariance = "diagonal"'
 MODELS = [
     load_model(SPEC.format(more))
-    for more in ("", DELAY, f'half_life = "1m"\n{DELAY}', f"discount = 0.8\n{DELAY}", f'method = "laplace"\n{DELAY}')
+    for more in (
+        "",
+        DELAY,
+        f'half_life = "1m"\n{DELAY}',
+        f'half_life = "1m"\n{DIAGONAL}\n{DELAY}',
+        f"discount = 0.8\n{DELAY}",
+        f'method = "laplace"\nhalf_life = "1m"\n{DELAY}',
+    )
 ]
+HALF_LIFE_MS, TICK_MS = 60_000, 1_000
 LOGS = [Partition(b"t" * 16, 0), Partition(b"u" * 16, 1)]
 
 keys = st.integers(1, 12)
@@ -62,7 +74,7 @@ def shuffled_in_time(events: list[tuple[Event, int, int]]) -> list[tuple[Event, 
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(MODELS), st.lists(user, min_size=1, max_size=4), st.integers(-1, 60_000), st.data())
-def test_users_at_once_or_alone_are_what_each_is_one_outcome_after_another(
+def test_each_user_is_what_the_oracle_makes_of_one_outcome_after_another(
     model: Model, users: list[list[tuple[Event, int, int]]], erased_at: int, data: st.DataObject
 ) -> None:
     streams = [shuffled_in_time(one) for one in users]
@@ -71,50 +83,136 @@ def test_users_at_once_or_alone_are_what_each_is_one_outcome_after_another(
     cut = data.draw(st.integers(0, 14))
     for part in (slice(0, cut), slice(cut, None)):
         events = [stream[part] for stream in streams]
-        assert_same(model, records, events)
-        records, _ = apply(model, records, events)
+        expected = [one_by_one.attribute(model, record, mine) for record, mine in zip(records, events, strict=True)]
+        after, report = apply(model, records, events)
+        assert report.counts == sum((one.counts for one in expected), Counter())
+        for i, record in enumerate(after):
+            assert_found(record, expected[i])
+            assert_learnt(model, records[i], record, expected[i], events[i])
+        records = after
 
 
-def assert_same(model: Model, records: list[Record], events: list[list[tuple[Event, Position]]]) -> None:
-    """However many of the users, the busiest first, go alone."""
-    order = sorted(range(len(records)), key=lambda i: -len(unseen(records, events, Counter())[0][i]))
-    records, events = [records[i] for i in order], [events[i] for i in order]
-    expected = [one_by_one.attribute(model, record, mine) for record, mine in zip(records, events, strict=True)]
-    fresh, applied = unseen(records, events, counts := Counter())
-    assert applied == [one.applied for one in expected]
-    for n_alone in range(len(records) + 1):
-        assert_found(attribute(model, records, fresh, found := Counter(counts), n_alone), expected)
-        assert found == sum((one.counts for one in expected), Counter())
+def assert_found(found: Record, expected: one_by_one.Attribution) -> None:
+    assert (found.updated_at, found.n_events) == (expected.updated_at, expected.n_events)
+    assert found.applied == expected.applied
+    assert found.clicks.tolist() == expected.clicks
+    for name in ("key", "shown_at", "offset", "weight", "row", "state"):
+        assert found.outcomes[name].tolist() == [getattr(one, name) for one in expected.outcomes]
 
 
-def assert_found(found: Attribution, expected: list[one_by_one.Attribution]) -> None:
-    assert found.updated_at.tolist() == [one.updated_at for one in expected]
-    assert found.n_events.tolist() == [one.n_events for one in expected]
-    outcomes = [found.outcomes[start:end].tobytes() for start, end in pairwise(found.outcome_starts)]
-    assert outcomes == [one.outcomes.tobytes() for one in expected]
-    clicks = [found.clicks[start:end].tobytes() for start, end in pairwise(found.click_starts)]
-    assert clicks == [one.clicks.tobytes() for one in expected]
+def assert_learnt(
+    model: Model,
+    before: Record,
+    after: Record,
+    expected: one_by_one.Attribution,
+    events: list[tuple[Event, Position]],
+) -> None:
+    """The same steps, called from here one at a time, leave the same bits: belief, sites and time."""
+    rows = {int(one["key"]): (one["row"], one["offset"], one["weight"]) for one in before.outcomes}
+    for one, _ in events:
+        if isinstance(one, Impression):
+            # Rows of a key are the same whenever it is shown.
+            rows |= {
+                key: (one.rows[i], one.offset[i], one.weight[i]) for i, key in enumerate(one.keys) if key not in rows
+            }
+    learner = Learner(model, before)
+    if model.discount is not None and any(
+        position.offset > before.applied.get(position.partition, -1) and one.timestamp > before.erased_at
+        for one, position in events
+    ):
+        learner.forget(model.discount)
+    if model.method == "laplace":
+        learner.learn_jointly(expected.steps, rows)
+    else:
+        for step in expected.steps:
+            learner.learn(step, *rows[step.key])
+    np.testing.assert_array_equal(after.settled.mean, learner.belief.mean)
+    np.testing.assert_array_equal(after.settled.factor, learner.belief.factor)
+    assert after.settled_at == learner.settled_at
+    for one in after.outcomes:
+        # One shown again after it was forgotten is open, without a site.
+        is_settled = one["state"] == State.SETTLED
+        assert (one["precision"], one["shift"]) == (learner.sites[int(one["key"])] if is_settled else (0.0, 0.0))
 
-    steps = [(i, step) for i, one in enumerate(expected) for step in one.steps]
-    assert found.steps.user.tolist() == [i for i, _ in steps]
-    for name in ("at", "offset", "weight", "label", "flips"):
-        assert getattr(found.steps, name).tolist() == [getattr(step, name) for _, step in steps]
-    assert found.steps.x.tolist() == [step.row.tolist() for _, step in steps]
+
+class Learner:
+    """Steps of a settled belief in float32."""
+
+    def __init__(self, model: Model, record: Record) -> None:
+        self.model = model
+        self.belief = Belief(record.settled.mean.copy(), record.settled.factor.copy())
+        self.settled_at = record.settled_at
+        self.sites = {int(one["key"]): (one["precision"], one["shift"]) for one in record.outcomes}
+        self.work = np.empty(model.d), np.empty(model.d)
+
+    def fade(self, kept: float) -> None:
+        self.sites = {
+            key: (np.float32(float(precision) * kept), np.float32(float(shift) * kept))
+            for key, (precision, shift) in self.sites.items()
+        }
+
+    def forget(self, discount: float) -> None:
+        update.discount(*self.belief, *self.model.prior_belief, discount)
+        self.fade(discount)
+
+    def relax(self, at: int) -> None:
+        tick = TICK_MS if self.model.half_life_ms else 1
+        now = at // tick * tick
+        if self.settled_at != NEVER and now <= self.settled_at:
+            return
+        if self.settled_at != NEVER and self.model.half_life_ms:
+            kept = float(np.exp2(-(now - self.settled_at) / HALF_LIFE_MS))
+            update.relax(*self.belief, *self.model.prior_belief, kept)
+            self.fade(kept * kept)
+        self.settled_at = now
+
+    def take_back(self, key: int, row: np.ndarray, offset: np.float32) -> None:
+        precision, shift = self.sites.pop(key, (np.float32(0), np.float32(0)))
+        if precision > 0.0:
+            update.retract(*self.belief, row, offset, precision, shift, *self.work)
+
+    def learn(self, step: one_by_one.Step, row: np.ndarray, offset: np.float32, weight: np.float32) -> None:
+        self.relax(step.at)
+        if step.late:
+            self.take_back(step.key, row, offset)
+        site = update.condition(*self.belief, row, step.clicked, offset, weight, False, *self.work)
+        self.sites[step.key] = (np.float32(0), np.float32(0)) if step.clicked else tuple(map(np.float32, site))
+
+    def learn_jointly(self, steps: list[one_by_one.Step], rows: dict[int, tuple[np.ndarray, ...]]) -> None:
+        """The label that each outcome came to at last, all in one update."""
+        if not steps:
+            return
+        labels: list[tuple[int, bool]] = []
+        for step in steps:
+            if step.late and (step.key, False) in labels:
+                labels[len(labels) - 1 - labels[::-1].index((step.key, False))] = step.key, True
+            else:
+                if step.late:
+                    self.take_back(step.key, *rows[step.key][:2])
+                labels.append((step.key, step.clicked))
+        self.relax(max(step.at for step in steps))
+        row, offset, weight = (np.array(column) for column in zip(*(rows[key] for key, _ in labels), strict=True))
+        clicked = np.array([yes for _, yes in labels])
+        precision, shift = np.empty(len(labels)), np.empty(len(labels))
+        update.condition_jointly(*self.belief, row, clicked, offset, weight, precision, shift)
+        for (key, yes), *site in zip(labels, precision, shift, strict=True):
+            self.sites[key] = (np.float32(0), np.float32(0)) if yes else tuple(map(np.float32, site))
 
 
 def shown(at: int) -> Impression:
     return Impression("u", at, [at], np.ones((1, 2), np.float32), np.zeros(1, np.float32), np.ones(1, np.float32))
 
 
-@pytest.mark.parametrize("n_alone", [0, 1, 2])
-def test_a_busy_users_outcomes_settle_and_are_forgotten_early_but_not_those_of_others(n_alone: int) -> None:
+def test_a_busy_users_outcomes_settle_and_are_forgotten_early_but_not_those_of_others() -> None:
     model = MODELS[1]
-    busy = [shown(i) for i in range(40)]
-    found = attribute(model, [fresh_record(model)] * 2, [busy, busy[:1]], counts := Counter(), n_alone)
-    assert found.outcomes["key"].tolist() == [*range(32, 40), 0]
-    assert found.outcomes["state"].tolist() == 6 * [State.SETTLED] + 3 * [State.OPEN]
-    assert counts["settled_early"] == 38
-    assert counts["forgotten_early"] == 32
+    busy = [(shown(i), Position(LOGS[0], i)) for i in range(40)]
+    (found, other), report = apply(model, [fresh_record(model)] * 2, [busy, busy[:1]])
+    assert found.outcomes["key"].tolist() == [*range(32, 40)]
+    assert other.outcomes["key"].tolist() == [0]
+    assert found.outcomes["state"].tolist() == 6 * [State.SETTLED] + 2 * [State.OPEN]
+    assert other.outcomes["state"].tolist() == [State.OPEN]
+    assert report.counts["settled_early"] == 38
+    assert report.counts["forgotten_early"] == 32
 
 
 @pytest.mark.parametrize(("n_since", "is_repeat"), [(5, True), (6, False)])
@@ -128,30 +226,22 @@ def test_an_outcome_is_known_until_three_times_max_open_others_have_come(n_since
     for at in range(2, 3 + n_since):
         log += [Click("u", at, at), shown(at)]
     log.append(Click("u", 50, 2))
-    counts = one_by_one.attribute(
-        model, fresh_record(model), [(one, Position(LOGS[0], i)) for i, one in enumerate(log)]
-    ).counts
-    assert counts["repeated"] == is_repeat
+    _, report = apply(model, [fresh_record(model)], [[(one, Position(LOGS[0], i)) for i, one in enumerate(log)]])
+    assert report.counts["repeated"] == is_repeat
 
 
-@pytest.mark.parametrize(
-    ("users", "n_alone"),
-    [
-        ([(1_000, 0)], 1),
-        (1_000 * [(1, 0)], 0),
-        (19 * [(1, 0)], 19),
-        (3 * [(1, 50)], 3),
-        (4 * [(1, 50)], 0),
-        ([(100, 0)] + 200 * [(2, 0)], 1),
-        ([(100, 0)] + 10 * [(2, 0)], 11),
-        (10 * [(100, 0)] + 20 * [(30, 0)] + 200 * [(10, 0)], 10),
-    ],
-)
-def test_those_go_alone_who_cost_less_than_the_waves_they_save(users: list[tuple[int, int]], n_alone: int) -> None:
-    """Users as the numbers of their events and of their kept outcomes."""
-    kept = {n: np.zeros(n, outcome_dtype(MODELS[0].d)) for _, n in users}
-    records = [fresh_record(MODELS[0])._replace(outcomes=kept[n]) for _, n in users]
-    assert _cheapest(records, [[shown(0)] * n for n, _ in users]) == n_alone
+def test_a_sweep_settles_what_is_due_and_is_written_only_if_something_is_forgotten() -> None:
+    model = MODELS[1]
+    log = [(shown(i), Position(LOGS[0], i)) for i in range(2)]
+    stored = apply_to_bytes(model, [None], microbatch(model, [log]), ["u"]).values
+    for at, is_written in ((1_000, False), (59_000, False), (70_000, True)):
+        batch = microbatch(model, [[(shown(at), Position(LOGS[0], -1))]])
+        kind, first_item = np.array([kernel.SWEEP]), np.zeros(2, np.int64)
+        swept = apply_to_bytes(
+            model, stored, batch._replace(events=batch.events._replace(kind=kind, first_item=first_item)), ["u"]
+        )
+        assert (swept.values[0] is not None) == is_written
+        assert swept.counts["outcomes"] == (2 if at > 1_000 else 0)
 
 
 @pytest.mark.parametrize("model", MODELS)

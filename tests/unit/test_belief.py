@@ -114,9 +114,14 @@ def tilted_moments(mu: float, v: float, w: float) -> tuple[float, float]:
     ends = np.concatenate([[peak], peak + s * steps, peak - s * steps, peak + sd * steps, peak - sd * steps])
     ends = np.unique(np.concatenate([ends, fall + steps, fall - steps, fall + 4 * steps, fall - 4 * steps]))
     ends = ends[(ends >= peak - 15 * sd) & (ends <= peak + 15 * sd)]
-    parts = [(a, b) for a, b in zip(ends, ends[1:], strict=False) if b > a and max(map(log_f, (a, b, (a + b) / 2))) > -60]
+    parts = [
+        (a, b) for a, b in zip(ends, ends[1:], strict=False) if b > a and max(map(log_f, (a, b, (a + b) / 2))) > -60
+    ]
     z0, z1, z2 = (
-        sum(quad(lambda z, k=k: ((z - peak) / s) ** k * np.exp(log_f(z)), a, b, epsabs=1e-12, epsrel=1e-9)[0] for a, b in parts)
+        sum(
+            quad(lambda z, k=k: ((z - peak) / s) ** k * np.exp(log_f(z)), a, b, epsabs=1e-12, epsrel=1e-9)[0]
+            for a, b in parts
+        )
         for k in range(3)
     )
     return s * z1 / z0, s * s * (z2 / z0 - (z1 / z0) ** 2)
@@ -286,7 +291,9 @@ def test_two_equal_features_of_1_7e9_leave_a_belief_with_the_right_log_odds(lapl
 
 
 rows = st.one_of(
-    st.floats(-5, 5, width=32), st.floats(-(2.0**99), 2.0**99, width=32), st.sampled_from([0.0, 1.0, 1e-30, 1.7e9, 1e30, -1e30])
+    st.floats(-5, 5, width=32),
+    st.floats(-(2.0**99), 2.0**99, width=32),
+    st.sampled_from([0.0, 1.0, 1e-30, 1.7e9, 1e30, -1e30]),
 )
 steps = st.tuples(
     st.sampled_from(["yes", "no", "laplace", "retract", "relax", "discount", "joint"]),

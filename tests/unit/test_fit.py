@@ -22,6 +22,7 @@ from learner.belief.gaussian import Gaussian
 from learner.evaluation.replay import histories, progressive_loss
 from learner.events import Click, Event, Impression, outcome_key
 from learner.model import load_model
+from tests.unit.covariance_form import condition_microbatch
 
 MODEL = load_model(
     'name = "t"\nattribution_window = "1m"\n[features]\nx = { kind = "numeric", mean = 2.0, std = 3.0 }\n'

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import struct
 from dataclasses import replace
-from zlib import crc32
 
 import numpy as np
 import pytest
@@ -16,13 +14,12 @@ from learner.record import (
     ForeignRecord,
     Partition,
     Position,
-    Record,
-    RecordError,
     decode_record,
     encode_record,
     fresh_record,
 )
 from tests.stepping import apply
+from tests.unit.covariance_form import condition_microbatch
 
 TEXT = """
 name = "t"
@@ -67,15 +64,15 @@ def test_rebased_evidence_is_what_it_would_have_been_under_the_new_prior(model: 
     old, new = model.population, a_population(model)
     rebased = rebase(evidence(old.prior, old.fixed_effect), old, new)
     expected = evidence(new.prior, new.fixed_effect)
-    np.testing.assert_allclose(rebased.mean, expected.mean, atol=1e-10)
-    np.testing.assert_allclose(rebased.cov, expected.cov, atol=1e-10)
+    np.testing.assert_allclose(rebased.mean, expected.mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(rebased.cov, expected.cov, rtol=1e-5, atol=1e-6)
 
 
 def test_rebased_evidence_keeps_log_odds_where_the_fixed_effect_changes() -> None:
     old, new = FULL.population, a_population(FULL, fixed=True)
     rebased = rebase(evidence(old.prior, old.fixed_effect), old, new)
     expected = evidence(new.prior, new.fixed_effect)
-    np.testing.assert_allclose(rebased.mean, expected.mean, atol=1e-10)
+    np.testing.assert_allclose(rebased.mean, expected.mean, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("model", [FULL, DIAGONAL])
@@ -83,9 +80,9 @@ def test_there_and_back_changes_nothing_and_no_evidence_is_the_new_prior(model: 
     old, new = model.population, a_population(model, fixed=True)
     belief = evidence(old.prior, old.fixed_effect)
     back = rebase(rebase(belief, old, new), new, old)
-    np.testing.assert_allclose(back.mean, belief.mean, atol=1e-9)
-    np.testing.assert_allclose(back.cov, belief.cov, atol=1e-9)
-    np.testing.assert_allclose(rebase(old.prior, old, new).mean, new.prior.mean, atol=1e-9)
+    np.testing.assert_allclose(back.mean, belief.mean, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(back.cov, belief.cov, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(rebase(old.prior, old, new).mean, new.prior.mean, rtol=1e-5, atol=1e-5)
 
 
 def test_a_prior_file_is_read_back_to_the_last_bit_and_written_twice_alike() -> None:
@@ -133,7 +130,6 @@ def test_a_record_moves_to_a_replaced_prior_when_it_is_read_and_stays_there() ->
     old, new = decode_record(data, FULL, "u"), decode_record(data, fitted, "u")
     expected = rebase(old.settled, FULL.population, fitted.population)
     np.testing.assert_array_equal(new.settled.mean, expected.mean)
-    assert new.posterior is not None
     assert new.n_events == old.n_events
     again = decode_record(encode_record(new, fitted), fitted, "u")
     np.testing.assert_array_equal(again.settled.mean, expected.mean)
@@ -147,45 +143,7 @@ def test_replacing_a_prior_twice_reads_records_of_both_earlier_ones() -> None:
     for data, model in ((learn(FULL, [1, 2]), FULL), (learn(first, [1, 2]), first)):
         moved = decode_record(data, second, "u")
         expected = rebase(decode_record(data, model, "u").settled, model.population, second.population)
-        np.testing.assert_array_equal(moved.settled.cov, expected.cov)
-
-
-def in_old_format(record: Record, model: Model, version: int) -> bytes:
-    """The bytes of a record with a served posterior as releases of format 1 and 2 wrote them."""
-    assert record.posterior is not None
-    lower = np.tril_indices(model.d)
-    body = b"".join(
-        [
-            struct.pack(
-                "<4sBBHQ8sqqQIII", b"FRSH", version, 2, model.d, record.revision, model.fingerprint, record.updated_at,
-                record.settled_at, record.n_events, len(record.outcomes), len(record.clicks), len(record.applied),
-            ),
-            struct.pack("<8sq", model.population_fingerprint, record.erased_at) if version > 1 else b"",
-            *(one.mean.tobytes() + one.cov[lower].tobytes() for one in (record.settled, record.posterior)),
-            record.outcomes.tobytes(),
-            record.clicks.tobytes(),
-            *(struct.pack("<16siq", *partition, offset) for partition, offset in record.applied.items()),
-        ]
-    )  # fmt: skip
-    return body + crc32(body).to_bytes(4, "little")
-
-
-@pytest.mark.parametrize("version", [1, 2])
-def test_a_record_of_an_old_format_is_read_to_the_last_bit_and_its_damage_noticed(version: int) -> None:
-    data = learn(FULL, [1, 2, 3])
-    old = in_old_format(decode_record(data, FULL, "u"), FULL, version)
-    assert encode_record(decode_record(old, FULL, "u"), FULL) == data
-    for place in range(len(old)):
-        with pytest.raises(RecordError):
-            decode_record(old[:place] + bytes([old[place] ^ 1]) + old[place + 1 :], FULL, "u")
-
-
-def test_a_record_of_format_1_is_read_as_learnt_under_the_oldest_known_prior() -> None:
-    data = learn(FULL, [1, 2, 3])
-    old = in_old_format(decode_record(data, FULL, "u"), FULL, 1)
-    fitted = with_prior(FULL, a_prior(FULL, a_population(FULL)))
-    moved, expected = decode_record(old, fitted, "u"), decode_record(data, fitted, "u")
-    np.testing.assert_array_equal(moved.settled.mean, expected.settled.mean)
+        np.testing.assert_array_equal(moved.settled.factor, expected.factor)
 
 
 def test_open_impressions_get_the_new_fixed_effect_as_their_offset() -> None:
