@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -15,10 +15,11 @@ from benchmarks.posterior import freshet
 from benchmarks.score import body, known_user, processes
 from benchmarks.workload import START_MS, items, model, shared
 from learner.events import Event, impression_json, parse_event
-from learner.record import Partition, Position, Record, fresh_record
+from learner.model import Model
+from learner.record import Partition, Position
+from learner.step.apply import UserEvents, apply, microbatch
 from learner.store import Write, open_store
 from tests.servers import RedisServer
-from tests.stepping import apply
 
 PLACE = Partition(bytes(16), 0)
 
@@ -55,6 +56,11 @@ def _microseconds_each(call: Callable[[], object], n: int) -> Callable[[], float
     return lambda: seconds_of(call) / n * 1e6
 
 
+def _step(spec: Model, stored: Sequence[bytes | None], users: Sequence[UserEvents]) -> list[bytes | None]:
+    """A microbatch, from events and bytes to bytes."""
+    return apply(spec, stored, microbatch(spec, users), [f"user-{i}" for i in range(len(users))]).values
+
+
 def _items(context: Context) -> list[Figure]:
     """`POST /score` over items of a request."""
     served = Client(processes(context)[0].port)
@@ -82,11 +88,10 @@ def _open_impressions(context: Context) -> list[Figure]:
 
     contenders = {}
     for n in sizes:
-        records: list[Record] = [fresh_record(spec)] * 100
+        stored: Sequence[bytes | None] = [None] * 100
         if n:
-            records, _ = apply(spec, records, events(0, n))
-        one_more = events(n, 1)
-        contenders[str(n)] = _microseconds_each(partial(apply, spec, records, one_more), 100)
+            stored = _step(spec, stored, events(0, n))
+        contenders[str(n)] = _microseconds_each(partial(_step, spec, stored, events(n, 1)), 100)
     values = interleave(contenders, context.repetitions)
     return _axis("learning step over open impressions", "us/event", sizes, list(values.values()))
 
@@ -97,9 +102,9 @@ def _microbatch(context: Context) -> list[Figure]:
     spec = model()
     raw = [impression_json(f"r{i}", f"user-{i}", START_MS, items(random.Random(i), 10)) for i in range(sizes[-1])]
     parsed = [[(parse_event(one, spec), Position(PLACE, i))] for i, one in enumerate(raw)]
-    fresh = [fresh_record(spec)] * len(parsed)
+    fresh = [None] * len(parsed)
     values = interleave(
-        {str(n): _microseconds_each(partial(apply, spec, fresh[:n], parsed[:n]), n) for n in sizes},
+        {str(n): _microseconds_each(partial(_step, spec, fresh[:n], parsed[:n]), n) for n in sizes},
         context.repetitions,
     )
     return _axis("learning step over events of a microbatch", "us/event", sizes, list(values.values()))

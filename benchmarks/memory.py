@@ -22,7 +22,7 @@ def measure(context: Context) -> list[Figure]:
     pending = known_user(10, D - 1)
     spec = model(D - 1)
     record = decode_record(pending, spec, "")
-    settled = encode_record(record._replace(posterior=None, outcomes=no_outcomes(D)), spec)
+    settled = encode_record(record._replace(outcomes=no_outcomes(D)), spec)
     client = redis.Redis.from_url(url)
     figures = []
     for what, value, aim in (("nothing pending", settled, 1.3), ("ten open impressions", pending, None)):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.harness import Context, Figure, interleave, ratios, seconds_of
 from benchmarks.workload import START_MS, model
-from learner.belief.gaussian import Array, Gaussian, condition
+from learner.belief.compiled import compiled
+from learner.belief.gaussian import Array
+from learner.belief.update import condition
 from learner.events import Click, Event, Impression
-from learner.record import Partition, Position, fresh_record
-from tests.stepping import apply
+from learner.record import Partition, Position
+from learner.step.apply import apply, microbatch
 
 USERS = 1_000
 
@@ -21,11 +24,25 @@ USERS = 1_000
 def freshet(d: int, users: int = USERS) -> Callable[[], float]:
     """Microseconds an outcome when each of `users` users has one."""
     generator = np.random.default_rng(0)
-    belief = Gaussian(np.zeros((users, d)), np.tile(np.eye(d), (users, 1, 1)))
-    x = generator.normal(size=(users, d)) / np.sqrt(d)
-    y = (generator.random(users) < 0.2).astype(float)
-    rest = (np.zeros(users), np.ones(users))
-    return lambda: seconds_of(lambda: condition(belief, x, y, *rest)) / users * 1e6
+    mean = np.zeros((users, d), np.float32)
+    # The identity in U D U' form.
+    factor = np.zeros((users, d * (d + 1) // 2), np.float32)
+    factor[:, [j * (j + 3) // 2 for j in range(d)]] = 1.0
+    x = (generator.normal(size=(users, d)) / np.sqrt(d)).astype(np.float32)
+    y = generator.random(users) < 0.2
+    return lambda: _update_each(mean.copy(), factor.copy(), x, y) / users * 1e6
+
+
+def _update_each(mean: Any, factor: Any, x: Any, y: Any) -> float:
+    """Seconds to condition each user's belief on one outcome, as the compiled loop does."""
+    work = np.empty((2, x.shape[1]))
+    return seconds_of(lambda: _condition_all(mean, factor, x, y, work[0], work[1]))
+
+
+@compiled
+def _condition_all(mean: Any, factor: Any, x: Any, y: Any, f: Any, gain: Any) -> None:
+    for u in range(len(x)):
+        condition(mean[u], factor[u], x[u], y[u], 0.0, 1.0, False, f, gain)
 
 
 def whole_step(hot: bool) -> Callable[[], float]:
@@ -43,8 +60,12 @@ def whole_step(hot: bool) -> Callable[[], float]:
 
     outcomes = [outcome(i) for i in range(USERS)]
     events = [[event for one in outcomes for event in one]] if hot else outcomes
-    records = [fresh_record(spec)] * len(events)
-    return lambda: seconds_of(lambda: apply(spec, records, events)) / USERS * 1e6
+    stored, names = [None] * len(events), [f"user-{i}" for i in range(len(events))]
+
+    def step() -> object:
+        return apply(spec, stored, microbatch(spec, events), names)
+
+    return lambda: seconds_of(step) / USERS * 1e6
 
 
 def measure(context: Context) -> list[Figure]:

@@ -11,10 +11,10 @@ from benchmarks.harness import Context, Figure, percentile, ratios
 from benchmarks.http_process import Client, PythonProcess
 from benchmarks.workload import FEATURES, START_MS, freshet_environ, items, model, shared
 from learner.events import impression_json, parse_event
-from learner.record import Partition, Position, encode_record, fresh_record
+from learner.record import Partition, Position
+from learner.step.apply import apply, microbatch
 from learner.store import Write, open_store
 from tests.servers import RedisServer
-from tests.stepping import apply
 
 USER = "scored"
 UVICORN = ("--port", "{port}", "--log-level", "warning", "--no-access-log", "--loop", "uvloop", "--http", "httptools")
@@ -93,5 +93,6 @@ def known_user(n_items: int = 10, n_features: int = FEATURES) -> bytes:
     spec = model(n_features)
     shown = impression_json("r", USER, START_MS, items(random.Random(3), n_items, n_features))
     event = (parse_event(shown, spec), Position(Partition(bytes(16), 0), 0))
-    (record,), _ = apply(spec, [fresh_record(spec)], [[event]])
-    return encode_record(record, spec)
+    (value,) = apply(spec, [None], microbatch(spec, [[event]]), [USER]).values
+    assert value is not None
+    return value

@@ -74,7 +74,8 @@ def test_one_click_changes_one_score_and_survives_a_restart(embedded: Embedded) 
     before, posterior = score("ann")
     other, _ = score("bob")
     assert posterior["revision"] == 0
-    now = time.time_ns() // 1_000_000
+    # An hour ago: an impression that is still open says more with each second of its first minutes.
+    now = time.time_ns() // 1_000_000 - 3_600_000
     shown = {"type": "impression", "request_id": "r1", "user_id": "ann", "timestamp": now, "items": ITEMS}
     clicked = {"type": "click", "request_id": "r1", "user_id": "ann", "item_id": "b", "timestamp": now + 3000}
     assert embedded.call("/events", [shown, clicked])["accepted"] == 2

@@ -27,7 +27,6 @@ from learner.events import WireClick, WireImpression, parse_event
 from learner.log import read_to_end
 from learner.model import load_model
 from learner.policies import score_items
-from learner.population import rebase
 from learner.prior_file import decode_prior, with_prior
 from learner.record import decode_record, encode_record, fresh_record
 from learner.record.served import belief_at
@@ -243,11 +242,12 @@ def test_simulated_users_are_learnt_and_a_prior_fitted_on_their_topic_replaces_t
     freshet.serve()
     freshet.start("learn")
     user = min(before)
-    old = decode_record(before[user], load_model(MODEL), user)
+    # Under the new prior: it knows the one it was fitted with.
+    model = with_prior(load_model(MODEL), decode_prior(prior.read_bytes()))
+    old = decode_record(before[user], model, user)
     posterior = freshet.call("GET", f"/users/{user}/posterior")[1]
     assert posterior["posterior"]["n_events"] == old.n_events
-    model = with_prior(load_model(MODEL), decode_prior(prior.read_bytes()))
-    moved = rebase(old.served[0], load_model(MODEL).population, model.population)
+    moved = belief_at(model, old, now_ms())
     assert [one["mean"] for one in posterior["coefficients"]] == pytest.approx(moved.mean.tolist(), abs=1e-3)
     event = {"type": "impression", "request_id": "later", "user_id": user, "timestamp": now_ms(), "items": ITEMS}
     assert freshet.call("POST", "/events", event)[0] == 202

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import struct
-from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -13,9 +12,8 @@ from zlib import crc32
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
-from learner.attribution import attribute
 
-from learner.belief.gaussian import Gaussian
+from learner.belief.gaussian import Belief
 from learner.events import BadEvent, Click, Event, Impression, parse_event, parse_events, user_of
 from learner.features import FeatureError
 from learner.limits import MAX_TIMESTAMP_MS
@@ -23,6 +21,7 @@ from learner.model import load_model
 from learner.record import (
     CLICK_DTYPE,
     Partition,
+    Position,
     Record,
     RecordError,
     decode_record,
@@ -30,6 +29,8 @@ from learner.record import (
     fresh_record,
     outcome_dtype,
 )
+from learner.record.served import belief_at
+from learner.step.apply import apply, microbatch
 from service.web import api
 from service.web.http import MAX_EVENTS, decode_body, split_events
 
@@ -119,11 +120,10 @@ def round_trip_law(drawn: tuple[int, Record]) -> None:
     assert encode_record(again, MODELS[which]) == data
     assert (again.revision, again.n_events, again.erased_at) == (record.revision, record.n_events, record.erased_at)
     assert again.applied == record.applied
-    for one, other in ((record.settled, again.settled), (record.posterior, again.posterior)):
-        assert (one is None) == (other is None)
-        if one is not None and other is not None:
-            assert one.mean.tobytes() == other.mean.tobytes()
-            assert one.cov.tobytes() == other.cov.tobytes()
+    assert again.settled.mean.tobytes() == record.settled.mean.tobytes()
+    assert again.settled.factor.tobytes() == record.settled.factor.tobytes()
+    assert again.outcomes.tobytes() == record.outcomes.tobytes()
+    assert again.clicks.tobytes() == record.clicks.tobytes()
 
 
 def damage_law(drawn: tuple[int, Record, Damage]) -> None:
@@ -145,18 +145,23 @@ def forged_law(drawn: tuple[int, Record, Damage]) -> None:
 
 def forged_record_law(data: bytes, which: int) -> None:
     """See `forged_law`; the checksum is put right here."""
-    data = data[:16] + struct.pack("<I", crc32(data[20:], crc32(data[:16]))) + data[20:]
+    data = data[:4] + struct.pack("<I", crc32(data[8:], crc32(data[:4]))) + data[8:]
     for model in (MODELS[which], MOVED):
         with np.errstate(all="ignore"), contextlib.suppress(RecordError):
             read = decode_record(data, model, "u")
             assert read.settled.mean.shape == (model.d,)
-            assert read.settled.cov.shape == model.prior.cov.shape
+            assert read.settled.factor.shape == model.prior_belief.factor.shape
             assert read.outcomes.dtype == outcome_dtype(model.d)
             key, now = int(read.outcomes["key"][0]) if len(read.outcomes) else 1, MAX_TIMESTAMP_MS
             one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
             shown = Impression("u", now, [0], np.ones((1, model.d), np.float32), zero, one)
-            for n_alone in (0, 1):
-                attribute(model, [read], [[Click("u", now, key), shown]], Counter(), n_alone)
+            belief_at(model, read, now)
+            place = Partition(bytes(16), 0)
+            for events in ([], [Click("u", now, key), shown]):
+                batch = microbatch(model, [[(event, Position(place, i)) for i, event in enumerate(events)]])
+                (after,) = apply(model, [data], batch, ["u"]).values
+                if after is not None:
+                    decode_record(after, model, "u")
 
 
 class Damage(NamedTuple):
@@ -198,10 +203,8 @@ def records(draw: st.DrawFn) -> tuple[int, Record]:
     model = MODELS[which]
     generator = np.random.default_rng(draw(st.integers(0, 1 << 32)))
 
-    def belief() -> Gaussian:
-        mean, cov = (generator.integers(0, 256, 8 * part.size, np.uint8).view("<f8") for part in model.prior)
-        cov = cov.reshape(model.prior.cov.shape)
-        return Gaussian(mean, cov if model.prior.is_diagonal else np.where(np.tri(model.d, dtype=bool), cov, cov.T))
+    def belief() -> Belief:
+        return Belief(*(generator.integers(0, 256, 4 * part.size, np.uint8).view("<f4") for part in model.prior_belief))
 
     n = draw(st.integers(0, 4))
     raw = generator.integers(0, 256, n * outcome_dtype(model.d).itemsize, np.uint8).tobytes()
@@ -211,7 +214,7 @@ def records(draw: st.DrawFn) -> tuple[int, Record]:
         outcomes["key"] = 1
     record = fresh_record(model)._replace(
         revision=draw(_bits64), updated_at=draw(_time), settled_at=draw(_time), n_events=draw(_bits32),
-        settled=belief(), posterior=belief() if draw(st.booleans()) else None, outcomes=outcomes,
+        settled=belief(), outcomes=outcomes,
         clicks=np.array(draw(st.lists(st.tuples(_bits64, _time), max_size=3)), CLICK_DTYPE),
         applied=draw(
             st.dictionaries(

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from learner.belief.gaussian import Gaussian
+from learner.belief.gaussian import Belief
 from learner.record import DamagedRecord, decode_record, encode_record, fresh_record
 from tests.fuzz.laws import MODELS, MOVED, TARGETS, Target
 from tests.fuzz.run import by_hypothesis, by_schemathesis
@@ -30,7 +30,7 @@ def test_a_forged_record_of_another_shape_or_without_an_inverse_is_damaged() -> 
     """Found by `make fuzz`."""
     full, diagonal = MODELS
     record = fresh_record(full)
-    singular = record._replace(settled=Gaussian(record.settled.mean, np.zeros_like(record.settled.cov)))
+    singular = record._replace(settled=Belief(record.settled.mean, np.zeros_like(record.settled.factor)))
     for forged, model in (
         (encode_record(singular, full), MOVED),
         (encode_record(fresh_record(diagonal), replace(diagonal, fingerprint=full.fingerprint)), full),

@@ -6,6 +6,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 import redis
@@ -19,8 +20,8 @@ Opener = Callable[..., Store]
 
 
 def value(revision: int, body: bytes = b"") -> bytes:
-    """Something with a revision where records have theirs."""
-    return b"FRSH\1\0\2\0" + revision.to_bytes(8, "little") + body
+    """Something with a checksum and a revision where records have theirs."""
+    return b"FRS\4" + crc32(body).to_bytes(4, "little") + revision.to_bytes(8, "little") + body
 
 
 @pytest.fixture(params=["sqlite", "redis"])
