@@ -61,8 +61,9 @@ def mode(mu: float, v: float, w: float) -> float:
 def laplace_moments(mu: float, v: float, clicked: bool, w: float) -> tuple[float, float]:
     """Score (mu' - mu) / v and site precision 1/v' - 1/v of the mode mu' and curvature 1/v' of the tilted density."""
     sign = 1.0 if clicked else -1.0
-    q = sigmoid(-mode(sign * mu, v, w))
-    return sign * w * q, w * q * (1.0 - q)
+    peak = mode(sign * mu, v, w)
+    q = sigmoid(-peak)
+    return sign * w * q, w * q * sigmoid(peak)
 
 
 @compiled

@@ -236,10 +236,8 @@ def test_a_sweep_settles_what_is_due_and_is_written_only_if_something_is_forgott
     stored = apply_to_bytes(model, [None], microbatch(model, [log]), ["u"]).values
     for at, is_written in ((1_000, False), (59_000, False), (70_000, True)):
         batch = microbatch(model, [[(shown(at), Position(LOGS[0], -1))]])
-        kind, first_item = np.array([kernel.SWEEP]), np.zeros(2, np.int64)
-        swept = apply_to_bytes(
-            model, stored, batch._replace(events=batch.events._replace(kind=kind, first_item=first_item)), ["u"]
-        )
+        batch.events.event["kind"], batch.events.event["n_items"] = kernel.SWEEP, 0
+        swept = apply_to_bytes(model, stored, batch, ["u"])
         assert (swept.values[0] is not None) == is_written
         assert swept.counts["outcomes"] == (2 if at > 1_000 else 0)
 

@@ -18,7 +18,8 @@ MODEL = load_model(
 
 
 def run(policy: Policy) -> Outcome:
-    world = World(MODEL, 60, np.random.default_rng(1))
+    # So many users that chance alone moves a share of 0.9 by 0.007.
+    world = World(MODEL, 240, np.random.default_rng(1))
     return simulate(Embedded(MODEL, np.random.default_rng(2)), world, MODEL, policy, 20)
 
 
