@@ -24,7 +24,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from learner.events import BadEvent, Event, Reason, parse_events
+from learner.events import BadEvent, Event, Reason, from_the_future, parse_events
 from learner.log import (
     DEAD_LETTER_SUFFIX,
     REPLAYS_HEADER,
@@ -63,7 +63,7 @@ class Progress:
     lag
         Messages still to be polled.
     freshness_ms
-        Age of the oldest message of the batch when its record was stored; None without messages.
+        Age of the oldest message of the batch when its record was stored; None if there is none with a timestamp.
     seconds
         From poll to commit.
     """
@@ -157,7 +157,8 @@ class Learner:
         if messages:
             events, refused = self._parse(messages)
             refused |= self._learn(events, counts)
-            freshness_ms = time.time() * 1000 - min(message.timestamp for message in messages)
+            if appended := [message.timestamp for message in messages if message.timestamp > 0]:
+                freshness_ms = time.time() * 1000 - min(appended)
             if refused:
                 letters = [_dead_letter(one, why) for one in messages if (why := refused.get(one.position))]
                 bad.update(why.reason for why in refused.values())
@@ -184,6 +185,8 @@ class Learner:
         for message, event in zip(ordered, parsed, strict=True):
             if isinstance(event, BadEvent):
                 refused[message.position] = event
+            elif message.timestamp > 0 and (why := from_the_future(event, message.timestamp, self.model)):
+                refused[message.position] = why
             else:
                 events.setdefault(event.user_id, []).append((event, message.position))
         return events, refused

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.features import FeatureError, Features, Rows
-from learner.limits import MAX_EVENT_BYTES, MAX_ID_LENGTH, MAX_ITEMS, MAX_TIMESTAMP_MS
+from learner.limits import MAX_EVENT_BYTES, MAX_ID_LENGTH, MAX_ITEMS, MAX_TIMESTAMP_MS, MIN_TIMESTAMP_MS
 from learner.model import Model
 from learner.wire_errors import UNREADABLE, explain
 
@@ -23,9 +23,11 @@ from learner.wire_errors import UNREADABLE, explain
 TOGETHER = 64
 # Unless their design matrix would have more numbers than this: 32 MiB.
 TOGETHER_NUMBERS = 4_000_000
+# What a timestamp out of range may have been meant in, and how many of it make a millisecond.
+UNITS = {"seconds": 1e-3, "microseconds": 1e3, "nanoseconds": 1e6}
 
 Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
-Timestamp: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MAX_TIMESTAMP_MS)]
+Timestamp: TypeAlias = Annotated[int, msgspec.Meta(ge=MIN_TIMESTAMP_MS, le=MAX_TIMESTAMP_MS)]
 # Beyond these a logistic model says nothing more, and sums of them would overflow.
 Offset: TypeAlias = Annotated[float, msgspec.Meta(ge=-1_000, le=1_000)]
 Weight: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1_000)]
@@ -39,6 +41,9 @@ class Reason(StrEnum):
     NOT_JSON = "not_json"
     UNKNOWN_TYPE = "unknown_type"
     BAD_FIELD = "bad_field"
+    BAD_TIMESTAMP = "bad_timestamp"
+    FROM_THE_FUTURE = "from_the_future"
+    """Its timestamp is too far after it came in."""
     NON_FINITE_NUMBER = "non_finite_number"
     UNKNOWN_FEATURE = "unknown_feature"
     UNKNOWN_CATEGORY = "unknown_category"
@@ -194,6 +199,17 @@ def _parse_together(raws: Sequence[bytes], model: Model) -> list[Event | BadEven
     ]
 
 
+def from_the_future(event: Event, came_at: int, model: Model) -> BadEvent | None:
+    """What is wrong with an event dated more than the model's `max_ahead` after it came in, epoch ms; None if nothing.
+
+    A belief is relaxed to the latest event of its user: one dated far ahead would cost all that was learnt.
+    """
+    if event.timestamp <= came_at + model.max_ahead_ms:
+        return None
+    expected = f"expected at most {model.max_ahead_ms} ms (max_ahead) after the time it came in"
+    return BadEvent(Reason.FROM_THE_FUTURE, f"timestamp: {expected}")
+
+
 def _alone(raw: bytes, model: Model) -> Event | BadEvent:
     try:
         return parse_event(raw, model)
@@ -274,6 +290,9 @@ class _UserOnly(msgspec.Struct):
 def _why(raw: bytes, exc: Exception) -> BadEvent:
     """Which kind of bad event the decoder's error stands for."""
     flaw = explain(raw, exc, {"type": "'impression' or 'click'"})
+    if flaw.field == "timestamp" and flaw.expected.startswith(("Expected `int` >=", "Expected `int` <=")):
+        expected = "expected epoch milliseconds between 2000 and 2100"
+        return BadEvent(Reason.BAD_TIMESTAMP, f"timestamp: {expected}{_other_unit(raw)}")
     if "out of range" in flaw.expected:
         reason = Reason.NON_FINITE_NUMBER
     elif flaw.over_limit:
@@ -283,6 +302,22 @@ def _why(raw: bytes, exc: Exception) -> BadEvent:
     else:
         reason = Reason.NON_FINITE_NUMBER if _has_constants(raw) else Reason.NOT_JSON
     return BadEvent(reason, str(flaw))
+
+
+def _other_unit(raw: bytes) -> str:
+    """What a timestamp that is not in milliseconds looks like, to end a message with."""
+    try:
+        sent = msgspec.json.decode(raw, type=_TimestampOnly).timestamp
+    except UNREADABLE:
+        return ""
+    looks = (
+        f"; this looks like {unit}" for unit, n in UNITS.items() if MIN_TIMESTAMP_MS <= sent / n <= MAX_TIMESTAMP_MS
+    )
+    return next(looks, "")
+
+
+class _TimestampOnly(msgspec.Struct):
+    timestamp: float
 
 
 def _has_constants(raw: bytes) -> bool:

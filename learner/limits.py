@@ -19,5 +19,9 @@ MAX_LIST_LENGTH = 4_096
 """Values of a multi or vector feature. Lists do not nest."""
 MAX_NUMBER = 1e30
 """Of a numeric or vector feature, either way: beyond it they hardly fit the 32 bits they have in a record."""
-# 9999-12-31: a timestamp beyond it is in the wrong unit.
-MAX_TIMESTAMP_MS = 253_402_300_799_999
+MIN_TIMESTAMP_MS = 946_684_800_000
+"""Of an event, 2000-01-01 in epoch milliseconds: one before it is in seconds, or from a clock that was never set."""
+MAX_TIMESTAMP_MS = 4_102_444_799_999
+"""Of an event, the last before 2100-01-01: one beyond it is in microseconds, or would end a user's forgetting."""
+MAX_DURATION_MS = 253_402_300_799_999
+"""Of a duration in the model, 8,000 years: added to any timestamp it fits 64 bits."""

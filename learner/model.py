@@ -31,7 +31,7 @@ from learner.features import (
     item_struct,
     layout,
 )
-from learner.limits import MAX_FEATURES, MAX_TIMESTAMP_MS
+from learner.limits import MAX_DURATION_MS, MAX_FEATURES
 from learner.population import Population
 
 # An open impression counts as a "no" for good once this share of clicks would have come.
@@ -79,6 +79,7 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     half_life: str | None = None
     discount: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
     attribution_window: str = "30m"
+    max_ahead: str = "1h"
     click_delay: ClickDelay | None = None
     unknown_features: Literal["reject", "ignore"] = "reject"
     max_open: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 256
@@ -103,6 +104,8 @@ class Model:
         Share of the evidence kept per microbatch; None for all of it.
     window_ms
         How long after its impression a click still counts.
+    max_ahead_ms
+        How long after it came in an event may be dated.
     click_delay
         Median in ms and sigma of the log-normal click delay; None: a missing click means "no" at once.
     max_open
@@ -125,6 +128,7 @@ class Model:
     half_life_ms: float | None
     discount: float | None
     window_ms: int
+    max_ahead_ms: int
     click_delay: tuple[float, float] | None
     max_open: int
     features: Mapping[str, Feature]
@@ -248,8 +252,8 @@ def parse_duration_ms(key: str, text: str) -> int:
         raise ModelError(f"{key} = {text!r}: expected a positive duration such as '10s', '30m' or '30d'")
     ms = float(match[1]) * _UNITS_MS[match[2]]
     # The end of a window that begins at the latest timestamp still fits 64 bits.
-    if ms > MAX_TIMESTAMP_MS:
-        raise ModelError(f"{key} = {text!r}: expected at most {MAX_TIMESTAMP_MS} ms")
+    if ms > MAX_DURATION_MS:
+        raise ModelError(f"{key} = {text!r}: expected at most {MAX_DURATION_MS} ms")
     return max(1, round(ms))
 
 
@@ -272,6 +276,7 @@ def _build(file: ModelFile) -> Model:
         half_life_ms=None if file.half_life is None else parse_duration_ms("half_life", file.half_life),
         discount=file.discount,
         window_ms=parse_duration_ms("attribution_window", file.attribution_window),
+        max_ahead_ms=parse_duration_ms("max_ahead", file.max_ahead),
         click_delay=None
         if file.click_delay is None
         else (float(parse_duration_ms("click_delay.median", file.click_delay.median)), file.click_delay.sigma),

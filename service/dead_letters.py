@@ -17,7 +17,7 @@ from itertools import islice
 
 import msgspec
 
-from learner.events import BadEvent, parse_event
+from learner.events import BadEvent, from_the_future, parse_event
 from learner.log import DEAD_LETTER_SUFFIX, REPLAYS_HEADER, Entry, EventLog, Message, read_to_end
 from learner.model import Model
 
@@ -136,10 +136,12 @@ def _fate(letter: Message, done: set[bytes | None], wanted: Request, model: Mode
     if _replays(letter) >= wanted.max_replays:
         return Fate.GIVEN_UP
     try:
-        parse_event(letter.value, model)
+        event = parse_event(letter.value, model)
     except BadEvent:
         return Fate.STILL_BAD
-    return Fate.REPLAYED
+    # Replayed, it comes in now; one that was from the future may be no longer.
+    now = time.time_ns() // 1_000_000
+    return Fate.STILL_BAD if from_the_future(event, now, model) else Fate.REPLAYED
 
 
 def _mark(letter: Message) -> bytes:

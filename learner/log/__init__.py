@@ -32,7 +32,7 @@ class Message(NamedTuple):
     key, value
         As appended; a value that was null is empty.
     timestamp
-        When it was appended, epoch ms.
+        When it was appended, epoch ms; 0 or -1 if the log does not say.
     headers
         As appended.
     """

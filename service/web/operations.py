@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from learner.belief.gaussian import Array, Belief
-from learner.events import BadEvent, Click, Ranked, WireImpression, parse_event
+from learner.events import BadEvent, Click, Ranked, WireImpression, from_the_future, parse_event
 from learner.features import Rows
 from learner.limits import MAX_EVENT_BYTES
 from learner.log import Entry, EventLog
@@ -95,9 +95,12 @@ class Operations:
     def append(self, raw: bytes) -> tuple[api.EventsResponse, list[str]]:
         """Append the good events of a body; also the topic of each."""
         entries, errors = [], []
+        now = _now_ms()
         for index, one in enumerate(split_events(raw)):
             try:
                 event = parse_event(one, self._model)
+                if why := from_the_future(event, now, self._model):
+                    raise why
             except BadEvent as exc:
                 errors.append(api.EventError(index, exc.reason, str(exc)))
             else:

@@ -388,6 +388,8 @@ def test_each_kind_of_bad_event_is_dead_lettered_with_its_reason_and_the_stream_
         "not_json": b"{",
         "unknown_type": json.dumps({**good, "type": "view"}).encode(),
         "bad_field": json.dumps({**good, "timestamp": "now"}).encode(),
+        "bad_timestamp": json.dumps({**good, "timestamp": now_ms() // 1_000}).encode(),
+        "from_the_future": json.dumps({**good, "timestamp": now_ms() + 86_400_000}).encode(),
         "non_finite_number": json.dumps(
             {**good, "items": [{"item_id": "a", "features": {"price": float("nan")}}]}
         ).encode(),

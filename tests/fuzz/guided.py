@@ -8,7 +8,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["learner.events", "learner.features", "learner.record", "service.web.http"]):
-    from tests.fuzz.laws import MODELS, body_law, forged_record_law, wire_law
+    from tests.fuzz.laws import AT, MODELS, body_law, forged_record_law, wire_law
 
 from learner.events import impression_json
 from learner.record import encode_record, fresh_record
@@ -28,8 +28,8 @@ def record(data: bytes) -> None:
 def seeds() -> dict[str, list[bytes]]:
     """What to begin with."""
     features = {"price": 1.5, "genre": "drama", "tags": ["x"], "taste": [1.0, 2.0]}
-    shown = impression_json("r", "u", 5, [{"item_id": "a", "features": features, "offset": 0.5, "weight": 1.0}])
-    click = b'{"type":"click","request_id":"r","user_id":"u","item_id":"a","timestamp":7}'
+    shown = impression_json("r", "u", AT, [{"item_id": "a", "features": features, "offset": 0.5, "weight": 1.0}])
+    click = b'{"type":"click","request_id":"r","user_id":"u","item_id":"a","timestamp":1700000000002}'
     score = b'{"user_id":"u","items":[{"item_id":"a","features":{"price":1}}],"policy":"ucb","seed":3}'
     return {
         "wire": [shown, click, score, shown + b"\n" + click],

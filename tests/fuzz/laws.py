@@ -34,6 +34,7 @@ from learner.step.apply import apply, microbatch
 from service.web import api
 from service.web.http import MAX_EVENTS, decode_body, split_events
 
+AT = 1_700_000_000_000
 _FEATURES = """
 [features]
 price = { kind = "numeric", mean = 10.0, std = 2.0 }
@@ -247,14 +248,15 @@ _id = st.sampled_from(["u", "r", "a", "", "x" * 257]) | _text | _value
 _item = st.fixed_dictionaries({"item_id": _id}, optional={"features": _features, "offset": _value, "weight": _value})
 _items = st.lists(_item | st.fixed_dictionaries({"item_id": st.just("a"), "features": _good}), max_size=4) | _value
 _shown = st.fixed_dictionaries(
-    {"type": st.just("impression"), "request_id": st.just("r"), "user_id": st.just("u"), "timestamp": st.just(5)},
+    {"type": st.just("impression"), "request_id": st.just("r"), "user_id": st.just("u"), "timestamp": st.just(AT)},
     optional={"items": _items},
 )
 _wild = st.fixed_dictionaries(
     {},
     optional={
         "type": st.sampled_from(["impression", "click", "view"]) | _value, "request_id": _id, "user_id": _id,
-        "item_id": _id, "timestamp": st.integers(0, 10**16) | _value, "items": _items, "ranked": _value,
+        "item_id": _id, "timestamp": st.integers(AT, AT + 9) | st.integers(0, 10**19) | _value,
+        "items": _items, "ranked": _value,
         "policy": st.sampled_from(["mean", "ucb", "thompson"]) | _value, "seed": _value, "explain": _value,
     },
 )  # fmt: skip

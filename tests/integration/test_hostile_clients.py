@@ -155,7 +155,7 @@ def test_a_slow_store_sheds_load_and_stops_neither_health_nor_events(tmp_path: P
             eventually(lambda: sum(each.done() for each in asked) >= 16, 3, "what is too much is refused at once")
             started = time.monotonic()
             assert one.request("/health/live")[0] == 200
-            click = b'{"type":"click","request_id":"r","user_id":"u","item_id":"a","timestamp":1}'
+            click = b'{"type":"click","request_id":"r","user_id":"u","item_id":"a","timestamp":1700000000000}'
             assert one.request("/events", click)[0] == 202
             assert time.monotonic() - started < 2
             answers = Counter(code(each.result(30)) for each in asked)
@@ -178,7 +178,7 @@ HOSTILE = [
     json.dumps({"type": CANARY, "user_id": "u"}).encode(),
     json.dumps({"type": "click", "user_id": ["u", CANARY]}).encode(),
     json.dumps({
-        "type": "impression", "request_id": "r", "user_id": "u", "timestamp": 1,
+        "type": "impression", "request_id": "r", "user_id": "u", "timestamp": 1_700_000_000_000,
         "items": [{"item_id": "a", "features": {"price": CANARY}}],
     }).encode(),
 ]  # fmt: skip

@@ -541,8 +541,8 @@ def test_a_place_that_a_locked_file_did_not_take_is_committed_with_the_next(tmp_
 
 def test_a_log_is_read_offline_from_the_beginning_and_no_group_notices(logs: Logs, topic: str) -> None:
     model = load_model('name = "m"\n[features]\nx = { kind = "numeric" }\n')
-    shown = impression_json("r", "u", 5, [{"item_id": "a", "features": {"x": 1.0}}])
-    click = b'{"type": "click", "request_id": "r", "user_id": "u", "item_id": "a", "timestamp": 9}'
+    shown = impression_json("r", "u", 1_700_000_000_000, [{"item_id": "a", "features": {"x": 1.0}}])
+    click = b'{"type": "click", "request_id": "r", "user_id": "u", "item_id": "a", "timestamp": 1700000000004}'
     logs.log().append([Entry(topic, b"u", shown), Entry(topic, b"u", click)])
     for _ in range(2):
         outcomes = collect(read_events([logs.url], model, [topic]), model)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,15 +28,16 @@ TOML = 'name = "m"\n[features]\nx = { kind = "numeric" }\n'
 MODEL = load_model(TOML)
 LATER = load_model(TOML + 'y = { kind = "numeric" }\n')
 SECRET = "u-secret"
+AT = 1_700_000_000_000
 
 
-def shown(user: str, request: str, at: int = 1_000, **features: float) -> bytes:
+def shown(user: str, request: str, at: int = AT, **features: float) -> bytes:
     items = [{"item_id": "a", "features": features or {"x": 1.0}}]
     event = {"type": "impression", "request_id": request, "user_id": user, "timestamp": at, "items": items}
     return json.dumps(event).encode()
 
 
-def clicked(user: str, request: str, at: int = 2_000) -> bytes:
+def clicked(user: str, request: str, at: int = AT + 1_000) -> bytes:
     event = {"type": "click", "request_id": request, "user_id": user, "item_id": "a", "timestamp": at}
     return json.dumps(event).encode()
 
@@ -236,7 +238,7 @@ def test_a_run_that_breaks_anywhere_is_finished_by_the_next_and_no_outcome_is_do
 
 def test_letters_of_a_damaged_record_are_learnt_once_it_is_repaired(rig: Rig) -> None:
     learner = rig.learner()
-    rig.send(shown("ann", "r1", 1_000), clicked("ann", "r1", 2_000))
+    rig.send(shown("ann", "r1", AT), clicked("ann", "r1", AT + 1_000))
     rig.learn(learner, 2)
     (good,) = rig.store.load(["ann"])
     assert good is not None
@@ -244,7 +246,7 @@ def test_letters_of_a_damaged_record_are_learnt_once_it_is_repaired(rig: Rig) ->
     damaged = good[:-9] + bytes([good[-9] ^ 1]) + good[-8:]
     bumped = damaged[:8] + (2).to_bytes(8, "little") + damaged[16:]
     assert rig.store.commit([Write("ann", good, bumped)]) == [True]
-    rig.send(shown("ann", "r2", 3_000), clicked("ann", "r2", 4_000))
+    rig.send(shown("ann", "r2", AT + 2_000), clicked("ann", "r2", AT + 3_000))
     rig.learn(learner, 2)
     repaired = encode_record(decode_record(good, MODEL, "ann")._replace(revision=3), MODEL)
     assert rig.store.commit([Write("ann", bumped, repaired)]) == [True]
@@ -252,7 +254,8 @@ def test_letters_of_a_damaged_record_are_learnt_once_it_is_repaired(rig: Rig) ->
     rig.learn(learner, 2)
     assert rig.record("ann").n_events == 4
     rig.send(*(event.replace(b"ann", b"bob") for event in (
-        shown("ann", "r1", 1_000), clicked("ann", "r1", 2_000), shown("ann", "r2", 3_000), clicked("ann", "r2", 4_000),
+        shown("ann", "r1", AT), clicked("ann", "r1", AT + 1_000),
+        shown("ann", "r2", AT + 2_000), clicked("ann", "r2", AT + 3_000),
     )))  # fmt: skip
     rig.learn(learner, 4)
     found, calm = rig.record("ann"), rig.record("bob")
@@ -281,17 +284,29 @@ def fates(**counts: int) -> dict[Fate, int]:
 
 
 def test_letters_from_before_an_erasure_change_nothing(rig: Rig) -> None:
-    rig.send(shown("ann", "r1", 1_000, y=1.0))
+    rig.send(shown("ann", "r1", AT, y=1.0))
     rig.learn(rig.learner(), 1)
-    rig.store.commit([Write("ann", None, encode_record(erased(fresh_record(LATER), LATER, 5_000), LATER), erased=True)])
+    rig.store.commit(
+        [Write("ann", None, encode_record(erased(fresh_record(LATER), LATER, AT + 4_000), LATER), erased=True)]
+    )
     rig.replay(LATER)
     # The letter's own message was passed over by the group; another one reads both.
     learner = rig.learner(LATER, "others")
     rig.learn(learner, 2)
     assert rig.record("ann", LATER).n_events == 0
-    rig.send(shown("ann", "r2", 6_000))
+    rig.send(shown("ann", "r2", AT + 5_000))
     rig.learn(learner, 1)
     assert rig.record("ann", LATER).n_events == 1
+
+
+def test_letters_from_the_future_stay_until_their_time_has_come_or_the_model_allows_them(rig: Rig) -> None:
+    rig.send(shown("ann", "r1", time.time_ns() // 1_000_000 + 7_200_000))
+    rig.learn(rig.learner(), 1)
+    assert rig.replay()["from_the_future"].fates == {Fate.STILL_BAD: 1}
+    lax = load_model('max_ahead = "3h"\n' + TOML)
+    assert rig.replay(lax)["from_the_future"].fates == {Fate.REPLAYED: 1}
+    rig.learn(rig.learner(lax), 1)
+    assert rig.record("ann").n_events == 1
 
 
 def test_a_header_that_is_no_number_counts_as_none(rig: Rig) -> None:

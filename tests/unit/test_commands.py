@@ -10,6 +10,7 @@ from learner.prior_file import decode_prior
 from service.commands.main import main
 from service.model_file import read_model
 
+START_MS = 1_700_000_000_000
 MODEL = 'name = "m"\nattribution_window = "1m"\n[prior]\nvariance = 0.5\n[features]\nx = { kind = "numeric" }\n'
 
 
@@ -20,7 +21,7 @@ def folder(tmp_path: Path) -> Path:
     for user in range(30):
         theta = rng.normal(size=2)
         for k in range(8):
-            ids, at = {"request_id": f"{user}-{k}", "user_id": f"u{user}"}, 1_000_000 * k + 1_000 * user
+            ids, at = {"request_id": f"{user}-{k}", "user_id": f"u{user}"}, START_MS + 1_000_000 * k + 1_000 * user
             x = rng.normal(size=5)
             items = [{"item_id": str(i), "features": {"x": float(one)}} for i, one in enumerate(x)]
             lines.append({"type": "impression", **ids, "timestamp": at, "items": items})

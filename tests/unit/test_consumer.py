@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,13 +13,14 @@ import pytest
 
 from learner.consumer import Learner, Progress
 from learner.events import Reason
-from learner.log import Entry, EntryTooLarge, EventLog, LogUnavailable, open_log, open_reader
+from learner.log import Entry, EntryTooLarge, EventLog, LogUnavailable, Message, Reader, open_log, open_reader
 from learner.model import load_model
 from learner.record import ForeignRecord, Record, decode_record, encode_record, fresh_record
 from learner.store import Store, StoreUnavailable, Write, open_store
 
 MODEL = load_model('name = "t"\n[prior]\nvariance = 0.5\n[features]\nx = { kind = "numeric" }\n')
-SHOWN = {"request_id": "r", "timestamp": 1_000, "items": [{"item_id": "a", "features": {"x": 1.0}}]}
+AT = 1_700_000_000_000
+SHOWN = {"request_id": "r", "timestamp": AT, "items": [{"item_id": "a", "features": {"x": 1.0}}]}
 
 
 @dataclass
@@ -114,7 +116,7 @@ def shown(user: str) -> dict[str, object]:
 
 
 def clicked(user: str) -> dict[str, object]:
-    return {"type": "click", "user_id": user, "request_id": "r", "item_id": "a", "timestamp": 2_000}
+    return {"type": "click", "user_id": user, "request_id": "r", "item_id": "a", "timestamp": AT + 1_000}
 
 
 def belief(record: Record) -> bytes:
@@ -205,6 +207,48 @@ class Narrow:
 
     def close(self) -> None:
         self.inner.close()
+
+
+@dataclass
+class Dated:
+    """A reader of a log whose records have these timestamps."""
+
+    inner: Reader
+    timestamps: Sequence[int]
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.inner, name)
+
+    def poll(self, timeout_ms: int, max_messages: int) -> list[Message]:
+        messages = self.inner.poll(timeout_ms, max_messages)
+        return [one._replace(timestamp=at) for one, at in zip(messages, self.timestamps, strict=True)]
+
+
+def turn_of_dated(rig: Rig, *timestamps: int) -> Progress:
+    learner = rig.learner()
+    learner.reader = Dated(learner.reader, timestamps)  # type: ignore[assignment]
+    return learner.turn()
+
+
+def test_an_event_dated_too_far_after_its_record_is_dead_lettered_and_one_within_reach_is_learnt(rig: Rig) -> None:
+    rig.send(shown("ann"), shown("bob"), shown("cy"))
+    progress = turn_of_dated(rig, AT - 3_600_000, AT - 3_600_001, AT + 10**9)
+    assert progress.bad == Counter({Reason.FROM_THE_FUTURE: 1})
+    assert rig.letters() == [json.dumps(shown("bob")).encode()]
+    assert rig.record("ann").n_events == rig.record("cy").n_events == 1
+    assert rig.store.load(["bob"]) == [None]
+
+
+@pytest.mark.parametrize("none", [0, -1])
+def test_a_record_without_a_timestamp_is_compared_with_nothing_and_gives_no_freshness(rig: Rig, none: int) -> None:
+    rig.send(shown("ann"), shown("bob"))
+    progress = turn_of_dated(rig, none, none)
+    assert (progress.bad, progress.freshness_ms) == (Counter(), None)
+    assert rig.record("ann").n_events == 1
+    rig.send(clicked("ann"), clicked("bob"))
+    freshness_ms = turn_of_dated(rig, none, time.time_ns() // 1_000_000 - 5_000).freshness_ms
+    assert freshness_ms is not None
+    assert 5_000 <= freshness_ms < 60_000
 
 
 def _lag(rig: Rig) -> int:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.events import BadEvent, Click, Impression, Reason, outcome_key, parse_event, user_of
+from learner.events import BadEvent, Click, Impression, Reason, from_the_future, outcome_key, parse_event, user_of
 from learner.features import FeatureError
 from learner.model import ModelError, load_model, parse_duration_ms
 
@@ -25,8 +25,9 @@ tags = { kind = "multi", buckets = 4 }
 taste = { kind = "vector", size = 2 }
 """
 MODEL = load_model(MODEL_TEXT)
+AT = 1_700_000_000_000
 GOOD: dict[str, Any] = {
-    "type": "impression", "request_id": "r", "user_id": "u", "timestamp": 5,
+    "type": "impression", "request_id": "r", "user_id": "u", "timestamp": AT,
     "items": [{"item_id": "a", "features": {"price": 12, "genre": "comedy"}, "offset": -1.5, "weight": 0.5}],
 }  # fmt: skip
 
@@ -42,14 +43,14 @@ def without(key: str) -> dict[str, Any]:
 def test_an_impression_is_read_as_rows() -> None:
     event = parse_event(json.dumps(GOOD).encode(), MODEL)
     assert isinstance(event, Impression)
-    assert (event.user_id, event.timestamp, event.keys) == ("u", 5, [outcome_key("r", "a")])
+    assert (event.user_id, event.timestamp, event.keys) == ("u", AT, [outcome_key("r", "a")])
     assert event.rows.tolist() == [[1, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]]
     assert (event.offset[0], event.weight[0]) == (-1.5, 0.5)
 
 
 def test_a_click_is_read() -> None:
-    raw = b'{"type":"click","request_id":"r","user_id":"u","item_id":"a","timestamp":7}'
-    assert parse_event(raw, MODEL) == Click("u", 7, outcome_key("r", "a"))
+    raw = b'{"type":"click","request_id":"r","user_id":"u","item_id":"a","timestamp":1700000005000}'
+    assert parse_event(raw, MODEL) == Click("u", AT + 5_000, outcome_key("r", "a"))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_a_click_is_read() -> None:
         (without("items"), Reason.BAD_FIELD, "items"),
         ({**GOOD, "items": []}, Reason.BAD_FIELD, "items"),
         ({**GOOD, "timestamp": "5"}, Reason.BAD_FIELD, "timestamp"),
-        ({**GOOD, "timestamp": -5}, Reason.BAD_FIELD, "timestamp"),
+        ({**GOOD, "timestamp": -5}, Reason.BAD_TIMESTAMP, "timestamp"),
         ({**GOOD, "user_id": ""}, Reason.BAD_FIELD, "user_id"),
         ({**GOOD, "user_id": "x" * 257}, Reason.TOO_LONG, "user_id: Expected `str` of length <= 256"),
         ({**GOOD, "request_id": "x" * 257}, Reason.TOO_LONG, "request_id: Expected `str` of length <= 256"),
@@ -101,6 +102,46 @@ def test_each_kind_of_bad_event_has_its_reason_and_names_the_field(raw: Any, rea
         parse_event(raw if isinstance(raw, bytes) else json.dumps(raw).encode(), MODEL)
     assert caught.value.reason is reason
     assert names in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("timestamp", "looks"),
+    [
+        (1795637470, "; this looks like seconds"),
+        (1795637470000000, "; this looks like microseconds"),
+        (1795637470000000000, "; this looks like nanoseconds"),
+        (253402300799000, ""),
+        (946684800000 - 1, ""),
+        (4102444800000, ""),
+        (0, ""),
+        (-1, ""),
+        (10**30, ""),
+        (10**400, ""),
+    ],
+)
+def test_a_timestamp_out_of_range_says_what_was_expected_and_in_which_unit_it_looks_to_be(
+    timestamp: int, looks: str
+) -> None:
+    with pytest.raises(BadEvent) as caught:
+        parse_event(json.dumps({**GOOD, "timestamp": timestamp}).encode(), MODEL)
+    assert caught.value.reason is Reason.BAD_TIMESTAMP
+    assert str(caught.value) == f"timestamp: expected epoch milliseconds between 2000 and 2100{looks}"
+
+
+@pytest.mark.parametrize("timestamp", [946684800000, 4102444800000 - 1])
+def test_the_first_and_the_last_timestamp_are_taken(timestamp: int) -> None:
+    assert parse_event(json.dumps({**GOOD, "timestamp": timestamp}).encode(), MODEL).timestamp == timestamp
+
+
+def test_an_event_may_be_dated_an_hour_ahead_or_as_far_as_the_model_says_and_no_further() -> None:
+    patient = load_model(MODEL_TEXT.replace('"m"', '"m"\nmax_ahead = "2d"'))
+    for model, ahead in ((MODEL, 3_600_000), (patient, 2 * 86_400_000)):
+        assert from_the_future(Click("u", AT + ahead, 1), AT, model) is None
+        why = from_the_future(Click("u", AT + ahead + 1, 1), AT, model)
+        assert why is not None
+        assert why.reason is Reason.FROM_THE_FUTURE
+        assert str(why) == f"timestamp: expected at most {ahead} ms (max_ahead) after the time it came in"
+    assert patient.fingerprint == MODEL.fingerprint
 
 
 @given(st.binary(max_size=300) | st.recursive(st.none() | st.booleans() | st.floats() | st.text(), st.lists).map(
@@ -154,6 +195,7 @@ def test_the_fingerprint_tells_feature_spaces_apart_and_nothing_else() -> None:
         (('"m"', '"m"\nhalf_life = "soon"'), "half_life = 'soon'"),
         (('"m"', '"m"\nhalf_life = "1d"\ndiscount = 0.5'), "half_life"),
         (('"m"', '"m"\ndiscount = 1.5'), "discount"),
+        (('"m"', '"m"\nmax_ahead = "0s"'), "max_ahead = '0s'"),
         (('"m"', '"m"\nmethod = "magic"'), "method"),
         (("std = 2.0", "std = 0.0"), "std"),
         (("price", "intercept"), "intercept"),

@@ -215,12 +215,15 @@ def test_the_half_life_that_made_the_tastes_predicts_best() -> None:
     assert fit_half_life(lambda one: progressive_loss(replace(MODEL, half_life_ms=one), users), grid) == 10.0 * hour
 
 
+AT = 1_700_000_000_000
+
+
 def an_event(**features: object) -> dict[str, object]:
     item = {"item_id": "a", "features": features}
-    return {"type": "impression", "request_id": "r", "user_id": "u", "timestamp": 5, "items": [item]}
+    return {"type": "impression", "request_id": "r", "user_id": "u", "timestamp": AT, "items": [item]}
 
 
-CLICK = {"type": "click", "request_id": "r", "user_id": "u", "item_id": "a", "timestamp": 9}
+CLICK = {"type": "click", "request_id": "r", "user_id": "u", "item_id": "a", "timestamp": AT + 4}
 
 
 def test_lines_gzip_and_both_parquets_are_read_alike(tmp_path: Path) -> None:
@@ -231,7 +234,14 @@ def test_lines_gzip_and_both_parquets_are_read_alike(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n\n")
     (tmp_path / "a.json.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
     pq.write_table(pa.table({"value": lines}), tmp_path / "a.parquet")
-    flat = {"user_id": ["u"], "request_id": ["r"], "item_id": ["a"], "timestamp": [5], "clicked_at": [9], "x": [3.0]}
+    flat = {
+        "user_id": ["u"],
+        "request_id": ["r"],
+        "item_id": ["a"],
+        "timestamp": [AT],
+        "clicked_at": [AT + 4],
+        "x": [3.0],
+    }
     pq.write_table(pa.table(flat), tmp_path / "b.parquet")
     read = [
         list(read_events([str(tmp_path / name)], MODEL)) for name in ("a.jsonl", "a.json.gz", "a.parquet", "b.parquet")
@@ -258,7 +268,7 @@ def test_a_log_that_does_not_fit_the_model_is_refused_naming_place_and_feature(t
     named = r"colour \(1 items\), price \(2 items\), size \(1 items\), which model 't' has not, and lacks x"
     with pytest.raises(LogError, match=named):
         list(read_events([str(file)], MODEL))
-    flat = {"user_id": ["u"], "request_id": ["r"], "item_id": ["a"], "timestamp": [5], "colour": [3.0]}
+    flat = {"user_id": ["u"], "request_id": ["r"], "item_id": ["a"], "timestamp": [AT], "colour": [3.0]}
     pq.write_table(pa.table(flat), tmp_path / "b.parquet")
     with pytest.raises(LogError, match=r"columns colour are not features of model 't'"):
         list(read_events([str(tmp_path / "b.parquet")], MODEL))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ MODEL = load_model(
     'genre = { kind = "category", values = ["drama"], unknown = "ignore" }\n'
     'tags = { kind = "multi", buckets = 4 }\ntaste = { kind = "vector", size = 2 }\n'
 )
-CLICK = b'{"type":"click","request_id":"r","user_id":"u","item_id":"a","timestamp":1}'
+AT = 1_700_000_000_000
+CLICK = b'{"type":"click","request_id":"r","user_id":"u","item_id":"a","timestamp":1700000000000}'
 KEY = "s3cret-key"
 
 
@@ -93,7 +95,7 @@ def test_what_is_over_a_limit_is_refused_at_every_door_with_field_and_limit(
 ) -> None:
     scored = rig.client.post("/score", json=slate(**more))
     assert (scored.status_code, scored.json()["error"]["details"]) == (422, {"field": field})
-    shown = json.dumps({"type": "impression", "timestamp": 1, **slate(**more)}).encode()
+    shown = json.dumps({"type": "impression", "timestamp": AT, **slate(**more)}).encode()
     posted = rig.client.post("/events", content=shown)
     assert posted.status_code == 422
     rig.log.append([Entry("impressions", b"u", shown)])
@@ -107,6 +109,37 @@ def test_what_is_over_a_limit_is_refused_at_every_door_with_field_and_limit(
         assert message.startswith(f"{field}: ")
         assert str(limit) in message
         assert "xx" not in message
+
+
+@pytest.mark.parametrize(
+    ("timestamp", "reason", "message"),
+    [
+        (1795637470, Reason.BAD_TIMESTAMP, "between 2000 and 2100; this looks like seconds"),
+        (1795637470000000, Reason.BAD_TIMESTAMP, "between 2000 and 2100; this looks like microseconds"),
+        (253402300799000, Reason.BAD_TIMESTAMP, "between 2000 and 2100"),
+        (4102444799999, Reason.FROM_THE_FUTURE, "max_ahead"),
+        ("two hours ahead", Reason.FROM_THE_FUTURE, "max_ahead"),
+    ],
+)
+def test_a_timestamp_that_would_poison_a_belief_is_refused_at_every_door(
+    rig: Rig, timestamp: Any, reason: Reason, message: str
+) -> None:
+    if timestamp == "two hours ahead":
+        timestamp = time.time_ns() // 1_000_000 + 7_200_000
+    shown = json.dumps({"type": "impression", "timestamp": timestamp, **slate()}).encode()
+    posted = rig.client.post("/events", content=shown)
+    assert posted.status_code == 422
+    (error,) = posted.json()["error"]["details"]["errors"]
+    rig.log.append([Entry("impressions", b"u", shown), Entry("clicks", b"u", CLICK)])
+    assert rig.learner.turn().bad == {reason: 1}
+    (letter,) = rig.letters.poll(1000, 10)
+    headers = dict(letter.headers)
+    assert (letter.value, headers["reason"].decode(), error["reason"]) == (shown, reason.value, reason.value)
+    for told in (error["message"], headers["detail"].decode()):
+        assert message in told
+        assert str(timestamp) not in told
+    posterior = rig.client.get("/users/u/posterior").json()["posterior"]
+    assert (posterior["n_events"], posterior["updated_at"]) == (1, AT)
 
 
 def test_what_is_at_every_limit_is_taken(rig: Rig) -> None:
@@ -228,7 +261,7 @@ BODIES: list[Callable[[str], Any]] = [
 def test_no_refusal_repeats_what_was_sent(rig: Rig, index: int, canary: str) -> None:
     made = BODIES[index](canary)
     body = made if isinstance(made, str) else json.dumps(made)
-    event = body if isinstance(made, str) else json.dumps({"type": "impression", "timestamp": 1, **made})
+    event = body if isinstance(made, str) else json.dumps({"type": "impression", "timestamp": AT, **made})
     for path, raw in (("/score", body), ("/events", event), ("/events", f"[{event}]")):
         answer = rig.client.post(path, content=raw)
         assert answer.status_code in {200, 202, 400, 422}

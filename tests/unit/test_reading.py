@@ -31,7 +31,8 @@ tags = { kind = "multi", buckets = 4 }
 age = { kind = "numeric" }
 taste = { kind = "vector", size = 2 }
 """)
-CLICK = b'{"type": "click", "request_id": "r1", "user_id": "u", "item_id": "0", "timestamp": 5}'
+AT = 1_700_000_000_000
+CLICK = b'{"type": "click", "request_id": "r1", "user_id": "u", "item_id": "0", "timestamp": 1700000000005}'
 
 
 def model_of(features: dict[str, Feature], ignore_unknown: bool = False) -> Model:
@@ -47,7 +48,8 @@ def model_of(features: dict[str, Feature], ignore_unknown: bool = False) -> Mode
 
 
 def slate(i: int, *features: dict[str, Any]) -> bytes:
-    return impression_json(f"r{i}", "u", i, [{"item_id": str(j), "features": one} for j, one in enumerate(features)])
+    items = [{"item_id": str(j), "features": one} for j, one in enumerate(features)]
+    return impression_json(f"r{i}", "u", AT + i, items)
 
 
 def assert_read_together_as_alone(raws: list[bytes], model: Model) -> None:
@@ -232,7 +234,7 @@ def slates(draw: st.DrawFn, features: dict[str, Feature]) -> bytes:
     wild, taken = draw(st.booleans()), draw(st.sampled_from([None, None, 1]))
     ranked = Pairs([("policy", "ucb"), ("revision", 1), ("n_events", 2), ("prior", "p"), ("at", 3)])
     pairs = Pairs([
-        ("type", "impression"), ("request_id", "r"), ("user_id", "u"), ("timestamp", 5),
+        ("type", "impression"), ("request_id", "r"), ("user_id", "u"), ("timestamp", AT),
         ("items", [item() for _ in range(draw(st.integers(1, 3)))]),
         *draw(st.sampled_from([[], [], [("ranked", ranked)], [("ranked", None)], [("other", [ranked, None])]])),
         *extra(st.sampled_from(["type", "user_id", "timestamp", "items", "ranked", "item_id"]), WRONG),
