@@ -1,7 +1,7 @@
 """Beliefs in covariance form, in NumPy and batched over users: a second method to hold the compiled one against.
 
-Shapes: a batch of U beliefs has means (U, d) and covariances (U, d, d), or (U, d) when diagonal; `relax` and `condition`
-also take a single belief.
+Shapes: a batch of U beliefs has means (U, d) and covariances (U, d, d), or (U, d) when diagonal; `relax` and
+`condition` also take a single belief.
 """
 
 from __future__ import annotations

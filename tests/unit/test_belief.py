@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -114,9 +116,7 @@ def tilted_moments(mu: float, v: float, w: float) -> tuple[float, float]:
     ends = np.concatenate([[peak], peak + s * steps, peak - s * steps, peak + sd * steps, peak - sd * steps])
     ends = np.unique(np.concatenate([ends, fall + steps, fall - steps, fall + 4 * steps, fall - 4 * steps]))
     ends = ends[(ends >= peak - 15 * sd) & (ends <= peak + 15 * sd)]
-    parts = [
-        (a, b) for a, b in zip(ends, ends[1:], strict=False) if b > a and max(map(log_f, (a, b, (a + b) / 2))) > -60
-    ]
+    parts = [(a, b) for a, b in pairwise(ends) if max(map(log_f, (a, b, (a + b) / 2))) > -60]
     z0, z1, z2 = (
         sum(
             quad(lambda z, k=k: ((z - peak) / s) ** k * np.exp(log_f(z)), a, b, epsabs=1e-12, epsrel=1e-9)[0]
