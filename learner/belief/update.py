@@ -326,10 +326,10 @@ def condition_jointly(
         step = proposal - theta
         decrement = distance(F, step.copy())
         for n in range(n_rows):
-            z = 0.0
+            moved = 0.0
             for j in range(d):
-                z += X[n, j] * step[j]
-            decrement += precision[n] * z * z
+                moved += X[n, j] * step[j]
+            decrement += precision[n] * moved * moved
         # A full Newton step may overshoot far from the mode; halve it until the loss falls.
         scale = 1.0
         for _ in range(60):

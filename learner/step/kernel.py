@@ -302,7 +302,7 @@ def apply_event(rules: Rules, user: User, events: Events, e: int, counts: Any) -
     if kind == SWEEP:
         before: int = user.facts[0].n_kept + user.facts[0].n_clicks
         advance(rules, user, now, counts)
-        return before != user.facts[0].n_kept + user.facts[0].n_clicks
+        return bool(before != user.facts[0].n_kept + user.facts[0].n_clicks)
     if is_replay(user, events, e):
         counts[REPLAYED] += 1
         return False
