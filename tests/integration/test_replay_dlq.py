@@ -301,11 +301,13 @@ def test_letters_from_before_an_erasure_change_nothing(rig: Rig) -> None:
 
 def test_letters_from_the_future_stay_until_their_time_has_come_or_the_model_allows_them(rig: Rig) -> None:
     rig.send(shown("ann", "r1", time.time_ns() // 1_000_000 + 7_200_000))
-    rig.learn(rig.learner(), 1)
+    learner = rig.learner()
+    rig.learn(learner, 1)
     assert rig.replay()["from_the_future"].fates == {Fate.STILL_BAD: 1}
     lax = load_model('max_ahead = "3h"\n' + TOML)
     assert rig.replay(lax)["from_the_future"].fates == {Fate.REPLAYED: 1}
-    rig.learn(rig.learner(lax), 1)
+    learner.model = lax
+    rig.learn(learner, 1)
     assert rig.record("ann").n_events == 1
 
 
