@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from learner.belief.gaussian import Belief
 from learner.model import Model
 from learner.population import rebase
-from learner.record.layout import HEADER_BYTES, Layout, layout
+from learner.record.layout import HEADER_BYTES, Layout, plain_layout
 
 MAGIC = b"FRS"
 VERSION = 4
@@ -123,11 +123,6 @@ class Record(NamedTuple):
     applied: Mapping[Partition, int]
     erased_at: int = NEVER
 
-    @property
-    def was_erased(self) -> bool:
-        """Whether the user was ever erased; the store then keeps the record as long as a tombstone."""
-        return self.erased_at != NEVER
-
 
 def fresh_record(model: Model) -> Record:
     """The record of a user of whom nothing is known."""
@@ -203,6 +198,12 @@ def checksum(data: bytes | memoryview) -> int:
     return crc32(data[8:], crc32(data[:4]))
 
 
+def sealed(data: memoryview) -> bytes:
+    """The bytes of a record whose checksum, until now none, is put in its place."""
+    _CHECKSUM.pack_into(data, 4, checksum(data))
+    return bytes(data)
+
+
 def check_record(data: bytes, model: Model, user_id: str) -> Header:
     """The header of a record, once it is known to be whole and of this model, be it under another population.
 
@@ -248,10 +249,9 @@ def encode_record(record: Record, model: Model) -> bytes:
         record.settled.factor.astype("<f4"),
         *(outcomes[name] for name in ("offset", "weight", "precision", "shift", "row", "state")),
     ]
-    data = bytearray(head).join([b"", b"".join(column.tobytes() for column in columns)])
+    data = bytearray(head + b"".join(column.tobytes() for column in columns))
     data += bytes(-len(data) % 8)
-    _CHECKSUM.pack_into(data, 4, checksum(bytes(data)))
-    return bytes(data)
+    return sealed(memoryview(data))
 
 
 def decode_record(data: bytes, model: Model, user_id: str) -> Record:
@@ -305,9 +305,7 @@ def decode_record(data: bytes, model: Model, user_id: str) -> Record:
 
 
 def _layout(model: Model, header: Header) -> Layout:
-    # Not the compiled one, which costs more to call than the sums.
-    plain: Any = layout.py_func  # type: ignore[attr-defined]
-    found: Layout = plain(
+    found: Layout = plain_layout(
         header.d, len(model.prior_belief.factor), header.n_outcomes, header.n_clicks, header.n_applied
     )
     return found

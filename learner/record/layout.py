@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from learner.belief.compiled import compiled
 
@@ -53,3 +53,7 @@ def layout(d: int, factor: int, n_outcomes: int, n_clicks: int, n_applied: int) 
         applied_topic, applied_offset, click_key, clicked_at, key, shown_at, applied_partition, mean, factor_at, offset,
         weight, precision, shift, row, state, length,
     )  # fmt: skip
+
+
+# For Python code, to which a compiled call costs more than the sums; it also takes arrays of counts.
+plain_layout: Any = layout.py_func  # type: ignore[attr-defined]

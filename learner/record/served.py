@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import erfc, log, pi, sqrt
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -11,10 +11,8 @@ from learner.belief.compiled import compiled
 from learner.belief.gaussian import Belief
 from learner.belief.moments import sigmoid
 from learner.belief.update import condition, condition_jointly, project, relax
-
-if TYPE_CHECKING:
-    from learner.model import Model
-    from learner.record import Record
+from learner.model import Model
+from learner.record import NEVER, Record, State
 
 
 def belief_at(model: Model, record: Record, now: int) -> Belief:
@@ -25,10 +23,11 @@ def belief_at(model: Model, record: Record, now: int) -> Belief:
     yet" in the log-odds, where w F(age) is that of a rare click.
     """
     mean, factor = record.settled.mean.astype(np.float64), record.settled.factor.astype(np.float64)
-    outcomes = record.outcomes[record.outcomes["state"] == 0]
-    if record.settled_at < 0 and not len(outcomes):
+    outcomes = record.outcomes[record.outcomes["state"] == State.OPEN]
+    known = record.settled_at != NEVER
+    if not known and not len(outcomes):
         return Belief(mean, factor)
-    kept = 1.0 if record.settled_at < 0 else float(model.relax_factor(np.array(float(now - record.settled_at))))
+    kept = 1.0 if not known else float(model.relax_factor(np.array(float(now - record.settled_at))))
     median, sigma = model.click_delay or (0.0, 1.0)
     prior = model.prior_belief
     serve(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections import Counter
 from collections.abc import Sequence
 from math import ceil, inf
@@ -13,8 +12,8 @@ from numpy.typing import NDArray
 
 from learner.events import Click, Event, Impression
 from learner.model import Model
-from learner.record import Position, check_record, checksum, decode_record, encode_record, header_template
-from learner.record.layout import HEADER_BYTES
+from learner.record import NEVER, Position, check_record, decode_record, encode_record, header_template, sealed
+from learner.record.layout import plain_layout
 from learner.step import kernel
 from learner.step.columns import EVENT, ITEM, Events, Rules
 from learner.step.kernel import COUNTS
@@ -23,7 +22,6 @@ from learner.step.kernel import COUNTS
 TICKS_A_HALF_LIFE, MIN_TICK_MS = 4_096, 1_000
 
 UserEvents: TypeAlias = Sequence[tuple[Event, Position]]
-_CHECKSUM = struct.Struct("<I")
 
 
 class Microbatch(NamedTuple):
@@ -118,15 +116,13 @@ def apply(model: Model, stored: Sequence[bytes | None], batch: Microbatch, user_
         values.append(value)
         revisions[u], lengths[u] = header.revision + 1, len(value)
         extra[u] = header.n_outcomes, header.n_clicks, header.n_applied
-        erased.append(header.erased_at >= 0)
+        erased.append(header.erased_at != NEVER)
     n_events = np.diff(batch.first)
     n_items = np.add.reduceat(np.append(batch.events.event["n_items"][batch.order], 0), batch.first[:-1])
     n_items[n_events == 0] = 0
     # The most that each may come to: every event may bring a click or a partition.
     room = extra + np.stack([n_items, n_events, n_events], axis=1)
-    d, n_factor = model.d, len(model.prior_belief.factor)
-    sizes = HEADER_BYTES + 4 * (d + n_factor) + room @ np.array([33 + 4 * d, 16, 28]) + 7
-    sizes -= sizes % 8
+    sizes = plain_layout(model.d, len(model.prior_belief.factor), *room.T).length
     out = np.empty(int(sizes.sum()), np.uint8)
     out_starts, starts = _starts(sizes), _starts(lengths)
     written, counts = np.zeros(n_users, np.int64), np.zeros(len(COUNTS), np.int64)
@@ -138,12 +134,7 @@ def apply(model: Model, stored: Sequence[bytes | None], batch: Microbatch, user_
     view = out.data
     results: list[bytes | None] = []
     for start, length in zip(out_starts.tolist(), written.tolist(), strict=False):
-        if not length:
-            results.append(None)
-            continue
-        data = view[start : start + length]
-        _CHECKSUM.pack_into(data, 4, checksum(data))
-        results.append(bytes(data))
+        results.append(sealed(view[start : start + length]) if length else None)
     fates = {name: n for name, n in zip(COUNTS, counts.tolist(), strict=True) if n}
     return Applied(results, erased, Counter(fates))
 

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from learner.belief.compiled import inner
+from learner.record import NEVER, State
 from learner.record.layout import HEADER_BYTES, layout
 
-# States of an outcome: the last one is never stored.
-OPEN, SETTLED, CLICKED, FORGOTTEN = 0, 1, 2, 3
-NEVER = -1
+OPEN, SETTLED, CLICKED = (int(state) for state in State)
+# An outcome that has left the record; never stored.
+FORGOTTEN = 3
 
 EVENT = np.dtype(
     [

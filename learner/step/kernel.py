@@ -13,10 +13,10 @@ import numpy as np
 
 from learner.belief.compiled import compiled, inner
 from learner.belief.update import condition, condition_jointly, discount, relax, retract
+from learner.record import NEVER
 from learner.step.columns import (
     CLICKED,
     FORGOTTEN,
-    NEVER,
     OPEN,
     SETTLED,
     Events,
@@ -245,7 +245,7 @@ def show(rules: Rules, user: User, events: Events, e: int, counts: Any) -> bool:
 
 @inner
 def click(rules: Rules, user: User, key: Any, now: int, counts: Any) -> bool:
-    """Take a click; say whether it changed anything."""
+    """Take a click that is not late; say whether it changed anything."""
     slot = find(user, key)
     if (slot >= 0 and user.outcome[slot].state == CLICKED) or waiting(user, key) >= 0:
         counts[REPEATED] += 1
@@ -256,9 +256,6 @@ def click(rules: Rules, user: User, key: Any, now: int, counts: Any) -> bool:
         user.facts[0].n_clicks += 1
         counts[WAITING_CLICKS] += 1
         return True
-    if now - user.outcome[slot].shown_at > rules.window:
-        counts[LATE_CLICKS] += 1
-        return False
     counts[CLICKS] += 1
     learn(rules, user, slot, now, True, counts)
     return True
