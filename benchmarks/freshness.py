@@ -14,7 +14,7 @@ from kafka import KafkaProducer
 from benchmarks.harness import Context, Figure, percentile
 from benchmarks.http_process import Client, PythonProcess
 from benchmarks.workload import REVISIT_MS, START_MS, freshet_environ, impressions, items, make_topic, shared
-from learner.events import impression_json
+from learner.events.wire import impression_json
 from tests.servers import KafkaServer, RedisServer
 
 EVENTS_PER_S = 2_000

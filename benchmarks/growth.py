@@ -14,9 +14,10 @@ from benchmarks.http_process import Client
 from benchmarks.posterior import freshet
 from benchmarks.score import body, known_user, processes
 from benchmarks.workload import START_MS, items, model, shared
-from learner.events import Event, impression_json, parse_event
-from learner.model import Model
-from learner.record import Partition, Position
+from learner.events.parse import Event, parse_event
+from learner.events.wire import impression_json
+from learner.log.position import Partition, Position
+from learner.model.spec import Model
 from learner.step.apply import UserEvents, apply, microbatch
 from learner.store import Write, open_store
 from tests.servers import RedisServer

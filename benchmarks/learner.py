@@ -18,8 +18,8 @@ from kafka import KafkaConsumer, TopicPartition
 
 from benchmarks.harness import Context, Figure, interleave, ratios
 from benchmarks.workload import fill_topic, freshet_environ, model, shared
-from learner.consumer import Learner
 from learner.log import open_log, open_reader
+from learner.loop import Learner
 from learner.store import open_store
 from learner.store.recent import RecentStore
 from tests.servers import KafkaServer, RedisServer, eventually

@@ -14,8 +14,8 @@ from benchmarks.workload import START_MS, model
 from learner.belief.compiled import compiled
 from learner.belief.gaussian import Array
 from learner.belief.update import condition
-from learner.events import Click, Event, Impression
-from learner.record import Partition, Position
+from learner.events.parse import Click, Event, Impression
+from learner.log.position import Partition, Position
 from learner.step.apply import apply, microbatch
 
 USERS = 1_000

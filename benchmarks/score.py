@@ -10,8 +10,9 @@ import msgspec
 from benchmarks.harness import Context, Figure, percentile, ratios
 from benchmarks.http_process import Client, PythonProcess
 from benchmarks.workload import FEATURES, START_MS, freshet_environ, items, model, shared
-from learner.events import impression_json, parse_event
-from learner.record import Partition, Position
+from learner.events.parse import parse_event
+from learner.events.wire import impression_json
+from learner.log.position import Partition, Position
 from learner.step.apply import apply, microbatch
 from learner.store import Write, open_store
 from tests.servers import RedisServer

@@ -11,8 +11,8 @@ from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import NewTopic
 
 from benchmarks.harness import Context
-from learner.events import impression_json
-from learner.model import Model, load_model
+from learner.events.wire import impression_json
+from learner.model.spec import Model, load_model
 from tests.servers import KafkaServer, RedisServer
 
 AnyServer = TypeVar("AnyServer", KafkaServer, RedisServer)

@@ -10,9 +10,10 @@ import time
 import numpy as np
 
 from learner.belief.gaussian import draw, predict
-from learner.events import Click, Event, Impression
-from learner.model import load_model
-from learner.record import Partition, Position, decode_record
+from learner.events.parse import Click, Event, Impression
+from learner.log.position import Partition, Position
+from learner.model.spec import load_model
+from learner.record import decode_record
 from learner.record.served import belief_at
 from learner.step.apply import apply, microbatch
 

@@ -17,9 +17,10 @@ from itertools import islice
 
 import msgspec
 
-from learner.events import BadEvent, from_the_future, parse_event
+from learner.events.parse import from_the_future, parse_event
+from learner.events.wire import BadEvent
 from learner.log import DEAD_LETTER_SUFFIX, REPLAYS_HEADER, Entry, EventLog, Message, read_to_end
-from learner.model import Model
+from learner.model.spec import Model
 
 MARKS_SUFFIX = DEAD_LETTER_SUFFIX + ".replayed"
 MAX_REPLAYS = 3

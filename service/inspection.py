@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from learner.belief.gaussian import Array, Belief
-from learner.model import Model
+from learner.model.spec import Model
 from learner.record import NEVER, Record, RecordError, State, decode_record, read_header
 from learner.record.served import belief_at
 

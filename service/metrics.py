@@ -11,7 +11,7 @@ LATENCY_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5
 
 
 class Progress(Protocol):
-    """What one turn of the learning loop tells of itself, as `learner.consumer.Progress` has it."""
+    """What one turn of the learning loop tells of itself, as `learner.loop.Progress` has it."""
 
     @property
     def messages(self) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from learner.model import Model, ModelError, load_model
-from learner.prior_file import decode_prior, with_prior
+from learner.model.prior_file import decode_prior, with_prior
+from learner.model.spec import Model, ModelError, load_model
 
 
 def read_model(path: str, prior: str = "") -> Model:

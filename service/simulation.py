@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from learner.belief.gaussian import Array, sigmoid
+from learner.belief.policies import Policy, score_items
 from learner.evaluation.metrics import expected_calibration_error
 from learner.evaluation.simulate import CANDIDATES, SHOWN, WIDTH, Item, World
-from learner.events import Click, Event, Impression, outcome_key
-from learner.model import Model
-from learner.policies import Policy, score_items
-from learner.record import Partition, Position, Record, decode_record, fresh_record
+from learner.events.parse import Click, Event, Impression, outcome_key
+from learner.log.position import Partition, Position
+from learner.model.spec import Model
+from learner.record import Record, decode_record, fresh_record
 from learner.record.served import belief_at
 from learner.step.apply import apply, microbatch
 from service.client import Client

@@ -15,9 +15,9 @@ from tenacity import RetryCallState, RetryError, Retrying, retry_if_exception_ty
 from tenacity.nap import sleep_using_event
 from tenacity.wait import wait_random_exponential
 
-from learner.consumer import MAX_BACKOFF_S, Learner
 from learner.log import LogUnavailable, Reader, open_log, open_reader
-from learner.model import Model
+from learner.loop import MAX_BACKOFF_S, Learner
+from learner.model.spec import Model
 from learner.store import Store, open_store
 from learner.store.recent import RecentStore
 from service.metrics import exposition

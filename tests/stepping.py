@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from learner.model import Model
+from learner.model.spec import Model
 from learner.record import Record, decode_record, encode_record
 from learner.step.apply import UserEvents, microbatch
 from learner.step.apply import apply as apply_to_bytes

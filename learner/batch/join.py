@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.belief.gaussian import Array
-from learner.events import Click, Event
-from learner.model import Model
+from learner.events.parse import Click, Event
+from learner.model.spec import Model
 
 # One of them is in memory at a time.
 PARTS = 64

@@ -12,9 +12,10 @@ from typing import Any
 
 import msgspec
 
-from learner.events import TOGETHER, BadEvent, Event, Reason, parse_events
+from learner.events.parse import TOGETHER, Event, parse_events
+from learner.events.wire import BadEvent, Reason
 from learner.log import read_to_end
-from learner.model import Model
+from learner.model.spec import Model
 
 _FACTS = ("user_id", "request_id", "item_id", "timestamp", "clicked_at", "offset", "weight")
 _SLATE = ("user_id", "request_id", "timestamp")

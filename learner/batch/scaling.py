@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from learner.batch.join import Outcomes
-from learner.features import Numeric, width
-from learner.model import Model
+from learner.model.features import Numeric, width
+from learner.model.spec import Model
 
 
 def feature_scaling(outcomes: Outcomes, model: Model) -> dict[str, tuple[float, float]]:

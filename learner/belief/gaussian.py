@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from learner.belief import update
 
 Array: TypeAlias = NDArray[np.float64]
+Rows: TypeAlias = NDArray[np.float32]
 Method: TypeAlias = Literal["adf", "laplace"]
 
 

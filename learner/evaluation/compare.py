@@ -21,7 +21,7 @@ from learner.evaluation.replay import (
     lagging,
     replay,
 )
-from learner.model import Model
+from learner.model.spec import Model
 
 LAGS_MS = {"lag 1 h": 3_600_000.0, "lag 10 min": 600_000.0, "lag 1 min": 60_000.0}
 # Outcomes shown to the user before: the borders of the classes of evidence.

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from learner.belief.gaussian import Array, Belief, click_probability, draw, predict
 from learner.evaluation.metrics import Scored, log_loss
-from learner.events import Click, Event, Impression
-from learner.model import Model
-from learner.record import Partition, Position, decode_record, fresh_record
+from learner.events.parse import Click, Event, Impression
+from learner.log.position import Partition, Position
+from learner.model.spec import Model
+from learner.record import decode_record, fresh_record
 from learner.record.served import belief_at
 from learner.step.apply import apply, microbatch
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.belief.gaussian import Array, sigmoid
-from learner.features import Category, Feature, FeatureValue, Multi, Numeric, Rows, Vector
-from learner.model import Model
+from learner.belief.gaussian import Array, Rows, sigmoid
+from learner.model.features import Category, Feature, FeatureValue, Multi, Numeric, Vector
+from learner.model.spec import Model
 
 CANDIDATES, SHOWN = 20, 5
 # Half the width of a central 90 in 100 interval, in standard deviations.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from learner.record import Position
+from learner.log.position import Position
 
 DEAD_LETTER_SUFFIX = ".dlq"
 REPLAYS_HEADER = "replays"

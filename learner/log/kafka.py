@@ -12,7 +12,7 @@ from kafka import ConsumerRebalanceListener, KafkaConsumer, KafkaProducer, Offse
 from kafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
 
 from learner.log import Entry, EntryTooLarge, LogUnavailable, Message
-from learner.record import Partition, Position
+from learner.log.position import Partition, Position
 
 DELIVERY_TIMEOUT_MS = 10_000
 # With the brokers away a reader gives up after this long, so that it can be told to stop; it may ask again.

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 
 from learner.log import Entry, LogUnavailable, Message
-from learner.record import Partition, Position
+from learner.log.position import Partition, Position
 from learner.sqlite_file import SqliteFile
 
 POLL_INTERVAL_S = 0.005

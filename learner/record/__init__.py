@@ -29,8 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.belief.gaussian import Belief
-from learner.model import Model
-from learner.population import rebase
+from learner.belief.population import rebase
+from learner.log.position import Partition
+from learner.model.spec import Model
 from learner.record.layout import HEADER_BYTES, Layout, plain_layout
 
 MAGIC = b"FRS"
@@ -71,20 +72,6 @@ class State(IntEnum):
     """Learnt as a "no"."""
     CLICKED = 2
     """Learnt as a "yes"."""
-
-
-class Partition(NamedTuple):
-    """A log partition, by the id of its topic: one that was deleted and made again is another one."""
-
-    topic_id: bytes
-    number: int
-
-
-class Position(NamedTuple):
-    """Where in the log an event stands."""
-
-    partition: Partition
-    offset: int
 
 
 class Record(NamedTuple):

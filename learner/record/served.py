@@ -11,7 +11,7 @@ from learner.belief.compiled import compiled
 from learner.belief.gaussian import Belief
 from learner.belief.moments import sigmoid
 from learner.belief.update import condition, condition_jointly, project, relax
-from learner.model import Model
+from learner.model.spec import Model
 from learner.record import NEVER, Record, State
 
 

@@ -10,9 +10,10 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.events import Click, Event, Impression
-from learner.model import Model
-from learner.record import NEVER, Position, check_record, decode_record, encode_record, header_template, sealed
+from learner.events.parse import Click, Event, Impression
+from learner.log.position import Position
+from learner.model.spec import Model
+from learner.record import NEVER, check_record, decode_record, encode_record, header_template, sealed
 from learner.record.layout import plain_layout
 from learner.step import kernel
 from learner.step.columns import EVENT, ITEM, Events, Rules

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Protocol, TypeAlias
 
-from learner.model import Model
+from learner.model.spec import Model
 from service.settings import Settings
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"

@@ -8,9 +8,9 @@ from typing import get_args
 
 import numpy as np
 
+from learner.belief.policies import Policy
 from learner.evaluation.simulate import CANDIDATES, NOMINAL, SHOWN, World
-from learner.model import Model
-from learner.policies import Policy
+from learner.model.spec import Model
 from service.commands.command import Subparsers
 from service.settings import Settings
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from learner.events import Impression
-from learner.model import Model
+from learner.events.parse import Impression
+from learner.model.spec import Model
 from service.commands.command import Subparsers
 from service.commands.logs import add_arguments, events_of, progress
 from service.settings import Settings

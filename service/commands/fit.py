@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from learner.events import Impression
-from learner.model import Model
-from learner.population import Population
-from learner.prior_file import PriorFile, encode_prior, with_prior
+from learner.belief.population import Population
+from learner.events.parse import Impression
+from learner.model.prior_file import PriorFile, encode_prior, with_prior
+from learner.model.spec import Model
 from service.commands.command import Subparsers
 from service.commands.logs import add_arguments, events_of, progress
 from service.settings import Settings

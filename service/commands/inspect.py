@@ -8,7 +8,7 @@ import time
 
 import msgspec
 
-from learner.model import Model
+from learner.model.spec import Model
 from learner.store import open_store
 from service.commands.command import Subparsers
 from service.settings import Settings

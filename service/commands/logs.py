@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from learner.events import Event
-from learner.model import Model
+from learner.events.parse import Event
+from learner.model.spec import Model
 from service.settings import Settings
 
 _LOGS = "files or folders of .jsonl, .json, .ndjson (or with .gz) or .parquet; or kafka://host:port or sqlite:///path, \

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from learner.events import Reason
+from learner.events.wire import Reason
 from learner.log import open_log
-from learner.model import Model
+from learner.model.spec import Model
 from service.commands.command import Subparsers
 from service.dead_letters import MAX_REPLAYS, Request, as_table, replay
 from service.settings import Settings

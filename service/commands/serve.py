@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from learner.model import Model
+from learner.model.spec import Model
 from service.commands.command import Subparsers
 from service.commands.process import imports, logged
 from service.settings import Settings

@@ -17,7 +17,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
 
 from learner.limits import MAX_EVENT_BYTES, MAX_ID_LENGTH
 from learner.log import EventLog
-from learner.model import Model
+from learner.model.spec import Model
 from learner.store import Store
 from service.metrics import exposition
 from service.settings import Settings

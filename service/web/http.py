@@ -14,9 +14,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from learner.features import FeatureError
+from learner.belief.policies import Policy
 from learner.log import EntryTooLarge, LogUnavailable
-from learner.policies import Policy
+from learner.model.features import FeatureError
 from learner.record import DamagedRecord, ForeignRecord
 from learner.store import StoreUnavailable
 from learner.wire_errors import UNREADABLE, explain

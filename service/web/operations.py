@@ -9,13 +9,13 @@ import uuid
 import msgspec
 import numpy as np
 
-from learner.belief.gaussian import Array, Belief
-from learner.events import BadEvent, Click, Ranked, WireImpression, from_the_future, parse_event
-from learner.features import Rows
+from learner.belief.gaussian import Array, Belief, Rows
+from learner.belief.policies import Scores, score_items
+from learner.events.parse import Click, from_the_future, parse_event
+from learner.events.wire import BadEvent, Ranked, WireImpression
 from learner.limits import MAX_EVENT_BYTES
 from learner.log import Entry, EventLog
-from learner.model import Model
-from learner.policies import Scores, score_items
+from learner.model.spec import Model
 from learner.record import (
     NEVER,
     DamagedRecord,

@@ -33,7 +33,8 @@ from kafka.admin import NewPartitions, NewTopic
 from kafka.errors import KafkaConnectionError, KafkaError, NodeNotReadyError, TopicAlreadyExistsError
 from tqdm import tqdm
 
-from learner.record import Partition, Position, decode_record
+from learner.log.position import Partition, Position
+from learner.record import decode_record
 from tests.chaos.proxy import Proxy
 from tests.chaos.stream import MODEL, MODEL_OF_RUN, Logged, differences, events, expect
 from tests.servers import KafkaServer, RedisServer, answers, eventually, free_port

@@ -7,9 +7,11 @@ import random
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from learner.events import BadEvent, Event, parse_event
-from learner.model import Model, load_model
-from learner.record import Partition, Position, Record, State, encode_record, fresh_record
+from learner.events.parse import Event, parse_event
+from learner.events.wire import BadEvent
+from learner.log.position import Partition, Position
+from learner.model.spec import Model, load_model
+from learner.record import Record, State, encode_record, fresh_record
 from tests.stepping import apply
 
 MODEL = """\

@@ -16,7 +16,7 @@ import pytest
 import redis
 from kafka import KafkaAdminClient, KafkaProducer
 
-from learner.model import load_model
+from learner.model.spec import load_model
 from learner.record import decode_record
 from learner.store.redis import record_key
 from service.web.server import DRAIN_S

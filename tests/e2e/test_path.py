@@ -23,11 +23,12 @@ import redis
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 
-from learner.events import WireClick, WireImpression, parse_event
+from learner.belief.policies import score_items
+from learner.events.parse import parse_event
+from learner.events.wire import WireClick, WireImpression
 from learner.log import read_to_end
-from learner.model import load_model
-from learner.policies import score_items
-from learner.prior_file import decode_prior, with_prior
+from learner.model.prior_file import decode_prior, with_prior
+from learner.model.spec import load_model
 from learner.record import decode_record, encode_record, fresh_record
 from learner.record.served import belief_at
 from tests.servers import KafkaServer, RedisServer, eventually, free_port

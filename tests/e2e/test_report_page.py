@@ -13,7 +13,7 @@ from learner.evaluation.compare import cut_at, evaluate, variants
 from learner.evaluation.replay import histories
 from learner.evaluation.report import as_html
 from learner.evaluation.simulate import World
-from learner.model import load_model
+from learner.model.spec import load_model
 from service.simulation import Embedded, simulate
 
 MODEL = load_model('name = "page"\nattribution_window = "10m"\n[features]\nx = { kind = "numeric" }\n')

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["learner.events", "learner.features", "learner.record", "service.web.http"]):
+with atheris.instrument_imports(include=["learner.events", "learner.model", "learner.record", "service.web.http"]):
     from tests.fuzz.laws import AT, MODELS, body_law, forged_record_law, wire_law
 
-from learner.events import impression_json
+from learner.events.wire import impression_json
 from learner.record import encode_record, fresh_record
 
 

@@ -14,21 +14,13 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from learner.belief.gaussian import Belief
-from learner.events import BadEvent, Click, Event, Impression, parse_event, parse_events, user_of
-from learner.features import FeatureError
+from learner.events.parse import Click, Event, Impression, parse_event, parse_events
+from learner.events.wire import BadEvent, user_of
 from learner.limits import MAX_TIMESTAMP_MS
-from learner.model import load_model
-from learner.record import (
-    CLICK_DTYPE,
-    Partition,
-    Position,
-    Record,
-    RecordError,
-    decode_record,
-    encode_record,
-    fresh_record,
-    outcome_dtype,
-)
+from learner.log.position import Partition, Position
+from learner.model.features import FeatureError
+from learner.model.spec import load_model
+from learner.record import CLICK_DTYPE, Record, RecordError, decode_record, encode_record, fresh_record, outcome_dtype
 from learner.record.served import belief_at
 from learner.step.apply import apply, microbatch
 from service.web import api

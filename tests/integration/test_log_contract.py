@@ -17,7 +17,7 @@ from kafka.future import Future
 
 from learner.batch.join import collect
 from learner.batch.reading import read_events
-from learner.events import impression_json
+from learner.events.wire import impression_json
 from learner.log import (
     Entry,
     EntryTooLarge,
@@ -30,7 +30,7 @@ from learner.log import (
     read_to_end,
 )
 from learner.log.kafka import KafkaReader
-from learner.model import load_model
+from learner.model.spec import load_model
 from tests.servers import KafkaServer, eventually
 
 WAIT_MS = 200

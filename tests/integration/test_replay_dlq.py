@@ -16,9 +16,9 @@ import pytest
 from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
 
-from learner.consumer import Learner
 from learner.log import DEAD_LETTER_SUFFIX, Entry, LogUnavailable, Message, open_log, open_reader, read_to_end
-from learner.model import Model, load_model
+from learner.loop import Learner
+from learner.model.spec import Model, load_model
 from learner.record import NEVER, Record, decode_record, encode_record, erased, fresh_record
 from learner.store import Write, open_store
 from service.dead_letters import MARKS_SUFFIX, Fate, Request, Row, as_table, replay
@@ -306,7 +306,7 @@ def test_letters_from_the_future_stay_until_their_time_has_come_or_the_model_all
     assert rig.replay()["from_the_future"].fates == {Fate.STILL_BAD: 1}
     lax = load_model('max_ahead = "3h"\n' + TOML)
     assert rig.replay(lax)["from_the_future"].fates == {Fate.REPLAYED: 1}
-    learner.model = lax
+    learner.model.spec = lax
     rig.learn(learner, 1)
     assert rig.record("ann").n_events == 1
 

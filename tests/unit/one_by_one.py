@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from math import ceil
 from typing import NamedTuple
 
-from learner.events import Click, Event, Impression
-from learner.model import Model
-from learner.record import Partition, Position, Record, State
+from learner.events.parse import Click, Event, Impression
+from learner.log.position import Partition, Position
+from learner.model.spec import Model
+from learner.record import Record, State
 
 MAX_KEPT_FACTOR = 4
 

@@ -10,20 +10,10 @@ from hypothesis import strategies as st
 
 from learner.belief import update
 from learner.belief.gaussian import Belief
-from learner.events import Click, Event, Impression, outcome_key
-from learner.model import Model, load_model
-from learner.record import (
-    DamagedRecord,
-    Partition,
-    Position,
-    Record,
-    RecordError,
-    State,
-    decode_record,
-    encode_record,
-    erased,
-    fresh_record,
-)
+from learner.events.parse import Click, Event, Impression, outcome_key
+from learner.log.position import Partition, Position
+from learner.model.spec import Model, load_model
+from learner.record import DamagedRecord, Record, RecordError, State, decode_record, encode_record, erased, fresh_record
 from learner.record.served import belief_at
 from tests.stepping import apply
 

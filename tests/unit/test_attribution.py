@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from learner.belief import update
 from learner.belief.gaussian import Belief
-from learner.events import Click, Event, Impression
-from learner.model import Model, load_model
-from learner.record import NEVER, Partition, Position, Record, State, fresh_record
+from learner.events.parse import Click, Event, Impression
+from learner.log.position import Partition, Position
+from learner.model.spec import Model, load_model
+from learner.record import NEVER, Record, State, fresh_record
 from learner.step import kernel
 from learner.step.apply import apply as apply_to_bytes
 from learner.step.apply import microbatch

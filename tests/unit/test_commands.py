@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from learner.prior_file import decode_prior
+from learner.model.prior_file import decode_prior
 from service.commands.main import main
 from service.model_file import read_model
 

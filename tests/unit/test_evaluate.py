@@ -14,9 +14,10 @@ from learner.evaluation.compare import cut_at, evaluate, variants
 from learner.evaluation.metrics import Scored, auc, log_loss, reliability, share_of, summarise
 from learner.evaluation.replay import fresh, frozen_at, histories, joined_after, lagging, replay
 from learner.evaluation.report import as_html, as_json, as_text
-from learner.events import Click, Event, Impression, outcome_key
-from learner.model import load_model
-from learner.record import Partition, Position, fresh_record
+from learner.events.parse import Click, Event, Impression, outcome_key
+from learner.log.position import Partition, Position
+from learner.model.spec import load_model
+from learner.record import fresh_record
 from learner.record.served import belief_at
 from tests.stepping import apply
 

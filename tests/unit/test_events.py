@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.events import BadEvent, Click, Impression, Reason, from_the_future, outcome_key, parse_event, user_of
-from learner.features import FeatureError
-from learner.model import ModelError, load_model, parse_duration_ms
+from learner.events.parse import Click, Impression, from_the_future, outcome_key, parse_event
+from learner.events.wire import BadEvent, Reason, user_of
+from learner.model.features import FeatureError
+from learner.model.spec import ModelError, load_model, parse_duration_ms
 
 MODEL_TEXT = """
 name = "m"

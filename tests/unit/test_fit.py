@@ -20,8 +20,8 @@ from learner.batch.reading import LogError, read_events
 from learner.batch.scaling import feature_scaling
 from learner.belief.gaussian import Gaussian
 from learner.evaluation.replay import histories, progressive_loss
-from learner.events import Click, Event, Impression, outcome_key
-from learner.model import load_model
+from learner.events.parse import Click, Event, Impression, outcome_key
+from learner.model.spec import load_model
 from tests.unit.covariance_form import condition_microbatch
 
 MODEL = load_model(

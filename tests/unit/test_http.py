@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from learner.consumer import Learner
-from learner.events import Impression, WireClick, WireImpression, parse_event
+from learner.belief.policies import score_items
+from learner.events.parse import Impression, parse_event
+from learner.events.wire import WireClick, WireImpression
 from learner.log import Entry, LogUnavailable, open_log, open_reader
-from learner.model import load_model
-from learner.policies import score_items
+from learner.loop import Learner
+from learner.model.spec import load_model
 from learner.record import encode_record, fresh_record
 from learner.record.served import belief_at
 from learner.store import Store, StoreUnavailable, Write, open_store

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from learner.events import parse_event
+from learner.events.parse import parse_event
 from learner.log import open_log
-from learner.model import Model, load_model
-from learner.record import Partition, Position, encode_record, erased, fresh_record
+from learner.log.position import Partition, Position
+from learner.model.spec import Model, load_model
+from learner.record import encode_record, erased, fresh_record
 from learner.store import Write, open_store
 from service.commands.main import main
 from service.inspection import as_text, report

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from learner.consumer import Learner
-from learner.events import Reason
+from learner.events.wire import Reason
 from learner.limits import (
     MAX_EVENT_BYTES,
     MAX_FEATURES,
@@ -25,7 +24,8 @@ from learner.limits import (
     MAX_STRING_LENGTH,
 )
 from learner.log import Entry, open_log, open_reader
-from learner.model import load_model
+from learner.loop import Learner
+from learner.model.spec import load_model
 from learner.store import open_store
 from service.settings import Settings, describe, read_settings
 from service.web.app import create_app

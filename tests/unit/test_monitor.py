@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 from prometheus_client import CollectorRegistry
 
-from learner.consumer import Progress
+from learner.loop import Progress
 from learner.store import StoreUnavailable, Write
 from service.monitor import Monitor
 

@@ -6,18 +6,12 @@ import numpy as np
 import pytest
 
 from learner.belief.gaussian import Gaussian
-from learner.events import Impression, outcome_key
-from learner.model import Model, ModelError, load_model
-from learner.population import Population, rebase
-from learner.prior_file import PriorFile, decode_prior, encode_prior, with_prior
-from learner.record import (
-    ForeignRecord,
-    Partition,
-    Position,
-    decode_record,
-    encode_record,
-    fresh_record,
-)
+from learner.belief.population import Population, rebase
+from learner.events.parse import Impression, outcome_key
+from learner.log.position import Partition, Position
+from learner.model.prior_file import PriorFile, decode_prior, encode_prior, with_prior
+from learner.model.spec import Model, ModelError, load_model
+from learner.record import ForeignRecord, decode_record, encode_record, fresh_record
 from tests.stepping import apply
 from tests.unit.covariance_form import condition_microbatch
 

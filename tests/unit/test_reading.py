@@ -14,10 +14,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from learner import events
-from learner.events import BadEvent, Impression, impression_json, parse_event, parse_events
-from learner.features import MAX_FIELDS, Category, Feature, Multi, Numeric, Vector, coefficients
-from learner.model import Model, load_model
+from learner.events import parse as events
+from learner.events.parse import Impression, parse_event, parse_events
+from learner.events.wire import BadEvent, impression_json
+from learner.model.features import MAX_FIELDS, Category, Feature, Multi, Numeric, Vector, coefficients
+from learner.model.spec import Model, load_model
 from service.web.api import score_decoder
 
 MODEL = load_model("""

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from learner.belief.gaussian import Belief, Gaussian, factorised
-from learner.model import Model, load_model
+from learner.log.position import Partition
+from learner.model.spec import Model, load_model
 from learner.record import (
     CLICK_DTYPE,
     DamagedRecord,
     ForeignRecord,
-    Partition,
     Record,
     checksum,
     decode_record,
@@ -86,8 +86,8 @@ def test_the_compiled_step_reads_and_writes_the_same_format(model: Model) -> Non
 
 
 def erased_event() -> list[tuple[object, object]]:
-    from learner.events import Click
-    from learner.record import Position
+    from learner.events.parse import Click
+    from learner.log.position import Position
 
     return [(Click("u", 50, 9), Position(Partition(b"z" * 16, 3), 7))]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from learner.belief.policies import Policy
 from learner.evaluation.simulate import World
-from learner.model import load_model
-from learner.policies import Policy
+from learner.model.spec import load_model
 from service.simulation import Embedded, Outcome, simulate
 
 MODEL = load_model(

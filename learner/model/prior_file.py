@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.belief.gaussian import Array, Gaussian
-from learner.model import Model, ModelError
-from learner.population import Population
+from learner.belief.population import Population
+from learner.model.spec import Model, ModelError
 
 VERSION = 1
 

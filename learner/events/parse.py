@@ -1,22 +1,23 @@
-"""The wire format: bytes to typed events, or a reason why not."""
+"""Bytes to typed events, or a reason why not."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from enum import StrEnum
+from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import chain
-from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar, cast
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.features import FeatureError, Features, Rows
-from learner.limits import MAX_EVENT_BYTES, MAX_ID_LENGTH, MAX_ITEMS, MAX_TIMESTAMP_MS, MIN_TIMESTAMP_MS
-from learner.model import Model
+from learner.belief.gaussian import Rows
+from learner.events.wire import BadEvent, Reason, WireClick, WireImpression, WireItem, with_features
+from learner.limits import MAX_EVENT_BYTES, MAX_TIMESTAMP_MS, MIN_TIMESTAMP_MS
+from learner.model.features import FeatureError
+from learner.model.spec import Model
 from learner.wire_errors import UNREADABLE, explain
 
 # Events read at a time: enough to share the cost of an array, few enough to stay in the processor's cache.
@@ -25,87 +26,6 @@ TOGETHER = 64
 TOGETHER_NUMBERS = 4_000_000
 # What a timestamp out of range may have been meant in, and how many of it make a millisecond.
 UNITS = {"seconds": 1e-3, "microseconds": 1e3, "nanoseconds": 1e6}
-
-Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
-Timestamp: TypeAlias = Annotated[int, msgspec.Meta(ge=MIN_TIMESTAMP_MS, le=MAX_TIMESTAMP_MS)]
-# Beyond these a logistic model says nothing more, and sums of them would overflow.
-Offset: TypeAlias = Annotated[float, msgspec.Meta(ge=-1_000, le=1_000)]
-Weight: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1_000)]
-
-S = TypeVar("S", bound=msgspec.Struct)
-
-
-class Reason(StrEnum):
-    """Why an event is bad; the values are the dead letters' headers and the metrics' labels."""
-
-    NOT_JSON = "not_json"
-    UNKNOWN_TYPE = "unknown_type"
-    BAD_FIELD = "bad_field"
-    BAD_TIMESTAMP = "bad_timestamp"
-    FROM_THE_FUTURE = "from_the_future"
-    """Its timestamp is too far after it came in."""
-    NON_FINITE_NUMBER = "non_finite_number"
-    UNKNOWN_FEATURE = "unknown_feature"
-    UNKNOWN_CATEGORY = "unknown_category"
-    BAD_FEATURE = "bad_feature"
-    TOO_MANY_ITEMS = "too_many_items"
-    TOO_LARGE = "too_large"
-    TOO_LONG = "too_long"
-    TOO_DEEP = "too_deep"
-    DAMAGED_RECORD = "damaged_record"
-    """The event is good; the record of its user is not."""
-
-
-class BadEvent(ValueError):
-    """An event that can never be learnt from."""
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-
-
-class WireItem(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One shown item, as sent; without an `offset` it has the fixed effect's."""
-
-    item_id: Id
-    features: Features = {}
-    offset: Offset | None = None
-    weight: Weight = 1.0
-
-
-class Ranked(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How a slate was ranked: what replays it exactly, together with the log up to the user's `n_events`-th event.
-
-    `revision` is the stored record's; `prior` the fingerprint of the population; `at` the time (epoch ms) that the
-    belief was relaxed to; `seed` of the draw, for ``thompson``; `alpha` the optimism, for ``ucb``.
-    """
-
-    policy: Id
-    revision: int
-    n_events: int
-    prior: Id
-    at: int
-    seed: int | None = None
-    alpha: float | None = None
-
-
-class WireImpression(msgspec.Struct, frozen=True, tag_field="type", tag="impression", omit_defaults=True):
-    """A slate that was shown to a user, as sent; learning takes no notice of `ranked`."""
-
-    request_id: Id
-    user_id: Id
-    timestamp: Timestamp
-    items: Annotated[list[WireItem], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
-    ranked: Ranked | None = None
-
-
-class WireClick(msgspec.Struct, frozen=True, tag_field="type", tag="click"):
-    """A click on one item of a slate, as sent."""
-
-    request_id: Id
-    user_id: Id
-    item_id: Id
-    timestamp: Timestamp
 
 
 class Impression(NamedTuple):
@@ -223,13 +143,6 @@ def _decoder(features: type[msgspec.Struct]) -> msgspec.json.Decoder[WireImpress
     return msgspec.json.Decoder(with_features(features, WireImpression, WireItem) | WireClick)
 
 
-def with_features(features: type[msgspec.Struct], slate: type[S], item: type[msgspec.Struct]) -> type[S]:
-    """A kind of slate whose items are of a kind that has features of that type."""
-    one = msgspec.defstruct("Item", [("features", features, features())], bases=(item,), frozen=True, gc=False)
-    items = Annotated[list[one], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]  # type: ignore[valid-type]
-    return cast(type[S], msgspec.defstruct("Slate", [("items", items)], bases=(slate,), frozen=True, kw_only=True))
-
-
 def _decode(raw: bytes) -> WireImpression | WireClick:
     if len(raw) > MAX_EVENT_BYTES:
         raise BadEvent(Reason.TOO_LARGE, f"{len(raw)} bytes: expected at most {MAX_EVENT_BYTES}")
@@ -275,18 +188,6 @@ def _digests(request_id: str, item_ids: Sequence[str]) -> list[bytes]:
     return digests
 
 
-def user_of(raw: bytes) -> str | None:
-    """The user an event is about if it says so, to key its record by; None when it cannot be told."""
-    try:
-        return msgspec.json.decode(raw, type=_UserOnly).user_id
-    except UNREADABLE:
-        return None
-
-
-class _UserOnly(msgspec.Struct):
-    user_id: str
-
-
 def _why(raw: bytes, exc: Exception) -> BadEvent:
     """Which kind of bad event the decoder's error stands for."""
     flaw = explain(raw, exc, {"type": "'impression' or 'click'"})
@@ -328,9 +229,3 @@ def _has_constants(raw: bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     return bool(seen)
-
-
-def impression_json(request_id: str, user_id: str, timestamp: int, items: list[Mapping[str, Any]]) -> bytes:
-    """The bytes of an impression event, for those who produce one."""
-    event = {"type": "impression", "request_id": request_id, "user_id": user_id, "timestamp": timestamp, "items": items}
-    return msgspec.json.encode(event)

@@ -24,7 +24,8 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from learner.events import BadEvent, Event, Reason, from_the_future, parse_events
+from learner.events.parse import Event, from_the_future, parse_events
+from learner.events.wire import BadEvent, Reason
 from learner.log import (
     DEAD_LETTER_SUFFIX,
     REPLAYS_HEADER,
@@ -35,8 +36,9 @@ from learner.log import (
     Message,
     Reader,
 )
-from learner.model import Model
-from learner.record import DamagedRecord, Position
+from learner.log.position import Position
+from learner.model.spec import Model
+from learner.record import DamagedRecord
 from learner.step.apply import UserEvents, apply, microbatch
 from learner.store import Store, StoreUnavailable, Write
 

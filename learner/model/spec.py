@@ -15,8 +15,10 @@ import numpy as np
 import scipy  # scipy.special is imported at its first use, the click delay's: no scorer waits for it
 from numpy.typing import NDArray
 
-from learner.belief.gaussian import Array, Belief, Gaussian, Method, factorised
-from learner.features import (
+from learner.belief.gaussian import Array, Belief, Gaussian, Method, Rows, factorised
+from learner.belief.population import Population
+from learner.limits import MAX_DURATION_MS, MAX_FEATURES
+from learner.model.features import (
     Category,
     Feature,
     FeatureName,
@@ -24,15 +26,12 @@ from learner.features import (
     Layout,
     Multi,
     Positive,
-    Rows,
     coefficients,
     design_matrix,
     gather,
     item_struct,
     layout,
 )
-from learner.limits import MAX_DURATION_MS, MAX_FEATURES
-from learner.population import Population
 
 # An open impression counts as a "no" for good once this share of clicks would have come.
 SETTLED_SHARE = 0.95
@@ -189,7 +188,7 @@ class Model:
     def rows(self, items: Sequence[Mapping[str, FeatureValue]] | Sequence[msgspec.Struct]) -> Rows:
         """The design matrix of a slate, shape (N, d), of items that came as dictionaries or all as `item_struct`.
 
-        The same to the last bit; see `learner.features.design_matrix` and `learner.features.gather`.
+        The same to the last bit; see `learner.model.features.design_matrix` and `learner.model.features.gather`.
         """
         if items and isinstance(items[0], msgspec.Struct):
             return gather(self._layout, cast(Sequence[msgspec.Struct], items))
@@ -197,7 +196,7 @@ class Model:
 
     @cached_property
     def item_struct(self) -> type[msgspec.Struct] | None:
-        """What decodes an item's features, all of which it knows; see `learner.features.item_struct`."""
+        """What decodes an item's features, all of which it knows; see `learner.model.features.item_struct`."""
         return None if self.ignore_unknown else item_struct(self.features)
 
     @cached_property

@@ -16,9 +16,8 @@ from zlib import crc32
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from learner.belief.gaussian import Array
+from learner.belief.gaussian import Array, Rows
 from learner.limits import MAX_FEATURES, MAX_LIST_LENGTH, MAX_NAME_LENGTH, MAX_NUMBER, MAX_STRING_LENGTH
 
 Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=MAX_STRING_LENGTH)]
@@ -27,7 +26,6 @@ FeatureValue: TypeAlias = Number | Text | Annotated[list[Number | Text], msgspec
 FeatureName: TypeAlias = Annotated[str, msgspec.Meta(max_length=MAX_NAME_LENGTH)]
 Features: TypeAlias = Annotated[dict[FeatureName, FeatureValue], msgspec.Meta(max_length=MAX_FEATURES)]
 """What an item says of itself, by name."""
-Rows: TypeAlias = NDArray[np.float32]
 INTERCEPT = 0
 """Its column."""
 MAX_NAMED, MAX_NAMED_LENGTH = 10, 32

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from learner.consumer import Learner, Progress
-from learner.events import Reason
+from learner.events.wire import Reason
 from learner.log import Entry, EntryTooLarge, EventLog, LogUnavailable, Message, Reader, open_log, open_reader
-from learner.model import load_model
+from learner.loop import Learner, Progress
+from learner.model.spec import load_model
 from learner.record import ForeignRecord, Record, decode_record, encode_record, fresh_record
 from learner.store import Store, StoreUnavailable, Write, open_store
 

@@ -7,8 +7,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.belief.gaussian import Array, Belief, click_probability, draw, predict, sigmoid
-from learner.features import Rows
+from learner.belief.gaussian import Array, Belief, Rows, click_probability, draw, predict, sigmoid
 
 Policy: TypeAlias = Literal["mean", "ucb", "thompson"]
 

@@ -1,0 +1,1 @@
+"""Events: the wire format, and what the learner makes of it."""

@@ -1,0 +1,119 @@
+"""The wire format: what producers send, and the reasons why an event is bad."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Any, TypeAlias, TypeVar, cast
+
+import msgspec
+
+from learner.limits import MAX_ID_LENGTH, MAX_ITEMS, MAX_TIMESTAMP_MS, MIN_TIMESTAMP_MS
+from learner.model.features import Features
+from learner.wire_errors import UNREADABLE
+
+Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
+Timestamp: TypeAlias = Annotated[int, msgspec.Meta(ge=MIN_TIMESTAMP_MS, le=MAX_TIMESTAMP_MS)]
+# Beyond these a logistic model says nothing more, and sums of them would overflow.
+Offset: TypeAlias = Annotated[float, msgspec.Meta(ge=-1_000, le=1_000)]
+Weight: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1_000)]
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+class Reason(StrEnum):
+    """Why an event is bad; the values are the dead letters' headers and the metrics' labels."""
+
+    NOT_JSON = "not_json"
+    UNKNOWN_TYPE = "unknown_type"
+    BAD_FIELD = "bad_field"
+    BAD_TIMESTAMP = "bad_timestamp"
+    FROM_THE_FUTURE = "from_the_future"
+    """Its timestamp is too far after it came in."""
+    NON_FINITE_NUMBER = "non_finite_number"
+    UNKNOWN_FEATURE = "unknown_feature"
+    UNKNOWN_CATEGORY = "unknown_category"
+    BAD_FEATURE = "bad_feature"
+    TOO_MANY_ITEMS = "too_many_items"
+    TOO_LARGE = "too_large"
+    TOO_LONG = "too_long"
+    TOO_DEEP = "too_deep"
+    DAMAGED_RECORD = "damaged_record"
+    """The event is good; the record of its user is not."""
+
+
+class BadEvent(ValueError):
+    """An event that can never be learnt from."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class WireItem(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One shown item, as sent; without an `offset` it has the fixed effect's."""
+
+    item_id: Id
+    features: Features = {}
+    offset: Offset | None = None
+    weight: Weight = 1.0
+
+
+class Ranked(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a slate was ranked: what replays it exactly, together with the log up to the user's `n_events`-th event.
+
+    `revision` is the stored record's; `prior` the fingerprint of the population; `at` the time (epoch ms) that the
+    belief was relaxed to; `seed` of the draw, for ``thompson``; `alpha` the optimism, for ``ucb``.
+    """
+
+    policy: Id
+    revision: int
+    n_events: int
+    prior: Id
+    at: int
+    seed: int | None = None
+    alpha: float | None = None
+
+
+class WireImpression(msgspec.Struct, frozen=True, tag_field="type", tag="impression", omit_defaults=True):
+    """A slate that was shown to a user, as sent; learning takes no notice of `ranked`."""
+
+    request_id: Id
+    user_id: Id
+    timestamp: Timestamp
+    items: Annotated[list[WireItem], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
+    ranked: Ranked | None = None
+
+
+class WireClick(msgspec.Struct, frozen=True, tag_field="type", tag="click"):
+    """A click on one item of a slate, as sent."""
+
+    request_id: Id
+    user_id: Id
+    item_id: Id
+    timestamp: Timestamp
+
+
+def with_features(features: type[msgspec.Struct], slate: type[S], item: type[msgspec.Struct]) -> type[S]:
+    """A kind of slate whose items are of a kind that has features of that type."""
+    one = msgspec.defstruct("Item", [("features", features, features())], bases=(item,), frozen=True, gc=False)
+    items = Annotated[list[one], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]  # type: ignore[valid-type]
+    return cast(type[S], msgspec.defstruct("Slate", [("items", items)], bases=(slate,), frozen=True, kw_only=True))
+
+
+def user_of(raw: bytes) -> str | None:
+    """The user an event is about if it says so, to key its record by; None when it cannot be told."""
+    try:
+        return msgspec.json.decode(raw, type=_UserOnly).user_id
+    except UNREADABLE:
+        return None
+
+
+class _UserOnly(msgspec.Struct):
+    user_id: str
+
+
+def impression_json(request_id: str, user_id: str, timestamp: int, items: list[Mapping[str, Any]]) -> bytes:
+    """The bytes of an impression event, for those who produce one."""
+    event = {"type": "impression", "request_id": request_id, "user_id": user_id, "timestamp": timestamp, "items": items}
+    return msgspec.json.encode(event)
