@@ -14,13 +14,13 @@ from benchmarks.http_process import Client
 from benchmarks.posterior import freshet
 from benchmarks.score import body, known_user, processes
 from benchmarks.workload import START_MS, items, model, shared
-from learner.events.parse import Event, parse_event
 from learner.events.wire import impression_json
 from learner.log.position import Partition, Position
 from learner.model.spec import Model
-from learner.step.apply import UserEvents, apply, microbatch
+from learner.step.apply import apply
 from learner.store import Write, open_store
 from tests.servers import RedisServer
+from tests.stepping import Event, UserEvents, microbatch, parsed
 
 PLACE = Partition(bytes(16), 0)
 
@@ -59,7 +59,7 @@ def _microseconds_each(call: Callable[[], object], n: int) -> Callable[[], float
 
 def _step(spec: Model, stored: Sequence[bytes | None], users: Sequence[UserEvents]) -> list[bytes | None]:
     """A microbatch, from events and bytes to bytes."""
-    return apply(spec, stored, microbatch(spec, users), [f"user-{i}" for i in range(len(users))]).values
+    return apply(spec, stored, *microbatch(spec, users)).values
 
 
 def _items(context: Context) -> list[Figure]:
@@ -82,7 +82,7 @@ def _open_impressions(context: Context) -> list[Figure]:
     generator = random.Random(4)
 
     def event(user: str, i: int) -> tuple[Event, Position]:
-        return parse_event(impression_json(f"r{i}", user, START_MS + i, items(generator, 1)), spec), Position(PLACE, i)
+        return parsed(impression_json(f"r{i}", user, START_MS + i, items(generator, 1)), spec), Position(PLACE, i)
 
     def events(start: int, n: int) -> list[list[tuple[Event, Position]]]:
         return [[event(f"user-{u}", i) for i in range(start, start + n)] for u in range(100)]
@@ -102,7 +102,7 @@ def _microbatch(context: Context) -> list[Figure]:
     sizes = (1, 10, 100, 1_000, 10_000)[: 4 if context.quick else 5]
     spec = model()
     raw = [impression_json(f"r{i}", f"user-{i}", START_MS, items(random.Random(i), 10)) for i in range(sizes[-1])]
-    parsed = [[(parse_event(one, spec), Position(PLACE, i))] for i, one in enumerate(raw)]
+    parsed = [[(parsed(one, spec), Position(PLACE, i))] for i, one in enumerate(raw)]
     fresh = [None] * len(parsed)
     values = interleave(
         {str(n): _microseconds_each(partial(_step, spec, fresh[:n], parsed[:n]), n) for n in sizes},

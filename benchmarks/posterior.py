@@ -14,9 +14,9 @@ from benchmarks.workload import START_MS, model
 from learner.belief.compiled import compiled
 from learner.belief.gaussian import Array
 from learner.belief.update import condition
-from learner.events.parse import Click, Event, Impression
 from learner.log.position import Partition, Position
-from learner.step.apply import apply, microbatch
+from learner.step.apply import apply
+from tests.stepping import Click, Event, Impression, microbatch
 
 USERS = 1_000
 
@@ -60,10 +60,10 @@ def whole_step(hot: bool) -> Callable[[], float]:
 
     outcomes = [outcome(i) for i in range(USERS)]
     events = [[event for one in outcomes for event in one]] if hot else outcomes
-    stored, names = [None] * len(events), [f"user-{i}" for i in range(len(events))]
+    stored = [None] * len(events)
 
     def step() -> object:
-        return apply(spec, stored, microbatch(spec, events), names)
+        return apply(spec, stored, *microbatch(spec, events))
 
     return lambda: seconds_of(step) / USERS * 1e6
 

@@ -10,10 +10,10 @@ import msgspec
 from benchmarks.harness import Context, Figure, percentile, ratios
 from benchmarks.http_process import Client, PythonProcess
 from benchmarks.workload import FEATURES, START_MS, freshet_environ, items, model, shared
-from learner.events.parse import parse_event
+from learner.events.microbatch import by_user
+from learner.events.parse import parse_events
 from learner.events.wire import impression_json
-from learner.log.position import Partition, Position
-from learner.step.apply import apply, microbatch
+from learner.step.apply import apply
 from learner.store import Write, open_store
 from tests.servers import RedisServer
 
@@ -93,7 +93,7 @@ def known_user(n_items: int = 10, n_features: int = FEATURES) -> bytes:
     """A record of a user with one impression, still open."""
     spec = model(n_features)
     shown = impression_json("r", USER, START_MS, items(random.Random(3), n_items, n_features))
-    event = (parse_event(shown, spec), Position(Partition(bytes(16), 0), 0))
-    (value,) = apply(spec, [None], microbatch(spec, [[event]]), [USER]).values
+    batch, _ = parse_events([shown], spec)
+    (value,) = apply(spec, [None], batch.events, by_user(batch)).values
     assert value is not None
     return value

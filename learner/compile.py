@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import time
 
+import msgspec
 import numpy as np
 
 from learner.belief.gaussian import draw, predict
-from learner.events.parse import Click, Event, Impression
-from learner.log.position import Partition, Position
+from learner.events.microbatch import by_user
+from learner.events.parse import parse_events
+from learner.events.wire import impression_json
+from learner.limits import MIN_TIMESTAMP_MS
 from learner.model.spec import load_model
 from learner.record import decode_record
 from learner.record.served import belief_at
-from learner.step.apply import apply, microbatch
+from learner.step.apply import apply
 
 _MODEL = """
 name = "compiled"
@@ -29,14 +32,15 @@ x = { kind = "numeric" }
 def compile_all() -> None:
     """Call each compiled function that Python code calls, with the types that it is called with."""
     model = load_model(_MODEL)
-    one = np.ones(1, np.float32)
-    slate = Impression("u", 1, [1], np.ones((1, model.d), np.float32), one, one)
-    place = Partition(bytes(16), 0)
-    events: list[tuple[Event, Position]] = [(slate, Position(place, 0)), (Click("u", 2, 2), Position(place, 1))]
-    (value,) = apply(model, [None], microbatch(model, [events]), ["u"]).values
+    ids = {"request_id": "r", "user_id": "u"}
+    shown = impression_json("r", "u", MIN_TIMESTAMP_MS, [{"item_id": "a"}])
+    clicked = msgspec.json.encode({"type": "click", **ids, "item_id": "b", "timestamp": MIN_TIMESTAMP_MS + 1})
+    batch, _ = parse_events([shown, clicked], model)
+    batch.events.event["offset"] = 1, 2
+    (value,) = apply(model, [None], batch.events, by_user(batch)).values
     assert value is not None, "a first event is always learnt"
-    belief = belief_at(model, decode_record(value, model, "u"), 2)
-    predict(belief, slate.rows, slate.offset)
+    belief = belief_at(model, decode_record(value, model, "u"), MIN_TIMESTAMP_MS + 2)
+    predict(belief, batch.events.row, batch.events.item["offset"])
     draw(belief, np.random.default_rng(0))
 
 

@@ -14,6 +14,7 @@ from heapq import merge
 from itertools import groupby
 from typing import TypeVar
 
+import numpy as np
 import structlog
 from tenacity import (
     RetryCallState,
@@ -24,8 +25,10 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from learner.events.parse import Event, from_the_future, parse_events
+from learner.events.microbatch import ByUser, Events, Microbatch, by_user, positions, put_in_log
+from learner.events.parse import parse_events, refuse_from_the_future
 from learner.events.wire import BadEvent, Reason
+from learner.limits import MAX_TIMESTAMP_MS
 from learner.log import (
     DEAD_LETTER_SUFFIX,
     REPLAYS_HEADER,
@@ -39,7 +42,7 @@ from learner.log import (
 from learner.log.position import Position
 from learner.model.spec import Model
 from learner.record import DamagedRecord
-from learner.step.apply import UserEvents, apply, microbatch
+from learner.step.apply import apply
 from learner.store import Store, StoreUnavailable, Write
 
 MAX_BACKOFF_S = 5.0
@@ -157,8 +160,8 @@ class Learner:
         started = time.monotonic()
         freshness_ms = None
         if messages:
-            events, refused = self._parse(messages)
-            refused |= self._learn(events, counts)
+            batch, refused = self._parse(messages)
+            refused |= self._learn(batch, counts)
             if appended := [message.timestamp for message in messages if message.timestamp > 0]:
                 freshness_ms = time.time() * 1000 - min(appended)
             if refused:
@@ -173,60 +176,55 @@ class Learner:
         return Progress(len(messages), counts, bad, self.reader.lag(), freshness_ms, time.monotonic() - started)
 
     @uncollected()
-    def _parse(
-        self, messages: Sequence[Message]
-    ) -> tuple[dict[str, list[tuple[Event, Position]]], dict[Position, BadEvent]]:
-        """Events by user, in the order of each partition; and what is wrong with those that are bad."""
-        events: dict[str, list[tuple[Event, Position]]] = {}
-        refused = {}
+    def _parse(self, messages: Sequence[Message]) -> tuple[Microbatch, dict[Position, BadEvent]]:
+        """The events, in the order of each partition; and what is wrong with those that are bad."""
         by_partition = [list(group) for _, group in groupby(messages, key=lambda message: message.position.partition)]
         # Partitions are read side by side; taking the oldest head first mends most of what that does to the order of
         # an impression and its click in different topics, and never changes the order within a partition.
         ordered = list(merge(*by_partition, key=lambda message: message.timestamp))
         parsed = parse_events([message.value for message in ordered], self.model)
-        for message, event in zip(ordered, parsed, strict=True):
-            if isinstance(event, BadEvent):
-                refused[message.position] = event
-            elif message.timestamp > 0 and (why := from_the_future(event, message.timestamp, self.model)):
-                refused[message.position] = why
-            else:
-                events.setdefault(event.user_id, []).append((event, message.position))
-        return events, refused
+        put_in_log(parsed.batch.events.event, [message.position for message in ordered])
+        came_at = np.array([message.timestamp for message in ordered], np.int64)
+        came_at[came_at <= 0] = MAX_TIMESTAMP_MS
+        refuse_from_the_future(parsed, came_at, self.model)
+        return parsed.batch, {ordered[place].position: why for place, why in parsed.bad.items()}
 
-    def _learn(self, events: dict[str, list[tuple[Event, Position]]], counts: Counter[str]) -> dict[Position, BadEvent]:
+    def _learn(self, batch: Microbatch, counts: Counter[str]) -> dict[Position, BadEvent]:
         """Apply events and store the records; users whose record was changed meanwhile are read and applied anew.
 
         Returns the events that cannot be learnt because their user's record is damaged: nobody else waits for its
         repair, and the record stays as it is.
         """
-        pending: dict[str, UserEvents] = dict(events)
+        pending = by_user(batch)
         refused: dict[Position, BadEvent] = {}
-        while pending:
+        while pending.user_ids:
             try:
-                lost = self._until_available(counts, partial(self._attempt, pending, counts))
+                lost = self._until_available(counts, partial(self._attempt, batch.events, pending, counts))
             except DamagedRecord as exc:
                 log.error("damaged record", error=str(exc))
+                u = pending.user_ids.index(exc.user_id)
                 why = BadEvent(Reason.DAMAGED_RECORD, str(exc))
-                refused |= {position: why for _, position in pending.pop(exc.user_id)}
+                refused |= dict.fromkeys(positions(batch.events.event[pending.of(u)]), why)
+                pending = pending.only([one for one in range(len(pending.user_ids)) if one != u])
                 continue
             counts["conflicts"] += len(lost)
-            pending = {user_id: pending[user_id] for user_id in lost}
+            pending = pending.only(lost)
         return refused
 
     @uncollected()
-    def _attempt(self, pending: dict[str, UserEvents], counts: Counter[str]) -> list[str]:
-        """Load, apply, commit; returns the users who lost the compare-and-set."""
-        user_ids = list(pending)
-        stored = self.store.load(user_ids)
-        applied = apply(self.model, stored, microbatch(self.model, list(pending.values())), user_ids)
+    def _attempt(self, events: Events, pending: ByUser, counts: Counter[str]) -> list[int]:
+        """Load, apply, commit; returns which users lost the compare-and-set."""
+        stored = self.store.load(pending.user_ids)
+        applied = apply(self.model, stored, events, pending)
+        changed = [u for u, value in enumerate(applied.values) if value is not None]
         writes = [
-            Write(user_id, old, new, erased)
-            for user_id, old, new, erased in zip(user_ids, stored, applied.values, applied.erased, strict=True)
-            if new is not None
+            Write(pending.user_ids[u], stored[u], value, applied.erased[u])
+            for u in changed
+            if (value := applied.values[u]) is not None
         ]
         done = self.store.commit(writes)
         counts.update(applied.counts)
-        return [write.user_id for write, applied in zip(writes, done, strict=True) if not applied]
+        return [u for u, applied in zip(changed, done, strict=True) if not applied]
 
     def _bury(self, letters: Sequence[Entry]) -> None:
         """Append dead letters. One that with its headers is larger than the log takes goes without its body."""

@@ -142,7 +142,7 @@ def _fate(letter: Message, done: set[bytes | None], wanted: Request, model: Mode
         return Fate.STILL_BAD
     # Replayed, it comes in now; one that was from the future may be no longer.
     now = time.time_ns() // 1_000_000
-    return Fate.STILL_BAD if from_the_future(event, now, model) else Fate.REPLAYED
+    return Fate.STILL_BAD if from_the_future(event.timestamp, now, model) else Fate.REPLAYED
 
 
 def _mark(letter: Message) -> bytes:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -16,17 +17,17 @@ from learner.belief.gaussian import Array, sigmoid
 from learner.belief.policies import Policy, score_items
 from learner.evaluation.metrics import expected_calibration_error
 from learner.evaluation.simulate import CANDIDATES, SHOWN, WIDTH, Item, World
-from learner.events.parse import Click, Event, Impression, outcome_key
-from learner.log.position import Partition, Position
+from learner.events.microbatch import by_user
+from learner.events.parse import parse_events
+from learner.events.wire import impression_json
 from learner.model.spec import Model
 from learner.record import Record, decode_record, fresh_record
 from learner.record.served import belief_at
-from learner.step.apply import apply, microbatch
+from learner.step.apply import apply
 from service.client import Client
 
 _ROUND_MS = 12 * 3_600_000
 _START_MS = 1_700_000_000_000
-_LOG = Partition(bytes(16), 0)
 
 
 class Ranking(NamedTuple):
@@ -65,7 +66,7 @@ class Embedded:
     Attributes
     ----------
     log
-        All events so far, in the order they were made.
+        All events so far, as bytes, in the order they were made.
     """
 
     model: Model
@@ -73,22 +74,22 @@ class Embedded:
     alpha: float = 1.0
     now: int = _START_MS
     values: dict[str, bytes] = field(default_factory=dict)
-    log: list[Event] = field(default_factory=list)
-    _coming: list[tuple[int, int, Event]] = field(default_factory=list)
+    log: list[bytes] = field(default_factory=list)
+    _coming: list[tuple[int, int, bytes]] = field(default_factory=list)
     _taken: int = 0
 
     def pass_time(self) -> float:
         """Learn all that happens until the next round."""
         self.now += _ROUND_MS
-        events: dict[str, list[tuple[Event, Position]]] = {}
+        raws = []
         while self._coming and self._coming[0][0] <= self.now:
-            _, _, event = heapq.heappop(self._coming)
-            events.setdefault(event.user_id, []).append((event, Position(_LOG, self._taken)))
-            self._taken += 1
-        users = list(events)
-        batch = microbatch(self.model, list(events.values()))
-        learnt = apply(self.model, [self.values.get(user) for user in users], batch, users).values
-        self.values |= {user: value for user, value in zip(users, learnt, strict=True) if value is not None}
+            raws.append(heapq.heappop(self._coming)[2])
+        batch, _ = parse_events(raws, self.model)
+        batch.events.event["offset"] = np.arange(self._taken, self._taken + len(raws))
+        self._taken += len(raws)
+        users = by_user(batch)
+        learnt = apply(self.model, [self.values.get(user) for user in users.user_ids], batch.events, users).values
+        self.values |= {user: value for user, value in zip(users.user_ids, learnt, strict=True) if value is not None}
         return _ROUND_MS
 
     def rank(self, user: str, items: Sequence[Item], policy: Policy) -> Ranking:
@@ -107,15 +108,15 @@ class Embedded:
 
     def show(self, user: str, request: str, items: Sequence[Item], click_delays_ms: dict[int, int]) -> None:
         """Put the events where they will be learnt when their time has come."""
-        rows = self.model.rows(items)
-        keys = [outcome_key(request, str(place)) for place in range(len(items))]
-        ones = np.ones(len(items), np.float32)
-        shown = Impression(user, self.now, keys, rows, self.model.offsets([None] * len(items), rows), ones)
-        events: list[Event] = [shown]
-        events += [Click(user, self.now + delay, keys[place]) for place, delay in click_delays_ms.items()]
-        for event in events:
-            heapq.heappush(self._coming, (event.timestamp, len(self.log), event))
-            self.log.append(event)
+        ids = {"request_id": request, "user_id": user}
+        self._will_come(self.now, impression_json(request, user, self.now, _wire(items)))
+        for place, delay in click_delays_ms.items():
+            click = {"type": "click", **ids, "item_id": str(place), "timestamp": self.now + delay}
+            self._will_come(self.now + delay, msgspec.json.encode(click))
+
+    def _will_come(self, at: int, raw: bytes) -> None:
+        heapq.heappush(self._coming, (at, len(self.log), raw))
+        self.log.append(raw)
 
     def _record(self, user: str) -> Record:
         value = self.values.get(user)

@@ -1,15 +1,55 @@
-"""The learning step on records instead of their bytes."""
+"""The learning step on records and on single events, instead of bytes and columns."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.belief.gaussian import Rows
+from learner.events.microbatch import (
+    CLICK,
+    EVENT,
+    IMPRESSION,
+    ITEM,
+    ByUser,
+    Events,
+    Microbatch,
+    grouped,
+    positions,
+    put_in_log,
+)
+from learner.events.parse import parse_events
+from learner.log.position import Position
 from learner.model.spec import Model
 from learner.record import Record, decode_record, encode_record
-from learner.step.apply import UserEvents, microbatch
 from learner.step.apply import apply as apply_to_bytes
+
+
+class Impression(NamedTuple):
+    """A slate of N items; `keys` identify them within the user, `rows` are (N, d), `offset` and `weight` (N,)."""
+
+    user_id: str
+    timestamp: int
+    keys: list[int]
+    rows: Rows
+    offset: NDArray[np.float32]
+    weight: NDArray[np.float32]
+
+
+class Click(NamedTuple):
+    """A click on the outcome `key` of the user."""
+
+    user_id: str
+    timestamp: int
+    key: int
+
+
+Event: TypeAlias = Impression | Click
+UserEvents: TypeAlias = Sequence[tuple[Event, Position]]
 
 
 class Report(NamedTuple):
@@ -17,13 +57,59 @@ class Report(NamedTuple):
     changed: list[bool]
 
 
+def columns(model: Model, events: Sequence[Event]) -> Microbatch:
+    """Events as columns, nowhere in a log."""
+    event = np.zeros(len(events), EVENT)
+    items, rows, start = [np.empty(0, ITEM)], [np.empty((0, model.d), np.float32)], 0
+    for place, one in enumerate(events):
+        event["at"][place] = one.timestamp
+        if isinstance(one, Click):
+            event["kind"][place], event["key"][place] = CLICK, np.uint64(one.key).astype(np.int64)
+            continue
+        item = np.zeros(n := len(one.keys), ITEM)
+        item["key"], item["offset"], item["weight"] = np.array(one.keys, np.uint64).view("<i8"), one.offset, one.weight
+        event["kind"][place], event["first_item"][place], event["n_items"][place] = IMPRESSION, start, n
+        start += n
+        items.append(item)
+        rows.append(one.rows)
+    return Microbatch([one.user_id for one in events], Events(event, np.concatenate(items), np.concatenate(rows)))
+
+
+def single(batch: Microbatch, place: int) -> Event:
+    """One of the columns' events."""
+    event = batch.events.event[place]
+    if event["kind"] == CLICK:
+        return Click(batch.user[place], int(event["at"]), int(event["key"].view(np.uint64)))
+    its = batch.items(place)
+    item = batch.events.item[its]
+    keys = item["key"].view(np.uint64).tolist()
+    return Impression(batch.user[place], int(event["at"]), keys, batch.events.row[its], item["offset"], item["weight"])
+
+
+def parsed(raw: bytes, model: Model) -> Event:
+    """One good event, from its bytes."""
+    batch, bad = parse_events([raw], model)
+    assert not bad
+    return single(batch, 0)
+
+
+def microbatch(model: Model, users: Sequence[UserEvents]) -> tuple[Events, ByUser]:
+    """Each user's events with their positions, as columns."""
+    flat = [one for mine in users for one in mine]
+    events = columns(model, [event for event, _ in flat]).events
+    put_in_log(events.event, [place for _, place in flat])
+    assert positions(events.event) == [place for _, place in flat]
+    ends = np.cumsum([0, *map(len, users)])
+    names = [f"u{i}" for i in range(len(users))]
+    return events, grouped(names, [np.arange(*ends[i : i + 2]) for i in range(len(users))])
+
+
 def apply(model: Model, records: Sequence[Record], events: Sequence[UserEvents]) -> tuple[list[Record], Report]:
     """Apply each user's events; an unchanged record comes back as it is."""
-    names = [f"u{i}" for i in range(len(records))]
     stored = [encode_record(record, model) for record in records]
-    done = apply_to_bytes(model, stored, microbatch(model, events), names)
+    done = apply_to_bytes(model, stored, *microbatch(model, events))
     after = [
-        record if value is None else decode_record(value, model, name)
-        for record, value, name in zip(records, done.values, names, strict=True)
+        record if value is None else decode_record(value, model, f"u{i}")
+        for i, (record, value) in enumerate(zip(records, done.values, strict=True))
     ]
     return after, Report(done.counts, [value is not None for value in done.values])

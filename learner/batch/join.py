@@ -6,7 +6,6 @@ joined, sorted and appended to one table, which is read again from its beginning
 
 from __future__ import annotations
 
-import struct
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.belief.gaussian import Array
-from learner.events.parse import Click, Event
+from learner.events.microbatch import CLICK, Microbatch, by_user, item_places
 from learner.model.spec import Model
 
 # One of them is in memory at a time.
@@ -29,7 +28,6 @@ MAX_DELAYS = 100_000
 Structured: TypeAlias = NDArray[np.void]
 
 _CLICKED = np.dtype([("user", "<u8"), ("key", "<u8"), ("at", "<i8")])
-_pack_click = struct.Struct("<QQq").pack
 
 
 class Rows(NamedTuple):
@@ -129,7 +127,7 @@ def chosen(user_id: str, share: float, seed: int) -> bool:
 
 
 def collect(
-    events: Iterable[Event],
+    batches: Iterable[Microbatch],
     model: Model,
     share: float = 1.0,
     seed: int = 0,
@@ -144,8 +142,8 @@ def collect(
 
     Parameters
     ----------
-    events
-        Read with `without_fixed_effect`, if items may come without an offset.
+    batches
+        The log; read with `without_fixed_effect`, if items may come without an offset.
     share, seed
         The sample of users to keep, as `chosen`.
     until
@@ -159,34 +157,40 @@ def collect(
         If the temporary files do not fit on the disk.
     """
     try:
-        return _collect(events, model, share, seed, until, advance)
+        return _collect(batches, model, share, seed, until, advance)
     except OSError as exc:
         raise ValueError(f"temporary files in {tempfile.gettempdir()!r}: {exc}; TMPDIR names another folder") from exc
 
 
 def _collect(
-    events: Iterable[Event], model: Model, share: float, seed: int, until: float, advance: Callable[[int], object]
+    batches: Iterable[Microbatch], model: Model, share: float, seed: int, until: float, advance: Callable[[int], object]
 ) -> Outcomes:
     shown_row = np.dtype([*_CLICKED.descr, ("offset", "<f4"), ("weight", "<f4"), ("row", "<f4", (model.d,))])
     with ExitStack() as stack:
         parts = [(stack.enter_context(_spool()), stack.enter_context(_spool())) for _ in range(PARTS)]
         times = stack.enter_context(_spool())
         end = 0
-        for event in events:
-            end = max(end, event.timestamp)
-            if share < 1.0 and not chosen(event.user_id, share, seed):
-                continue
-            user = _hash(event.user_id)
-            shown, clicked = parts[user % PARTS]
-            if isinstance(event, Click):
-                clicked.write(_pack_click(user, event.key, event.timestamp))
-                continue
-            rows = np.empty(len(event.keys), shown_row)
-            rows["user"], rows["key"], rows["at"] = user, event.keys, event.timestamp
-            rows["offset"], rows["weight"], rows["row"] = event.offset, event.weight, event.rows
-            shown.write(rows.tobytes())
-            if until < 1.0:
-                times.write(rows["at"].tobytes())
+        for batch in batches:
+            for user_id, places in by_user(batch):
+                event = batch.events.event[places]
+                end = max(end, int(event["at"].max()))
+                if share < 1.0 and not chosen(user_id, share, seed):
+                    continue
+                user = _hash(user_id)
+                shown, clicked = parts[user % PARTS]
+                is_click = event["kind"] == CLICK
+                clicks = np.empty(is_click.sum(), _CLICKED)
+                clicks["user"], clicks["key"], clicks["at"] = user, event["key"][is_click], event["at"][is_click]
+                clicked.write(clicks.tobytes())
+                its = item_places(event)
+                rows = np.empty(len(its), shown_row)
+                item = batch.events.item[its]
+                rows["user"], rows["key"], rows["row"] = user, item["key"], batch.events.row[its]
+                rows["at"] = np.repeat(event["at"], event["n_items"])
+                rows["offset"], rows["weight"] = item["offset"], item["weight"]
+                shown.write(rows.tobytes())
+                if until < 1.0:
+                    times.write(rows["at"].tobytes())
         if until < 1.0:
             end = _quantile(times, until, end)
         return _sort(parts, shown_row, end, model, advance)

@@ -12,14 +12,16 @@ from typing import Any
 
 import msgspec
 
-from learner.events.parse import TOGETHER, Event, parse_events
-from learner.events.wire import BadEvent, Reason
+from learner.events.microbatch import Microbatch
+from learner.events.parse import parse_events
+from learner.events.wire import Reason
 from learner.log import read_to_end
 from learner.model.spec import Model
 
 _FACTS = ("user_id", "request_id", "item_id", "timestamp", "clicked_at", "offset", "weight")
 _SLATE = ("user_id", "request_id", "timestamp")
 _PARQUET_ROWS = 8_192
+_EVENTS_TOGETHER = 1_024
 # Behind the first event with a foreign feature, to name all of them at once.
 _EVENTS_LOOKED_AT = 10_000
 
@@ -34,7 +36,7 @@ def read_events(
     topics: Sequence[str] = (),
     advance: Callable[[int], object] = lambda n: None,
     kafka: Mapping[str, Any] | None = None,
-) -> Iterator[Event]:
+) -> Iterator[Microbatch]:
     """Every event of the logs, source by source.
 
     Parameters
@@ -57,16 +59,16 @@ def read_events(
     """
     for source in sources:
         raws = _raw_events(source, model, topics, kafka or {})
-        while batch := list(islice(raws, TOGETHER)):
-            for at, event in enumerate(parse_events([raw for _, raw in batch], model)):
-                if isinstance(event, BadEvent):
-                    misfit = ""
-                    if event.reason is Reason.UNKNOWN_FEATURE:
-                        following = chain(batch[at:], islice(raws, _EVENTS_LOOKED_AT))
-                        misfit = _misfit([raw for _, raw in following], model)
-                    raise LogError(f"{batch[at][0]}: {event.reason.value}: {event}{misfit}") from event
-                yield event
-            advance(len(batch))
+        while some := list(islice(raws, _EVENTS_TOGETHER)):
+            parsed = parse_events([raw for _, raw in some], model)
+            for place, why in sorted(parsed.bad.items()):
+                misfit = ""
+                if why.reason is Reason.UNKNOWN_FEATURE:
+                    following = chain(some[place:], islice(raws, _EVENTS_LOOKED_AT))
+                    misfit = _misfit([raw for _, raw in following], model)
+                raise LogError(f"{some[place][0]}: {why.reason.value}: {why}{misfit}")
+            yield parsed.batch
+            advance(len(some))
 
 
 class _Item(msgspec.Struct):

@@ -18,17 +18,18 @@ from numba.core import caching
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_PACKAGES = ("belief", "record", "step")
+# What compiled functions are made of.
+_SOURCES = ("belief/*.py", "events/microbatch.py", "record/*.py", "step/*.py")
 
 
 @cache
 def _digest() -> bytes:
     """A digest of all compiled sources: a compiled function contains those it calls, from other files too."""
     found = hashlib.blake2b(digest_size=16)
-    for package in _PACKAGES:
-        sources = files("learner").joinpath(package).iterdir()
-        for source in sorted((one for one in sources if one.name.endswith(".py")), key=lambda one: one.name):
-            found.update(source.read_bytes())
+    learner = files("learner")
+    for pattern in _SOURCES:
+        for source in sorted(glob(pattern, root_dir=str(learner))):
+            found.update(learner.joinpath(source).read_bytes())
     return found.digest()
 
 

@@ -13,7 +13,7 @@ from learner.belief.gaussian import Gaussian, Method
 from learner.evaluation.metrics import Bin, Estimate, Scored, reliability, share_of, summarise
 from learner.evaluation.replay import (
     Available,
-    History,
+    Log,
     Replayed,
     fresh,
     frozen_at,
@@ -65,10 +65,11 @@ class Result(NamedTuple):
     coverage: Estimate
 
 
-def cut_at(users: Sequence[History], share: float) -> float:
+def cut_at(log: Log, share: float) -> float:
     """The time before which that share of all outcomes was shown, epoch ms."""
-    shown = [at for h in users for e, y in zip(h.events, h.labels, strict=True) for at in [e.timestamp] * len(y)]
-    return float(np.quantile(shown, share, method="higher")) if shown and share > 0 else -np.inf
+    event = log.batch.events.event
+    shown = np.repeat(event["at"], event["n_items"])
+    return float(np.quantile(shown, share, method="higher")) if len(shown) and share > 0 else -np.inf
 
 
 def variants(model: Model, cut_ms: float, everything: bool = True) -> list[Variant]:
@@ -110,7 +111,7 @@ def with_covariance(model: Model, diagonal: bool) -> Model | None:
 
 
 def evaluate(
-    users: Sequence[History],
+    log: Log,
     ways: Sequence[Variant],
     cut_ms: float,
     resamples: int = 200,
@@ -128,11 +129,11 @@ def evaluate(
     advance
         Called with the number of slates scored.
     """
-    new = np.array([not any(e.timestamp < cut_ms for e in history.events) for history in users], dtype=bool)
+    new = np.array([not (history.at < cut_ms).any() for history in log.users], dtype=bool)
     results = []
     for way in ways:
         pit_seed = seed if way.name.startswith(FRESH) else None
-        done = replay(way.model, users, way.available, cut_ms, pit_seed, advance)
+        done = replay(way.model, log, way.available, cut_ms, pit_seed, advance)
         results.append(_result(way.name, done, new, resamples, seed))
     return results
 

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.belief.gaussian import Array, Belief, click_probability, draw, predict
+from learner.belief.gaussian import Array, Belief, Rows, click_probability, draw, predict
 from learner.evaluation.metrics import Scored, log_loss
-from learner.events.parse import Click, Event, Impression
-from learner.log.position import Partition, Position
+from learner.events.microbatch import IMPRESSION, Microbatch, by_user, grouped
 from learner.model.spec import Model
 from learner.record import decode_record, fresh_record
 from learner.record.served import belief_at
-from learner.step.apply import apply, microbatch
-
-_LOG = Partition(bytes(16), 0)
+from learner.step.apply import apply
 
 Available: TypeAlias = Callable[["History", int], tuple[float, float]]
-"""When the learner gets the event at a place of a history, and where among those of the same time; inf for never."""
+"""When the learner gets the event of a number, and where among those of the same time; inf for never."""
 
 
 class History(NamedTuple):
@@ -28,17 +25,32 @@ class History(NamedTuple):
 
     Attributes
     ----------
-    events
-        Impressions and clicks.
+    places
+        Where they stand in the log, shape (n,).
+    at
+        Their times, epoch ms, shape (n,).
     shown_by
-        For each event the place of its impression: its own, a click's, or -1 for a click of none.
+        For each event the number of its impression: its own, a click's, or -1 for a click of none.
     labels
         For each event of an impression whether each item was clicked inside the window, else empty.
     """
 
-    events: list[Event]
+    places: NDArray[np.int64]
+    at: NDArray[np.int64]
     shown_by: list[int]
     labels: list[Array]
+
+
+class Log(NamedTuple):
+    """A log in memory, and the history of each of its users."""
+
+    batch: Microbatch
+    users: list[History]
+
+    def n_slates(self, start_ms: float = -np.inf) -> int:
+        """How many slates were shown from a time on."""
+        event = self.batch.events.event
+        return int(((event["kind"] == IMPRESSION) & (event["at"] >= start_ms)).sum())
 
 
 class Replayed(NamedTuple):
@@ -63,30 +75,27 @@ class Replayed(NamedTuple):
     pit: Array
 
 
-def histories(events: Iterable[Event], window_ms: int) -> list[History]:
-    """Events by user, with the labels that the log as a whole gives them."""
-    by_user: dict[str, list[Event]] = {}
-    for event in events:
-        by_user.setdefault(event.user_id, []).append(event)
-    return [_history(mine, window_ms) for mine in by_user.values()]
+def read_log(batch: Microbatch, window_ms: int) -> Log:
+    """A log with the labels that it gives as a whole."""
+    return Log(batch, [_history(batch, places, window_ms) for _, places in by_user(batch)])
 
 
-def fresh(history: History, place: int) -> tuple[float, float]:
+def fresh(history: History, number: int) -> tuple[float, float]:
     """Every event is learnt when it happens."""
-    return history.events[place].timestamp, place
+    return float(history.at[number]), number
 
 
 def lagging(lag_ms: float) -> Available:
     """Every event is learnt so much later."""
-    return lambda history, place: (history.events[place].timestamp + lag_ms, place)
+    return lambda history, number: (history.at[number] + lag_ms, number)
 
 
 def frozen_at(cut_ms: float) -> Available:
     """Events before the cut are learnt when they happen, later ones never."""
 
-    def available(history: History, place: int) -> tuple[float, float]:
-        at = history.events[place].timestamp
-        return (at if at < cut_ms else np.inf), place
+    def available(history: History, number: int) -> tuple[float, float]:
+        at = float(history.at[number])
+        return (at if at < cut_ms else np.inf), number
 
     return available
 
@@ -97,18 +106,18 @@ def joined_after(window_ms: float) -> Available:
     The clicks are handed over just before their impression, so that each outcome is learnt once, with its final label.
     """
 
-    def available(history: History, place: int) -> tuple[float, float]:
-        shown = history.shown_by[place]
+    def available(history: History, number: int) -> tuple[float, float]:
+        shown = history.shown_by[number]
         if shown < 0:
-            return np.inf, place
-        return history.events[shown].timestamp + window_ms, shown - (0.5 if shown != place else 0.0)
+            return np.inf, number
+        return history.at[shown] + window_ms, shown - (0.5 if shown != number else 0.0)
 
     return available
 
 
 def replay(
     model: Model,
-    users: Sequence[History],
+    log: Log,
     available: Available | None = fresh,
     score_from_ms: float = -np.inf,
     pit_seed: int | None = None,
@@ -129,8 +138,11 @@ def replay(
     advance
         Called with the number of slates scored.
     """
-    plans = [_plan(history, available, score_from_ms) for history in users]
-    order = sorted((i for i in range(len(users)) if plans[i]), key=lambda i: -len(plans[i]))
+    # Each user learns from a log of their own, in the order in which the learner gets it.
+    event = log.batch.events.event.copy()
+    events = log.batch.events._replace(event=event)
+    plans = [_plan(history, event, available, score_from_ms) for history in log.users]
+    order = sorted((i for i in range(len(plans)) if plans[i]), key=lambda i: -len(plans[i]))
     values: dict[int, bytes | None] = dict.fromkeys(order)
     nobody = fresh_record(model)
     generator = None if pit_seed is None else np.random.default_rng(pit_seed)
@@ -139,86 +151,88 @@ def replay(
     for k in range(max(map(len, plans), default=0)):
         while len(plans[order[-1]]) <= k:
             order.pop()
-        learning = [i for i in order if plans[i][k].learn]
-        batch = microbatch(model, [plans[i][k].learn for i in learning])
-        learnt = apply(model, [values[i] for i in learning], batch, [str(i) for i in learning]).values
+        learning = [i for i in order if len(plans[i][k].learn)]
+        users = grouped([str(i) for i in learning], [plans[i][k].learn for i in learning])
+        learnt = apply(model, [values[i] for i in learning], events, users).values
         values |= {i: value for i, value in zip(learning, learnt, strict=True) if value is not None}
         for i in order:
             step = plans[i][k]
-            shown = users[i].events[step.place]
-            assert isinstance(shown, Impression)
+            place, history = log.users[i].places[step.number], log.users[i]
+            shown = log.batch.items(place)
+            row, offset, now = events.row[shown], events.item["offset"][shown], int(history.at[step.number])
             value = values[i]
-            record = nobody if value is None else decode_record(value, model, str(i))
-            belief = belief_at(model, record, shown.timestamp)
-            mean, var = predict(belief, shown.rows, shown.offset)
-            labels = users[i].labels[step.place]
-            rows.append((i, step.place, labels, click_probability(mean, var), shown.timestamp, step.evidence))
+            belief = belief_at(model, nobody if value is None else decode_record(value, model, str(i)), now)
+            mean, var = predict(belief, row, offset)
+            labels = history.labels[step.number]
+            rows.append((i, step.number, labels, click_probability(mean, var), now, step.evidence))
             if generator is not None:
-                pit.append(_pit(shown, belief, labels, generator))
+                pit.append(_pit(row, offset, belief, labels, generator))
         advance(len(order))
     return _gather(rows, np.array(pit))
 
 
-def progressive_loss(
-    model: Model, users: Sequence[History], advance: Callable[[int], object] = lambda n: None
-) -> float:
+def progressive_loss(model: Model, log: Log, advance: Callable[[int], object] = lambda n: None) -> float:
     """The log loss of a fresh replay: every slate is scored before it is learnt from.
 
     `advance` is called with the number of slates scored.
     """
-    scored = replay(model, users, fresh, advance=advance).scored
+    scored = replay(model, log, fresh, advance=advance).scored
     return log_loss(scored.y, scored.p)
 
 
 class _Step(NamedTuple):
-    """Events to learn, then the slate to score."""
+    """Places of the events to learn, then the number of the slate to score."""
 
-    learn: list[tuple[Event, Position]]
-    place: int
+    learn: NDArray[np.int64]
+    number: int
     evidence: int
 
 
-def _history(events: list[Event], window_ms: int) -> History:
-    events = sorted(events, key=lambda event: event.timestamp)
-    shown_in: dict[int, tuple[int, int]] = {}
-    for place, event in enumerate(events):
-        if isinstance(event, Impression):
-            for item, key in enumerate(event.keys):
-                shown_in.setdefault(key, (place, item))
-    labels = [np.zeros(len(event.keys)) if isinstance(event, Impression) else np.empty(0) for event in events]
-    shown_by = list(range(len(events)))
-    for place, event in enumerate(events):
-        if isinstance(event, Click):
-            shown, item = shown_in.get(event.key, (-1, 0))
-            shown_by[place] = shown
-            if shown >= 0 and event.timestamp - events[shown].timestamp <= window_ms:
-                labels[shown][item] = 1.0
-    return History(events, shown_by, labels)
+def _history(batch: Microbatch, places: NDArray[np.int64], window_ms: int) -> History:
+    event = batch.events.event[places]
+    order = np.argsort(event["at"], kind="stable")
+    event, places = event[order], places[order]
+    at, shown_in = event["at"].copy(), dict[int, tuple[int, int]]()
+    is_shown = event["kind"] == IMPRESSION
+    for number in np.flatnonzero(is_shown).tolist():
+        for item, key in enumerate(batch.events.item["key"][batch.items(places[number])].tolist()):
+            shown_in.setdefault(key, (number, item))
+    labels = [np.zeros(n) for n in event["n_items"].tolist()]
+    shown_by = list(range(len(places)))
+    for number in np.flatnonzero(~is_shown).tolist():
+        shown, item = shown_in.get(int(event["key"][number]), (-1, 0))
+        shown_by[number] = shown
+        if shown >= 0 and at[number] - at[shown] <= window_ms:
+            labels[shown][item] = 1.0
+    return History(places, at, shown_by, labels)
 
 
-def _plan(history: History, available: Available | None, score_from_ms: float) -> list[_Step]:
-    """Which events to learn before which slate."""
-    n = len(history.events)
-    keys = [] if available is None else sorted((*available(history, place), place) for place in range(n))
+def _plan(history: History, event: NDArray[np.void], available: Available | None, score_from_ms: float) -> list[_Step]:
+    """Which events to learn before which slate; the events' offsets are set to the order of learning."""
+    n = len(history.places)
+    keys = [] if available is None else sorted((*available(history, number), number) for number in range(n))
+    learnt = history.places[[number for _, _, number in keys]] if keys else np.empty(0, np.int64)
+    event["offset"][learnt] = np.arange(len(learnt))
     steps: list[_Step] = []
     taken, evidence = 0, 0
-    for place, event in enumerate(history.events):
-        if not isinstance(event, Impression):
+    for number, at in enumerate(history.at.tolist()):
+        if history.shown_by[number] != number:
             continue
-        if event.timestamp >= score_from_ms:
+        if at >= score_from_ms:
             first = taken
-            while taken < len(keys) and keys[taken][:2] < (event.timestamp, place):
+            while taken < len(keys) and keys[taken][:2] < (at, number):
                 taken += 1
-            learn = [(history.events[keys[j][2]], Position(_LOG, j)) for j in range(first, taken)]
-            steps.append(_Step(learn, place, evidence))
-        evidence += len(event.keys)
+            steps.append(_Step(learnt[first:taken], number, evidence))
+        evidence += len(history.labels[number])
     return steps
 
 
-def _pit(shown: Impression, belief: Belief, labels: Array, generator: np.random.Generator, draws: int = 64) -> float:
+def _pit(
+    rows: Rows, offset: Array, belief: Belief, labels: Array, generator: np.random.Generator, draws: int = 64
+) -> float:
     """The randomised probability integral transform of a slate's number of clicks (Czado et al. 2009)."""
     theta = np.stack([draw(belief, generator) for _ in range(draws)])
-    X, offset = shown.rows.astype(np.float64), shown.offset.astype(np.float64)
+    X = rows.astype(np.float64)
     clicks = (generator.random((draws, len(X))) < 1.0 / (1.0 + np.exp(-(offset + theta @ X.T)))).sum(axis=1)
     actual = labels.sum()
     return float(((clicks < actual).sum() + generator.random() * ((clicks == actual).sum() + 1)) / (draws + 1))

@@ -1,4 +1,4 @@
-"""Bytes to typed events, or a reason why not."""
+"""Bytes to a microbatch, or reasons why not."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import chain
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.belief.gaussian import Rows
+from learner.events.microbatch import BAD, CLICK, EVENT, ITEM, Events, Microbatch, joined
 from learner.events.wire import BadEvent, Reason, WireClick, WireImpression, WireItem, with_features
 from learner.limits import MAX_EVENT_BYTES, MAX_TIMESTAMP_MS, MIN_TIMESTAMP_MS
 from learner.model.features import FeatureError
@@ -28,35 +28,24 @@ TOGETHER_NUMBERS = 4_000_000
 UNITS = {"seconds": 1e-3, "microseconds": 1e3, "nanoseconds": 1e6}
 
 
-class Impression(NamedTuple):
-    """A slate that was shown: N outcomes whose labels are still to come.
+class Parsed(NamedTuple):
+    """Events as read: a microbatch, and by its place what is wrong with each one that is bad."""
 
-    `keys` (N,) identify the outcomes within the user; `rows` (N, d), `offset` (N,) and `weight` (N,) are float32.
-    """
+    batch: Microbatch
+    bad: dict[int, BadEvent]
 
-    user_id: str
-    timestamp: int
-    keys: list[int]
-    rows: Rows
-    offset: NDArray[np.float32]
-    weight: NDArray[np.float32]
+    def refuse(self, place: int, why: BadEvent) -> None:
+        """Make an event a bad one."""
+        self.batch.user[place] = ""
+        self.batch.events.event["kind"][place] = BAD
+        self.bad[place] = why
 
-
-class Click(NamedTuple):
-    """A click on the outcome `key` of the user."""
-
-    user_id: str
-    timestamp: int
-    key: int
-
-
-Event: TypeAlias = Impression | Click
 
 _DECODER = msgspec.json.Decoder(WireImpression | WireClick)
 
 
-def parse_event(raw: bytes, model: Model) -> Event:
-    """Read one event.
+def parse_event(raw: bytes, model: Model) -> WireImpression | WireClick:
+    """Read one event, and see that its items fit the model.
 
     Parameters
     ----------
@@ -71,66 +60,107 @@ def parse_event(raw: bytes, model: Model) -> Event:
         With a reason and a message that names the field.
     """
     wire = _decode(raw)
-    if isinstance(wire, WireClick):
-        return _click(wire)
-    try:
-        return _impressions([wire], model)[0]
-    except FeatureError as exc:
-        raise BadEvent(Reason(exc.reason), str(exc)) from exc
+    if isinstance(wire, WireImpression):
+        try:
+            model.rows([item.features for item in wire.items])
+        except FeatureError as exc:
+            raise BadEvent(Reason(exc.reason), str(exc)) from exc
+    return wire
 
 
-def parse_events(raws: Sequence[bytes], model: Model) -> list[Event | BadEvent]:
-    """Read many events, as `parse_event` does each; what it would raise stands in the event's place.
+def parse_events(raws: Sequence[bytes], model: Model) -> Parsed:
+    """Read many events to columns, each as `parse_event` does.
 
     The items are decoded to structs made for the model, and those of many impressions become one design matrix. An
     event that cannot be read so is left to `parse_event`, which says what is wrong with it.
     """
-    return [
-        event
-        for start in range(0, len(raws), TOGETHER)
-        for event in _parse_together(raws[start : start + TOGETHER], model)
-    ]
+    parts = [_parse_together(raws[start : start + TOGETHER], model) for start in range(0, len(raws), TOGETHER)]
+    bad = {i * TOGETHER + place: why for i, part in enumerate(parts) for place, why in part.bad.items()}
+    return Parsed(joined([part.batch for part in parts], model.d), bad)
 
 
-def _parse_together(raws: Sequence[bytes], model: Model) -> list[Event | BadEvent]:
+def _parse_together(raws: Sequence[bytes], model: Model) -> Parsed:
     item = model.item_struct
     decode = (_DECODER if item is None else _decoder(item)).decode
-    wires: list[WireImpression | WireClick | None] = []
-    for raw in raws:
+    wires: list[WireImpression | WireClick | BadEvent] = []
+    quick: list[int] = []
+    for place, raw in enumerate(raws):
         try:
-            wires.append(decode(raw) if len(raw) <= MAX_EVENT_BYTES else None)
+            wire = decode(raw) if len(raw) <= MAX_EVENT_BYTES else None
         except UNREADABLE:
-            wires.append(None)
-    shown = [wire for wire in wires if isinstance(wire, WireImpression)]
-    together = model.d * sum(len(wire.items) for wire in shown) <= TOGETHER_NUMBERS
-    slates = [shown] if together and shown else [[wire] for wire in shown]
+            wire = None
+        if isinstance(wire, WireImpression):
+            quick.append(place)
+        wires.append(_alone(raw, model) if wire is None else wire)
+    slow = [place for place in sorted({*range(len(raws))} - {*quick}) if isinstance(wires[place], WireImpression)]
+    shown: Any = [wires[place] for place in quick]
+    n_numbers = model.d * sum(len(wire.items) for wire in shown)
+    slates = [quick] if quick and n_numbers <= TOGETHER_NUMBERS else [[place] for place in quick]
     try:
-        impressions = iter([one for some in slates for one in _impressions(some, model)])
+        return _columns(wires, [*slates, *([place] for place in slow)], model)
     except FeatureError:
         # One of them is bad: read each alone to tell which.
-        return [_alone(raw, model) for raw in raws]
-    return [
-        next(impressions)
-        if isinstance(wire, WireImpression)
-        else _click(wire)
-        if isinstance(wire, WireClick)
-        else _alone(raw, model)
-        for raw, wire in zip(raws, wires, strict=True)
-    ]
+        wires = [_alone(raw, model) for raw in raws]
+        shown = [place for place, wire in enumerate(wires) if isinstance(wire, WireImpression)]
+        return _columns(wires, [[place] for place in shown], model)
 
 
-def from_the_future(event: Event, came_at: int, model: Model) -> BadEvent | None:
-    """What is wrong with an event dated more than the model's `max_ahead` after it came in, epoch ms; None if nothing.
+def _columns(wires: Sequence[WireImpression | WireClick | BadEvent], slates: list[list[int]], model: Model) -> Parsed:
+    """The columns of these events; `slates` are the places of impressions, those together that are decoded alike."""
+    event = np.zeros(len(wires), EVENT)
+    users, keys, clicks, bad = [], [], [], {}
+    for place, wire in enumerate(wires):
+        if isinstance(wire, BadEvent):
+            bad[place] = wire
+            users.append("")
+            continue
+        users.append(wire.user_id)
+        if isinstance(wire, WireClick):
+            clicks.append(place)
+            keys += digests(wire.request_id, [wire.item_id])
+    event["kind"][list(bad)] = BAD
+    event["kind"][clicks] = CLICK
+    event["key"][clicks] = np.frombuffer(b"".join(keys), "<i8")
+    event["at"] = [0 if isinstance(wire, BadEvent) else wire.timestamp for wire in wires]
+    order = [place for slate in slates for place in slate]
+    shown: Any = [wires[place] for place in order]
+    event["n_items"][order] = n_items = [len(wire.items) for wire in shown]
+    event["first_item"][order] = np.cumsum([0, *n_items])[:-1]
+    item = np.zeros(sum(n_items), ITEM)
+    item["key"] = np.frombuffer(
+        b"".join(chain.from_iterable(digests(wire.request_id, [one.item_id for one in wire.items]) for wire in shown)),
+        "<i8",
+    )
+    item["weight"] = [one.weight for wire in shown for one in wire.items]
+    row, start = np.empty((len(item), model.d), np.float32), 0
+    for slate in slates:
+        items = [one for place in slate for one in wires[place].items]  # type: ignore[union-attr]
+        its = slice(start, start := start + len(items))
+        row[its] = model.rows([one.features for one in items])
+        item["offset"][its] = model.offsets([one.offset for one in items], row[its])
+    return Parsed(Microbatch(users, Events(event, item, row)), bad)
+
+
+def refuse_from_the_future(parsed: Parsed, came_at: NDArray[np.int64], model: Model) -> None:
+    """Make those events bad that are dated more than the model's `max_ahead` after they came in, epoch ms, shape (E,).
 
     A belief is relaxed to the latest event of its user: one dated far ahead would cost all that was learnt.
     """
-    if event.timestamp <= came_at + model.max_ahead_ms:
-        return None
+    for place in np.flatnonzero(parsed.batch.events.event["at"] > came_at + model.max_ahead_ms).tolist():
+        parsed.refuse(place, _from_the_future(model))
+
+
+def from_the_future(timestamp: int, came_at: int, model: Model) -> BadEvent | None:
+    """What is wrong with an event dated so if it came in then, both epoch ms; None if nothing."""
+    return None if timestamp <= came_at + model.max_ahead_ms else _from_the_future(model)
+
+
+def _from_the_future(model: Model) -> BadEvent:
     expected = f"expected at most {model.max_ahead_ms} ms (max_ahead) after the time it came in"
     return BadEvent(Reason.FROM_THE_FUTURE, f"timestamp: {expected}")
 
 
-def _alone(raw: bytes, model: Model) -> Event | BadEvent:
+def _alone(raw: bytes, model: Model) -> WireImpression | WireClick | BadEvent:
     try:
         return parse_event(raw, model)
     except BadEvent as exc:
@@ -153,31 +183,12 @@ def _decode(raw: bytes) -> WireImpression | WireClick:
     return wire
 
 
-def _click(wire: WireClick) -> Click:
-    return Click(wire.user_id, wire.timestamp, outcome_key(wire.request_id, wire.item_id))
-
-
-def _impressions(wires: Sequence[WireImpression], model: Model) -> list[Impression]:
-    """The impressions of these slates, parts of arrays of their items one after another."""
-    items = [item for wire in wires for item in wire.items]
-    rows = model.rows([item.features for item in items])
-    offset = model.offsets([item.offset for item in items], rows)
-    weight = np.array([item.weight for item in items], dtype=np.float32)
-    digests = chain.from_iterable(_digests(wire.request_id, [item.item_id for item in wire.items]) for wire in wires)
-    keys = np.frombuffer(b"".join(digests), dtype="<u8").tolist()
-    impressions, start = [], 0
-    for wire in wires:
-        its = slice(start, start := start + len(wire.items))
-        impressions.append(Impression(wire.user_id, wire.timestamp, keys[its], rows[its], offset[its], weight[its]))
-    return impressions
-
-
 def outcome_key(request_id: str, item_id: str) -> int:
     """A 64-bit identity of an outcome within its user."""
-    return int.from_bytes(_digests(request_id, [item_id])[0], "little")
+    return int.from_bytes(digests(request_id, [item_id])[0], "little")
 
 
-def _digests(request_id: str, item_ids: Sequence[str]) -> list[bytes]:
+def digests(request_id: str, item_ids: Sequence[str]) -> list[bytes]:
     """The outcomes' keys, little-endian; the length keeps the two ids from running together."""
     request = blake2b(f"{len(request_id)}:{request_id}".encode(), digest_size=8)
     digests = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated, Any, TypeAlias, TypeVar, cast
 
@@ -113,7 +113,7 @@ class _UserOnly(msgspec.Struct):
     user_id: str
 
 
-def impression_json(request_id: str, user_id: str, timestamp: int, items: list[Mapping[str, Any]]) -> bytes:
+def impression_json(request_id: str, user_id: str, timestamp: int, items: Sequence[Mapping[str, Any]]) -> bytes:
     """The bytes of an impression event, for those who produce one."""
     event = {"type": "impression", "request_id": request_id, "user_id": user_id, "timestamp": timestamp, "items": items}
     return msgspec.json.encode(event)

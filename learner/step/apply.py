@@ -5,32 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from math import ceil, inf
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.events.parse import Click, Event, Impression
-from learner.log.position import Position
+from learner.events.microbatch import ByUser, Events
 from learner.model.spec import Model
 from learner.record import NEVER, check_record, decode_record, encode_record, header_template, sealed
 from learner.record.layout import plain_layout
 from learner.step import kernel
-from learner.step.columns import EVENT, ITEM, Events, Rules
+from learner.step.columns import Rules
 from learner.step.kernel import COUNTS
 
 # Beliefs relax in steps of event time: a share of the half-life, and never less than this.
 TICKS_A_HALF_LIFE, MIN_TICK_MS = 4_096, 1_000
-
-UserEvents: TypeAlias = Sequence[tuple[Event, Position]]
-
-
-class Microbatch(NamedTuple):
-    """Events of U users as columns: those of user i are ``order[first[i]:first[i + 1]]``, in log order."""
-
-    events: Events
-    order: NDArray[np.int64]
-    first: NDArray[np.int64]
 
 
 class Applied(NamedTuple):
@@ -62,41 +51,15 @@ def rules(model: Model) -> Rules:
     )  # fmt: skip
 
 
-def microbatch(model: Model, users: Sequence[UserEvents]) -> Microbatch:
-    """Columns of each user's events, in log order, with their positions."""
-    flat = [one for mine in users for one in mine]
-    n = len(flat)
-    shown = [event for event, _ in flat if isinstance(event, Impression)]
-    n_items = [len(event.keys) if isinstance(event, Impression) else 0 for event, _ in flat]
-    event = np.zeros(n, EVENT)
-    event["kind"] = [kernel.CLICK if isinstance(one, Click) else kernel.IMPRESSION for one, _ in flat]
-    event["at"] = [one.timestamp for one, _ in flat]
-    topic = np.frombuffer(b"".join([position.partition.topic_id for _, position in flat]), "<i8").reshape(n, 2)
-    event["topic_high"], event["topic_low"] = topic.T
-    event["partition"] = [position.partition.number for _, position in flat]
-    event["offset"] = [position.offset for _, position in flat]
-    event["key"] = np.array([one.key if isinstance(one, Click) else 0 for one, _ in flat], np.uint64).view(np.int64)
-    event["n_items"] = n_items
-    event["first_item"] = _starts(n_items)[:-1]
-    item = np.zeros(sum(n_items), ITEM)
-    item["key"] = np.array([key for one in shown for key in one.keys], np.uint64).view(np.int64)
-    item["offset"] = _joined([one.offset for one in shown], np.empty(0, np.float32))
-    item["weight"] = _joined([one.weight for one in shown], np.empty(0, np.float32))
-    events = Events(event, item, _joined([one.rows for one in shown], np.empty((0, model.d), np.float32)))
-    return Microbatch(events, np.arange(n), _starts([len(mine) for mine in users]))
-
-
-def apply(model: Model, stored: Sequence[bytes | None], batch: Microbatch, user_ids: Sequence[str]) -> Applied:
+def apply(model: Model, stored: Sequence[bytes | None], events: Events, users: ByUser) -> Applied:
     """Learn from a microbatch.
 
     Parameters
     ----------
     stored
         The record of each user; None for one who has none.
-    batch
-        Their events.
-    user_ids
-        Who they are, for errors.
+    events, users
+        Columns, and which of them are whose.
 
     Raises
     ------
@@ -107,7 +70,7 @@ def apply(model: Model, stored: Sequence[bytes | None], batch: Microbatch, user_
     values, revisions, lengths = [], np.ones(n_users, np.int64), np.zeros(n_users, np.int64)
     extra = np.zeros((n_users, 3), np.int64)
     erased = []
-    for u, (value, user_id) in enumerate(zip(stored, user_ids, strict=True)):
+    for u, (value, user_id) in enumerate(zip(stored, users.user_ids, strict=True)):
         if value is None:
             erased.append(False)
             continue
@@ -118,8 +81,8 @@ def apply(model: Model, stored: Sequence[bytes | None], batch: Microbatch, user_
         revisions[u], lengths[u] = header.revision + 1, len(value)
         extra[u] = header.n_outcomes, header.n_clicks, header.n_applied
         erased.append(header.erased_at != NEVER)
-    n_events = np.diff(batch.first)
-    n_items = np.add.reduceat(np.append(batch.events.event["n_items"][batch.order], 0), batch.first[:-1])
+    n_events = np.diff(users.first)
+    n_items = np.add.reduceat(np.append(events.event["n_items"][users.order], 0), users.first[:-1])
     n_items[n_events == 0] = 0
     # The most that each may come to: every event may bring a click or a partition.
     room = extra + np.stack([n_items, n_events, n_events], axis=1)
@@ -129,7 +92,7 @@ def apply(model: Model, stored: Sequence[bytes | None], batch: Microbatch, user_
     written, counts = np.zeros(n_users, np.int64), np.zeros(len(COUNTS), np.int64)
     kernel.apply_all(
         rules(model), np.frombuffer(header_template(model), np.uint8), np.frombuffer(b"".join(values), np.uint8),
-        starts, revisions, np.maximum(room.max(axis=0, initial=0), 1), batch.events, batch.order, batch.first, out,
+        starts, revisions, np.maximum(room.max(axis=0, initial=0), 1), events, users.order, users.first, out,
         out_starts, written, counts,
     )  # fmt: skip
     view = out.data
@@ -145,7 +108,3 @@ def _starts(lengths: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
     starts = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=starts[1:])
     return starts
-
-
-def _joined(pieces: Sequence[NDArray[np.float32]], none: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.concatenate(pieces) if pieces else none

@@ -1,4 +1,4 @@
-"""What the compiled loop works on: a microbatch and a user's record, as columns; and how a record becomes them."""
+"""A user's record as the columns that the compiled loop works on, and how its bytes become them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,6 @@ OPEN, SETTLED, CLICKED = (int(state) for state in State)
 # An outcome that has left the record; never stored.
 FORGOTTEN = 3
 
-EVENT = np.dtype(
-    [
-        (name, np.int64)
-        for name in ("kind", "at", "topic_high", "topic_low", "partition", "offset", "key", "first_item", "n_items")
-    ]
-)
-"""One event: a kind, a time (epoch ms), where it stands in the log (a sweep stands nowhere), the outcome's key of a
-click, and which items are an impression's."""
-ITEM = np.dtype([("key", np.int64), ("offset", np.float32), ("weight", np.float32)])
 OUTCOME = np.dtype(
     [
         *((name, np.int64) for name in ("key", "shown_at", "state")),
@@ -58,14 +49,6 @@ class Rules(NamedTuple):
     window: int
     settle_age: int
     max_open: int
-
-
-class Events(NamedTuple):
-    """A microbatch as columns: events of `EVENT`, items of `ITEM`, and the items' rows, shape (N, d), float32."""
-
-    event: Any
-    item: Any
-    row: Any
 
 
 class User(NamedTuple):

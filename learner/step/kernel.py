@@ -13,13 +13,13 @@ import numpy as np
 
 from learner.belief.compiled import compiled, inner
 from learner.belief.update import condition, condition_jointly, discount, relax, retract
+from learner.events.microbatch import CLICK, SWEEP, Events
 from learner.record import NEVER
 from learner.step.columns import (
     CLICKED,
     FORGOTTEN,
     OPEN,
     SETTLED,
-    Events,
     Rules,
     User,
     begin,
@@ -29,8 +29,6 @@ from learner.step.columns import (
     workspace,
 )
 
-# Kinds of events.
-IMPRESSION, CLICK, SWEEP = 0, 1, 2
 # Outcomes kept per user, open or not, as a multiple of `max_open`: what a busy user can cost.
 MAX_KEPT_FACTOR = 4
 

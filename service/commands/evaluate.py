@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from learner.events.parse import Impression
+from learner.events.microbatch import Microbatch, joined
 from learner.model.spec import Model
 from service.commands.command import Subparsers
 from service.commands.logs import add_arguments, events_of, progress
@@ -35,18 +35,18 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     """Replay, print the table and write what was asked for."""
     from learner.batch.join import chosen
     from learner.evaluation.compare import cut_at, evaluate, variants
-    from learner.evaluation.replay import histories
+    from learner.evaluation.replay import read_log
     from learner.evaluation.report import as_html, as_json, as_text
 
-    events = events_of(arguments, settings, model)
-    if arguments.sample < 1.0:
-        events = (event for event in events if chosen(event.user_id, arguments.sample, arguments.seed))
-    users = histories(events, model.window_ms)
-    cut_ms = cut_at(users, arguments.start)
+    def sampled(batch: Microbatch) -> Microbatch:
+        return batch.only(lambda user_id: chosen(user_id, arguments.sample, arguments.seed))
+
+    log = read_log(joined(map(sampled, events_of(arguments, settings, model)), model.d), model.window_ms)
+    cut_ms = cut_at(log, arguments.start)
     ways = variants(model, cut_ms, not arguments.brief)
-    slates = sum(isinstance(e, Impression) and e.timestamp >= cut_ms for history in users for e in history.events)
+    slates = log.n_slates(cut_ms)
     with progress("replaying", " slates", len(ways) * slates) as bar:
-        results = evaluate(users, ways, cut_ms, arguments.resamples, arguments.seed, bar.update)
+        results = evaluate(log, ways, cut_ms, arguments.resamples, arguments.seed, bar.update)
     print(as_text(results))
     if arguments.json:
         Path(arguments.json).write_text(as_json(results), encoding="utf-8")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from learner.belief.population import Population
-from learner.events.parse import Impression
+from learner.events.microbatch import joined
 from learner.model.prior_file import PriorFile, encode_prior, with_prior
 from learner.model.spec import Model
 from service.commands.command import Subparsers
@@ -110,27 +110,27 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
 def _half_life(arguments: argparse.Namespace, settings: Settings, model: Model, until_ms: int) -> float | None:
     from learner.batch.half_life import DAY_MS, GRID_MS, fit_half_life
     from learner.batch.join import chosen
-    from learner.evaluation.replay import histories, progressive_loss
+    from learner.evaluation.replay import progressive_loss, read_log
 
     if model.discount is not None:
         print("half-life: none, since the model has discount")
         return None
     seen: dict[str, None] = {}
-    events = []
-    for event in events_of(arguments, settings, model):
-        if len(seen) < _HALF_LIFE_USERS and chosen(event.user_id, arguments.sample, arguments.seed):
-            seen[event.user_id] = None
-        if event.user_id in seen and event.timestamp <= until_ms:
-            events.append(event)
-    slates = sum(isinstance(event, Impression) for event in events)
-    users = histories(events, model.window_ms)
-    with progress("half-life", " slates", slates * len(GRID_MS)) as bar:
+
+    def sampled(user_id: str) -> bool:
+        if len(seen) < _HALF_LIFE_USERS and chosen(user_id, arguments.sample, arguments.seed):
+            seen[user_id] = None
+        return user_id in seen
+
+    batches = (batch.only(sampled, until_ms) for batch in events_of(arguments, settings, model))
+    log = read_log(joined(batches, model.d), model.window_ms)
+    with progress("half-life", " slates", log.n_slates() * len(GRID_MS)) as bar:
 
         def told(half_life_ms: float | None, loss: float) -> None:
             shown = "never forgets" if half_life_ms is None else f"{half_life_ms / DAY_MS:.3g} d"
             bar.write(f"  half-life {shown:14s} progressive log loss {loss:.5f}")
 
         def loss(half_life_ms: float | None) -> float:
-            return progressive_loss(replace(model, half_life_ms=half_life_ms), users, bar.update)
+            return progressive_loss(replace(model, half_life_ms=half_life_ms), log, bar.update)
 
         return fit_half_life(loss, observe=told)

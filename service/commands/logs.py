@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from learner.events.parse import Event
+from learner.events.microbatch import Microbatch
 from learner.model.spec import Model
 from service.settings import Settings
 
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of every random choice (default: %(default)s)")
 
 
-def events_of(arguments: argparse.Namespace, settings: Settings, model: Model) -> Iterator[Event]:
+def events_of(arguments: argparse.Namespace, settings: Settings, model: Model) -> Iterator[Microbatch]:
     """The events of the logs."""
     from learner.batch.reading import read_events
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from learner.belief.gaussian import Array, Belief, Rows
 from learner.belief.policies import Scores, score_items
-from learner.events.parse import Click, from_the_future, parse_event
-from learner.events.wire import BadEvent, Ranked, WireImpression
+from learner.events.parse import from_the_future, parse_event
+from learner.events.wire import BadEvent, Ranked, WireClick, WireImpression
 from learner.limits import MAX_EVENT_BYTES
 from learner.log import Entry, EventLog
 from learner.model.spec import Model
@@ -99,13 +99,13 @@ class Operations:
         for index, one in enumerate(split_events(raw)):
             try:
                 event = parse_event(one, self._model)
-                if why := from_the_future(event, now, self._model):
+                if why := from_the_future(event.timestamp, now, self._model):
                     raise why
             except BadEvent as exc:
                 errors.append(api.EventError(index, exc.reason, str(exc)))
             else:
                 settings = self._settings
-                topic = settings.clicks_topic if isinstance(event, Click) else settings.impressions_topic
+                topic = settings.clicks_topic if isinstance(event, WireClick) else settings.impressions_topic
                 entries.append(Entry(topic, event.user_id.encode(), one))
         if not entries and not errors:
             raise api.ApiError(

@@ -7,12 +7,11 @@ import random
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from learner.events.parse import Event, parse_event
-from learner.events.wire import BadEvent
+from learner.events.parse import parse_events
 from learner.log.position import Partition, Position
 from learner.model.spec import Model, load_model
 from learner.record import Record, State, encode_record, fresh_record
-from tests.stepping import apply
+from tests.stepping import Event, apply, single
 
 MODEL = """\
 name = "chaos"
@@ -105,11 +104,11 @@ def expect(log: Iterable[Logged]) -> Expected:
     bad = set()
     by_user: dict[str, list[tuple[Event, Position]]] = {}
     for one in log:
-        try:
-            event = parse_event(one.value, model)
-        except BadEvent:
+        batch, refused = parse_events([one.value], model)
+        if refused:
             bad.add((one.topic, one.position))
             continue
+        event = single(batch, 0)
         by_user.setdefault(event.user_id, []).append((event, one.position))
         places.setdefault(event.user_id, set()).add((one.epoch, one.position.partition))
     for user, mine in by_user.items():

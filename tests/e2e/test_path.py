@@ -24,7 +24,6 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 
 from learner.belief.policies import score_items
-from learner.events.parse import parse_event
 from learner.events.wire import WireClick, WireImpression
 from learner.log import read_to_end
 from learner.model.prior_file import decode_prior, with_prior
@@ -32,7 +31,7 @@ from learner.model.spec import load_model
 from learner.record import decode_record, encode_record, fresh_record
 from learner.record.served import belief_at
 from tests.servers import KafkaServer, RedisServer, eventually, free_port
-from tests.stepping import apply
+from tests.stepping import apply, parsed
 
 MODEL = """\
 name = "e2e"
@@ -305,7 +304,7 @@ def test_a_thompson_slate_is_replayed_to_the_last_bit_from_the_topic_that_logged
     assert logged.ranked.prior == model.population_fingerprint.hex()
     for message in messages:
         if record.n_events < logged.ranked.n_events:
-            (record,), _ = apply(model, [record], [[(parse_event(message.value, model), message.position)]])
+            (record,), _ = apply(model, [record], [[(parsed(message.value, model), message.position)]])
     rows = model.rows([item.features for item in logged.items])
     offset = model.offsets([item.offset for item in logged.items], rows).astype(float)
     generator = np.random.default_rng(logged.ranked.seed)

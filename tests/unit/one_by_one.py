@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from math import ceil
 from typing import NamedTuple
 
-from learner.events.parse import Click, Event, Impression
 from learner.log.position import Partition, Position
 from learner.model.spec import Model
 from learner.record import Record, State
+from tests.stepping import Click, Event, Impression
 
 MAX_KEPT_FACTOR = 4
 

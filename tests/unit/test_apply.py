@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from learner.belief import update
 from learner.belief.gaussian import Belief
-from learner.events.parse import Click, Event, Impression, outcome_key
+from learner.events.parse import outcome_key
 from learner.log.position import Partition, Position
 from learner.model.spec import Model, load_model
 from learner.record import DamagedRecord, Record, RecordError, State, decode_record, encode_record, erased, fresh_record
 from learner.record.served import belief_at
-from tests.stepping import apply
+from tests.stepping import Click, Event, Impression, apply
 
 HEAD = 'name = "t"\n{}\n[prior]\nvariance = 0.7\n[features]\nx = {{ kind = "numeric" }}\nz = {{ kind = "numeric" }}\n'
 DELAY = 'click_delay = { median = "10s", sigma = 1.2 }'

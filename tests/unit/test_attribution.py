@@ -11,14 +11,12 @@ from hypothesis import strategies as st
 
 from learner.belief import update
 from learner.belief.gaussian import Belief
-from learner.events.parse import Click, Event, Impression
+from learner.events.microbatch import SWEEP
 from learner.log.position import Partition, Position
 from learner.model.spec import Model, load_model
 from learner.record import NEVER, Record, State, fresh_record
-from learner.step import kernel
 from learner.step.apply import apply as apply_to_bytes
-from learner.step.apply import microbatch
-from tests.stepping import apply
+from tests.stepping import Click, Event, Impression, apply, microbatch
 from tests.unit import one_by_one
 
 SPEC = """
@@ -234,11 +232,11 @@ def test_an_outcome_is_known_until_three_times_max_open_others_have_come(n_since
 def test_a_sweep_settles_what_is_due_and_is_written_only_if_something_is_forgotten() -> None:
     model = MODELS[1]
     log = [(shown(i), Position(LOGS[0], i)) for i in range(2)]
-    stored = apply_to_bytes(model, [None], microbatch(model, [log]), ["u"]).values
+    stored = apply_to_bytes(model, [None], *microbatch(model, [log])).values
     for at, is_written in ((1_000, False), (59_000, False), (70_000, True)):
-        batch = microbatch(model, [[(shown(at), Position(LOGS[0], -1))]])
-        batch.events.event["kind"], batch.events.event["n_items"] = kernel.SWEEP, 0
-        swept = apply_to_bytes(model, stored, batch, ["u"])
+        events, users = microbatch(model, [[(shown(at), Position(LOGS[0], -1))]])
+        events.event["kind"], events.event["n_items"] = SWEEP, 0
+        swept = apply_to_bytes(model, stored, events, users)
         assert (swept.values[0] is not None) == is_written
         assert swept.counts["outcomes"] == (2 if at > 1_000 else 0)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from xml.etree import ElementTree
 
@@ -12,14 +13,14 @@ from hypothesis import strategies as st
 from learner.belief.gaussian import click_probability, predict
 from learner.evaluation.compare import cut_at, evaluate, variants
 from learner.evaluation.metrics import Scored, auc, log_loss, reliability, share_of, summarise
-from learner.evaluation.replay import fresh, frozen_at, histories, joined_after, lagging, replay
+from learner.evaluation.replay import Log, fresh, frozen_at, joined_after, lagging, read_log, replay
 from learner.evaluation.report import as_html, as_json, as_text
-from learner.events.parse import Click, Event, Impression, outcome_key
+from learner.events.parse import outcome_key
 from learner.log.position import Partition, Position
 from learner.model.spec import load_model
 from learner.record import fresh_record
 from learner.record.served import belief_at
-from tests.stepping import apply
+from tests.stepping import Click, Event, Impression, apply, columns, single
 
 MODEL = load_model(
     'name = "t"\nattribution_window = "1m"\nclick_delay = { median = "5s", sigma = 1.0 }\n'
@@ -46,17 +47,21 @@ def log(n_users: int = 4, n_slates: int = 6) -> list[Event]:
     return events
 
 
+def told(events: Sequence[Event]) -> Log:
+    return read_log(columns(MODEL, events), MODEL.window_ms)
+
+
 def scores(available: object, model: object = MODEL) -> np.ndarray:
-    return replay(model, histories(log(), MODEL.window_ms), available).scored.p  # type: ignore[arg-type]
+    return replay(model, told(log()), available).scored.p  # type: ignore[arg-type]
 
 
 def test_a_fresh_replay_scores_what_the_learner_would_have_served() -> None:
-    users = histories(log(), MODEL.window_ms)
-    done = replay(MODEL, users)
+    whole = told(log())
+    done = replay(MODEL, whole)
     expected = []
-    for history in users:
+    for history in whole.users:
         record = fresh_record(MODEL)
-        for place, event in enumerate(history.events):
+        for place, event in enumerate(single(whole.batch, one) for one in history.places):
             if isinstance(event, Impression):
                 belief = belief_at(MODEL, record, event.timestamp)
                 expected.append(
@@ -78,7 +83,7 @@ def test_a_lag_longer_than_the_log_is_the_prior_and_no_lag_is_fresh() -> None:
 def test_no_score_depends_on_what_comes_after_it() -> None:
     events = log()
     early = [event for event in events if event.timestamp < 100_000]
-    whole, part = (replay(MODEL, histories(one, MODEL.window_ms)) for one in (events, early))
+    whole, part = (replay(MODEL, told(one)) for one in (events, early))
     before = whole.shown_at < 100_000
     a, b = (sorted(zip(d.scored.user, d.shown_at, d.scored.p, strict=True)) for d in (whole, part))
     assert [one for one in a if one[1] < 100_000] == b
@@ -88,14 +93,14 @@ def test_no_score_depends_on_what_comes_after_it() -> None:
 def test_the_joiner_learns_each_outcome_once_with_its_final_label() -> None:
     model = replace(MODEL, click_delay=None)
     events: list[Event] = [shown("u", "r", 0), Click("u", 3_000, outcome_key("r", "1")), shown("u", "s", 61_000)]
-    joined = replay(model, histories(events, MODEL.window_ms), joined_after(60_000.0))
+    joined = replay(model, told(events), joined_after(60_000.0))
     at_once = [Click("u", 0, outcome_key("r", "1")), shown("u", "r", 0), shown("u", "s", 61_000)]
-    known = replay(model, histories(at_once, MODEL.window_ms), fresh)
+    known = replay(model, told(at_once), fresh)
     np.testing.assert_array_equal(joined.scored.p, known.scored.p)
 
 
 def test_the_cut_is_a_share_of_outcomes_and_users_are_new_or_known_by_it() -> None:
-    users = histories([*log(), shown("late", "l", 190_000)], MODEL.window_ms)
+    users = told([*log(), shown("late", "l", 190_000)])
     cut = cut_at(users, 0.5)
     (result,) = evaluate(users, [variants(MODEL, cut)[6]], cut, resamples=10)
     assert result.name == "fresh"
@@ -170,7 +175,7 @@ def test_auc_of_equal_labels_is_refused() -> None:
 
 
 def test_the_reports_hold_the_numbers_and_the_page_needs_nothing_else() -> None:
-    users = histories(log(20), MODEL.window_ms)
+    users = told(log(20))
     model = replace(MODEL, name="<feed>")
     cut = cut_at(users, 0.3)
     results = evaluate(users, variants(model, cut), cut, resamples=10)

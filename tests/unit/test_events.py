@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.events.parse import Click, Impression, from_the_future, outcome_key, parse_event
-from learner.events.wire import BadEvent, Reason, user_of
+from learner.events.parse import from_the_future, outcome_key, parse_event
+from learner.events.wire import BadEvent, Reason, WireClick, WireImpression, user_of
 from learner.model.features import FeatureError
 from learner.model.spec import ModelError, load_model, parse_duration_ms
+from tests.stepping import Click, Impression, parsed
 
 MODEL_TEXT = """
 name = "m"
@@ -42,7 +43,7 @@ def without(key: str) -> dict[str, Any]:
 
 
 def test_an_impression_is_read_as_rows() -> None:
-    event = parse_event(json.dumps(GOOD).encode(), MODEL)
+    event = parsed(json.dumps(GOOD).encode(), MODEL)
     assert isinstance(event, Impression)
     assert (event.user_id, event.timestamp, event.keys) == ("u", AT, [outcome_key("r", "a")])
     assert event.rows.tolist() == [[1, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]]
@@ -51,7 +52,7 @@ def test_an_impression_is_read_as_rows() -> None:
 
 def test_a_click_is_read() -> None:
     raw = b'{"type":"click","request_id":"r","user_id":"u","item_id":"a","timestamp":1700000005000}'
-    assert parse_event(raw, MODEL) == Click("u", AT + 5_000, outcome_key("r", "a"))
+    assert parsed(raw, MODEL) == Click("u", AT + 5_000, outcome_key("r", "a"))
 
 
 @pytest.mark.parametrize(
@@ -137,8 +138,8 @@ def test_the_first_and_the_last_timestamp_are_taken(timestamp: int) -> None:
 def test_an_event_may_be_dated_an_hour_ahead_or_as_far_as_the_model_says_and_no_further() -> None:
     patient = load_model(MODEL_TEXT.replace('"m"', '"m"\nmax_ahead = "2d"'))
     for model, ahead in ((MODEL, 3_600_000), (patient, 2 * 86_400_000)):
-        assert from_the_future(Click("u", AT + ahead, 1), AT, model) is None
-        why = from_the_future(Click("u", AT + ahead + 1, 1), AT, model)
+        assert from_the_future(AT + ahead, AT, model) is None
+        why = from_the_future(AT + ahead + 1, AT, model)
         assert why is not None
         assert why.reason is Reason.FROM_THE_FUTURE
         assert str(why) == f"timestamp: expected at most {ahead} ms (max_ahead) after the time it came in"
@@ -150,7 +151,7 @@ def test_an_event_may_be_dated_an_hour_ahead_or_as_far_as_the_model_says_and_no_
 ))  # fmt: skip
 def test_any_bytes_are_an_event_or_a_bad_event(raw: bytes) -> None:
     with contextlib.suppress(BadEvent):
-        assert isinstance(parse_event(raw, MODEL), Impression | Click)
+        assert isinstance(parse_event(raw, MODEL), WireImpression | WireClick)
 
 
 def test_ids_do_not_run_together() -> None:

@@ -3,8 +3,10 @@ from __future__ import annotations
 import gzip
 import json
 import tracemalloc
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +21,11 @@ from learner.batch.prior import Iteration, fit_prior, laplace_posteriors
 from learner.batch.reading import LogError, read_events
 from learner.batch.scaling import feature_scaling
 from learner.belief.gaussian import Gaussian
-from learner.evaluation.replay import histories, progressive_loss
-from learner.events.parse import Click, Event, Impression, outcome_key
-from learner.model.spec import load_model
+from learner.evaluation.replay import progressive_loss, read_log
+from learner.events.microbatch import Microbatch
+from learner.events.parse import outcome_key
+from learner.model.spec import Model, load_model
+from tests.stepping import Click, Event, Impression, columns
 from tests.unit.covariance_form import condition_microbatch
 
 MODEL = load_model(
@@ -29,6 +33,15 @@ MODEL = load_model(
 )
 TRUE_MEAN = np.array([-0.5, 1.0])
 TRUE_COV = np.array([[0.6, 0.3], [0.3, 0.8]])
+
+
+def joined(events: Iterable[Event], model: Model, **options: Any) -> Outcomes:
+    """The outcomes of events that come one a microbatch."""
+    return collect((columns(model, [event]) for event in events), model, **options)
+
+
+def n_events(batches: Iterable[Microbatch]) -> int:
+    return sum(len(batch.user) for batch in batches)
 
 
 def simulated(n_users: int = 300, n_items: int = 60, seed: int = 0, cov: np.ndarray = TRUE_COV) -> list[Event]:
@@ -47,7 +60,7 @@ def simulated(n_users: int = 300, n_items: int = 60, seed: int = 0, cov: np.ndar
 
 def test_em_recovers_the_population_and_its_evidence_rises() -> None:
     seen: list[Iteration] = []
-    fitted = fit_prior(collect(simulated(), MODEL), MODEL.prior, np.zeros(2), tolerance=1e-7, observe=seen.append)
+    fitted = fit_prior(joined(simulated(), MODEL), MODEL.prior, np.zeros(2), tolerance=1e-7, observe=seen.append)
     np.testing.assert_allclose(fitted.mean, TRUE_MEAN, atol=0.15)
     np.testing.assert_allclose(fitted.cov, TRUE_COV, atol=0.2)
     evidence = np.array([one.evidence for one in seen])
@@ -59,13 +72,13 @@ def test_em_recovers_the_population_and_its_evidence_rises() -> None:
 def test_a_diagonal_prior_stays_diagonal_and_recovers_the_variances() -> None:
     model = load_model('name = "t"\ncovariance = "diagonal"\n[features]\nx = { kind = "numeric" }\n')
     truth = np.diag(np.diagonal(TRUE_COV))
-    fitted = fit_prior(collect(simulated(cov=truth), model), model.prior, np.zeros(2))
+    fitted = fit_prior(joined(simulated(cov=truth), model), model.prior, np.zeros(2))
     assert fitted.is_diagonal
     np.testing.assert_allclose(fitted.cov, np.diagonal(TRUE_COV), atol=0.2)
 
 
 def test_the_same_log_gives_the_same_prior() -> None:
-    first, second = (fit_prior(collect(simulated(40), MODEL), MODEL.prior, np.zeros(2)) for _ in range(2))
+    first, second = (fit_prior(joined(simulated(40), MODEL), MODEL.prior, np.zeros(2)) for _ in range(2))
     np.testing.assert_array_equal(first.cov, second.cov)
 
 
@@ -87,7 +100,7 @@ def test_the_e_step_is_the_joint_laplace_posterior(diagonal: bool) -> None:
 
 
 def test_the_fixed_effect_is_the_mode_that_another_optimiser_finds() -> None:
-    outcomes = collect(simulated(50), MODEL)
+    outcomes = joined(simulated(50), MODEL)
     (rows,) = outcomes.chunks(np.zeros(2), 10**9)
 
     def loss(b: np.ndarray) -> float:
@@ -115,7 +128,7 @@ def test_clicks_at_the_time_of_their_impression_leave_no_delay_to_fit() -> None:
 
 
 def test_scaling_is_told_in_the_features_own_unit() -> None:
-    (mean, std) = feature_scaling(collect(simulated(), MODEL), MODEL)["x"]
+    (mean, std) = feature_scaling(joined(simulated(), MODEL), MODEL)["x"]
     assert mean == pytest.approx(2.0, abs=0.1)
     assert std == pytest.approx(3.0, abs=0.1)
 
@@ -125,7 +138,7 @@ def test_a_click_counts_once_inside_the_window_and_repeats_are_one_outcome() -> 
     one, two = outcome_key("r", "a"), outcome_key("r", "b")
     shown = Impression("u", 1000, [one, two], rows, np.zeros(2, np.float32), np.ones(2, np.float32))
     events: list[Event] = [Click("u", 900, one), shown, shown, Click("u", 61_001, two), Click("v", 1, one)]
-    outcomes = collect(events, MODEL)
+    outcomes = joined(events, MODEL)
     assert sorted(outcomes.read(0, 1)["y"].tolist()) == [0.0, 1.0]
     assert sorted(outcomes.delay.tolist()) == [1.0, 60_001.0]
     assert outcomes.n_users == 1
@@ -133,22 +146,22 @@ def test_a_click_counts_once_inside_the_window_and_repeats_are_one_outcome() -> 
 
 def test_outcomes_are_sorted_by_user_and_time_and_a_share_ends_the_log() -> None:
     events = simulated(20, 3)[::-1]
-    whole = collect(events, MODEL)
+    whole = joined(events, MODEL)
     assert whole.starts.tolist() == list(range(0, 61, 3))
     times = whole.read(0, 20)["at"]
     assert sorted(times[::3].tolist()) == [1_000 * user for user in range(20)]
     assert (np.diff(times.reshape(20, 3)) == 0).all()
-    half = collect(events, MODEL, until=0.5)
+    half = joined(events, MODEL, until=0.5)
     assert half.n_users == 11
     assert half.end == int(half.read(0, 11)["at"].max()) == 10_000
-    sample = collect(events, MODEL, share=0.5, seed=1)
+    sample = joined(events, MODEL, share=0.5, seed=1)
     assert 0 < sample.n_users < 20
 
 
 def test_the_order_of_the_log_changes_no_outcome() -> None:
     events = simulated(20, 5)
     shuffled = [events[i] for i in np.random.default_rng(0).permutation(len(events))]
-    first, second = (collect([*one, *one[:50]], MODEL) for one in (events, shuffled))
+    first, second = (joined([*one, *one[:50]], MODEL) for one in (events, shuffled))
     assert first.n_users == second.n_users == 20
     assert first.read(0, 20).tobytes() == second.read(0, 20).tobytes()
     assert sorted(first.delay) == sorted(second.delay)
@@ -162,7 +175,7 @@ def test_memory_does_not_grow_with_the_log() -> None:
             Impression(f"u{k % 100}", k, [k * 50 + i for i in range(50)], rows, none, ones) for k in range(n_slates)
         )
         tracemalloc.start()
-        outcomes = collect(events, MODEL)
+        outcomes = joined(events, MODEL)
         for _ in outcomes.chunks(np.zeros(2), 10_000):
             pass
         found = tracemalloc.get_traced_memory()[1]
@@ -179,17 +192,17 @@ def test_of_many_clicks_a_sample_of_delays_is_kept_that_does_not_depend_on_the_l
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     events = simulated(100, 20)
-    whole = collect(events, MODEL)
+    whole = joined(events, MODEL)
     monkeypatch.setattr("learner.batch.join.MAX_DELAYS", 200)
-    sample = collect(events, MODEL)
+    sample = joined(events, MODEL)
     assert 50 < len(sample.delay) <= 200 < len(whole.delay)
-    assert sorted(collect(events[::-1], MODEL).horizon) == sorted(sample.horizon)
+    assert sorted(joined(events[::-1], MODEL).horizon) == sorted(sample.horizon)
 
 
 def test_an_outcome_without_an_offset_has_the_fixed_effects_as_when_it_is_served() -> None:
     rows = np.array([[1, 2], [1, 3]], np.float32)
     offset = np.array([np.nan, 0.5], np.float32)
-    outcomes = collect([Impression("u", 5, [2, 1], rows, offset, np.ones(2, np.float32))], MODEL)
+    outcomes = joined([Impression("u", 5, [2, 1], rows, offset, np.ones(2, np.float32))], MODEL)
     assert outcomes.own_offset
     (one,) = outcomes.chunks(np.array([1.0, 10.0]))
     assert one.offset.tolist() == [0.5, 21.0]
@@ -211,7 +224,7 @@ def test_the_half_life_that_made_the_tastes_predicts_best() -> None:
             clicked = rng.random(4) < expit(rows @ theta)
             events += [Click(f"u{user}", k * hour + 1, key) for key, yes in zip(keys, clicked, strict=True) if yes]
     grid = (None, 1.0 * hour, 10.0 * hour)
-    users = histories(events, MODEL.window_ms)
+    users = read_log(columns(MODEL, events), MODEL.window_ms)
     assert fit_half_life(lambda one: progressive_loss(replace(MODEL, half_life_ms=one), users), grid) == 10.0 * hour
 
 
@@ -246,13 +259,13 @@ def test_lines_gzip_and_both_parquets_are_read_alike(tmp_path: Path) -> None:
     read = [
         list(read_events([str(tmp_path / name)], MODEL)) for name in ("a.jsonl", "a.json.gz", "a.parquet", "b.parquet")
     ]
-    assert all(len(one) == 2 for one in read)
+    assert all(n_events(one) == 2 for one in read)
     for one in read:
-        outcomes: Outcomes = collect(one, MODEL)
+        outcomes = collect(one, MODEL)
         (row,) = outcomes.read(0, 1)
         assert row["y"] == 1.0
         np.testing.assert_allclose(row["row"], [1, 1 / 3], rtol=1e-6)
-    assert len(list(read_events([str(tmp_path)], MODEL))) == 8
+    assert n_events(read_events([str(tmp_path)], MODEL)) == 8
 
 
 def test_a_log_that_does_not_fit_the_model_is_refused_naming_place_and_feature(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import pytest
 from starlette.testclient import TestClient
 
 from learner.belief.policies import score_items
-from learner.events.parse import Impression, parse_event
 from learner.events.wire import WireClick, WireImpression
 from learner.log import Entry, LogUnavailable, open_log, open_reader
 from learner.loop import Learner
@@ -23,7 +22,7 @@ from learner.record.served import belief_at
 from learner.store import Store, StoreUnavailable, Write, open_store
 from service.settings import Settings, SettingsError, describe, read_settings
 from service.web.app import create_app
-from tests.stepping import apply
+from tests.stepping import Impression, apply, parsed
 
 MODEL = load_model(
     'name = "m"\n[prior]\nintercept_mean = -1.0\n[features]\nprice = { kind = "numeric" }\n'
@@ -135,7 +134,7 @@ def test_explanations_add_up_to_the_log_odds(rig: Rig) -> None:
 def test_a_logged_impression_has_exactly_what_was_scored(rig: Rig) -> None:
     rig.score(log_impression=True, request_id="q")
     (message,) = rig.reader.poll(100, 10)
-    event = parse_event(message.value, MODEL)
+    event = parsed(message.value, MODEL)
     assert isinstance(event, Impression)
     assert np.array_equal(event.rows, MODEL.rows([item["features"] for item in ITEMS]))
     assert event.offset.tolist() == [0.25, 0.0, 0.25]
@@ -163,7 +162,7 @@ def test_a_logged_slate_is_replayed_exactly_from_the_log(rig: Rig, policy: str) 
     assert ranked.prior == MODEL.population_fingerprint.hex()
     for message in sorted(rig.reader.poll(100, 100), key=lambda one: one.timestamp):
         if record.n_events < ranked.n_events:
-            (record,), _ = apply(MODEL, [record], [[(parse_event(message.value, MODEL), message.position)]])
+            (record,), _ = apply(MODEL, [record], [[(parsed(message.value, MODEL), message.position)]])
     rows = MODEL.rows([item.features for item in slate.items])
     offset = MODEL.offsets([item.offset for item in slate.items], rows).astype(float)
     generator = np.random.default_rng(ranked.seed)

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from learner.events.parse import parse_event
 from learner.log import open_log
 from learner.log.position import Partition, Position
 from learner.model.spec import Model, load_model
@@ -16,7 +15,7 @@ from learner.record import encode_record, erased, fresh_record
 from learner.store import Write, open_store
 from service.commands.main import main
 from service.inspection import as_text, report
-from tests.stepping import apply
+from tests.stepping import apply, parsed
 
 TOML = 'name = "m"\nclick_delay = { median = "10s", sigma = 1.2 }\n[features]\nx = { kind = "numeric" }\n'
 MODEL = load_model(TOML)
@@ -30,7 +29,7 @@ def record_bytes(model: Model = MODEL) -> bytes:
     click = {"type": "click", "request_id": "r", "user_id": "ann", "timestamp": AT + 5_000}
     events = [{**shown, "items": items}, {**click, "item_id": "a"}, {**click, "request_id": "early", "item_id": "z"}]
     place = Partition(bytes(range(16)), 3)
-    placed = [(parse_event(json.dumps(e).encode(), model), Position(place, 40 + i)) for i, e in enumerate(events)]
+    placed = [(parsed(json.dumps(e).encode(), model), Position(place, 40 + i)) for i, e in enumerate(events)]
     (record,), _ = apply(model, [fresh_record(model)], [placed])
     return encode_record(record, model)
 

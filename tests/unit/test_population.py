@@ -7,12 +7,12 @@ import pytest
 
 from learner.belief.gaussian import Gaussian
 from learner.belief.population import Population, rebase
-from learner.events.parse import Impression, outcome_key
+from learner.events.parse import outcome_key
 from learner.log.position import Partition, Position
 from learner.model.prior_file import PriorFile, decode_prior, encode_prior, with_prior
 from learner.model.spec import Model, ModelError, load_model
 from learner.record import ForeignRecord, decode_record, encode_record, fresh_record
-from tests.stepping import apply
+from tests.stepping import Impression, apply
 from tests.unit.covariance_form import condition_microbatch
 
 TEXT = """

@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from learner.events import parse as events
-from learner.events.parse import Impression, parse_event, parse_events
-from learner.events.wire import BadEvent, impression_json
+from learner.events.microbatch import BAD
+from learner.events.parse import outcome_key, parse_event, parse_events
+from learner.events.wire import BadEvent, WireClick, impression_json
 from learner.model.features import MAX_FIELDS, Category, Feature, Multi, Numeric, Vector, coefficients
 from learner.model.spec import Model, load_model
 from service.web.api import score_decoder
+from tests.stepping import Click, Impression, single
 
 MODEL = load_model("""
 name = "m"
@@ -54,18 +56,27 @@ def slate(i: int, *features: dict[str, Any]) -> bytes:
 
 
 def assert_read_together_as_alone(raws: list[bytes], model: Model) -> None:
-    for raw, together in zip(raws, parse_events(raws, model), strict=True):
-        if isinstance(together, BadEvent):
+    together = parse_events(raws, model)
+    for place, raw in enumerate(raws):
+        if why := together.bad.get(place):
             with pytest.raises(BadEvent) as bad:
                 parse_event(raw, model)
-            assert (together.reason, str(together)) == (bad.value.reason, str(bad.value))
+            assert (why.reason, str(why)) == (bad.value.reason, str(bad.value))
+            assert together.batch.events.event["kind"][place] == BAD
+            assert not together.batch.user[place]
             continue
-        alone = parse_event(raw, model)
-        assert type(together) is type(alone)
-        assert together[:3] == alone[:3]
-        for field, same in zip(together[3:], alone[3:], strict=True):
-            assert np.asarray(field).dtype == np.asarray(same).dtype
-            assert np.asarray(field).tobytes() == np.asarray(same).tobytes()
+        wire, found = parse_event(raw, model), single(together.batch, place)
+        assert (found.user_id, found.timestamp) == (wire.user_id, wire.timestamp)
+        if isinstance(wire, WireClick):
+            assert isinstance(found, Click)
+            assert found.key == outcome_key(wire.request_id, wire.item_id)
+            continue
+        assert isinstance(found, Impression)
+        assert found.keys == [outcome_key(wire.request_id, item.item_id) for item in wire.items]
+        rows = model.rows([item.features for item in wire.items])
+        assert found.rows.tobytes() == rows.tobytes()
+        assert found.offset.tobytes() == model.offsets([item.offset for item in wire.items], rows).tobytes()
+        assert found.weight.tolist() == [np.float32(item.weight) for item in wire.items]
 
 
 @pytest.mark.parametrize("numbers", [events.TOGETHER_NUMBERS, 900])
@@ -98,9 +109,9 @@ ITEMS: list[dict[str, Any]] = [
 
 def test_what_a_model_takes_is_not_read_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "_alone", None)
-    (event,) = parse_events([slate(1, *ITEMS)], MODEL)
-    assert isinstance(event, Impression)
-    assert event.rows.tobytes() == MODEL.rows(ITEMS).tobytes()
+    batch, bad = parse_events([slate(1, *ITEMS)], MODEL)
+    assert not bad
+    assert batch.events.row.tobytes() == MODEL.rows(ITEMS).tobytes()
 
 
 def test_a_request_read_for_a_model_says_what_was_sent() -> None:
@@ -159,7 +170,7 @@ GOOD = {"price": 12, "genre": "comedy", "lax": "?", "multi": ["a"], "tags": ["x"
 )
 def test_what_a_model_does_not_take_is_as_bad_together_as_alone(bad: dict[str, Any]) -> None:
     raw = json.dumps({**json.loads(slate(1)), "items": [{"item_id": "a", "features": {**GOOD, **bad}}]}).encode()
-    assert isinstance(parse_events([raw], MODEL)[0], BadEvent)
+    assert list(parse_events([raw], MODEL).bad) == [0]
     assert_read_together_as_alone([slate(2, GOOD), raw, CLICK], MODEL)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from learner.belief.gaussian import Belief, Gaussian, factorised
-from learner.log.position import Partition
+from learner.log.position import Partition, Position
 from learner.model.spec import Model, load_model
 from learner.record import (
     CLICK_DTYPE,
@@ -19,7 +19,8 @@ from learner.record import (
     fresh_record,
     outcome_dtype,
 )
-from learner.step.apply import apply, microbatch
+from learner.step.apply import apply
+from tests.stepping import Click, Event, microbatch
 
 TEXT = 'name = "t"\ncovariance = "{}"\n[features]\nx = {{ kind = "numeric" }}\nz = {{ kind = "numeric" }}\n'
 FULL, DIAGONAL = load_model(TEXT.format("full")), load_model(TEXT.format("diagonal"))
@@ -78,17 +79,14 @@ def test_the_compiled_step_reads_and_writes_the_same_format(model: Model) -> Non
     """A step that changes nothing but an applied offset gives the record back."""
     for i in range(13):
         record = a_record(model, i)._replace(erased_at=100)
-        (value,) = apply(model, [encode_record(record, model)], microbatch(model, [erased_event()]), ["u"]).values
+        (value,) = apply(model, [encode_record(record, model)], *microbatch(model, [erased_event()])).values
         assert value is not None
         place = Partition(b"z" * 16, 3)
         expected = record._replace(revision=i + 1, applied={**record.applied, place: 7})
         assert value == encode_record(expected, model)
 
 
-def erased_event() -> list[tuple[object, object]]:
-    from learner.events.parse import Click
-    from learner.log.position import Position
-
+def erased_event() -> list[tuple[Event, Position]]:
     return [(Click("u", 50, 9), Position(Partition(b"z" * 16, 3), 7))]
 
 
