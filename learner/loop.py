@@ -25,7 +25,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from learner.events.microbatch import ByUser, Events, Microbatch, by_user, positions, put_in_log
+from learner.events.microbatch import ByUser, Events, Microbatch, by_user, positions, put_in_log, sweeps
 from learner.events.parse import parse_events, refuse_from_the_future
 from learner.events.wire import BadEvent, Reason
 from learner.limits import MAX_TIMESTAMP_MS
@@ -41,9 +41,10 @@ from learner.log import (
 )
 from learner.log.position import Position
 from learner.model.spec import Model
-from learner.record import DamagedRecord
+from learner.record import NEVER, DamagedRecord
 from learner.step.apply import apply
 from learner.store import Store, StoreUnavailable, Write
+from learner.sweeps import Sweeps
 
 MAX_BACKOFF_S = 5.0
 IDLE_MS = 200
@@ -128,6 +129,10 @@ class Learner:
     poll_timeout_ms: int = 200
     stop: threading.Event = field(default_factory=threading.Event)
     _committing: bool = field(default=True, init=False)
+    _log_time: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self._sweeps = Sweeps(self.model.window_ms)
 
     def run(self) -> None:
         """Learn until `stop` is set, then leave the group. Blocks.
@@ -159,6 +164,7 @@ class Learner:
         messages = self._until_available(counts, lambda: self.reader.poll(wait_ms, self.max_messages))
         started = time.monotonic()
         freshness_ms = None
+        self._log_time = max(self._log_time, self._time_of(messages))
         if messages:
             batch, refused = self._parse(messages)
             refused |= self._learn(batch, counts)
@@ -169,11 +175,25 @@ class Learner:
                 bad.update(why.reason for why in refused.values())
                 # The stream must not go on over a letter that is not written.
                 self._until_available(counts, partial(self._bury, letters))
+        self._sweep(counts)
         committing = self.reader.commit(messages)
         if self._committing and not committing:
             log.warning("offsets not committed", reason="rebalanced, or the log is away")
         self._committing = committing
         return Progress(len(messages), counts, bad, self.reader.lag(), freshness_ms, time.monotonic() - started)
+
+    def _time_of(self, messages: Sequence[Message]) -> int:
+        """How far the log has been read, epoch ms: to now if there is no more of it, and never further."""
+        now = int(time.time() * 1000)
+        if messages:
+            return min(now, *(message.timestamp for message in messages))
+        return 0 if self.reader.lag() else now
+
+    def _sweep(self, counts: Counter[str]) -> None:
+        """Sweep the records of users who are due."""
+        if due := self._sweeps.take(self._log_time, self.max_messages):
+            counts["swept"] += len(due)
+            self._learn(sweeps(due, self.model.d), counts)
 
     @uncollected()
     def _parse(self, messages: Sequence[Message]) -> tuple[Microbatch, dict[Position, BadEvent]]:
@@ -224,6 +244,8 @@ class Learner:
         ]
         done = self.store.commit(writes)
         counts.update(applied.counts)
+        for user_id, end in zip(pending.user_ids, applied.ends, strict=True):
+            self._sweeps.note(user_id, None if end == NEVER else end, self._log_time)
         return [u for u, applied in zip(changed, done, strict=True) if not applied]
 
     def _bury(self, letters: Sequence[Entry]) -> None:

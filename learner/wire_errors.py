@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from learner.model.features import FeatureValue
+from learner.model.kinds import FeatureValue
 
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What msgspec's decoder raises for bytes from outside."""

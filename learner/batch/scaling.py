@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from learner.batch.join import Outcomes
-from learner.model.features import Numeric, width
+from learner.model.kinds import Numeric
 from learner.model.spec import Model
 
 
@@ -29,7 +29,7 @@ def features_unseen(outcomes: Outcomes, model: Model) -> list[str]:
     """The model's features that no outcome had, or none but at their mean: nothing can be learnt of them."""
     start, unseen = 1, []
     for name, feature in model.features.items():
-        end = start + width(feature)
+        end = start + feature.width
         if not outcomes.seen[start:end].any():
             unseen.append(name)
         start = end

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.belief.gaussian import Array, Rows, sigmoid
-from learner.model.features import Category, Feature, FeatureValue, Multi, Numeric, Vector
+from learner.model.kinds import Category, Feature, FeatureValue, Multi, Numeric, Vector
 from learner.model.spec import Model
 
 CANDIDATES, SHOWN = 20, 5

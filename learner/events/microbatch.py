@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -118,6 +118,13 @@ def joined(batches: Iterable[Microbatch], d: int) -> Microbatch:
     if len(events) == 2:
         return Microbatch(user, Events(events[1], items[1], rows[1]))
     return Microbatch(user, Events(np.concatenate(events), np.concatenate(items), np.concatenate(rows)))
+
+
+def sweeps(due: Mapping[str, int], d: int) -> Microbatch:
+    """A sweep of each user's record at a time (epoch ms): what is over by then settles or is forgotten."""
+    event = np.zeros(len(due), EVENT)
+    event["kind"], event["at"] = SWEEP, list(due.values())
+    return Microbatch(list(due), Events(event, np.empty(0, ITEM), np.empty((0, d), np.float32)))
 
 
 def put_in_log(event: NDArray[np.void], places: Sequence[Position]) -> None:

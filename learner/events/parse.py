@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import chain
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from learner.events.microbatch import BAD, CLICK, EVENT, ITEM, Events, Microbatch, joined
 from learner.events.wire import BadEvent, Reason, WireClick, WireImpression, WireItem, with_features
 from learner.limits import MAX_EVENT_BYTES, MAX_TIMESTAMP_MS, MIN_TIMESTAMP_MS
-from learner.model.features import FeatureError
+from learner.model.kinds import FeatureError
 from learner.model.spec import Model
 from learner.wire_errors import UNREADABLE, explain
 
@@ -24,6 +25,14 @@ from learner.wire_errors import UNREADABLE, explain
 TOGETHER = 64
 # Unless their design matrix would have more numbers than this: 32 MiB.
 TOGETHER_NUMBERS = 4_000_000
+# How values begin that are not JSON though a producer thought so.
+_NOT_JSON = (
+    (b"\x1f\x8b", "a compressed value (gzip)"),
+    (b"\x28\xb5\x2f\xfd", "a compressed value (zstd)"),
+    (b"\x00", "a schema registry's framing, a zero byte and a schema id, before the value"),
+    (BOM_UTF16_LE, "UTF-16"),
+    (BOM_UTF16_BE, "UTF-16"),
+)
 # What a timestamp out of range may have been meant in, and how many of it make a millisecond.
 UNITS = {"seconds": 1e-3, "microseconds": 1e3, "nanoseconds": 1e6}
 
@@ -176,6 +185,7 @@ def _decoder(features: type[msgspec.Struct]) -> msgspec.json.Decoder[WireImpress
 def _decode(raw: bytes) -> WireImpression | WireClick:
     if len(raw) > MAX_EVENT_BYTES:
         raise BadEvent(Reason.TOO_LARGE, f"{len(raw)} bytes: expected at most {MAX_EVENT_BYTES}")
+    raw = raw.removeprefix(BOM_UTF8)
     try:
         wire: WireImpression | WireClick = _DECODER.decode(raw)
     except UNREADABLE as exc:
@@ -201,6 +211,9 @@ def digests(request_id: str, item_ids: Sequence[str]) -> list[bytes]:
 
 def _why(raw: bytes, exc: Exception) -> BadEvent:
     """Which kind of bad event the decoder's error stands for."""
+    for start, what in _NOT_JSON:
+        if raw.startswith(start):
+            return BadEvent(Reason.NOT_JSON, f"{what}: expected JSON in UTF-8 alone")
     flaw = explain(raw, exc, {"type": "'impression' or 'click'"})
     if flaw.field == "timestamp" and flaw.expected.startswith(("Expected `int` >=", "Expected `int` <=")):
         expected = "expected epoch milliseconds between 2000 and 2100"
@@ -212,7 +225,9 @@ def _why(raw: bytes, exc: Exception) -> BadEvent:
     elif flaw.is_json:
         reason = Reason.UNKNOWN_TYPE if flaw.field == "type" and "Invalid" in flaw.expected else Reason.BAD_FIELD
     else:
-        reason = Reason.NON_FINITE_NUMBER if _has_constants(raw) else Reason.NOT_JSON
+        if place := _constant(raw):
+            return BadEvent(Reason.NON_FINITE_NUMBER, f"{place}: NaN or Infinity, which JSON does not have")
+        reason = Reason.NOT_JSON
     return BadEvent(reason, str(flaw))
 
 
@@ -232,11 +247,26 @@ class _TimestampOnly(msgspec.Struct):
     timestamp: float
 
 
-def _has_constants(raw: bytes) -> bool:
-    """Whether it would be JSON but for NaN and Infinity, which many encoders write and JSON does not have."""
-    seen: list[str] = []
+def _constant(raw: bytes) -> str | None:
+    """Where bytes have NaN or Infinity, which many encoders write; None if that is not all that is wrong."""
+    constant = object()
     try:
-        json.loads(raw, parse_constant=seen.append)
+        place = _place_of(constant, json.loads(raw, parse_constant=lambda name: constant))
     except (ValueError, RecursionError):
-        return False
-    return bool(seen)
+        return None
+    return place and place.lstrip(".")
+
+
+def _place_of(wanted: object, value: object) -> str | None:
+    """The path to an object in nested dictionaries and lists, as in ``items[0].features.price``."""
+    if value is wanted:
+        return ""
+    parts: Iterable[tuple[str, object]] = ()
+    if isinstance(value, dict):
+        parts = ((f".{name}", one) for name, one in value.items())
+    elif isinstance(value, list):
+        parts = ((f"[{i}]", one) for i, one in enumerate(value))
+    for place, one in parts:
+        if (inner := _place_of(wanted, one)) is not None:
+            return place + inner
+    return None

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeAlias, TypeVar, cast
 import msgspec
 
 from learner.limits import MAX_ID_LENGTH, MAX_ITEMS, MAX_TIMESTAMP_MS, MIN_TIMESTAMP_MS
-from learner.model.features import Features
+from learner.model.kinds import Features
 from learner.wire_errors import UNREADABLE
 
 Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]

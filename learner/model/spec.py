@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
@@ -18,20 +18,8 @@ from numpy.typing import NDArray
 from learner.belief.gaussian import Array, Belief, Gaussian, Method, Rows, factorised
 from learner.belief.population import Population
 from learner.limits import MAX_DURATION_MS, MAX_FEATURES
-from learner.model.features import (
-    Category,
-    Feature,
-    FeatureName,
-    FeatureValue,
-    Layout,
-    Multi,
-    Positive,
-    coefficients,
-    design_matrix,
-    gather,
-    item_struct,
-    layout,
-)
+from learner.model.design import Design, item_struct
+from learner.model.kinds import Category, Feature, FeatureName, FeatureValue, Multi, Positive, Vector
 
 # An open impression counts as a "no" for good once this share of clicks would have come.
 SETTLED_SHARE = 0.95
@@ -186,22 +174,17 @@ class Model:
         return np.exp2(-np.maximum(elapsed_ms, 0.0) / self.half_life_ms)
 
     def rows(self, items: Sequence[Mapping[str, FeatureValue]] | Sequence[msgspec.Struct]) -> Rows:
-        """The design matrix of a slate, shape (N, d), of items that came as dictionaries or all as `item_struct`.
-
-        The same to the last bit; see `learner.model.features.design_matrix` and `learner.model.features.gather`.
-        """
-        if items and isinstance(items[0], msgspec.Struct):
-            return gather(self._layout, cast(Sequence[msgspec.Struct], items))
-        return design_matrix(self._layout, cast(Sequence[Mapping[str, FeatureValue]], items), self.ignore_unknown)
+        """The design matrix of a slate, shape (N, d); see `learner.model.design.Design.rows`."""
+        return self._design.rows(items)
 
     @cached_property
     def item_struct(self) -> type[msgspec.Struct] | None:
-        """What decodes an item's features, all of which it knows; see `learner.model.features.item_struct`."""
+        """What decodes an item's features, all of which it knows; see `learner.model.design.item_struct`."""
         return None if self.ignore_unknown else item_struct(self.features)
 
     @cached_property
-    def _layout(self) -> Layout:
-        return layout(self.features)
+    def _design(self) -> Design:
+        return Design(self.features, self.ignore_unknown)
 
     def offsets(self, given: Sequence[float | None], rows: Rows) -> NDArray[np.float32]:
         """The offsets of a slate, shape (N,): those given, and the fixed effect's where None was."""
@@ -264,10 +247,15 @@ def _build(file: ModelFile) -> Model:
     names = ["intercept"]
     for name, feature in file.features.items():
         _check_feature(name, feature)
-        names += coefficients(name, feature)
+        names += feature.coefficients(name)
     d = len(names)
     diagonal = file.covariance == "diagonal"
-    space = msgspec.json.encode([file.covariance, file.features, names])
+    # How a value is read makes no other feature space.
+    plain = {
+        name: feature if isinstance(feature, Vector) else msgspec.structs.replace(feature, coerce=False)
+        for name, feature in file.features.items()
+    }
+    space = msgspec.json.encode([file.covariance, plain, names])
     return Model(
         name=file.name,
         prior=_gaussian(file.prior, d, diagonal),

@@ -31,12 +31,15 @@ class Applied(NamedTuple):
         For each user the record to store, its revision raised by one; None where nothing has to be written.
     erased
         For each user whether they were ever erased.
+    ends
+        For each user the time (epoch ms) behind which the record would be the belief alone; `NEVER` if it is.
     counts
         How many events and outcomes met each fate of `learner.step.kernel.COUNTS`.
     """
 
     values: list[bytes | None]
     erased: list[bool]
+    ends: list[int]
     counts: Counter[str]
 
 
@@ -89,18 +92,18 @@ def apply(model: Model, stored: Sequence[bytes | None], events: Events, users: B
     sizes = plain_layout(model.d, len(model.prior_belief.factor), *room.T).length
     out = np.empty(int(sizes.sum()), np.uint8)
     out_starts, starts = _starts(sizes), _starts(lengths)
-    written, counts = np.zeros(n_users, np.int64), np.zeros(len(COUNTS), np.int64)
+    written, ends, counts = np.zeros(n_users, np.int64), np.zeros(n_users, np.int64), np.zeros(len(COUNTS), np.int64)
     kernel.apply_all(
         rules(model), np.frombuffer(header_template(model), np.uint8), np.frombuffer(b"".join(values), np.uint8),
         starts, revisions, np.maximum(room.max(axis=0, initial=0), 1), events, users.order, users.first, out,
-        out_starts, written, counts,
+        out_starts, written, ends, counts,
     )  # fmt: skip
     view = out.data
     results: list[bytes | None] = []
     for start, length in zip(out_starts.tolist(), written.tolist(), strict=False):
         results.append(sealed(view[start : start + length]) if length else None)
     fates = {name: n for name, n in zip(COUNTS, counts.tolist(), strict=True) if n}
-    return Applied(results, erased, Counter(fates))
+    return Applied(results, erased, ends.tolist(), Counter(fates))
 
 
 def _starts(lengths: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:

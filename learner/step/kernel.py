@@ -323,7 +323,7 @@ def apply_event(rules: Rules, user: User, events: Events, e: int, counts: Any) -
 @compiled
 def apply_all(
     rules: Rules, template: Any, data: Any, starts: Any, revisions: Any, room: Any, events: Events, order: Any,
-    first: Any, out: Any, out_starts: Any, lengths: Any, counts: Any,
+    first: Any, out: Any, out_starts: Any, lengths: Any, ends: Any, counts: Any,
 ) -> None:  # fmt: skip
     """Apply the events of U users to their records, bytes to bytes.
 
@@ -343,6 +343,8 @@ def apply_all(
         Where to write, and where each record begins.
     lengths
         Filled with the length of each new record; 0 where nothing has to be written.
+    ends
+        Filled with the time behind which each user's record would be the belief alone; `NEVER` if it is.
     counts
         What became of the events is added to it, in the order of `COUNTS`.
     """
@@ -365,7 +367,21 @@ def apply_all(
             if apply_event(rules, user, events, order[place], counts):
                 changed = True
         learn_jointly(rules, user)
+        ends[u] = window_end(rules, user)
         lengths[u] = store(user, template, revisions[u], out[out_starts[u] : out_starts[u + 1]]) if changed else 0
+
+
+@inner
+def window_end(rules: Rules, user: User) -> int:
+    """The end of the last attribution window that a record is in; `NEVER` if there is none."""
+    last: Any = np.int64(NEVER)
+    for place in range(user.facts[0].head, user.facts[0].n_slots):
+        if user.outcome[user.order[place]].state != FORGOTTEN:
+            last = max(last, user.outcome[user.order[place]].shown_at)
+    for i in range(user.facts[0].n_clicks):
+        last = max(last, user.click[i].clicked_at)
+    end: int = last if last == NEVER else last + rules.window
+    return end
 
 
 @inner

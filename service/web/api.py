@@ -10,7 +10,7 @@ import msgspec
 from learner.belief.policies import Policy
 from learner.events.wire import Id, Offset, Ranked, Reason, WireItem, with_features
 from learner.limits import MAX_ITEMS
-from learner.model.features import Features
+from learner.model.kinds import Features
 
 Seed = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from learner.belief.policies import Policy
 from learner.log import EntryTooLarge, LogUnavailable
-from learner.model.features import FeatureError
+from learner.model.kinds import FeatureError
 from learner.record import DamagedRecord, ForeignRecord
 from learner.store import StoreUnavailable
 from learner.wire_errors import UNREADABLE, explain

@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 
 from learner.events.wire import WireClick, WireImpression
 from learner.limits import MAX_ID_LENGTH, MAX_LIST_LENGTH, MAX_NUMBER, MAX_STRING_LENGTH
-from learner.model.features import Category, Feature, Multi, Numeric, Vector
+from learner.model.kinds import Category, Feature, Multi, Numeric, Vector
 from learner.model.spec import Model
 from service.web import api
 from service.web.guard import OPEN_PATHS

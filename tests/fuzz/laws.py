@@ -18,7 +18,7 @@ from learner.events.parse import parse_event, parse_events
 from learner.events.wire import BadEvent, user_of
 from learner.limits import MAX_TIMESTAMP_MS
 from learner.log.position import Partition, Position
-from learner.model.features import FeatureError
+from learner.model.kinds import FeatureError
 from learner.model.spec import load_model
 from learner.record import CLICK_DTYPE, Record, RecordError, decode_record, encode_record, fresh_record, outcome_dtype
 from learner.record.served import belief_at

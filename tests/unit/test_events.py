@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 from typing import Any
 
@@ -9,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.events.parse import from_the_future, outcome_key, parse_event
+from learner.events.parse import from_the_future, outcome_key, parse_event, parse_events
 from learner.events.wire import BadEvent, Reason, WireClick, WireImpression, user_of
-from learner.model.features import FeatureError
+from learner.model.kinds import FeatureError
 from learner.model.spec import ModelError, load_model, parse_duration_ms
-from tests.stepping import Click, Impression, parsed
+from tests.stepping import Click, Impression, parsed, single
 
 MODEL_TEXT = """
 name = "m"
@@ -50,6 +51,13 @@ def test_an_impression_is_read_as_rows() -> None:
     assert (event.offset[0], event.weight[0]) == (-1.5, 0.5)
 
 
+def test_a_byte_order_mark_is_passed_over() -> None:
+    raw = json.dumps(GOOD).encode()
+    found, bad = parse_events([b"\xef\xbb\xbf" + raw, raw], MODEL)
+    assert not bad
+    assert single(found, 0)[:3] == single(found, 1)[:3]
+
+
 def test_a_click_is_read() -> None:
     raw = b'{"type":"click","request_id":"r","user_id":"u","item_id":"a","timestamp":1700000005000}'
     assert parsed(raw, MODEL) == Click("u", AT + 5_000, outcome_key("r", "a"))
@@ -82,8 +90,11 @@ def test_a_click_is_read() -> None:
         (item(**{"x" * 129: 1}), Reason.TOO_LONG, "items[0].features: Expected `str` of length <= 128"),
         (item(**{f"f{i}": 1 for i in range(1001)}), Reason.TOO_LONG, "features: Expected `object` of length <= 1000"),
         ({**GOOD, "items": [{"item_id": "a", "weight": -1}]}, Reason.BAD_FIELD, "weight"),
-        (item(price=float("nan")), Reason.NON_FINITE_NUMBER, ""),
-        (item(price=float("inf")), Reason.NON_FINITE_NUMBER, ""),
+        (item(price=float("nan")), Reason.NON_FINITE_NUMBER, "items[0].features.price: NaN or Infinity"),
+        (item(taste=[1.0, float("inf")]), Reason.NON_FINITE_NUMBER, "items[0].features.taste[1]"),
+        (bytes(5) + json.dumps(GOOD).encode(), Reason.NOT_JSON, "schema registry"),
+        (gzip.compress(json.dumps(GOOD).encode()), Reason.NOT_JSON, "compressed value (gzip)"),
+        (json.dumps(GOOD).encode("utf-16"), Reason.NOT_JSON, "UTF-16"),
         (json.dumps(GOOD).replace("12", "1e999").encode(), Reason.NON_FINITE_NUMBER, ""),
         (item(price=1.1e30), Reason.BAD_FIELD, "items[0].features.price: Expected `float` <= 1e+30"),
         (item(size=1), Reason.UNKNOWN_FEATURE, "size"),
@@ -93,8 +104,10 @@ def test_a_click_is_read() -> None:
         (item(taste=[1.0]), Reason.BAD_FEATURE, "taste"),
         (item(taste=["1", "2"]), Reason.BAD_FEATURE, "taste"),
         (item(tags="a"), Reason.BAD_FEATURE, "tags"),
-        (item(price=True), Reason.BAD_FIELD, "features"),
-        (item(price=None), Reason.BAD_FIELD, "features"),
+        (item(price=True), Reason.BAD_FEATURE, "items[0].features['price']: expected a number, got a boolean"),
+        (item(tags=["a", None]), Reason.BAD_FEATURE, "items[0].features['tags']: expected a list of strings, got null"),
+        (item(taste=[1, None]), Reason.BAD_FEATURE, "taste"),
+        (item(price={}), Reason.BAD_FIELD, "items[0].features.price"),
         ({**GOOD, "items": [{"item_id": str(i)} for i in range(1001)]}, Reason.TOO_MANY_ITEMS, "items"),
         (b" " * (1 << 20) + b"{}", Reason.TOO_LARGE, "bytes"),
     ],

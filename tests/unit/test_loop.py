@@ -17,6 +17,7 @@ from learner.loop import Learner, Progress
 from learner.model.spec import load_model
 from learner.record import ForeignRecord, Record, decode_record, encode_record, fresh_record
 from learner.store import Store, StoreUnavailable, Write, open_store
+from learner.sweeps import Sweeps
 
 MODEL = load_model('name = "t"\n[prior]\nvariance = 0.5\n[features]\nx = { kind = "numeric" }\n')
 AT = 1_700_000_000_000
@@ -65,7 +66,7 @@ class Rig:
 
     def __init__(self, folder: Path) -> None:
         self.url = f"sqlite:///{folder / 'freshet.db'}"
-        self.store: Store = open_store(self.url, 1_000)
+        self.store: Store = open_store(self.url, 1_000_000)
         self.log: EventLog = open_log(self.url)
         self.seen: list[Progress] = []
         self._opened: list[Learner] = []
@@ -290,3 +291,63 @@ def test_a_record_of_another_model_stops_the_learner_with_the_user_named_and_not
         rig.learner().run()
     assert rig.store.load(["bob"]) == [None]
     assert rig.learner().reader.lag() == 2
+
+
+def test_an_idle_users_record_becomes_the_belief_alone_once_the_log_has_gone_on_for_two_windows(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = time.time()
+
+    def at(minutes: float) -> None:
+        monkeypatch.setattr(time, "time", lambda: start + 60 * minutes)
+
+    learner = rig.learner()
+    rig.send(shown("u"), clicked("u"), clicked("early"), shown("v"))
+    learner.turn()
+    before = rig.record("u")
+    assert len(before.outcomes) == 1
+    at(59)
+    learner.turn()
+    assert len(rig.record("u").outcomes) == 1
+    # One of them returns, and waits anew.
+    rig.send({**shown("v"), "request_id": "s"})
+    learner.turn()
+    at(61)
+    counts = learner.turn().counts
+    swept = rig.record("u")
+    assert len(swept.outcomes) == len(rig.record("early").clicks) == 0
+    assert len(rig.record("v").outcomes) == 2
+    assert swept.settled.mean.tobytes() == before.settled.mean.tobytes()
+    assert (swept.n_events, swept.applied) == (before.n_events, before.applied)
+    assert +counts == {"swept": 2, "unmatched_clicks": 1}
+
+
+def test_while_a_backlog_is_read_no_window_ends_before_the_log_has_come_so_far(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = time.time()
+    rig.send(clicked("u"))
+    monkeypatch.setattr(time, "time", lambda: start + 600)
+    rig.send(shown("u"))
+    monkeypatch.setattr(time, "time", lambda: start + 86_400)
+    learner = rig.learner()
+    learner.max_messages = 1
+    counts: Counter[str] = Counter()
+    for _ in range(4):
+        counts += learner.turn().counts
+    assert counts["waiting_clicks"] == 1
+    assert counts["unmatched_clicks"] == 0
+    assert counts["outcomes"] == 1
+    assert counts["swept"] == 1
+
+
+def test_a_schedule_of_sweeps_is_bounded_and_takes_those_seen_longest_ago_first() -> None:
+    schedule = Sweeps(window_ms=10, capacity=3)
+    for user, seen in (("a", 0), ("b", 1), ("c", 2), ("d", 3), ("b", 4)):
+        schedule.note(user, seen + 10, seen)
+    schedule.note("none", None, 4)
+    assert len(schedule) == 3
+    assert schedule.take(21, 9) == {}
+    assert schedule.take(24, 2) == {"c": 13, "d": 14}
+    assert schedule.take(24, 2) == {"b": 15}
+    assert len(schedule) == 0

@@ -17,8 +17,9 @@ from hypothesis.strategies import SearchStrategy
 from learner.events import parse as events
 from learner.events.microbatch import BAD
 from learner.events.parse import outcome_key, parse_event, parse_events
-from learner.events.wire import BadEvent, WireClick, impression_json
-from learner.model.features import MAX_FIELDS, Category, Feature, Multi, Numeric, Vector, coefficients
+from learner.events.wire import BadEvent, Reason, WireClick, impression_json
+from learner.model.design import MAX_FIELDS
+from learner.model.kinds import Category, Feature, Multi, Numeric, Vector
 from learner.model.spec import Model, load_model
 from service.web.api import score_decoder
 from tests.stepping import Click, Impression, single
@@ -39,7 +40,7 @@ CLICK = b'{"type": "click", "request_id": "r1", "user_id": "u", "item_id": "0", 
 
 
 def model_of(features: dict[str, Feature], ignore_unknown: bool = False) -> Model:
-    names = ["intercept", *chain.from_iterable(coefficients(name, feature) for name, feature in features.items())]
+    names = ["intercept", *chain.from_iterable(feature.coefficients(name) for name, feature in features.items())]
     fixed_effect = np.random.default_rng(1).normal(size=len(names))
     return replace(
         MODEL,
@@ -146,10 +147,50 @@ def test_an_offset_is_the_same_in_any_company() -> None:
 GOOD = {"price": 12, "genre": "comedy", "lax": "?", "multi": ["a"], "tags": ["x"], "age": 1.5, "taste": [1, 2]}
 
 
+@pytest.mark.parametrize("name", GOOD)
+def test_a_null_is_a_value_that_is_missing(name: str) -> None:
+    raws = [slate(1, GOOD | {name: None}, GOOD), slate(1, {one: GOOD[one] for one in GOOD if one != name}, GOOD)]
+    (null, missing), bad = (parse_events([raw], MODEL) for raw in raws), {}
+    assert null.bad == missing.bad == bad
+    assert null.batch.events.row.tobytes() == missing.batch.events.row.tobytes()
+    assert_read_together_as_alone([*raws, CLICK], MODEL)
+
+
+def test_with_coerce_numbers_and_booleans_are_read_as_text_and_text_as_numbers() -> None:
+    features: dict[str, Feature] = {
+        "genre": Category(["7", "true", "0.5"], coerce=True),
+        "tags": Multi(["1", "b"], unknown="ignore", coerce=True),
+        "price": Numeric(coerce=True),
+    }
+    model = model_of(features)
+    plain = {"genre": "7", "tags": ["1", "b"], "price": 1.0}
+    for coerced in ({"genre": 7, "tags": [1, "b"], "price": True}, {"genre": 7.0, "tags": [1.0, "b"], "price": "1.0"}):
+        assert model.rows([coerced]).tolist() == model.rows([plain]).tolist()
+        assert not parse_events([slate(1, coerced)], model).bad
+    assert model.rows([{"genre": True}, {"genre": 0.5}])[:, 1:4].tolist() == [[0, 1, 0], [0, 0, 1]]
+    # A whole number that a double does not tell from the next has no text of its own.
+    refused = [
+        {"genre": 2.0**53},
+        {"genre": ["7"]},
+        {"tags": [None]},
+        {"price": "1,5"},
+        {"price": "nan"},
+        {"price": [1]},
+    ]
+    for one in refused:
+        assert parse_events([slate(1, {}, one)], model).bad[0].reason in {Reason.BAD_FEATURE, Reason.BAD_FIELD}
+    assert_read_together_as_alone([slate(i, {}, one) for i, one in enumerate([plain, *refused])], model)
+    assert load_model(f'{TEXT}x = {{ kind = "numeric" }}').fingerprint == (
+        load_model(f'{TEXT}x = {{ kind = "numeric", coerce = true }}').fingerprint
+    )
+
+
+TEXT = 'name = "t"\n[features]\n'
+
+
 @pytest.mark.parametrize(
     "bad",
     [
-        *({name: None} for name in GOOD),
         *({name: True} for name in GOOD),
         *({name: [None]} for name in GOOD),
         *({name: {}} for name in GOOD),

@@ -1,0 +1,102 @@
+"""The design matrix: what items say of themselves, as rows of coefficients' values, intercept first.
+
+Every row is rounded to float32 where it is made, because that is how a record keeps it: an outcome has the same row
+whether it is learnt at once, learnt from the record later, or scored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from learner.belief.gaussian import Array, Rows
+from learner.model.kinds import Feature, FeatureError, FeatureValue, Filler, some
+
+INTERCEPT = 0
+"""Its column."""
+# A struct of more is read more slowly than a dictionary where the events have another order than the model.
+MAX_FIELDS = 128
+
+
+class Design:
+    """How a model's features, which stand in the order of its coefficients, become rows.
+
+    Parameters
+    ----------
+    features
+        By name.
+    ignore_unknown
+        Whether a feature the model does not have is passed over.
+
+    Attributes
+    ----------
+    d
+        Columns, the intercept included.
+    """
+
+    def __init__(self, features: Mapping[str, Feature], ignore_unknown: bool) -> None:
+        ends = list(accumulate((feature.width for feature in features.values()), initial=1))
+        self.d = ends[-1]
+        self._names = features.keys()
+        self._ignore_unknown = ignore_unknown
+        self._parts: list[tuple[str, slice, Filler]] = [
+            (name, slice(start, end), feature.filler(name))
+            for (name, feature), start, end in zip(features.items(), ends[:-1], ends[1:], strict=True)
+        ]
+
+    def rows(self, items: Sequence[Mapping[str, FeatureValue]] | Sequence[msgspec.Struct]) -> Rows:
+        """The rows of N items, shape (N, d): dictionaries, or all of the struct of `item_struct`; the same to the bit.
+
+        Raises
+        ------
+        FeatureError
+            If a feature is not of the model, has the wrong type, or is not finite as float32.
+        """
+        some_items: Sequence[Any] = items
+        columns: Iterable[Sequence[Any]]
+        if some_items and isinstance(some_items[0], msgspec.Struct):
+            columns = zip(*map(msgspec.structs.astuple, some_items), strict=True)
+        else:
+            if not self._ignore_unknown:
+                self._refuse_unknown(some_items)
+            columns = ([item.get(name) for item in some_items] for name in self._names)
+        X = np.zeros((len(items), self.d))
+        X[:, INTERCEPT] = 1.0
+        for (_, place, fill), values in zip(self._parts, columns, strict=True):
+            fill(X[:, place], values)
+        return self._rounded(X)
+
+    def _refuse_unknown(self, items: Sequence[Any]) -> None:
+        for index, item in enumerate(items):
+            if not self._names >= item.keys():
+                name = min(item.keys() - self._names)
+                raise FeatureError("unknown_feature", index, name, f"unknown; the model has {some(self._names)}")
+
+    def _rounded(self, X: Array) -> Rows:
+        with np.errstate(over="ignore"):
+            rows = X.astype(np.float32)
+        if not np.isfinite(rows).all():
+            index, at = (int(i) for i in np.argwhere(~np.isfinite(rows))[0])
+            name = next(name for name, place, _ in self._parts if at < place.stop)
+            raise FeatureError("non_finite_number", index, name, "is not finite as a 32-bit float")
+        return rows
+
+
+def item_struct(features: Mapping[str, Feature]) -> type[msgspec.Struct] | None:
+    """A struct that what a model takes as an item's features can be decoded to, faster than to a dictionary.
+
+    It has a field for each feature, in order, of the type that the feature wants, None if it is missing. None if it
+    would have too many fields, or names that JSON escapes.
+    """
+    if len(features) > MAX_FIELDS or any(json.dumps(name, ensure_ascii=False) != f'"{name}"' for name in features):
+        return None
+    names = {f"f{i}": name for i, name in enumerate(features)}
+    fields = [(field, feature.schema() | None, None) for field, feature in zip(names, features.values(), strict=True)]
+    return msgspec.defstruct(
+        "Item", fields, rename=names, frozen=True, gc=False, forbid_unknown_fields=True, omit_defaults=True
+    )
