@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from learner.belief.gaussian import draw, predict
+from learner.belief.laplace import posteriors
 from learner.events.microbatch import by_user
 from learner.events.parse import parse_events
 from learner.events.wire import impression_json
@@ -40,6 +41,10 @@ def compile_all() -> None:
     (value,) = apply(model, [None], batch.events, by_user(batch)).values
     assert value is not None, "a first event is always learnt"
     belief = belief_at(model, decode_record(value, model, "u"), MIN_TIMESTAMP_MS + 2)
+    mean, factor = model.prior_belief
+    X, one = batch.events.row, np.ones(1)
+    yes, starts = np.ones(1, np.bool_), np.array([0, 1])
+    posteriors(mean, factor, X, yes, one.astype(np.float32), one, starts, mean[None].copy(), factor[None].copy())
     predict(belief, batch.events.row, batch.events.item["offset"])
     draw(belief, np.random.default_rng(0))
 

@@ -75,13 +75,32 @@ class Belief(NamedTuple):
 
 def triangle(belief: Belief) -> tuple[Array, Array]:
     """U, shape (d, d), and D, shape (d,), of a belief that is not diagonal."""
-    d = len(belief.mean)
-    U = np.zeros((d, d))
+    U, D = _triangles(belief.factor[None], len(belief.mean))
+    return U[0], D[0]
+
+
+def diagonal_of(n_factor: int, d: int) -> NDArray[np.intp]:
+    """Where a factor of so many numbers has D, shape (d,)."""
+    return np.arange(d) if n_factor == d else np.arange(d) * (np.arange(d) + 3) // 2
+
+
+def sum_of_covariances(factors: Array, d: int) -> Array:
+    """The sum of covariances of which the factors are given, shape (U, k); shape (d, d), or (d,) when diagonal."""
+    if factors.shape[1] == d:
+        return np.asarray(factors.sum(axis=0))
+    U, D = _triangles(factors, d)
+    roots = np.moveaxis(U * np.sqrt(D)[:, None, :], 1, 0).reshape(d, -1)
+    return np.asarray(roots @ roots.T)
+
+
+def _triangles(factors: NDArray[Any], d: int) -> tuple[Array, Array]:
+    """U, shape (N, d, d), and D, shape (N, d), of N factors."""
+    lower = np.zeros((len(factors), d, d))
     # The factor's order, by columns of the upper triangle, is by rows of the lower one.
-    U.T[np.tril_indices(d)] = belief.factor
-    D = np.diagonal(U).copy()
-    np.fill_diagonal(U, 1.0)
-    return U, D
+    lower[:, *np.tril_indices(d)] = factors
+    D = np.diagonal(lower, axis1=1, axis2=2).copy()
+    lower[:, range(d), range(d)] = 1.0
+    return np.swapaxes(lower, 1, 2), D
 
 
 def factorised(gaussian: Gaussian) -> Belief:

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from learner.belief.compiled import compiled
+from learner.belief.forget import relax
 from learner.belief.gaussian import Belief
+from learner.belief.laplace import condition_jointly
 from learner.belief.moments import sigmoid
-from learner.belief.update import condition, condition_jointly, project, relax
+from learner.belief.update import condition, project
 from learner.model.spec import Model
 from learner.record import NEVER, Record, State
 

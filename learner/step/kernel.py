@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from learner.belief.compiled import compiled, inner
-from learner.belief.update import condition, condition_jointly, discount, relax, retract
+from learner.belief.forget import discount, relax
+from learner.belief.laplace import condition_jointly
+from learner.belief.update import condition, retract
 from learner.events.microbatch import CLICK, SWEEP, Events
 from learner.record import NEVER
 from learner.step.columns import (

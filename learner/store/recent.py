@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cachetools import LRUCache
+
 from learner.store import Store, Write
 
 CAPACITY_BYTES = 64 << 20
@@ -21,33 +23,28 @@ class RecentStore:
     store
         Which has the records.
     capacity_bytes
-        How much is remembered; those written longest ago go first.
+        How much is remembered; those used longest ago go first.
     """
 
     def __init__(self, store: Store, capacity_bytes: int = CAPACITY_BYTES) -> None:
         self._store = store
-        self._capacity_bytes = capacity_bytes
-        # A dict keeps the order of insertion.
-        self._recent: dict[str, bytes] = {}
-        self._size_bytes = 0
+        self._recent: LRUCache[str, bytes] = LRUCache(capacity_bytes, getsizeof=len)
 
     def load(self, user_ids: Sequence[str]) -> list[bytes | None]:
         """Read the records that are not remembered."""
-        missing = [user_id for user_id in user_ids if user_id not in self._recent]
+        known = [self._recent.get(user_id) for user_id in user_ids]
+        missing = [user_id for user_id, value in zip(user_ids, known, strict=True) if value is None]
         read = iter(self._store.load(missing) if missing else [])
-        return [value if (value := self._recent.get(user_id)) is not None else next(read) for user_id in user_ids]
+        return [next(read) if value is None else value for value in known]
 
     def commit(self, writes: Sequence[Write]) -> list[bool]:
         """Store what is still expected, and remember that alone."""
         for write in writes:
-            self._size_bytes -= len(self._recent.pop(write.user_id, b""))
+            self._recent.pop(write.user_id, None)
         done = self._store.commit(writes)
         for write, stored in zip(writes, done, strict=True):
-            if stored:
+            if stored and len(write.value) <= self._recent.maxsize:
                 self._recent[write.user_id] = write.value
-                self._size_bytes += len(write.value)
-        while self._size_bytes > self._capacity_bytes:
-            self._size_bytes -= len(self._recent.pop(next(iter(self._recent))))
         return done
 
     def ping(self) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from learner.record import IDENTITY
 from learner.sqlite_file import SqliteFile
 from learner.store import Lifetimes, StoreUnavailable, Write
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS records (
-    user_id TEXT PRIMARY KEY, revision BLOB NOT NULL, value BLOB NOT NULL, expires_at REAL NOT NULL
+    user_id TEXT PRIMARY KEY, value BLOB NOT NULL, expires_at REAL NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS records_by_expiry ON records (expires_at);
 """
@@ -40,12 +39,12 @@ class SqliteStore:
             db.execute("DELETE FROM records WHERE expires_at <= ?", (now,))
             for write in writes:
                 expires_at = now + (self._lifetimes.of(write) or float("inf"))
-                new = (write.value[IDENTITY], write.value, expires_at)
+                new = (write.value, expires_at)
                 if write.expected is None:
-                    cursor = db.execute("INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?)", (write.user_id, *new))
+                    cursor = db.execute("INSERT OR IGNORE INTO records VALUES (?, ?, ?)", (write.user_id, *new))
                 else:
                     cursor = db.execute(
-                        "UPDATE records SET revision = ?, value = ?, expires_at = ?"
+                        "UPDATE records SET value = ?, expires_at = ?"
                         " WHERE user_id = ? AND coalesce(substr(value, 5, 12), x'') = ?",
                         (*new, write.user_id, write.expected_identity),
                     )

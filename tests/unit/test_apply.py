@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.belief import update
+from learner.belief import forget, update
 from learner.belief.gaussian import Belief
 from learner.events.parse import outcome_key
 from learner.log.position import Partition, Position
@@ -116,7 +116,7 @@ def test_a_click_is_learnt_by_hand_at_its_time_and_open_impressions_weigh_what_c
     for now in (20_000, 50_000, 10**8):
         left = float(ADF.relax_factor(np.array(float(now - record.settled_at))))
         relaxed = Belief(record.settled.mean.astype(float), record.settled.factor.astype(float))
-        update.relax(*relaxed, *ADF.prior_belief, left)
+        forget.relax(*relaxed, *ADF.prior_belief, left)
         share = float(ADF.clicked_share(np.array(float(now))))
         mu, v = x[1] @ relaxed.mean, x[1] @ relaxed.cov @ x[1]
         q = 1 / (1 + np.exp(-mu / np.sqrt(1 + np.pi * v / 8)))

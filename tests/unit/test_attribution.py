@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.belief import update
+from learner.belief import forget, laplace, update
 from learner.belief.gaussian import Belief
 from learner.events.microbatch import SWEEP
 from learner.log.position import Partition, Position
@@ -151,7 +151,7 @@ class Learner:
         }
 
     def forget(self, discount: float) -> None:
-        update.discount(*self.belief, *self.model.prior_belief, discount)
+        forget.discount(*self.belief, *self.model.prior_belief, discount)
         self.fade(discount)
 
     def relax(self, at: int) -> None:
@@ -161,7 +161,7 @@ class Learner:
             return
         if self.settled_at != NEVER and self.model.half_life_ms:
             kept = float(np.exp2(-(now - self.settled_at) / HALF_LIFE_MS))
-            update.relax(*self.belief, *self.model.prior_belief, kept)
+            forget.relax(*self.belief, *self.model.prior_belief, kept)
             self.fade(kept * kept)
         self.settled_at = now
 
@@ -193,7 +193,7 @@ class Learner:
         row, offset, weight = (np.array(column) for column in zip(*(rows[key] for key, _ in labels), strict=True))
         clicked = np.array([yes for _, yes in labels])
         precision, shift = np.empty(len(labels)), np.empty(len(labels))
-        update.condition_jointly(*self.belief, row, clicked, offset, weight, precision, shift)
+        laplace.condition_jointly(*self.belief, row, clicked, offset, weight, precision, shift)
         for (key, yes), *site in zip(labels, precision, shift, strict=True):
             self.sites[key] = (np.float32(0), np.float32(0)) if yes else tuple(map(np.float32, site))
 

@@ -10,7 +10,7 @@ from scipy.integrate import quad
 from scipy.optimize import minimize
 from scipy.special import expit, log_expit
 
-from learner.belief import update
+from learner.belief import forget, laplace, update
 from learner.belief.gaussian import Belief, Gaussian, click_probability, draw, factorised, predict, triangle
 from learner.belief.moments import adf_moments, laplace_moments, mode
 from tests.unit import covariance_form
@@ -48,7 +48,7 @@ def jointly(
     belief: Belief, X: np.ndarray, y: np.ndarray, offset: np.ndarray, weight: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     sites = np.empty((2, len(X)))
-    update.condition_jointly(belief.mean, belief.factor, X, y > 0, offset, weight, sites[0], sites[1])
+    laplace.condition_jointly(belief.mean, belief.factor, X, y > 0, offset, weight, sites[0], sites[1])
     return sites[0], sites[1]
 
 
@@ -191,16 +191,16 @@ def test_relaxing_is_the_blend_of_moments_and_two_half_steps_are_one() -> None:
     gaussian, prior = a_gaussian(9), a_gaussian(9, 7)
     belief, two, of_prior = factorised(gaussian), factorised(gaussian), factorised(prior)
     a = 0.37
-    update.relax(belief.mean, belief.factor, of_prior.mean, of_prior.factor, a)
+    forget.relax(belief.mean, belief.factor, of_prior.mean, of_prior.factor, a)
     blend = Gaussian(a * gaussian.mean + (1 - a) * prior.mean, a * a * gaussian.cov + (1 - a * a) * prior.cov)
     assert_near(belief, blend)
     for _ in range(2):
-        update.relax(two.mean, two.factor, of_prior.mean, of_prior.factor, a**0.5)
+        forget.relax(two.mean, two.factor, of_prior.mean, of_prior.factor, a**0.5)
     assert_near(two, blend)
-    update.relax(two.mean, two.factor, of_prior.mean, of_prior.factor, 0.0)
+    forget.relax(two.mean, two.factor, of_prior.mean, of_prior.factor, 0.0)
     assert_near(two, prior)
     kept = copy(two)
-    update.relax(two.mean, two.factor, of_prior.mean, of_prior.factor, 1.0)
+    forget.relax(two.mean, two.factor, of_prior.mean, of_prior.factor, 1.0)
     assert np.array_equal(kept.factor, two.factor)
 
 
@@ -210,7 +210,7 @@ def test_discount_blends_natural_parameters(diagonal: bool) -> None:
     if diagonal:
         gaussian, prior = diagonal_of(gaussian), diagonal_of(prior)
     belief, of_prior = factorised(gaussian), factorised(prior)
-    update.discount(belief.mean, belief.factor, of_prior.mean, of_prior.factor, 0.8)
+    forget.discount(belief.mean, belief.factor, of_prior.mean, of_prior.factor, 0.8)
     assert_near(belief, covariance_form.discount(gaussian, prior, 0.8))
 
 
@@ -316,9 +316,9 @@ def test_a_belief_is_positive_definite_after_any_sequence_of_admitted_events(
     for kind, values, offset, weight, share in plan:
         x = np.resize(np.array(values, np.float32), d)
         if kind == "relax":
-            update.relax(belief.mean, belief.factor, prior.mean, prior.factor, share)
+            forget.relax(belief.mean, belief.factor, prior.mean, prior.factor, share)
         elif kind == "discount":
-            update.discount(belief.mean, belief.factor, prior.mean, prior.factor, max(share, 0.01))
+            forget.discount(belief.mean, belief.factor, prior.mean, prior.factor, max(share, 0.01))
         elif kind == "retract" and sites:
             retract(belief, *sites.pop())
         elif kind == "joint":

@@ -20,7 +20,7 @@ from learner.batch.join import Outcomes, Rows, collect
 from learner.batch.prior import Iteration, fit_prior, laplace_posteriors
 from learner.batch.reading import LogError, read_events
 from learner.batch.scaling import feature_scaling
-from learner.belief.gaussian import Gaussian
+from learner.belief.gaussian import Belief, Gaussian, sum_of_covariances
 from learner.evaluation.replay import progressive_loss, read_log
 from learner.events.microbatch import Microbatch
 from learner.events.parse import outcome_key
@@ -86,17 +86,18 @@ def test_the_same_log_gives_the_same_prior() -> None:
 def test_the_e_step_is_the_joint_laplace_posterior(diagonal: bool) -> None:
     rng = np.random.default_rng(5)
     starts = np.array([0, 3, 3, 40, 41])
-    rows = Rows(
-        rng.normal(size=(41, 3)) * 3, (rng.random(41) < 0.5).astype(float), rng.normal(size=41), rng.random(41), starts
-    )
+    X, offset = ((3 * rng.normal(size=size)).astype(np.float32).astype(float) for size in ((41, 3), 41))
+    rows = Rows(X, (rng.random(41) < 0.5).astype(float), offset, rng.random(41), starts)
     root = rng.normal(size=(3, 3))
     cov = root @ root.T + np.eye(3)
     prior = Gaussian(rng.normal(size=3), np.diagonal(cov).copy() if diagonal else cov)
     batch = Gaussian(np.tile(prior.mean, (4, 1)), np.tile(prior.cov, (4,) + (1,) * prior.cov.ndim))
     expected = condition_microbatch(batch, *rows)
-    got = laplace_posteriors(rows, prior, rng.normal(size=(4, 3)) * 3)
-    np.testing.assert_allclose(got.mean, expected.mean, atol=1e-8)
-    np.testing.assert_allclose(got.cov, expected.cov, atol=1e-8)
+    means, factors = laplace_posteriors(rows, prior)
+    covs = [Belief(mean, factor).cov for mean, factor in zip(means, factors, strict=True)]
+    np.testing.assert_allclose(means, expected.mean, atol=1e-8)
+    np.testing.assert_allclose(covs, expected.cov, atol=1e-8)
+    np.testing.assert_allclose(sum_of_covariances(factors, 3), expected.cov.sum(axis=0), atol=1e-8)
 
 
 def test_the_fixed_effect_is_the_mode_that_another_optimiser_finds() -> None:
