@@ -5,10 +5,10 @@ Little-endian, checksummed, no pickle, in columns; the length is a multiple of 8
     header      magic "FRS" and version u8, checksum u32 (CRC-32 of all the rest), revision u64, model fingerprint 8
                 bytes, fingerprint of the prior and fixed effect it was learnt under 8 bytes, updated_at i64, settled_at
                 i64, erased_at i64, n_events u32, outcomes u32, clicks u32, partitions u16, d u16
-    applied     topic id 16 bytes, offset i64 (the partition's number further on)
+    applied     topic id 16 bytes, offset i64 (the partition's number and the leader epoch further on)
     clicks      key u64, clicked_at i64
     outcomes    key u64, shown_at i64
-    applied     partition i32
+    applied     partition i32, leader epoch i32
     belief      mean d x f32, factor f32 (see `learner.belief.gaussian`)
     outcomes    offset f32, weight f32, precision f32, shift f32, row d x f32, state u8
 
@@ -30,12 +30,12 @@ from numpy.typing import NDArray
 
 from learner.belief.gaussian import Belief
 from learner.belief.population import rebase
-from learner.log.position import Partition
+from learner.log.position import Mark, Partition
 from learner.model.spec import Model
 from learner.record.layout import HEADER_BYTES, Layout, plain_layout
 
 MAGIC = b"FRS"
-VERSION = 4
+VERSION = 5
 NEVER = -1
 IDENTITY = slice(4, 16)
 """Where the bytes of a record have what tells it from every other record of its user."""
@@ -95,7 +95,7 @@ class Record(NamedTuple):
     clicks
         Clicks that wait for their impression.
     applied
-        For each partition that contributed, the last offset applied.
+        For each partition that contributed, the mark of the last event applied.
     erased_at
         When the user was last erased, epoch ms: events dated up to then are never learnt from. `NEVER` if not.
     """
@@ -107,7 +107,7 @@ class Record(NamedTuple):
     settled: Belief
     outcomes: Structured
     clicks: Structured
-    applied: Mapping[Partition, int]
+    applied: Mapping[Partition, Mark]
     erased_at: int = NEVER
 
 
@@ -121,7 +121,7 @@ def fresh_record(model: Model) -> Record:
 def erased(record: Record, model: Model, now: int) -> Record:
     """The next revision of a user: a tombstone, which neither events still in the log nor a replay bring back to life.
 
-    It knows nothing but the time `now` (epoch ms) of the erasure and the applied offsets.
+    It knows nothing but the time `now` (epoch ms) of the erasure and what is applied.
     """
     return fresh_record(model)._replace(revision=record.revision + 1, applied=record.applied, erased_at=now)
 
@@ -228,10 +228,11 @@ def encode_record(record: Record, model: Model) -> bytes:
     )  # fmt: skip
     columns: list[Any] = [
         np.frombuffer(b"".join(place.topic_id for place in applied), "u1"),
-        np.array(list(applied.values()), "<i8"),
+        np.array([mark.offset for mark in applied.values()], "<i8"),
         *(clicks[name] for name in ("key", "clicked_at")),
         *(outcomes[name] for name in ("key", "shown_at")),
         np.array([place.number for place in applied], "<i4"),
+        np.array([mark.epoch for mark in applied.values()], "<i4"),
         record.settled.mean.astype("<f4"),
         record.settled.factor.astype("<f4"),
         *(outcomes[name] for name in ("offset", "weight", "precision", "shift", "row", "state")),
@@ -274,7 +275,11 @@ def decode_record(data: bytes, model: Model, user_id: str) -> Record:
         column(at.applied_partition, "<i4", header.n_applied).tolist(),
         strict=True,
     )
-    offsets = column(at.applied_offset, "<i8", header.n_applied).tolist()
+    marks = zip(
+        column(at.applied_epoch, "<i4", header.n_applied).tolist(),
+        column(at.applied_offset, "<i8", header.n_applied).tolist(),
+        strict=True,
+    )
     record = Record(
         header.revision,
         header.updated_at,
@@ -283,7 +288,7 @@ def decode_record(data: bytes, model: Model, user_id: str) -> Record:
         Belief(column(at.mean, "<f4", d), column(at.factor, "<f4", (at.offset - at.factor) // 4)),
         outcomes,
         clicks,
-        dict(zip((Partition(*place) for place in places), offsets, strict=True)),
+        dict(zip((Partition(*place) for place in places), (Mark(*mark) for mark in marks), strict=True)),
         header.erased_at,
     )
     if header.population_fingerprint == model.population_fingerprint:

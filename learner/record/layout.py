@@ -19,6 +19,7 @@ class Layout(NamedTuple):
     key: int
     shown_at: int
     applied_partition: int
+    applied_epoch: int
     mean: int
     factor: int
     offset: int
@@ -40,7 +41,8 @@ def layout(d: int, factor: int, n_outcomes: int, n_clicks: int, n_applied: int) 
     key = clicked_at + 8 * n_clicks
     shown_at = key + 8 * n_outcomes
     applied_partition = shown_at + 8 * n_outcomes
-    mean = applied_partition + 4 * n_applied
+    applied_epoch = applied_partition + 4 * n_applied
+    mean = applied_epoch + 4 * n_applied
     factor_at = mean + 4 * d
     offset = factor_at + 4 * factor
     weight = offset + 4 * n_outcomes
@@ -50,8 +52,8 @@ def layout(d: int, factor: int, n_outcomes: int, n_clicks: int, n_applied: int) 
     state = row + 4 * d * n_outcomes
     length = (state + n_outcomes + 7) // 8 * 8
     return Layout(
-        applied_topic, applied_offset, click_key, clicked_at, key, shown_at, applied_partition, mean, factor_at, offset,
-        weight, precision, shift, row, state, length,
+        applied_topic, applied_offset, click_key, clicked_at, key, shown_at, applied_partition, applied_epoch, mean, factor_at,
+        offset, weight, precision, shift, row, state, length,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from learner.events.microbatch import ByUser, Events
 from learner.model.spec import Model
-from learner.record import NEVER, check_record, decode_record, encode_record, header_template, sealed
+from learner.record import NEVER, check_record, decode_record, encode_record, header_template, read_header, sealed
 from learner.record.layout import plain_layout
 from learner.step import kernel
 from learner.step.columns import Rules
@@ -30,7 +30,7 @@ class Applied(NamedTuple):
     values
         For each user the record to store, its revision raised by one; None where nothing has to be written.
     erased
-        For each user whether they were ever erased.
+        For each user with a record to store whether they were ever erased.
     counts
         How many events and outcomes met each fate of `learner.step.kernel.COUNTS`.
     """
@@ -69,10 +69,8 @@ def apply(model: Model, stored: Sequence[bytes | None], events: Events, users: B
     n_users = len(stored)
     values, revisions, lengths = [], np.ones(n_users, np.int64), np.zeros(n_users, np.int64)
     extra = np.zeros((n_users, 3), np.int64)
-    erased = []
     for u, (value, user_id) in enumerate(zip(stored, users.user_ids, strict=True)):
         if value is None:
-            erased.append(False)
             continue
         header = check_record(value, model, user_id)
         if header.population_fingerprint != model.population_fingerprint:
@@ -80,7 +78,6 @@ def apply(model: Model, stored: Sequence[bytes | None], events: Events, users: B
         values.append(value)
         revisions[u], lengths[u] = header.revision + 1, len(value)
         extra[u] = header.n_outcomes, header.n_clicks, header.n_applied
-        erased.append(header.erased_at != NEVER)
     n_events = np.diff(users.first)
     n_items = np.add.reduceat(np.append(events.event["n_items"][users.order], 0), users.first[:-1])
     n_items[n_events == 0] = 0
@@ -100,7 +97,8 @@ def apply(model: Model, stored: Sequence[bytes | None], events: Events, users: B
     for start, length in zip(out_starts.tolist(), written.tolist(), strict=False):
         results.append(sealed(view[start : start + length]) if length else None)
     fates = {name: n for name, n in zip(COUNTS, counts.tolist(), strict=True) if n}
-    return Applied(results, erased, Counter(fates))
+    headers = [value and read_header(value) for value in results]
+    return Applied(results, [bool(one and one.erased_at != NEVER) for one in headers], Counter(fates))
 
 
 def _starts(lengths: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:

@@ -21,7 +21,7 @@ OUTCOME = np.dtype(
     ]
 )
 WAITING_CLICK = np.dtype([("key", np.int64), ("clicked_at", np.int64)])
-APPLIED = np.dtype([(name, np.int64) for name in ("topic_high", "topic_low", "partition", "offset")])
+APPLIED = np.dtype([(name, np.int64) for name in ("topic_high", "topic_low", "partition", "epoch", "offset")])
 FACTS = np.dtype(
     [
         (name, np.int64)
@@ -66,7 +66,7 @@ class User(NamedTuple):
     order, table
         Slots by the time they were shown; slots by key, an open-addressing hash table.
     click, applied
-        Clicks that wait, and the last offset applied of each partition.
+        Clicks that wait, and the mark of the last event applied of each partition.
     joint, yes
         Slots whose final labels a joint update will learn, and whether each was clicked.
     f, gain
@@ -153,9 +153,11 @@ def load(user: User, data: Any) -> None:
     at = layout(d, len(user.factor), n, n_clicks, n_applied)
     topic, applied = data[at.applied_topic : at.applied_offset].view(np.int64), data[at.applied_offset :]
     offsets, partitions = applied[: 8 * n_applied].view(np.int64), data[at.applied_partition : at.mean].view(np.int32)
+    epochs = partitions[n_applied:]
     for i in range(n_applied):
         user.applied[i].topic_high, user.applied[i].topic_low = topic[2 * i], topic[2 * i + 1]
-        user.applied[i].partition, user.applied[i].offset = partitions[i], offsets[i]
+        user.applied[i].partition, user.applied[i].epoch = partitions[i], epochs[i]
+        user.applied[i].offset = offsets[i]
     keys, times = data[at.click_key : at.clicked_at].view(np.int64), data[at.clicked_at : at.key].view(np.int64)
     for i in range(n_clicks):
         user.click[i].key, user.click[i].clicked_at = keys[i], times[i]
@@ -187,9 +189,11 @@ def store(user: User, template: Any, revision: int, out: Any) -> int:
     at = layout(d, len(user.factor), n, n_clicks, n_applied)
     topic, offsets = out[at.applied_topic : at.applied_offset].view(np.int64), out[at.applied_offset : at.click_key]
     offsets, partitions = offsets.view(np.int64), out[at.applied_partition : at.mean].view(np.int32)
+    epochs = partitions[n_applied:]
     for i in range(n_applied):
         topic[2 * i], topic[2 * i + 1] = user.applied[i].topic_high, user.applied[i].topic_low
-        partitions[i], offsets[i] = user.applied[i].partition, user.applied[i].offset
+        partitions[i], epochs[i] = user.applied[i].partition, user.applied[i].epoch
+        offsets[i] = user.applied[i].offset
     keys, times = out[at.click_key : at.clicked_at].view(np.int64), out[at.clicked_at : at.key].view(np.int64)
     for i in range(n_clicks):
         keys[i], times[i] = user.click[i].key, user.click[i].clicked_at

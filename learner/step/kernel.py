@@ -13,7 +13,7 @@ import numpy as np
 
 from learner.belief.compiled import compiled, inner
 from learner.belief.update import condition, condition_jointly, discount, relax, retract
-from learner.events.microbatch import CLICK, SWEEP, Events
+from learner.events.microbatch import CLICK, ERASE, SWEEP, Events
 from learner.record import NEVER
 from learner.step.columns import (
     CLICKED,
@@ -275,19 +275,35 @@ def is_from(user: User, i: int, events: Events, e: int) -> bool:
 
 
 @inner
+def is_after(user: User, i: int, events: Events, e: int) -> bool:
+    """Whether an event stands behind what is applied of the i-th partition, or in a log that was cut there."""
+    applied, event = user.applied[i], events.event[e]
+    return bool(event.epoch > applied.epoch or (event.epoch == applied.epoch and event.offset > applied.offset))
+
+
+@inner
 def is_replay(user: User, events: Events, e: int) -> bool:
     """Whether an event was applied before; if not, note that it is."""
     n = user.facts[0].n_applied
     for i in range(n):
         if is_from(user, i, events, e):
-            if events.event[e].offset <= user.applied[i].offset:
+            if not is_after(user, i, events, e):
                 return True
-            user.applied[i].offset = events.event[e].offset
+            user.applied[i].epoch, user.applied[i].offset = events.event[e].epoch, events.event[e].offset
             return False
     user.applied[n].topic_high, user.applied[n].topic_low = events.event[e].topic_high, events.event[e].topic_low
-    user.applied[n].partition, user.applied[n].offset = events.event[e].partition, events.event[e].offset
+    user.applied[n].partition, user.applied[n].epoch = events.event[e].partition, events.event[e].epoch
+    user.applied[n].offset = events.event[e].offset
     user.facts[0].n_applied += 1
     return False
+
+
+@inner
+def erase(rules: Rules, user: User, now: int) -> None:
+    """Leave a tombstone: nothing but the time, and what is applied."""
+    n_applied = user.facts[0].n_applied
+    begin(rules, user, (user.facts[0].mask + 1) // 2)
+    user.facts[0].n_applied, user.facts[0].erased_at = n_applied, now
 
 
 @inner
@@ -302,6 +318,10 @@ def apply_event(rules: Rules, user: User, events: Events, e: int, counts: Any) -
         counts[REPLAYED] += 1
         return False
     if now <= user.facts[0].erased_at:
+        counts[ERASED] += 1
+        return True
+    if kind == ERASE:
+        erase(rules, user, now)
         counts[ERASED] += 1
         return True
     late = kind == CLICK and is_late(rules, user, events.event[e].key, now)
@@ -375,7 +395,7 @@ def any_unseen(user: User, events: Events, order: Any) -> bool:
         seen = events.event[e].kind == SWEEP or events.event[e].at <= user.facts[0].erased_at
         for i in range(user.facts[0].n_applied):
             if is_from(user, i, events, e):
-                seen = seen or events.event[e].offset <= user.applied[i].offset
+                seen = seen or not is_after(user, i, events, e)
         if not seen:
             return True
     return False
