@@ -59,7 +59,7 @@ def _contents(record: Record, model: Model, now: int) -> dict[str, Any]:
             **{state.name.lower(): int((states == state).sum()) for state in State},
             "newest": [
                 {
-                    "key": f"{int(one['key']):016x}",
+                    "key": _hex(int(one["key"])),
                     "state": State(int(one["state"])).name.lower(),
                     "shown_at": _iso(int(one["shown_at"])),
                     "age_seconds": (now - int(one["shown_at"])) / 1000,
@@ -70,12 +70,12 @@ def _contents(record: Record, model: Model, now: int) -> dict[str, Any]:
             ],
         },
         "waiting_clicks": [
-            {"key": f"{key:016x}", "clicked_at": _iso(at), "age_seconds": (now - at) / 1000}
+            {"key": _hex(key), "clicked_at": _iso(at), "age_seconds": (now - at) / 1000}
             for key, at in record.clicks.tolist()
         ],
         "applied_offsets": [
-            {"topic_id": place.topic_id.hex(), "partition": place.number, "offset": offset}
-            for place, offset in record.applied.items()
+            {"topic_id": place.topic_id.hex(), "partition": place.number, "offset": mark.offset, "epoch": mark.epoch}
+            for place, mark in record.applied.items()
         ],
     }
 
@@ -111,6 +111,10 @@ def _cell(value: object) -> str:
 
 def _std(belief: Belief) -> Array:
     return np.sqrt(belief.variances)
+
+
+def _hex(key: int) -> str:
+    return f"{key % (1 << 64):016x}"
 
 
 def _iso(at: int) -> str | None:

@@ -64,10 +64,10 @@ def columns(model: Model, events: Sequence[Event]) -> Microbatch:
     for place, one in enumerate(events):
         event["at"][place] = one.timestamp
         if isinstance(one, Click):
-            event["kind"][place], event["key"][place] = CLICK, np.uint64(one.key).astype(np.int64)
+            event["kind"][place], event["key"][place] = CLICK, one.key
             continue
         item = np.zeros(n := len(one.keys), ITEM)
-        item["key"], item["offset"], item["weight"] = np.array(one.keys, np.uint64).view("<i8"), one.offset, one.weight
+        item["key"], item["offset"], item["weight"] = one.keys, one.offset, one.weight
         event["kind"][place], event["first_item"][place], event["n_items"][place] = IMPRESSION, start, n
         start += n
         items.append(item)
@@ -79,10 +79,10 @@ def single(batch: Microbatch, place: int) -> Event:
     """One of the columns' events."""
     event = batch.events.event[place]
     if event["kind"] == CLICK:
-        return Click(batch.user[place], int(event["at"]), int(event["key"].view(np.uint64)))
+        return Click(batch.user[place], int(event["at"]), int(event["key"]))
     its = batch.items(place)
     item = batch.events.item[its]
-    keys = item["key"].view(np.uint64).tolist()
+    keys = item["key"].tolist()
     return Impression(batch.user[place], int(event["at"]), keys, batch.events.row[its], item["offset"], item["weight"])
 
 

@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 from learner.log.position import Partition, Position
 
 # Kinds of events; a bad one is never applied.
-BAD, IMPRESSION, CLICK, SWEEP = -1, 0, 1, 2
+BAD, IMPRESSION, CLICK, SWEEP, ERASE = -1, 0, 1, 2, 3
 
 EVENT = np.dtype(
     [
         (name, np.int64)
-        for name in ("kind", "at", "topic_high", "topic_low", "partition", "offset", "key", "first_item", "n_items")
+        for name in (
+            "kind", "at", "topic_high", "topic_low", "partition", "epoch", "offset", "key", "first_item", "n_items",
+        )
     ]
-)
+)  # fmt: skip
 """One event: a kind, a time (epoch ms), where it stands in the log (a sweep stands nowhere), the outcome's key of a
 click, and which items are an impression's."""
 ITEM = np.dtype([("key", np.int64), ("offset", np.float32), ("weight", np.float32)])
@@ -132,11 +134,12 @@ def put_in_log(event: NDArray[np.void], places: Sequence[Position]) -> None:
     topic = np.frombuffer(b"".join([place.partition.topic_id for place in places]), "<i8").reshape(-1, 2)
     event["topic_high"], event["topic_low"] = topic.T
     event["partition"] = [place.partition.number for place in places]
+    event["epoch"] = [place.epoch for place in places]
     event["offset"] = [place.offset for place in places]
 
 
 def positions(event: NDArray[np.void]) -> list[Position]:
     """Where in the log events stand."""
     topic = np.stack([event["topic_high"], event["topic_low"]], axis=1).astype("<i8")
-    places = zip(topic, event["partition"].tolist(), event["offset"].tolist(), strict=True)
-    return [Position(Partition(two.tobytes(), number), offset) for two, number, offset in places]
+    places = zip(topic, *(event[name].tolist() for name in ("partition", "offset", "epoch")), strict=True)
+    return [Position(Partition(two.tobytes(), number), offset, epoch) for two, number, offset, epoch in places]

@@ -14,8 +14,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.events.microbatch import BAD, CLICK, EVENT, ITEM, Events, Microbatch, joined
-from learner.events.wire import BadEvent, Reason, WireClick, WireImpression, WireItem, with_features
+from learner.events.microbatch import BAD, CLICK, ERASE, EVENT, ITEM, Events, Microbatch, joined
+from learner.events.wire import BadEvent, Reason, Wire, WireClick, WireErase, WireImpression, WireItem, with_features
 from learner.limits import MAX_EVENT_BYTES, MAX_TIMESTAMP_MS, MIN_TIMESTAMP_MS
 from learner.model.kinds import FeatureError
 from learner.model.spec import Model
@@ -50,10 +50,10 @@ class Parsed(NamedTuple):
         self.bad[place] = why
 
 
-_DECODER = msgspec.json.Decoder(WireImpression | WireClick)
+_DECODER = msgspec.json.Decoder(Wire)
 
 
-def parse_event(raw: bytes, model: Model) -> WireImpression | WireClick:
+def parse_event(raw: bytes, model: Model) -> Wire:
     """Read one event, and see that its items fit the model.
 
     Parameters
@@ -91,7 +91,7 @@ def parse_events(raws: Sequence[bytes], model: Model) -> Parsed:
 def _parse_together(raws: Sequence[bytes], model: Model) -> Parsed:
     item = model.item_struct
     decode = (_DECODER if item is None else _decoder(item)).decode
-    wires: list[WireImpression | WireClick | BadEvent] = []
+    wires: list[Wire | BadEvent] = []
     quick: list[int] = []
     for place, raw in enumerate(raws):
         try:
@@ -114,10 +114,10 @@ def _parse_together(raws: Sequence[bytes], model: Model) -> Parsed:
         return _columns(wires, [[place] for place in shown], model)
 
 
-def _columns(wires: Sequence[WireImpression | WireClick | BadEvent], slates: list[list[int]], model: Model) -> Parsed:
+def _columns(wires: Sequence[Wire | BadEvent], slates: list[list[int]], model: Model) -> Parsed:
     """The columns of these events; `slates` are the places of impressions, those together that are decoded alike."""
     event = np.zeros(len(wires), EVENT)
-    users, keys, clicks, bad = [], [], [], {}
+    users, keys, clicks, erasures, bad = [], [], [], [], {}
     for place, wire in enumerate(wires):
         if isinstance(wire, BadEvent):
             bad[place] = wire
@@ -127,8 +127,11 @@ def _columns(wires: Sequence[WireImpression | WireClick | BadEvent], slates: lis
         if isinstance(wire, WireClick):
             clicks.append(place)
             keys += digests(wire.request_id, [wire.item_id])
+        elif isinstance(wire, WireErase):
+            erasures.append(place)
     event["kind"][list(bad)] = BAD
     event["kind"][clicks] = CLICK
+    event["kind"][erasures] = ERASE
     event["key"][clicks] = np.frombuffer(b"".join(keys), "<i8")
     event["at"] = [0 if isinstance(wire, BadEvent) else wire.timestamp for wire in wires]
     order = [place for slate in slates for place in slate]
@@ -169,7 +172,7 @@ def _from_the_future(model: Model) -> BadEvent:
     return BadEvent(Reason.FROM_THE_FUTURE, f"timestamp: {expected}")
 
 
-def _alone(raw: bytes, model: Model) -> WireImpression | WireClick | BadEvent:
+def _alone(raw: bytes, model: Model) -> Wire | BadEvent:
     try:
         return parse_event(raw, model)
     except BadEvent as exc:
@@ -177,17 +180,17 @@ def _alone(raw: bytes, model: Model) -> WireImpression | WireClick | BadEvent:
 
 
 @lru_cache(maxsize=8)
-def _decoder(features: type[msgspec.Struct]) -> msgspec.json.Decoder[WireImpression | WireClick]:
+def _decoder(features: type[msgspec.Struct]) -> msgspec.json.Decoder[Wire]:
     """Of events whose items' features are of that type."""
-    return msgspec.json.Decoder(with_features(features, WireImpression, WireItem) | WireClick)
+    return msgspec.json.Decoder(with_features(features, WireImpression, WireItem) | WireClick | WireErase)
 
 
-def _decode(raw: bytes) -> WireImpression | WireClick:
+def _decode(raw: bytes) -> Wire:
     if len(raw) > MAX_EVENT_BYTES:
         raise BadEvent(Reason.TOO_LARGE, f"{len(raw)} bytes: expected at most {MAX_EVENT_BYTES}")
     raw = raw.removeprefix(BOM_UTF8)
     try:
-        wire: WireImpression | WireClick = _DECODER.decode(raw)
+        wire: Wire = _DECODER.decode(raw)
     except UNREADABLE as exc:
         raise _why(raw, exc) from exc
     return wire
@@ -195,7 +198,7 @@ def _decode(raw: bytes) -> WireImpression | WireClick:
 
 def outcome_key(request_id: str, item_id: str) -> int:
     """A 64-bit identity of an outcome within its user."""
-    return int.from_bytes(digests(request_id, [item_id])[0], "little")
+    return int.from_bytes(digests(request_id, [item_id])[0], "little", signed=True)
 
 
 def digests(request_id: str, item_ids: Sequence[str]) -> list[bytes]:

@@ -94,6 +94,16 @@ class WireClick(msgspec.Struct, frozen=True, tag_field="type", tag="click"):
     timestamp: Timestamp
 
 
+class WireErase(msgspec.Struct, frozen=True, tag_field="type", tag="erase"):
+    """A user is to be forgotten, and never to be learnt from events dated up to then; the service sends it."""
+
+    user_id: Id
+    timestamp: Timestamp
+
+
+Wire: TypeAlias = WireImpression | WireClick | WireErase
+
+
 def with_features(features: type[msgspec.Struct], slate: type[S], item: type[msgspec.Struct]) -> type[S]:
     """A kind of slate whose items are of a kind that has features of that type."""
     one = msgspec.defstruct("Item", [("features", features, features())], bases=(item,), frozen=True, gc=False)

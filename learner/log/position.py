@@ -12,8 +12,28 @@ class Partition(NamedTuple):
     number: int
 
 
+class Mark(NamedTuple):
+    """How far something is in a partition: the leader epoch and offset of the last event it has. In the log's order.
+
+    A log that has lost its end goes on at lower offsets, under a later epoch.
+    """
+
+    epoch: int
+    offset: int
+
+
+NOTHING = Mark(-(2**31), -1)
+"""Before every event."""
+
+
 class Position(NamedTuple):
-    """Where in the log an event stands."""
+    """Where in the log an event stands; `epoch` is that of the leader that took it, 0 where a log has no leaders."""
 
     partition: Partition
     offset: int
+    epoch: int = 0
+
+    @property
+    def mark(self) -> Mark:
+        """How far one is who has this event."""
+        return Mark(self.epoch, self.offset)

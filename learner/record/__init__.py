@@ -1,19 +1,18 @@
 """The user record and its binary form.
 
-Little-endian, checksummed, no pickle, in columns; the length is a multiple of 8::
+Little-endian, checksummed, no pickle; the length is a multiple of 8::
 
-    header      magic "FRS" and version u8, checksum u32 (CRC-32 of all the rest), revision u64, model fingerprint 8
+    header      magic "FRS" and version u8, checksum u32 (CRC-32 of all the rest), revision i64, model fingerprint 8
                 bytes, fingerprint of the prior and fixed effect it was learnt under 8 bytes, updated_at i64, settled_at
                 i64, erased_at i64, n_events u32, outcomes u32, clicks u32, partitions u16, d u16
-    applied     topic id 16 bytes, offset i64 (the partition's number further on)
-    clicks      key u64, clicked_at i64
-    outcomes    key u64, shown_at i64
-    applied     partition i32
+    applied     a partition: topic id 16 bytes, offset i64, partition i32, leader epoch i32
+    clicks      a click: key i64, clicked_at i64
     belief      mean d x f32, factor f32 (see `learner.belief.gaussian`)
-    outcomes    offset f32, weight f32, precision f32, shift f32, row d x f32, state u8
+    rows        d x f32 an outcome
+    outcomes    an outcome: key i64, shown_at i64, offset f32, weight f32, precision f32, shift f32, state i32
 
 Bytes 4 to 16, checksum and revision, tell a record from every other one that its user has had, so that a store can
-compare them without knowing the rest. `learner.step` reads and writes these columns in compiled code.
+compare them without knowing the rest. `learner.step` reads and writes the same layout in compiled code.
 """
 
 from __future__ import annotations
@@ -21,30 +20,29 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from enum import IntEnum
-from functools import lru_cache
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.belief.gaussian import Belief
+from learner.belief.gaussian import Belief, Rows
 from learner.belief.population import rebase
-from learner.log.position import Partition
+from learner.log.position import Mark, Partition
 from learner.model.spec import Model
-from learner.record.layout import HEADER_BYTES, Layout, plain_layout
+from learner.record.layout import APPLIED, HEADER_BYTES, OUTCOME, WAITING_CLICK, Layout, plain_layout
 
 MAGIC = b"FRS"
-VERSION = 4
+VERSION = 5
 NEVER = -1
 IDENTITY = slice(4, 16)
 """Where the bytes of a record have what tells it from every other record of its user."""
 
 Structured: TypeAlias = NDArray[np.void]
 
-_HEADER = struct.Struct("<3sBIQ8s8sqqqIIIHH")
+_HEADER = struct.Struct("<3sBIq8s8sqqqIIIHH")
+_HALVES = struct.Struct("<qq")
 _CHECKSUM = struct.Struct("<I")
-CLICK_DTYPE = np.dtype([("key", "<u8"), ("clicked_at", "<i8")])
 
 
 class RecordError(ValueError):
@@ -90,12 +88,14 @@ class Record(NamedTuple):
     settled
         Belief conditioned on final labels, exactly once each, in float32.
     outcomes
-        Outcomes inside the attribution window, oldest first: see the module for the columns. ``precision`` and
+        Outcomes inside the attribution window, oldest first: see the module for the fields. ``precision`` and
         ``shift`` are the site that a "no" left, faded by what forgetting has left of it.
+    rows
+        What each had for features, shape (N, d), float32.
     clicks
         Clicks that wait for their impression.
     applied
-        For each partition that contributed, the last offset applied.
+        For each partition that contributed, the mark of the last event applied.
     erased_at
         When the user was last erased, epoch ms: events dated up to then are never learnt from. `NEVER` if not.
     """
@@ -106,8 +106,9 @@ class Record(NamedTuple):
     n_events: int
     settled: Belief
     outcomes: Structured
+    rows: Rows
     clicks: Structured
-    applied: Mapping[Partition, int]
+    applied: Mapping[Partition, Mark]
     erased_at: int = NEVER
 
 
@@ -115,37 +116,16 @@ def fresh_record(model: Model) -> Record:
     """The record of a user of whom nothing is known."""
     mean, factor = model.prior_belief
     settled = Belief(mean.astype(np.float32), factor.astype(np.float32))
-    return Record(0, NEVER, NEVER, 0, settled, no_outcomes(model.d), np.empty(0, CLICK_DTYPE), {})
+    none = np.empty((0, model.d), np.float32)
+    return Record(0, NEVER, NEVER, 0, settled, np.empty(0, OUTCOME), none, np.empty(0, WAITING_CLICK), {})
 
 
 def erased(record: Record, model: Model, now: int) -> Record:
     """The next revision of a user: a tombstone, which neither events still in the log nor a replay bring back to life.
 
-    It knows nothing but the time `now` (epoch ms) of the erasure and the applied offsets.
+    It knows nothing but the time `now` (epoch ms) of the erasure and what is applied.
     """
     return fresh_record(model)._replace(revision=record.revision + 1, applied=record.applied, erased_at=now)
-
-
-@lru_cache(maxsize=8)
-def outcome_dtype(d: int) -> np.dtype[np.void]:
-    """The columns of an outcome with a row of d coefficients."""
-    return np.dtype(
-        [
-            ("key", "<u8"),
-            ("shown_at", "<i8"),
-            ("offset", "<f4"),
-            ("weight", "<f4"),
-            ("precision", "<f4"),
-            ("shift", "<f4"),
-            ("row", "<f4", (d,)),
-            ("state", "u1"),
-        ]
-    )
-
-
-def no_outcomes(d: int) -> Structured:
-    """No outcomes of d coefficients."""
-    return np.empty(0, outcome_dtype(d))
 
 
 class Header(NamedTuple):
@@ -221,22 +201,15 @@ def check_record(data: bytes, model: Model, user_id: str) -> Header:
 
 def encode_record(record: Record, model: Model) -> bytes:
     """The bytes to store; `decode_record` gives the record back to the last bit."""
-    outcomes, clicks, applied = record.outcomes, record.clicks, record.applied
+    outcomes, clicks = record.outcomes, record.clicks
+    places = [(*_HALVES.unpack(p.topic_id), mark.offset, p.number, mark.epoch) for p, mark in record.applied.items()]
     head = _HEADER.pack(
         MAGIC, VERSION, 0, record.revision, model.fingerprint, model.population_fingerprint, record.updated_at,
-        record.settled_at, record.erased_at, record.n_events, len(outcomes), len(clicks), len(applied), model.d,
+        record.settled_at, record.erased_at, record.n_events, len(outcomes), len(clicks), len(places), model.d,
     )  # fmt: skip
-    columns: list[Any] = [
-        np.frombuffer(b"".join(place.topic_id for place in applied), "u1"),
-        np.array(list(applied.values()), "<i8"),
-        *(clicks[name] for name in ("key", "clicked_at")),
-        *(outcomes[name] for name in ("key", "shown_at")),
-        np.array([place.number for place in applied], "<i4"),
-        record.settled.mean.astype("<f4"),
-        record.settled.factor.astype("<f4"),
-        *(outcomes[name] for name in ("offset", "weight", "precision", "shift", "row", "state")),
-    ]
-    data = bytearray(head + b"".join(column.tobytes() for column in columns))
+    belief = [part.astype("<f4") for part in record.settled]
+    parts = [np.array(places, APPLIED), clicks, *belief, record.rows, outcomes]
+    data = bytearray(head + b"".join(part.tobytes() for part in parts))
     data += bytes(-len(data) % 8)
     return sealed(memoryview(data))
 
@@ -253,37 +226,20 @@ def decode_record(data: bytes, model: Model, user_id: str) -> Record:
     """
     header = check_record(data, model, user_id)
     at = _layout(model, header)
-    n, d = header.n_outcomes, header.d
-
-    def column(start: int, dtype: str, count: int) -> NDArray[Any]:
-        return np.frombuffer(data, dtype, count, start)
-
-    outcomes = no_outcomes(d)
-    if n:
-        outcomes = np.empty(n, outcome_dtype(d))
-        outcomes["key"], outcomes["shown_at"] = column(at.key, "<u8", n), column(at.shown_at, "<i8", n)
-        for name in ("offset", "weight", "precision", "shift"):
-            outcomes[name] = column(getattr(at, name), "<f4", n)
-        outcomes["row"] = column(at.row, "<f4", n * d).reshape(n, d)
-        outcomes["state"] = column(at.state, "u1", n)
-    clicks = np.empty(header.n_clicks, CLICK_DTYPE)
-    clicks["key"] = column(at.click_key, "<u8", header.n_clicks)
-    clicks["clicked_at"] = column(at.clicked_at, "<i8", header.n_clicks)
-    places = zip(
-        column(at.applied_topic, "V16", header.n_applied).tolist(),
-        column(at.applied_partition, "<i4", header.n_applied).tolist(),
-        strict=True,
-    )
-    offsets = column(at.applied_offset, "<i8", header.n_applied).tolist()
+    applied = np.frombuffer(data, APPLIED, header.n_applied, at.applied).tolist()
     record = Record(
         header.revision,
         header.updated_at,
         header.settled_at,
         header.n_events,
-        Belief(column(at.mean, "<f4", d), column(at.factor, "<f4", (at.offset - at.factor) // 4)),
-        outcomes,
-        clicks,
-        dict(zip((Partition(*place) for place in places), offsets, strict=True)),
+        Belief(
+            np.frombuffer(data, "<f4", header.d, at.mean),
+            np.frombuffer(data, "<f4", (at.rows - at.factor) // 4, at.factor),
+        ),
+        np.frombuffer(data, OUTCOME, header.n_outcomes, at.outcomes),
+        np.frombuffer(data, "<f4", header.n_outcomes * header.d, at.rows).reshape(-1, header.d),
+        np.frombuffer(data, WAITING_CLICK, header.n_clicks, at.clicks),
+        {Partition(_HALVES.pack(*topic), number): Mark(epoch, offset) for *topic, offset, number, epoch in applied},
         header.erased_at,
     )
     if header.population_fingerprint == model.population_fingerprint:
@@ -312,7 +268,7 @@ def _under_this_population(record: Record, fingerprint: bytes, model: Model, use
     shift = model.fixed_effect - old.fixed_effect
     if shift.any() and len(outcomes):
         outcomes = outcomes.copy()
-        outcomes["offset"] += (outcomes["row"] * shift).sum(axis=1).astype(np.float32)
+        outcomes["offset"] += (record.rows * shift).sum(axis=1).astype(np.float32)
     try:
         settled = rebase(record.settled, old, model.population)
     except np.linalg.LinAlgError as exc:

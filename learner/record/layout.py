@@ -1,58 +1,59 @@
-"""Where the parts of a record stand in its bytes; `learner.record` has the format. Compiled."""
+"""Where the parts of a record stand in its bytes, for Python and for compiled code; `learner.record` has the format."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from learner.belief.compiled import compiled
 
-HEADER_BYTES = 72
+HEADER = np.dtype(
+    [
+        ("magic", "<u4"), ("checksum", "<u4"), ("revision", "<i8"), ("model", "<u8"), ("population", "<u8"),
+        ("updated_at", "<i8"), ("settled_at", "<i8"), ("erased_at", "<i8"), ("n_events", "<u4"), ("n_outcomes", "<u4"),
+        ("n_clicks", "<u4"), ("n_applied", "<u2"), ("d", "<u2"),
+    ]
+)  # fmt: skip
+APPLIED = np.dtype(
+    [("topic_high", "<i8"), ("topic_low", "<i8"), ("offset", "<i8"), ("partition", "<i4"), ("epoch", "<i4")]
+)
+WAITING_CLICK = np.dtype([("key", "<i8"), ("clicked_at", "<i8")])
+OUTCOME = np.dtype(
+    [
+        ("key", "<i8"), ("shown_at", "<i8"), ("offset", "<f4"), ("weight", "<f4"), ("precision", "<f4"),
+        ("shift", "<f4"), ("state", "<i4"),
+    ]
+)  # fmt: skip
+HEADER_BYTES, APPLIED_BYTES, CLICK_BYTES, OUTCOME_BYTES = (
+    one.itemsize for one in (HEADER, APPLIED, WAITING_CLICK, OUTCOME)
+)
 
 
 class Layout(NamedTuple):
-    """First byte of each column of a record, and its length: all multiples of what the column holds."""
+    """First byte of each part of a record behind its header, and its length."""
 
-    applied_topic: int
-    applied_offset: int
-    click_key: int
-    clicked_at: int
-    key: int
-    shown_at: int
-    applied_partition: int
+    applied: int
+    clicks: int
     mean: int
     factor: int
-    offset: int
-    weight: int
-    precision: int
-    shift: int
-    row: int
-    state: int
+    rows: int
+    outcomes: int
+    end: int
     length: int
 
 
 @compiled
-def layout(d: int, factor: int, n_outcomes: int, n_clicks: int, n_applied: int) -> Layout:
+def layout(d: int, n_factor: int, n_outcomes: int, n_clicks: int, n_applied: int) -> Layout:
     """The layout of a record of d coefficients whose factor has so many numbers."""
-    applied_topic = HEADER_BYTES
-    applied_offset = applied_topic + 16 * n_applied
-    click_key = applied_offset + 8 * n_applied
-    clicked_at = click_key + 8 * n_clicks
-    key = clicked_at + 8 * n_clicks
-    shown_at = key + 8 * n_outcomes
-    applied_partition = shown_at + 8 * n_outcomes
-    mean = applied_partition + 4 * n_applied
-    factor_at = mean + 4 * d
-    offset = factor_at + 4 * factor
-    weight = offset + 4 * n_outcomes
-    precision = weight + 4 * n_outcomes
-    shift = precision + 4 * n_outcomes
-    row = shift + 4 * n_outcomes
-    state = row + 4 * d * n_outcomes
-    length = (state + n_outcomes + 7) // 8 * 8
-    return Layout(
-        applied_topic, applied_offset, click_key, clicked_at, key, shown_at, applied_partition, mean, factor_at, offset,
-        weight, precision, shift, row, state, length,
-    )  # fmt: skip
+    applied = HEADER_BYTES
+    clicks = applied + APPLIED_BYTES * n_applied
+    mean = clicks + CLICK_BYTES * n_clicks
+    factor = mean + 4 * d
+    rows = factor + 4 * n_factor
+    outcomes = rows + 4 * d * n_outcomes
+    end = outcomes + OUTCOME_BYTES * n_outcomes
+    return Layout(applied, clicks, mean, factor, rows, outcomes, end, (end + 7) // 8 * 8)
 
 
 # For Python code, to which a compiled call costs more than the sums; it also takes arrays of counts.

@@ -25,7 +25,8 @@ def belief_at(model: Model, record: Record, now: int) -> Belief:
     yet" in the log-odds, where w F(age) is that of a rare click.
     """
     mean, factor = record.settled.mean.astype(np.float64), record.settled.factor.astype(np.float64)
-    outcomes = record.outcomes[record.outcomes["state"] == State.OPEN]
+    is_open = record.outcomes["state"] == State.OPEN
+    outcomes = record.outcomes[is_open]
     known = record.settled_at != NEVER
     if not known and not len(outcomes):
         return Belief(mean, factor)
@@ -33,7 +34,7 @@ def belief_at(model: Model, record: Record, now: int) -> Belief:
     median, sigma = model.click_delay or (0.0, 1.0)
     prior = model.prior_belief
     serve(
-        mean, factor, prior.mean, prior.factor, kept, np.ascontiguousarray(outcomes["row"]), now - outcomes["shown_at"],
+        mean, factor, prior.mean, prior.factor, kept, record.rows[is_open], now - outcomes["shown_at"],
         np.ascontiguousarray(outcomes["offset"]), np.ascontiguousarray(outcomes["weight"]), median, sigma,
         model.method == "laplace",
     )  # fmt: skip

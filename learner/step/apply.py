@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from learner.events.microbatch import ByUser, Events
 from learner.model.spec import Model
-from learner.record import NEVER, check_record, decode_record, encode_record, header_template, sealed
+from learner.record import check_record, decode_record, encode_record, header_template, sealed
 from learner.record.layout import plain_layout
 from learner.step import kernel
 from learner.step.columns import Rules
@@ -72,10 +72,8 @@ def apply(model: Model, stored: Sequence[bytes | None], events: Events, users: B
     n_users = len(stored)
     values, revisions, lengths = [], np.ones(n_users, np.int64), np.zeros(n_users, np.int64)
     extra = np.zeros((n_users, 3), np.int64)
-    erased = []
     for u, (value, user_id) in enumerate(zip(stored, users.user_ids, strict=True)):
         if value is None:
-            erased.append(False)
             continue
         header = check_record(value, model, user_id)
         if header.population_fingerprint != model.population_fingerprint:
@@ -83,7 +81,6 @@ def apply(model: Model, stored: Sequence[bytes | None], events: Events, users: B
         values.append(value)
         revisions[u], lengths[u] = header.revision + 1, len(value)
         extra[u] = header.n_outcomes, header.n_clicks, header.n_applied
-        erased.append(header.erased_at != NEVER)
     n_events = np.diff(users.first)
     n_items = np.add.reduceat(np.append(events.event["n_items"][users.order], 0), users.first[:-1])
     n_items[n_events == 0] = 0
@@ -92,18 +89,19 @@ def apply(model: Model, stored: Sequence[bytes | None], events: Events, users: B
     sizes = plain_layout(model.d, len(model.prior_belief.factor), *room.T).length
     out = np.empty(int(sizes.sum()), np.uint8)
     out_starts, starts = _starts(sizes), _starts(lengths)
-    written, ends, counts = np.zeros(n_users, np.int64), np.zeros(n_users, np.int64), np.zeros(len(COUNTS), np.int64)
+    written, counts = np.zeros(n_users, np.int64), np.zeros(len(COUNTS), np.int64)
+    erased, ends = np.zeros(n_users, np.bool_), np.zeros(n_users, np.int64)
     kernel.apply_all(
         rules(model), np.frombuffer(header_template(model), np.uint8), np.frombuffer(b"".join(values), np.uint8),
         starts, revisions, np.maximum(room.max(axis=0, initial=0), 1), events, users.order, users.first, out,
-        out_starts, written, ends, counts,
+        out_starts, written, erased, ends, counts,
     )  # fmt: skip
     view = out.data
     results: list[bytes | None] = []
     for start, length in zip(out_starts.tolist(), written.tolist(), strict=False):
         results.append(sealed(view[start : start + length]) if length else None)
     fates = {name: n for name, n in zip(COUNTS, counts.tolist(), strict=True) if n}
-    return Applied(results, erased, ends.tolist(), Counter(fates))
+    return Applied(results, erased.tolist(), ends.tolist(), Counter(fates))
 
 
 def _starts(lengths: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:

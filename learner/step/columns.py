@@ -8,20 +8,12 @@ import numpy as np
 
 from learner.belief.compiled import inner
 from learner.record import NEVER, State
-from learner.record.layout import HEADER_BYTES, layout
+from learner.record.layout import APPLIED, HEADER, HEADER_BYTES, OUTCOME, WAITING_CLICK, layout
 
 OPEN, SETTLED, CLICKED = (int(state) for state in State)
 # An outcome that has left the record; never stored.
 FORGOTTEN = 3
 
-OUTCOME = np.dtype(
-    [
-        *((name, np.int64) for name in ("key", "shown_at", "state")),
-        *((name, np.float32) for name in ("offset", "weight", "precision", "shift")),
-    ]
-)
-WAITING_CLICK = np.dtype([("key", np.int64), ("clicked_at", np.int64)])
-APPLIED = np.dtype([(name, np.int64) for name in ("topic_high", "topic_low", "partition", "offset")])
 FACTS = np.dtype(
     [
         (name, np.int64)
@@ -66,7 +58,7 @@ class User(NamedTuple):
     order, table
         Slots by the time they were shown; slots by key, an open-addressing hash table.
     click, applied
-        Clicks that wait, and the last offset applied of each partition.
+        Clicks that wait, and the mark of the last event applied of each partition.
     joint, yes
         Slots whose final labels a joint update will learn, and whether each was clicked.
     f, gain
@@ -142,34 +134,18 @@ def begin(rules: Rules, user: User, n_outcomes: int) -> None:
 @inner
 def load(user: User, data: Any) -> None:
     """Read a record that is known to be whole."""
-    facts = user.facts[0]
-    times, sizes = data[32:56].view(np.int64), data[56:68].view(np.uint32)
-    facts.updated_at, facts.settled_at, facts.erased_at = times[0], times[1], times[2]
-    n: Any = np.int64(sizes[1])
-    n_clicks: Any = np.int64(sizes[2])
-    n_applied: Any = np.int64(data[68:70].view(np.uint16)[0])
-    facts.n_events, facts.n_clicks, facts.n_applied = np.int64(sizes[0]), n_clicks, n_applied
-    d = len(user.mean)
-    at = layout(d, len(user.factor), n, n_clicks, n_applied)
-    topic, applied = data[at.applied_topic : at.applied_offset].view(np.int64), data[at.applied_offset :]
-    offsets, partitions = applied[: 8 * n_applied].view(np.int64), data[at.applied_partition : at.mean].view(np.int32)
-    for i in range(n_applied):
-        user.applied[i].topic_high, user.applied[i].topic_low = topic[2 * i], topic[2 * i + 1]
-        user.applied[i].partition, user.applied[i].offset = partitions[i], offsets[i]
-    keys, times = data[at.click_key : at.clicked_at].view(np.int64), data[at.clicked_at : at.key].view(np.int64)
-    for i in range(n_clicks):
-        user.click[i].key, user.click[i].clicked_at = keys[i], times[i]
+    facts, head = user.facts[0], data[:HEADER_BYTES].view(HEADER)[0]
+    facts.updated_at, facts.settled_at, facts.erased_at = head.updated_at, head.settled_at, head.erased_at
+    facts.n_events, facts.n_clicks, facts.n_applied = head.n_events, head.n_clicks, head.n_applied
+    n: Any = np.int64(head.n_outcomes)
+    at = layout(len(user.mean), len(user.factor), n, facts.n_clicks, facts.n_applied)
+    user.applied[: facts.n_applied] = data[at.applied : at.clicks].view(APPLIED)
+    user.click[: facts.n_clicks] = data[at.clicks : at.mean].view(WAITING_CLICK)
     user.mean[:] = data[at.mean : at.factor].view(np.float32)
-    user.factor[:] = data[at.factor : at.offset].view(np.float32)
-    keys, times = data[at.key : at.shown_at].view(np.int64), data[at.shown_at : at.applied_partition].view(np.int64)
-    offset, weight = data[at.offset : at.weight].view(np.float32), data[at.weight : at.precision].view(np.float32)
-    precision, shift = data[at.precision : at.shift].view(np.float32), data[at.shift : at.row].view(np.float32)
-    user.row[:n] = data[at.row : at.state].view(np.float32).reshape(n, d)
+    user.factor[:] = data[at.factor : at.rows].view(np.float32)
+    user.row[:n] = data[at.rows : at.outcomes].view(np.float32).reshape(n, len(user.mean))
+    user.outcome[:n] = data[at.outcomes : at.end].view(OUTCOME)
     for slot in range(n):
-        outcome = user.outcome[slot]
-        outcome.key, outcome.shown_at, outcome.state = keys[slot], times[slot], data[at.state + slot]
-        outcome.offset, outcome.weight = offset[slot], weight[slot]
-        outcome.precision, outcome.shift = precision[slot], shift[slot]
         keep(user, slot)
 
 
@@ -177,37 +153,26 @@ def load(user: User, data: Any) -> None:
 def store(user: User, template: Any, revision: int, out: Any) -> int:
     """Write a record, all but its checksum; its length."""
     facts = user.facts[0]
-    d, n, n_clicks, n_applied = len(user.mean), facts.n_kept, facts.n_clicks, facts.n_applied
+    n: Any = facts.n_kept
+    at = layout(len(user.mean), len(user.factor), n, facts.n_clicks, facts.n_applied)
     out[:HEADER_BYTES] = template
-    out[8:16].view(np.int64)[0] = revision
-    times, sizes = out[32:56].view(np.int64), out[56:68].view(np.uint32)
-    times[0], times[1], times[2] = facts.updated_at, facts.settled_at, facts.erased_at
-    sizes[0], sizes[1], sizes[2] = facts.n_events, n, n_clicks
-    out[68:70].view(np.uint16)[0] = n_applied
-    at = layout(d, len(user.factor), n, n_clicks, n_applied)
-    topic, offsets = out[at.applied_topic : at.applied_offset].view(np.int64), out[at.applied_offset : at.click_key]
-    offsets, partitions = offsets.view(np.int64), out[at.applied_partition : at.mean].view(np.int32)
-    for i in range(n_applied):
-        topic[2 * i], topic[2 * i + 1] = user.applied[i].topic_high, user.applied[i].topic_low
-        partitions[i], offsets[i] = user.applied[i].partition, user.applied[i].offset
-    keys, times = out[at.click_key : at.clicked_at].view(np.int64), out[at.clicked_at : at.key].view(np.int64)
-    for i in range(n_clicks):
-        keys[i], times[i] = user.click[i].key, user.click[i].clicked_at
+    head = out[:HEADER_BYTES].view(HEADER)[0]
+    head.revision = revision
+    head.updated_at, head.settled_at, head.erased_at = facts.updated_at, facts.settled_at, facts.erased_at
+    head.n_events, head.n_outcomes, head.n_clicks = facts.n_events, n, facts.n_clicks
+    head.n_applied = facts.n_applied
+    out[at.applied : at.clicks].view(APPLIED)[:] = user.applied[: facts.n_applied]
+    out[at.clicks : at.mean].view(WAITING_CLICK)[:] = user.click[: facts.n_clicks]
     out[at.mean : at.factor].view(np.float32)[:] = user.mean
-    out[at.factor : at.offset].view(np.float32)[:] = user.factor
-    keys, times = out[at.key : at.shown_at].view(np.int64), out[at.shown_at : at.applied_partition].view(np.int64)
-    offset, weight = out[at.offset : at.weight].view(np.float32), out[at.weight : at.precision].view(np.float32)
-    precision, shift = out[at.precision : at.shift].view(np.float32), out[at.shift : at.row].view(np.float32)
-    row = out[at.row : at.state].view(np.float32).reshape(n, d)
-    out[at.state : at.length] = 0
+    out[at.factor : at.rows].view(np.float32)[:] = user.factor
+    row = out[at.rows : at.outcomes].view(np.float32).reshape(n, len(user.mean))
+    outcome = out[at.outcomes : at.end].view(OUTCOME)
     i = 0
     for place in range(facts.head, facts.n_slots):
         slot = user.order[place]
-        outcome = user.outcome[slot]
-        if outcome.state == FORGOTTEN:
-            continue
-        keys[i], times[i], out[at.state + i] = outcome.key, outcome.shown_at, outcome.state
-        offset[i], weight[i], precision[i], shift[i] = outcome.offset, outcome.weight, outcome.precision, outcome.shift
-        row[i] = user.row[slot]
-        i += 1
+        if user.outcome[slot].state != FORGOTTEN:
+            outcome[i] = user.outcome[slot]
+            row[i] = user.row[slot]
+            i += 1
+    out[at.end : at.length] = 0
     return at.length

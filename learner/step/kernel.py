@@ -15,8 +15,9 @@ from learner.belief.compiled import compiled, inner
 from learner.belief.forget import discount, relax
 from learner.belief.laplace import condition_jointly
 from learner.belief.update import condition, retract
-from learner.events.microbatch import CLICK, SWEEP, Events
+from learner.events.microbatch import CLICK, ERASE, SWEEP, Events
 from learner.record import NEVER
+from learner.record.layout import HEADER, HEADER_BYTES
 from learner.step.columns import (
     CLICKED,
     FORGOTTEN,
@@ -152,7 +153,7 @@ def forget(user: User, slot: int) -> None:
 def drop_click(user: User, place: int) -> None:
     """A click stops waiting."""
     for i in range(place, user.facts[0].n_clicks - 1):
-        user.click[i].key, user.click[i].clicked_at = user.click[i + 1].key, user.click[i + 1].clicked_at
+        user.click[i] = user.click[i + 1]
     user.facts[0].n_clicks -= 1
 
 
@@ -277,19 +278,35 @@ def is_from(user: User, i: int, events: Events, e: int) -> bool:
 
 
 @inner
+def is_after(user: User, i: int, events: Events, e: int) -> bool:
+    """Whether an event stands behind what is applied of the i-th partition, or in a log that was cut there."""
+    applied, event = user.applied[i], events.event[e]
+    return bool(event.epoch > applied.epoch or (event.epoch == applied.epoch and event.offset > applied.offset))
+
+
+@inner
 def is_replay(user: User, events: Events, e: int) -> bool:
     """Whether an event was applied before; if not, note that it is."""
     n = user.facts[0].n_applied
     for i in range(n):
         if is_from(user, i, events, e):
-            if events.event[e].offset <= user.applied[i].offset:
+            if not is_after(user, i, events, e):
                 return True
-            user.applied[i].offset = events.event[e].offset
+            user.applied[i].epoch, user.applied[i].offset = events.event[e].epoch, events.event[e].offset
             return False
     user.applied[n].topic_high, user.applied[n].topic_low = events.event[e].topic_high, events.event[e].topic_low
-    user.applied[n].partition, user.applied[n].offset = events.event[e].partition, events.event[e].offset
+    user.applied[n].partition, user.applied[n].epoch = events.event[e].partition, events.event[e].epoch
+    user.applied[n].offset = events.event[e].offset
     user.facts[0].n_applied += 1
     return False
+
+
+@inner
+def erase(rules: Rules, user: User, now: int) -> None:
+    """Leave a tombstone: nothing but the time, and what is applied."""
+    n_applied = user.facts[0].n_applied
+    begin(rules, user, (user.facts[0].mask + 1) // 2)
+    user.facts[0].n_applied, user.facts[0].erased_at = n_applied, now
 
 
 @inner
@@ -304,6 +321,10 @@ def apply_event(rules: Rules, user: User, events: Events, e: int, counts: Any) -
         counts[REPLAYED] += 1
         return False
     if now <= user.facts[0].erased_at:
+        counts[ERASED] += 1
+        return True
+    if kind == ERASE:
+        erase(rules, user, now)
         counts[ERASED] += 1
         return True
     late = kind == CLICK and is_late(rules, user, events.event[e].key, now)
@@ -325,7 +346,7 @@ def apply_event(rules: Rules, user: User, events: Events, e: int, counts: Any) -
 @compiled
 def apply_all(
     rules: Rules, template: Any, data: Any, starts: Any, revisions: Any, room: Any, events: Events, order: Any,
-    first: Any, out: Any, out_starts: Any, lengths: Any, ends: Any, counts: Any,
+    first: Any, out: Any, out_starts: Any, lengths: Any, erased: Any, ends: Any, counts: Any,
 ) -> None:  # fmt: skip
     """Apply the events of U users to their records, bytes to bytes.
 
@@ -345,6 +366,8 @@ def apply_all(
         Where to write, and where each record begins.
     lengths
         Filled with the length of each new record; 0 where nothing has to be written.
+    erased
+        Filled with whether each user was ever erased.
     ends
         Filled with the time behind which each user's record would be the belief alone; `NEVER` if it is.
     counts
@@ -357,7 +380,7 @@ def apply_all(
             n_outcomes += events.event[order[place]].n_items
         known = starts[u + 1] > starts[u]
         if known:
-            n_outcomes += np.int64(data[starts[u] + 60 : starts[u] + 64].view(np.uint32)[0])
+            n_outcomes += np.int64(data[starts[u] : starts[u] + HEADER_BYTES].view(HEADER)[0].n_outcomes)
         begin(rules, user, n_outcomes)
         if known:
             load(user, data[starts[u] : starts[u + 1]])
@@ -369,6 +392,7 @@ def apply_all(
             if apply_event(rules, user, events, order[place], counts):
                 changed = True
         learn_jointly(rules, user)
+        erased[u] = user.facts[0].erased_at != NEVER
         ends[u] = window_end(rules, user)
         lengths[u] = store(user, template, revisions[u], out[out_starts[u] : out_starts[u + 1]]) if changed else 0
 
@@ -393,7 +417,7 @@ def any_unseen(user: User, events: Events, order: Any) -> bool:
         seen = events.event[e].kind == SWEEP or events.event[e].at <= user.facts[0].erased_at
         for i in range(user.facts[0].n_applied):
             if is_from(user, i, events, e):
-                seen = seen or events.event[e].offset <= user.applied[i].offset
+                seen = seen or not is_after(user, i, events, e)
         if not seen:
             return True
     return False

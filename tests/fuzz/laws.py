@@ -17,10 +17,11 @@ from learner.belief.gaussian import Belief
 from learner.events.parse import parse_event, parse_events
 from learner.events.wire import BadEvent, user_of
 from learner.limits import MAX_TIMESTAMP_MS
-from learner.log.position import Partition, Position
+from learner.log.position import Mark, Partition, Position
 from learner.model.kinds import FeatureError
 from learner.model.spec import load_model
-from learner.record import CLICK_DTYPE, Record, RecordError, decode_record, encode_record, fresh_record, outcome_dtype
+from learner.record import Record, RecordError, decode_record, encode_record, fresh_record
+from learner.record.layout import OUTCOME, WAITING_CLICK
 from learner.record.served import belief_at
 from learner.step.apply import apply
 from service.web import api
@@ -142,7 +143,8 @@ def forged_record_law(data: bytes, which: int) -> None:
                 continue
             assert read.settled.mean.shape == (model.d,)
             assert read.settled.factor.shape == model.prior_belief.factor.shape
-            assert read.outcomes.dtype == outcome_dtype(model.d)
+            assert read.outcomes.dtype == OUTCOME
+            assert read.rows.shape == (len(read.outcomes), model.d)
             key, now = int(read.outcomes["key"][0]) if len(read.outcomes) else 1, MAX_TIMESTAMP_MS
             one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
             shown = Impression("u", now, [0], np.ones((1, model.d), np.float32), zero, one)
@@ -198,19 +200,19 @@ def records(draw: st.DrawFn) -> tuple[int, Record]:
         return Belief(*(generator.integers(0, 256, 4 * part.size, np.uint8).view("<f4") for part in model.prior_belief))
 
     n = draw(st.integers(0, 4))
-    raw = generator.integers(0, 256, n * outcome_dtype(model.d).itemsize, np.uint8).tobytes()
-    outcomes = np.frombuffer(raw, outcome_dtype(model.d)).copy()
+    outcomes = np.frombuffer(generator.bytes(n * OUTCOME.itemsize), OUTCOME).copy()
+    rows = np.frombuffer(generator.bytes(4 * n * model.d), "<f4").reshape(n, model.d)
     outcomes["state"] %= 3
     if draw(st.booleans()):
         outcomes["key"] = 1
     record = fresh_record(model)._replace(
-        revision=draw(_bits64), updated_at=draw(_time), settled_at=draw(_time), n_events=draw(_bits32),
-        settled=belief(), outcomes=outcomes,
-        clicks=np.array(draw(st.lists(st.tuples(_bits64, _time), max_size=3)), CLICK_DTYPE),
+        revision=draw(_time), updated_at=draw(_time), settled_at=draw(_time), n_events=draw(_bits32),
+        settled=belief(), outcomes=outcomes, rows=rows,
+        clicks=np.array(draw(st.lists(st.tuples(_time, _time), max_size=3)), WAITING_CLICK),
         applied=draw(
             st.dictionaries(
                 st.builds(Partition, st.binary(min_size=16, max_size=16), st.integers(-(1 << 31), (1 << 31) - 1)),
-                _time, max_size=3,
+                st.builds(Mark, st.integers(-(1 << 31), (1 << 31) - 1), _time), max_size=3,
             )
         ),
         erased_at=draw(_time),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from learner.belief import forget, laplace, update
 from learner.belief.gaussian import Belief
 from learner.events.microbatch import SWEEP
-from learner.log.position import Partition, Position
+from learner.log.position import NOTHING, Partition, Position
 from learner.model.spec import Model, load_model
 from learner.record import NEVER, Record, State, fresh_record
 from learner.step.apply import apply as apply_to_bytes
@@ -95,8 +95,9 @@ def assert_found(found: Record, expected: one_by_one.Attribution) -> None:
     assert (found.updated_at, found.n_events) == (expected.updated_at, expected.n_events)
     assert found.applied == expected.applied
     assert found.clicks.tolist() == expected.clicks
-    for name in ("key", "shown_at", "offset", "weight", "row", "state"):
+    for name in ("key", "shown_at", "offset", "weight", "state"):
         assert found.outcomes[name].tolist() == [getattr(one, name) for one in expected.outcomes]
+    assert found.rows.tolist() == [one.row for one in expected.outcomes]
 
 
 def assert_learnt(
@@ -107,7 +108,10 @@ def assert_learnt(
     events: list[tuple[Event, Position]],
 ) -> None:
     """The same steps, called from here one at a time, leave the same bits: belief, sites and time."""
-    rows = {int(one["key"]): (one["row"], one["offset"], one["weight"]) for one in before.outcomes}
+    rows = {
+        int(one["key"]): (row, one["offset"], one["weight"])
+        for one, row in zip(before.outcomes, before.rows, strict=True)
+    }
     for one, _ in events:
         if isinstance(one, Impression):
             # Rows of a key are the same whenever it is shown.
@@ -116,7 +120,7 @@ def assert_learnt(
             }
     learner = Learner(model, before)
     if model.discount is not None and any(
-        position.offset > before.applied.get(position.partition, -1) and one.timestamp > before.erased_at
+        position.mark > before.applied.get(position.partition, NOTHING) and one.timestamp > before.erased_at
         for one, position in events
     ):
         learner.forget(model.discount)

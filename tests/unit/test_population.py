@@ -142,8 +142,8 @@ def test_replacing_a_prior_twice_reads_records_of_both_earlier_ones() -> None:
 
 def test_open_impressions_get_the_new_fixed_effect_as_their_offset() -> None:
     fitted = with_prior(FULL, a_prior(FULL, a_population(FULL, fixed=True)))
-    outcomes = decode_record(learn(FULL, [1]), fitted, "u").outcomes
-    np.testing.assert_allclose(outcomes["offset"], outcomes["row"] @ fitted.fixed_effect, rtol=1e-6)
+    record = decode_record(learn(FULL, [1]), fitted, "u")
+    np.testing.assert_allclose(record.outcomes["offset"], record.rows @ fitted.fixed_effect, rtol=1e-6)
 
 
 def test_an_item_without_an_offset_has_the_fixed_effects() -> None:

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from learner.belief.gaussian import Belief, Gaussian, factorised
-from learner.log.position import Partition, Position
+from learner.log.position import Mark, Partition, Position
 from learner.model.spec import Model, load_model
 from learner.record import (
-    CLICK_DTYPE,
     DamagedRecord,
     ForeignRecord,
     Record,
@@ -17,8 +16,8 @@ from learner.record import (
     decode_record,
     encode_record,
     fresh_record,
-    outcome_dtype,
 )
+from learner.record.layout import OUTCOME, WAITING_CLICK
 from learner.step.apply import apply
 from tests.stepping import Click, Event, microbatch
 
@@ -32,10 +31,10 @@ def a_record(model: Model, i: int) -> Record:
     root = rng.normal(size=(model.d, model.d))
     cov = root @ root.T + 0.1 * np.eye(model.d)
     belief = factorised(Gaussian(rng.normal(size=model.d), np.diagonal(cov) if model.prior.is_diagonal else cov))
-    outcomes = np.zeros(i % 4, outcome_dtype(model.d))
-    outcomes["key"], outcomes["row"] = np.arange(len(outcomes)) + 1, rng.normal(size=(len(outcomes), model.d))
+    outcomes, rows = np.zeros(i % 4, OUTCOME), rng.normal(size=(i % 4, model.d)).astype(np.float32)
+    outcomes["key"] = np.arange(len(outcomes)) + 1
     outcomes["state"] = np.arange(len(outcomes)) % 3
-    clicks = np.zeros(i % 3, CLICK_DTYPE)
+    clicks = np.zeros(i % 3, WAITING_CLICK)
     clicks["clicked_at"] = i
     return fresh_record(model)._replace(
         revision=i,
@@ -44,8 +43,9 @@ def a_record(model: Model, i: int) -> Record:
         n_events=3 * i,
         settled=Belief(*(one.astype(np.float32) for one in belief)),
         outcomes=outcomes,
+        rows=rows,
         clicks=clicks,
-        applied={Partition(b"t" * 16, p): i + p for p in range(i % 3)},
+        applied={Partition(b"t" * 16, p): Mark(p, i + p) for p in range(i % 3)},
         erased_at=i,
     )
 
@@ -82,7 +82,7 @@ def test_the_compiled_step_reads_and_writes_the_same_format(model: Model) -> Non
         (value,) = apply(model, [encode_record(record, model)], *microbatch(model, [erased_event()])).values
         assert value is not None
         place = Partition(b"z" * 16, 3)
-        expected = record._replace(revision=i + 1, applied={**record.applied, place: 7})
+        expected = record._replace(revision=i + 1, applied={**record.applied, place: Mark(0, 7)})
         assert value == encode_record(expected, model)
 
 
@@ -112,7 +112,7 @@ def test_a_header_that_does_not_fit_is_refused_even_if_its_checksum_does() -> No
 
 def test_another_version_or_feature_space_is_refused_as_foreign() -> None:
     data = encode_record(fresh_record(FULL), FULL)
-    with pytest.raises(ForeignRecord, match="format version 9, this release reads 4"):
+    with pytest.raises(ForeignRecord, match="format version 8, this release reads 5"):
         decode_record(forged(data, 3, 4 ^ 9), FULL, "u")
     with pytest.raises(ForeignRecord, match="feature space"):
         decode_record(data, DIAGONAL, "u")
@@ -121,6 +121,8 @@ def test_another_version_or_feature_space_is_refused_as_foreign() -> None:
 def test_a_record_of_sixteen_coefficients_and_two_partitions_is_little_more_than_its_numbers() -> None:
     features = "\n".join(f'f{i} = {{ kind = "numeric" }}' for i in range(15))
     model = load_model(f'name = "s"\n[features]\n{features}')
-    record = fresh_record(model)._replace(applied={Partition(b"t" * 16, 5): 1, Partition(b"c" * 16, 1): 9})
+    record = fresh_record(model)._replace(
+        applied={Partition(b"t" * 16, 5): Mark(0, 1), Partition(b"c" * 16, 1): Mark(0, 9)}
+    )
     # jemalloc has classes of 640 and 768 bytes; a string has six of its own.
     assert len(encode_record(record, model)) <= 768 - 6
