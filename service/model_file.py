@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from learner.model.duration import ModelError
 from learner.model.prior_file import decode_prior, with_prior
-from learner.model.spec import Model, ModelError, load_model
+from learner.model.spec import Model, load_model
 
 
 def read_model(path: str, prior: str = "") -> Model:

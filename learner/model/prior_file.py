@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from learner.belief.gaussian import Array, Gaussian
 from learner.belief.population import Population
-from learner.model.spec import Model, ModelError
+from learner.model.duration import ModelError
+from learner.model.spec import Model
 
 VERSION = 1
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,17 +16,13 @@ from numpy.typing import NDArray
 
 from learner.belief.gaussian import Array, Belief, Gaussian, Method, Rows, factorised
 from learner.belief.population import Population
-from learner.limits import MAX_DURATION_MS, MAX_FEATURES
+from learner.limits import MAX_FEATURES
 from learner.model.design import Design, item_struct
+from learner.model.duration import ModelError, parse_duration_ms
 from learner.model.kinds import Category, Feature, FeatureName, FeatureValue, Multi, Positive, Vector
 
 # An open impression counts as a "no" for good once this share of clicks would have come.
 SETTLED_SHARE = 0.95
-_UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-
-
-class ModelError(ValueError):
-    """The model specification is wrong; the message names the key, the value and what was expected."""
 
 
 class ClickDelay(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -221,22 +216,6 @@ def load_model(text: str, source: str = "model.toml") -> Model:
         return _build(file)
     except ModelError as exc:
         raise ModelError(f"{source}: {exc}") from None
-
-
-def parse_duration_ms(key: str, text: str) -> int:
-    """Milliseconds in a duration such as ``500ms``, ``10s``, ``30m``, ``12h`` or ``30d``.
-
-    >>> parse_duration_ms("half_life", "1.5h")
-    5400000
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", text.strip())
-    if match is None or float(match[1]) <= 0:
-        raise ModelError(f"{key} = {text!r}: expected a positive duration such as '10s', '30m' or '30d'")
-    ms = float(match[1]) * _UNITS_MS[match[2]]
-    # The end of a window that begins at the latest timestamp still fits 64 bits.
-    if ms > MAX_DURATION_MS:
-        raise ModelError(f"{key} = {text!r}: expected at most {MAX_DURATION_MS} ms")
-    return max(1, round(ms))
 
 
 def _build(file: ModelFile) -> Model:

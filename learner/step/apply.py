@@ -15,8 +15,7 @@ from learner.model.spec import Model
 from learner.record import check_record, decode_record, encode_record, header_template, sealed
 from learner.record.layout import plain_layout
 from learner.step import kernel
-from learner.step.columns import Rules
-from learner.step.kernel import COUNTS
+from learner.step.columns import COUNTS, Rules
 
 # Beliefs relax in steps of event time: a share of the half-life, and never less than this.
 TICKS_A_HALF_LIFE, MIN_TICK_MS = 4_096, 1_000
@@ -34,7 +33,7 @@ class Applied(NamedTuple):
     ends
         For each user the time (epoch ms) behind which the record would be the belief alone; `NEVER` if it is.
     counts
-        How many events and outcomes met each fate of `learner.step.kernel.COUNTS`.
+        How many events and outcomes met each fate of `learner.step.columns.COUNTS`.
     """
 
     values: list[bytes | None]

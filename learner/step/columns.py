@@ -14,6 +14,15 @@ OPEN, SETTLED, CLICKED = (int(state) for state in State)
 # An outcome that has left the record; never stored.
 FORGOTTEN = 3
 
+COUNTS = (
+    "impressions", "clicks", "repeated", "replayed", "erased", "flips", "waiting_clicks", "late_clicks",
+    "unmatched_clicks", "settled_early", "forgotten_early", "outcomes",
+)  # fmt: skip
+(
+    IMPRESSIONS, CLICKS, REPEATED, REPLAYED, ERASED, FLIPS, WAITING_CLICKS, LATE_CLICKS,
+    UNMATCHED_CLICKS, SETTLED_EARLY, FORGOTTEN_EARLY, OUTCOMES,
+) = range(len(COUNTS))  # fmt: skip
+
 FACTS = np.dtype(
     [
         (name, np.int64)

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from learner.log import LogUnavailable
-from learner.model.spec import ModelError
+from learner.model.duration import ModelError
 from learner.record import RecordError
 from learner.store import StoreUnavailable
 from service.client import Refused

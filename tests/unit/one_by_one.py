@@ -1,4 +1,4 @@
-"""The rules of `learner.step.kernel` for one user, one outcome after another, as plain as can be: the tests' oracle."""
+"""The rules of `learner.step.attribution` for one user, one outcome after another, as plain as can be: an oracle."""
 
 from __future__ import annotations
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from learner.events.parse import from_the_future, outcome_key, parse_event, parse_events
 from learner.events.wire import BadEvent, Reason, WireClick, WireImpression, user_of
+from learner.model.duration import ModelError, parse_duration_ms
 from learner.model.kinds import FeatureError
-from learner.model.spec import ModelError, load_model, parse_duration_ms
+from learner.model.spec import load_model
 from tests.stepping import Click, Impression, parsed, single
 
 MODEL_TEXT = """

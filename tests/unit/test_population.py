@@ -9,8 +9,9 @@ from learner.belief.gaussian import Gaussian
 from learner.belief.population import Population, rebase
 from learner.events.parse import outcome_key
 from learner.log.position import Partition, Position
+from learner.model.duration import ModelError
 from learner.model.prior_file import PriorFile, decode_prior, encode_prior, with_prior
-from learner.model.spec import Model, ModelError, load_model
+from learner.model.spec import Model, load_model
 from learner.record import ForeignRecord, decode_record, encode_record, fresh_record
 from tests.stepping import Impression, apply
 from tests.unit.covariance_form import condition_microbatch

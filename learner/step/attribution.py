@@ -1,0 +1,174 @@
+"""The rules for labels: which click belongs to which outcome, and when a missing click is a "no". Compiled.
+
+A click comes after its impression, so a fresh impression without a click is not yet a "no". It stays open until 95 in
+100 clicks would have come, then settles as a "no", at that time, whichever event finds it due. A click that comes later
+still, inside the attribution window, takes the "no" back and is learnt.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from learner.belief.compiled import inner
+from learner.events.microbatch import Events
+from learner.step.columns import (
+    CLICKED,
+    CLICKS,
+    FORGOTTEN,
+    FORGOTTEN_EARLY,
+    IMPRESSIONS,
+    LATE_CLICKS,
+    OPEN,
+    REPEATED,
+    SETTLED,
+    SETTLED_EARLY,
+    UNMATCHED_CLICKS,
+    WAITING_CLICKS,
+    Rules,
+    User,
+    keep,
+)
+from learner.step.evidence import learn
+
+# Outcomes kept per user, open or not, as a multiple of `max_open`: what a busy user can cost.
+MAX_KEPT_FACTOR = 4
+
+
+@inner
+def find(user: User, key: Any) -> int:
+    """The slot of the outcome that has a key; -1 if none is kept."""
+    mask = user.facts[0].mask
+    place = key & mask
+    while user.table[place] >= 0:
+        slot: int = user.table[place]
+        if user.outcome[slot].key == key and user.outcome[slot].state != FORGOTTEN:
+            return slot
+        place = (place + 1) & mask
+    return -1
+
+
+@inner
+def forget(user: User, slot: int) -> None:
+    """Drop an outcome that is closed."""
+    user.outcome[slot].state = FORGOTTEN
+    user.facts[0].n_kept -= 1
+
+
+@inner
+def drop_click(user: User, place: int) -> None:
+    """A click stops waiting."""
+    for i in range(place, user.facts[0].n_clicks - 1):
+        user.click[i] = user.click[i + 1]
+    user.facts[0].n_clicks -= 1
+
+
+@inner
+def waiting(user: User, key: Any) -> int:
+    """The place of the click that waits for a key; -1 if none does."""
+    for i in range(user.facts[0].n_clicks):
+        if user.click[i].key == key:
+            return i
+    return -1
+
+
+@inner
+def advance(rules: Rules, user: User, now: int, counts: Any) -> None:
+    """Settle what is due at an event's time, in due order; forget outcomes and clicks that are out of the window.
+
+    The event's own time, not the latest: one event dated ahead must not end the window of all that follow.
+    """
+    place = user.facts[0].open_from
+    while place < user.facts[0].n_slots and user.outcome[user.order[place]].shown_at + rules.settle_age <= now:
+        slot = user.order[place]
+        if user.outcome[slot].state == OPEN:
+            learn(rules, user, slot, user.outcome[slot].shown_at + rules.settle_age, False, counts)
+        place += 1
+    user.facts[0].open_from = place
+    place = user.facts[0].head
+    while place < user.facts[0].open_from and user.outcome[user.order[place]].shown_at + rules.window < now:
+        if user.outcome[user.order[place]].state != FORGOTTEN:
+            forget(user, user.order[place])
+        place += 1
+    user.facts[0].head = place
+    place = 0
+    while place < user.facts[0].n_clicks:
+        if user.click[place].clicked_at + rules.window < now:
+            drop_click(user, place)
+            counts[UNMATCHED_CLICKS] += 1
+        else:
+            place += 1
+
+
+@inner
+def bound(rules: Rules, user: User, now: int, counts: Any) -> None:
+    """Keep a busy user's record small: the oldest open outcomes settle early, the oldest closed ones are forgotten."""
+    place = user.facts[0].open_from
+    while user.facts[0].n_open > rules.max_open:
+        slot = user.order[place]
+        if user.outcome[slot].state == OPEN:
+            learn(rules, user, slot, now, False, counts)
+            counts[SETTLED_EARLY] += 1
+        place += 1
+    user.facts[0].open_from = place
+    place = user.facts[0].head
+    while user.facts[0].n_kept > MAX_KEPT_FACTOR * rules.max_open:
+        slot = user.order[place]
+        if user.outcome[slot].state == SETTLED or user.outcome[slot].state == CLICKED:
+            forget(user, slot)
+            counts[FORGOTTEN_EARLY] += 1
+        place += 1
+    while user.facts[0].n_clicks > rules.max_open:
+        drop_click(user, 0)
+        counts[UNMATCHED_CLICKS] += 1
+
+
+@inner
+def show(rules: Rules, user: User, events: Events, e: int, counts: Any) -> bool:
+    """Open the outcomes of a slate, and learn those whose click has been waiting; say whether any of them was new."""
+    now = events.event[e].at
+    any_new = False
+    for i in range(events.event[e].first_item, events.event[e].first_item + events.event[e].n_items):
+        key = events.item[i].key
+        if find(user, key) >= 0:
+            continue
+        any_new = True
+        slot = user.facts[0].n_slots
+        user.outcome[slot].key, user.outcome[slot].shown_at = key, now
+        user.outcome[slot].offset, user.outcome[slot].weight = events.item[i].offset, events.item[i].weight
+        user.outcome[slot].precision, user.outcome[slot].shift, user.outcome[slot].state = 0.0, 0.0, OPEN
+        user.row[slot] = events.row[i]
+        keep(user, slot)
+        click = waiting(user, key)
+        if click >= 0:
+            if user.click[click].clicked_at - now <= rules.window:
+                learn(rules, user, slot, now, True, counts)
+            else:
+                counts[LATE_CLICKS] += 1
+            drop_click(user, click)
+    counts[IMPRESSIONS if any_new else REPEATED] += 1
+    return any_new
+
+
+@inner
+def click(rules: Rules, user: User, key: Any, now: int, counts: Any) -> bool:
+    """Take a click that is not late; say whether it changed anything."""
+    slot = find(user, key)
+    if (slot >= 0 and user.outcome[slot].state == CLICKED) or waiting(user, key) >= 0:
+        counts[REPEATED] += 1
+        return False
+    if slot < 0:
+        place = user.facts[0].n_clicks
+        user.click[place].key, user.click[place].clicked_at = key, now
+        user.facts[0].n_clicks += 1
+        counts[WAITING_CLICKS] += 1
+        return True
+    counts[CLICKS] += 1
+    learn(rules, user, slot, now, True, counts)
+    return True
+
+
+@inner
+def is_late(rules: Rules, user: User, key: Any, now: int) -> bool:
+    """Whether a click's outcome is known, and its window over."""
+    slot = find(user, key)
+    return slot >= 0 and bool(user.outcome[slot].state != CLICKED and now - user.outcome[slot].shown_at > rules.window)

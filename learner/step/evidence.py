@@ -1,0 +1,105 @@
+"""How final labels become evidence, and how evidence fades. Compiled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from learner.belief.compiled import inner
+from learner.belief.forget import relax
+from learner.belief.laplace import condition_jointly
+from learner.belief.update import condition, retract
+from learner.record import NEVER
+from learner.step.columns import (
+    CLICKED,
+    FLIPS,
+    OUTCOMES,
+    SETTLED,
+    Rules,
+    User,
+)
+
+
+@inner
+def relax_to(rules: Rules, user: User, at: int) -> None:
+    """Relax the settled belief to the last tick before `at`; evidence that can still be taken back fades with it."""
+    now = at - at % rules.tick
+    if user.facts[0].settled_at != NEVER and now <= user.facts[0].settled_at:
+        return
+    if user.facts[0].settled_at != NEVER and rules.half_life < np.inf:
+        a = 2.0 ** (-(now - user.facts[0].settled_at) / rules.half_life)
+        relax(user.mean, user.factor, rules.prior_mean, rules.prior_factor, a)
+        fade(user, a * a)
+    user.facts[0].settled_at = now
+
+
+@inner
+def fade(user: User, kept: float) -> None:
+    """Scale the sites of settled outcomes by what forgetting has kept of them."""
+    for slot in range(user.facts[0].n_slots):
+        user.outcome[slot].precision *= kept
+        user.outcome[slot].shift *= kept
+
+
+@inner
+def learn(rules: Rules, user: User, slot: int, at: int, clicked: bool, counts: Any) -> None:
+    """Give an outcome its final label, at a time: the only place where labels become evidence."""
+    late = user.outcome[slot].state == SETTLED
+    if late:
+        counts[FLIPS] += 1
+    else:
+        user.facts[0].n_open -= 1
+    counts[OUTCOMES] += 1
+    user.outcome[slot].state = CLICKED if clicked else SETTLED
+    if rules.laplace:
+        user.facts[0].joint_at = max(user.facts[0].joint_at, at)
+        if late:
+            for i in range(user.facts[0].n_joint):
+                if user.joint[i] == slot:
+                    user.yes[i] = True
+                    return
+        take_back(user, slot)
+        user.joint[user.facts[0].n_joint] = slot
+        user.yes[user.facts[0].n_joint] = clicked
+        user.facts[0].n_joint += 1
+        return
+    relax_to(rules, user, at)
+    take_back(user, slot)
+    one = user.outcome[slot]
+    precision, shift = condition(
+        user.mean, user.factor, user.row[slot], clicked, one.offset, one.weight, False, user.f, user.gain
+    )
+    if not clicked:
+        one.precision = precision
+        one.shift = shift
+
+
+@inner
+def take_back(user: User, slot: int) -> None:
+    """Retract the "no" that an outcome left, if it left one."""
+    one = user.outcome[slot]
+    if one.precision > 0.0:
+        retract(user.mean, user.factor, user.row[slot], one.offset, one.precision, one.shift, user.f, user.gain)
+        one.precision = 0.0
+        one.shift = 0.0
+
+
+@inner
+def learn_jointly(rules: Rules, user: User) -> None:
+    """All final labels of a microbatch in one joint Laplace update, at the time of the last of them."""
+    n = user.facts[0].n_joint
+    if n == 0:
+        return
+    relax_to(rules, user, user.facts[0].joint_at)
+    slots = user.joint[:n]
+    offset, weight, precision, shift = np.empty(n), np.empty(n), np.empty(n), np.empty(n)
+    for i in range(n):
+        offset[i], weight[i] = user.outcome[slots[i]].offset, user.outcome[slots[i]].weight
+    condition_jointly(user.mean, user.factor, user.row[slots], user.yes[:n], offset, weight, precision, shift)
+    for i in range(n):
+        if not user.yes[i]:
+            user.outcome[slots[i]].precision = precision[i]
+            user.outcome[slots[i]].shift = shift[i]
+    user.facts[0].n_joint = 0
+    user.facts[0].joint_at = NEVER
