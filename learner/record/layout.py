@@ -52,8 +52,8 @@ def layout(d: int, factor: int, n_outcomes: int, n_clicks: int, n_applied: int) 
     state = row + 4 * d * n_outcomes
     length = (state + n_outcomes + 7) // 8 * 8
     return Layout(
-        applied_topic, applied_offset, click_key, clicked_at, key, shown_at, applied_partition, applied_epoch, mean, factor_at,
-        offset, weight, precision, shift, row, state, length,
+        applied_topic, applied_offset, click_key, clicked_at, key, shown_at, applied_partition, applied_epoch, mean,
+        factor_at, offset, weight, precision, shift, row, state, length,
     )  # fmt: skip
 
 

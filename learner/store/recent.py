@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from learner.store import Store, Write
+from learner.log.position import Mark, Partition
+from learner.store import Store, Transaction
 
 CAPACITY_BYTES = 64 << 20
 
@@ -31,24 +32,44 @@ class RecentStore:
         self._recent: dict[str, bytes] = {}
         self._size_bytes = 0
 
+    @property
+    def shards(self) -> int:
+        """As the store has."""
+        return self._store.shards
+
+    def shard_of(self, user_id: str) -> int:
+        """As the store has it."""
+        return self._store.shard_of(user_id)
+
     def load(self, user_ids: Sequence[str]) -> list[bytes | None]:
         """Read the records that are not remembered."""
         missing = [user_id for user_id in user_ids if user_id not in self._recent]
         read = iter(self._store.load(missing) if missing else [])
         return [value if (value := self._recent.get(user_id)) is not None else next(read) for user_id in user_ids]
 
-    def commit(self, writes: Sequence[Write]) -> list[bool]:
+    def positions(self, partitions: Sequence[Partition]) -> list[list[Mark]]:
+        """Ask the store."""
+        return self._store.positions(partitions)
+
+    def commit(self, transactions: Sequence[Transaction]) -> list[bool]:
         """Store what is still expected, and remember that alone."""
-        for write in writes:
-            self._size_bytes -= len(self._recent.pop(write.user_id, b""))
-        done = self._store.commit(writes)
-        for write, stored in zip(writes, done, strict=True):
+        for transaction in transactions:
+            for write in transaction.writes:
+                self._size_bytes -= len(self._recent.pop(write.user_id, b""))
+        done = self._store.commit(transactions)
+        for transaction, stored in zip(transactions, done, strict=True):
             if stored:
-                self._recent[write.user_id] = write.value
-                self._size_bytes += len(write.value)
+                held = {one.user_id: value for one in transaction.writes if (value := one.value or one.expected)}
+                self._recent |= held
+                self._size_bytes += sum(map(len, held.values()))
         while self._size_bytes > self._capacity_bytes:
             self._size_bytes -= len(self._recent.pop(next(iter(self._recent))))
         return done
+
+    def forget(self) -> None:
+        """Remember no records."""
+        self._recent.clear()
+        self._size_bytes = 0
 
     def ping(self) -> None:
         """Return if the store answers."""
