@@ -18,7 +18,7 @@ from learner.events.wire import impression_json
 from learner.log.position import Partition, Position
 from learner.model.spec import Model
 from learner.step.apply import apply
-from learner.store import Write, open_store
+from learner.store import Store, Transaction, Write, open_store
 from tests.servers import RedisServer
 from tests.stepping import Event, UserEvents, microbatch, parsed
 
@@ -111,6 +111,14 @@ def _microbatch(context: Context) -> list[Figure]:
     return _axis("learning step over events of a microbatch", "us/event", sizes, list(values.values()))
 
 
+def _by_shard(store: Store, writes: Sequence[Write]) -> list[Transaction]:
+    """As a learner writes them."""
+    shards: dict[int, list[Write]] = {}
+    for write in writes:
+        shards.setdefault(store.shard_of(write.user_id), []).append(write)
+    return [Transaction(shard, mine) for shard, mine in shards.items()]
+
+
 def _users(context: Context) -> list[Figure]:
     """Memory of Redis, and the time to read and to write the records of 1,000 random users, over users stored."""
     sizes = (1_000, 10_000, 100_000, 1_000_000)[: 3 if context.quick else 4]
@@ -126,14 +134,15 @@ def _users(context: Context) -> list[Figure]:
     done = 0
     for size in sizes:
         for start in range(done, size, 2_000):
-            store.commit([Write(f"user-{i}", None, value) for i in range(start, min(start + 2_000, size))])
+            new = [Write(f"user-{i}", None, value) for i in range(start, min(start + 2_000, size))]
+            store.commit(_by_shard(store, new))
         done = size
         memory.append([(int(client.info("memory")["used_memory"]) - empty) / size])
         users = [f"user-{i}" for i in generator.choice(size, 1_000, replace=False)]
         writes = [Write(user, value, value) for user in users]
         both = {
             "read": _milliseconds(partial(store.load, users)),
-            "write": _milliseconds(partial(store.commit, writes)),
+            "write": _milliseconds(partial(store.commit, _by_shard(store, writes))),
         }
         values = interleave(both, context.repetitions)
         read.append(values["read"])

@@ -8,7 +8,7 @@ from benchmarks.harness import Context, Figure
 from benchmarks.score import known_user
 from benchmarks.workload import model, shared
 from learner.record import decode_record, encode_record
-from learner.store import Write, open_store
+from learner.store import Write, open_store, write_alone
 from learner.store.redis import record_key
 from tests.servers import RedisServer
 
@@ -29,7 +29,7 @@ def measure(context: Context) -> list[Figure]:
         user = "0b4c1f6e-8d43-4d0f-9b0a-7f8f3c2a6e51"
         client.flushdb()
         store = open_store(url, 86_400)
-        store.commit([Write(user, None, value)])
+        write_alone(store, [Write(user, None, value)])
         store.close()
         used = int(client.memory_usage(record_key(user)) or 0)
         figures.append(Figure(f"memory: Redis over 8 (d + d (d + 1) / 2), d = 16, {what}", "x", [used / FLOOR], aim))

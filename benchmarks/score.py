@@ -14,7 +14,7 @@ from learner.events.microbatch import by_user
 from learner.events.parse import parse_events
 from learner.events.wire import impression_json
 from learner.step.apply import apply
-from learner.store import Write, open_store
+from learner.store import Write, open_store, write_alone
 from tests.servers import RedisServer
 
 USER = "scored"
@@ -78,7 +78,7 @@ def processes(context: Context) -> list[PythonProcess]:
     """`freshet serve` with one known user, the FastAPI floor, the ASGI floor."""
     url = shared(context, RedisServer).url(1)
     store = open_store(url, 86_400)
-    store.commit([Write(USER, None, known_user())])
+    write_alone(store, [Write(USER, None, known_user())])
     store.close()
     environ = freshet_environ(context, url, f"sqlite:///{context.folder}/log.db")
     plain = {name: value for name, value in os.environ.items() if not name.startswith("FRESHET_")}

@@ -1,4 +1,7 @@
-"""The learning loop: poll, apply, compare-and-set, then commit. In this order a crash between any two is harmless."""
+"""The learning loop: poll, apply, compare-and-set, then commit. In this order a crash between any two is harmless.
+
+What finds out that the store has stepped back is in `learner.positions`.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +44,7 @@ from learner.log import (
 )
 from learner.log.position import Position
 from learner.model.spec import Model
+from learner.positions import Positions, StoreRewound
 from learner.record import NEVER, DamagedRecord
 from learner.step.apply import apply
 from learner.store import Store, StoreUnavailable, Write
@@ -118,6 +122,8 @@ class Learner:
         How long a turn waits for messages.
     stop
         Set it to end `run` after the microbatch in hand.
+    commit_interval_s
+        How often offsets are committed to the log.
     """
 
     model: Model
@@ -128,11 +134,13 @@ class Learner:
     max_messages: int = 1_000
     poll_timeout_ms: int = 200
     stop: threading.Event = field(default_factory=threading.Event)
+    commit_interval_s: float = 1.0
     _committing: bool = field(default=True, init=False)
     _log_time: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self._sweeps = Sweeps(self.model.window_ms)
+        self._positions = Positions(self.store, self.reader, self.commit_interval_s)
 
     def run(self) -> None:
         """Learn until `stop` is set, then leave the group. Blocks.
@@ -148,6 +156,9 @@ class Learner:
             while not self.stop.is_set():
                 self.observe(self.turn(wait_ms))
                 wait_ms = self.poll_timeout_ms
+            self._positions.finish_now()
+        except (StoreUnavailable, LogUnavailable, StoreRewound) as exc:
+            log.warning("stopped before the last offsets were committed", error=str(exc))
         except Stopped:
             log.warning("stopped while a server was away; the events in hand will be read again")
         finally:
@@ -165,22 +176,32 @@ class Learner:
         started = time.monotonic()
         freshness_ms = None
         self._log_time = max(self._log_time, self._time_of(messages))
-        if messages:
-            batch, refused = self._parse(messages)
-            refused |= self._learn(batch, counts)
-            if appended := [message.timestamp for message in messages if message.timestamp > 0]:
-                freshness_ms = time.time() * 1000 - min(appended)
-            if refused:
-                letters = [_dead_letter(one, why) for one in messages if (why := refused.get(one.position))]
-                bad.update(why.reason for why in refused.values())
-                # The stream must not go on over a letter that is not written.
-                self._until_available(counts, partial(self._bury, letters))
-        self._sweep(counts)
-        committing = self.reader.commit(messages)
-        if self._committing and not committing:
-            log.warning("offsets not committed", reason="rebalanced, or the log is away")
-        self._committing = committing
+        try:
+            self._until_available(counts, partial(self._positions.begin, messages))
+            if messages:
+                freshness_ms = self._take(messages, counts, bad)
+            self._sweep(counts)
+            committing = self._until_available(counts, partial(self._positions.finish, messages))
+            if self._committing and not committing:
+                log.warning("offsets not committed", reason="rebalanced, or the log is away")
+            self._committing = committing
+        except StoreRewound as exc:
+            counts["store_rewound"] += len(exc.partitions)
+            self._positions.rewind(exc.partitions)
         return Progress(len(messages), counts, bad, self.reader.lag(), freshness_ms, time.monotonic() - started)
+
+    def _take(self, messages: Sequence[Message], counts: Counter[str], bad: Counter[str]) -> float | None:
+        """Learn what can be learnt of some messages, and bury the rest; returns the freshness, in ms."""
+        batch, refused = self._parse(messages)
+        refused |= self._learn(batch, counts)
+        appended = [message.timestamp for message in messages if message.timestamp > 0]
+        freshness_ms = time.time() * 1000 - min(appended) if appended else None
+        if refused:
+            letters = [_dead_letter(one, why) for one in messages if (why := refused.get(one.position))]
+            bad.update(why.reason for why in refused.values())
+            # The stream must not go on over a letter that is not written.
+            self._until_available(counts, partial(self._bury, letters))
+        return freshness_ms
 
     def _time_of(self, messages: Sequence[Message]) -> int:
         """How far the log has been read, epoch ms: to now if there is no more of it, and never further."""
@@ -210,7 +231,7 @@ class Learner:
         return parsed.batch, {ordered[place].position: why for place, why in parsed.bad.items()}
 
     def _learn(self, batch: Microbatch, counts: Counter[str]) -> dict[Position, BadEvent]:
-        """Apply events and store the records; users whose record was changed meanwhile are read and applied anew.
+        """Apply events and store the records; those of a shard that was changed meanwhile are read and applied anew.
 
         Returns the events that cannot be learnt because their user's record is damaged: nobody else waits for its
         repair, and the record stays as it is.
@@ -233,20 +254,16 @@ class Learner:
 
     @uncollected()
     def _attempt(self, events: Events, pending: ByUser, counts: Counter[str]) -> list[int]:
-        """Load, apply, commit; returns which users lost the compare-and-set."""
+        """Load, apply, commit; returns the users of shards that were written meanwhile."""
         stored = self.store.load(pending.user_ids)
         applied = apply(self.model, stored, events, pending)
-        changed = [u for u, value in enumerate(applied.values) if value is not None]
-        writes = [
-            Write(pending.user_ids[u], stored[u], value, applied.erased[u])
-            for u in changed
-            if (value := applied.values[u]) is not None
-        ]
-        done = self.store.commit(writes)
+        # Those that nothing has to be written of, too: that holds for what was read.
+        writes = list(map(Write, pending.user_ids, stored, applied.values, applied.erased))
+        done = self._positions.commit(writes)
         counts.update(applied.counts)
         for user_id, end in zip(pending.user_ids, applied.ends, strict=True):
             self._sweeps.note(user_id, None if end == NEVER else end, self._log_time)
-        return [u for u, applied in zip(changed, done, strict=True) if not applied]
+        return [u for u, stored in enumerate(done) if not stored]
 
     def _bury(self, letters: Sequence[Entry]) -> None:
         """Append dead letters. One that with its headers is larger than the log takes goes without its body."""

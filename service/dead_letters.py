@@ -147,8 +147,8 @@ def _fate(letter: Message, done: set[bytes | None], wanted: Request, model: Mode
 
 def _mark(letter: Message) -> bytes:
     """The key of a letter among those replayed: its place, by the topic's id, since topics are made again."""
-    (topic_id, partition), offset, _ = letter.position
-    return f"{topic_id.hex()}/{partition}/{offset}".encode()
+    topic_id, partition = letter.position.partition
+    return f"{topic_id.hex()}/{partition}/{letter.position.offset}".encode()
 
 
 def _again(topic: str, letter: Message, now: int) -> Entry:

@@ -61,14 +61,14 @@ class LearnerMetrics:
     def observe(self, progress: Progress) -> None:
         """Count one turn of the loop."""
         self.lag.set(progress.lag)
+        for kind, count in progress.counts.items():
+            self.outcomes.labels(kind).inc(count)
         if not progress.messages:
             return
         self.messages.inc(progress.messages)
         self.batch.observe(progress.messages)
         if progress.freshness_ms is not None:
             self.freshness.observe(max(0.0, progress.freshness_ms / 1000))
-        for kind, count in progress.counts.items():
-            self.outcomes.labels(kind).inc(count)
         for reason, count in progress.bad.items():
             self.bad.labels(str(reason)).inc(count)
 

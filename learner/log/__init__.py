@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import NamedTuple, Protocol
 
-from learner.log.position import Position
+from learner.log.position import Mark, Partition, Position
 
 DEAD_LETTER_SUFFIX = ".dlq"
 REPLAYS_HEADER = "replays"
@@ -82,6 +82,22 @@ class Reader(Protocol):
 
         Reading starts at what the group has committed, or at the beginning.
         """
+        ...
+
+    def assigned(self) -> dict[Partition, Mark | None]:
+        """The partitions that have become ours since it was last asked, and how far the group has committed in each.
+
+        A mark without a leader epoch, where the log has them, has -1; None: nothing was committed. Messages of a
+        partition are polled no earlier than together with this.
+        """
+        ...
+
+    def held(self) -> Set[Partition]:
+        """The partitions that are ours."""
+        ...
+
+    def seek(self, partition: Partition, mark: Mark) -> None:
+        """Have `poll` go on in a partition behind a mark, or at its beginning behind `NOTHING`; if it is still ours."""
         ...
 
     def idle(self, timeout_ms: int) -> None:

@@ -12,7 +12,7 @@ from kafka import ConsumerRebalanceListener, KafkaConsumer, KafkaProducer, Offse
 from kafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
 
 from learner.log import Entry, EntryTooLarge, LogUnavailable, Message
-from learner.log.position import Partition, Position
+from learner.log.position import NOTHING, Mark, Partition, Position
 
 DELIVERY_TIMEOUT_MS = 10_000
 # With the brokers away a reader gives up after this long, so that it can be told to stop; it may ask again.
@@ -108,6 +108,8 @@ class KafkaReader:
         # Partitions whose topic id and committed offset are still to be looked at.
         self._unchecked: set[TopicPartition] = set()
         self._shared_out = _Assigned(self._unchecked)
+        # Those that were looked at, until `assigned` tells them.
+        self._gained: dict[Partition, Mark | None] = {}
         self._lag = 0
         self._consumer.subscribe(list(topics), listener=self._shared_out)
         with _translated():
@@ -141,6 +143,33 @@ class KafkaReader:
             partition = Partition(self._ids[place.topic], place.partition)
             messages += [_message(one, partition) for one in records]
         return messages
+
+    def assigned(self) -> dict[Partition, Mark | None]:
+        """Partitions that were looked at since; nothing was polled of them before."""
+        gained, self._gained = self._gained, {}
+        return gained
+
+    def held(self) -> Set[Partition]:
+        """The partitions of the last poll."""
+        ours = self._consumer.assignment() - self._unchecked
+        return {Partition(self._ids[place.topic], place.partition) for place in ours}
+
+    def seek(self, partition: Partition, mark: Mark) -> None:
+        """Go on behind a mark; where the log was cut before it, kafka-python goes on there."""
+        for place in self._consumer.assignment() - self._unchecked:
+            if Partition(self._ids[place.topic], place.partition) == partition:
+                if mark == NOTHING:
+                    self._consumer.seek_to_beginning(place)
+                else:
+                    self._go_to(place, mark.offset + 1, mark.epoch)
+                self._next.pop(place, None)
+                self._owed.pop(place, None)
+
+    def _go_to(self, place: TopicPartition, offset: int, epoch: int) -> None:
+        """Seek to behind an event of that leader epoch, which kafka-python compares with the broker's log (KIP-320)."""
+        self._consumer.seek(place, offset)
+        # `seek` takes no leader epoch.
+        self._consumer._subscription.assignment[place].seek(OffsetAndMetadata(offset, "", epoch))
 
     def idle(self, timeout_ms: int) -> None:
         """Take part in rebalances for so long; heartbeats go on by themselves.
@@ -224,7 +253,7 @@ class KafkaReader:
 
     def _offsets(self) -> dict[TopicPartition, OffsetAndMetadata]:
         return {
-            place: OffsetAndMetadata(position.offset + 1, position.partition.topic_id.hex(), -1)
+            place: OffsetAndMetadata(position.offset + 1, position.partition.topic_id.hex(), position.epoch)
             for place, position in self._owed.items()
         }
 
@@ -241,7 +270,7 @@ class KafkaReader:
 
     def _put_back(self, fetched: Mapping[TopicPartition, Sequence[Any]]) -> None:
         for place, records in fetched.items():
-            self._consumer.seek(place, records[0].offset)
+            self._go_to(place, records[0].offset, _epoch(records[0]))
 
     def _check(self) -> None:
         """See which topics are behind newly gained partitions; begin anew on those that are not what they were."""
@@ -252,11 +281,17 @@ class KafkaReader:
                 continue  # Deleted, and not made again yet.
             committed = self._consumer.committed(place, metadata=True, timeout_ms=ANSWER_TIMEOUT_MS)
             known = self._ids.get(place.topic, topic_id)
+            behind = None
             if topic_id != known or (committed is not None and committed.metadata not in ("", topic_id.hex())):
                 others = {one for one in self._consumer.assignment() if one.topic == place.topic}
                 self._consumer.seek_to_beginning(*others if topic_id != known else (place,))
                 for one in others:
                     self._next.pop(one, None)
+            elif committed is not None:
+                behind = Mark(committed.leader_epoch, committed.offset - 1)
+                # kafka-python has left the leader epoch away: a log that was cut and went on would not be noticed.
+                self._go_to(place, committed.offset, committed.leader_epoch)
+            self._gained[Partition(topic_id, place.partition)] = behind
             self._ids[place.topic] = topic_id
             self._next.pop(place, None)
             self._owed.pop(place, None)
@@ -306,12 +341,17 @@ def read_kafka_to_end(servers: str, topics: Sequence[str], options: Mapping[str,
 def _message(record: Any, partition: Partition) -> Message:
     return Message(
         record.topic,
-        Position(partition, record.offset),
+        Position(partition, record.offset, _epoch(record)),
         record.key,
         record.value or b"",
         record.timestamp,
         record.headers,
     )
+
+
+def _epoch(record: Any) -> int:
+    """The leader epoch of a record; -1 if the broker does not say."""
+    return -1 if record.leader_epoch is None else int(record.leader_epoch)
 
 
 class _Assigned(ConsumerRebalanceListener):  # type: ignore[misc]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
 from learner.log import Entry, LogUnavailable, Message
-from learner.log.position import Partition, Position
+from learner.log.position import Mark, Partition, Position
 from learner.sqlite_file import SqliteFile
 
 POLL_INTERVAL_S = 0.005
@@ -66,7 +66,9 @@ class SqliteReader:
                 '(SELECT min("offset") FROM committed WHERE committed.topic = messages.topic)',
                 (int((time.time() - RETENTION_S) * 1000),),
             )
+        self._committed = committed
         self._owed: dict[str, int] = {}
+        self._ours: dict[Partition, str] = {}
         self._next = {topic: int(committed.get(topic, 0)) for topic in self._topics}
 
     def poll(self, timeout_ms: int, max_messages: int) -> list[Message]:
@@ -77,6 +79,29 @@ class SqliteReader:
             if messages or time.monotonic() >= deadline:
                 return messages
             time.sleep(POLL_INTERVAL_S)
+
+    def assigned(self) -> dict[Partition, Mark | None]:
+        """The topics that are new to us: all of them, and for good, one at a time as each is made."""
+        with self._file.reading() as db:
+            there = {
+                Partition(bytes(topic_id), 0): name for name, topic_id in db.execute("SELECT name, id FROM topics")
+            }
+        new = {place: name for place, name in there.items() if name in self._topics and place not in self._ours}
+        self._ours |= new
+        return {
+            place: Mark(0, self._committed[name] - 1) if name in self._committed else None
+            for place, name in new.items()
+        }
+
+    def held(self) -> Set[Partition]:
+        """The topics that there are."""
+        return self._ours.keys()
+
+    def seek(self, partition: Partition, mark: Mark) -> None:
+        """Read on from there."""
+        topic = self._ours[partition]
+        self._next[topic] = mark.offset + 1
+        self._owed.pop(topic, None)
 
     def idle(self, timeout_ms: int) -> None:
         """Wait; there is no group to stay in."""

@@ -1,10 +1,11 @@
-"""Where user records are kept: bytes by user, changed only by compare-and-set on their identity."""
+"""Where user records are kept, and how far each shard of them is in the log: changed only by compare-and-set."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from learner.log.position import Mark, Partition
 from learner.record import IDENTITY
 
 
@@ -13,7 +14,7 @@ class StoreUnavailable(ConnectionError):
 
 
 class Write(NamedTuple):
-    """A new value for a user, for the case that the stored one is still the one it was made from.
+    """A new value for a user, for the case that the stored one is still the one that was read.
 
     Attributes
     ----------
@@ -22,14 +23,14 @@ class Write(NamedTuple):
     expected
         The bytes that were loaded; None if there were none.
     value
-        The bytes to store. Their revision differs from that of `expected`.
+        The bytes to store; their revision differs from that of `expected`. None: the record is only compared.
     erased
         Whether the user was ever erased: the record is then kept as long as a tombstone.
     """
 
     user_id: str
     expected: bytes | None
-    value: bytes
+    value: bytes | None
     erased: bool = False
 
     @property
@@ -38,19 +39,64 @@ class Write(NamedTuple):
         return b"" if self.expected is None else self.expected[IDENTITY]
 
 
+class Move(NamedTuple):
+    """A shard's position in a partition, and where it goes: all events of its users up to there are then applied."""
+
+    partition: Partition
+    held: Mark
+    reached: Mark
+
+
+class Transaction(NamedTuple):
+    """What changes in one shard: all of it, or nothing.
+
+    Attributes
+    ----------
+    shard
+        Which one.
+    writes
+        Records of its users, all that it was worked out from; each user at most once.
+    moves
+        Its positions. One that goes nowhere is only compared.
+    """
+
+    shard: int
+    writes: Sequence[Write]
+    moves: Sequence[Move] = ()
+
+
 class Store(Protocol):
-    """Records of users. Safe to use from several threads.
+    """Records of users in shards, each with a position for each log partition. Safe to use from several threads.
+
+    A failure of the store may take a shard back to an earlier state, its records and positions together.
 
     Every method may raise `StoreUnavailable`; `load` of one user and `commit` raise `DamagedRecord` where the place of
     a record holds something else altogether.
     """
 
+    @property
+    def shards(self) -> int:
+        """How many shards there are."""
+        ...
+
+    def shard_of(self, user_id: str) -> int:
+        """The shard that a user's record is in, from 0."""
+        ...
+
     def load(self, user_ids: Sequence[str]) -> list[bytes | None]:
         """Read the records of users in one round trip; None for a user who has none."""
         ...
 
-    def commit(self, writes: Sequence[Write]) -> list[bool]:
-        """Store each value whose user still has the expected record; say which. Each user at most once."""
+    def positions(self, partitions: Sequence[Partition]) -> list[list[Mark]]:
+        """For each of the shards how far it is in each of these partitions; `NOTHING` where it does not say."""
+        ...
+
+    def commit(self, transactions: Sequence[Transaction]) -> list[bool]:
+        """Carry out each transaction whose shard has all the records and positions it expects; say which."""
+        ...
+
+    def forget(self) -> None:
+        """Remember no records, where some are kept in front of the store: it has stepped back."""
         ...
 
     def ping(self) -> None:
@@ -60,6 +106,11 @@ class Store(Protocol):
     def close(self) -> None:
         """Give up the connection."""
         ...
+
+
+def write_alone(store: Store, writes: Sequence[Write]) -> list[bool]:
+    """Store each record that is still expected, whatever becomes of the others, and move no position; say which."""
+    return store.commit([Transaction(store.shard_of(write.user_id), [write]) for write in writes])
 
 
 class Lifetimes(NamedTuple):

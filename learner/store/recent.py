@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from cachetools import LRUCache
 
-from learner.store import Store, Write
+from learner.log.position import Mark, Partition
+from learner.store import Store, Transaction
 
 CAPACITY_BYTES = 64 << 20
 
@@ -30,6 +31,15 @@ class RecentStore:
         self._store = store
         self._recent: LRUCache[str, bytes] = LRUCache(capacity_bytes, getsizeof=len)
 
+    @property
+    def shards(self) -> int:
+        """As the store has."""
+        return self._store.shards
+
+    def shard_of(self, user_id: str) -> int:
+        """As the store has it."""
+        return self._store.shard_of(user_id)
+
     def load(self, user_ids: Sequence[str]) -> list[bytes | None]:
         """Read the records that are not remembered."""
         known = [self._recent.get(user_id) for user_id in user_ids]
@@ -37,15 +47,26 @@ class RecentStore:
         read = iter(self._store.load(missing) if missing else [])
         return [next(read) if value is None else value for value in known]
 
-    def commit(self, writes: Sequence[Write]) -> list[bool]:
+    def positions(self, partitions: Sequence[Partition]) -> list[list[Mark]]:
+        """Ask the store."""
+        return self._store.positions(partitions)
+
+    def commit(self, transactions: Sequence[Transaction]) -> list[bool]:
         """Store what is still expected, and remember that alone."""
-        for write in writes:
-            self._recent.pop(write.user_id, None)
-        done = self._store.commit(writes)
-        for write, stored in zip(writes, done, strict=True):
-            if stored and len(write.value) <= self._recent.maxsize:
-                self._recent[write.user_id] = write.value
+        for transaction in transactions:
+            for write in transaction.writes:
+                self._recent.pop(write.user_id, None)
+        done = self._store.commit(transactions)
+        for transaction, stored in zip(transactions, done, strict=True):
+            for write in transaction.writes if stored else ():
+                value = write.value or write.expected
+                if value is not None and len(value) <= self._recent.maxsize:
+                    self._recent[write.user_id] = value
         return done
+
+    def forget(self) -> None:
+        """Remember no records."""
+        self._recent.clear()
 
     def ping(self) -> None:
         """Return if the store answers."""

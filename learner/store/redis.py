@@ -1,4 +1,4 @@
-"""The store on Redis or Redis Cluster: one string a user, one compare-and-set script a shard."""
+"""The store on Redis or Redis Cluster: a string a user and a hash of positions a shard, one script a transaction."""
 
 from __future__ import annotations
 
@@ -15,33 +15,48 @@ from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode
 from redis.retry import Retry
 
+from learner.log.position import NOTHING, Mark, Partition
 from learner.record import DamagedRecord
-from learner.store import Lifetimes, StoreUnavailable, Write
+from learner.store import Lifetimes, StoreUnavailable, Transaction
 
 SHARDS = 16
 """Hash tags that keys are spread over. Users of one shard can be read and written in one command on Redis Cluster."""
-KEYS_PER_SCRIPT = 500
 
-# KEYS: users. ARGV for each key: the identity expected (none: no record), the new value, seconds to live (0: for ever).
-# Answers for each key: 1 stored, 0 another record, -1 the key does not hold a string.
+# KEYS: positions, users. ARGV: the number of moves; for each of them its partition, the mark expected (none: no such
+# field) and the new one; for each user the identity expected (none: no record), the new value (none: as it is), and
+# seconds to live (0: for ever). Answers 1 if all is done, 0 if something else was held, -i if the key of the i-th user
+# does not hold a string. All is read before anything is written: Redis may refuse a script's first write, and no other.
 _COMPARE_AND_SET = """
-local done = {}
-for i, key in ipairs(KEYS) do
-  local held = redis.pcall('GETRANGE', key, 4, 15)
-  if type(held) == 'table' then
-    done[i] = -1
-  elseif held == ARGV[3 * i - 2] then
-    if ARGV[3 * i] == '0' then
-      redis.call('SET', key, ARGV[3 * i - 1])
-    else
-      redis.call('SET', key, ARGV[3 * i - 1], 'EX', ARGV[3 * i])
-    end
-    done[i] = 1
-  else
-    done[i] = 0
+local n = tonumber(ARGV[1])
+for i = 2, 3 * n - 1, 3 do
+  if (redis.call('HGET', KEYS[1], ARGV[i]) or '') ~= ARGV[i + 1] then
+    return 0
   end
 end
-return done
+for i = 2, #KEYS do
+  local held = redis.pcall('GETRANGE', KEYS[i], 4, 15)
+  if type(held) == 'table' then
+    return 1 - i
+  elseif held ~= ARGV[3 * (n + i) - 4] then
+    return 0
+  end
+end
+for i = 2, 3 * n - 1, 3 do
+  if ARGV[i + 1] ~= ARGV[i + 2] then
+    redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 2])
+  end
+end
+for i = 2, #KEYS do
+  local at = 3 * (n + i) - 4
+  if ARGV[at + 1] == '' then
+    -- Only compared.
+  elseif ARGV[at + 2] == '0' then
+    redis.call('SET', KEYS[i], ARGV[at + 1])
+  else
+    redis.call('SET', KEYS[i], ARGV[at + 1], 'EX', ARGV[at + 2])
+  end
+end
+return 1
 """
 
 # Redis is away, or there but cannot serve yet, or not any more: it may later.
@@ -69,6 +84,15 @@ class RedisStore:
         self._lock = threading.Lock()
         self._client: Any = None
 
+    @property
+    def shards(self) -> int:
+        """As many as there are hash tags."""
+        return SHARDS
+
+    def shard_of(self, user_id: str) -> int:
+        """By a checksum of the id."""
+        return shard_of(user_id)
+
     def load(self, user_ids: Sequence[str]) -> list[bytes | None]:
         """Read records, in one round trip."""
         found: list[bytes | None] = [None] * len(user_ids)
@@ -89,39 +113,52 @@ class RedisStore:
                 found[i] = value
         return found
 
-    def commit(self, writes: Sequence[Write]) -> list[bool]:
-        """Store what is still expected, in one round trip."""
-        done = [False] * len(writes)
-        calls = [
-            places[start : start + KEYS_PER_SCRIPT]
-            for places in _by_shard([write.user_id for write in writes])
-            for start in range(0, len(places), KEYS_PER_SCRIPT)
-        ]
-        if not calls:
-            return done
+    def positions(self, partitions: Sequence[Partition]) -> list[list[Mark]]:
+        """Read positions, in one round trip."""
+        if not partitions:
+            return [[]] * SHARDS
+        fields = [_field(partition) for partition in partitions]
         with _translated():
             pipeline = self._redis.pipeline(transaction=False)
-            for places in calls:
-                chosen = [writes[i] for i in places]
+            for shard in range(SHARDS):
+                pipeline.execute_command("HMGET", positions_key(shard), *fields)
+            replies = pipeline.execute()
+        return [[_read_mark(held) for held in reply] for reply in replies]
+
+    def commit(self, transactions: Sequence[Transaction]) -> list[bool]:
+        """Store what is still expected, in one round trip."""
+        if not transactions:
+            return []
+        with _translated():
+            pipeline = self._redis.pipeline(transaction=False)
+            for shard, writes, moves in transactions:
                 # The script itself and not its hash: a Redis that restarted does not know the hash.
                 pipeline.execute_command(
                     "EVAL",
                     _COMPARE_AND_SET,
-                    len(chosen),
-                    *(record_key(write.user_id) for write in chosen),
+                    1 + len(writes),
+                    positions_key(shard),
+                    *(record_key(write.user_id) for write in writes),
+                    len(moves),
                     *(
                         part
-                        for write in chosen
-                        for part in (write.expected_identity, write.value, self._lifetimes.of(write))
+                        for move in moves
+                        for part in (_field(move.partition), _write_mark(move.held), _write_mark(move.reached))
+                    ),
+                    *(
+                        part
+                        for write in writes
+                        for part in (write.expected_identity, write.value or b"", self._lifetimes.of(write))
                     ),
                 )
             replies = pipeline.execute()
-        for places, flags in zip(calls, replies, strict=True):
-            for i, flag in zip(places, flags, strict=True):
-                if flag < 0:
-                    raise _wrong_type(writes[i].user_id)
-                done[i] = flag == 1
-        return done
+        for transaction, reply in zip(transactions, replies, strict=True):
+            if reply < 0:
+                raise _wrong_type(transaction.writes[-reply - 1].user_id)
+        return [reply == 1 for reply in replies]
+
+    def forget(self) -> None:
+        """Do nothing: nothing is remembered."""
 
     def ping(self) -> None:
         """Return if Redis answers."""
@@ -152,16 +189,38 @@ class RedisStore:
         return value
 
 
+def shard_of(user_id: str) -> int:
+    """Which shard a user is in."""
+    return crc32(user_id.encode()) % SHARDS
+
+
 def record_key(user_id: str) -> str:
     """The Redis key of a user's record."""
-    return f"freshet:{{{crc32(user_id.encode()) % SHARDS:02d}}}:user:{user_id}"
+    return f"freshet:{{{shard_of(user_id):02d}}}:user:{user_id}"
+
+
+def positions_key(shard: int) -> str:
+    """The Redis key of a shard's positions: a hash, ``<topic id>/<partition>`` to ``<leader epoch>/<offset>``."""
+    return f"freshet:{{{shard:02d}}}:positions"
+
+
+def _field(partition: Partition) -> str:
+    return f"{partition.topic_id.hex()}/{partition.number}"
+
+
+def _write_mark(mark: Mark) -> str:
+    return "" if mark == NOTHING else f"{mark.epoch}/{mark.offset}"
+
+
+def _read_mark(held: bytes | None) -> Mark:
+    return Mark(*map(int, held.split(b"/"))) if held else NOTHING
 
 
 def _by_shard(user_ids: Sequence[str]) -> Iterator[list[int]]:
     """The places of the users of each shard in turn."""
     shards: dict[int, list[int]] = {}
     for i, user_id in enumerate(user_ids):
-        shards.setdefault(crc32(user_id.encode()) % SHARDS, []).append(i)
+        shards.setdefault(shard_of(user_id), []).append(i)
     yield from shards.values()
 
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Sequence
 
+from learner.log.position import NOTHING, Mark, Partition
+from learner.record import IDENTITY
 from learner.sqlite_file import SqliteFile
-from learner.store import Lifetimes, StoreUnavailable, Write
+from learner.store import Lifetimes, Move, StoreUnavailable, Transaction, Write
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS records (
     user_id TEXT PRIMARY KEY, value BLOB NOT NULL, expires_at REAL NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS records_by_expiry ON records (expires_at);
+CREATE TABLE IF NOT EXISTS positions (
+    topic_id BLOB NOT NULL, number INTEGER NOT NULL, epoch INTEGER NOT NULL, "offset" INTEGER NOT NULL,
+    PRIMARY KEY (topic_id, number)
+) WITHOUT ROWID;
 """
 
 
@@ -23,6 +30,15 @@ class SqliteStore:
         self._file = SqliteFile(path, _SCHEMA, StoreUnavailable)
         self._lifetimes = lifetimes
 
+    @property
+    def shards(self) -> int:
+        """The file is one."""
+        return 1
+
+    def shard_of(self, user_id: str) -> int:
+        """The only one."""
+        return 0
+
     def load(self, user_ids: Sequence[str]) -> list[bytes | None]:
         """Read records; a query each costs little where there is no round trip."""
         query = "SELECT value FROM records WHERE user_id = ? AND expires_at > ?"
@@ -31,25 +47,32 @@ class SqliteStore:
             rows = [db.execute(query, (user_id, now)).fetchone() for user_id in user_ids]
         return [row and row[0] for row in rows]
 
-    def commit(self, writes: Sequence[Write]) -> list[bool]:
-        """Store what is still expected, in one transaction."""
+    def positions(self, partitions: Sequence[Partition]) -> list[list[Mark]]:
+        """Read positions."""
+        query = 'SELECT epoch, "offset" FROM positions WHERE topic_id = ? AND number = ?'
+        with self._file.reading() as db:
+            rows = [db.execute(query, partition).fetchone() for partition in partitions]
+        return [[Mark(*row) if row else NOTHING for row in rows]]
+
+    def commit(self, transactions: Sequence[Transaction]) -> list[bool]:
+        """Carry out each in one transaction of SQLite."""
+        return [self._commit(transaction) for transaction in transactions]
+
+    def _commit(self, transaction: Transaction) -> bool:
         now = time.time()
-        done = []
-        with self._file.writing() as db:
-            db.execute("DELETE FROM records WHERE expires_at <= ?", (now,))
-            for write in writes:
-                expires_at = now + (self._lifetimes.of(write) or float("inf"))
-                new = (write.value, expires_at)
-                if write.expected is None:
-                    cursor = db.execute("INSERT OR IGNORE INTO records VALUES (?, ?, ?)", (write.user_id, *new))
-                else:
-                    cursor = db.execute(
-                        "UPDATE records SET value = ?, expires_at = ?"
-                        " WHERE user_id = ? AND coalesce(substr(value, 5, 12), x'') = ?",
-                        (*new, write.user_id, write.expected_identity),
-                    )
-                done.append(cursor.rowcount == 1)
-        return done
+        try:
+            with self._file.writing() as db:
+                db.execute("DELETE FROM records WHERE expires_at <= ?", (now,))
+                for move in transaction.moves:
+                    _move(db, move)
+                for write in transaction.writes:
+                    _write(db, write, now + (self._lifetimes.of(write) or float("inf")))
+        except _Refused:
+            return False
+        return True
+
+    def forget(self) -> None:
+        """Do nothing: nothing is remembered."""
 
     def ping(self) -> None:
         """Return if the file can be read."""
@@ -59,3 +82,36 @@ class SqliteStore:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+class _Refused(Exception):
+    """The file holds something else than a transaction expects; what it had changed is rolled back."""
+
+
+def _move(db: sqlite3.Connection, move: Move) -> None:
+    row = db.execute(
+        'SELECT epoch, "offset" FROM positions WHERE topic_id = ? AND number = ?', move.partition
+    ).fetchone()
+    if (Mark(*row) if row else NOTHING) != move.held:
+        raise _Refused
+    if move.reached != move.held:
+        db.execute("INSERT OR REPLACE INTO positions VALUES (?, ?, ?, ?)", (*move.partition, *move.reached))
+
+
+def _write(db: sqlite3.Connection, write: Write, expires_at: float) -> None:
+    if write.value is None:
+        row = db.execute("SELECT value FROM records WHERE user_id = ?", (write.user_id,)).fetchone()
+        if (row[0][IDENTITY] if row else b"") != write.expected_identity:
+            raise _Refused
+        return
+    new = (write.value, expires_at)
+    if write.expected is None:
+        cursor = db.execute("INSERT OR IGNORE INTO records VALUES (?, ?, ?)", (write.user_id, *new))
+    else:
+        cursor = db.execute(
+            "UPDATE records SET value = ?, expires_at = ?"
+            " WHERE user_id = ? AND coalesce(substr(value, 5, 12), x'') = ?",
+            (*new, write.user_id, write.expected_identity),
+        )
+    if cursor.rowcount != 1:
+        raise _Refused

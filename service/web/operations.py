@@ -12,7 +12,7 @@ import numpy as np
 from learner.belief.gaussian import Array, Belief, Rows
 from learner.belief.policies import Scores, score_items
 from learner.events.parse import from_the_future, parse_event
-from learner.events.wire import BadEvent, Ranked, WireClick, WireImpression
+from learner.events.wire import BadEvent, Ranked, Reason, WireClick, WireErase, WireImpression
 from learner.limits import MAX_EVENT_BYTES
 from learner.log import Entry, EventLog
 from learner.model.spec import Model
@@ -28,7 +28,7 @@ from learner.record import (
     read_header,
 )
 from learner.record.served import belief_at
-from learner.store import Store, StoreUnavailable, Write
+from learner.store import Store, StoreUnavailable, Write, write_alone
 from service.settings import Settings
 from service.web import api
 from service.web.http import split_events
@@ -99,6 +99,8 @@ class Operations:
         for index, one in enumerate(split_events(raw)):
             try:
                 event = parse_event(one, self._model)
+                if isinstance(event, WireErase):
+                    raise BadEvent(Reason.UNKNOWN_TYPE, "type: 'erase' is not taken here: expected DELETE /users/{id}")
                 if why := from_the_future(event.timestamp, now, self._model):
                     raise why
             except BadEvent as exc:
@@ -129,13 +131,19 @@ class Operations:
         )
 
     def erase(self, user_id: str) -> api.Erasure:
-        """Forget a user, against learners that write meanwhile; also one whose record is damaged."""
+        """Forget a user, against learners that write meanwhile; also one whose record is damaged.
+
+        The log has it first: a store that is lost, or steps back, is made anew from there.
+        """
+        now = _now_ms()
+        event = msgspec.json.encode(WireErase(user_id, now))
+        self._log.append([Entry(self._settings.impressions_topic, user_id.encode(), event)])
         for _ in range(ERASE_ATTEMPTS):
             (value,) = self._store.load([user_id])
             record = self._to_erase(value, user_id)
             # A user without a record may have events in the log that are still to be learnt.
-            blank = encode_record(erased(record, self._model, _now_ms()), self._model)
-            if self._store.commit([Write(user_id, value, blank, erased=True)]) == [True]:
+            blank = encode_record(erased(record, self._model, now), self._model)
+            if write_alone(self._store, [Write(user_id, value, blank, erased=True)]) == [True]:
                 return api.Erasure(user_id, erased=record.n_events > 0)
         raise StoreUnavailable(f"user {user_id!r} was written {ERASE_ATTEMPTS} times while being erased")
 

@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from learner.record import IDENTITY
-from learner.store import Store, StoreUnavailable, Write, open_store
+from learner.store import Store, StoreUnavailable, Write, open_store, write_alone
 from learner.store.redis import record_key
 from tests.servers import RedisServer, certificate, eventually
 
@@ -60,19 +60,19 @@ def store(faulty: Faulty) -> Iterator[Store]:
 def test_a_replica_after_a_failover_is_retried_later(store: Store, client: redis.Redis) -> None:
     client.replicaof("127.0.0.1", 1)
     with pytest.raises(StoreUnavailable, match=r"READONLY|ReadOnly"):
-        store.commit([Write("u", None, value(1))])
+        write_alone(store, [Write("u", None, value(1))])
     client.replicaof("NO", "ONE")
-    assert store.commit([Write("u", None, value(1))]) == [True]
+    assert write_alone(store, [Write("u", None, value(1))]) == [True]
 
 
 def test_a_full_memory_is_retried_later_and_what_is_there_stays(store: Store, client: redis.Redis) -> None:
-    assert store.commit([Write("u", None, value(1))]) == [True]
+    assert write_alone(store, [Write("u", None, value(1))]) == [True]
     client.config_set("maxmemory", "1")
     with pytest.raises(StoreUnavailable, match=r"OutOfMemory|OOM"):
-        store.commit([Write("u", value(1), value(2))])
+        write_alone(store, [Write("u", value(1), value(2))])
     assert store.load(["u"]) == [value(1)]
     client.config_set("maxmemory", "0")
-    assert store.commit([Write("u", value(1), value(2))]) == [True]
+    assert write_alone(store, [Write("u", value(1), value(2))]) == [True]
 
 
 def test_a_redis_that_sleeps_past_the_timeout_is_unavailable_and_then_found_again(store: Store, faulty: Faulty) -> None:
@@ -83,7 +83,7 @@ def test_a_redis_that_sleeps_past_the_timeout_is_unavailable_and_then_found_agai
     pipeline.execute_command("CLIENT", "PAUSE", "1500", "ALL")
     pipeline.execute()
     with pytest.raises(StoreUnavailable, match=r"[Tt]imeout"):
-        store.commit([Write("u", None, value(1))])
+        write_alone(store, [Write("u", None, value(1))])
     eventually(lambda: _answers(store), 10, "Redis answers again")
     # Unknown, not undone: the compare-and-set that timed out may be carried out when the pause ends.
     assert store.load(["u"]) in ([None], [value(1)])
@@ -123,7 +123,7 @@ def test_an_append_only_file_that_cannot_be_written_refuses_writes_and_loses_non
 
         def refused() -> bool:
             try:
-                done = store.commit([Write(f"u{len(held)}", None, value(1, 4_000))])
+                done = write_alone(store, [Write(f"u{len(held)}", None, value(1, 4_000))])
             except StoreUnavailable as exc:
                 return "MISCONF" in str(exc)
             held.extend([1] if done == [True] else [])
@@ -152,7 +152,7 @@ def test_tls_and_an_account_of_its_own(tmp_path: Path, redis_server: RedisServer
     place = f"127.0.0.1:{server.port}/0?ssl_ca_certs={cert}"
     try:
         store = open_store(f"rediss://freshet:s3cret@{place}", 60)
-        assert store.commit([Write("u", None, value(1))]) == [True]
+        assert write_alone(store, [Write("u", None, value(1))]) == [True]
         assert store.load(["u", "v"]) == [value(1), None]
         store.close()
         wrong = open_store(f"rediss://freshet:guess@{place}", 60)
@@ -195,10 +195,10 @@ def test_a_cluster_of_three_keeps_the_contract(cluster: list[RedisServer]) -> No
     store = open_store(url, 60)
     users = [f"u{i}" for i in range(200)]
     assert store.load(users) == [None] * 200
-    assert store.commit([Write(user, None, value(1)) for user in users]) == [True] * 200
+    assert write_alone(store, [Write(user, None, value(1)) for user in users]) == [True] * 200
     assert store.load(users) == [value(1)] * 200
     assert store.load(["u7"]) == [value(1)]
-    assert store.commit([Write("u0", None, value(9)), Write("u1", value(1), value(2))]) == [False, True]
+    assert write_alone(store, [Write("u0", None, value(9)), Write("u1", value(1), value(2))]) == [False, True]
     sizes = []
     for node in cluster:
         one = redis.Redis(port=node.port)

@@ -20,7 +20,7 @@ from learner.log import DEAD_LETTER_SUFFIX, Entry, LogUnavailable, Message, open
 from learner.loop import Learner
 from learner.model.spec import Model, load_model
 from learner.record import NEVER, Record, decode_record, encode_record, erased, fresh_record
-from learner.store import Write, open_store
+from learner.store import Write, open_store, write_alone
 from service.dead_letters import MARKS_SUFFIX, Fate, Request, Row, as_table, replay
 from tests.servers import eventually
 
@@ -153,7 +153,7 @@ def test_only_what_the_model_in_force_takes_is_replayed_with_its_bytes_and_key(r
 
 
 def test_filters_in_any_order_neither_skip_nor_repeat_a_letter(rig: Rig) -> None:
-    rig.store.commit([Write("ann", None, b"FRSH" + b"\0" * 60)])
+    write_alone(rig.store, [Write("ann", None, b"FRSH" + b"\0" * 60)])
     rig.send(shown("ann", "r1"), b"{", shown("bob", "r2", y=1.0), shown("ann", "r3"), shown("cy", "r4", y=1.0))
     rig.learn(rig.learner(), 5)
     before = rig.events()
@@ -172,7 +172,7 @@ def test_filters_in_any_order_neither_skip_nor_repeat_a_letter(rig: Rig) -> None
 
 
 def test_a_dry_run_writes_nothing_and_shows_no_event(rig: Rig) -> None:
-    rig.store.commit([Write(SECRET, None, b"FRSH" + b"\0" * 60)])
+    write_alone(rig.store, [Write(SECRET, None, b"FRSH" + b"\0" * 60)])
     rig.send(*(shown(SECRET, f"r{i}") for i in range(5)))
     rig.learn(rig.learner(), 5)
     before = rig.events()
@@ -211,13 +211,13 @@ def test_a_run_that_breaks_anywhere_is_finished_by_the_next_and_no_outcome_is_do
     events = [event for i in range(20) for event in (shown("ann", f"r{i}"), clicked("ann", f"r{i}"))]
     calm.send(*events)
     calm.learn(calm.learner(), 40)
-    rig.store.commit([Write("ann", None, b"FRSH" + b"\0" * 60)])
+    write_alone(rig.store, [Write("ann", None, b"FRSH" + b"\0" * 60)])
     rig.send(*events)
     rig.learn(rig.learner(), 40)
     assert len(rig.letters()) == 40
     # Its record is put right: as it was before.
-    rig.store.commit(
-        [Write("ann", b"FRSH" + b"\0" * 60, encode_record(fresh_record(MODEL)._replace(revision=1), MODEL))]
+    write_alone(
+        rig.store, [Write("ann", b"FRSH" + b"\0" * 60, encode_record(fresh_record(MODEL)._replace(revision=1), MODEL))]
     )
     # A first entry, then two appends for each 16 letters.
     broken = Breaking(rig.log, appends)
@@ -245,11 +245,11 @@ def test_letters_of_a_damaged_record_are_learnt_once_it_is_repaired(rig: Rig) ->
     # As it happens on a disk: the record is there, with a bit that is wrong.
     damaged = good[:-9] + bytes([good[-9] ^ 1]) + good[-8:]
     bumped = damaged[:8] + (2).to_bytes(8, "little") + damaged[16:]
-    assert rig.store.commit([Write("ann", good, bumped)]) == [True]
+    assert write_alone(rig.store, [Write("ann", good, bumped)]) == [True]
     rig.send(shown("ann", "r2", AT + 2_000), clicked("ann", "r2", AT + 3_000))
     rig.learn(learner, 2)
     repaired = encode_record(decode_record(good, MODEL, "ann")._replace(revision=3), MODEL)
-    assert rig.store.commit([Write("ann", bumped, repaired)]) == [True]
+    assert write_alone(rig.store, [Write("ann", bumped, repaired)]) == [True]
     assert rig.replay()["damaged_record"].fates == {Fate.REPLAYED: 2}
     rig.learn(learner, 2)
     assert rig.record("ann").n_events == 4
@@ -264,7 +264,7 @@ def test_letters_of_a_damaged_record_are_learnt_once_it_is_repaired(rig: Rig) ->
 
 
 def test_a_letter_that_keeps_failing_is_counted_and_then_left_alone(rig: Rig) -> None:
-    rig.store.commit([Write("ann", None, b"FRSH" + b"\0" * 60)])
+    write_alone(rig.store, [Write("ann", None, b"FRSH" + b"\0" * 60)])
     rig.send(shown("ann", "r1"))
     learner = rig.learner()
     rig.learn(learner, 1)
@@ -286,8 +286,9 @@ def fates(**counts: int) -> dict[Fate, int]:
 def test_letters_from_before_an_erasure_change_nothing(rig: Rig) -> None:
     rig.send(shown("ann", "r1", AT, y=1.0))
     rig.learn(rig.learner(), 1)
-    rig.store.commit(
-        [Write("ann", None, encode_record(erased(fresh_record(LATER), LATER, AT + 4_000), LATER), erased=True)]
+    write_alone(
+        rig.store,
+        [Write("ann", None, encode_record(erased(fresh_record(LATER), LATER, AT + 4_000), LATER), erased=True)],
     )
     rig.replay(LATER)
     # The letter's own message was passed over by the group; another one reads both.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -11,8 +12,9 @@ from zlib import crc32
 import pytest
 import redis
 
+from learner.log.position import NOTHING, Mark, Partition
 from learner.record import DamagedRecord
-from learner.store import Store, StoreUnavailable, Write, open_store
+from learner.store import Move, Store, StoreUnavailable, Transaction, Write, open_store, write_alone
 from learner.store.redis import record_key
 from tests.servers import RedisServer, eventually
 
@@ -61,63 +63,141 @@ def test_nothing_loads_as_nothing(store: Store) -> None:
 
 
 def test_what_was_committed_is_loaded(store: Store, user: str) -> None:
-    assert store.commit([Write(user, None, value(1, b"\0\xff bytes"))]) == [True]
+    assert write_alone(store, [Write(user, None, value(1, b"\0\xff bytes"))]) == [True]
     assert store.load([user]) == [value(1, b"\0\xff bytes")]
 
 
 def test_loading_keeps_the_order_of_users_across_shards(store: Store, user: str) -> None:
     users = [f"{user}-{i}" for i in range(100)]
-    assert all(store.commit([Write(u, None, value(1, u.encode())) for u in users[::2]]))
+    assert all(write_alone(store, [Write(u, None, value(1, u.encode())) for u in users[::2]]))
     expected = [value(1, u.encode()) if i % 2 == 0 else None for i, u in enumerate(users)]
     assert store.load(users) == expected
 
 
 def test_a_second_first_write_loses(store: Store, user: str) -> None:
-    store.commit([Write(user, None, value(1, b"mine"))])
-    assert store.commit([Write(user, None, value(1, b"yours"))]) == [False]
+    write_alone(store, [Write(user, None, value(1, b"mine"))])
+    assert write_alone(store, [Write(user, None, value(1, b"yours"))]) == [False]
     assert store.load([user]) == [value(1, b"mine")]
 
 
 def test_a_write_from_an_old_revision_loses(store: Store, user: str) -> None:
-    store.commit([Write(user, None, value(1))])
-    assert store.commit([Write(user, value(1), value(2))]) == [True]
-    assert store.commit([Write(user, value(1), value(2, b"zombie"))]) == [False]
+    write_alone(store, [Write(user, None, value(1))])
+    assert write_alone(store, [Write(user, value(1), value(2))]) == [True]
+    assert write_alone(store, [Write(user, value(1), value(2, b"zombie"))]) == [False]
     assert store.load([user]) == [value(2)]
 
 
 def test_a_write_from_another_record_of_the_same_revision_loses(store: Store, user: str) -> None:
     """Redis may have lost its last writes, and others have followed in their place."""
-    store.commit([Write(user, None, value(1, b"crc1"))])
-    assert store.commit([Write(user, value(1, b"crc2"), value(2))]) == [False]
+    write_alone(store, [Write(user, None, value(1, b"crc1"))])
+    assert write_alone(store, [Write(user, value(1, b"crc2"), value(2))]) == [False]
     assert store.load([user]) == [value(1, b"crc1")]
 
 
 def test_a_write_that_expects_a_record_where_there_is_none_loses(store: Store, user: str) -> None:
-    assert store.commit([Write(user, value(3), value(4))]) == [False]
+    assert write_alone(store, [Write(user, value(3), value(4))]) == [False]
     assert store.load([user]) == [None]
 
 
-def test_one_loser_does_not_stop_the_others(store: Store, user: str) -> None:
+def test_of_records_written_alone_one_loser_does_not_stop_the_others(store: Store, user: str) -> None:
     users = [f"{user}-{i}" for i in range(40)]
-    store.commit([Write(users[7], None, value(1, b"first"))])
-    done = store.commit([Write(u, None, value(1)) for u in users])
+    write_alone(store, [Write(users[7], None, value(1, b"first"))])
+    done = write_alone(store, [Write(u, None, value(1)) for u in users])
     assert done == [i != 7 for i in range(40)]
 
 
-def test_more_writes_than_one_script_takes_are_all_applied(store: Store, user: str) -> None:
-    users = [f"{user}-{i}" for i in range(9_000)]
-    assert all(store.commit([Write(u, None, value(1)) for u in users]))
-    assert store.load(users) == [value(1)] * 9_000
+def of_one_shard(store: Store, user: str, n: int) -> tuple[int, list[str]]:
+    """A shard, and n users in it."""
+    shard = store.shard_of(user)
+    candidates = (f"{user}-{i}" for i in itertools.count())
+    return shard, list(itertools.islice((one for one in candidates if store.shard_of(one) == shard), n))
 
 
-def test_user_ids_may_hold_any_text(store: Store, user: str) -> None:
-    users = [user + tail for tail in ("{1}", "é世界", " :*?", "\x00", "x" * 200)]
-    assert all(store.commit([Write(u, None, value(1, u.encode())) for u in users]))
-    assert store.load(users) == [value(1, u.encode()) for u in users]
+def test_every_user_is_in_one_of_the_shards(store: Store, user: str) -> None:
+    assert {store.shard_of(f"{user}-{i}") for i in range(1_000)} == set(range(store.shards))
+
+
+def test_as_many_writes_as_there_are_events_in_a_microbatch_are_one_transaction(store: Store, user: str) -> None:
+    shard, users = of_one_shard(store, user, 2_000)
+    assert store.commit([Transaction(shard, [Write(u, None, value(1)) for u in users])]) == [True]
+    assert store.load(users) == [value(1)] * 2_000
+
+
+def test_one_loser_stops_all_of_its_transaction_and_no_other(store: Store, user: str) -> None:
+    shard, users = of_one_shard(store, user, 6)
+    write_alone(store, [Write(users[2], None, value(1, b"first"))])
+    place = Partition(uuid.uuid4().bytes, 3)
+    losing = Transaction(shard, [Write(u, None, value(1)) for u in users[:4]], [Move(place, NOTHING, Mark(0, 7))])
+    other = Transaction(shard, [Write(u, None, value(1)) for u in users[4:]])
+    assert store.commit([losing, other]) == [False, True]
+    assert store.load(users) == [None, None, value(1, b"first"), None, value(1), value(1)]
+    assert store.positions([place]) == [[NOTHING]] * store.shards
+
+
+def test_a_record_that_is_only_compared_stops_its_transaction_where_it_is_another(store: Store, user: str) -> None:
+    shard, (read, written) = of_one_shard(store, user, 2)
+    write_alone(store, [Write(read, None, value(1))])
+    assert store.commit([Transaction(shard, [Write(read, value(1), None), Write(written, None, value(1))])]) == [True]
+    assert store.load([read, written]) == [value(1), value(1)]
+    for expected in (value(2), None):
+        both = [Write(read, expected, None), Write(written, value(1), value(2))]
+        assert store.commit([Transaction(shard, both)]) == [False]
+    absent = [Write(user + "-none", None, None), Write(written, value(1), value(2))]
+    assert store.commit([Transaction(store.shard_of(user + "-none"), absent[:1])]) == [True]
+    assert store.load([read, written, user + "-none"]) == [value(1), value(1), None]
+
+
+def test_a_shard_knows_its_positions_and_no_others(store: Store, user: str) -> None:
+    here, there, nowhere = (Partition(uuid.uuid4().bytes, number) for number in (0, 1, 2**31 - 1))
+    moves = [Move(here, NOTHING, Mark(-1, 0)), Move(there, NOTHING, Mark(2**31 - 1, 2**62))]
+    assert store.commit([Transaction(0, (), moves)]) == [True]
+    nothing = [[NOTHING] * 3] * (store.shards - 1)
+    assert store.positions([here, nowhere, there]) == [[Mark(-1, 0), NOTHING, Mark(2**31 - 1, 2**62)], *nothing]
+    assert store.positions([]) == [[]] * store.shards
+
+
+@pytest.mark.parametrize("held", [NOTHING, Mark(1, 8), Mark(1, 10), Mark(2, 9)])
+def test_a_transaction_of_a_shard_that_is_elsewhere_changes_nothing(store: Store, user: str, held: Mark) -> None:
+    """The store has stepped back, or another learner was faster."""
+    shard, place = store.shard_of(user), Partition(uuid.uuid4().bytes, 0)
+    assert store.commit([Transaction(shard, (), [Move(place, NOTHING, Mark(1, 9))])]) == [True]
+    other = Move(Partition(uuid.uuid4().bytes, 0), NOTHING, Mark(0, 5))
+    late = Transaction(shard, [Write(user, None, value(1))], [other, Move(place, held, Mark(2, 20))])
+    assert store.commit([late]) == [False]
+    assert store.load([user]) == [None]
+    assert store.positions([place, other.partition])[shard] == [Mark(1, 9), NOTHING]
+    assert store.commit([late._replace(moves=[other, Move(place, Mark(1, 9), Mark(2, 20))])]) == [True]
+    assert store.load([user]) == [value(1)]
+    assert store.positions([place, other.partition])[shard] == [Mark(2, 20), Mark(0, 5)]
+
+
+def test_a_position_that_goes_nowhere_is_compared(store: Store, user: str) -> None:
+    shard, place = store.shard_of(user), Partition(uuid.uuid4().bytes, 0)
+    for held, done in ((Mark(0, 1), False), (NOTHING, True)):
+        assert store.commit([Transaction(shard, [Write(user, None, value(1))], [Move(place, held, held)])]) == [done]
+    assert store.positions([place])[shard] == [NOTHING]
+
+
+def test_of_many_at_once_that_move_a_position_each_move_is_made_once(opener: Opener, user: str) -> None:
+    shard, place = opener().shard_of(user), Partition(uuid.uuid4().bytes, 0)
+
+    def advance() -> None:
+        mine = opener()
+        moved = 0
+        while moved < 25:
+            (held,) = mine.positions([place])[shard]
+            moved += mine.commit([Transaction(shard, (), [Move(place, held, Mark(0, held.offset + 1))])]) == [True]
+
+    threads = [threading.Thread(target=advance) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert opener().positions([place])[shard] == [Mark(0, 99)]
 
 
 def test_of_concurrent_increments_none_is_lost(opener: Opener, user: str) -> None:
-    opener().commit([Write(user, None, value(0))])
+    write_alone(opener(), [Write(user, None, value(0))])
     conflicts = []
 
     def increment() -> None:
@@ -126,7 +206,7 @@ def test_of_concurrent_increments_none_is_lost(opener: Opener, user: str) -> Non
             while True:
                 (old,) = mine.load([user])
                 assert old is not None
-                if mine.commit([Write(user, old, value(int.from_bytes(old[8:16], "little") + 1))]) == [True]:
+                if write_alone(mine, [Write(user, old, value(int.from_bytes(old[8:16], "little") + 1))]) == [True]:
                     break
                 conflicts.append(1)
 
@@ -141,9 +221,9 @@ def test_of_concurrent_increments_none_is_lost(opener: Opener, user: str) -> Non
 def test_a_tombstone_outlives_other_records_and_so_does_what_is_written_over_it(opener: Opener, user: str) -> None:
     brief = opener(1, 60)
     other, revived = user + "-other", user + "-revived"
-    brief.commit([Write(user, None, value(1), erased=True), Write(other, None, value(1))])
-    brief.commit([Write(revived, None, value(1), erased=True)])
-    brief.commit([Write(revived, value(1), value(2), erased=True)])
+    write_alone(brief, [Write(user, None, value(1), erased=True), Write(other, None, value(1))])
+    write_alone(brief, [Write(revived, None, value(1), erased=True)])
+    write_alone(brief, [Write(revived, value(1), value(2), erased=True)])
     eventually(lambda: brief.load([other]) == [None], 5, "the other record expires")
     assert brief.load([user, revived]) == [value(1), value(2)]
 
@@ -151,21 +231,21 @@ def test_a_tombstone_outlives_other_records_and_so_does_what_is_written_over_it(
 def test_a_tombstone_may_stay_for_ever_or_expire_after_a_time_of_its_own(opener: Opener, user: str) -> None:
     for_ever, short = opener(1, 0), opener(1, 2)
     first, second = user + "-1", user + "-2"
-    for_ever.commit([Write(user, None, value(1)), Write(first, None, value(1), erased=True)])
-    short.commit([Write(second, None, value(1), erased=True)])
+    write_alone(for_ever, [Write(user, None, value(1)), Write(first, None, value(1), erased=True)])
+    write_alone(short, [Write(second, None, value(1), erased=True)])
     eventually(lambda: for_ever.load([user, second]) == [None, None], 10, "all others expire")
     assert for_ever.load([first]) == [value(1)]
     # A record that was to stay for ever and is written as any other expires again.
-    for_ever.commit([Write(first, value(1), value(2))])
+    write_alone(for_ever, [Write(first, value(1), value(2))])
     eventually(lambda: for_ever.load([first]) == [None], 5, "it expires")
 
 
 def test_a_record_expires_after_its_last_write(opener: Callable[[int], Store], user: str) -> None:
     brief = opener(1)
-    brief.commit([Write(user, None, value(1))])
+    write_alone(brief, [Write(user, None, value(1))])
     assert brief.load([user]) == [value(1)]
     eventually(lambda: brief.load([user]) == [None], 5, "the record expires")
-    assert brief.commit([Write(user, None, value(1))]) == [True]
+    assert write_alone(brief, [Write(user, None, value(1))]) == [True]
 
 
 def test_a_store_that_answers_pings(store: Store) -> None:
@@ -174,7 +254,7 @@ def test_a_store_that_answers_pings(store: Store) -> None:
 
 def test_a_redis_that_is_away_is_unavailable_not_empty(tmp_path: Path, user: str) -> None:
     store = open_store("redis://127.0.0.1:1/0", 60, timeout_s=0.2)
-    for call in (lambda: store.load([user]), lambda: store.commit([Write(user, None, value(1))]), store.ping):
+    for call in (lambda: store.load([user]), lambda: write_alone(store, [Write(user, None, value(1))]), store.ping):
         with pytest.raises(StoreUnavailable):
             call()
 
@@ -184,7 +264,7 @@ def test_a_redis_that_restarts_is_found_again_with_its_records(tmp_path: Path, r
     server.start()
     try:
         store = open_store(server.url(), 60)
-        assert store.commit([Write("u", None, value(1))]) == [True]
+        assert write_alone(store, [Write("u", None, value(1))]) == [True]
         server.stop()
         with pytest.raises(StoreUnavailable):
             store.load(["u"])
@@ -202,7 +282,7 @@ def test_a_key_of_another_kind_is_not_overwritten(redis_server: RedisServer, use
     with pytest.raises(DamagedRecord, match=user):
         store.load([user])
     with pytest.raises(DamagedRecord, match=user):
-        store.commit([Write(user, None, value(1))])
+        write_alone(store, [Write(user, None, value(1))])
     assert client.type(record_key(user)) == b"list"
     client.close()
     store.close()

@@ -19,7 +19,7 @@ from learner.loop import Learner
 from learner.model.spec import load_model
 from learner.record import encode_record, fresh_record
 from learner.record.served import belief_at
-from learner.store import Store, StoreUnavailable, Write, open_store
+from learner.store import Store, StoreUnavailable, Write, open_store, write_alone
 from service.settings import Settings, SettingsError, describe, read_settings
 from service.web.app import create_app
 from tests.stepping import Impression, apply, parsed
@@ -251,8 +251,10 @@ def test_with_the_log_away_events_are_to_be_sent_again(rig: Rig) -> None:
 
 def test_a_record_that_cannot_be_used_is_an_error_and_not_a_fresh_start(rig: Rig) -> None:
     other = load_model('name = "o"\n[features]\nx = { kind = "numeric" }\n')
-    rig.store.commit([Write("u", None, encode_record(fresh_record(other), other))])
-    rig.store.commit([Write("v", None, b"FRSH damaged, as long as a header at least, and then some more of it ....")])
+    write_alone(rig.store, [Write("u", None, encode_record(fresh_record(other), other))])
+    write_alone(
+        rig.store, [Write("v", None, b"FRSH damaged, as long as a header at least, and then some more of it ....")]
+    )
     for user, code in (("u", "model_mismatch"), ("v", "damaged_record")):
         answer = rig.client.post("/score", json={"user_id": user, "items": ITEMS})
         assert (answer.status_code, answer.json()["error"]["code"]) == (500, code)
@@ -312,7 +314,7 @@ def test_erasing_twice_or_whom_nobody_knows_leaves_a_tombstone_for_events_on_the
 
 @pytest.mark.parametrize("damaged", [b"", b"FRSH short", b"FRSH" + b"\xff" * 80, b"something else of some length"])
 def test_a_user_whose_record_is_damaged_can_be_erased_and_begins_anew(rig: Rig, damaged: bytes) -> None:
-    rig.store.commit([Write("u", None, damaged)])
+    write_alone(rig.store, [Write("u", None, damaged)])
     assert rig.client.post("/score", json={"user_id": "u", "items": ITEMS}).status_code == 500
     assert rig.client.delete("/users/u").json() == {"user_id": "u", "erased": True}
     assert rig.score()["user_known"] is False

@@ -12,7 +12,7 @@ from learner.log import open_log
 from learner.log.position import Partition, Position
 from learner.model.spec import Model, load_model
 from learner.record import encode_record, erased, fresh_record
-from learner.store import Write, open_store
+from learner.store import Write, open_store, write_alone
 from service.commands.main import main
 from service.inspection import as_text, report
 from tests.stepping import apply, parsed
@@ -98,7 +98,7 @@ def test_the_command_tells_what_it_finds_by_its_status_and_changes_nothing(
     url = f"sqlite:///{file}"
     open_log(url).close()
     store = open_store(url, 1_000)
-    store.commit([Write("ann", None, record_bytes()), Write("bob", None, record_bytes()[:90])])
+    write_alone(store, [Write("ann", None, record_bytes()), Write("bob", None, record_bytes()[:90])])
     before = store.load(["ann", "bob", "cy"])
 
     def inspect(*arguments: str) -> tuple[int, str, str]:

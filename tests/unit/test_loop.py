@@ -16,7 +16,7 @@ from learner.log import Entry, EntryTooLarge, EventLog, LogUnavailable, Message,
 from learner.loop import Learner, Progress
 from learner.model.spec import load_model
 from learner.record import ForeignRecord, Record, decode_record, encode_record, fresh_record
-from learner.store import Store, StoreUnavailable, Write, open_store
+from learner.store import Store, StoreUnavailable, Write, open_store, write_alone
 from learner.sweeps import Sweeps
 
 MODEL = load_model('name = "t"\n[prior]\nvariance = 0.5\n[features]\nx = { kind = "numeric" }\n')
@@ -274,7 +274,7 @@ def test_told_to_stop_while_the_store_is_away_it_leaves_the_events_to_the_next(r
 
 def test_a_damaged_record_stays_as_it_is_and_only_its_own_events_are_dead_lettered(rig: Rig) -> None:
     damaged = b"FRSH" + b"\0" * 60
-    rig.store.commit([Write("ann", None, damaged)])
+    write_alone(rig.store, [Write("ann", None, damaged)])
     rig.send(shown("ann"), shown("bob"), clicked("ann"))
     progress = rig.learner().turn()
     assert progress.bad == Counter({Reason.DAMAGED_RECORD: 2})
@@ -285,7 +285,7 @@ def test_a_damaged_record_stays_as_it_is_and_only_its_own_events_are_dead_letter
 
 def test_a_record_of_another_model_stops_the_learner_with_the_user_named_and_nothing_committed(rig: Rig) -> None:
     other = load_model('name = "o"\n[features]\ny = { kind = "numeric" }\n')
-    rig.store.commit([Write("ann", None, encode_record(fresh_record(other), other))])
+    write_alone(rig.store, [Write("ann", None, encode_record(fresh_record(other), other))])
     rig.send(shown("ann"), shown("bob"))
     with pytest.raises(ForeignRecord, match="ann"):
         rig.learner().run()

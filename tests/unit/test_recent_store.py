@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from learner.store import Store, StoreUnavailable, Write, open_store
+from learner.store import Store, StoreUnavailable, Write, open_store, write_alone
 from learner.store.recent import RecentStore
 
 
@@ -49,25 +49,25 @@ def below(tmp_path: Path) -> Iterator[Watched]:
 
 def test_what_it_wrote_it_does_not_read_again(below: Watched) -> None:
     store = RecentStore(below)
-    store.commit([Write("ann", None, value(1))])
+    write_alone(store, [Write("ann", None, value(1))])
     assert store.load(["bob", "ann"]) == [None, value(1)]
     assert below.asked == ["bob"]
 
 
 def test_a_record_that_another_changed_is_read_after_its_write_has_lost(below: Watched) -> None:
     store = RecentStore(below)
-    store.commit([Write("ann", None, value(1))])
-    below.inner.commit([Write("ann", value(1), value(2, b"theirs"))])
-    assert store.commit([Write("ann", value(1), value(2, b"ours"))]) == [False]
+    write_alone(store, [Write("ann", None, value(1))])
+    write_alone(below.inner, [Write("ann", value(1), value(2, b"theirs"))])
+    assert write_alone(store, [Write("ann", value(1), value(2, b"ours"))]) == [False]
     assert store.load(["ann"]) == [value(2, b"theirs")]
 
 
 def test_after_an_error_the_store_is_asked_what_it_has(below: Watched) -> None:
     store = RecentStore(below)
-    store.commit([Write("ann", None, value(1))])
+    write_alone(store, [Write("ann", None, value(1))])
     below.deaf = True
     with pytest.raises(StoreUnavailable):
-        store.commit([Write("ann", value(1), value(2))])
+        write_alone(store, [Write("ann", value(1), value(2))])
     assert store.load(["ann"]) == [value(2)]
     assert below.asked == ["ann"]
 
@@ -75,8 +75,8 @@ def test_after_an_error_the_store_is_asked_what_it_has(below: Watched) -> None:
 def test_it_forgets_those_written_longest_ago_when_it_is_full(below: Watched) -> None:
     store = RecentStore(below, capacity_bytes=3 * len(value(1)))
     for user in ("a", "b", "c"):
-        store.commit([Write(user, None, value(1))])
-    store.commit([Write("a", value(1), value(2))])
-    store.commit([Write("d", None, value(1))])
+        write_alone(store, [Write(user, None, value(1))])
+    write_alone(store, [Write("a", value(1), value(2))])
+    write_alone(store, [Write("d", None, value(1))])
     assert store.load(["a", "b", "c", "d"]) == [value(2), value(1), value(1), value(1)]
     assert below.asked == ["b"]
