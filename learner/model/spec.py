@@ -18,7 +18,7 @@ from learner.belief.gaussian import Array, Belief, Gaussian, Method, Rows, facto
 from learner.belief.population import Population
 from learner.limits import MAX_FEATURES
 from learner.model.design import Design, item_struct
-from learner.model.duration import ModelError, parse_duration_ms
+from learner.model.duration import ModelError, parse_duration_ms, parse_half_life
 from learner.model.kinds import Category, Feature, FeatureName, FeatureValue, Multi, Positive, Vector
 
 # An open impression counts as a "no" for good once this share of clicks would have come.
@@ -58,7 +58,7 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     features: Annotated[dict[FeatureName, Feature], msgspec.Meta(max_length=MAX_FEATURES)]
     covariance: Literal["full", "diagonal"] = "full"
     method: Literal["adf", "laplace"] = "adf"
-    half_life: str | None = None
+    half_life: str | Annotated[list[str], msgspec.Meta(min_length=1, max_length=2)] | None = None
     discount: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
     attribution_window: str = "30m"
     max_ahead: str = "1h"
@@ -80,8 +80,8 @@ class Model:
         The population N(m0, S0), shapes (d,) and (d, d), or (d,) with a diagonal covariance.
     method
         ``adf`` or ``laplace``.
-    half_life_ms
-        Time in which evidence loses half its pull on the mean; None keeps it for ever.
+    half_life_ms, half_life_outcomes
+        Time, and outcomes learnt, in which evidence loses half its pull on the mean; None keeps it for ever.
     discount
         Share of the evidence kept per microbatch; None for all of it.
     window_ms
@@ -108,6 +108,7 @@ class Model:
     prior: Gaussian
     method: Method
     half_life_ms: float | None
+    half_life_outcomes: float | None
     discount: float | None
     window_ms: int
     max_ahead_ms: int
@@ -223,6 +224,7 @@ def _build(file: ModelFile) -> Model:
         raise ModelError(
             f"half_life = {file.half_life!r} and discount = {file.discount}: expected at most one of the two"
         )
+    half_life_ms, half_life_outcomes = parse_half_life(file.half_life)
     names = ["intercept"]
     for name, feature in file.features.items():
         _check_feature(name, feature)
@@ -239,7 +241,8 @@ def _build(file: ModelFile) -> Model:
         name=file.name,
         prior=_gaussian(file.prior, d, diagonal),
         method=file.method,
-        half_life_ms=None if file.half_life is None else parse_duration_ms("half_life", file.half_life),
+        half_life_ms=half_life_ms,
+        half_life_outcomes=half_life_outcomes,
         discount=file.discount,
         window_ms=parse_duration_ms("attribution_window", file.attribution_window),
         max_ahead_ms=parse_duration_ms("max_ahead", file.max_ahead),

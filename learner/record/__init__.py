@@ -4,7 +4,7 @@ Little-endian, checksummed, no pickle; the length is a multiple of 8::
 
     header      magic "FRS" and version u8, checksum u32 (CRC-32 of all the rest), revision i64, model fingerprint 8
                 bytes, fingerprint of the prior and fixed effect it was learnt under 8 bytes, updated_at i64, settled_at
-                i64, erased_at i64, n_events u32, outcomes u32, clicks u32, partitions u16, d u16
+                i64, erased_at i64, n_events u32, n_learnt u32, outcomes u32, clicks u32, partitions u16, d u16
     applied     a partition: topic id 16 bytes, offset i64, partition i32, leader epoch i32
     clicks      a click: key i64, clicked_at i64
     belief      mean d x f32, factor f32 (see `learner.belief.gaussian`)
@@ -40,7 +40,7 @@ IDENTITY = slice(4, 16)
 
 Structured: TypeAlias = NDArray[np.void]
 
-_HEADER = struct.Struct("<3sBIq8s8sqqqIIIHH")
+_HEADER = struct.Struct("<3sBIq8s8sqqqIIIIHH")
 _HALVES = struct.Struct("<qq")
 _CHECKSUM = struct.Struct("<I")
 
@@ -85,6 +85,8 @@ class Record(NamedTuple):
         The time to which `settled` is relaxed, epoch ms; `NEVER` while it is the prior.
     n_events
         Events that changed it.
+    n_learnt
+        Outcomes that have reached a final label.
     settled
         Belief conditioned on final labels, exactly once each, in float32.
     outcomes
@@ -104,6 +106,7 @@ class Record(NamedTuple):
     updated_at: int
     settled_at: int
     n_events: int
+    n_learnt: int
     settled: Belief
     outcomes: Structured
     rows: Rows
@@ -117,7 +120,7 @@ def fresh_record(model: Model) -> Record:
     mean, factor = model.prior_belief
     settled = Belief(mean.astype(np.float32), factor.astype(np.float32))
     none = np.empty((0, model.d), np.float32)
-    return Record(0, NEVER, NEVER, 0, settled, np.empty(0, OUTCOME), none, np.empty(0, WAITING_CLICK), {})
+    return Record(0, NEVER, NEVER, 0, 0, settled, np.empty(0, OUTCOME), none, np.empty(0, WAITING_CLICK), {})
 
 
 def erased(record: Record, model: Model, now: int) -> Record:
@@ -140,6 +143,7 @@ class Header(NamedTuple):
     settled_at: int
     erased_at: int
     n_events: int
+    n_learnt: int
     n_outcomes: int
     n_clicks: int
     n_applied: int
@@ -156,7 +160,21 @@ def read_header(data: bytes) -> Header | None:
 def header_template(model: Model) -> bytes:
     """The header of a record of which nothing but the model is known."""
     return _HEADER.pack(
-        MAGIC, VERSION, 0, 0, model.fingerprint, model.population_fingerprint, NEVER, NEVER, NEVER, 0, 0, 0, 0, model.d
+        MAGIC,
+        VERSION,
+        0,
+        0,
+        model.fingerprint,
+        model.population_fingerprint,
+        NEVER,
+        NEVER,
+        NEVER,
+        0,
+        0,
+        0,
+        0,
+        0,
+        model.d,
     )
 
 
@@ -205,7 +223,8 @@ def encode_record(record: Record, model: Model) -> bytes:
     places = [(*_HALVES.unpack(p.topic_id), mark.offset, p.number, mark.epoch) for p, mark in record.applied.items()]
     head = _HEADER.pack(
         MAGIC, VERSION, 0, record.revision, model.fingerprint, model.population_fingerprint, record.updated_at,
-        record.settled_at, record.erased_at, record.n_events, len(outcomes), len(clicks), len(places), model.d,
+        record.settled_at, record.erased_at, record.n_events, record.n_learnt, len(outcomes), len(clicks),
+        len(places), model.d,
     )  # fmt: skip
     belief = [part.astype("<f4") for part in record.settled]
     parts = [np.array(places, APPLIED), clicks, *belief, record.rows, outcomes]
@@ -232,6 +251,7 @@ def decode_record(data: bytes, model: Model, user_id: str) -> Record:
         header.updated_at,
         header.settled_at,
         header.n_events,
+        header.n_learnt,
         Belief(
             np.frombuffer(data, "<f4", header.d, at.mean),
             np.frombuffer(data, "<f4", (at.rows - at.factor) // 4, at.factor),

@@ -11,7 +11,8 @@ from learner.belief.compiled import compiled
 HEADER = np.dtype(
     [
         ("magic", "<u4"), ("checksum", "<u4"), ("revision", "<i8"), ("model", "<u8"), ("population", "<u8"),
-        ("updated_at", "<i8"), ("settled_at", "<i8"), ("erased_at", "<i8"), ("n_events", "<u4"), ("n_outcomes", "<u4"),
+        ("updated_at", "<i8"), ("settled_at", "<i8"), ("erased_at", "<i8"), ("n_events", "<u4"), ("n_learnt", "<u4"),
+        ("n_outcomes", "<u4"),
         ("n_clicks", "<u4"), ("n_applied", "<u2"), ("d", "<u2"),
     ]
 )  # fmt: skip

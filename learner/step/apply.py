@@ -19,6 +19,8 @@ from learner.step.columns import COUNTS, Rules
 
 # Beliefs relax in steps of event time: a share of the half-life, and never less than this.
 TICKS_A_HALF_LIFE, MIN_TICK_MS = 4_096, 1_000
+# And in steps of outcomes learnt: a relaxing costs as much as three outcomes at d = 17, and more in higher dimensions.
+OUTCOME_TICKS_A_HALF_LIFE = 16
 
 
 class Applied(NamedTuple):
@@ -46,10 +48,13 @@ def rules(model: Model) -> Rules:
     """What the compiled loop has to know of a model."""
     half_life = model.half_life_ms or inf
     tick = 1 if half_life == inf else max(MIN_TICK_MS, int(half_life / TICKS_A_HALF_LIFE))
+    outcomes = model.half_life_outcomes or inf
+    outcome_tick = 1 if outcomes == inf else max(1, round(outcomes / OUTCOME_TICKS_A_HALF_LIFE))
+    outcome_kept = 2.0 ** (-outcome_tick / outcomes)
     prior = model.prior_belief
     return Rules(
-        prior.mean, prior.factor, model.method == "laplace", half_life, tick, model.discount or 1.0, model.window_ms,
-        max(1, ceil(model.settle_age_ms)), model.max_open,
+        prior.mean, prior.factor, model.method == "laplace", half_life, tick, outcome_tick, outcome_kept,
+        model.discount or 1.0, model.window_ms, max(1, ceil(model.settle_age_ms)), model.max_open,
     )  # fmt: skip
 
 

@@ -27,8 +27,8 @@ FACTS = np.dtype(
     [
         (name, np.int64)
         for name in (
-            "updated_at", "settled_at", "erased_at", "joint_at", "n_events", "n_slots", "head", "open_from", "n_open",
-            "n_kept", "n_clicks", "n_applied", "n_joint", "mask",
+            "updated_at", "settled_at", "erased_at", "joint_at", "n_events", "n_learnt", "n_slots", "head", "open_from",
+            "n_open", "n_kept", "n_clicks", "n_applied", "n_joint", "n_new", "mask",
         )
     ]
 )  # fmt: skip
@@ -38,7 +38,8 @@ class Rules(NamedTuple):
     """What a model says of learning; times in ms.
 
     `prior_factor` is float64, as `learner.belief.update` has factors; `half_life` is infinite and `discount` 1 where
-    the model does not forget; `tick` is the step of event time in which beliefs relax.
+    the model does not forget; `tick` is the step of event time in which beliefs relax. Of every `outcome_tick` outcomes
+    learnt, `outcome_kept` is left.
     """
 
     prior_mean: Any
@@ -46,6 +47,8 @@ class Rules(NamedTuple):
     laplace: bool
     half_life: float
     tick: int
+    outcome_tick: int
+    outcome_kept: float
     discount: float
     window: int
     settle_age: int
@@ -127,8 +130,8 @@ def begin(rules: Rules, user: User, n_outcomes: int) -> None:
     """Nothing is known of the user, who may come to so many outcomes."""
     facts = user.facts[0]
     facts.updated_at = facts.settled_at = facts.erased_at = facts.joint_at = NEVER
-    facts.n_events = facts.n_slots = facts.head = facts.open_from = facts.n_open = 0
-    facts.n_kept = facts.n_clicks = facts.n_applied = facts.n_joint = 0
+    facts.n_events = facts.n_learnt = facts.n_slots = facts.head = facts.open_from = facts.n_open = 0
+    facts.n_kept = facts.n_clicks = facts.n_applied = facts.n_joint = facts.n_new = 0
     size = 4
     while size < 2 * n_outcomes:
         size *= 2
@@ -145,7 +148,8 @@ def load(user: User, data: Any) -> None:
     """Read a record that is known to be whole."""
     facts, head = user.facts[0], data[:HEADER_BYTES].view(HEADER)[0]
     facts.updated_at, facts.settled_at, facts.erased_at = head.updated_at, head.settled_at, head.erased_at
-    facts.n_events, facts.n_clicks, facts.n_applied = head.n_events, head.n_clicks, head.n_applied
+    facts.n_events, facts.n_learnt = head.n_events, head.n_learnt
+    facts.n_clicks, facts.n_applied = head.n_clicks, head.n_applied
     n: Any = np.int64(head.n_outcomes)
     at = layout(len(user.mean), len(user.factor), n, facts.n_clicks, facts.n_applied)
     user.applied[: facts.n_applied] = data[at.applied : at.clicks].view(APPLIED)
@@ -168,8 +172,8 @@ def store(user: User, template: Any, revision: int, out: Any) -> int:
     head = out[:HEADER_BYTES].view(HEADER)[0]
     head.revision = revision
     head.updated_at, head.settled_at, head.erased_at = facts.updated_at, facts.settled_at, facts.erased_at
-    head.n_events, head.n_outcomes, head.n_clicks = facts.n_events, n, facts.n_clicks
-    head.n_applied = facts.n_applied
+    head.n_events, head.n_learnt, head.n_outcomes = facts.n_events, facts.n_learnt, n
+    head.n_clicks, head.n_applied = facts.n_clicks, facts.n_applied
     out[at.applied : at.clicks].view(APPLIED)[:] = user.applied[: facts.n_applied]
     out[at.clicks : at.mean].view(WAITING_CLICK)[:] = user.click[: facts.n_clicks]
     out[at.mean : at.factor].view(np.float32)[:] = user.mean

@@ -43,6 +43,18 @@ def fade(user: User, kept: float) -> None:
 
 
 @inner
+def relax_by_evidence(rules: Rules, user: User, n: int) -> None:
+    """Relax for n more outcomes that have reached a final label."""
+    steps: Any = -(user.facts[0].n_learnt // rules.outcome_tick)
+    user.facts[0].n_learnt += n
+    steps += user.facts[0].n_learnt // rules.outcome_tick
+    if steps > 0 and rules.outcome_kept < 1.0:
+        a = rules.outcome_kept**steps
+        relax(user.mean, user.factor, rules.prior_mean, rules.prior_factor, a)
+        fade(user, a * a)
+
+
+@inner
 def learn(rules: Rules, user: User, slot: int, at: int, clicked: bool, counts: Any) -> None:
     """Give an outcome its final label, at a time: the only place where labels become evidence."""
     late = user.outcome[slot].state == SETTLED
@@ -59,6 +71,8 @@ def learn(rules: Rules, user: User, slot: int, at: int, clicked: bool, counts: A
                 if user.joint[i] == slot:
                     user.yes[i] = True
                     return
+        else:
+            user.facts[0].n_new += 1
         take_back(user, slot)
         user.joint[user.facts[0].n_joint] = slot
         user.yes[user.facts[0].n_joint] = clicked
@@ -73,6 +87,8 @@ def learn(rules: Rules, user: User, slot: int, at: int, clicked: bool, counts: A
     if not clicked:
         one.precision = precision
         one.shift = shift
+    if not late:
+        relax_by_evidence(rules, user, 1)
 
 
 @inner
@@ -101,5 +117,6 @@ def learn_jointly(rules: Rules, user: User) -> None:
         if not user.yes[i]:
             user.outcome[slots[i]].precision = precision[i]
             user.outcome[slots[i]].shift = shift[i]
-    user.facts[0].n_joint = 0
+    relax_by_evidence(rules, user, user.facts[0].n_new)
+    user.facts[0].n_joint = user.facts[0].n_new = 0
     user.facts[0].joint_at = NEVER

@@ -25,7 +25,11 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
 
 def check_text(settings: Settings, model: Model) -> str:
     """The settings, secrets hidden, and the model, for people."""
-    forgets = "never" if model.half_life_ms is None else f"half-life {model.half_life_ms / 86_400_000:g} days"
+    half_lives = [
+        *([f"{model.half_life_ms / 86_400_000:g} days"] if model.half_life_ms else []),
+        *([f"{model.half_life_outcomes:g} outcomes"] if model.half_life_outcomes else []),
+    ]
+    forgets = f"half-life {' and '.join(half_lives)}" if half_lives else "never"
     if model.discount is not None:
         forgets = f"keeps {model.discount:g} of the evidence per microbatch"
     delay = "a missing click means no at once"

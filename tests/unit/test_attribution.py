@@ -40,9 +40,12 @@ MODELS = [
         f'half_life = "1m"\n{DIAGONAL}\n{DELAY}',
         f"discount = 0.8\n{DELAY}",
         f'method = "laplace"\nhalf_life = "1m"\n{DELAY}',
+        f'half_life = "32 outcomes"\n{DELAY}',
+        f'half_life = ["1m", "32 outcomes"]\n{DIAGONAL}\n{DELAY}',
+        f'method = "laplace"\nhalf_life = ["1m", "32 outcomes"]\n{DELAY}',
     )
 ]
-HALF_LIFE_MS, TICK_MS = 60_000, 1_000
+HALF_LIFE_MS, TICK_MS, OUTCOME_TICK = 60_000, 1_000, 2
 LOGS = [Partition(b"t" * 16, 0), Partition(b"u" * 16, 1)]
 
 keys = st.integers(1, 12)
@@ -131,7 +134,7 @@ def assert_learnt(
             learner.learn(step, *rows[step.key])
     np.testing.assert_array_equal(after.settled.mean, learner.belief.mean)
     np.testing.assert_array_equal(after.settled.factor, learner.belief.factor)
-    assert after.settled_at == learner.settled_at
+    assert (after.settled_at, after.n_learnt) == (learner.settled_at, learner.n_learnt)
     for one in after.outcomes:
         # One shown again after it was forgotten is open, without a site.
         is_settled = one["state"] == State.SETTLED
@@ -145,6 +148,7 @@ class Learner:
         self.model = model
         self.belief = Belief(record.settled.mean.copy(), record.settled.factor.copy())
         self.settled_at = record.settled_at
+        self.n_learnt = record.n_learnt
         self.sites = {int(one["key"]): (one["precision"], one["shift"]) for one in record.outcomes}
         self.work = np.empty(model.d), np.empty(model.d)
 
@@ -169,6 +173,14 @@ class Learner:
             self.fade(kept * kept)
         self.settled_at = now
 
+    def relax_by_evidence(self, n: int) -> None:
+        steps = (self.n_learnt + n) // OUTCOME_TICK - self.n_learnt // OUTCOME_TICK
+        self.n_learnt += n
+        if self.model.half_life_outcomes and steps:
+            kept = (2.0 ** (-OUTCOME_TICK / self.model.half_life_outcomes)) ** steps
+            forget.relax(*self.belief, *self.model.prior_belief, kept)
+            self.fade(kept * kept)
+
     def take_back(self, key: int, row: np.ndarray, offset: np.float32) -> None:
         precision, shift = self.sites.pop(key, (np.float32(0), np.float32(0)))
         if precision > 0.0:
@@ -180,6 +192,7 @@ class Learner:
             self.take_back(step.key, row, offset)
         site = update.condition(*self.belief, row, step.clicked, offset, weight, False, *self.work)
         self.sites[step.key] = (np.float32(0), np.float32(0)) if step.clicked else tuple(map(np.float32, site))
+        self.relax_by_evidence(not step.late)
 
     def learn_jointly(self, steps: list[one_by_one.Step], rows: dict[int, tuple[np.ndarray, ...]]) -> None:
         """The label that each outcome came to at last, all in one update."""
@@ -200,6 +213,7 @@ class Learner:
         laplace.condition_jointly(*self.belief, row, clicked, offset, weight, precision, shift)
         for (key, yes), *site in zip(labels, precision, shift, strict=True):
             self.sites[key] = (np.float32(0), np.float32(0)) if yes else tuple(map(np.float32, site))
+        self.relax_by_evidence(sum(not step.late for step in steps))
 
 
 def shown(at: int) -> Impression:

@@ -209,6 +209,8 @@ def test_the_fingerprint_tells_feature_spaces_apart_and_nothing_else() -> None:
     [
         (("name", "nome"), "nome"),
         (('"m"', '"m"\nhalf_life = "soon"'), "half_life = 'soon'"),
+        (('"m"', '"m"\nhalf_life = "0.5 outcomes"'), "half_life = '0.5 outcomes'"),
+        (('"m"', '"m"\nhalf_life = ["1d", "2d"]'), "half_life = ['1d', '2d']"),
         (('"m"', '"m"\nhalf_life = "1d"\ndiscount = 0.5'), "half_life"),
         (('"m"', '"m"\ndiscount = 1.5'), "discount"),
         (('"m"', '"m"\nmax_ahead = "0s"'), "max_ahead = '0s'"),

@@ -105,7 +105,7 @@ def test_every_damage_is_noticed_and_the_user_named() -> None:
 def test_a_header_that_does_not_fit_is_refused_even_if_its_checksum_does() -> None:
     data = encode_record(a_record(FULL, 7), FULL)
     # The numbers of outcomes, clicks and partitions, and d.
-    for place, flaw in ((60, 1), (63, 255), (64, 1), (67, 255), (68, 1), (70, 1)):
+    for place, flaw in ((64, 1), (67, 255), (68, 1), (71, 255), (72, 1), (74, 1)):
         with pytest.raises(DamagedRecord, match=f"{len(data)} bytes do not fit its own header"):
             decode_record(forged(data, place, flaw), FULL, "u")
 
