@@ -17,7 +17,7 @@ from learner.belief.gaussian import Belief
 from learner.events.parse import parse_event, parse_events
 from learner.events.wire import BadEvent, user_of
 from learner.limits import MAX_TIMESTAMP_MS
-from learner.log.position import Partition, Position
+from learner.log.position import Mark, Partition, Position
 from learner.model.features import FeatureError
 from learner.model.spec import load_model
 from learner.record import CLICK_DTYPE, Record, RecordError, decode_record, encode_record, fresh_record, outcome_dtype
@@ -210,7 +210,7 @@ def records(draw: st.DrawFn) -> tuple[int, Record]:
         applied=draw(
             st.dictionaries(
                 st.builds(Partition, st.binary(min_size=16, max_size=16), st.integers(-(1 << 31), (1 << 31) - 1)),
-                _time, max_size=3,
+                st.builds(Mark, st.integers(-(1 << 31), (1 << 31) - 1), _time), max_size=3,
             )
         ),
         erased_at=draw(_time),

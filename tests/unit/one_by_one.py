@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import NamedTuple
 
-from learner.log.position import Partition, Position
+from learner.log.position import NOTHING, Mark, Partition, Position
 from learner.model.spec import Model
 from learner.record import Record, State
 from tests.stepping import Click, Event, Impression
@@ -43,7 +43,7 @@ class Attribution(NamedTuple):
     steps: list[Step]
     outcomes: list[Outcome]
     clicks: list[tuple[int, int]]
-    applied: dict[Partition, int]
+    applied: dict[Partition, Mark]
     updated_at: int
     n_events: int
     counts: Counter[str]
@@ -53,10 +53,10 @@ def attribute(model: Model, record: Record, events: Iterable[tuple[Event, Positi
     """Apply one user's events, in log order, to the labels of their outcomes."""
     ledger = _Ledger(model, record)
     for event, position in events:
-        if position.offset <= ledger.applied.get(position.partition, -1):
+        if position.mark <= ledger.applied.get(position.partition, NOTHING):
             ledger.counts["replayed"] += 1
             continue
-        ledger.applied[position.partition] = position.offset
+        ledger.applied[position.partition] = position.mark
         if event.timestamp <= record.erased_at:
             ledger.counts["erased"] += 1
             continue

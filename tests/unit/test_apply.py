@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from learner.belief import update
 from learner.belief.gaussian import Belief
 from learner.events.parse import outcome_key
-from learner.log.position import Partition, Position
+from learner.log.position import Mark, Partition, Position
 from learner.model.spec import Model, load_model
 from learner.record import DamagedRecord, Record, RecordError, State, decode_record, encode_record, erased, fresh_record
 from learner.record.served import belief_at
@@ -301,7 +301,7 @@ def test_every_number_of_a_belief_comes_back_to_the_last_bit(wild: list[float]) 
 def test_a_record_with_nothing_pending_takes_no_more_of_redis_than_its_allocators_class_below_its_numbers() -> None:
     features = "\n".join(f'f{i} = {{ kind = "numeric" }}' for i in range(15))
     model = load_model(f'name = "s"\n[features]\n{features}')
-    record = fresh_record(model)._replace(applied={LOG: 5, Partition(b"c" * 16, 1): 9})
+    record = fresh_record(model)._replace(applied={LOG: Mark(3, 5), Partition(b"c" * 16, 1): Mark(3, 9)})
     # jemalloc has 1,280 and then 1,536; a string has six bytes of its own.
     assert len(encode_record(record, model)) <= 1_280 - 6
 

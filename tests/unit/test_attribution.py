@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from learner.belief import update
 from learner.belief.gaussian import Belief
 from learner.events.microbatch import SWEEP
-from learner.log.position import Partition, Position
+from learner.log.position import NOTHING, Partition, Position
 from learner.model.spec import Model, load_model
 from learner.record import NEVER, Record, State, fresh_record
 from learner.step.apply import apply as apply_to_bytes
@@ -116,7 +116,7 @@ def assert_learnt(
             }
     learner = Learner(model, before)
     if model.discount is not None and any(
-        position.offset > before.applied.get(position.partition, -1) and one.timestamp > before.erased_at
+        position.mark > before.applied.get(position.partition, NOTHING) and one.timestamp > before.erased_at
         for one, position in events
     ):
         learner.forget(model.discount)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from learner.belief.gaussian import Belief, Gaussian, factorised
-from learner.log.position import Partition, Position
+from learner.log.position import Mark, Partition, Position
 from learner.model.spec import Model, load_model
 from learner.record import (
     CLICK_DTYPE,
@@ -45,7 +45,7 @@ def a_record(model: Model, i: int) -> Record:
         settled=Belief(*(one.astype(np.float32) for one in belief)),
         outcomes=outcomes,
         clicks=clicks,
-        applied={Partition(b"t" * 16, p): i + p for p in range(i % 3)},
+        applied={Partition(b"t" * 16, p): Mark(p, i + p) for p in range(i % 3)},
         erased_at=i,
     )
 
@@ -82,7 +82,7 @@ def test_the_compiled_step_reads_and_writes_the_same_format(model: Model) -> Non
         (value,) = apply(model, [encode_record(record, model)], *microbatch(model, [erased_event()])).values
         assert value is not None
         place = Partition(b"z" * 16, 3)
-        expected = record._replace(revision=i + 1, applied={**record.applied, place: 7})
+        expected = record._replace(revision=i + 1, applied={**record.applied, place: Mark(0, 7)})
         assert value == encode_record(expected, model)
 
 
@@ -112,8 +112,8 @@ def test_a_header_that_does_not_fit_is_refused_even_if_its_checksum_does() -> No
 
 def test_another_version_or_feature_space_is_refused_as_foreign() -> None:
     data = encode_record(fresh_record(FULL), FULL)
-    with pytest.raises(ForeignRecord, match="format version 9, this release reads 4"):
-        decode_record(forged(data, 3, 4 ^ 9), FULL, "u")
+    with pytest.raises(ForeignRecord, match="format version 9, this release reads 5"):
+        decode_record(forged(data, 3, 5 ^ 9), FULL, "u")
     with pytest.raises(ForeignRecord, match="feature space"):
         decode_record(data, DIAGONAL, "u")
 
@@ -121,6 +121,8 @@ def test_another_version_or_feature_space_is_refused_as_foreign() -> None:
 def test_a_record_of_sixteen_coefficients_and_two_partitions_is_little_more_than_its_numbers() -> None:
     features = "\n".join(f'f{i} = {{ kind = "numeric" }}' for i in range(15))
     model = load_model(f'name = "s"\n[features]\n{features}')
-    record = fresh_record(model)._replace(applied={Partition(b"t" * 16, 5): 1, Partition(b"c" * 16, 1): 9})
+    record = fresh_record(model)._replace(
+        applied={Partition(b"t" * 16, 5): Mark(0, 1), Partition(b"c" * 16, 1): Mark(0, 9)}
+    )
     # jemalloc has classes of 640 and 768 bytes; a string has six of its own.
     assert len(encode_record(record, model)) <= 768 - 6
