@@ -74,7 +74,12 @@ def _contents(record: Record, model: Model, now: int) -> dict[str, Any]:
             for key, at in record.clicks.tolist()
         ],
         "applied_offsets": [
-            {"topic_id": place.topic_id.hex(), "partition": place.number, "offset": mark.offset, "epoch": mark.epoch}
+            {
+                "topic_id": place.topic_id.hex(),
+                "partition": place.number,
+                "leader_epoch": mark.epoch,
+                "offset": mark.offset,
+            }
             for place, mark in record.applied.items()
         ],
     }

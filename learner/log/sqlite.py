@@ -99,9 +99,9 @@ class SqliteReader:
 
     def seek(self, partition: Partition, mark: Mark) -> None:
         """Read on from there."""
-        topic = self._ours[partition]
-        self._next[topic] = mark.offset + 1
-        self._owed.pop(topic, None)
+        if topic := self._ours.get(partition):
+            self._next[topic] = mark.offset + 1
+            self._owed.pop(topic, None)
 
     def idle(self, timeout_ms: int) -> None:
         """Wait; there is no group to stay in."""

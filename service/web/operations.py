@@ -135,16 +135,18 @@ class Operations:
 
         The log has it first: a store that is lost, or steps back, is made anew from there.
         """
-        now = _now_ms()
+        now, known = _now_ms(), False
+        (value,) = self._store.load([user_id])
         event = msgspec.json.encode(WireErase(user_id, now))
         self._log.append([Entry(self._settings.impressions_topic, user_id.encode(), event)])
         for _ in range(ERASE_ATTEMPTS):
-            (value,) = self._store.load([user_id])
             record = self._to_erase(value, user_id)
+            known |= record.n_events > 0
             # A user without a record may have events in the log that are still to be learnt.
             blank = encode_record(erased(record, self._model, now), self._model)
             if write_alone(self._store, [Write(user_id, value, blank, erased=True)]) == [True]:
-                return api.Erasure(user_id, erased=record.n_events > 0)
+                return api.Erasure(user_id, erased=known)
+            (value,) = self._store.load([user_id])
         raise StoreUnavailable(f"user {user_id!r} was written {ERASE_ATTEMPTS} times while being erased")
 
     def _to_erase(self, value: bytes | None, user_id: str) -> Record:

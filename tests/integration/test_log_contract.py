@@ -30,6 +30,7 @@ from learner.log import (
     read_to_end,
 )
 from learner.log.kafka import KafkaReader
+from learner.log.position import NOTHING, Mark, Partition
 from learner.model.spec import load_model
 from tests.servers import KafkaServer, eventually
 
@@ -97,6 +98,45 @@ def together(*calls: Callable[[], Any]) -> list[Any]:
     """Call side by side: kafka-python takes up what the group answers in a poll, and not what came before it."""
     with ThreadPoolExecutor(len(calls)) as pool:
         return [called.result() for called in [pool.submit(call) for call in calls]]
+
+
+def test_a_partition_that_becomes_ours_is_told_once_with_what_the_group_has_committed(logs: Logs, topic: str) -> None:
+    logs.log().append([Entry(topic, b"k", b"0"), Entry(topic, b"k", b"1")])
+    first = logs.reader(topic)
+    messages = read(first, 2)
+    partition = messages[0].position.partition
+    assert first.assigned() == {partition: None}
+    assert first.assigned() == {}
+    assert first.held() == {partition}
+    first.commit(messages[:1])
+    first.close()
+    second = logs.reader(topic)
+    (message,) = read(second, 1)
+    assert message.position == messages[1].position
+    assert second.assigned() == {partition: messages[0].position.mark}
+
+
+def test_a_reader_goes_on_behind_the_mark_that_it_is_told(logs: Logs, topic: str) -> None:
+    logs.log().append([Entry(topic, b"k", str(i).encode()) for i in range(5)])
+    reader = logs.reader(topic)
+    messages = read(reader, 5)
+    reader.assigned()
+    reader.commit(messages)
+    for behind, mark in ((3, messages[2].position.mark), (0, NOTHING)):
+        reader.seek(messages[0].position.partition, mark)
+        assert read(reader, 5 - behind) == messages[behind:]
+    # No step back of the log: nothing is looked at anew.
+    assert reader.assigned() == {}
+    reader.commit(messages[:2])
+    reader.close()
+    assert read(logs.reader(topic), 3) == messages[2:]
+
+
+def test_a_partition_that_is_not_ours_is_not_sought(logs: Logs, topic: str) -> None:
+    reader = logs.reader(topic)
+    reader.poll(WAIT_MS, 1)
+    reader.seek(Partition(b"n" * 16, 7), Mark(0, 5))
+    assert reader.poll(WAIT_MS, 1) == []
 
 
 def test_messages_come_in_the_order_they_were_appended(logs: Logs, topic: str) -> None:

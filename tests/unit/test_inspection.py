@@ -47,7 +47,9 @@ def test_all_that_is_in_a_record_is_said_in_readable_units() -> None:
     assert {one["state"]: one["age_seconds"] for one in facts["outcomes"]["newest"]} == {"clicked": 3600, "open": 3600}
     assert [facts["outcomes"][state] for state in ("open", "settled", "clicked")] == [1, 0, 1]
     assert [one["age_seconds"] for one in facts["waiting_clicks"]] == [3595]
-    assert facts["applied_offsets"] == [{"topic_id": bytes(range(16)).hex(), "partition": 3, "offset": 42}]
+    assert facts["applied_offsets"] == [
+        {"topic_id": bytes(range(16)).hex(), "partition": 3, "leader_epoch": 0, "offset": 42}
+    ]
     text = as_text(facts)
     for said in ("2023-11-14T22:13:25.000+00:00", "1 open, 0 settled, 1 clicked", bytes(range(16)).hex(), "intercept"):
         assert said in text

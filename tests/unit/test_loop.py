@@ -79,6 +79,7 @@ class Rig:
             dead_letters or self.log,  # type: ignore[arg-type]
             observe=self.seen.append,
             poll_timeout_ms=0,
+            commit_interval_s=0,
         )
         self._opened.append(one)
         return one

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from learner.store import Store, StoreUnavailable, Write, open_store, write_alone
+from learner.store import Store, StoreUnavailable, Transaction, Write, open_store, write_alone
 from learner.store.recent import RecentStore
 
 
@@ -27,17 +28,14 @@ class Watched:
         self.asked += user_ids
         return self.inner.load(user_ids)
 
-    def commit(self, writes: Sequence[Write]) -> list[bool]:
-        done = self.inner.commit(writes)
+    def commit(self, transactions: Sequence[Transaction]) -> list[bool]:
+        done = self.inner.commit(transactions)
         if self.deaf:
             raise StoreUnavailable("no answer")
         return done
 
-    def ping(self) -> None:
-        self.inner.ping()
-
-    def close(self) -> None:
-        self.inner.close()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
 
 
 @pytest.fixture
@@ -70,6 +68,22 @@ def test_after_an_error_the_store_is_asked_what_it_has(below: Watched) -> None:
         write_alone(store, [Write("ann", value(1), value(2))])
     assert store.load(["ann"]) == [value(2)]
     assert below.asked == ["ann"]
+
+
+def test_one_that_was_only_compared_is_remembered_too(below: Watched) -> None:
+    store = RecentStore(below)
+    write_alone(below.inner, [Write("ann", None, value(1))])
+    assert write_alone(store, [Write("ann", value(1), None), Write("bob", None, None)]) == [True, True]
+    assert store.load(["ann", "bob"]) == [value(1), None]
+    assert below.asked == ["bob"]
+
+
+def test_told_to_forget_it_asks_for_every_record(below: Watched) -> None:
+    store = RecentStore(below)
+    write_alone(store, [Write("ann", None, value(1)), Write("bob", None, value(1))])
+    store.forget()
+    assert store.load(["ann", "bob"]) == [value(1), value(1)]
+    assert below.asked == ["ann", "bob"]
 
 
 def test_it_forgets_those_written_longest_ago_when_it_is_full(below: Watched) -> None:
