@@ -261,10 +261,13 @@ class Chaos:
 
     def cut_tail(self) -> None:
         node = self.redis
-        end = node.end_of_file()
+        path, end = node.end_of_file()
         self._send_for(self.rng.uniform(1, 3))
+        # It may all have been for other nodes, or the learners may still be busy with what was before.
+        eventually(lambda: path.stat().st_size > end, SETTLE_S, "the store has something to lose")
         node.stop(signal.SIGKILL)
-        node.cut_file(end)
+        # In the midst of a command or a transaction, perhaps.
+        os.truncate(path, end)
         node.start()
 
     def fail_over(self) -> None:
@@ -533,12 +536,6 @@ class Redis(RedisServer):
         """Where the append-only file ends."""
         last = max(self.folder.glob("appendonlydir/*.incr.aof"), key=lambda path: path.stat().st_mtime)
         return last, last.stat().st_size
-
-    def cut_file(self, end: tuple[Path, int]) -> None:
-        """Take away what was written since: in the midst of a command or a transaction, perhaps."""
-        path, size = end
-        assert path.stat().st_size > size, "nothing was written"
-        os.truncate(path, size)
 
 
 def join_cluster(nodes: Sequence[RedisServer]) -> str:
