@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from learner.belief.gaussian import Rows
 from learner.events.microbatch import (
     CLICK,
+    ERASE,
     EVENT,
     IMPRESSION,
     ITEM,
@@ -48,7 +49,14 @@ class Click(NamedTuple):
     key: int
 
 
-Event: TypeAlias = Impression | Click
+class Erase(NamedTuple):
+    """The user is to be forgotten."""
+
+    user_id: str
+    timestamp: int
+
+
+Event: TypeAlias = Impression | Click | Erase
 UserEvents: TypeAlias = Sequence[tuple[Event, Position]]
 
 
@@ -63,6 +71,9 @@ def columns(model: Model, events: Sequence[Event]) -> Microbatch:
     items, rows, start = [np.empty(0, ITEM)], [np.empty((0, model.d), np.float32)], 0
     for place, one in enumerate(events):
         event["at"][place] = one.timestamp
+        if isinstance(one, Erase):
+            event["kind"][place] = ERASE
+            continue
         if isinstance(one, Click):
             event["kind"][place], event["key"][place] = CLICK, one.key
             continue
@@ -80,6 +91,8 @@ def single(batch: Microbatch, place: int) -> Event:
     event = batch.events.event[place]
     if event["kind"] == CLICK:
         return Click(batch.user[place], int(event["at"]), int(event["key"]))
+    if event["kind"] == ERASE:
+        return Erase(batch.user[place], int(event["at"]))
     its = batch.items(place)
     item = batch.events.item[its]
     keys = item["key"].tolist()

@@ -10,7 +10,8 @@ class Proxy:
     """Forwards connections on a port of its own to a port of a server."""
 
     def __init__(self, target: int) -> None:
-        self._target = target
+        self.target = target
+        """May be changed; connections that there are stay where they are."""
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self._cuts = {"requests": 0, "answers": 0}
@@ -36,7 +37,7 @@ class Proxy:
             except OSError:
                 return
             try:
-                far = socket.create_connection(("127.0.0.1", self._target), 5)
+                far = socket.create_connection(("127.0.0.1", self.target), 5)
             except OSError:
                 near.close()
                 continue

@@ -21,7 +21,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 from learner.log.position import Partition, Position
 from learner.record import decode_record
+from learner.store import StoreUnavailable, open_store
 from tests.chaos.proxy import Proxy
 from tests.chaos.stream import MODEL, MODEL_OF_RUN, Logged, differences, events, expect
 from tests.servers import KafkaServer, RedisServer, answers, eventually, free_port
@@ -43,6 +44,7 @@ TOPICS = ("impressions", "clicks")
 GROUP = "chaos"
 SESSION_S = 2.0
 SETTLE_S = 180
+REMADE, ADDED = "topic deleted and made again", "partition added"
 COUNTED = re.compile(r'freshet_learner_total\{kind="(\w+)"\} (\S+)')
 
 
@@ -127,21 +129,26 @@ class Learners:
 class Chaos:
     """One run."""
 
-    def __init__(self, folder: Path, seed: int, learners: int) -> None:
+    def __init__(self, folder: Path, seed: int, learners: int, users: int, cluster: bool = False) -> None:
         self.rng = random.Random(seed)
         self.report = Report()
         self.kafka = KafkaServer(_made(folder / "kafka"))
-        self.redis = Redis(_made(folder / "redis"))
         self.kafka.start()
-        self.redis.start()
+        self.folder = folder
+        self.nodes = [Redis(_made(folder / f"redis-{i}"), cluster) for i in range(3 if cluster else 1)]
+        for node in self.nodes:
+            node.start()
         self.proxy = Proxy(self.redis.port)
+        self.store_url = f"redis://127.0.0.1:{self.proxy.port}/0"
+        if cluster:
+            self.store_url = join_cluster(self.nodes)
         self.producer = self._new_producer()
         (folder / "model.toml").write_text(MODEL)
         self.learners = Learners(
             folder,
             {
                 **{name: value for name, value in os.environ.items() if not name.startswith("FRESHET_")},
-                "FRESHET_STORE": f"redis://127.0.0.1:{self.proxy.port}/0",
+                "FRESHET_STORE": self.store_url,
                 "FRESHET_LOG": self.kafka.url,
                 "FRESHET_MODEL": str(folder / "model.toml"),
                 "FRESHET_GROUP": GROUP,
@@ -151,6 +158,8 @@ class Chaos:
             },
         )
         self.usual = learners
+        self.cluster = cluster
+        self.stream = events(self.rng, users)
         self.partitions = dict.fromkeys(TOPICS, 4)
         self.epoch = 0
         self.log: list[Logged] = []
@@ -159,8 +168,19 @@ class Chaos:
         for _ in range(learners):
             self.learners.start()
 
+    @property
+    def redis(self) -> Redis:
+        """The store, or one of its nodes."""
+        return self.rng.choice(self.nodes)
+
     def kinds(self) -> dict[str, tuple[Callable[[], None], int]]:
         """The faults, each with how often it is chosen."""
+        if self.cluster:
+            return {
+                "learner killed (SIGKILL)": (self.kill_learner, 5),
+                "one node of the cluster loses its last 1 to 3 s": (self.cut_tail, 10),
+                "one node of the cluster emptied (FLUSHALL)": (self.empty, 3),
+            }
         return {
             "learner killed (SIGKILL)": (self.kill_learner, 20),
             "learner a zombie past its session (SIGSTOP, SIGCONT)": (self.stop_learner, 12),
@@ -171,9 +191,12 @@ class Chaos:
             "Redis asleep past the timeout (DEBUG SLEEP)": (self.sleep_redis, 8),
             "answers of Redis lost with their connections": (self.cut_answers, 12),
             "requests to Redis cut in their midst": (self.cut_requests, 10),
+            "Redis loses its last 1 to 3 s (append-only file cut)": (self.cut_tail, 8),
+            "Redis fails over to a replica that lags by 1 to 3 s": (self.fail_over, 4),
+            "Redis emptied (FLUSHALL)": (self.empty, 3),
             "Kafka killed and restarted": (self.kill_kafka, 5),
-            "topic deleted and made again": (self.remake_topic, 3),
-            "partition added": (self.add_partition, 2),
+            REMADE: (self.remake_topic, 3),
+            ADDED: (self.add_partition, 2),
         }
 
     def run(self, n_events: int, n_faults: int) -> Report:
@@ -182,17 +205,18 @@ class Chaos:
         names = list(kinds)[:n_faults]
         names += self.rng.choices(list(kinds), [weight for _, weight in kinds.values()], k=n_faults - len(names))
         self.rng.shuffle(names)
-        stream = events(self.rng, users=max(50, n_events // 40))
+        # The log cannot give back what a deleted topic held, nor say in which order a user's partitions were filled.
+        names.sort(key=lambda name: name in (REMADE, ADDED))
         share = n_events // (n_faults + 1)
         for name in tqdm(names, desc="faults", file=sys.stderr, disable=not sys.stderr.isatty()):
-            self._send(list(islice(stream, share)))
+            self._send(list(islice(self.stream, share)))
             self._wake()
             self.learners.count()
             self.report.faults[name] += 1
             kinds[name][0]()
             while len(self.learners.alive) < self.usual:
                 self.learners.start()
-        self._send(list(islice(stream, n_events - share * n_faults)))
+        self._send(list(islice(self.stream, n_events - share * n_faults)))
         self._settle()
         self.report.counts = self.learners.count()
         for port in list(self.learners.alive):
@@ -208,7 +232,8 @@ class Chaos:
         except KafkaError as exc:
             print(f"the producer: {exc}", file=sys.stderr)
         self.proxy.close()
-        self.redis.stop(signal.SIGKILL)
+        for node in self.nodes:
+            node.stop(signal.SIGKILL)
         self.kafka.stop()
 
     def kill_learner(self) -> None:
@@ -229,15 +254,42 @@ class Chaos:
         self.learners.leave(self._any())
 
     def kill_redis(self) -> None:
-        self.redis.stop(signal.SIGKILL)
+        (node,) = self.nodes
+        node.stop(signal.SIGKILL)
         time.sleep(self.rng.random())
-        self.redis.start()
+        node.start()
+
+    def cut_tail(self) -> None:
+        node = self.redis
+        path, end = node.end_of_file()
+        self._send_for(self.rng.uniform(1, 3))
+        # It may all have been for other nodes, or the learners may still be busy with what was before.
+        eventually(lambda: path.stat().st_size > end, SETTLE_S, "the store has something to lose")
+        node.stop(signal.SIGKILL)
+        # In the midst of a command or a transaction, perhaps.
+        os.truncate(path, end)
+        node.start()
+
+    def fail_over(self) -> None:
+        replica = Redis(_made(self.folder / f"redis-{len(list(self.folder.glob('redis-*')))}"))
+        replica.start()
+        (old,) = self.nodes
+        replica.follow(old)
+        # Its link breaks, and so it has nothing of what follows.
+        replica.command_once("REPLICAOF", "NO", "ONE")
+        self._send_for(self.rng.uniform(1, 3))
+        old.stop(signal.SIGKILL)
+        self.nodes = [replica]
+        self.proxy.target = replica.port
+
+    def empty(self) -> None:
+        self.redis.command_once("FLUSHALL")
 
     def pause_redis(self) -> None:
-        self._redis_command("CLIENT", "PAUSE", "1000", "ALL")
+        self.redis.command_once("CLIENT", "PAUSE", "1000", "ALL")
 
     def sleep_redis(self) -> None:
-        self._redis_command("DEBUG", "SLEEP", "1")
+        self.redis.command_once("DEBUG", "SLEEP", "1")
 
     def cut_answers(self) -> None:
         self.proxy.cut(answers=self.rng.randrange(1, 10))
@@ -316,11 +368,6 @@ class Chaos:
             except (NodeNotReadyError, KafkaConnectionError):
                 time.sleep(0.1)
 
-    def _redis_command(self, *words: str) -> None:
-        client = redis.Redis(port=self.redis.port, socket_timeout=5)
-        client.execute_command(*words)
-        client.close()
-
     def _send(self, chosen: list[Any]) -> None:
         for one in chosen:
             while True:
@@ -331,6 +378,13 @@ class Chaos:
                     continue
                 break
         self.producer.flush(timeout=60)
+
+    def _send_for(self, seconds: float) -> None:
+        """Some hundreds of events a second, so that much is learnt meanwhile."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self._send(list(islice(self.stream, 20)))
+            time.sleep(0.05)
 
     def _wake(self) -> None:
         """Let zombies go on whose time has come; there is always another learner meanwhile."""
@@ -352,6 +406,8 @@ class Chaos:
         self.producer.flush(timeout=30)
         reader: Any = KafkaConsumer(bootstrap_servers=self.kafka.bootstrap, group_id=GROUP, enable_auto_commit=False)
 
+        store = open_store(self.store_url, 60)
+        ids = {name: uuid.UUID(str(one["topic_id"])).bytes for name, one in self._topics().items()}
         behind: dict[TopicPartition, object] = {}
 
         def through() -> bool:
@@ -359,14 +415,24 @@ class Chaos:
             try:
                 ends = reader.end_offsets(list(self._places()))
                 committed = {place: reader.committed(place) or 0 for place in ends}
-            except KafkaError:
+                # A store that stepped back a moment ago is behind what was committed.
+                shards = store.positions([Partition(ids[place.topic], place.partition) for place in ends])
+            except (KafkaError, StoreUnavailable):
                 return False
+            stored = dict(zip(ends, (min(marks).offset + 1 for marks in zip(*shards, strict=True)), strict=True))
             behind.clear()
-            behind.update({place: (committed[place], end) for place, end in ends.items() if committed[place] < end})
+            behind.update(
+                {
+                    place: (committed[place], stored[place], end)
+                    for place, end in ends.items()
+                    if min(committed[place], stored[place]) < end
+                }
+            )
             return not behind
 
-        eventually(through, SETTLE_S, lambda: f"all that was sent is learnt; committed, and ends: {behind}")
+        eventually(through, SETTLE_S, lambda: f"all that was sent is learnt; committed, stored, end: {behind}")
         reader.close()
+        store.close()
         self._record()
         self.epoch += 1
 
@@ -388,26 +454,28 @@ class Chaos:
                 self.log += [
                     Logged(self.epoch, place.topic, position, one.value or b"")
                     for one in found
-                    if (place.topic, position := Position(partition, one.offset)) not in known
+                    if (place.topic, position := Position(partition, one.offset, one.leader_epoch)) not in known
                 ]
         reader.close()
 
     def _judge(self) -> None:
         expected = expect(self.log)
-        client = redis.Redis(port=self.redis.port)
         found = {}
-        for key in client.scan_iter("freshet:*", count=1000):
-            user = key.decode().partition(":user:")[2]
-            found[user] = decode_record(client.get(key), MODEL_OF_RUN, user)
-        client.close()
+        for node in self.nodes:
+            client = redis.Redis(port=node.port)
+            for key in client.scan_iter("freshet:*:user:*", count=1000):
+                user = key.decode().partition(":user:")[2]
+                found[user] = decode_record(client.get(key), MODEL_OF_RUN, user)
+            client.close()
         letters = self._letters()
         report = self.report
         report.log, report.users, report.ordered = len(self.log), len(expected.records), len(expected.ordered)
         report.bad, report.letters = len(expected.bad), len(letters)
         report.wrong = differences(expected, found)
-        if missing := expected.bad - set(letters):
+        bad = {(topic, Position(place.partition, place.offset)) for topic, place in expected.bad}
+        if missing := bad - set(letters):
             report.wrong["letters missing"] = [str(one) for one in missing]
-        if more := set(letters) - expected.bad:
+        if more := set(letters) - bad:
             report.wrong["letters of good records"] = [str(one) for one in more]
 
     def _letters(self) -> list[tuple[str, Position]]:
@@ -432,13 +500,60 @@ class Chaos:
 class Redis(RedisServer):
     """With every write on disk before it is answered, and the command that sends it to sleep."""
 
+    def __init__(self, folder: Path, cluster: bool = False) -> None:
+        super().__init__(folder)
+        self._options = [
+            "--appendfsync", "always", "--auto-aof-rewrite-percentage", "0", "--enable-debug-command", "local",
+        ]  # fmt: skip
+        if cluster:
+            # The cluster's bus has its own port; the usual one lies 10,000 above and may be out of range.
+            bus = self.port + 10_000 if self.port < 55_000 else self.port - 10_000
+            self._options += ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-port", str(bus)]
+
     def command(self) -> list[str]:
-        return [*super().command(), "--appendfsync", "always", "--enable-debug-command", "local"]
+        return [*super().command(), *self._options]
+
+    def command_once(self, *words: str) -> Any:
+        client = redis.Redis(port=self.port, socket_timeout=5)
+        try:
+            return client.execute_command(*words)
+        finally:
+            client.close()
+
+    def follow(self, other: Redis) -> None:
+        """Become a replica, with all that the other has and a file of it."""
+        self.command_once("REPLICAOF", "127.0.0.1", str(other.port))
+
+        def synchronised() -> bool:
+            client = redis.Redis(port=self.port, socket_timeout=5)
+            info = client.info()
+            client.close()
+            return info.get("master_link_status") == "up" and not info["aof_rewrite_in_progress"]
+
+        eventually(synchronised, 30, "the replica has it all")
+
+    def end_of_file(self) -> tuple[Path, int]:
+        """Where the append-only file ends."""
+        last = max(self.folder.glob("appendonlydir/*.incr.aof"), key=lambda path: path.stat().st_mtime)
+        return last, last.stat().st_size
 
 
-def chaos(folder: Path, n_events: int, n_faults: int, seed: int, learners: int = 3) -> Report:
+def join_cluster(nodes: Sequence[RedisServer]) -> str:
+    """Make a cluster of servers that were started for one; returns the URL of the store on it."""
+    places = [f"127.0.0.1:{node.port}" for node in nodes]
+    subprocess.run(
+        ["redis-cli", "--cluster", "create", *places, "--cluster-yes"], check=True, capture_output=True, timeout=60
+    )
+    for node in nodes:
+        probe = redis.Redis(port=node.port)
+        eventually(lambda probe=probe: probe.cluster("INFO")["cluster_state"] == "ok", 30, "the cluster is up")
+        probe.close()
+    return "redis+cluster://" + ",".join(places)
+
+
+def chaos(folder: Path, n_events: int, n_faults: int, seed: int, learners: int = 3, cluster: bool = False) -> Report:
     """Run it and judge."""
-    one = Chaos(folder, seed, learners)
+    one = Chaos(folder, seed, learners, max(50, n_events // 40), cluster)
     try:
         return one.run(n_events, n_faults)
     finally:
@@ -456,11 +571,14 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=200, help="how many to inject (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the events and the schedule (default: %(default)s)")
     parser.add_argument("--learners", type=int, default=3, help="in the group, usually (default: %(default)s)")
+    parser.add_argument("--cluster", action="store_true", help="the store is a cluster of three nodes")
     parser.add_argument("--keep", type=Path, help="an empty folder for the servers' and learners' logs")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.keep or Path(scratch)
-        report = chaos(folder, arguments.events, arguments.faults, arguments.seed, arguments.learners)
+        report = chaos(
+            folder, arguments.events, arguments.faults, arguments.seed, arguments.learners, arguments.cluster
+        )
     print(report.table())
     for kind, which in report.wrong.items():
         print(f"{kind}: {len(which)}, for example {which[:5]}")

@@ -41,6 +41,8 @@ class Sent(NamedTuple):
 def events(rng: random.Random, users: int) -> Iterator[Sent]:
     """Impressions and clicks, with repeats, clicks first, late clicks, bad records, wrong and missing keys; endless.
 
+    Now and then one of the others is erased.
+
     Of five users one (``two-…``) has the clicks in a topic of their own and one (``odd-…``) has wrong keys: there no
     log says in which order all their events act. These have no click so late that it would age their other outcomes.
     """
@@ -71,6 +73,9 @@ def events(rng: random.Random, users: int) -> Iterator[Sent]:
             topic = 1 if event["type"] == "click" and user.startswith("two-") else 0
             wrong = user.startswith("odd-") and rng.random() < 0.5
             yield Sent(topic, rng.choice([None, b"another"]) if wrong else user.encode(), json.dumps(event).encode())
+        if user.startswith("one-") and rng.random() < 0.01:
+            erasure = {"type": "erase", "user_id": user, "timestamp": at + 50}
+            yield Sent(0, user.encode(), json.dumps(erasure).encode())
         if rng.random() < 0.02:
             bad = [b"{", b"", json.dumps({**shown, "timestamp": "now"}).encode(), json.dumps({"type": "view"}).encode()]
             yield Sent(0, user.encode(), rng.choice(bad))

@@ -305,6 +305,28 @@ def test_an_erased_user_stays_unknown_when_the_whole_log_is_replayed(freshet: De
     client.close()
 
 
+def test_a_store_that_is_lost_is_made_anew_from_the_log_and_whom_it_forgot_it_forgets_again(
+    freshet: Deployment,
+) -> None:
+    freshet.serve()
+    freshet.start("learn")
+    send(freshet, shown(3, range(4)))
+    eventually(lambda: learnt(freshet, 3, 4), 40, "all is learnt")
+    before = freshet.beliefs()
+    assert freshet.call("DELETE", "/users/u1")[1] == {"user_id": "u1", "erased": True}
+    eventually(freshet.is_through, 40, "the erasure is learnt too")
+    client = redis.Redis.from_url(freshet.redis_url)
+    client.flushdb()
+    eventually(lambda: freshet.beliefs().keys() == before.keys(), 20, "the records are there again")
+    after = freshet.beliefs()
+    assert {user: after[user] for user in ("u0", "u2")} == {user: before[user] for user in ("u0", "u2")}
+    _, answer = freshet.scores("u1")
+    assert (answer["user_known"], answer["posterior"]["n_events"]) == (False, 0)
+    assert client.ttl(record_key("u1")) == -1
+    client.close()
+    assert "store_rewound" in (freshet.folder / "learn.log").read_text()
+
+
 @pytest.mark.parametrize("redis_kind", [Limited])
 def test_an_append_only_file_that_cannot_grow_turns_the_learner_red_and_once_it_can_nothing_is_lost(
     freshet: Deployment,
