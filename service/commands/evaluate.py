@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from learner.events.parse import Impression
 from learner.model.spec import Model
 from service.commands.command import Subparsers
-from service.commands.logs import add_arguments, events_of, progress
+from service.commands.logs import add_arguments, check_output, events_of, progress, skipping, write_output
 from service.settings import Settings
 
 
@@ -38,10 +37,13 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     from learner.evaluation.replay import histories
     from learner.evaluation.report import as_html, as_json, as_text
 
-    events = events_of(arguments, settings, model)
-    if arguments.sample < 1.0:
-        events = (event for event in events if chosen(event.user_id, arguments.sample, arguments.seed))
-    users = histories(events, model.window_ms)
+    check_output("--json", arguments.json)
+    check_output("--html", arguments.html)
+    skipped = skipping(arguments)
+    with events_of(arguments, settings, model, skipped) as events:
+        if arguments.sample < 1.0:
+            events = (event for event in events if chosen(event.user_id, arguments.sample, arguments.seed))
+        users = histories(events, model.window_ms)
     cut_ms = cut_at(users, arguments.start)
     ways = variants(model, cut_ms, not arguments.brief)
     slates = sum(isinstance(e, Impression) and e.timestamp >= cut_ms for history in users for e in history.events)
@@ -49,7 +51,9 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
         results = evaluate(users, ways, cut_ms, arguments.resamples, arguments.seed, bar.update)
     print(as_text(results))
     if arguments.json:
-        Path(arguments.json).write_text(as_json(results), encoding="utf-8")
+        write_output("--json", arguments.json, as_json(results).encode())
     if arguments.html:
-        Path(arguments.html).write_text(as_html(results, model.name), encoding="utf-8")
+        write_output("--html", arguments.html, as_html(results, model.name).encode())
+    if skipped is not None:
+        print(skipped)
     return 0
