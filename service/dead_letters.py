@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import islice
+from typing import cast
 
 import msgspec
 
@@ -21,6 +23,7 @@ from learner.events.parse import from_the_future, parse_event
 from learner.events.wire import BadEvent
 from learner.log import DEAD_LETTER_SUFFIX, REPLAYS_HEADER, Entry, EventLog, Message, read_to_end
 from learner.model.spec import Model
+from service.redaction import detail_of, shape_of, shown
 
 MARKS_SUFFIX = DEAD_LETTER_SUFFIX + ".replayed"
 MAX_REPLAYS = 3
@@ -69,6 +72,8 @@ class Row:
     fates: Counter[Fate] = field(default_factory=Counter)
     positions: list[str] = field(default_factory=list)
     """Where the first of those that are replayed stand in the dead letter topic, as partition:offset."""
+    example: tuple[str, str, str] | None = None
+    """Of the first letter: where it stands in the dead letter topic, what is wrong with it, and its shape."""
 
 
 def replay(url: str, wanted: Request, model: Model, log: EventLog, **kafka: object) -> dict[tuple[str, str], Row]:
@@ -95,17 +100,20 @@ def replay(url: str, wanted: Request, model: Model, log: EventLog, **kafka: obje
     for topic in wanted.topics:
         marks = topic + MARKS_SUFFIX
         done = {one.key for batch in read_to_end(url, [marks], **kafka) for one in batch}
-        letters = (one for batch in read_to_end(url, [topic + DEAD_LETTER_SUFFIX], **kafka) for one in batch)
         begun = wanted.dry_run
-        for due in _batched(_due(topic, letters, done, wanted, model, rows), TOGETHER):
-            now = time.time_ns() // 1_000_000
-            if not begun:
-                # Also makes sure, before any event is written, that the marks have a place to go to.
-                log.append([Entry(marks, b"run", msgspec.json.encode({"started_at": now, **_told(wanted)}))])
-                begun = True
-            if not wanted.dry_run:
-                log.append([_again(topic, letter, now) for letter in due])
-                log.append([Entry(marks, _mark(one), msgspec.json.encode({"replayed_at": now})) for one in due])
+        read = cast(Generator[list[Message]], read_to_end(url, [topic + DEAD_LETTER_SUFFIX], **kafka))
+        # However this ends: see `learner.batch.reading.read_events`.
+        with closing(read):
+            letters = (one for batch in read for one in batch)
+            for due in _batched(_due(topic, letters, done, wanted, model, rows), TOGETHER):
+                now = time.time_ns() // 1_000_000
+                if not begun:
+                    # Also makes sure, before any event is written, that the marks have a place to go to.
+                    log.append([Entry(marks, b"run", msgspec.json.encode({"started_at": now, **_told(wanted)}))])
+                    begun = True
+                if not wanted.dry_run:
+                    log.append([_again(topic, letter, now) for letter in due])
+                    log.append([Entry(marks, _mark(one), msgspec.json.encode({"replayed_at": now})) for one in due])
     return rows
 
 
@@ -119,15 +127,17 @@ def _due(
 ) -> Iterator[Message]:
     """The letters to replay; counts all that the filter takes."""
     for letter in letters:
-        reason = dict(letter.headers).get("reason", b"(none)").decode("utf-8", "replace")
+        reason = shown(_header(letter, "reason")) or "(none)"
         if wanted.reasons and reason not in wanted.reasons:
             continue
         row = rows.setdefault((topic, reason), Row())
         fate = _fate(letter, done, wanted, model)
         row.fates[fate] += 1
+        if row.example is None:
+            row.example = _place(letter), detail_of(reason, _header(letter, "detail")), shape_of(letter.value)
         if fate is Fate.REPLAYED:
             if len(row.positions) < SHOWN_POSITIONS:
-                row.positions.append(f"{letter.position.partition.number}:{letter.position.offset}")
+                row.positions.append(_place(letter))
             yield letter
 
 
@@ -143,6 +153,15 @@ def _fate(letter: Message, done: set[bytes | None], wanted: Request, model: Mode
     # Replayed, it comes in now; one that was from the future may be no longer.
     now = time.time_ns() // 1_000_000
     return Fate.STILL_BAD if from_the_future(event.timestamp, now, model) else Fate.REPLAYED
+
+
+def _place(letter: Message) -> str:
+    return f"{letter.position.partition.number}:{letter.position.offset}"
+
+
+def _header(letter: Message, name: str) -> str:
+    """A header as text; empty without it, or if it is null."""
+    return (dict(letter.headers).get(name) or b"").decode("utf-8", "replace")
 
 
 def _mark(letter: Message) -> bytes:
@@ -164,9 +183,9 @@ def _again(topic: str, letter: Message, now: int) -> Entry:
 
 def _replays(letter: Message) -> int:
     """How often the event of a letter was replayed before it became this one."""
-    said = dict(letter.headers).get(REPLAYS_HEADER, b"0")
+    said = _header(letter, REPLAYS_HEADER)
     # Whoever may write to the log may write a header that is no number.
-    return int(said) if said.isdigit() and len(said) < 10 else 0
+    return int(said) if said.isascii() and said.isdigit() and len(said) < 10 else 0
 
 
 def _batched(letters: Iterator[Message], size: int) -> Iterator[list[Message]]:
@@ -179,7 +198,7 @@ def _told(wanted: Request) -> dict[str, object]:
 
 
 def as_table(rows: dict[tuple[str, str], Row], dry_run: bool) -> str:
-    """The rows for people: counts and positions, nothing of any event."""
+    """The rows for people: counts and positions."""
     if not rows:
         return "no dead letters\n"
     names = [str(fate) for fate in Fate]
@@ -201,3 +220,13 @@ def as_table(rows: dict[tuple[str, str], Row], dry_run: bool) -> str:
         for line in table
     ]
     return "\n".join(lines) + "\n"
+
+
+def examples(rows: dict[tuple[str, str], Row]) -> str:
+    """For each topic and reason what is wrong with the first letter, and its shape: no value of it, and no user."""
+    lines = []
+    for (topic, reason), row in sorted(rows.items()):
+        if row.example is not None:
+            place, detail, shape = row.example
+            lines += ["", f"{topic}, {reason}, the first at {place}", f"  {detail or 'no detail'}", f"  {shape}"]
+    return "\n".join(lines) + "\n" if lines else ""

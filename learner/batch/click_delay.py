@@ -7,8 +7,11 @@ import scipy  # its modules are imported at their first use: no other command wa
 
 from learner.belief.gaussian import Array
 
-# Delays that are all the same, as converters write them, would leave no spread at all.
-_MIN_SIGMA = 0.25
+MIN_CLICKS = 20
+"""Of fewer the spread says next to nothing."""
+# Delays that are all the same, as converters write them, would leave no spread at all. Those without any scale, as fat
+# as 1 / delay, would leave no end of it: at the upper bound one click in forty takes 20,000 times the median.
+_MIN_SIGMA, _MAX_SIGMA = 0.25, 5.0
 
 
 def fit_click_delay(delay: Array, horizon: Array, window_ms: float) -> tuple[float, float] | None:
@@ -27,11 +30,11 @@ def fit_click_delay(delay: Array, horizon: Array, window_ms: float) -> tuple[flo
     Returns
     -------
     tuple or None
-        None without clicks inside the window, or if more than half of them came at the time of their impression: then
-        the label is known at once.
+        None of fewer than `MIN_CLICKS` clicks inside the window, or if more than half of them came at the time of their
+        impression: then the label is known at once. The median is at most the window.
     """
     seen = delay <= window_ms
-    if not seen.any() or np.median(delay[seen]) <= 1.0:
+    if seen.sum() < MIN_CLICKS or np.median(delay[seen]) <= 1.0:
         return None
     log_delay, late = np.log(delay[seen]), np.log(horizon[~seen])
     end = np.log(np.maximum(horizon[seen], delay[seen]))
@@ -48,13 +51,14 @@ def fit_click_delay(delay: Array, horizon: Array, window_ms: float) -> tuple[flo
             value -= np.log(-np.expm1(inside - hidden)).sum()
         return float(value / len(delay))
 
-    start = np.array([np.median(log_delay), np.log(max(float(log_delay.std()), _MIN_SIGMA))])
+    start = np.array([np.median(log_delay), np.log(np.clip(log_delay.std(), _MIN_SIGMA, _MAX_SIGMA))])
     # Nelder-Mead: two parameters, and bounds that the tails of the normal distribution make hard for gradients.
     fit = scipy.optimize.minimize(
         loss,
         start,
         method="Nelder-Mead",
-        bounds=[(None, None), (np.log(_MIN_SIGMA), None)],
+        # Where the log ends soon after, a delay without end would explain any clicks.
+        bounds=[(0.0, log_window), (np.log(_MIN_SIGMA), np.log(_MAX_SIGMA))],
         options={"xatol": 1e-6, "fatol": 1e-10, "maxiter": 2_000},
     )
     return float(np.exp(fit.x[0])), float(np.exp(fit.x[1]))

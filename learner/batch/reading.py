@@ -1,33 +1,34 @@
-"""Logs at rest to events: JSON lines, gzip, Parquet, or a Kafka topic from its beginning to now."""
+"""Logs at rest to events: JSON lines or arrays, gzip, Parquet, or a Kafka topic from its beginning to now."""
 
 from __future__ import annotations
 
 import gzip
+import zlib
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from itertools import chain, groupby, islice
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
+import numpy as np
 
+from learner.batch.raw import LogError, Raw, Skipped
 from learner.events.microbatch import Microbatch
-from learner.events.parse import parse_events
-from learner.events.wire import Reason
-from learner.log import read_to_end
+from learner.events.parse import Parsed, parse_events, refuse_from_the_future
+from learner.events.wire import BadEvent, Reason
+from learner.limits import MAX_TIMESTAMP_MS
+from learner.log import Message, read_to_end
 from learner.model.spec import Model
 
-_FACTS = ("user_id", "request_id", "item_id", "timestamp", "clicked_at", "offset", "weight")
-_SLATE = ("user_id", "request_id", "timestamp")
-_PARQUET_ROWS = 8_192
+__all__ = ["LogError", "Skipped", "read_events"]
+
 _EVENTS_TOGETHER = 1_024
 # Behind the first event with a foreign feature, to name all of them at once.
 _EVENTS_LOOKED_AT = 10_000
-
-
-class LogError(ValueError):
-    """A log cannot be read or does not fit the model; the message names the place and what was expected."""
+_EXPECTED = ".jsonl, .json, .ndjson (or these with .gz) or .parquet"
 
 
 def read_events(
@@ -36,39 +37,59 @@ def read_events(
     topics: Sequence[str] = (),
     advance: Callable[[int], object] = lambda n: None,
     kafka: Mapping[str, Any] | None = None,
-) -> Iterator[Microbatch]:
-    """Every event of the logs, source by source.
+    skipped: Skipped | None = None,
+) -> Generator[Microbatch]:
+    """Every event of the logs, source by source. Close it, if it is not read to its end.
 
     Parameters
     ----------
     sources
-        Files (``.jsonl``, ``.json``, ``.ndjson``, ``.parquet``, the first three also with ``.gz``), folders of such
-        files, or ``kafka://host:port`` and ``sqlite:///path``, which are read from the beginning to now.
+        Files (``.jsonl``, ``.json``, ``.ndjson``, ``.parquet``, the first three also with ``.gz``, an event a line or
+        one array), folders of such files, or ``kafka://host:port`` and ``sqlite:///path``, which are read from the
+        beginning to now.
     topics
         What to read of a Kafka or SQLite log.
     advance
         Called with the number of events read, for a progress bar.
     kafka
         Options of kafka-python, for example for its security.
+    skipped
+        Where to count the events that a learner would dead-letter, which are then passed over. None: the first of them
+        is an error.
 
     Raises
     ------
     LogError
         At the first event that does not fit the model: a prior fitted on the rest would be of another population. Of
-        unknown features the message names those of many events, and what the model has and they have not.
+        unknown features the message names those of many events, and what the model has and they have not. Also if a
+        source cannot be read.
     """
     for source in sources:
-        raws = _raw_events(source, model, topics, kafka or {})
-        while some := list(islice(raws, _EVENTS_TOGETHER)):
-            parsed = parse_events([raw for _, raw in some], model)
-            for place, why in sorted(parsed.bad.items()):
-                misfit = ""
-                if why.reason is Reason.UNKNOWN_FEATURE:
-                    following = chain(some[place:], islice(raws, _EVENTS_LOOKED_AT))
-                    misfit = _misfit([raw for _, raw in following], model)
-                raise LogError(f"{some[place][0]}: {why.reason.value}: {why}{misfit}")
-            yield parsed.batch
-            advance(len(some))
+        # A generator that holds a connection must be closed here and now: when Python ends, kafka-python's own thread
+        # is gone, and closing its consumer would wait for it without end.
+        with closing(_raw_events(source, model, topics, kafka or {})) as raws:
+            while some := list(islice(raws, _EVENTS_TOGETHER)):
+                parsed = _parse(some, model)
+                for at, why in sorted(parsed.bad.items()):
+                    if skipped is None:
+                        raise LogError(
+                            f"{some[at].place}: {why.reason.value}: {why}{_misfit(why, some[at:], raws, model)}"
+                        )
+                    skipped.note(some[at].place, why)
+                yield parsed.batch
+                advance(len(some))
+
+
+def _parse(raws: Sequence[Raw], model: Model) -> Parsed:
+    """The events, and why others are none: as a learner has it."""
+    # Of a row that is no event there is nothing to read.
+    parsed = parse_events([raw.value if isinstance(raw.value, bytes) else b"" for raw in raws], model)
+    for at, raw in enumerate(raws):
+        if isinstance(raw.value, BadEvent):
+            parsed.refuse(at, raw.value)
+    came_at = np.array([raw.came_at for raw in raws])
+    refuse_from_the_future(parsed, np.where(came_at > 0, came_at, MAX_TIMESTAMP_MS), model)
+    return parsed
 
 
 class _Item(msgspec.Struct):
@@ -81,12 +102,15 @@ class _Slate(msgspec.Struct):
     items: list[_Item] = []
 
 
-def _misfit(raws: Iterable[bytes], model: Model) -> str:
-    """How the features of these events differ from the model's."""
+def _misfit(why: BadEvent, some: Sequence[Raw], following: Iterator[Raw], model: Model) -> str:
+    """How the features of these events differ from the model's, if one of them is unknown."""
+    if why.reason is not Reason.UNKNOWN_FEATURE:
+        return ""
     items: Counter[str] = Counter()
-    for raw in raws:
+    for raw in chain(some, islice(following, _EVENTS_LOOKED_AT)):
         with suppress(msgspec.MsgspecError, UnicodeDecodeError):
-            items.update(name for item in msgspec.json.decode(raw, type=_Slate).items for name in item.features)
+            sent = raw.value if isinstance(raw.value, bytes) else b""
+            items.update(name for item in msgspec.json.decode(sent, type=_Slate).items for name in item.features)
     unknown = [f"{name} ({n:,} items)" for name, n in sorted(items.items()) if name not in model.features]
     absent = [name for name in model.features if name not in items]
     return f"; from there on the log has {', '.join(unknown)}, which model {model.name!r} has not" + (
@@ -94,101 +118,67 @@ def _misfit(raws: Iterable[bytes], model: Model) -> str:
     )
 
 
-def _raw_events(
-    source: str, model: Model, topics: Sequence[str], kafka: Mapping[str, Any]
-) -> Iterator[tuple[str, bytes]]:
+def _raw_events(source: str, model: Model, topics: Sequence[str], kafka: Mapping[str, Any]) -> Generator[Raw]:
     if "://" in source:
         yield from _from_log(source, topics, kafka)
         return
     path = Path(source)
     files = sorted(file for file in path.iterdir() if _kind(file)) if path.is_dir() else [path]
     if not files:
-        raise LogError(f"log {source!r}: a folder without .jsonl, .json, .ndjson (or these with .gz) or .parquet files")
+        raise LogError(f"log {source!r}: a folder without {_EXPECTED} files")
     for file in files:
         kind = _kind(file)
+        if not kind:
+            raise LogError(f"log {source!r}: expected {_EXPECTED}")
         try:
             if kind == "parquet":
-                yield from _from_parquet(file, model)
-            elif kind == "lines":
-                yield from _from_lines(file)
+                # An import of a fifth of a second, which no other log needs.
+                from learner.batch.parquet import read_parquet
+
+                yield from read_parquet(file, model)
             else:
-                raise LogError(f"log {source!r}: expected .jsonl, .json, .ndjson (or these with .gz) or .parquet")
-        except (OSError, EOFError) as exc:
+                yield from _from_json(file)
+        except (OSError, EOFError, zlib.error) as exc:
             raise LogError(f"log {str(file)!r}: cannot be read: {exc}") from exc
 
 
 def _kind(file: Path) -> str:
     name = file.name.removesuffix(".gz")
     if name.endswith((".jsonl", ".ndjson", ".json")):
-        return "lines"
+        return "json"
     return "parquet" if name == file.name and name.endswith(".parquet") else ""
 
 
-def _from_lines(file: Path) -> Iterator[tuple[str, bytes]]:
+def _from_json(file: Path) -> Iterator[Raw]:
+    """An event a line, or all of them in one array. A byte order mark of UTF-8 is passed over."""
     with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as lines:
+        begun = False
         for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield f"{file}:{number}", line
+            if number == 1 and line.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+                raise LogError(f"log {str(file)!r}: is in UTF-16: expected UTF-8")
+            line = line.removeprefix(BOM_UTF8) if number == 1 else line
+            if not line.strip():
+                continue
+            if not begun and line.lstrip().startswith(b"["):
+                yield from _from_array(file, line + lines.read())
+                return
+            begun = True
+            yield Raw(f"{file}:{number}", line)
 
 
-def _from_parquet(file: Path, model: Model) -> Iterator[tuple[str, bytes]]:
-    """Events in a column `value`, as Kafka sinks write them; or one row an outcome, its features in columns."""
+def _from_array(file: Path, data: bytes) -> Iterator[Raw]:
     try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as exc:
-        raise LogError(f"log {str(file)!r}: Parquet needs pyarrow; install freshet[parquet]") from exc
-    try:
-        table = pq.ParquetFile(file)
-    except pa.ArrowInvalid as exc:
-        raise LogError(f"log {str(file)!r}: {exc}") from exc
-    columns = table.schema_arrow.names
-    if "value" not in columns:
-        _check_columns(file, columns, model)
-    rows = enumerate((row for batch in table.iter_batches(_PARQUET_ROWS) for row in batch.to_pylist()), start=1)
-    if "value" in columns:
-        for number, row in rows:
-            value = row["value"]
-            yield f"{file}:{number}", value.encode() if isinstance(value, str) else value or b""
-        return
-    # Rows of one slate that stand together are one impression.
-    for _, slate in groupby(rows, key=lambda one: tuple(one[1][name] for name in _SLATE)):
-        numbered = list(slate)
-        for event in _slate_events([row for _, row in numbered]):
-            yield f"{file}:{numbered[0][0]}", event
+        events = msgspec.json.decode(data, type=list[msgspec.Raw])
+    except msgspec.MsgspecError as exc:
+        raise LogError(f"log {str(file)!r}: begins as a JSON array and is none: {exc}") from exc
+    for index, event in enumerate(events):
+        yield Raw(f"{file}[{index}]", bytes(event))
 
 
-def _check_columns(file: Path, columns: list[str], model: Model) -> None:
-    if absent := [name for name in _FACTS[:4] if name not in columns]:
-        raise LogError(
-            f"log {str(file)!r}: lacks the columns {', '.join(absent)}; expected a column `value` of events, or one "
-            f"row an outcome with {', '.join(_FACTS[:5])}, perhaps offset and weight, and one column for each feature"
-        )
-    unknown = [name for name in columns if name not in model.features and name not in _FACTS]
-    if unknown and not model.ignore_unknown:
-        raise LogError(
-            f"log {str(file)!r}: columns {', '.join(unknown)} are not features of model {model.name!r}, "
-            f"which has {', '.join(model.features)}"
-        )
-
-
-def _slate_events(rows: list[dict[str, Any]]) -> Iterator[bytes]:
-    """The impression of a slate, and its clicks."""
-    items = []
-    for row in rows:
-        features = {name: value for name, value in row.items() if name not in _FACTS and value is not None}
-        item = {"item_id": str(row["item_id"]), "features": features}
-        items.append(item | {name: row[name] for name in ("offset", "weight") if row.get(name) is not None})
-    ids = {"user_id": str(rows[0]["user_id"]), "request_id": str(rows[0]["request_id"])}
-    yield msgspec.json.encode({"type": "impression", **ids, "timestamp": rows[0]["timestamp"], "items": items})
-    for row in rows:
-        if row.get("clicked_at") is not None:
-            click = {"type": "click", **ids, "item_id": str(row["item_id"]), "timestamp": row["clicked_at"]}
-            yield msgspec.json.encode(click)
-
-
-def _from_log(source: str, topics: Sequence[str], kafka: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
+def _from_log(source: str, topics: Sequence[str], kafka: Mapping[str, Any]) -> Iterator[Raw]:
     """From the beginning to now; no group notices."""
-    for messages in read_to_end(source, topics, **kafka):
-        for message in messages:
-            yield f"{message.topic}/{message.position.partition.number}@{message.position.offset}", message.value
+    with closing(cast(Generator[list[Message]], read_to_end(source, topics, **kafka))) as batches:
+        for messages in batches:
+            for message in messages:
+                place = f"{message.topic}/{message.position.partition.number}@{message.position.offset}"
+                yield Raw(place, message.value, message.timestamp)

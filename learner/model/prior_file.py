@@ -70,7 +70,15 @@ class PriorFile:
 
 
 def encode_prior(prior: PriorFile) -> bytes:
-    """The bytes of the file; the same prior always gives the same bytes."""
+    """The bytes of the file; the same prior always gives the same bytes.
+
+    Raises
+    ------
+    ModelError
+        If a number is not finite, or the click delay or half-life not positive: no reader would take it.
+    """
+    if flaw := _flaw(prior):
+        raise ModelError(f"prior of model {prior.model_name!r}: {flaw}")
     header = _Header(
         VERSION,
         prior.model_name,
@@ -112,7 +120,7 @@ def decode_prior(data: bytes, source: str = "prior.npz") -> PriorFile:
         raise ModelError(
             f"prior {source!r}: its numbers do not have the fingerprint {header.population}; is it damaged?"
         )
-    return PriorFile(
+    prior = PriorFile(
         header.model,
         bytes.fromhex(header.feature_space),
         tuple(header.coefficients),
@@ -122,6 +130,9 @@ def decode_prior(data: bytes, source: str = "prior.npz") -> PriorFile:
         header.half_life_ms,
         header.scaling,
     )
+    if flaw := _flaw(prior):
+        raise ModelError(f"prior {source!r}: {flaw}")
+    return prior
 
 
 def with_prior(model: Model, prior: PriorFile, source: str = "prior.npz") -> Model:
@@ -150,9 +161,22 @@ def _population(arrays: Mapping[str, Array], i: int, d: int) -> Population:
     mean, cov, fixed_effect = arrays[f"mean_{i}"], arrays[f"cov_{i}"], arrays[f"fixed_effect_{i}"]
     if mean.shape != (d,) or fixed_effect.shape != (d,) or cov.shape not in {(d,), (d, d)}:
         raise ValueError(f"arrays of {mean.shape} and {cov.shape} for {d} coefficients")
-    if not (np.isfinite(mean).all() and np.isfinite(cov).all() and np.isfinite(fixed_effect).all()):
-        raise ValueError("numbers that are not finite")
     return Population(Gaussian(mean, cov), fixed_effect)
+
+
+def _flaw(prior: PriorFile) -> str | None:
+    """Why nothing can be learnt under a prior; None if it can."""
+    for one in (*prior.earlier, prior.population):
+        if not all(np.isfinite(part).all() for part in (one.prior.mean, one.prior.cov, one.fixed_effect)):
+            return "its mean, covariance or fixed effect is not finite"
+    half_life = () if prior.half_life_ms is None else (prior.half_life_ms,)
+    for name, numbers in (("click_delay", prior.click_delay or ()), ("half_life_ms", half_life)):
+        if not all(np.isfinite(number) and number > 0 for number in numbers):
+            return f"{name} = {numbers}: expected positive numbers"
+    for feature, seen in prior.scaling.items():
+        if not np.isfinite(seen).all():
+            return f"scaling of {feature!r} = {seen}: expected finite numbers"
+    return None
 
 
 def _difference(model: Model, prior: PriorFile) -> str:

@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import msgspec
 import numpy as np
@@ -20,6 +20,7 @@ from learner.limits import MAX_FEATURES
 from learner.model.design import Design, item_struct
 from learner.model.duration import ModelError, parse_duration_ms, parse_half_life
 from learner.model.kinds import Category, Feature, FeatureName, FeatureValue, Multi, Positive, Vector
+from learner.model.toml_errors import explain
 
 # An open impression counts as a "no" for good once this share of clicks would have come.
 SETTLED_SHARE = 0.95
@@ -210,9 +211,13 @@ def load_model(text: str, source: str = "model.toml") -> Model:
         If it is not TOML, or a key is missing, unknown or out of range.
     """
     try:
-        file = msgspec.convert(tomllib.loads(text), ModelFile)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as exc:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
         raise ModelError(f"{source}: {exc}") from exc
+    try:
+        file = msgspec.convert(document, ModelFile)
+    except msgspec.ValidationError as exc:
+        raise ModelError(f"{source}: {explain(document, exc, ModelFile, get_args(Feature))}") from exc
     try:
         return _build(file)
     except ModelError as exc:

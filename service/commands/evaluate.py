@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from learner.events.microbatch import Microbatch, joined
 from learner.model.spec import Model
 from service.commands.command import Subparsers
-from service.commands.logs import add_arguments, events_of, progress
+from service.commands.logs import add_arguments, check_output, events_of, progress, skipping, write_output
 from service.settings import Settings
 
 
@@ -41,7 +40,11 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     def sampled(batch: Microbatch) -> Microbatch:
         return batch.only(lambda user_id: chosen(user_id, arguments.sample, arguments.seed))
 
-    log = read_log(joined(map(sampled, events_of(arguments, settings, model)), model.d), model.window_ms)
+    check_output("--json", arguments.json)
+    check_output("--html", arguments.html)
+    skipped = skipping(arguments)
+    with events_of(arguments, settings, model, skipped) as batches:
+        log = read_log(joined(map(sampled, batches), model.d), model.window_ms)
     cut_ms = cut_at(log, arguments.start)
     ways = variants(model, cut_ms, not arguments.brief)
     slates = log.n_slates(cut_ms)
@@ -49,7 +52,9 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
         results = evaluate(log, ways, cut_ms, arguments.resamples, arguments.seed, bar.update)
     print(as_text(results))
     if arguments.json:
-        Path(arguments.json).write_text(as_json(results), encoding="utf-8")
+        write_output("--json", arguments.json, as_json(results).encode())
     if arguments.html:
-        Path(arguments.html).write_text(as_html(results, model.name), encoding="utf-8")
+        write_output("--html", arguments.html, as_html(results, model.name).encode())
+    if skipped is not None:
+        print(skipped)
     return 0

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from learner.belief.population import Population
 from learner.events.microbatch import joined
-from learner.model.prior_file import PriorFile, encode_prior, with_prior
+from learner.model.prior_file import PriorFile, decode_prior, encode_prior, with_prior
 from learner.model.spec import Model
 from service.commands.command import Subparsers
-from service.commands.logs import add_arguments, events_of, progress
+from service.commands.logs import add_arguments, check_output, events_of, progress, skipping, write_output
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -43,18 +42,23 @@ def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     """Fit and write a prior."""
-    from learner.batch.click_delay import fit_click_delay
+    from learner.batch.click_delay import MIN_CLICKS, fit_click_delay
     from learner.batch.fixed_effect import fit_fixed_effect
     from learner.batch.join import collect, without_fixed_effect
     from learner.batch.prior import fit_prior
     from learner.batch.reading import LogError
     from learner.batch.scaling import feature_scaling, features_unseen
 
-    events = events_of(arguments, settings, without_fixed_effect(model))
-    with progress("sorting", " outcomes") as bar:
+    check_output("--out", arguments.out)
+    skipped = skipping(arguments)
+    with (
+        events_of(arguments, settings, without_fixed_effect(model), skipped) as events,
+        progress("sorting", " outcomes") as bar,
+    ):
         outcomes = collect(events, model, arguments.sample, arguments.seed, arguments.until, bar.update)
     if not len(outcomes):
-        raise LogError(f"{' '.join(arguments.logs)}: no outcomes in it: expected impressions")
+        without = f"; {skipped}" if skipped else ""
+        raise LogError(f"{' '.join(arguments.logs)}: no outcomes in it: expected impressions{without}")
     if unseen := features_unseen(outcomes, model):
         raise LogError(
             f"{' '.join(arguments.logs)}: model {model.name!r} has {', '.join(unseen)}, which all {len(outcomes):,} "
@@ -86,7 +90,12 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
 
         prior = fit_prior(outcomes, model.prior, fixed_effect, arguments.iterations, observe=told, advance=bar.update)
     delay = fit_click_delay(outcomes.delay, outcomes.horizon, model.window_ms)
-    print("click delay: " + (f"median {delay[0] / 1000:.3g} s, sigma {delay[1]:.3g}" if delay else "none to fit"))
+    if delay is not None:
+        print(f"click delay: median {delay[0] / 1000:.3g} s, sigma {delay[1]:.3g}")
+    elif (clicks := int((outcomes.delay <= model.window_ms).sum())) < MIN_CLICKS:
+        print(f"click delay: the model's is kept: {clicks} clicks inside the window, {MIN_CLICKS} are needed to fit it")
+    else:
+        print("click delay: the model's is kept: most clicks came at the very time of their impression")
     fitted = PriorFile(
         model.name,
         model.fingerprint,
@@ -100,10 +109,15 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     if arguments.half_life:
         half_life_ms = _half_life(arguments, settings, with_prior(model, fitted), outcomes.end)
         fitted = replace(fitted, half_life_ms=half_life_ms)
-    Path(arguments.out).write_bytes(encode_prior(fitted))
+    data = encode_prior(fitted)
+    # Nobody is told of a prior that cannot be put in force.
+    with_prior(model, decode_prior(data, arguments.out), arguments.out)
+    write_output("--out", arguments.out, data)
     for name, (mean, std) in fitted.scaling.items():
         print(f'scaling seen: {name} = {{ kind = "numeric", mean = {mean:.4g}, std = {std:.4g} }}')
     print(f"wrote {arguments.out}, prior {fitted.population.fingerprint.hex()}")
+    if skipped is not None:
+        print(skipped)
     return 0
 
 
@@ -122,8 +136,8 @@ def _half_life(arguments: argparse.Namespace, settings: Settings, model: Model, 
             seen[user_id] = None
         return user_id in seen
 
-    batches = (batch.only(sampled, until_ms) for batch in events_of(arguments, settings, model))
-    log = read_log(joined(batches, model.d), model.window_ms)
+    with events_of(arguments, settings, model, skipping(arguments)) as batches:
+        log = read_log(joined((batch.only(sampled, until_ms) for batch in batches), model.d), model.window_ms)
     with progress("half-life", " slates", log.n_slates() * len(GRID_MS)) as bar:
 
         def told(half_life_ms: float | None, loss: float) -> None:

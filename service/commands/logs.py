@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from typing import Any
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from learner.events.microbatch import Microbatch
 from learner.model.spec import Model
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from learner.batch.raw import Skipped
 
 _LOGS = "files or folders of .jsonl, .json, .ndjson (or with .gz) or .parquet; or kafka://host:port or sqlite:///path, \
 from the beginning to now"
@@ -20,14 +25,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("logs", nargs="+", metavar="LOG", help=_LOGS)
     parser.add_argument("--sample", type=float, default=1.0, metavar="SHARE", help="keep this share of users")
     parser.add_argument("--seed", type=int, default=0, help="of every random choice (default: %(default)s)")
+    parser.add_argument(
+        "--skip-bad", action="store_true",
+        help="pass over events that a learner would send to the dead letters, and say at the end how many there were "
+        "for each reason (default: stop at the first)",
+    )  # fmt: skip
 
 
-def events_of(arguments: argparse.Namespace, settings: Settings, model: Model) -> Iterator[Microbatch]:
-    """The events of the logs."""
+@contextmanager
+def events_of(
+    arguments: argparse.Namespace, settings: Settings, model: Model, skipped: Skipped | None
+) -> Iterator[Iterator[Microbatch]]:
+    """The events of the logs; what they are read from is closed at the end of the block, however that comes."""
     from learner.batch.reading import read_events
 
-    with progress("reading", " events") as bar:
-        yield from read_events(arguments.logs, model, settings.topics, bar.update, settings.kafka_options)
+    with progress("reading", " events") as bar, closing(
+        read_events(arguments.logs, model, settings.topics, bar.update, settings.kafka_options, skipped)
+    ) as events:  # fmt: skip
+        yield events
+
+
+def skipping(arguments: argparse.Namespace) -> Skipped | None:
+    """Where to count bad events, if they are to be skipped."""
+    from learner.batch.raw import Skipped
+
+    return Skipped() if arguments.skip_bad else None
 
 
 def progress(what: str, unit: str, total: int | None = None) -> Any:
@@ -35,3 +57,35 @@ def progress(what: str, unit: str, total: int | None = None) -> Any:
     from tqdm import tqdm
 
     return tqdm(desc=what, unit=unit, total=total, unit_scale=True, disable=None, leave=False, file=sys.stderr)
+
+
+def check_output(option: str, path: str | None) -> None:
+    """See that a file can be there; called before the work whose result it is to have.
+
+    Raises
+    ------
+    ValueError
+        If it cannot; the message names the option.
+    """
+    if path is not None and (Path(path).is_dir() or not Path(path).parent.is_dir()):
+        raise ValueError(f"{option} {path!r}: expected a file in a folder that exists")
+
+
+def write_output(option: str, path: str, data: bytes) -> None:
+    """Put a file in the place of what was there, whole or not at all; a device, such as a pipe, is written to.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be written.
+    """
+    device = Path(path).exists() and not Path(path).is_file()
+    part = Path(path if device else path + ".part")
+    try:
+        part.write_bytes(data)
+        if not device:
+            part.replace(path)
+    except OSError as exc:
+        if not device:
+            part.unlink(missing_ok=True)
+        raise ValueError(f"{option} {path!r}: cannot be written: {exc}") from exc

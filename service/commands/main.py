@@ -22,6 +22,8 @@ from service.settings import SettingsError, read_settings
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+# As a shell has it: 128 and the number of SIGINT.
+EXIT_INTERRUPTED = 130
 COMMANDS: dict[str, Command] = {
     "up": up,
     "learn": learn,
@@ -80,6 +82,8 @@ def main(argv: list[str] | None = None) -> int:
     except (SettingsError, ModelError, Refused, ValueError) as exc:
         print(f"freshet: {exc}", file=sys.stderr)
         return EXIT_USAGE
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,7 +8,7 @@ from learner.events.wire import Reason
 from learner.log import open_log
 from learner.model.spec import Model
 from service.commands.command import Subparsers
-from service.dead_letters import MAX_REPLAYS, Request, as_table, replay
+from service.dead_letters import MAX_REPLAYS, Request, as_table, examples, replay
 from service.settings import Settings
 
 
@@ -22,7 +22,11 @@ def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
         "learnt at its new place in the log by its own time: a click by then out of the window counts as late, an "
         "event from before its user's erasure changes nothing.",
     )  # fmt: skip
-    parser.add_argument("--dry-run", action="store_true", help="write nothing; only say what would be replayed")
+    parser.add_argument(
+        "--dry-run", action="store_true",
+        help="write nothing; say what would be replayed, and for each reason what is wrong with the first letter, with "
+        "its shape: names as sent, and of values only their types",
+    )  # fmt: skip
     parser.add_argument(
         "--reason", action="append", default=[], choices=[str(reason) for reason in Reason], metavar="REASON",
         help=f"only letters with this reason; may be repeated. One of {', '.join(Reason)}",
@@ -51,4 +55,6 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     finally:
         log.close()
     print(as_table(rows, wanted.dry_run), end="")
+    if wanted.dry_run:
+        print(examples(rows), end="")
     return 0

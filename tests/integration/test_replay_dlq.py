@@ -21,7 +21,7 @@ from learner.loop import Learner
 from learner.model.spec import Model, load_model
 from learner.record import NEVER, Record, decode_record, encode_record, erased, fresh_record
 from learner.store import Write, open_store, write_alone
-from service.dead_letters import MARKS_SUFFIX, Fate, Request, Row, as_table, replay
+from service.dead_letters import MARKS_SUFFIX, Fate, Request, Row, as_table, examples, replay
 from tests.servers import eventually
 
 TOML = 'name = "m"\n[features]\nx = { kind = "numeric" }\n'
@@ -187,6 +187,20 @@ def test_a_dry_run_writes_nothing_and_shows_no_event(rig: Rig) -> None:
     assert "to replay" in header
     assert line.split()[:3] == [rig.topic, "damaged_record", "5"]
     assert line.endswith("and 2 more")
+    shown_of_it = examples({(rig.topic, "damaged_record"): rows["damaged_record"]})
+    assert SECRET not in shown_of_it
+    assert "record of user …: " in shown_of_it
+    assert '"items":[{"item_id":"text","features":{"x":"number"}}]' in shown_of_it
+
+
+def test_headers_that_are_null_or_forged_are_no_reason_and_no_detail(rig: Rig) -> None:
+    dlq = rig.topic + DEAD_LETTER_SUFFIX
+    rig.log.append([Entry(dlq, None, shown("ann", "r1"), [("reason", b"\x1b[2Jodd"), ("detail", b"\x1b[2J")])])
+    rows = rig.replay(dry_run=True)
+    assert list(rows) == [".[2Jodd"]
+    text = examples({(rig.topic, reason): row for reason, row in rows.items()})
+    assert "\x1b" not in text
+    assert "the first at" in text
 
 
 class Breaking:
@@ -307,7 +321,7 @@ def test_letters_from_the_future_stay_until_their_time_has_come_or_the_model_all
     assert rig.replay()["from_the_future"].fates == {Fate.STILL_BAD: 1}
     lax = load_model('max_ahead = "3h"\n' + TOML)
     assert rig.replay(lax)["from_the_future"].fates == {Fate.REPLAYED: 1}
-    learner.model.spec = lax
+    learner.model = lax
     rig.learn(learner, 1)
     assert rig.record("ann").n_events == 1
 
@@ -336,11 +350,14 @@ def test_the_command_says_what_it_would_do_does_it_and_has_nothing_left(rig: Rig
         return done.stdout + done.stderr
 
     def counts(text: str) -> dict[str, list[int]]:
-        lines = [line.split() for line in text.splitlines()[1:]]
+        lines = [line.split() for line in text.partition("\n\n")[0].splitlines()[1:]]
         return {line[1]: [int(cell) for cell in line[2:7]] for line in lines}
 
     before = rig.events()
-    assert counts(run("--dry-run")) == {"unknown_feature": [3, 0, 0, 0, 3], "bad_field": [1, 0, 1, 0, 0]}
+    told = run("--dry-run")
+    assert counts(told) == {"unknown_feature": [3, 0, 0, 0, 3], "bad_field": [1, 0, 1, 0, 0]}
+    assert "items[0].features['y']: unknown; the model has 'x'" in told
+    assert "ann" not in told
     assert rig.events() == before
     assert counts(run("--reason", "unknown_feature")) == {"unknown_feature": [3, 0, 0, 0, 3]}
     assert counts(run()) == {"unknown_feature": [3, 3, 0, 0, 0], "bad_field": [1, 0, 1, 0, 0]}

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -110,3 +113,18 @@ def test_wrong_files_are_named(
 ) -> None:
     assert run(folder, *arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_command_makes_no_threads_for_matrices_as_small_as_a_models() -> None:
+    script = (
+        "import os, sys; sys.argv = ['freshet', '--version']\n"
+        "from service.__main__ import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "import numpy as np, scipy.linalg\n"
+        "scipy.linalg.cholesky(np.eye(500)) @ np.eye(500)\n"
+        "print(len(os.listdir('/proc/self/task')))"
+    )
+    environ = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    done = subprocess.run([sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "1"

@@ -1,0 +1,238 @@
+"""Parquet logs: events in a column `value`, as Kafka sinks write them; or one row an outcome, its features in columns.
+
+Columns may have any type that pandas writes for the purpose: a missing value is null or NaN, whole numbers may be
+floats or decimals, times epoch milliseconds or timestamps (without a zone: UTC), texts may be categories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from math import isfinite
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from learner.batch.raw import LogError, Raw
+from learner.events.wire import BadEvent, Reason
+from learner.model.spec import Model
+
+_IDS = ("user_id", "request_id", "item_id")
+_TIMES = ("timestamp", "clicked_at")
+_NUMBERS = ("offset", "weight")
+_FACTS = (*_IDS, *_TIMES, *_NUMBERS)
+_REQUIRED = (*_IDS, "timestamp")
+_SLATE = ("user_id", "request_id", "timestamp")
+# pandas writes its index beside the columns.
+_INDEX = "__index_level_"
+_ROWS = 8_192
+
+# A column as Python values: None for a missing one, a `BadEvent` for one that is no such value.
+Converter: TypeAlias = Callable[[Any], list[Any]]
+
+
+def read_parquet(file: Path, model: Model) -> Iterator[Raw]:
+    """The events of a file; rows of one slate that stand together are one impression.
+
+    Raises
+    ------
+    LogError
+        If it is not Parquet, lacks a column, or a column has a type that its values cannot have.
+    """
+    try:
+        table = pq.ParquetFile(file)
+        # A feature may be called `value`, too.
+        if "value" in table.schema_arrow.names and "item_id" not in table.schema_arrow.names:
+            yield from _events(file, table)
+        else:
+            yield from _outcomes(file, table, model)
+    except pa.ArrowException as exc:
+        raise LogError(f"log {str(file)!r}: {exc}") from exc
+
+
+def _events(file: Path, table: Any) -> Iterator[Raw]:
+    convert = _texts(file, "value", table.schema_arrow.field("value").type, "events as text or bytes")
+    number = 0
+    for batch in table.iter_batches(_ROWS, columns=["value"]):
+        for value in convert(batch.column("value")):
+            number += 1
+            yield Raw(f"{file}: row {number}", b"" if value is None else value)
+
+
+def _outcomes(file: Path, table: Any, model: Model) -> Iterator[Raw]:
+    columns = [name for name in table.schema_arrow.names if not name.startswith(_INDEX)]
+    _check_names(file, columns, model)
+    wanted = [name for name in columns if name in _FACTS or name in model.features]
+    converters = {name: _converter(file, name, table.schema_arrow.field(name).type) for name in wanted}
+
+    def rows() -> Iterator[tuple[int, dict[str, Any]]]:
+        number = 0
+        for batch in table.iter_batches(_ROWS, columns=wanted):
+            values = [convert(batch.column(name)) for name, convert in converters.items()]
+            for row in zip(*values, strict=True):
+                number += 1
+                yield number, dict(zip(converters, row, strict=True))
+
+    for _, slate in groupby(rows(), key=lambda one: tuple(one[1][name] for name in _SLATE)):
+        yield from _slate_events(file, list(slate))
+
+
+def _check_names(file: Path, columns: list[str], model: Model) -> None:
+    if absent := [name for name in _REQUIRED if name not in columns]:
+        raise LogError(
+            f"log {str(file)!r}: lacks the columns {', '.join(absent)}; expected a column `value` of events, or one "
+            f"row an outcome with {', '.join(_FACTS[:5])}, perhaps offset and weight, and one column for each feature"
+        )
+    unknown = [name for name in columns if name not in model.features and name not in _FACTS]
+    if unknown and not model.ignore_unknown:
+        raise LogError(
+            f"log {str(file)!r}: columns {', '.join(unknown)} are not features of model {model.name!r}, "
+            f"which has {', '.join(model.features)}"
+        )
+
+
+def _slate_events(file: Path, rows: list[tuple[int, dict[str, Any]]]) -> Iterator[Raw]:
+    """The impression of a slate, and its clicks; as in the log, one bad item makes a bad impression."""
+    first, facts = rows[0]
+    items = []
+    for number, row in rows:
+        if why := _flaw(row):
+            yield Raw(f"{file}: row {number}", why)
+            return
+        features = {name: value for name, value in row.items() if name not in _FACTS and value is not None}
+        item = {"item_id": row["item_id"], "features": features}
+        items.append(item | {name: row[name] for name in _NUMBERS if row.get(name) is not None})
+    ids = {"user_id": facts["user_id"], "request_id": facts["request_id"]}
+    place = f"{file}: row {first}" if len(rows) == 1 else f"{file}: rows {first} to {rows[-1][0]}"
+    yield Raw(
+        place, msgspec.json.encode({"type": "impression", **ids, "timestamp": facts["timestamp"], "items": items})
+    )
+    for number, row in rows:
+        at = row.get("clicked_at")
+        if isinstance(at, BadEvent):
+            yield Raw(f"{file}: row {number}", at)
+        elif at is not None:
+            click = {"type": "click", **ids, "item_id": row["item_id"], "timestamp": at}
+            yield Raw(f"{file}: row {number}", msgspec.json.encode(click))
+
+
+def _flaw(row: dict[str, Any]) -> BadEvent | None:
+    """Why a row is no item of an impression."""
+    for name, value in row.items():
+        if value is None and name in _REQUIRED:
+            return BadEvent(
+                Reason.BAD_FIELD, f"column {name!r}: null: expected {'a time' if name in _TIMES else 'an id'}"
+            )
+        if isinstance(value, BadEvent) and name != "clicked_at":
+            return value
+    return None
+
+
+def _converter(file: Path, name: str, kind: Any) -> Converter:
+    """How a column of this Arrow type is read.
+
+    Raises
+    ------
+    LogError
+        If it cannot be.
+    """
+    if name in _IDS:
+        if pa.types.is_integer(kind) or _is_real(kind):
+            return lambda column: [_id(one) for one in _whole(name, column)]
+        return _texts(file, name, kind, "ids as text or whole numbers")
+    if name in _TIMES:
+        if pa.types.is_timestamp(kind):
+            milliseconds = pa.timestamp("ms", kind.tz)
+            return lambda column: column.cast(milliseconds, safe=False).cast(pa.int64()).to_pylist()
+        if pa.types.is_integer(kind) or _is_real(kind):
+            return lambda column: _whole(name, column)
+        if pa.types.is_null(kind):
+            return lambda column: column.to_pylist()
+        raise _wrong_type(file, name, kind, "epoch milliseconds as numbers, or timestamps")
+    if name in _NUMBERS and not (pa.types.is_integer(kind) or _is_real(kind) or pa.types.is_null(kind)):
+        raise _wrong_type(file, name, kind, "numbers")
+    plain = _plain(kind)
+    if plain is None:
+        raise _wrong_type(file, name, kind, "numbers, texts, or lists of them")
+    return lambda column: _finite(name, column if column.type == plain else column.cast(plain))
+
+
+def _texts(file: Path, name: str, kind: Any, expected: str) -> Converter:
+    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (_is_text(plain) or pa.types.is_null(plain)):
+        raise _wrong_type(file, name, kind, expected)
+    # The bytes of an event are judged where events are read; an id has to be text.
+    target = pa.large_binary() if name == "value" else pa.large_string()
+    return lambda column: column.cast(plain).cast(target).to_pylist()
+
+
+def _wrong_type(file: Path, name: str, kind: Any, expected: str) -> LogError:
+    return LogError(f"log {str(file)!r}: column {name!r} has the type {kind}: expected {expected}")
+
+
+def _is_real(kind: Any) -> bool:
+    return bool(pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+
+
+def _is_text(kind: Any) -> bool:
+    types = pa.types
+    return bool(
+        types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind) or types.is_large_binary(kind)
+    )
+
+
+def _plain(kind: Any) -> Any:
+    """The type that JSON has for values of this one; None if it has none."""
+    types = pa.types
+    if types.is_null(kind) or types.is_boolean(kind) or types.is_integer(kind):
+        return kind
+    if _is_real(kind):
+        return pa.float64()
+    if _is_text(kind):
+        return pa.large_string()
+    if types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        inner = _plain(kind.value_type)
+        return None if inner is None or pa.types.is_nested(inner) else pa.large_list(inner)
+    return None
+
+
+def _whole(name: str, column: Any) -> list[Any]:
+    """Whole numbers of a column of any numeric type; beyond what its type tells apart they are bad."""
+    if pa.types.is_integer(column.type):
+        values: list[Any] = column.to_pylist()
+        return values
+    exact = {16: 2**11, 32: 2**24, 64: 2**53}[column.type.bit_width] if pa.types.is_floating(column.type) else None
+    why = BadEvent(Reason.BAD_FIELD, f"column {name!r}: not a whole number that its type {column.type} holds exactly")
+
+    def whole(value: Any) -> int | BadEvent | None:
+        if value is None or value != value:
+            return None
+        return int(value) if isfinite(value) and value == int(value) and abs(value) <= (exact or abs(value)) else why
+
+    return [whole(value) for value in column.to_pylist()]
+
+
+def _id(value: int | BadEvent | None) -> str | BadEvent | None:
+    return str(value) if isinstance(value, int) else value
+
+
+def _finite(name: str, column: Any) -> list[Any]:
+    """The values of a column; NaN is missing, and an infinite number, or a NaN within a list, bad."""
+    values: list[Any] = column.to_pylist()
+    numbers = pc.list_flatten(column) if pa.types.is_large_list(column.type) else column
+    if not pa.types.is_floating(numbers.type) or pc.all(pc.is_finite(numbers), min_count=0).as_py():
+        return values
+    why = BadEvent(Reason.NON_FINITE_NUMBER, f"column {name!r}: not a finite number")
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, list):
+            return value if all(one is None or isfinite(one) for one in value) else why
+        return None if value is None or value != value else value if isfinite(value) else why
+
+    return [finite(value) for value in values]

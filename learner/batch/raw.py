@@ -1,0 +1,49 @@
+"""An event of a log at rest before it is read, and what is wrong with logs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from learner.events.wire import BadEvent, Reason
+
+
+class LogError(ValueError):
+    """A log cannot be read or does not fit the model; the message names the place and what was expected."""
+
+
+class Raw(NamedTuple):
+    """Bytes that should be an event.
+
+    Attributes
+    ----------
+    place
+        Where they stand, for people: file and line, file and row, or topic, partition and offset.
+    value
+        The bytes; or why a row cannot be made an event.
+    came_at
+        When the event came into its log, epoch ms; 0 or -1 if nothing says so.
+    """
+
+    place: str
+    value: bytes | BadEvent
+    came_at: int = 0
+
+
+@dataclass
+class Skipped:
+    """Bad events that were passed over: how many by reason, and of each reason the first."""
+
+    counts: Counter[Reason] = field(default_factory=Counter)
+    first: dict[Reason, str] = field(default_factory=dict)
+
+    def note(self, place: str, why: BadEvent) -> None:
+        """Count one."""
+        self.counts[why.reason] += 1
+        self.first.setdefault(why.reason, f"{place}: {why}")
+
+    def __str__(self) -> str:
+        lines = [f"skipped {self.counts.total():,} bad events, which a learner would send to the dead letters"]
+        lines += [f"  {reason} {n:,}, first at {self.first[reason]}" for reason, n in self.counts.most_common()]
+        return "\n".join(lines)
