@@ -50,6 +50,10 @@ class RecentStore:
             self._size_bytes -= len(self._recent.pop(next(iter(self._recent))))
         return done
 
+    def owner(self, claim: bytes | None = None) -> bytes | None:
+        """See the store."""
+        return self._store.owner(claim)
+
     def ping(self) -> None:
         """Return if the store answers."""
         self._store.ping()

@@ -14,6 +14,7 @@ CREATE TABLE IF NOT EXISTS records (
     user_id TEXT PRIMARY KEY, revision BLOB NOT NULL, value BLOB NOT NULL, expires_at REAL NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS records_by_expiry ON records (expires_at);
+CREATE TABLE IF NOT EXISTS owner (value BLOB NOT NULL);
 """
 
 
@@ -51,6 +52,15 @@ class SqliteStore:
                     )
                 done.append(cursor.rowcount == 1)
         return done
+
+    def owner(self, claim: bytes | None = None) -> bytes | None:
+        """Read the owner, or become it."""
+        with self._file.writing() as db:
+            held = db.execute("SELECT value FROM owner").fetchone()
+            if held is None and claim:
+                db.execute("INSERT INTO owner VALUES (?)", (claim,))
+                return claim
+        return held and bytes(held[0])
 
     def ping(self) -> None:
         """Return if the file can be read."""
