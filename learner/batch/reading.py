@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -135,7 +136,7 @@ def _from_parquet(file: Path, model: Model) -> Iterator[tuple[str, bytes]]:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as exc:
-        raise LogError(f"log {str(file)!r}: Parquet needs pyarrow; install freshet[parquet]") from exc
+        raise LogError(f"log {str(file)!r}: Parquet needs pyarrow: {sys.executable} -m pip install pyarrow") from exc
     try:
         table = pq.ParquetFile(file)
     except pa.ArrowInvalid as exc:
