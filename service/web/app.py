@@ -208,8 +208,14 @@ def create_app(
         openapi_extra=OF_A_USER,
     )
     async def erase(request: Request) -> Response:
-        """Erase a user: all that was learnt, and all that is pending."""
-        return json_response(await _in(with_store, operations.erase, _user_id(request)))
+        """Erase a user: all that was learnt, and all that is pending.
+
+        The erasure is in the log before the answer is sent. Whatever fails, ask again: nothing is undone.
+        """
+        user_id = _user_id(request)
+        # Each with its own threads: those who score need not wait for the log.
+        at = await _in(with_log, operations.log_erasure, user_id)
+        return json_response(await _in(with_store, operations.erase, user_id, at))
 
     @app.get("/model", responses=responses(api.ModelResponse, says="The model."))
     async def describe() -> Response:

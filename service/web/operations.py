@@ -12,8 +12,8 @@ import numpy as np
 
 from learner.belief.gaussian import Array, Belief, Rows
 from learner.belief.policies import Scores, score_items
-from learner.events.parse import Click, from_the_future, parse_event
-from learner.events.wire import BadEvent, Ranked, WireImpression
+from learner.events.parse import Click, Impression, from_the_future, parse_event
+from learner.events.wire import BadEvent, Ranked, Reason, WireImpression
 from learner.limits import MAX_EVENT_BYTES
 from learner.log import Entry, EventLog
 from learner.model.spec import Model
@@ -103,6 +103,11 @@ class Operations:
         for index, one in enumerate(split_events(raw)):
             try:
                 event = parse_event(one, self._model)
+                if not isinstance(event, Impression | Click):
+                    # Not for everyone who may send events: see `service.web.guard`.
+                    raise BadEvent(
+                        Reason.UNKNOWN_TYPE, "type: expected 'impression' or 'click'; see DELETE /users/{id}"
+                    )
                 if why := from_the_future(event, now, self._model):
                     raise why
             except BadEvent as exc:
@@ -132,13 +137,20 @@ class Operations:
             waiting_clicks=len(record.clicks),
         )
 
-    def erase(self, user_id: str) -> api.Erasure:
+    def log_erasure(self, user_id: str) -> int:
+        """Have the log say that a user was erased: a store that is lost and learnt anew forgets again; returns when."""
+        now = _now_ms()
+        event = {"type": "erase", "user_id": user_id, "timestamp": now}
+        self._log.append([Entry(self._settings.impressions_topic, user_id.encode(), msgspec.json.encode(event))])
+        return now
+
+    def erase(self, user_id: str, at: int) -> api.Erasure:
         """Forget a user, against learners that write meanwhile; also one whose record is damaged."""
         for _ in range(ERASE_ATTEMPTS):
             (value,) = self._store.load([user_id])
             record = self._to_erase(value, user_id)
             # A user without a record may have events in the log that are still to be learnt.
-            blank = encode_record(erased(record, self._model, _now_ms()), self._model)
+            blank = encode_record(erased(record, self._model, at), self._model)
             if self._store.commit([Write(user_id, value, blank, erased=True)]) == [True]:
                 return api.Erasure(user_id, erased=record.n_events > 0)
         raise StoreUnavailable(f"user {user_id!r} was written {ERASE_ATTEMPTS} times while being erased")
