@@ -128,6 +128,8 @@ class RedisStore:
     def ping(self) -> None:
         """Return if Redis answers, and lets us run a script on our keys."""
         with translated():
+            # It says, too, whether what is written can be kept; a script that only reads does not.
+            self._redis.ping()
             self._redis.eval("return redis.call('EXISTS', KEYS[1])", 1, self._owner_key)
 
     def close(self) -> None:

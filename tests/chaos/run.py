@@ -396,7 +396,7 @@ class Chaos:
         expected = expect(self.log)
         client = redis.Redis(port=self.redis.port)
         found = {}
-        for key in client.scan_iter("freshet:*", count=1000):
+        for key in client.scan_iter("freshet:*:user:*", count=1000):
             user = key.decode().partition(":user:")[2]
             found[user] = decode_record(client.get(key), MODEL_OF_RUN, user)
         client.close()

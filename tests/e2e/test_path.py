@@ -141,7 +141,7 @@ class Deployment:
         model = load_model(MODEL)
         client = redis.Redis.from_url(self.redis_url)
         found = {}
-        for key in client.scan_iter("freshet:*"):
+        for key in client.scan_iter("freshet:*:user:*"):
             user = key.decode().rpartition(":")[2]
             value = client.get(key)
             found[user] = encode_record(decode_record(value, model, user)._replace(revision=0), model)
