@@ -1,10 +1,10 @@
 # `make help` lists the targets.
 PYTHON ?= python3
-SOURCES := $(shell find learner service -name '*.py') deploy/model.toml pyproject.toml README.md
+SOURCES := $(shell find learner service -name '*.py') deploy/model.toml pyproject.toml README.md requirements-build.lock
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help up test lint chaos fuzz bench compose ranklens lock clean
+.PHONY: help up test lint chaos fuzz bench compose digests ranklens lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -31,21 +31,32 @@ bench: .venv-bench/installed ## Measure against peers and floors: make bench ARG
 fuzz: .venv-fuzz/installed ## Fuzz the wire format, the records and every route: make fuzz ARGS="--quick"; --help says more
 	OMP_NUM_THREADS=1 .venv-fuzz/bin/python -m tests.fuzz $(ARGS)
 
-compose: ## Start Kafka, Redis, a learner and a scorer in containers, and wait until they are healthy
+compose: deploy/secrets/redis_password ## Start Kafka, Redis, a learner and a scorer in containers
 	docker-compose up -d --build
+
+digests: ## Write to .env which images by digest `make compose` uses: those that are pulled now (needs docker and a registry)
+	@for image in PYTHON_IMAGE=python:3.12-slim REDIS_IMAGE=redis:7 KAFKA_IMAGE=apache/kafka:4.1.0; do \
+	  docker pull -q $${image#*=} >/dev/null && \
+	  docker image inspect --format "$${image%%=*}={{index .RepoDigests 0}}" $${image#*=} || exit 1; \
+	done > .env.new && mv .env.new .env && cat .env
+
+deploy/secrets/redis_password: deploy/make_secrets.sh
+	deploy/make_secrets.sh
 
 ranklens: .venv-test/installed ## Replay RankLens into Kafka and score it: make ranklens ARGS="--help"
 	.venv-test/bin/python -m examples.ranklens.replay $(ARGS)
 
-lock: ## Resolve the dependencies anew (needs uv)
+lock: ## Resolve the dependencies anew, those of the build too (needs uv)
 	uv pip compile -q -U --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	  -o requirements.lock pyproject.toml
+	  --group build -o requirements-build.lock
 	uv pip compile -q -U --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	  --group dev -c requirements.lock -o requirements-dev.lock pyproject.toml
+	  -c requirements-build.lock -o requirements.lock pyproject.toml
 	uv pip compile -q -U --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	  --group bench -c requirements.lock -o requirements-bench.lock pyproject.toml
+	  --group dev -c requirements.lock -c requirements-build.lock -o requirements-dev.lock pyproject.toml
 	uv pip compile -q -U --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	  --group test --group fuzz -c requirements-dev.lock -o requirements-fuzz.lock pyproject.toml
+	  --group bench -c requirements.lock -c requirements-build.lock -o requirements-bench.lock pyproject.toml
+	uv pip compile -q -U --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --group test --group fuzz -c requirements-dev.lock -c requirements-build.lock -o requirements-fuzz.lock pyproject.toml
 
 clean: ## Remove the environments and caches; leaves freshet.db alone
 	rm -rf .venv .venv-test .venv-bench .venv-fuzz .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
@@ -61,7 +72,7 @@ clean: ## Remove the environments and caches; leaves freshet.db alone
 	@test -x $(@D)/bin/pip || $(PYTHON) -m venv $(@D) || \
 	  { rm -rf $(@D); echo "No virtual environment could be made (Debian: apt-get install python3-venv)"; exit 1; }
 	@echo "installing what $(LOCK) holds into $(@D)"
-	@$(@D)/bin/pip install -q --disable-pip-version-check --require-hashes -r $(LOCK)
-	@$(@D)/bin/pip install -q --disable-pip-version-check --no-deps --force-reinstall .
+	@$(@D)/bin/pip install -q --disable-pip-version-check --require-hashes -r $(LOCK) -r requirements-build.lock
+	@$(@D)/bin/pip install -q --disable-pip-version-check --no-build-isolation --no-deps --force-reinstall .
 	@cd $(@D) && bin/python -m learner.compile
 	@touch $@

@@ -16,6 +16,7 @@ from learner.model.kinds import FeatureValue
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What msgspec's decoder raises for bytes from outside."""
 
+MAX_NAME_SHOWN = 64
 _PLACE = re.compile(r"(.*) - at (?:`key` in )?`\$([^`]*)`", re.DOTALL)
 _IN_FEATURES = re.compile(r"items\[(\d+)\]\.features\[\.\.\.\]")
 
@@ -64,6 +65,9 @@ def explain(raw: bytes, exc: Exception, choices: Mapping[str, str]) -> Flaw:
         return Flaw(False, "", str(exc))
     found = _PLACE.fullmatch(str(exc))
     what, field = (found[1], found[2].lstrip(".")) if found else (str(exc), "")
+    if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", what, re.DOTALL):
+        # Its name is the sender's own, and may be of any length.
+        return Flaw(True, f"{field}.{unknown[1][:MAX_NAME_SHOWN]}".lstrip("."), "no such field")
     if missing := re.fullmatch(r"Object missing required field `(.*)`", what):
         field = f"{field}.{missing[1]}".lstrip(".")
     elif what.startswith("Invalid "):

@@ -28,7 +28,7 @@ def read_model(path: str, prior: str = "") -> Model:
 def _read_specification(path: str) -> Model:
     if path:
         try:
-            return load_model(Path(path).read_text(encoding="utf-8"), path)
+            return load_model(Path(path).read_text(encoding="utf-8-sig"), path)
         except (OSError, UnicodeDecodeError) as exc:
             raise ModelError(f"model {path!r}: cannot be read: {exc}") from exc
     here = Path(__file__).parent

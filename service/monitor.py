@@ -79,18 +79,15 @@ class Monitor:
     def trouble(self, store: Store) -> str | None:
         """Why the learner is not ready; None if it is."""
         if self._turned_at is None:
-            return "the loop has not polled yet"
+            # It waits for the store, or for the log.
+            return _trouble_of(store) or "the loop has not polled yet"
         now = self._clock()
         if (idle := now - self._turned_at) > self._stalled_after_s:
             return f"the loop has finished no turn for {idle:.0f} s"
         # As long as messages are taken it is only busy, however many are left.
         if (idle := now - self._progressed_at) > self._stalled_after_s:
             return f"{self._lag} messages are to be learnt, and for {idle:.0f} s none came"
-        try:
-            store.ping()
-        except StoreUnavailable as exc:
-            return str(exc)
-        return None
+        return _trouble_of(store)
 
     def close(self) -> None:
         """End the progress line."""
@@ -111,3 +108,11 @@ class Monitor:
         self._messages = self._batches = 0
         self._freshness_ms = 0.0
         self._counts = Counter()
+
+
+def _trouble_of(store: Store) -> str | None:
+    try:
+        store.ping()
+    except StoreUnavailable as exc:
+        return str(exc)
+    return None

@@ -10,9 +10,16 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import msgspec
 
+from learner.log import check_log_url
+from learner.store import check_store_url
+
 PREFIX = "FRESHET_"
 DAY_S = 86_400
-SECRETS = frozenset({"api_key", "redis_password", "kafka_sasl_password", "kafka_ssl_password"})
+SECRETS = frozenset({"api_key", "admin_key", "redis_password", "kafka_sasl_password", "kafka_ssl_password"})
+# What Kubernetes tells every pod of each service: of one called freshet or freshet-scorer, by names that begin as ours.
+_LINK = re.compile(r"FRESHET(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
+_LINK_PORT = re.compile(r"(tcp|udp|sctp)://", re.IGNORECASE)
+_ORIGIN = re.compile(r"https?://[^/@?#\s]+")
 
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
@@ -35,6 +42,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ``redis://…`` or ``sqlite:///path``; ``kafka://host:port,…`` or ``sqlite:///path``.
     redis_password
         Where the store's URL has none.
+    key_prefix
+        What every key in Redis begins with: deployments that share a Redis need different ones.
     ttl_days
         Days after its last write at which a user's record expires.
     tombstone_days
@@ -54,11 +63,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     host, port, learner_port
         Where the service listens, and where a learner answers health and metrics (0: nowhere).
     api_key
-        What clients must send as ``X-API-Key``; empty: nothing.
+        What clients must send as ``X-API-Key``; not set: nothing.
+    admin_key
+        The only key that opens what is neither scoring nor ingest: erasure, posteriors, the model; it opens all else
+        too. Not set: `api_key` opens every route.
+    cors_origins
+        Whose web pages may call the service: origins such as ``https://shop.example``, by commas, or ``*``.
     ucb_alpha
         Standard deviations of optimism of the policy ``ucb``.
     store_timeout_s
         How long one round trip to the store may take.
+    impression_timeout_s, score_unlogged
+        How long `POST /score` waits for the log to take the impression of `log_impression`; and whether it answers with
+        ``"logged": false`` when that is over, in the place of 503.
     request_timeout_s
         How long a client may take to send a request, from its first byte to its last, or to read on in its answer.
     keep_alive_s
@@ -74,6 +91,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     store: str = "redis://127.0.0.1:6379/0"
     log: str = "kafka://127.0.0.1:9092"
     redis_password: str = ""
+    key_prefix: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")] = "freshet"
     ttl_days: PositiveInt = 180
     tombstone_days: Annotated[int, msgspec.Meta(ge=0)] = 0
     impressions_topic: str = "impressions"
@@ -95,8 +113,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     port: Port = 8000
     learner_port: Port = 8001
     api_key: str = ""
+    admin_key: str = ""
+    cors_origins: str = ""
     ucb_alpha: Annotated[float, msgspec.Meta(ge=0)] = 1.0
     store_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 2.0
+    impression_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    score_unlogged: bool = False
     request_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 10.0
     keep_alive_s: PositiveInt = 75
     max_concurrency: PositiveInt = 128
@@ -107,6 +129,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def topics(self) -> list[str]:
         """What a learner reads."""
         return list(dict.fromkeys([self.impressions_topic, self.clicks_topic]))
+
+    @property
+    def allowed_origins(self) -> list[str]:
+        """`cors_origins`, one by one."""
+        return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
 
     @property
     def store_url(self) -> str:
@@ -125,6 +152,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "ttl_s": self.ttl_days * DAY_S,
             "timeout_s": self.store_timeout_s,
             "tombstone_ttl_s": self.tombstone_days * DAY_S,
+            "key_prefix": self.key_prefix,
         }
 
     @property
@@ -161,32 +189,77 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     Raises
     ------
     SettingsError
-        If a value has the wrong type or range, a ``_FILE`` cannot be read, or a variable with the prefix is unknown.
+        If a value has the wrong type or range, a ``_FILE`` cannot be read, a secret is empty, settings contradict each
+        other, or a variable with the prefix is unknown.
     """
     values: dict[str, str] = {}
     for variable, value in environ.items():
-        if not variable.startswith(PREFIX):
+        if not variable.startswith(PREFIX) or _is_service_link(variable, value):
             continue
         name = variable.removeprefix(PREFIX).lower()
         if name.endswith("_file") and name not in Settings.__struct_fields__:
             name = name.removesuffix("_file")
-            try:
-                value = Path(value).read_text(encoding="utf-8").strip()
-            except (OSError, UnicodeDecodeError) as exc:
-                raise SettingsError(f"{variable} = {value!r}: cannot be read: {exc}") from exc
+            value = _read(variable, value, name in SECRETS)
         if name not in Settings.__struct_fields__:
             known = ", ".join(PREFIX + field.upper() for field in Settings.__struct_fields__)
             raise SettingsError(f"{variable}: no such setting; there are: {known}")
         if name in values:
             raise SettingsError(f"{PREFIX}{name.upper()} and {PREFIX}{name.upper()}_FILE: expected one of the two")
+        if name in SECRETS:
+            # Those who mount secrets often end them with a newline. None at all is one that was not filled in.
+            value = value.strip("\r\n")
+            if not value.strip():
+                raise SettingsError(f"{variable}: empty: expected a secret, or not to be set")
         values[name] = value
     try:
-        return msgspec.convert(values, Settings, strict=False)
+        settings = msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as exc:
         what, _, path = str(exc).partition(" - at `$.")
         name = path.rstrip("`")
         shown = "(secret)" if name in SECRETS else repr(values.get(name))
         raise SettingsError(f"{PREFIX}{name.upper()} = {shown}: {what[:1].lower()}{what[1:]}") from exc
+    _check(settings)
+    return settings
+
+
+def service_links(environ: Mapping[str, str]) -> list[str]:
+    """The variables that `read_settings` passes over, since Kubernetes made them and not who runs this."""
+    return sorted(variable for variable, value in environ.items() if _is_service_link(variable, value))
+
+
+def _is_service_link(variable: str, value: str) -> bool:
+    if variable.startswith(PREFIX) and variable.endswith("_PORT") and _LINK_PORT.match(value):
+        return True
+    return _LINK.fullmatch(variable) is not None
+
+
+def _read(variable: str, path: str, is_secret: bool) -> str:
+    """What the file of a setting holds."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig").strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        # The secret itself, where a path should be, is a common slip.
+        shown = "(not shown)" if is_secret else repr(path)
+        why = exc.strerror if isinstance(exc, OSError) else "not UTF-8"
+        raise SettingsError(f"{variable} = {shown}: cannot be read: {why}; expected the path of a file") from exc
+
+
+def _check(settings: Settings) -> None:
+    """Refuse what no type can say."""
+    if settings.admin_key and not settings.api_key:
+        raise SettingsError(
+            "FRESHET_ADMIN_KEY: expected FRESHET_API_KEY too, without which scoring is open to everyone"
+        )
+    if settings.admin_key and settings.admin_key == settings.api_key:
+        raise SettingsError("FRESHET_ADMIN_KEY: expected another key than FRESHET_API_KEY")
+    for origin in settings.allowed_origins:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise SettingsError(f"FRESHET_CORS_ORIGINS: {origin!r}: expected * or origins such as https://shop.example")
+    for name, check in (("LOG", check_log_url), ("STORE", check_store_url)):
+        try:
+            check(getattr(settings, name.lower()))
+        except ValueError as exc:
+            raise SettingsError(f"{PREFIX}{name}: {exc}") from exc
 
 
 def describe(settings: Settings) -> dict[str, str]:
@@ -201,11 +274,11 @@ def describe(settings: Settings) -> dict[str, str]:
 
 
 def hide_password(url: str) -> str:
-    """A URL with its passwords, if any, replaced by stars."""
-    parts = urlsplit(url)
+    """A URL with its passwords, if any, replaced by stars, whatever characters they have."""
     # redis-py takes them there too: ?password=, ?ssl_password=
-    parts = parts._replace(query=re.sub(r"(password=)[^&]*", r"\1***", parts.query))
-    if parts.password is None:
-        return urlunsplit(parts)
-    place = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{place}"))
+    url = re.sub(r"(password=)[^&]*", r"\1***", url)
+    scheme, separator, rest = url.partition("://")
+    # Not by `urlsplit`: to it a slash in a password that should have been %2F begins the path.
+    account, at, place = rest.rpartition("@")
+    user, colon, _ = account.partition(":")
+    return f"{scheme}{separator}{user}{':***' if colon else ''}{at}{place}"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import structlog
 from fastapi import FastAPI, Response
@@ -18,7 +19,8 @@ from tenacity.wait import wait_random_exponential
 from learner.log import LogUnavailable, Reader, open_log, open_reader
 from learner.loop import MAX_BACKOFF_S, Learner
 from learner.model.spec import Model
-from learner.store import Store, open_store
+from learner.store import Store, StoreUnavailable, open_store
+from learner.store.owner import Owner, claim
 from learner.store.recent import RecentStore
 from service.metrics import exposition
 from service.monitor import Monitor
@@ -26,7 +28,10 @@ from service.settings import Settings
 from service.web import api
 from service.web.guard import Guard
 from service.web.http import add_error_handlers, json_response
+from service.web.readiness import Readiness
 from service.web.server import end_in_time, make_server
+
+T = TypeVar("T")
 
 log = structlog.get_logger("freshet")
 
@@ -46,7 +51,10 @@ def learn(settings: Settings, model: Model) -> int:
     store = open_store(settings.store_url, **settings.store_options)
     try:
         with _answering(settings, _monitor_app(settings, monitor, store, registry)):
-            reader = _join(settings, stop)
+            owner = Owner(model.name, settings.group)
+            if _patiently("store", stop, lambda: claim(store, owner)) is None:
+                return 0
+            reader = _patiently("log", stop, lambda: _open_reader(settings))
             if reader is None:
                 return 0
             log.info("learning", topics=settings.topics, group=settings.group, model=model.name)
@@ -76,40 +84,46 @@ def make_learner(
     )
 
 
-def _join(settings: Settings, stop: threading.Event) -> Reader | None:
-    """A reader, as soon as the log is there; None if told to stop before."""
+def _patiently(what: str, stop: threading.Event, get: Callable[[], T]) -> T | None:
+    """What `get` gets, as soon as the log or the store is there; None if told to stop before."""
 
     def waiting(state: RetryCallState) -> None:
-        log.warning("waiting for the log", error=str(state.outcome.exception() if state.outcome else ""))
+        log.error(f"waiting for the {what}", error=str(state.outcome.exception() if state.outcome else ""))
 
     retrying = Retrying(
-        retry=retry_if_exception_type(LogUnavailable),
+        retry=retry_if_exception_type((LogUnavailable, StoreUnavailable)),
         wait=wait_random_exponential(multiplier=0.1, max=MAX_BACKOFF_S),
         stop=stop_when_event_set(stop),
         sleep=sleep_using_event(stop),
         before_sleep=waiting,
     )
     try:
-        return retrying(open_reader, settings.log, settings.topics, settings.group, **settings.reader_options)
+        return retrying(get)
     except RetryError:
         return None
+
+
+def _open_reader(settings: Settings) -> Reader:
+    return open_reader(settings.log, settings.topics, settings.group, **settings.reader_options)
 
 
 def _monitor_app(settings: Settings, monitor: Monitor, store: Store, registry: CollectorRegistry) -> FastAPI:
     """What a learner answers over HTTP."""
     app = FastAPI(title="Freshet learner", docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(Guard, api_key=settings.api_key, max_concurrency=settings.max_concurrency)
+    app.add_middleware(Guard, settings=settings)
     add_error_handlers(app)
 
+    readiness = Readiness(lambda: monitor.trouble(store))
+
+    @app.head("/health/live")
     @app.get("/health/live")
-    def live() -> Response:
+    async def live() -> Response:
         return json_response(api.Health("ok"))
 
+    @app.head("/health/ready")
     @app.get("/health/ready")
-    def ready() -> Response:
-        if (detail := monitor.trouble(store)) is not None:
-            raise api.ApiError(503, "not_ready", detail)
-        return json_response(api.Health("ok"))
+    async def ready() -> Response:
+        return await readiness.response()
 
     @app.get("/metrics")
     def metrics() -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence, Set
 from typing import NamedTuple, Protocol
 
@@ -169,13 +170,33 @@ def read_to_end(url: str, topics: Sequence[str], **kafka: object) -> Iterator[li
     yield from read_sqlite_to_end(place, topics)
 
 
+def check_log_url(url: str) -> None:
+    """Raise `ValueError` for a URL that `open_log` would not take; its message never repeats the URL."""
+    _split(url)
+
+
 def _split(url: str) -> tuple[str, str]:
     scheme, separator, rest = url.partition("://")
     if scheme == "kafka" and rest:
-        return scheme, rest
+        return scheme, _servers(rest)
     if scheme == "sqlite" and rest.startswith("/") and len(rest) > 1:
         return scheme, rest[1:]
     # Not the URL: one that was meant for the store may hold a password.
     raise ValueError(
         f"log URL with scheme {scheme if separator else None!r}: expected kafka://host:port[,host:port] or sqlite:///path"
     )
+
+
+def _servers(place: str) -> str:
+    """The servers of a Kafka URL, as kafka-python takes them; it would ask a name server for anything else."""
+    expected = "expected kafka://host:port[,host:port]"
+    if "@" in place:
+        raise ValueError(f"log URL with a user or password: {expected}, and FRESHET_KAFKA_SASL_USERNAME, …_PASSWORD")
+    place = place.removesuffix("/")
+    if not all(_SERVER.fullmatch(server) for server in place.split(",")):
+        # Not which: a password may stand where a port should.
+        raise ValueError(f"log URL with a server that is not host:port: {expected}")
+    return place
+
+
+_SERVER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/?#\[\]]+)(:\d{1,5})?")

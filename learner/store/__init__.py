@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from learner.log.position import Mark, Partition
 from learner.record import IDENTITY
+
+KEY_PREFIX = "freshet"
+"""What keys in Redis begin with, unless another prefix is set."""
 
 
 class StoreUnavailable(ConnectionError):
@@ -99,8 +103,12 @@ class Store(Protocol):
         """Remember no records, where some are kept in front of the store: it has stepped back."""
         ...
 
+    def owner(self, claim: bytes | None = None) -> bytes | None:
+        """Whose records they are, see `learner.store.owner`; where they are nobody's yet, those of `claim` from now."""
+        ...
+
     def ping(self) -> None:
-        """Return if the store answers."""
+        """Return if the store answers, and can be used."""
         ...
 
     def close(self) -> None:
@@ -134,7 +142,9 @@ class Lifetimes(NamedTuple):
         return max(self.ttl_s, self.tombstone_ttl_s) if self.tombstone_ttl_s else 0
 
 
-def open_store(url: str, ttl_s: int, timeout_s: float = 2.0, tombstone_ttl_s: int = 0) -> Store:
+def open_store(
+    url: str, ttl_s: int, timeout_s: float = 2.0, tombstone_ttl_s: int = 0, key_prefix: str = KEY_PREFIX
+) -> Store:
     """Open the store a URL names: ``redis://``, ``rediss://``, either with ``+cluster``, or ``sqlite:///path``.
 
     Parameters
@@ -147,24 +157,49 @@ def open_store(url: str, ttl_s: int, timeout_s: float = 2.0, tombstone_ttl_s: in
         How long one round trip may take.
     tombstone_ttl_s
         The same of a user who was ever erased; 0: for ever.
+    key_prefix
+        What all keys begin with, in Redis.
 
     Raises
     ------
     ValueError
         If the URL is of another kind.
     """
-    scheme, separator, rest = url.partition("://")
+    check_store_url(url)
+    scheme, _, rest = url.partition("://")
     lifetimes = Lifetimes(ttl_s, tombstone_ttl_s)
     # The driver of the other store is not worth its import time.
-    if separator and scheme in {"redis", "rediss", "unix", "redis+cluster", "rediss+cluster"}:
-        from learner.store.redis import RedisStore
-
-        return RedisStore(url, lifetimes, timeout_s)
-    if scheme == "sqlite" and rest.startswith("/") and len(rest) > 1:
+    if scheme == "sqlite":
         from learner.store.sqlite import SqliteStore
 
         return SqliteStore(rest[1:], lifetimes)
-    raise ValueError(
-        f"store URL with scheme {scheme if separator else None!r}: "
-        "expected redis://, rediss://, redis+cluster://, rediss+cluster:// or sqlite:///path"
-    )
+    from learner.store.redis import RedisStore
+
+    return RedisStore(url, lifetimes, timeout_s, key_prefix)
+
+
+def check_store_url(url: str) -> None:
+    """Raise `ValueError` for a URL that `open_store` would not take; its message never repeats the URL."""
+    scheme, separator, rest = url.partition("://")
+    if separator and scheme == "unix":
+        return
+    if scheme == "sqlite" and rest.startswith("/") and len(rest) > 1:
+        return
+    if not separator or scheme not in {"redis", "rediss", "redis+cluster", "rediss+cluster"}:
+        raise ValueError(
+            f"store URL with scheme {scheme if separator else None!r}: "
+            "expected redis://, rediss://, redis+cluster://, rediss+cluster:// or sqlite:///path"
+        )
+    if not _REDIS.fullmatch(rest):
+        # A password with a slash or a hash mark in it is the usual reason, and must not be shown.
+        raise ValueError(
+            f"store URL: expected {scheme}://[user:password@]host[:port][/database], characters such as / # ? @ of a "
+            "password as %2F %23 %3F %40, or the password in FRESHET_REDIS_PASSWORD"
+        )
+
+
+_REDIS = re.compile(
+    r"([^@/?#]*@)?"  # user and password
+    r"(\[[0-9A-Fa-f:.]+\]|[^\s@:/?#,]*)(:\d{1,5})?(,[^\s@:/?#,]+:\d{1,5})*"  # host, port, other nodes of a cluster
+    r"(/\d*)?(\?[^#]*)?"  # database, options
+)

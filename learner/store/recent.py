@@ -68,6 +68,10 @@ class RecentStore:
         """Remember no records."""
         self._recent.clear()
 
+    def owner(self, claim: bytes | None = None) -> bytes | None:
+        """See the store."""
+        return self._store.owner(claim)
+
     def ping(self) -> None:
         """Return if the store answers."""
         self._store.ping()

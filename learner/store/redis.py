@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 from zlib import crc32
@@ -17,7 +15,8 @@ from redis.retry import Retry
 
 from learner.log.position import NOTHING, Mark, Partition
 from learner.record import DamagedRecord
-from learner.store import Lifetimes, StoreUnavailable, Transaction
+from learner.store import KEY_PREFIX, Lifetimes, Transaction
+from learner.store.redis_errors import translated
 
 SHARDS = 16
 """Hash tags that keys are spread over. Users of one shard can be read and written in one command on Redis Cluster."""
@@ -59,26 +58,23 @@ end
 return 1
 """
 
-# Redis is away, or there but cannot serve yet, or not any more: it may later.
-_TRANSIENT = (
-    redis.ConnectionError,
-    redis.TimeoutError,
-    redis.exceptions.ReadOnlyError,
-    redis.exceptions.OutOfMemoryError,
-    redis.exceptions.TryAgainError,
-    redis.exceptions.ClusterDownError,
-    redis.exceptions.RedisClusterException,
-)
-# The same, of errors that redis-py has no class for: the append-only file cannot be written, a script or a failover is
-# in the way, replicas are missing. In a pipeline redis-py puts the command before the code.
-_TRANSIENT_CODES = re.compile(r"(^|caused error: )(MISCONF|BUSY|NOREPLICAS|UNBLOCKED)\b")
+# KEYS: the owner's key. ARGV: who claims it, or nothing. Answers who has it.
+_CLAIM = """
+local held = redis.call('GET', KEYS[1])
+if not held and ARGV[1] ~= '' then
+  redis.call('SET', KEYS[1], ARGV[1])
+  return ARGV[1]
+end
+return held
+"""
 
 
 class RedisStore:
     """See `learner.store.Store`."""
 
-    def __init__(self, url: str, lifetimes: Lifetimes, timeout_s: float) -> None:
+    def __init__(self, url: str, lifetimes: Lifetimes, timeout_s: float, key_prefix: str = KEY_PREFIX) -> None:
         self._url = url
+        self._prefix = key_prefix
         self._timeout_s = timeout_s
         self._lifetimes = lifetimes
         self._lock = threading.Lock()
@@ -99,14 +95,14 @@ class RedisStore:
         shards = list(_by_shard(user_ids))
         if not shards:
             return found
-        with _translated():
+        with translated():
             if len(user_ids) == 1:
                 # GET, unlike MGET, does not call a key absent that holds something else.
                 return [self._get(user_ids[0])]
             pipeline = self._redis.pipeline(transaction=False)
             for places in shards:
                 # Not `mget`, which redis-py does not let into a cluster's pipeline: these keys share their slot.
-                pipeline.execute_command("MGET", *(record_key(user_ids[i]) for i in places))
+                pipeline.execute_command("MGET", *(self._key(user_ids[i]) for i in places))
             replies = pipeline.execute()
         for places, values in zip(shards, replies, strict=True):
             for i, value in zip(places, values, strict=True):
@@ -118,10 +114,10 @@ class RedisStore:
         if not partitions:
             return [[]] * SHARDS
         fields = [_field(partition) for partition in partitions]
-        with _translated():
+        with translated():
             pipeline = self._redis.pipeline(transaction=False)
             for shard in range(SHARDS):
-                pipeline.execute_command("HMGET", positions_key(shard), *fields)
+                pipeline.execute_command("HMGET", positions_key(shard, self._prefix), *fields)
             replies = pipeline.execute()
         return [[_read_mark(held) for held in reply] for reply in replies]
 
@@ -129,7 +125,7 @@ class RedisStore:
         """Store what is still expected, in one round trip."""
         if not transactions:
             return []
-        with _translated():
+        with translated():
             pipeline = self._redis.pipeline(transaction=False)
             for shard, writes, moves in transactions:
                 # The script itself and not its hash: a Redis that restarted does not know the hash.
@@ -137,8 +133,8 @@ class RedisStore:
                     "EVAL",
                     _COMPARE_AND_SET,
                     1 + len(writes),
-                    positions_key(shard),
-                    *(record_key(write.user_id) for write in writes),
+                    positions_key(shard, self._prefix),
+                    *(self._key(write.user_id) for write in writes),
                     len(moves),
                     *(
                         part
@@ -154,16 +150,24 @@ class RedisStore:
             replies = pipeline.execute()
         for transaction, reply in zip(transactions, replies, strict=True):
             if reply < 0:
-                raise _wrong_type(transaction.writes[-reply - 1].user_id)
+                raise self._wrong_type(transaction.writes[-reply - 1].user_id)
         return [reply == 1 for reply in replies]
 
     def forget(self) -> None:
         """Do nothing: nothing is remembered."""
 
+    def owner(self, claim: bytes | None = None) -> bytes | None:
+        """Read the owner, or become it."""
+        with translated():
+            held: bytes | None = self._redis.eval(_CLAIM, 1, self._owner_key, claim or b"")
+        return held
+
     def ping(self) -> None:
-        """Return if Redis answers."""
-        with _translated():
+        """Return if Redis answers, and lets us run a script on our keys."""
+        with translated():
+            # It says, too, whether what is written can be kept; a script that only reads does not.
             self._redis.ping()
+            self._redis.eval("return redis.call('EXISTS', KEYS[1])", 1, self._owner_key)
 
     def close(self) -> None:
         """Close the pool."""
@@ -179,12 +183,22 @@ class RedisStore:
                 self._client = _connect(self._url, self._timeout_s)
             return self._client
 
+    @property
+    def _owner_key(self) -> str:
+        return f"{self._prefix}:owner"
+
+    def _key(self, user_id: str) -> str:
+        return record_key(user_id, self._prefix)
+
+    def _wrong_type(self, user_id: str) -> DamagedRecord:
+        return DamagedRecord(user_id, f"the Redis key {self._key(user_id)!r} does not hold a string")
+
     def _get(self, user_id: str) -> bytes | None:
         try:
-            value: bytes | None = self._redis.get(record_key(user_id))
+            value: bytes | None = self._redis.get(self._key(user_id))
         except redis.ResponseError as exc:
             if str(exc).startswith("WRONGTYPE"):
-                raise _wrong_type(user_id) from exc
+                raise self._wrong_type(user_id) from exc
             raise
         return value
 
@@ -194,14 +208,14 @@ def shard_of(user_id: str) -> int:
     return crc32(user_id.encode()) % SHARDS
 
 
-def record_key(user_id: str) -> str:
+def record_key(user_id: str, prefix: str = KEY_PREFIX) -> str:
     """The Redis key of a user's record."""
-    return f"freshet:{{{shard_of(user_id):02d}}}:user:{user_id}"
+    return f"{prefix}:{{{shard_of(user_id):02d}}}:user:{user_id}"
 
 
-def positions_key(shard: int) -> str:
+def positions_key(shard: int, prefix: str = KEY_PREFIX) -> str:
     """The Redis key of a shard's positions: a hash, ``<topic id>/<partition>`` to ``<leader epoch>/<offset>``."""
-    return f"freshet:{{{shard:02d}}}:positions"
+    return f"{prefix}:{{{shard:02d}}}:positions"
 
 
 def _field(partition: Partition) -> str:
@@ -249,19 +263,3 @@ def _connect(url: str, timeout_s: float) -> Any:
 def is_cluster(url: str) -> bool:
     """Whether a URL names a Redis Cluster."""
     return url.partition("://")[0] in {"redis+cluster", "rediss+cluster"}
-
-
-def _wrong_type(user_id: str) -> DamagedRecord:
-    return DamagedRecord(user_id, f"the Redis key {record_key(user_id)!r} does not hold a string")
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except _TRANSIENT as exc:
-        raise StoreUnavailable(f"Redis: {type(exc).__name__}: {exc}") from exc
-    except redis.ResponseError as exc:
-        if _TRANSIENT_CODES.search(str(exc)):
-            raise StoreUnavailable(f"Redis: {exc}") from exc
-        raise

@@ -20,6 +20,7 @@ CREATE TABLE IF NOT EXISTS positions (
     topic_id BLOB NOT NULL, number INTEGER NOT NULL, epoch INTEGER NOT NULL, "offset" INTEGER NOT NULL,
     PRIMARY KEY (topic_id, number)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS owner (value BLOB NOT NULL);
 """
 
 
@@ -73,6 +74,15 @@ class SqliteStore:
 
     def forget(self) -> None:
         """Do nothing: nothing is remembered."""
+
+    def owner(self, claim: bytes | None = None) -> bytes | None:
+        """Read the owner, or become it."""
+        with self._file.writing() as db:
+            held = db.execute("SELECT value FROM owner").fetchone()
+            if held is None and claim:
+                db.execute("INSERT INTO owner VALUES (?)", (claim,))
+                return claim
+        return held and bytes(held[0])
 
     def ping(self) -> None:
         """Return if the file can be read."""

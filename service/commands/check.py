@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from learner.model.spec import Model
 from service.commands.command import Subparsers
-from service.settings import Settings, describe
+from service.settings import Settings, describe, service_links
 
 
 def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
@@ -39,6 +40,7 @@ def check_text(settings: Settings, model: Model) -> str:
     lines = [
         "settings",
         *(f"  {name}={value}" for name, value in describe(settings).items()),
+        *(f"  passed over {name}: a service link of Kubernetes" for name in service_links(os.environ)),
         f"model {model.name!r}, fingerprint {model.fingerprint.hex()}, prior {model.population_fingerprint.hex()}",
         f"  method        {model.method}, {covariance} covariance, {model.d} coefficients",
         f"  forgetting    {forgets}",

@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
         freshet: Freshet = Embedded(model, np.random.default_rng([arguments.seed, 1]), settings.ucb_alpha)
         name = "demo"
         if arguments.service:
-            freshet = Running(Client(arguments.service, settings.api_key), arguments.pause)
+            freshet = Running(Client(arguments.service, settings.admin_key or settings.api_key), arguments.pause)
             name = f"demo-{policy}-{time.time_ns()}"
         done = simulate(freshet, world, model, policy, arguments.rounds, name)
         tenth = max(1, arguments.rounds // 10)

@@ -14,6 +14,7 @@ from learner.log import LogUnavailable
 from learner.model.duration import ModelError
 from learner.record import RecordError
 from learner.store import StoreUnavailable
+from service import DISTRIBUTION
 from service.client import Refused
 from service.commands import check, demo, evaluate, fit, inspect, learn, replay_dlq, serve, up
 from service.commands.command import Command
@@ -90,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="freshet", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--version", action="version", version=f"freshet {version('freshet')}")
+    parser.add_argument("--version", action="version", version=f"freshet {version(DISTRIBUTION)}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for one in COMMANDS.values():
         command = one.add_parser(commands)

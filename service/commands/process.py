@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from learner.log import LogUnavailable
 from learner.record import RecordError
 from learner.store import StoreUnavailable
-from service.settings import Settings
+from learner.store.owner import WrongStore
+from service.settings import Settings, service_links
 
 
 @contextmanager
@@ -33,8 +35,11 @@ def logged(settings: Settings, process: Callable[[], int]) -> int:
     from service.logging import configure_logging
 
     configure_logging(settings.log_format, settings.log_level)
+    log = structlog.get_logger("freshet")
+    if links := service_links(os.environ):
+        log.warning("passed over variables that are Kubernetes' service links", variables=links)
     try:
         return process()
-    except (LogUnavailable, StoreUnavailable, RecordError) as exc:
-        structlog.get_logger("freshet").error("stopped", error=str(exc))
+    except (LogUnavailable, StoreUnavailable, WrongStore, RecordError) as exc:
+        log.error("stopped", error=str(exc))
         return 1

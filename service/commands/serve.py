@@ -25,13 +25,15 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
 
         from learner.log import open_log
         from learner.store import open_store
+        from learner.store.owner import trouble
         from service.web.app import create_app
         from service.web.server import make_server, run_until_signal
     log = structlog.get_logger("freshet")
 
     def serve() -> int:
         store = open_store(settings.store_url, **settings.store_options)
-        app = create_app(settings, model, store, open_log(settings.log, **settings.kafka_options))
+        events = open_log(settings.log, **settings.kafka_options)
+        app = create_app(settings, model, store, events, trouble=lambda: trouble(store, model.name))
         log.info("serving", address=f"http://{settings.host}:{settings.port}", model=model.name)
         run_until_signal(make_server(app, settings, settings.port))
         return 0

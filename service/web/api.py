@@ -15,7 +15,7 @@ from learner.model.kinds import Features
 Seed = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 
-class ScoreItem(msgspec.Struct, frozen=True):
+class ScoreItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An item to score: its features as the model has them, and the log-odds of an upstream model.
 
     Without an `offset` it has the fixed effect's, which is 0 unless the prior was fitted with one.
@@ -26,7 +26,7 @@ class ScoreItem(msgspec.Struct, frozen=True):
     offset: Offset | None = None
 
 
-class ScoreRequest(msgspec.Struct, frozen=True):
+class ScoreRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A slate to rank for a user."""
 
     user_id: Id
@@ -53,7 +53,7 @@ class Posterior(msgspec.Struct, frozen=True):
     age_seconds: float | None
 
 
-class Contribution(msgspec.Struct, frozen=True):
+class Contribution(msgspec.Struct, frozen=True, gc=False):
     """What one coefficient adds to an item's log-odds: its value times its mean, and the standard deviation."""
 
     coefficient: str
@@ -75,7 +75,10 @@ class ScoredItem(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ScoreResponse(msgspec.Struct, frozen=True):
-    """The items, best first, the belief they were scored with, and how; log `ranked` with the impression."""
+    """The items, best first, the belief they were scored with, and how; log `ranked` with the impression.
+
+    `logged` says whether the log has the impression, for good: see `log_impression`.
+    """
 
     request_id: str
     model: str
@@ -85,6 +88,7 @@ class ScoreResponse(msgspec.Struct, frozen=True):
     posterior: Posterior
     ranked: Ranked
     items: list[ScoredItem]
+    logged: bool
     took_ms: float
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,13 +13,16 @@ from typing import TypeVar, TypeVarTuple
 from urllib.parse import unquote
 
 import msgspec
+import structlog
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
+from starlette.middleware.cors import CORSMiddleware
 
 from learner.limits import MAX_EVENT_BYTES, MAX_ID_LENGTH
-from learner.log import EventLog
+from learner.log import Entry, EventLog, LogUnavailable
 from learner.model.spec import Model
 from learner.store import Store
+from service import DISTRIBUTION
 from service.metrics import exposition
 from service.settings import Settings
 from service.web import api
@@ -26,7 +30,6 @@ from service.web.guard import Guard
 from service.web.http import (
     MAX_EVENTS,
     MAX_EVENTS_BYTES,
-    RETRY_AFTER_S,
     CountRequests,
     RouteAsSent,
     add_error_handlers,
@@ -34,14 +37,22 @@ from service.web.http import (
     json_response,
     read_body,
 )
+from service.web.impressions import Impressions
 from service.web.metrics import ServiceMetrics
 from service.web.openapi import EVENT, OF_A_USER, body, install, reference, responses
 from service.web.operations import Operations, describe_model
+from service.web.readiness import Readiness
 
 THREADS = 32
+EXPLAINING_THREADS = 2
+"""Explanations of large slates compute for so long that more of them at a time would slow everybody down."""
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+
+_BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+
+service_log = structlog.get_logger("freshet.service")
 
 _SCORE_REQUEST = api.score_decoder(None)
 
@@ -72,27 +83,50 @@ def create_app(
     metrics = ServiceMetrics(registry)
     # Threads that may wait for the store, for the log, and on behalf of a health probe: with one pool for all, a slow
     # server would stop what needs only the other, and the probes that ought to tell.
-    with_store, with_log, for_health = (ThreadPoolExecutor(n) for n in (THREADS, THREADS, 2))
+    with_store, with_log, explaining = (ThreadPoolExecutor(n) for n in (THREADS, THREADS, EXPLAINING_THREADS))
+    # Half of the requests may wait for the log; the other half still scores.
+    waiting = max(1, settings.max_concurrency // 2)
+    impressions = Impressions(log, THREADS, waiting, settings.impression_timeout_s)
+
+    def look() -> str | None:
+        store.ping()
+        return trouble()
+
+    readiness = Readiness(look)
     for_model = api.score_decoder(model.item_struct)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # What is wrong is in the log before anybody asks.
+        first_look = asyncio.create_task(readiness.check())
         yield
-        for pool in (with_store, with_log, for_health):
+        await first_look
+        for pool in (with_store, with_log, explaining):
             pool.shutdown(wait=False)
+        impressions.close()
+        readiness.close()
         log.close()
         store.close()
 
     app = FastAPI(
         title="Freshet",
-        version=version("freshet"),
+        version=version(DISTRIBUTION),
         summary="Scores from per-user Bayesian click models that learn from every click.",
         lifespan=lifespan,
         redirect_slashes=False,
     )
     app.add_middleware(RouteAsSent)
-    app.add_middleware(Guard, api_key=settings.api_key, max_concurrency=settings.max_concurrency)
+    app.add_middleware(Guard, settings=settings)
     app.add_middleware(CountRequests, metrics=metrics)
+    if settings.allowed_origins:
+        # Outermost: a browser asks first without the key, and reads no answer, not even a refusal, without the headers.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Content-Type", "X-API-Key"],
+            expose_headers=["Retry-After"],
+        )
     add_error_handlers(app)
     install(app, model, bool(settings.api_key))
 
@@ -104,14 +138,31 @@ def create_app(
     async def score(request: Request) -> Response:
         """Score and rank items for a user. An unknown user is scored with the prior.
 
-        With `log_impression` the impression is in the log, with exactly these features, before the answer is sent.
+        With `log_impression` the impression is in the log, with exactly these features, before the answer is sent;
+        `logged` says so. A log that does not take it in time means 503, or by a setting an answer with `logged` false:
+        then it may, or may not, be in the log later.
         """
         started = time.perf_counter()
-        raw = await read_body(request, MAX_EVENT_BYTES, settings.request_timeout_s)
+        raw = await read_body(request, MAX_EVENT_BYTES)
         wanted = decode_body(for_model, _SCORE_REQUEST, raw)
-        answer = await _in(with_store, operations.score, wanted, started)
+        pool = explaining if wanted.explain else with_store
+        answer, impression = await _in(pool, operations.score, wanted, started)
+        if impression is not None:
+            answer = msgspec.structs.replace(answer, logged=await logged(impression))
         metrics.scored.labels(wanted.policy, str(answer.user_known).lower()).inc(len(answer.items))
         return json_response(answer)
+
+    async def logged(impression: Entry) -> bool:
+        """Whether an impression is in the log; an error where that was to be."""
+        try:
+            await impressions.append(impression)
+        except LogUnavailable as exc:
+            metrics.unlogged.inc()
+            if not settings.score_unlogged:
+                raise
+            service_log.warning("scored, but not logged", error=str(exc))
+            return False
+        return True
 
     @app.post(
         "/events",
@@ -129,7 +180,7 @@ def create_app(
     )
     async def events(request: Request) -> Response:
         """Append events to the log: one event, an array, or one a line. 422 if there are events and none is good."""
-        raw = await read_body(request, MAX_EVENTS_BYTES, settings.request_timeout_s)
+        raw = await read_body(request, MAX_EVENTS_BYTES)
         answer, topics = await _in(with_log, operations.append, raw)
         for error in answer.errors:
             metrics.rejected.labels(error.reason.value).inc()
@@ -144,7 +195,7 @@ def create_app(
 
     @app.get(
         "/users/{user_id}/posterior",
-        responses=responses(api.PosteriorResponse, 422, 500, says="The belief."),
+        responses=responses(api.PosteriorResponse, 400, 422, 500, says="The belief."),
         openapi_extra=OF_A_USER,
     )
     async def posterior(request: Request) -> Response:
@@ -153,30 +204,35 @@ def create_app(
 
     @app.delete(
         "/users/{user_id}",
-        responses=responses(api.Erasure, 422, 500, says="Nothing is known of the user."),
+        responses=responses(api.Erasure, 400, 422, 500, says="Nothing is known of the user."),
         openapi_extra=OF_A_USER,
     )
     async def erase(request: Request) -> Response:
-        """Erase a user: all that was learnt, and all that is pending."""
-        return json_response(await _in(with_store, operations.erase, _user_id(request)))
+        """Erase a user: all that was learnt, and all that is pending.
+
+        The erasure is in the log before the answer is sent. Whatever fails, ask again: nothing is undone.
+        """
+        user_id = _user_id(request)
+        # Each with its own threads: those who score need not wait for the log.
+        at = await _in(with_log, operations.log_erasure, user_id)
+        return json_response(await _in(with_store, operations.erase, user_id, at))
 
     @app.get("/model", responses=responses(api.ModelResponse, says="The model."))
     async def describe() -> Response:
         """The model that scores."""
         return json_response(describe_model(model))
 
+    @app.head("/health/live", include_in_schema=False)
     @app.get("/health/live", responses=responses(api.Health, says="The process answers."))
     async def live() -> Response:
         """Whether the process answers; asks nothing of others."""
         return json_response(api.Health("ok"))
 
+    @app.head("/health/ready", include_in_schema=False)
     @app.get("/health/ready", responses=responses(api.Health, 503, says="Ready to score."))
     async def ready() -> Response:
-        """Whether the store answers."""
-        await _in(for_health, store.ping)
-        if (detail := await _in(for_health, trouble)) is not None:
-            raise api.ApiError(503, "not_ready", detail, retry_after=RETRY_AFTER_S)
-        return json_response(api.Health("ok"))
+        """Whether the store answers, and can be used."""
+        return await readiness.response()
 
     @app.get(
         "/metrics",
@@ -198,7 +254,16 @@ async def _in(pool: ThreadPoolExecutor, call: Callable[[*Ts], T], *arguments: *T
 def _user_id(request: Request) -> str:
     """The user whom the path names."""
     # Not a parameter of the route: for a single one FastAPI loads Pydantic's version 1 beside version 2.
-    user_id = unquote(request.path_params["user_id"])
+    sent = request.path_params["user_id"]
+    try:
+        if _BROKEN_ESCAPE.search(sent):
+            raise ValueError
+        user_id = unquote(sent, errors="strict")
+    except ValueError:
+        # Bytes that stand for nothing must not stand for somebody.
+        raise api.ApiError(
+            400, "invalid_path", "user_id: expected UTF-8, other characters as %XX", {"field": "user_id"}
+        ) from None
     if len(user_id) > MAX_ID_LENGTH:
         raise api.ApiError(
             422, "invalid_field", f"user_id: expected at most {MAX_ID_LENGTH} characters", {"field": "user_id"}

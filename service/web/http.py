@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
+from codecs import BOM_UTF8
 from contextlib import suppress
 from typing import Annotated, TypeVar, get_args
 
@@ -93,21 +93,17 @@ def error_response(error: ApiError) -> Response:
     return response
 
 
-async def read_body(request: Request, limit: int, timeout_s: float) -> bytes:
-    """The body of a request, if it is not longer than `limit` bytes and here within `timeout_s`."""
+async def read_body(request: Request, limit: int) -> bytes:
+    """The body of a request, if it is not longer than `limit` bytes; it comes in time by `service.web.guard`."""
     too_large = ApiError(413, "too_large", f"body: expected at most {limit} bytes", {"field": "body", "limit": limit})
     # What it says of itself, before any of it is read; llhttp has made sure that these are digits.
     if int(request.headers.get("content-length", 0)) > limit:
         raise too_large
     body = bytearray()
-    try:
-        async with asyncio.timeout(timeout_s):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > limit:
-                    raise too_large
-    except TimeoutError as exc:
-        raise ApiError(408, "request_timeout", f"body: not whole within {timeout_s:g} s") from exc
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise too_large
     return bytes(body)
 
 
@@ -116,6 +112,7 @@ def decode_body(quick: msgspec.json.Decoder[T], decoder: msgspec.json.Decoder[T]
 
     What `quick` does not take is left to `decoder`, which takes it after all or says why not.
     """
+    body = body.removeprefix(BOM_UTF8)
     with suppress(*UNREADABLE):
         return quick.decode(body)
     try:
@@ -187,13 +184,20 @@ def _as_api_error(exc: Exception) -> ApiError:
 
 def split_events(body: bytes) -> list[bytes]:
     """The events of a body: one event, an array of them, or one a line."""
+    body = body.removeprefix(BOM_UTF8)
     try:
         whole = msgspec.json.decode(body, type=msgspec.Raw)
-    except UNREADABLE:
+    except UNREADABLE as exc:
+        broken = ApiError(400, "invalid_json", f"body: {explain(body, exc, {})}")
+        if body.lstrip().startswith(b"["):
+            raise broken from exc
         # No more than is needed to see that there are too many.
         lines = body.split(b"\n", MAX_EVENTS)
         if len(lines) > MAX_EVENTS and lines[-1].strip():
             raise _too_many_events() from None
+        if body.strip() and not any(map(_could_be_event, lines)):
+            # One event that breaks somewhere, maybe over many lines.
+            raise broken from exc
         return [line for line in lines if line.strip()]
     if bytes(whole).lstrip().startswith(b"["):
         try:
@@ -201,6 +205,11 @@ def split_events(body: bytes) -> list[bytes]:
         except msgspec.ValidationError as exc:
             raise _too_many_events() from exc
     return [body]
+
+
+def _could_be_event(line: bytes) -> bool:
+    line = line.strip()
+    return line.startswith(b"{") and line.endswith(b"}")
 
 
 _Events = Annotated[list[msgspec.Raw], msgspec.Meta(max_length=MAX_EVENTS)]

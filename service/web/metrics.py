@@ -17,4 +17,9 @@ class ServiceMetrics:
         )
         self.scored = Counter("freshet_items_scored", "Items scored.", ["policy", "user_known"], registry=registry)
         self.accepted = Counter("freshet_events_accepted", "Events appended to the log.", ["topic"], registry=registry)
+        self.unlogged = Counter(
+            "freshet_impressions_unlogged",
+            "Impressions of `log_impression` that the log did not take in time.",
+            registry=registry,
+        )
         self.rejected = Counter("freshet_events_rejected", "Events refused at the door.", ["reason"], registry=registry)

@@ -21,8 +21,9 @@ _TYPES = [
     api.Health, api.ErrorResponse, WireImpression, WireClick,
 ]  # fmt: skip
 _ERRORS = {
-    400: "The body is not JSON.",
+    400: "The body is not JSON, or the path not UTF-8.",
     401: "The API key is missing or wrong.",
+    403: "The API key does not open this route: an admin's would.",
     408: "The body did not arrive in time.",
     413: "The body is too large, or has too many events.",
     415: "The body is compressed.",
@@ -31,7 +32,7 @@ _ERRORS = {
     503: "The store or the log is away, or too many requests are in progress; `Retry-After` says when to try again.",
 }
 # What `service.web.guard` answers in the place of any route but health.
-_GUARDED = (401, 415, 503)
+_GUARDED = (401, 403, 415, 503)
 
 
 def responses(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 import uuid
+from typing import cast
 
 import msgspec
 import numpy as np
@@ -45,8 +46,8 @@ class Operations:
         self._store = store
         self._log = log
 
-    def score(self, wanted: api.ScoreRequest, started: float) -> api.ScoreResponse:
-        """Score a slate: one read, one design matrix, one prediction."""
+    def score(self, wanted: api.ScoreRequest, started: float) -> tuple[api.ScoreResponse, Entry | None]:
+        """Score a slate: one read, one design matrix, one prediction; also what is to be logged of it."""
         rows = self._model.rows([item.features for item in wanted.items])
         _, record = self._read(wanted.user_id)
         now = _now_ms()
@@ -68,6 +69,7 @@ class Operations:
             alpha if wanted.policy == "ucb" else None,
         )
         request_id = wanted.request_id or uuid.uuid4().hex
+        entry = None
         if wanted.log_impression:
             shown = WireImpression(request_id, wanted.user_id, now, api.impression_items(wanted.items), ranked)
             raw = msgspec.json.encode(shown)
@@ -79,8 +81,8 @@ class Operations:
                     f"log_impression: the impression has {len(raw)} bytes: expected at most {MAX_EVENT_BYTES}",
                     {"field": "log_impression", "limit": MAX_EVENT_BYTES},
                 )
-            self._log.append([Entry(self._settings.impressions_topic, wanted.user_id.encode(), raw)])
-        return api.ScoreResponse(
+            entry = Entry(self._settings.impressions_topic, wanted.user_id.encode(), raw)
+        answer = api.ScoreResponse(
             request_id=request_id,
             model=self._model.name,
             policy=wanted.policy,
@@ -89,8 +91,10 @@ class Operations:
             posterior=_state(record, now),
             ranked=ranked,
             items=_ranked(wanted, scores, self._model, belief, rows),
+            logged=False,
             took_ms=(time.perf_counter() - started) * 1000,
         )
+        return answer, entry
 
     def append(self, raw: bytes) -> tuple[api.EventsResponse, list[str]]:
         """Append the good events of a body; also the topic of each."""
@@ -130,23 +134,25 @@ class Operations:
             waiting_clicks=len(record.clicks),
         )
 
-    def erase(self, user_id: str) -> api.Erasure:
-        """Forget a user, against learners that write meanwhile; also one whose record is damaged.
-
-        The log has it first: a store that is lost, or steps back, is made anew from there.
-        """
-        now, known = _now_ms(), False
-        (value,) = self._store.load([user_id])
+    def log_erasure(self, user_id: str) -> int:
+        """Have the log say that a user was erased: a store that is lost and learnt anew forgets again; returns when."""
+        now = _now_ms()
         event = msgspec.json.encode(WireErase(user_id, now))
         self._log.append([Entry(self._settings.impressions_topic, user_id.encode(), event)])
+        return now
+
+    def erase(self, user_id: str, at: int) -> api.Erasure:
+        """Forget a user, against learners that write meanwhile; also one whose record is damaged."""
+        known = False
         for _ in range(ERASE_ATTEMPTS):
+            (value,) = self._store.load([user_id])
             record = self._to_erase(value, user_id)
-            known |= record.n_events > 0
+            # A learner may have been faster.
+            known |= record.n_events > 0 or record.erased_at == at
             # A user without a record may have events in the log that are still to be learnt.
-            blank = encode_record(erased(record, self._model, now), self._model)
+            blank = encode_record(erased(record, self._model, at), self._model)
             if write_alone(self._store, [Write(user_id, value, blank, erased=True)]) == [True]:
                 return api.Erasure(user_id, erased=known)
-            (value,) = self._store.load([user_id])
         raise StoreUnavailable(f"user {user_id!r} was written {ERASE_ATTEMPTS} times while being erased")
 
     def _to_erase(self, value: bytes | None, user_id: str) -> Record:
@@ -201,15 +207,23 @@ def _ranked(wanted: api.ScoreRequest, scores: Scores, model: Model, belief: Beli
 
 
 def _explanation(model: Model, belief: Belief, deviations: Array, row: Rows) -> list[api.Contribution]:
-    """What each coefficient with a value adds, the strongest first."""
-    used = np.flatnonzero(row).tolist()
-    parts = [
-        api.Contribution(
-            model.coefficients[j], float(row[j]), float(row[j] * belief.mean[j]), float(abs(row[j]) * deviations[j])
-        )
-        for j in used
-    ]
-    return sorted(parts, key=lambda part: -abs(part.logit_mean))
+    """What each coefficient with a value adds, the strongest first.
+
+    As JSON already: those of a large slate are too much to be encoded at once, while nothing else can be done.
+    """
+    used = np.flatnonzero(row)
+    value = row[used].astype(np.float64)
+    mean = value * belief.mean[used]
+    order = np.argsort(-np.abs(mean), kind="stable")
+    parts = zip(
+        [model.coefficients[j] for j in used[order].tolist()],
+        value[order].tolist(),
+        mean[order].tolist(),
+        (np.abs(value) * deviations[used])[order].tolist(),
+        strict=True,
+    )
+    encoded = msgspec.Raw(msgspec.json.encode([api.Contribution(*part) for part in parts]))
+    return cast(list[api.Contribution], encoded)
 
 
 def _coefficients(model: Model, belief: Belief) -> list[api.Coefficient]:

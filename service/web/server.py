@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -59,11 +60,32 @@ class ImpatientProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Read on; the parser by itself would take a head of any length."""
+        """Read on; the parser by itself would take a head of any length, and no body behind an offer to upgrade."""
         self._received += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        while data:
+            try:
+                self.parser.feed_data(data)
+                data = b""
+            except HttpParserUpgrade as offer:
+                if self.parser.get_method() == b"CONNECT":
+                    self.send_400_response("")
+                    return
+                # The head is taken for a whole message: read it again without the offer, and then its body. By a parser
+                # of its own, since this one reads nothing behind a message with `Connection: close`.
+                data = self._head_without_upgrade() + data[offer.args[0] :]
+                self.parser = HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # As uvicorn has it.
+            except HttpParserError:
+                self.send_400_response("")
+                return
         if self._in_head and self._received > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._refuse(_HEAD_TOO_LARGE)
+
+    def _head_without_upgrade(self) -> bytes:
+        kept = [b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade"]
+        line = b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        return b"".join([line, *kept, b"\r\n"])
 
     def on_message_begin(self) -> None:
         """Expect the rest of the request."""
@@ -72,15 +94,19 @@ class ImpatientProtocol(HttpToolsProtocol):
         self._expect_request()
 
     def on_headers_complete(self) -> None:
-        """Give the request to the app, unless too large a head came in one piece."""
+        """Give the request to the app, unless too large a head came in one piece, or one to be read again."""
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES:
             self._refusal = _HEAD_TOO_LARGE
             raise HeadTooLarge  # The parser stops, and `send_400_response` is called.
+        if self.parser.should_upgrade():
+            return
         self._in_head = False
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """The request is here."""
+        if self.parser.should_upgrade():
+            return
         self._received = 0
         if self._request_deadline is not None:
             self._request_deadline.cancel()

@@ -22,6 +22,7 @@ healthy() { # service, how many
   echo "$1: $up of $2 healthy"
   return 1
 }
+deploy/make_secrets.sh
 docker-compose up -d --build
 healthy learner 1
 healthy scorer 1
@@ -52,5 +53,10 @@ assert after["b"] > before["b"] and last["revision"] > first["revision"]
 P
 docker-compose up -d --no-recreate --scale learner=3
 healthy learner 3
+# Not root, nothing to write to, no way to become more; and no Redis without the password.
 [[ $(docker-compose exec -T scorer id -u) != 0 ]]
+! docker-compose exec -T scorer touch /opt/freshet/x /etc/freshet/x 2>/dev/null
+[[ $(docker-compose exec -T scorer grep -E '^(CapEff|NoNewPrivs)' /proc/self/status | tr -d '[:space:]') == \
+  CapEff:0000000000000000NoNewPrivs:1 ]]
+[[ $(docker-compose exec -T redis redis-cli ping 2>&1) == *NOAUTH* ]]
 echo PASS

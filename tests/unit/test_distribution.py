@@ -1,0 +1,47 @@
+"""What is packaged, and under which name."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from importlib.metadata import entry_points, version
+from pathlib import Path
+
+from service import DISTRIBUTION
+
+ROOT = Path(__file__).parent.parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def locked(file: str) -> dict[str, str]:
+    """Versions by name, of a lock file in which every one has hashes."""
+    text = (ROOT / file).read_text()
+    found = dict(re.findall(r"^([a-z0-9._-]+)==([^\s;]+)", text, re.MULTILINE))
+    blocks = re.split(r"^(?=[a-z0-9])", text, flags=re.MULTILINE)[1:]
+    assert all("--hash=sha256:" in block for block in blocks)
+    return found
+
+
+def test_the_distribution_has_a_name_of_our_own_and_the_command_keeps_its() -> None:
+    assert PROJECT["project"]["name"] == DISTRIBUTION == "freshet-online"
+    assert PROJECT["project"]["scripts"] == {"freshet": "service.commands.main:main"}
+    assert version(DISTRIBUTION) == PROJECT["project"]["version"]
+    assert DISTRIBUTION in {one.dist.name for one in entry_points(group="console_scripts", name="freshet") if one.dist}
+
+
+def test_nobody_is_told_to_install_a_name_that_is_not_ours() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    for name in listed:
+        if Path(name).suffix in {".py", ".md", ".toml", ".sh", ".yml", ""} and (ROOT / name).is_file():
+            text = (ROOT / name).read_text(encoding="utf-8")
+            assert not re.search(r"install[^\n]{0,40} ['\"]?freshet(?!-online)(\[|['\"\s])", text), name
+
+
+def test_what_builds_the_package_is_locked_too_and_fits_what_it_is_built_into() -> None:
+    build = locked("requirements-build.lock")
+    assert "hatchling" in build
+    assert PROJECT["dependency-groups"]["build"] == PROJECT["build-system"]["requires"]
+    for file in ("requirements.lock", "requirements-dev.lock", "requirements-bench.lock", "requirements-fuzz.lock"):
+        other = locked(file)
+        assert {name: other.get(name, found) for name, found in build.items()} == build, file
