@@ -74,7 +74,7 @@ class Server:
     def command(self) -> list[str]:
         raise NotImplementedError
 
-    def start(self, seconds: float = 60) -> None:
+    def start(self, seconds: float = 180) -> None:
         with (self.folder / f"{self.name}.log").open("ab") as output:
             self._process = subprocess.Popen(self.command(), cwd=self.folder, stdout=output, stderr=output)
         process = self._process
