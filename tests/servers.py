@@ -12,6 +12,8 @@ import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import redis
+
 KAFKA_VERSION = "4.1.0"
 KAFKA_LIBS = Path(os.environ.get("KAFKA_LIBS", Path.home() / ".cache" / "freshet" / f"kafka-{KAFKA_VERSION}"))
 _POM = f"""\
@@ -74,7 +76,7 @@ class Server:
     def command(self) -> list[str]:
         raise NotImplementedError
 
-    def start(self, seconds: float = 60) -> None:
+    def start(self, seconds: float = 180) -> None:
         with (self.folder / f"{self.name}.log").open("ab") as output:
             self._process = subprocess.Popen(self.command(), cwd=self.folder, stdout=output, stderr=output)
         process = self._process
@@ -107,6 +109,26 @@ class RedisServer(Server):
 
     def url(self, db: int = 0) -> str:
         return f"redis://127.0.0.1:{self.port}/{db}"
+
+
+def cluster_options(port: int) -> list[str]:
+    """Options of a Redis server that is to be a node of a cluster."""
+    # The cluster's bus has its own port; the usual one lies 10,000 above and may be out of range.
+    bus = port + 10_000 if port < 55_000 else port - 10_000
+    return ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-port", str(bus)]
+
+
+def join_cluster(nodes: Sequence[RedisServer]) -> str:
+    """Make a cluster of servers that were started for one; returns the URL of the store on it."""
+    places = [f"127.0.0.1:{node.port}" for node in nodes]
+    subprocess.run(
+        ["redis-cli", "--cluster", "create", *places, "--cluster-yes"], check=True, capture_output=True, timeout=60
+    )
+    for node in nodes:
+        probe = redis.Redis(port=node.port)
+        eventually(lambda probe=probe: probe.cluster("INFO")["cluster_state"] == "ok", 30, "the cluster is up")
+        probe.close()
+    return "redis+cluster://" + ",".join(places)
 
 
 class KafkaServer(Server):

@@ -21,7 +21,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -36,9 +36,10 @@ from tqdm import tqdm
 from learner.log.position import Partition, Position
 from learner.record import decode_record
 from learner.store import StoreUnavailable, open_store
+from tests.chaos.nodes import Redis
 from tests.chaos.proxy import Proxy
 from tests.chaos.stream import MODEL, MODEL_OF_RUN, Logged, differences, events, expect
-from tests.servers import KafkaServer, RedisServer, answers, eventually, free_port
+from tests.servers import KafkaServer, answers, eventually, free_port, join_cluster
 
 TOPICS = ("impressions", "clicks")
 GROUP = "chaos"
@@ -495,60 +496,6 @@ class Chaos:
                     letters.append((said["topic"], Position(partition, int(said["offset"]))))
         reader.close()
         return letters
-
-
-class Redis(RedisServer):
-    """With every write on disk before it is answered, and the command that sends it to sleep."""
-
-    def __init__(self, folder: Path, cluster: bool = False) -> None:
-        super().__init__(folder)
-        self._options = [
-            "--appendfsync", "always", "--auto-aof-rewrite-percentage", "0", "--enable-debug-command", "local",
-        ]  # fmt: skip
-        if cluster:
-            # The cluster's bus has its own port; the usual one lies 10,000 above and may be out of range.
-            bus = self.port + 10_000 if self.port < 55_000 else self.port - 10_000
-            self._options += ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-port", str(bus)]
-
-    def command(self) -> list[str]:
-        return [*super().command(), *self._options]
-
-    def command_once(self, *words: str) -> Any:
-        client = redis.Redis(port=self.port, socket_timeout=5)
-        try:
-            return client.execute_command(*words)
-        finally:
-            client.close()
-
-    def follow(self, other: Redis) -> None:
-        """Become a replica, with all that the other has and a file of it."""
-        self.command_once("REPLICAOF", "127.0.0.1", str(other.port))
-
-        def synchronised() -> bool:
-            client = redis.Redis(port=self.port, socket_timeout=5)
-            info = client.info()
-            client.close()
-            return info.get("master_link_status") == "up" and not info["aof_rewrite_in_progress"]
-
-        eventually(synchronised, 30, "the replica has it all")
-
-    def end_of_file(self) -> tuple[Path, int]:
-        """Where the append-only file ends."""
-        last = max(self.folder.glob("appendonlydir/*.incr.aof"), key=lambda path: path.stat().st_mtime)
-        return last, last.stat().st_size
-
-
-def join_cluster(nodes: Sequence[RedisServer]) -> str:
-    """Make a cluster of servers that were started for one; returns the URL of the store on it."""
-    places = [f"127.0.0.1:{node.port}" for node in nodes]
-    subprocess.run(
-        ["redis-cli", "--cluster", "create", *places, "--cluster-yes"], check=True, capture_output=True, timeout=60
-    )
-    for node in nodes:
-        probe = redis.Redis(port=node.port)
-        eventually(lambda probe=probe: probe.cluster("INFO")["cluster_state"] == "ok", 30, "the cluster is up")
-        probe.close()
-    return "redis+cluster://" + ",".join(places)
 
 
 def chaos(folder: Path, n_events: int, n_faults: int, seed: int, learners: int = 3, cluster: bool = False) -> Report:

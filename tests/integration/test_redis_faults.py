@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import redis
 from learner.record import IDENTITY
 from learner.store import Store, StoreUnavailable, Write, open_store, write_alone
 from learner.store.redis import record_key
-from tests.servers import RedisServer, certificate, eventually
+from tests.servers import RedisServer, certificate, cluster_options, eventually, join_cluster
 
 
 def value(revision: int, size: int = 100) -> bytes:
@@ -173,18 +172,10 @@ def cluster(tmp_path: Path, redis_server: RedisServer) -> Iterator[list[RedisSer
     for i in range(3):
         folder = tmp_path / str(i)
         folder.mkdir()
-        nodes.append(Faulty(folder, "--cluster-enabled", "yes", "--cluster-node-timeout", "2000"))
-        # The cluster's bus has its own port; the usual one lies 10,000 above and may be out of range.
-        bus = nodes[-1].port + 10_000 if nodes[-1].port < 55_000 else nodes[-1].port - 10_000
-        nodes[-1].options += ("--cluster-port", str(bus))
+        nodes.append(Faulty(folder))
+        nodes[-1].options += tuple(cluster_options(nodes[-1].port))
         nodes[-1].start()
-    places = [f"127.0.0.1:{node.port}" for node in nodes]
-    join = ["redis-cli", "--cluster", "create", *places, "--cluster-yes"]
-    subprocess.run(join, check=True, capture_output=True, timeout=60)
-    for node in nodes:
-        probe = redis.Redis(port=node.port)
-        eventually(lambda probe=probe: probe.cluster("INFO")["cluster_state"] == "ok", 30, "the cluster is up")
-        probe.close()
+    join_cluster(nodes)
     yield nodes
     for node in nodes:
         node.stop()
