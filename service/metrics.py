@@ -9,6 +9,38 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 LATENCY_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 
+FATES: dict[str, tuple[str, str]] = {
+    "impressions": ("Impressions with an outcome that was new.", ""),
+    "clicks": ("Clicks on an outcome that was known.", ""),
+    "outcomes": ("Outcomes that became evidence, each with its final label; a flip counts again.", ""),
+    "waiting_clicks": ("Clicks that came before their impression, and wait.", "many: clicks are read ahead"),
+    "unmatched_clicks": (
+        "Clicks given up: no impression came within the window, or too many of the user waited.",
+        "above 0.05 of clicks: impressions are lost or late, their ids differ, or one topic is read ahead",
+    ),
+    "late_clicks": ("Clicks behind the attribution window.", "many: the window is short"),
+    "flips": ('Clicks on an outcome that had settled as a "no".', "above 0.1 of clicks: `click_delay` is short"),
+    "repeated": ("Events that say what was known.", ""),
+    "replayed": ("Events that were applied before, and came again.", "for long: offsets are not committed"),
+    "erased": ("Events from before their user's erasure, and erasures.", ""),
+    "settled_early": (
+        'Open outcomes that settled as a "no" before their time: the user had more than `max_open`.',
+        "above 0.05 of outcomes: `max_open` is small, or a user is a bot",
+    ),
+    "forgotten_early": (
+        "Closed outcomes forgotten before the window's end; a repeat of them would count again.",
+        "above 0.05 of outcomes: as `settled_early`",
+    ),
+    "swept": ("Records that were brought to their belief alone, since nothing of them waits any more.", ""),
+    "conflicts": (
+        "Writes that another learner had beaten; they were made again.",
+        "for long: two groups share a store",
+    ),
+    "retries": ("Calls to the log or the store that were made again.", "they go on: one of them is away"),
+    "store_rewound": ("Partitions read again, since the store had stepped back.", "ever: the store lost writes"),
+}
+"""Each `kind` of what became of events: what it counts, and when to look; empty if it says nothing by itself."""
+
 
 class Progress(Protocol):
     """What one turn of the learning loop tells of itself, as `learner.loop.Progress` has it."""
@@ -44,7 +76,7 @@ class LearnerMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.messages = Counter("freshet_learner_messages", "Messages polled and dealt with.", registry=registry)
-        self.outcomes = Counter("freshet_learner", "What became of events; see `kind`.", ["kind"], registry=registry)
+        self.outcomes = Counter("freshet_learner", "What became of events.", ["kind"], registry=registry)
         self.bad = Counter(
             "freshet_learner_dead_letters", "Events sent to a dead letter topic.", ["reason"], registry=registry
         )

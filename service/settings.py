@@ -38,8 +38,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Path of the model specification; empty: the sample model.
     prior
         Path of a prior that `freshet fit` wrote; empty: the one that the model names, if any.
-    store, log
-        ``redis://…`` or ``sqlite:///path``; ``kafka://host:port,…`` or ``sqlite:///path``.
+    store
+        ``redis://…``, ``rediss://…``, either with ``+cluster``, or ``sqlite:///path``.
+    log
+        ``kafka://host:port,…`` or ``sqlite:///path``.
     redis_password
         Where the store's URL has none.
     key_prefix
@@ -48,20 +50,36 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Days after its last write at which a user's record expires.
     tombstone_days
         The same for users who were ever erased: longer than the log can be replayed. 0: for ever.
-    impressions_topic, clicks_topic, group
-        What learners read, and their consumer group.
-    kafka_security_protocol, kafka_sasl_mechanism, kafka_sasl_username, kafka_sasl_password
-        ``PLAINTEXT``, ``SSL``, ``SASL_PLAINTEXT`` or ``SASL_SSL``; ``PLAIN``, ``SCRAM-SHA-256`` or ``SCRAM-SHA-512``.
-    kafka_ssl_cafile, kafka_ssl_certfile, kafka_ssl_keyfile, kafka_ssl_password
-        PEM files: whom to trust (empty: whom the system trusts), and a certificate of our own with its key.
+    impressions_topic, clicks_topic
+        What learners read, and where `POST /events` puts events of each type; both may be the same.
+    group
+        The learners' consumer group.
+    kafka_security_protocol
+        ``PLAINTEXT``, ``SSL``, ``SASL_PLAINTEXT`` or ``SASL_SSL``.
+    kafka_sasl_mechanism
+        ``PLAIN``, ``SCRAM-SHA-256`` or ``SCRAM-SHA-512``.
+    kafka_sasl_username, kafka_sasl_password
+        The account.
+    kafka_ssl_cafile
+        PEM file with whom to trust; empty: whom the system trusts.
+    kafka_ssl_certfile, kafka_ssl_keyfile
+        PEM files with a certificate of our own and its key.
+    kafka_ssl_password
+        Of that key.
     kafka_session_timeout_ms
         After which a learner that died has its partitions given to others.
-    max_batch, poll_timeout_ms
-        The largest microbatch of a learner, and how long it waits for one.
+    max_batch
+        The largest microbatch of a learner, in messages.
+    poll_timeout_ms
+        How long a learner waits for one.
     stalled_after_s
         How long a learner may take for a turn, or take nothing while there is something to learn, and still be ready.
-    host, port, learner_port
-        Where the service listens, and where a learner answers health and metrics (0: nowhere).
+    host
+        The address that the service and a learner listen on.
+    port
+        Where the service listens.
+    learner_port
+        Where a learner answers health and metrics; 0: nowhere.
     api_key
         What clients must send as ``X-API-Key``; not set: nothing.
     admin_key
@@ -82,8 +100,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         After how long an idle connection is closed; longer than a load balancer in front keeps its own.
     max_concurrency
         Requests of one route that are worked on or wait at a time; more are answered 503. Health is not counted.
-    log_format, log_level
-        ``auto`` (readable on a terminal, else JSON), ``json`` or ``text``; the least severe level that is logged.
+    log_format
+        ``auto``: readable on a terminal, else JSON.
+    log_level
+        The least severe level that is logged.
     """
 
     model: str = ""

@@ -27,14 +27,30 @@ SETTLED_SHARE = 0.95
 
 
 class ClickDelay(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The log-normal time from an impression to its click."""
+    """The log-normal time from an impression to its click.
+
+    Attributes
+    ----------
+    median
+        Half of the clicks come within it.
+    sigma
+        The standard deviation of the delay's logarithm.
+    """
 
     median: str
     sigma: Positive
 
 
 class EarlierPrior(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The population's belief: the same mean and variance for every coefficient, the intercept's apart if given."""
+    """The population's belief: the same mean and variance for every coefficient, the intercept's apart if given.
+
+    Attributes
+    ----------
+    mean, variance
+        Of every coefficient.
+    intercept_mean, intercept_variance
+        Of the intercept; without, as of the others.
+    """
 
     mean: float = 0.0
     variance: Positive = 1.0
@@ -45,7 +61,16 @@ class EarlierPrior(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Prior(EarlierPrior, frozen=True, forbid_unknown_fields=True):
     """The prior in force: these numbers, or the `file` that `freshet fit` wrote.
 
-    `earlier` are those that records may still have been written under, oldest first.
+    Attributes
+    ----------
+    mean, variance
+        Of every coefficient.
+    intercept_mean, intercept_variance
+        Of the intercept; without, as of the others.
+    file
+        What `freshet fit` wrote, beside the specification; in the place of the numbers.
+    earlier
+        What stood here before, oldest first: records may still have been written under it.
     """
 
     file: str | None = None
@@ -53,7 +78,35 @@ class Prior(EarlierPrior, frozen=True, forbid_unknown_fields=True):
 
 
 class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The keys of `model.toml`."""
+    """The keys of `model.toml`.
+
+    Attributes
+    ----------
+    name
+        What the model is called, in answers and logs.
+    features
+        What items say of themselves.
+    covariance
+        Of a user's belief: between all coefficients, or of each alone, for hundreds of them.
+    method
+        How a label moves a belief: by the exact posterior's moments, or, as in the papers, by its mode and curvature.
+    half_life
+        Time in which evidence loses half its pull on the mean; without, it is kept for ever.
+    discount
+        Share of the evidence that is kept per microbatch, as the papers have it; in the place of `half_life`.
+    attribution_window
+        How long after its impression a click still counts.
+    max_ahead
+        How long after it came in an event may be dated.
+    click_delay
+        How soon clicks come; without, an impression is a "no" until its click comes.
+    unknown_features
+        Whether an item with a feature that the model does not have is refused, or the feature passed over.
+    max_open
+        Open impressions kept per user; beyond, the oldest settle early.
+    prior
+        What is believed of a user nobody knows.
+    """
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
     features: Annotated[dict[FeatureName, Feature], msgspec.Meta(max_length=MAX_FEATURES)]

@@ -1,4 +1,4 @@
-"""`freshet check`: the model and the settings, for people."""
+"""`freshet check`: the model and the settings, and whether log and store are as they need to be."""
 
 from __future__ import annotations
 
@@ -6,22 +6,37 @@ import argparse
 import os
 
 from learner.model.spec import Model
-from service.commands.command import Subparsers
+from service.commands.command import SQLITE_FILE, Subparsers
 from service.settings import Settings, describe, service_links
 
 
 def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
     """Add `check` to the command."""
-    return commands.add_parser(
-        "check", help="print the model and the settings",
-        description="Read the model and the settings as the other commands would, and print them with secrets hidden.",
+    parser = commands.add_parser(
+        "check", help="print the model and the settings, and look at log and store",
+        description="Read the model and the settings as the other commands would, and print them with secrets hidden. "
+        "Then connect to the log and the store and say, a line each, whether they are as docs/guarantees.md needs "
+        "them: topics, dead letter topics, numbers of partitions, eviction, persistence, the API key. Changes nothing. "
+        "Exit status 1 if anything failed.",
     )  # fmt: skip
+    parser.add_argument("--offline", action="store_true", help="only print; connect to nothing")
+    parser.add_argument("--file", help=SQLITE_FILE)
+    return parser
 
 
 def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
-    """Print both."""
-    print(check_text(settings, model), end="")
-    return 0
+    """Print both, and what was found."""
+    print(check_text(settings, model), end="", flush=True)
+    if arguments.offline:
+        return 0
+    from service.verification import status_of, verify
+
+    findings = []
+    print("found")
+    for finding in verify(settings, model):
+        print(f"  {finding}", flush=True)
+        findings.append(finding)
+    return status_of(findings)
 
 
 def check_text(settings: Settings, model: Model) -> str:

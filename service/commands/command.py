@@ -10,6 +10,10 @@ from service.settings import Settings
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
+SQLITE_FILE = "the SQLite file of `freshet up` (default: what FRESHET_STORE and FRESHET_LOG say; if neither is set and \
+there is a freshet.db here, that)"
+"""What `--file` is, of commands that look at what is there."""
+
 
 class Command(Protocol):
     """A module of this package. What only `run` needs is imported there: no other command waits for it."""

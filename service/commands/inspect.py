@@ -10,8 +10,8 @@ import msgspec
 
 from learner.model.spec import Model
 from learner.store import open_store
-from service.commands.command import Subparsers
-from service.settings import Settings
+from service.commands.command import SQLITE_FILE, Subparsers
+from service.settings import Settings, hide_password
 
 
 def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
@@ -23,7 +23,7 @@ def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("user", metavar="USER", help="the user_id")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--file", help="the SQLite file of `freshet up` (default: the store of FRESHET_STORE)")
+    parser.add_argument("--file", help=SQLITE_FILE)
     return parser
 
 
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     finally:
         store.close()
     if value is None:
-        print(f"user {arguments.user!r} has no record", file=sys.stderr)
+        print(f"user {arguments.user!r} has no record in {hide_password(settings.store)}", file=sys.stderr)
         return 1
     facts = report(value, model, arguments.user, time.time_ns() // 1_000_000)
     print(msgspec.json.format(msgspec.json.encode(facts)).decode() if arguments.json else as_text(facts), end="")

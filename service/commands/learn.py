@@ -6,6 +6,7 @@ import argparse
 
 from learner.model.spec import Model
 from service.commands.command import Subparsers
+from service.commands.ports import require_free
 from service.commands.process import imports, logged
 from service.settings import Settings
 
@@ -22,6 +23,7 @@ def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     """Learn until a signal."""
+    require_free(settings.host, settings.learner_port, "FRESHET_LEARNER_PORT, 0 for none")
     with imports():
         from service import worker
     return logged(settings, lambda: worker.learn(settings, model))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from service.client import Refused
 from service.commands import check, demo, evaluate, fit, inspect, learn, replay_dlq, serve, up
 from service.commands.command import Command
 from service.model_file import read_model
-from service.settings import SettingsError, read_settings
+from service.settings import PREFIX, SettingsError, read_settings
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -44,7 +45,7 @@ from these posteriors over HTTP.
   freshet up       everything in one process on one SQLite file: try it here
   freshet learn    read impressions and clicks from Kafka, update users in Redis
   freshet serve    answer POST /score from Redis
-  freshet check    print the model and the settings
+  freshet check    print the model and the settings, and look at log and store
   freshet fit      learn the prior, click delay and half-life from a log
   freshet evaluate what freshness would have gained on a log
   freshet demo     simulated users whose tastes drift, and the regret of each policy
@@ -65,11 +66,10 @@ def main(argv: list[str] | None = None) -> int:
         settings = read_settings(os.environ)
         if arguments.model:
             settings = msgspec.structs.replace(settings, model=arguments.model)
-        # `up` always has a file; commands that look at what it left may be told one.
-        if getattr(arguments, "file", None):
-            if arguments.command != "up" and not Path(arguments.file).exists():
-                raise SettingsError(f"--file {arguments.file!r}: no such file")
-            file = f"sqlite:///{arguments.file}"
+        if (path := _sqlite_file(arguments, os.environ)) is not None:
+            if arguments.command != "up" and not Path(path).exists():
+                raise SettingsError(f"--file {path!r}: no such file")
+            file = f"sqlite:///{path}"
             settings = msgspec.structs.replace(settings, store=file, log=file, redis_password="")
         if getattr(arguments, "port", None) is not None:
             settings = msgspec.structs.replace(settings, port=arguments.port)
@@ -85,6 +85,19 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_USAGE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+def _sqlite_file(arguments: argparse.Namespace, environ: Mapping[str, str]) -> str | None:
+    """The SQLite file that is both log and store; None if settings say where they are.
+
+    `up` always has one. Commands that look at what is there may be told one, and by themselves find what `up` left.
+    """
+    if not hasattr(arguments, "file"):
+        return None
+    if arguments.file:
+        return str(arguments.file)
+    said = {PREFIX + name + file for name in ("STORE", "LOG") for file in ("", "_FILE")} & environ.keys()
+    return up.FILE if not said and Path(up.FILE).exists() else None
 
 
 def _parser() -> argparse.ArgumentParser:

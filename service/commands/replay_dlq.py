@@ -7,7 +7,7 @@ import argparse
 from learner.events.wire import Reason
 from learner.log import open_log
 from learner.model.spec import Model
-from service.commands.command import Subparsers
+from service.commands.command import SQLITE_FILE, Subparsers
 from service.dead_letters import MAX_REPLAYS, Request, as_table, examples, replay
 from service.settings import Settings
 
@@ -38,7 +38,7 @@ def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
         "--max-replays", type=int, default=MAX_REPLAYS, metavar="N",
         help="leave an event alone that was replayed so often and failed again (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--file", help="the SQLite file of `freshet up` (default: the log of FRESHET_LOG)")
+    parser.add_argument("--file", help=SQLITE_FILE)
     return parser
 
 

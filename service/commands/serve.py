@@ -6,6 +6,7 @@ import argparse
 
 from learner.model.spec import Model
 from service.commands.command import Subparsers
+from service.commands.ports import require_free
 from service.commands.process import imports, logged
 from service.settings import Settings
 
@@ -20,6 +21,7 @@ def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     """Serve until a signal."""
+    require_free(settings.host, settings.port, "FRESHET_PORT")
     with imports():
         import structlog
 

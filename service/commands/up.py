@@ -7,8 +7,12 @@ import threading
 
 from learner.model.spec import Model
 from service.commands.command import Subparsers
+from service.commands.ports import require_free
 from service.commands.process import imports, logged
 from service.settings import Settings
+
+FILE = "freshet.db"
+"""Where log and store are, unless something else is said."""
 
 
 def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
@@ -17,13 +21,14 @@ def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
         "up", help="learner and service in one process on one SQLite file",
         description="Learner and service in one process. One SQLite file is both the log and the store; no servers.",
     )  # fmt: skip
-    parser.add_argument("--file", default="freshet.db", help="the SQLite file, made if missing (default: %(default)s)")
+    parser.add_argument("--file", default=FILE, help="the SQLite file, made if missing (default: %(default)s)")
     parser.add_argument("--port", type=int, help="where to listen (default: FRESHET_PORT, else 8000)")
     return parser
 
 
 def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     """Learn and serve until a signal."""
+    require_free(settings.host, settings.port, "--port or FRESHET_PORT")
     with imports():
         import structlog
         from prometheus_client import CollectorRegistry

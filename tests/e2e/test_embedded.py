@@ -25,7 +25,6 @@ ITEMS = [
 class Embedded:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.file = folder / "f.db"
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -33,10 +32,17 @@ class Embedded:
         command = Path(sys.executable).parent / "freshet"
         with (self.folder / "up.log").open("ab") as output:
             self.process = subprocess.Popen(
-                [str(command), "up", "--port", str(self.port), "--file", str(self.file)],
+                [str(command), "up", "--port", str(self.port)],
                 cwd=self.folder, env={"PATH": "/usr/bin:/bin"}, stdout=output, stderr=output,
             )  # fmt: skip
         eventually(self._ready, 20, "freshet up is ready")
+
+    def command(self, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+        command = [str(Path(sys.executable).parent / "freshet"), *arguments]
+        environ = {"PATH": "/usr/bin:/bin"}
+        done = subprocess.run(command, cwd=self.folder, env=environ, capture_output=True, text=True, check=False)
+        assert done.returncode == status, done.stderr
+        return done
 
     def stop(self) -> int:
         assert self.process is not None
@@ -84,6 +90,15 @@ def test_one_click_changes_one_score_and_survives_a_restart(embedded: Embedded) 
     assert after["b"] > before["b"]
     assert posterior["revision"] > 0
     assert score("bob")[0] == other
+
+    # In the same folder, without a word on where it is.
+    inspected = embedded.command("inspect", "ann", "--json")
+    assert json.loads(inspected.stdout)["n_events"] == 2
+    said = embedded.command("inspect", "nobody", status=1).stderr
+    assert "user 'nobody' has no record in sqlite:" in said
+    assert "freshet.db" in said
+    assert "no dead letters" in embedded.command("replay-dlq", "--dry-run").stdout
+    assert "ok       store         freshet.db can be read" in embedded.command("check").stdout
 
     assert embedded.stop() == 0
     embedded.start()

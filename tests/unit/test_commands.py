@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -53,7 +54,7 @@ def test_a_fitted_prior_is_put_in_force_by_option_or_by_the_model_and_evaluated(
     assert run(folder, "fit", log, "--out", str(out), "--until", "0.5", "--half-life", "--iterations", "5") == 0
     assert out.read_bytes() == first
 
-    assert run(folder, "check", "--prior", str(out)) == 0
+    assert run(folder, "check", "--offline", "--prior", str(out)) == 0
     assert fitted.population.fingerprint.hex() in capsys.readouterr().out
     named = folder / "named.toml"
     named.write_text(MODEL.replace("variance = 0.5", 'file = "prior.npz"'))
@@ -113,6 +114,28 @@ def test_wrong_files_are_named(
 ) -> None:
     assert run(folder, *arguments) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [("up", "--port or FRESHET_PORT"), ("serve", "FRESHET_PORT"), ("learn", "FRESHET_LEARNER_PORT")],
+)
+def test_a_port_in_use_is_said_by_name_before_anything_is_opened(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, named: str
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("FRESHET_LOG", "sqlite:///log.db")
+    monkeypatch.setenv("FRESHET_STORE", "sqlite:///store.db")
+    before = sorted(folder.iterdir())
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("FRESHET_LEARNER_PORT" if command == "learn" else "FRESHET_PORT", str(port))
+        assert run(folder, command) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.startswith(f"freshet: port {port} of 127.0.0.1 ({named}")
+    assert "is in use by another process" in err
+    assert sorted(folder.iterdir()) == before
 
 
 def test_a_command_makes_no_threads_for_matrices_as_small_as_a_models() -> None:

@@ -1,0 +1,242 @@
+"""What `freshet check` finds where a deployment would run, a line for each thing that a guarantee needs. Only reads."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from enum import StrEnum
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from learner.log import DEAD_LETTER_SUFFIX
+from learner.model.spec import Model
+from service.dead_letters import MARKS_SUFFIX
+from service.settings import Settings, hide_password
+
+ANSWER_TIMEOUT_MS = 5_000
+# A dead letter is its event with headers.
+HEADERS_BYTES = 1_024
+
+
+class Verdict(StrEnum):
+    """How it stands with one thing."""
+
+    OK = "ok"
+    WARNING = "warning"
+    """Works, and some promise does not hold."""
+    FAILED = "FAILED"
+
+
+class Finding(NamedTuple):
+    """One line: what was looked at, and what there is."""
+
+    verdict: Verdict
+    subject: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.verdict:8} {self.subject:13} {self.text}"
+
+
+def verify(settings: Settings, model: Model) -> Iterator[Finding]:
+    """Look at the model, the API key, the log and the store, in this order; each line as soon as it is known."""
+    source = settings.prior or model.prior_file or "the specification"
+    yield _ok("model", f"{model.name!r}, {model.d} coefficients, prior from {source}")
+    yield _api_key(settings)
+    yield from _log(settings)
+    yield from _store(settings)
+
+
+def _ok(subject: str, text: str) -> Finding:
+    return Finding(Verdict.OK, subject, text)
+
+
+def _warning(subject: str, text: str) -> Finding:
+    return Finding(Verdict.WARNING, subject, text)
+
+
+def _failed(subject: str, text: str) -> Finding:
+    return Finding(Verdict.FAILED, subject, text)
+
+
+def _api_key(settings: Settings) -> Finding:
+    if settings.api_key:
+        return _ok("API key", "set")
+    if _is_loopback(settings.host):
+        return _ok("API key", f"not set: whoever is on this machine may use {settings.host}")
+    return _failed("API key", f"not set: whoever reaches {settings.host} may erase users; set FRESHET_API_KEY_FILE")
+
+
+def _is_loopback(host: str) -> bool:
+    with suppress(ValueError):
+        return ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def _log(settings: Settings) -> Iterator[Finding]:
+    if not settings.log.startswith("kafka://"):
+        yield _sqlite("log", settings.log)
+        return
+    from kafka import KafkaAdminClient
+    from kafka.errors import KafkaError
+
+    servers = settings.log.removeprefix("kafka://").removesuffix("/").split(",")
+    try:
+        with closing(
+            KafkaAdminClient(
+                bootstrap_servers=servers,
+                bootstrap_timeout_ms=ANSWER_TIMEOUT_MS,
+                request_timeout_ms=ANSWER_TIMEOUT_MS,
+                **settings.kafka_options,
+            )
+        ) as admin:
+            yield _ok("log", f"{settings.log} answers")
+            yield from _topics(settings, admin)
+    except (KafkaError, OSError, ValueError) as exc:
+        yield _failed("log", f"{hide_password(settings.log)}: {type(exc).__name__}: {exc}")
+
+
+def _topics(settings: Settings, admin: Any) -> Iterator[Finding]:
+    letters = [topic + DEAD_LETTER_SUFFIX for topic in settings.topics]
+    marks = [topic + MARKS_SUFFIX for topic in settings.topics]
+    found = {
+        one["name"]: len(one["partitions"])
+        for one in admin.describe_topics([*settings.topics, *letters, *marks])
+        if one["error_code"] == 0
+    }
+    makes_topics = _setting(admin, "BROKER", _broker(admin), "auto.create.topics.enable") == "true"
+
+    def missing(name: str, cost: str, needed: bool) -> Finding:
+        if makes_topics:
+            return _warning("topic", f"{name} does not exist; Kafka will make it with its own number of partitions")
+        return (_failed if needed else _warning)("topic", f"{name} does not exist: {cost}")
+
+    for topic in settings.topics:
+        if topic in found:
+            yield _ok("topic", f"{topic}: {found[topic]} partitions")
+        else:
+            yield missing(topic, "nothing can be learnt from it, or sent to it", True)
+    if len(partitions := {found[topic] for topic in settings.topics if topic in found}) > 1:
+        yield _failed(
+            "partitions",
+            f"{' and '.join(settings.topics)} have {' and '.join(map(str, sorted(partitions)))}: a user's impressions "
+            "and clicks would go to different learners; make them equal, or use one topic for both",
+        )
+    for topic, letter, mark in zip(settings.topics, letters, marks, strict=True):
+        if letter not in found:
+            yield missing(letter, "a learner stops at the first bad event of its topic", True)
+        elif topic in found:
+            yield _size(admin, topic, letter)
+        if mark not in found:
+            yield missing(mark, "`freshet replay-dlq` needs it; create it with cleanup.policy=compact", False)
+
+
+def _size(admin: Any, topic: str, letter: str) -> Finding:
+    """Whether a dead letter topic takes what its topic takes, with the headers of a letter."""
+    taken, wanted = (_setting(admin, "TOPIC", one, "max.message.bytes") for one in (letter, topic))
+    if taken is None or wanted is None:
+        return _warning("dead letters", f"{letter}: this account may not see max.message.bytes")
+    if int(taken) < int(wanted) + HEADERS_BYTES:
+        return _warning(
+            "dead letters",
+            f"{letter} takes {taken} bytes, {topic} {wanted}: the largest letters go without their bodies; set its "
+            f"max.message.bytes to {int(wanted) + HEADERS_BYTES} or more",
+        )
+    return _ok("dead letters", f"{letter}: up to {taken} bytes")
+
+
+def _broker(admin: Any) -> str:
+    return str(admin.describe_cluster()["brokers"][0]["broker_id"])
+
+
+def _setting(admin: Any, kind: str, name: str, setting: str) -> str | None:
+    """A setting of a topic or broker; None for an account that may not see it."""
+    from kafka.admin import ConfigResource
+
+    told = admin.describe_configs([ConfigResource(kind, name, [setting])], config_filter="all")
+    value = told.get(kind.lower(), {}).get(name, {}).get(setting)
+    return None if value is None else str(value["value"])
+
+
+def _store(settings: Settings) -> Iterator[Finding]:
+    if settings.store.startswith("sqlite://"):
+        yield _sqlite("store", settings.store)
+        return
+    import redis
+
+    place = hide_password(settings.store)
+    try:
+        with closing(_redis(settings)) as client:
+            client.ping()
+            yield _ok("store", f"{place} answers")
+            for node, told in _by_node(client.info("everything", **_all_nodes(client))):
+                yield from _redis_findings(node, told)
+    except redis.RedisError as exc:
+        yield _failed("store", f"{place}: {type(exc).__name__}: {exc}")
+
+
+def _redis(settings: Settings) -> Any:
+    import redis
+
+    timeout = {"socket_timeout": settings.store_timeout_s, "socket_connect_timeout": settings.store_timeout_s}
+    scheme, separator, rest = settings.store_url.partition("://")
+    if scheme.endswith("+cluster"):
+        return redis.RedisCluster.from_url(scheme.removesuffix("+cluster") + separator + rest, **timeout)
+    return redis.Redis.from_url(settings.store_url, **timeout)
+
+
+def _all_nodes(client: Any) -> dict[str, Any]:
+    import redis
+
+    return {"target_nodes": redis.RedisCluster.PRIMARIES} if isinstance(client, redis.RedisCluster) else {}
+
+
+def _by_node(told: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """What each node says; a cluster of redis-py answers by node, and one of a single node does not."""
+    if "redis_version" in told:
+        yield "", told
+        return
+    yield from told.items()
+
+
+def _redis_findings(node: str, told: Mapping[str, Any]) -> Iterator[Finding]:
+    at = f"{node}: " if node else ""
+    policy, evicted = told.get("maxmemory_policy"), int(told.get("evicted_keys", 0))
+    if policy is None:
+        yield _warning("eviction", f"{at}this account may not see maxmemory-policy; it must be noeviction")
+    elif policy != "noeviction":
+        yield _failed("eviction", f"{at}maxmemory-policy is {policy}: users are forgotten when memory is short; "
+                      "set noeviction")  # fmt: skip
+    elif evicted:
+        yield _warning("eviction", f"{at}noeviction, but {evicted:,} keys were evicted since Redis started")
+    else:
+        yield _ok("eviction", f"{at}maxmemory-policy noeviction")
+    if not int(told.get("aof_enabled", 0)):
+        yield _warning("persistence", f"{at}appendonly is off: a crash of Redis loses what was learnt since its last "
+                       "snapshot; set appendonly yes")  # fmt: skip
+    elif told.get("aof_last_write_status", "ok") != "ok":
+        yield _failed("persistence", f"{at}the append-only file cannot be written")
+    else:
+        yield _ok("persistence", f"{at}appendonly yes")
+
+
+def _sqlite(subject: str, url: str) -> Finding:
+    path = Path(url.removeprefix("sqlite:///"))
+    if not path.exists():
+        if path.parent.is_dir():
+            return _ok(subject, f"{path} does not exist yet and will be made")
+        return _failed(subject, f"{path}: no such folder")
+    try:
+        # Only reads: nothing is made of an empty file.
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.Error as exc:
+        return _failed(subject, f"{path}: {exc}")
+    return _ok(subject, f"{path} can be read")
+
+
+def status_of(findings: Sequence[Finding]) -> int:
+    """The exit status of a command that found this: 1 if something failed."""
+    return int(any(one.verdict is Verdict.FAILED for one in findings))
