@@ -84,10 +84,13 @@ class Context:
         Whether to do with fewer and smaller repetitions.
     folder
         Where servers keep their files.
+    against
+        The revision that `benchmarks.against` compares with.
     """
 
     quick: bool
     folder: Path
+    against: str | None = None
     started: list[Any] = field(default_factory=list)
 
     @property
@@ -166,10 +169,11 @@ def table(figures: Sequence[Figure]) -> str:
     return "\n".join(lines)
 
 
-def as_json(figures: Sequence[Figure], yardstick_s: float, quick: bool) -> str:
-    """The figures for `results.json`."""
+def as_json(figures: Sequence[Figure], yardstick_s: float, quick: bool, against: str | None = None) -> str:
+    """The figures for `results.json`; `against` is the revision of a comparison."""
     content = {
         "quick": quick,
+        "against": against,
         "python": platform.python_version(),
         "numpy": np.__version__,
         "yardstick_s": yardstick_s,
@@ -196,7 +200,7 @@ def worse(figures: Sequence[Figure], yardstick_s: float, committed: Mapping[str,
         if old is None or not old["median"] or not one.median:
             continue
         ratio = one.median / old["median"]
-        if one.unit in ("us", "ms", "s"):
+        if one.unit.split("/")[0] in ("us", "ms", "s"):
             ratio /= scale
         elif one.unit.endswith("/s"):
             ratio *= scale
