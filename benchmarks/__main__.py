@@ -24,7 +24,9 @@ def main() -> int:
     """Run the subjects asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer and smaller repetitions, under three minutes")
-    parser.add_argument("--only", nargs="+", choices=(*SUBJECTS, AGAINST), metavar="NAME", help=f"of {', '.join(SUBJECTS)}")
+    parser.add_argument(
+        "--only", nargs="+", choices=(*SUBJECTS, AGAINST), metavar="NAME", help=f"of {', '.join(SUBJECTS)}"
+    )
     parser.add_argument(
         "--against", type=commit_of, metavar="REV",
         help="run the learning step, learner and service of an earlier revision too, in turn with this one's",

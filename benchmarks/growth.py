@@ -13,16 +13,10 @@ from benchmarks.harness import Context, Figure, exponent, interleave, seconds_of
 from benchmarks.http_process import Client
 from benchmarks.posterior import freshet
 from benchmarks.score import body, known_user, processes
-from benchmarks.workload import START_MS, items, model, shared
-from learner.events.parse import Event, parse_event
+from benchmarks.workload import START_MS, Parsed, items, model, parsed, shared, step, visits
 from learner.events.wire import impression_json
-from learner.log.position import Partition, Position
-from learner.model.spec import Model
-from learner.step.apply import UserEvents, apply, microbatch
 from learner.store import Write, open_store
 from tests.servers import RedisServer
-
-PLACE = Partition(bytes(16), 0)
 
 
 def measure(context: Context) -> list[Figure]:
@@ -57,11 +51,6 @@ def _microseconds_each(call: Callable[[], object], n: int) -> Callable[[], float
     return lambda: seconds_of(call) / n * 1e6
 
 
-def _step(spec: Model, stored: Sequence[bytes | None], users: Sequence[UserEvents]) -> list[bytes | None]:
-    """A microbatch, from events and bytes to bytes."""
-    return apply(spec, stored, microbatch(spec, users), [f"user-{i}" for i in range(len(users))]).values
-
-
 def _items(context: Context) -> list[Figure]:
     """`POST /score` over items of a request."""
     served = Client(processes(context)[0].port)
@@ -78,36 +67,44 @@ def _open_impressions(context: Context) -> list[Figure]:
     """One more impression of one item for each of 100 users, over how many they have open."""
     sizes = (0, 16, 64, 255)
     spec = model()
-
     generator = random.Random(4)
 
-    def event(user: str, i: int) -> tuple[Event, Position]:
-        return parse_event(impression_json(f"r{i}", user, START_MS + i, items(generator, 1)), spec), Position(PLACE, i)
-
-    def events(start: int, n: int) -> list[list[tuple[Event, Position]]]:
-        return [[event(f"user-{u}", i) for i in range(start, start + n)] for u in range(100)]
+    def events(start: int, n: int) -> Parsed:
+        raws = [
+            impression_json(f"r{i}", f"user-{u}", START_MS + i, items(generator, 1))
+            for i in range(start, start + n)
+            for u in range(100)
+        ]
+        return parsed(spec, raws, 100 * start)
 
     contenders = {}
     for n in sizes:
         stored: Sequence[bytes | None] = [None] * 100
         if n:
-            stored = _step(spec, stored, events(0, n))
-        contenders[str(n)] = _microseconds_each(partial(_step, spec, stored, events(n, 1)), 100)
+            stored = step(spec, stored, events(0, n))
+        contenders[str(n)] = _microseconds_each(partial(step, spec, stored, events(n, 1)), 100)
     values = interleave(contenders, context.repetitions)
     return _axis("learning step over open impressions", "us/event", sizes, list(values.values()))
 
 
 def _microbatch(context: Context) -> list[Figure]:
-    """The learning step of impressions of ten items, one a user, over events of a microbatch."""
+    """The learning step of slates of ten with clicks of returning users, over events of a microbatch."""
     sizes = (1, 10, 100, 1_000, 10_000)[: 4 if context.quick else 5]
     spec = model()
-    raw = [impression_json(f"r{i}", f"user-{i}", START_MS, items(random.Random(i), 10)) for i in range(sizes[-1])]
-    parsed = [[(parse_event(one, spec), Position(PLACE, i))] for i, one in enumerate(raw)]
-    fresh = [None] * len(parsed)
-    values = interleave(
-        {str(n): _microseconds_each(partial(_step, spec, fresh[:n], parsed[:n]), n) for n in sizes},
-        context.repetitions,
-    )
+    stored: dict[str, bytes | None] = {}
+    events: list[bytes] = []
+    # As many users as events, so that none comes twice, and a first round of which the second one's slates are open.
+    for one in visits(sizes[-1], 2, 10):
+        if one.round == 0:
+            mine = parsed(spec, [one.value], one.at - START_MS)
+            stored |= zip(mine.user_ids, step(spec, [stored.get(user) for user in mine.user_ids], mine), strict=True)
+        else:
+            events.append(one.value)
+    contenders = {}
+    for n in sizes:
+        batch = parsed(spec, events[:n], 1 << 40)
+        contenders[str(n)] = _microseconds_each(partial(step, spec, [stored[u] for u in batch.user_ids], batch), n)
+    values = interleave(contenders, context.repetitions)
     return _axis("learning step over events of a microbatch", "us/event", sizes, list(values.values()))
 
 

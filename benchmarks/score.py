@@ -9,11 +9,8 @@ import msgspec
 
 from benchmarks.harness import Context, Figure, percentile, ratios
 from benchmarks.http_process import Client, PythonProcess
-from benchmarks.workload import FEATURES, START_MS, freshet_environ, items, model, shared
-from learner.events.parse import parse_event
+from benchmarks.workload import FEATURES, START_MS, freshet_environ, items, model, parsed, shared, step
 from learner.events.wire import impression_json
-from learner.log.position import Partition, Position
-from learner.step.apply import apply, microbatch
 from learner.store import Write, open_store
 from tests.servers import RedisServer
 
@@ -93,7 +90,6 @@ def known_user(n_items: int = 10, n_features: int = FEATURES) -> bytes:
     """A record of a user with one impression, still open."""
     spec = model(n_features)
     shown = impression_json("r", USER, START_MS, items(random.Random(3), n_items, n_features))
-    event = (parse_event(shown, spec), Position(Partition(bytes(16), 0), 0))
-    (value,) = apply(spec, [None], microbatch(spec, [[event]]), [USER]).values
+    (value,) = step(spec, [None], parsed(spec, [shown]))
     assert value is not None
     return value

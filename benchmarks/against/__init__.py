@@ -1,4 +1,4 @@
-"""This revision against an earlier one: ``--against REV``.
+"""The working tree against an earlier revision: ``--against REV``.
 
 Both run the same events in turns, each in a process of its own, on the libraries of this environment; processor time
 has the aims, since the machine may have other work.

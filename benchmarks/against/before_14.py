@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from learner.apply import apply
 from learner.consumer import Learner
+
 from learner.events import Click, parse_events
 from learner.log import open_log, open_reader
 from learner.model import Model, load_model

@@ -9,12 +9,11 @@ import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import msgspec
 import redis
 from kafka import KafkaConsumer, TopicPartition
 
 from benchmarks.against.installed import megabytes
-from benchmarks.against.steps import in_turn, paired
+from benchmarks.against.steps import paired
 from benchmarks.against.tree import Side
 from benchmarks.harness import Context, Figure, percentile, ratios
 from benchmarks.http_process import Client, PythonProcess, cpu_s, resident_mb
@@ -98,8 +97,7 @@ def _bytes_a_user(context: Context, sides: Mapping[str, Side]) -> list[Figure]:
     """MEMORY USAGE of a user at d = 16 who has nothing pending, and of one in a session."""
     url = shared(context, RedisServer).url(7)
     client = redis.Redis.from_url(url)
-    events = [one for one in visits(1, 6, 10, 15)]
-    path = _write(context, "events", events)
+    path = _write(context, "events", list(visits(1, 6, 10, 15)))
     figures = []
     for what, pending, aim in (("nothing pending", False, 0.55), ("in a session", True, None)):
         used: dict[str, list[float]] = {}
@@ -175,26 +173,31 @@ def _shown_now(user: str) -> Visit:
 def _memory_of_a_learner(context: Context, sides: Mapping[str, Side]) -> list[Figure]:
     """Resident memory of ``freshet learn`` once it has learnt the topic of `_learner`."""
     kafka, topic = shared(context, KafkaServer), "against"
-    place = TopicPartition(topic, 0)
     memory: dict[str, list[float]] = {}
     for name, side in sides.items():
         group = _group()
         url = shared(context, RedisServer).url(6)
         environ = {**freshet_environ(context, url, kafka.url, topic, group), **side.tree.environ}
-        watcher = KafkaConsumer(bootstrap_servers=kafka.bootstrap, group_id=group, enable_auto_commit=False)
-        end = watcher.end_offsets([place])[place]
         learner = PythonProcess([side.about["command"], "learn"], environ)
         learner.start()
         try:
-            eventually(lambda watcher=watcher, end=end: (watcher.committed(place) or 0) >= end, 300, "all is learnt")
+            _until_committed(kafka, group, TopicPartition(topic, 0))
             memory[name] = [resident_mb(learner.pid)]
         finally:
             learner.stop()
-            watcher.close()
         client = redis.Redis.from_url(url)
         client.flushdb()
         client.close()
     return _beside("memory of a learner", "MB", memory)
+
+
+def _until_committed(kafka: KafkaServer, group: str, place: TopicPartition) -> None:
+    watcher = KafkaConsumer(bootstrap_servers=kafka.bootstrap, group_id=group, enable_auto_commit=False)
+    try:
+        end = watcher.end_offsets([place])[place]
+        eventually(lambda: (watcher.committed(place) or 0) >= end, 300, "all is learnt")
+    finally:
+        watcher.close()
 
 
 def _start(context: Context, sides: Mapping[str, Side]) -> list[Figure]:

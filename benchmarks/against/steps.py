@@ -86,7 +86,9 @@ def prepare(folder: Path, name: str, case: Case, *sides: Side) -> int:
     return len(parts["events"])
 
 
-def in_turn(sides: Mapping[str, Side], what: str, repetitions: int, **more: object) -> dict[str, list[dict[str, float]]]:
+def in_turn(
+    sides: Mapping[str, Side], what: str, repetitions: int, **more: object
+) -> dict[str, list[dict[str, float]]]:
     """The answers of each side; every other time the last one is asked first."""
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     for turn in range(repetitions):

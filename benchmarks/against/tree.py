@@ -71,7 +71,7 @@ class Side(Server):
 
     def start(self, seconds: float = 60) -> None:
         """Start it; `about` then says what `side.Side.about` does."""
-        self._process = subprocess.Popen(  # type: ignore[assignment]
+        self._process = subprocess.Popen(
             [sys.executable, str(HERE / "side.py"), str(self.tree.adapter)],
             env=self.tree.environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
