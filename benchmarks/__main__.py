@@ -53,6 +53,8 @@ def main() -> int:
                     continue
                 figures += found
                 print(table(found), flush=True)
+                if wanted.out:
+                    wanted.out.write_text(as_json(figures, speed, wanted.quick, wanted.against))
         finally:
             context.stop()
     print("\n" + table([one for one in figures if one.met is not None]))
@@ -60,8 +62,6 @@ def main() -> int:
         committed = json.loads(COMMITTED.read_text())
         print("\nmore than 15 % worse than benchmarks/results.json:")
         print("\n".join(f"  {one}" for one in worse(figures, speed, committed)) or "  nothing")
-    if wanted.out:
-        wanted.out.write_text(as_json(figures, speed, wanted.quick, wanted.against))
     return 0
 
 
