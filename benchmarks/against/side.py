@@ -106,7 +106,7 @@ def _raws(path: str) -> list[bytes]:
     return [one.encode() for one in json.loads(Path(path).read_text())]
 
 
-def _timed(call: Callable[[], object], at_least_s: float = 0.15) -> dict[str, float]:
+def _timed(call: Callable[[], object], at_least_s: float = 0.05) -> dict[str, float]:
     """Seconds of a call, of the processor and of the clock; the first is not counted."""
     call()
     gc.collect()

@@ -13,6 +13,8 @@ from benchmarks.workload import Visit, model_toml, visits
 
 # The third slate of the second session: two slates of the session are behind, the last of them still open.
 ROUND = 5
+# Short turns, and many: what else the machine does then meets both sides.
+TURNS = 4
 
 
 class Case(NamedTuple):
@@ -67,7 +69,7 @@ def measure(context: Context, now: Side, before: Side) -> list[Figure]:
     for name, case in CASES.items():
         n = prepare(context.folder, name, case, now, before)
         for what, aim in (("apply", case.apply), ("whole", case.whole)):
-            taken = in_turn({"now": now, "before": before}, what, 2 * context.repetitions, case=name)
+            taken = in_turn({"now": now, "before": before}, what, TURNS * context.repetitions, case=name)
             words = "apply" if what == "apply" else "bytes to bytes"
             figures += paired(f"{words}, {name}", taken, "us/event", 1e6 / n, aim)
     return figures
