@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -44,7 +45,7 @@ def _axis(what: str, unit: str, sizes: tuple[int, ...], values: list[list[float]
 
 
 def _milliseconds(call: Callable[[], object]) -> Callable[[], float]:
-    return lambda: seconds_of(call, 0.2) * 1e3
+    return lambda: seconds_of(call, 0.2, time.perf_counter) * 1e3
 
 
 def _microseconds_each(call: Callable[[], object], n: int) -> Callable[[], float]:
