@@ -25,7 +25,8 @@ lint: .venv-test/installed ## Check style, types and the import contracts
 chaos: .venv-test/installed ## Kill any part at any moment and show that nothing is lost: make chaos ARGS="--help"
 	OMP_NUM_THREADS=1 .venv-test/bin/python -m tests.chaos.run $(ARGS)
 
-bench: .venv-bench/installed ## Measure against peers and floors: make bench ARGS="--quick"; ARGS="--help" says more
+bench: .venv-bench/installed ## Measure against peers, floors and earlier revisions: make bench ARGS="--quick"; ARGS="--help" says more
+	@.venv-bench/bin/python -m learner.compile
 	OMP_NUM_THREADS=1 .venv-bench/bin/python -m benchmarks $(ARGS)
 
 fuzz: .venv-fuzz/installed ## Fuzz the wire format, the records and every route: make fuzz ARGS="--quick"; --help says more

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from tests.servers import Server, eventually, free_port
 
@@ -61,3 +62,15 @@ class Client:
         if status != 200:
             raise AssertionError(f"POST {path} answered {status}: {answer[:300]!r}")
         return elapsed
+
+
+def resident_mb(pid: int) -> float:
+    """Memory of a process that is in use and in RAM."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * 4096 / 1e6
+
+
+def cpu_s(pid: int) -> float:
+    """Processor time of the threads that a process has, to the nanosecond."""
+    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(one.read_text().split()[0]) for one in threads) / 1e9

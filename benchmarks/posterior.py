@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,13 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.harness import Context, Figure, interleave, ratios, seconds_of
-from benchmarks.workload import START_MS, model
+from benchmarks.workload import SLATE_MS, START_MS, click_json, items, model, parsed, step
 from learner.belief.compiled import compiled
 from learner.belief.gaussian import Array
 from learner.belief.update import condition
-from learner.log.position import Partition, Position
-from learner.step.apply import apply
-from tests.stepping import Click, Event, Impression, microbatch
+from learner.events.wire import impression_json
 
 USERS = 1_000
 
@@ -46,26 +45,26 @@ def _condition_all(mean: Any, factor: Any, x: Any, y: Any, f: Any, gain: Any) ->
 
 
 def whole_step(hot: bool) -> Callable[[], float]:
-    """Microseconds an outcome of `apply`: 1,000 clicked outcomes of one user, or one each of 1,000."""
+    """Microseconds an outcome of a step: 1,000 clicked outcomes of one user, or one each of 1,000.
+
+    The users return: they have a record, with a slate that is still open.
+    """
     spec = model()
-    generator = np.random.default_rng(0)
-    place = Partition(bytes(16), 0)
-
-    def outcome(i: int) -> list[tuple[Event, Position]]:
-        user = "hot" if hot else f"user-{i}"
-        rows = generator.normal(size=(1, spec.d)).astype(np.float32)
-        shown = Impression(user, START_MS + i, [i], rows, np.zeros(1, np.float32), np.ones(1, np.float32))
-        clicked = Click(user, START_MS + i, i)
-        return [(shown, Position(place, 2 * i)), (clicked, Position(place, 2 * i + 1))]
-
-    outcomes = [outcome(i) for i in range(USERS)]
-    events = [[event for one in outcomes for event in one]] if hot else outcomes
-    stored = [None] * len(events)
-
-    def step() -> object:
-        return apply(spec, stored, *microbatch(spec, events))
-
-    return lambda: seconds_of(step) / USERS * 1e6
+    generator = random.Random(0)
+    names = ["hot"] * USERS if hot else [f"user-{i}" for i in range(USERS)]
+    slate = items(generator, 10)
+    behind = [impression_json("behind", name, START_MS, slate) for name in dict.fromkeys(names)]
+    before = parsed(spec, behind)
+    stored = dict(zip(before.user_ids, step(spec, [None] * len(behind), before), strict=True))
+    events = []
+    for i, name in enumerate(names):
+        (shown,) = items(generator, 1)
+        at = START_MS + SLATE_MS + i
+        events.append(impression_json(f"r{i}", name, at, [shown]))
+        events.append(click_json(f"r{i}", name, at, shown["item_id"]))
+    batch = parsed(spec, events, len(behind))
+    records = [stored[name] for name in batch.user_ids]
+    return lambda: seconds_of(lambda: step(spec, records, batch)) / USERS * 1e6
 
 
 def measure(context: Context) -> list[Figure]:
@@ -110,13 +109,13 @@ def _outcomes(d: int = 16, n: int = 100) -> tuple[Array, NDArray[np.int64]]:
 
 
 def _each(update: Callable[[int], object], n: int) -> Callable[[], float]:
-    """Microseconds of an update, over n of them."""
+    """Microseconds of the processor for an update, over n of them."""
 
     def run() -> float:
-        started = time.perf_counter()
+        started = time.process_time()
         for i in range(n):
             update(i)
-        return (time.perf_counter() - started) / n * 1e6
+        return (time.process_time() - started) / n * 1e6
 
     return run
 

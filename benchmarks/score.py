@@ -9,11 +9,8 @@ import msgspec
 
 from benchmarks.harness import Context, Figure, percentile, ratios
 from benchmarks.http_process import Client, PythonProcess
-from benchmarks.workload import FEATURES, START_MS, freshet_environ, items, model, shared
-from learner.events.microbatch import by_user
-from learner.events.parse import parse_events
+from benchmarks.workload import FEATURES, START_MS, freshet_environ, items, model, parsed, shared, step
 from learner.events.wire import impression_json
-from learner.step.apply import apply
 from learner.store import Write, open_store, write_alone
 from tests.servers import RedisServer
 
@@ -93,7 +90,6 @@ def known_user(n_items: int = 10, n_features: int = FEATURES) -> bytes:
     """A record of a user with one impression, still open."""
     spec = model(n_features)
     shown = impression_json("r", USER, START_MS, items(random.Random(3), n_items, n_features))
-    batch, _ = parse_events([shown], spec)
-    (value,) = apply(spec, [None], batch.events, by_user(batch)).values
+    (value,) = step(spec, [None], parsed(spec, [shown]))
     assert value is not None
     return value

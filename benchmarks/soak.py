@@ -5,12 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 
 from benchmarks.harness import Context, Figure
-from benchmarks.http_process import PythonProcess
+from benchmarks.http_process import PythonProcess, resident_mb
 from benchmarks.workload import freshet_environ, make_topic, shared
 from tests.servers import KafkaServer, RedisServer
 
@@ -31,7 +30,7 @@ def measure(context: Context) -> list[Figure]:
     try:
         while (now := time.perf_counter() - started) < SECONDS:
             times.append(now)
-            sizes.append(_resident_mb(learner.pid))
+            sizes.append(resident_mb(learner.pid))
             time.sleep(2)
     finally:
         load.terminate()
@@ -48,8 +47,3 @@ def measure(context: Context) -> list[Figure]:
             note="2,000 impressions of one item a second",
         ),
     ]
-
-
-def _resident_mb(pid: int) -> float:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * 4096 / 1e6

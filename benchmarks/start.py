@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,10 +17,10 @@ from benchmarks.http_process import PythonProcess
 def measure(context: Context) -> list[Figure]:
     """Processes of their own; the files are in the page cache after the first."""
     run = {
-        "bare": lambda: _seconds_of_python("pass"),
-        "libraries": lambda: _seconds_of_python("import fastapi, numpy"),
-        "import": lambda: _seconds_of_python("import service.web.app"),
-        "up": lambda: _seconds_to_ready(context.folder),
+        "bare": lambda: seconds_of_python("pass", _environ()),
+        "libraries": lambda: seconds_of_python("import fastapi, numpy", _environ()),
+        "import": lambda: seconds_of_python("import service.web.app", _environ()),
+        "up": lambda: seconds_to_ready(context.folder, "service", _environ()),
     }
     interleave(run, 1)
     values = interleave(run, context.repetitions)
@@ -39,17 +40,19 @@ def _environ() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(mine)}
 
 
-def _seconds_of_python(code: str) -> float:
+def seconds_of_python(code: str, environ: Mapping[str, str]) -> float:
+    """How long an interpreter takes that runs this."""
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-c", code], check=True, env=_environ())
+    subprocess.run([sys.executable, "-c", code], check=True, env=environ)
     return time.perf_counter() - started
 
 
-def _seconds_to_ready(parent: Path) -> float:
+def seconds_to_ready(parent: Path, command: str, environ: Mapping[str, str]) -> float:
+    """How long ``freshet up`` takes until it is ready; `command` is the module of the command line."""
     with TemporaryDirectory(dir=parent) as folder:
         up = PythonProcess(
-            ["service", "up", "--file", f"{folder}/freshet.db", "--port", "{port}"],
-            {**_environ(), "FRESHET_LOG_LEVEL": "error"},
+            [command, "up", "--file", f"{folder}/freshet.db", "--port", "{port}"],
+            {**environ, "FRESHET_LOG_LEVEL": "error"},
         )
         started = time.perf_counter()
         up.start()

@@ -1,18 +1,26 @@
-"""The model, events and servers that the subjects share."""
+"""The model, events, learning step and servers that the subjects share."""
 
 from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from heapq import heappop, heappush
+from math import log
+from typing import Any, NamedTuple, TypeVar
+from zlib import crc32
 
+import msgspec
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import NewTopic
 
 from benchmarks.harness import Context
+from learner.events.microbatch import CLICK, ByUser, Events, by_user, put_in_log
+from learner.events.parse import parse_events
 from learner.events.wire import impression_json
+from learner.log.position import Partition, Position
 from learner.model.spec import Model, load_model
+from learner.step.apply import apply
 from tests.servers import KafkaServer, RedisServer
 
 AnyServer = TypeVar("AnyServer", KafkaServer, RedisServer)
@@ -21,6 +29,12 @@ FEATURES = 16
 START_MS = 1_700_000_000_000
 # Between two visits of a user: longer than an impression stays open with this model, shorter than its window.
 REVISIT_MS = 300_000
+# `visits`: sessions of so many slates, so far apart: a slate is still open when the next one comes.
+SLATES, SLATE_MS, SESSION_MS = 3, 40_000, 3_600_000
+CLICKED, CLICK_MEDIAN_MS, CLICK_SIGMA = 0.3, 10_000, 1.2
+
+# Impressions and clicks, each in a topic of its own.
+PLACES = Partition(bytes(16), 0), Partition(bytes(15) + b"\1", 0)
 
 
 def model_toml(n_features: int = FEATURES) -> str:
@@ -57,6 +71,68 @@ def impressions(n: int, n_items: int, n_users: int) -> Iterator[tuple[bytes, byt
         yield user.encode(), impression_json(f"request-{i}", user, at, items(generator, n_items))
 
 
+class Visit(NamedTuple):
+    """One event of `visits`: its time, epoch ms, key and value, and in which round its slate was shown."""
+
+    at: int
+    user: bytes
+    value: bytes
+    round: int
+
+
+def visits(n_users: int, n_rounds: int, n_items: int, n_features: int = FEATURES) -> Iterator[Visit]:
+    """Slates and clicks in the order of their times, as served users make them; nothing comes after the last slate.
+
+    In a round each user is shown a slate; rounds are `SLATE_MS` apart, sessions of `SLATES` rounds `SESSION_MS`. A
+    slate is clicked once with probability `CLICKED`, after a log-normal delay, as the model expects; one of twenty
+    clicks comes after the settle age.
+    """
+    generator = random.Random(1)
+    clicks: list[Visit] = []
+    for i in range(n_rounds * n_users):
+        number, user = divmod(i, n_users)
+        session, slate = divmod(number, SLATES)
+        at = START_MS + session * SESSION_MS + slate * SLATE_MS + user * SLATE_MS // n_users
+        while clicks and clicks[0].at <= at:
+            yield heappop(clicks)
+        shown = items(generator, n_items, n_features)
+        key, request = f"user-{user}".encode(), f"request-{i}"
+        yield Visit(at, key, impression_json(request, key.decode(), at, shown), number)
+        if generator.random() < CLICKED:
+            clicked_at = at + 1 + int(generator.lognormvariate(log(CLICK_MEDIAN_MS), CLICK_SIGMA))
+            clicked = generator.choice(shown)["item_id"]
+            heappush(clicks, Visit(clicked_at, key, click_json(request, key.decode(), clicked_at, clicked), number))
+
+
+def click_json(request_id: str, user_id: str, timestamp: int, item_id: str) -> bytes:
+    """The bytes of a click."""
+    event = {"type": "click", "request_id": request_id, "user_id": user_id, "timestamp": timestamp, "item_id": item_id}
+    return msgspec.json.encode(event)
+
+
+class Parsed(NamedTuple):
+    """Events that were read, and which of them are whose."""
+
+    user_ids: list[str]
+    events: Events
+    users: ByUser
+
+
+def parsed(spec: Model, raws: Sequence[bytes], start: int = 0) -> Parsed:
+    """Read a microbatch, whose offsets count from `start`."""
+    batch, bad = parse_events(raws, spec)
+    assert not bad, bad
+    kinds = batch.events.event["kind"].tolist()
+    put_in_log(batch.events.event, [Position(PLACES[kind == CLICK], start + i) for i, kind in enumerate(kinds)])
+    users = by_user(batch)
+    return Parsed(users.user_ids, batch.events, users)
+
+
+def step(spec: Model, stored: Sequence[bytes | None], batch: Parsed) -> list[bytes | None]:
+    """Learn from a microbatch: from the stored bytes of its users to those to store."""
+    return apply(spec, stored, batch.events, batch.users).values
+
+
 def make_topic(kafka: KafkaServer, topic: str, n_partitions: int = 1) -> None:
     """A topic of its own."""
     admin = KafkaAdminClient(bootstrap_servers=kafka.bootstrap)
@@ -64,14 +140,17 @@ def make_topic(kafka: KafkaServer, topic: str, n_partitions: int = 1) -> None:
     admin.close()
 
 
-def fill_topic(kafka: KafkaServer, topic: str, n: int, n_items: int, n_users: int, n_partitions: int = 1) -> None:
-    """Make a topic of `n` impressions."""
+def fill_topic(kafka: KafkaServer, topic: str, events: Iterable[tuple[bytes, bytes]], n_partitions: int = 1) -> int:
+    """Make a topic of these keys and values; returns how many."""
     make_topic(kafka, topic, n_partitions)
     producer = KafkaProducer(bootstrap_servers=kafka.bootstrap, linger_ms=20, batch_size=1 << 18)
-    for i, (key, value) in enumerate(impressions(n, n_items, n_users)):
-        producer.send(topic, key=key, value=value, partition=i % n_users % n_partitions)
+    n = 0
+    for key, value in events:
+        producer.send(topic, key=key, value=value, partition=crc32(key) % n_partitions)
+        n += 1
     producer.flush()
     producer.close()
+    return n
 
 
 def shared(context: Context, kind: type[AnyServer]) -> AnyServer:

@@ -10,6 +10,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import redis
@@ -118,6 +119,10 @@ def cluster_options(port: int) -> list[str]:
     return ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-port", str(bus)]
 
 
+def _is_up(node: redis.Redis) -> bool:
+    return bool(node.cluster("INFO")["cluster_state"] == "ok")
+
+
 def join_cluster(nodes: Sequence[RedisServer]) -> str:
     """Make a cluster of servers that were started for one; returns the URL of the store on it."""
     places = [f"127.0.0.1:{node.port}" for node in nodes]
@@ -126,7 +131,7 @@ def join_cluster(nodes: Sequence[RedisServer]) -> str:
     )
     for node in nodes:
         probe = redis.Redis(port=node.port)
-        eventually(lambda probe=probe: probe.cluster("INFO")["cluster_state"] == "ok", 30, "the cluster is up")
+        eventually(partial(_is_up, probe), 30, "the cluster is up")
         probe.close()
     return "redis+cluster://" + ",".join(places)
 

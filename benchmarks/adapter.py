@@ -1,0 +1,37 @@
+"""What a comparison asks of a revision, under names that stay: each revision that is compared brings its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from benchmarks.workload import parsed, step
+from learner.log import open_log, open_reader
+from learner.loop import Learner
+from learner.model.spec import Model, load_model
+from learner.record import decode_record, encode_record
+from learner.store import Store, Write, open_store, write_alone
+from learner.store.recent import RecentStore
+
+__all__ = ["COMMAND", "SERVICE", "learner", "load_model", "nothing_pending", "open_store", "parsed", "step", "write"]
+
+COMMAND = "service"
+"""What ``python -m`` runs."""
+SERVICE = "service.web.app"
+"""The module of the HTTP service."""
+
+
+def write(store: Store, values: Mapping[str, bytes]) -> None:
+    """Store records of users who have none."""
+    done = write_alone(store, [Write(user_id, None, value) for user_id, value in values.items()])
+    assert all(done), "a record was there already"
+
+
+def nothing_pending(model: Model, value: bytes) -> bytes:
+    """A record without its outcomes."""
+    record = decode_record(value, model, "")
+    return encode_record(record._replace(outcomes=record.outcomes[:0], rows=record.rows[:0]), model)
+
+
+def learner(model: Model, store: str, log: str, topic: str, group: str) -> Learner:
+    """The loop as ``freshet learn`` makes it."""
+    return Learner(model, RecentStore(open_store(store, 86_400)), open_reader(log, [topic], group), open_log(log))
