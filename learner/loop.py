@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from heapq import merge
-from itertools import groupby
 from typing import TypeVar
 
 import structlog
@@ -179,13 +177,11 @@ class Learner:
         """Events by user, in the order of each partition; and what is wrong with those that are bad."""
         events: dict[str, list[tuple[Event, Position]]] = {}
         refused = {}
-        by_partition = [list(group) for _, group in groupby(messages, key=lambda message: message.position.partition)]
-        # Partitions are read side by side; taking the oldest head first mends most of what that does to the order of
-        # an impression and its click in different topics, and never changes the order within a partition.
-        ordered = list(merge(*by_partition, key=lambda message: message.timestamp))
-        parsed = parse_events([message.value for message in ordered], self.model)
-        for message, event in zip(ordered, parsed, strict=True):
-            if isinstance(event, BadEvent):
+        parsed = parse_events([message.value for message in messages], self.model)
+        for message, event in zip(messages, parsed, strict=True):
+            if message.unreadable:
+                refused[message.position] = BadEvent(Reason.UNREADABLE, message.unreadable)
+            elif isinstance(event, BadEvent):
                 refused[message.position] = event
             elif message.timestamp > 0 and (why := from_the_future(event, message.timestamp, self.model)):
                 refused[message.position] = why
