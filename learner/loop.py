@@ -22,11 +22,10 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from learner.events.parse import Event, from_the_future, parse_events
+from learner.dead_letter import dead_letter
+from learner.events.parse import Event, Impression, from_the_future, parse_events
 from learner.events.wire import BadEvent, Reason
 from learner.log import (
-    DEAD_LETTER_SUFFIX,
-    REPLAYS_HEADER,
     Entry,
     EntryTooLarge,
     EventLog,
@@ -34,9 +33,11 @@ from learner.log import (
     Message,
     Reader,
 )
+from learner.log.health import HEALTHY, Health
 from learner.log.position import Position
 from learner.model.spec import Model
-from learner.record import DamagedRecord
+from learner.model_check import ModelCheck
+from learner.record import DamagedRecord, ForeignRecord
 from learner.step.apply import UserEvents, apply, microbatch
 from learner.store import Store, StoreUnavailable, Write
 
@@ -66,6 +67,8 @@ class Progress:
         Age of the oldest message of the batch when its record was stored; None if there is none with a timestamp.
     seconds
         From poll to commit.
+    health
+        What keeps the log from being read, and what of it is lost.
     """
 
     messages: int
@@ -74,6 +77,7 @@ class Progress:
     lag: int
     freshness_ms: float | None
     seconds: float
+    health: Health = HEALTHY
 
 
 class Stopped(Exception):
@@ -124,13 +128,16 @@ class Learner:
     stop: threading.Event = field(default_factory=threading.Event)
     _committing: bool = field(default=True, init=False)
 
+    def __post_init__(self) -> None:
+        self._check = ModelCheck(self.model.name)
+
     def run(self) -> None:
         """Learn until `stop` is set, then leave the group. Blocks.
 
         Raises
         ------
-        ForeignRecord
-            If a stored record is of another model: going on would give every user up.
+        ModelMismatch
+            If most events or stored records are of another model: going on would give every user up.
         """
         try:
             # The first look does not wait: only after it can a learner say that it is ready.
@@ -156,11 +163,13 @@ class Learner:
         freshness_ms = None
         if messages:
             events, refused = self._parse(messages)
+            impressions = sum(isinstance(event, Impression) for mine in events.values() for event, _ in mine)
+            self._check.events(len(messages), impressions, Counter(why.reason for why in refused.values()))
             refused |= self._learn(events, counts)
             if appended := [message.timestamp for message in messages if message.timestamp > 0]:
                 freshness_ms = time.time() * 1000 - min(appended)
             if refused:
-                letters = [_dead_letter(one, why) for one in messages if (why := refused.get(one.position))]
+                letters = [dead_letter(one, why) for one in messages if (why := refused.get(one.position))]
                 bad.update(why.reason for why in refused.values())
                 # The stream must not go on over a letter that is not written.
                 self._until_available(counts, partial(self._bury, letters))
@@ -168,7 +177,8 @@ class Learner:
         if self._committing and not committing:
             log.warning("offsets not committed", reason="rebalanced, or the log is away")
         self._committing = committing
-        return Progress(len(messages), counts, bad, self.reader.lag(), freshness_ms, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        return Progress(len(messages), counts, bad, self.reader.lag(), freshness_ms, seconds, self.reader.health())
 
     @uncollected()
     def _parse(
@@ -192,17 +202,21 @@ class Learner:
     def _learn(self, events: dict[str, list[tuple[Event, Position]]], counts: Counter[str]) -> dict[Position, BadEvent]:
         """Apply events and store the records; users whose record was changed meanwhile are read and applied anew.
 
-        Returns the events that cannot be learnt because their user's record is damaged: nobody else waits for its
-        repair, and the record stays as it is.
+        Returns the events that cannot be learnt because their user's record is damaged or of another model: nobody
+        else waits for its repair, and the record stays as it is.
         """
         pending: dict[str, UserEvents] = dict(events)
         refused: dict[Position, BadEvent] = {}
         while pending:
             try:
                 lost = self._until_available(counts, partial(self._attempt, pending, counts))
-            except DamagedRecord as exc:
-                log.error("damaged record", error=str(exc))
-                why = BadEvent(Reason.DAMAGED_RECORD, str(exc))
+            except (DamagedRecord, ForeignRecord) as exc:
+                log.error("record cannot be used", error=str(exc))
+                if isinstance(exc, ForeignRecord):
+                    self._check.foreign(exc)
+                why = BadEvent(
+                    Reason.FOREIGN_RECORD if isinstance(exc, ForeignRecord) else Reason.DAMAGED_RECORD, str(exc)
+                )
                 refused |= {position: why for _, position in pending.pop(exc.user_id)}
                 continue
             counts["conflicts"] += len(lost)
@@ -220,6 +234,7 @@ class Learner:
             for user_id, old, new, erased in zip(user_ids, stored, applied.values, applied.erased, strict=True)
             if new is not None
         ]
+        self._check.records(len(stored) - stored.count(None))
         done = self.store.commit(writes)
         counts.update(applied.counts)
         return [write.user_id for write, applied in zip(writes, done, strict=True) if not applied]
@@ -269,20 +284,3 @@ class Learner:
             except LogUnavailable as exc:
                 log.debug("the log is away too", error=str(exc))
                 self.stop.wait(wait_s)
-
-
-def _dead_letter(message: Message, why: BadEvent) -> Entry:
-    """The original bytes and key, with headers that say why and whence."""
-    place = message.position
-    log.info("dead letter", reason=why.reason.value, topic=message.topic, offset=place.offset)
-    headers = [
-        ("reason", why.reason.value.encode()),
-        ("detail", str(why).encode("utf-8", "replace")),
-        ("topic", message.topic.encode()),
-        ("topic_id", place.partition.topic_id.hex().encode()),
-        ("partition", str(place.partition.number).encode()),
-        ("offset", str(place.offset).encode()),
-        # A letter that was replayed and has failed again says so: a loop is seen, and can be ended.
-        *(header for header in message.headers if header[0] == REPLAYS_HEADER),
-    ]
-    return Entry(message.topic + DEAD_LETTER_SUFFIX, message.key, message.value, headers)

@@ -119,7 +119,7 @@ def _due(
 ) -> Iterator[Message]:
     """The letters to replay; counts all that the filter takes."""
     for letter in letters:
-        reason = dict(letter.headers).get("reason", b"(none)").decode("utf-8", "replace")
+        reason = (dict(letter.headers).get("reason") or b"(none)").decode("utf-8", "replace")
         if wanted.reasons and reason not in wanted.reasons:
             continue
         row = rows.setdefault((topic, reason), Row())

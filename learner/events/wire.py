@@ -42,6 +42,8 @@ class Reason(StrEnum):
     """The log's bytes cannot be read: there is nothing of the event but where it stands."""
     DAMAGED_RECORD = "damaged_record"
     """The event is good; the record of its user is not."""
+    FOREIGN_RECORD = "foreign_record"
+    """The event is good; the record of its user is of another model or another release."""
 
 
 class BadEvent(ValueError):

@@ -23,7 +23,9 @@ class Lost(NamedTuple):
     Attributes
     ----------
     first, last
-        Their offsets.
+        Their offsets, from the first that was ever lost to the last.
+    events
+        How many were found lost this time.
     at
         When that was found, epoch ms.
     here
@@ -34,13 +36,14 @@ class Lost(NamedTuple):
     partition: int
     first: int
     last: int
+    events: int
     at: int
     here: bool = True
 
     def __str__(self) -> str:
         return (
-            f"{self.topic}/{self.partition} lost the offsets {self.first} to {self.last} to retention, before they "
-            "were read"
+            f"{self.topic}/{self.partition}: events up to offset {self.last}, from {self.first} on, were dropped by "
+            "retention before they were read"
         )
 
 

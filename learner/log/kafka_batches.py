@@ -36,6 +36,7 @@ class Batches:
         self._last: Any = None
 
     def next_batch(self) -> Any:
+        """The next batch; None behind the last."""
         self._last = None
         self._last = self._records.next_batch()
         if self.skip and type(self._last) is DefaultRecordBatch:

@@ -65,7 +65,7 @@ class Watch:
         self._begins[place] = max(committed, self._begins.get(place, 0))
         if found := _LOST.search(metadata):
             first, last, at = map(int, found.groups())
-            self._lost[place] = Lost(place.topic, place.partition, first, last, at, here=False)
+            self._lost[place] = Lost(place.topic, place.partition, first, last, last - first + 1, at, here=False)
 
     def took(self, fetched: Mapping[TopicPartition, Sequence[Any]]) -> None:
         """Note how far partitions were read, and find what retention took before."""
@@ -108,10 +108,10 @@ class Watch:
 
     def _note_lost(self, place: TopicPartition, first: int, last: int) -> None:
         before = self._lost.get(place)
-        lost = Lost(place.topic, place.partition, first, last, time.time_ns() // 1_000_000)
+        lost = Lost(place.topic, place.partition, first, last, last - first + 1, time.time_ns() // 1_000_000)
         log.error(
             "events lost", reason="retention", topic=place.topic, partition=place.partition, first=first, last=last,
-            count=last - first + 1,
+            count=lost.events,
         )  # fmt: skip
         self._lost[place] = lost if before is None else lost._replace(first=min(first, before.first))
 

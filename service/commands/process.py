@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from learner.log import LogUnavailable
+from learner.model_check import ModelMismatch
 from learner.record import RecordError
 from learner.store import StoreUnavailable
 from service.settings import Settings
@@ -35,6 +36,6 @@ def logged(settings: Settings, process: Callable[[], int]) -> int:
     configure_logging(settings.log_format, settings.log_level)
     try:
         return process()
-    except (LogUnavailable, StoreUnavailable, RecordError) as exc:
+    except (LogUnavailable, StoreUnavailable, RecordError, ModelMismatch) as exc:
         structlog.get_logger("freshet").error("stopped", error=str(exc))
         return 1
