@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from heapq import merge
-from itertools import groupby
 from typing import TypeVar
 
 import numpy as np
@@ -28,13 +26,12 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from learner.events.microbatch import ByUser, Events, Microbatch, by_user, positions, put_in_log, sweeps
+from learner.dead_letter import dead_letter
+from learner.events.microbatch import IMPRESSION, ByUser, Events, Microbatch, by_user, positions, put_in_log, sweeps
 from learner.events.parse import parse_events, refuse_from_the_future
 from learner.events.wire import BadEvent, Reason
 from learner.limits import MAX_TIMESTAMP_MS
 from learner.log import (
-    DEAD_LETTER_SUFFIX,
-    REPLAYS_HEADER,
     Entry,
     EntryTooLarge,
     EventLog,
@@ -42,10 +39,12 @@ from learner.log import (
     Message,
     Reader,
 )
+from learner.log.health import HEALTHY, Health
 from learner.log.position import Position
 from learner.model.spec import Model
+from learner.model_check import ModelCheck
 from learner.positions import Positions, StoreRewound
-from learner.record import NEVER, DamagedRecord
+from learner.record import NEVER, DamagedRecord, ForeignRecord
 from learner.step.apply import apply
 from learner.store import Store, StoreUnavailable, Write
 from learner.sweeps import Sweeps
@@ -76,6 +75,8 @@ class Progress:
         Age of the oldest message of the batch when its record was stored; None if there is none with a timestamp.
     seconds
         From poll to commit.
+    health
+        What keeps the log from being read, and what of it is lost.
     """
 
     messages: int
@@ -84,6 +85,7 @@ class Progress:
     lag: int
     freshness_ms: float | None
     seconds: float
+    health: Health = HEALTHY
 
 
 class Stopped(Exception):
@@ -141,14 +143,15 @@ class Learner:
     def __post_init__(self) -> None:
         self._sweeps = Sweeps(self.model.window_ms)
         self._positions = Positions(self.store, self.reader, self.commit_interval_s)
+        self._check = ModelCheck(self.model.name)
 
     def run(self) -> None:
         """Learn until `stop` is set, then leave the group. Blocks.
 
         Raises
         ------
-        ForeignRecord
-            If a stored record is of another model: going on would give every user up.
+        ModelMismatch
+            If most events or stored records are of another model: going on would give every user up.
         """
         try:
             # The first look does not wait: only after it can a learner say that it is ready.
@@ -188,16 +191,19 @@ class Learner:
         except StoreRewound as exc:
             counts["store_rewound"] += len(exc.partitions)
             self._positions.rewind(exc.partitions)
-        return Progress(len(messages), counts, bad, self.reader.lag(), freshness_ms, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        return Progress(len(messages), counts, bad, self.reader.lag(), freshness_ms, seconds, self.reader.health())
 
     def _take(self, messages: Sequence[Message], counts: Counter[str], bad: Counter[str]) -> float | None:
         """Learn what can be learnt of some messages, and bury the rest; returns the freshness, in ms."""
         batch, refused = self._parse(messages)
+        impressions = int((batch.events.event["kind"] == IMPRESSION).sum())
+        self._check.events(len(messages), impressions, Counter(why.reason for why in refused.values()))
         refused |= self._learn(batch, counts)
         appended = [message.timestamp for message in messages if message.timestamp > 0]
         freshness_ms = time.time() * 1000 - min(appended) if appended else None
         if refused:
-            letters = [_dead_letter(one, why) for one in messages if (why := refused.get(one.position))]
+            letters = [dead_letter(one, why) for one in messages if (why := refused.get(one.position))]
             bad.update(why.reason for why in refused.values())
             # The stream must not go on over a letter that is not written.
             self._until_available(counts, partial(self._bury, letters))
@@ -218,34 +224,35 @@ class Learner:
 
     @uncollected()
     def _parse(self, messages: Sequence[Message]) -> tuple[Microbatch, dict[Position, BadEvent]]:
-        """The events, in the order of each partition; and what is wrong with those that are bad."""
-        by_partition = [list(group) for _, group in groupby(messages, key=lambda message: message.position.partition)]
-        # Partitions are read side by side; taking the oldest head first mends most of what that does to the order of
-        # an impression and its click in different topics, and never changes the order within a partition.
-        ordered = list(merge(*by_partition, key=lambda message: message.timestamp))
-        parsed = parse_events([message.value for message in ordered], self.model)
-        put_in_log(parsed.batch.events.event, [message.position for message in ordered])
-        came_at = np.array([message.timestamp for message in ordered], np.int64)
+        """The events, and what is wrong with those that are bad."""
+        parsed = parse_events([message.value for message in messages], self.model)
+        put_in_log(parsed.batch.events.event, [message.position for message in messages])
+        for place, message in enumerate(messages):
+            if message.unreadable:
+                parsed.refuse(place, BadEvent(Reason.UNREADABLE, message.unreadable))
+        came_at = np.array([message.timestamp for message in messages], np.int64)
         came_at[came_at <= 0] = MAX_TIMESTAMP_MS
         refuse_from_the_future(parsed, came_at, self.model)
-        return parsed.batch, {ordered[place].position: why for place, why in parsed.bad.items()}
+        return parsed.batch, {messages[place].position: why for place, why in parsed.bad.items()}
 
     def _learn(self, batch: Microbatch, counts: Counter[str]) -> dict[Position, BadEvent]:
         """Apply events and store the records; those of a shard that was changed meanwhile are read and applied anew.
 
-        Returns the events that cannot be learnt because their user's record is damaged: nobody else waits for its
-        repair, and the record stays as it is.
+        Returns the events that cannot be learnt because their user's record is damaged or of another model: nobody
+        else waits for its repair, and the record stays as it is.
         """
         pending = by_user(batch)
         refused: dict[Position, BadEvent] = {}
         while pending.user_ids:
             try:
                 lost = self._until_available(counts, partial(self._attempt, batch.events, pending, counts))
-            except DamagedRecord as exc:
-                log.error("damaged record", error=str(exc))
+            except (DamagedRecord, ForeignRecord) as exc:
+                log.error("record cannot be used", error=str(exc))
+                if isinstance(exc, ForeignRecord):
+                    self._check.foreign(exc)
+                reason = Reason.FOREIGN_RECORD if isinstance(exc, ForeignRecord) else Reason.DAMAGED_RECORD
                 u = pending.user_ids.index(exc.user_id)
-                why = BadEvent(Reason.DAMAGED_RECORD, str(exc))
-                refused |= dict.fromkeys(positions(batch.events.event[pending.of(u)]), why)
+                refused |= dict.fromkeys(positions(batch.events.event[pending.of(u)]), BadEvent(reason, str(exc)))
                 pending = pending.only([one for one in range(len(pending.user_ids)) if one != u])
                 continue
             counts["conflicts"] += len(lost)
@@ -259,6 +266,7 @@ class Learner:
         applied = apply(self.model, stored, events, pending)
         # Those that nothing has to be written of, too: that holds for what was read.
         writes = list(map(Write, pending.user_ids, stored, applied.values, applied.erased))
+        self._check.records(len(stored) - stored.count(None))
         done = self._positions.commit(writes)
         counts.update(applied.counts)
         for user_id, end in zip(pending.user_ids, applied.ends, strict=True):
@@ -310,20 +318,3 @@ class Learner:
             except LogUnavailable as exc:
                 log.debug("the log is away too", error=str(exc))
                 self.stop.wait(wait_s)
-
-
-def _dead_letter(message: Message, why: BadEvent) -> Entry:
-    """The original bytes and key, with headers that say why and whence."""
-    place = message.position
-    log.info("dead letter", reason=why.reason.value, topic=message.topic, offset=place.offset)
-    headers = [
-        ("reason", why.reason.value.encode()),
-        ("detail", str(why).encode("utf-8", "replace")),
-        ("topic", message.topic.encode()),
-        ("topic_id", place.partition.topic_id.hex().encode()),
-        ("partition", str(place.partition.number).encode()),
-        ("offset", str(place.offset).encode()),
-        # A letter that was replayed and has failed again says so: a loop is seen, and can be ended.
-        *(header for header in message.headers if header[0] == REPLAYS_HEADER),
-    ]
-    return Entry(message.topic + DEAD_LETTER_SUFFIX, message.key, message.value, headers)

@@ -7,6 +7,8 @@ from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from learner.log.health import Health, Lost
+
 LATENCY_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 
 FATES: dict[str, tuple[str, str]] = {
@@ -70,6 +72,11 @@ class Progress(Protocol):
         """Age of the oldest message of the batch when its record was stored; None without messages."""
         ...
 
+    @property
+    def health(self) -> Health:
+        """What keeps the log from being read, and what of it is lost."""
+        ...
+
 
 class LearnerMetrics:
     """What the learning loop counts."""
@@ -90,9 +97,35 @@ class LearnerMetrics:
             buckets=(*LATENCY_BUCKETS, 30, 300), registry=registry,
         )  # fmt: skip
 
+        self.unreadable = Gauge(
+            "freshet_learner_unreadable_partitions", "Partitions that stand still at what cannot be read.",
+            registry=registry,
+        )  # fmt: skip
+        self.missing = Gauge(
+            "freshet_learner_missing_topics", "Topics that are to be read and do not exist.", registry=registry
+        )
+        self.lost = Counter(
+            "freshet_learner_events_lost", "Events that the log dropped before they were read.", ["reason"],
+            registry=registry,
+        )  # fmt: skip
+        self.share = Gauge(
+            "freshet_learner_share", "Share of the events of the last hour that met a fate.", ["kind"],
+            registry=registry,
+        )  # fmt: skip
+        self.warning = Gauge(
+            "freshet_learner_warning", "Whether that share is above its bound.", ["kind"], registry=registry
+        )
+        self._known_lost: set[Lost] = set()
+
     def observe(self, progress: Progress) -> None:
         """Count one turn of the loop."""
         self.lag.set(progress.lag)
+        self.unreadable.set(len(progress.health.unreadable))
+        self.missing.set(len(progress.health.missing))
+        for lost in set(progress.health.lost) - self._known_lost:
+            self._known_lost.add(lost)
+            if lost.here:
+                self.lost.labels("retention").inc(lost.events)
         for kind, count in progress.counts.items():
             self.outcomes.labels(kind).inc(count)
         if not progress.messages:

@@ -6,13 +6,16 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import structlog
 from prometheus_client import CollectorRegistry
 from tqdm import tqdm
 
+from learner.log.health import HEALTHY, Health
 from learner.store import Store, StoreUnavailable
 from service.metrics import LearnerMetrics, Progress
+from service.shares import Shares
 
 REPORT_INTERVAL_S = 10.0
 
@@ -29,9 +32,12 @@ class Monitor:
     line
         Whether to keep a progress line on standard error.
     stalled_after_s
-        How long the loop may take for a turn, and how long it may take nothing from a log that has something for it.
+        How long the loop may take for a turn, how long it may take nothing from a log that has something for it, and
+        how long a topic may be missing.
     clock
         Seconds that never step back.
+    loss_acknowledged
+        Events lost to retention that were found up to then, epoch ms, are known.
     """
 
     def __init__(
@@ -40,10 +46,15 @@ class Monitor:
         line: bool,
         stalled_after_s: float,
         clock: Callable[[], float] = time.monotonic,
+        loss_acknowledged: int = 0,
     ) -> None:
         self._clock = clock
         self._stalled_after_s = stalled_after_s
+        self._loss_acknowledged = loss_acknowledged
         self._metrics = LearnerMetrics(registry)
+        self._shares = Shares()
+        self._health: Health = HEALTHY
+        self._missing_since: dict[str, float] = {}
         self._bar = tqdm(unit=" events", file=sys.stderr, desc="learning", smoothing=0.1) if line else None
         # None before the first turn: only that makes it ready.
         self._turned_at: float | None = None
@@ -63,6 +74,9 @@ class Monitor:
             self._progressed_at = now
         self._lag = progress.lag
         self._metrics.observe(progress)
+        self._health = progress.health
+        self._missing_since = {topic: self._missing_since.get(topic, now) for topic in progress.health.missing}
+        self._watch_shares(progress, now)
         self._messages += progress.messages
         self._batches += progress.messages > 0
         self._freshness_ms = max(self._freshness_ms, progress.freshness_ms or 0.0)
@@ -84,6 +98,8 @@ class Monitor:
         now = self._clock()
         if (idle := now - self._turned_at) > self._stalled_after_s:
             return f"the loop has finished no turn for {idle:.0f} s"
+        if (trouble := self._trouble_of_log(now)) is not None:
+            return trouble
         # As long as messages are taken it is only busy, however many are left.
         if (idle := now - self._progressed_at) > self._stalled_after_s:
             return f"{self._lag} messages are to be learnt, and for {idle:.0f} s none came"
@@ -93,6 +109,24 @@ class Monitor:
         """End the progress line."""
         if self._bar is not None:
             self._bar.close()
+
+    def _trouble_of_log(self, now: float) -> str | None:
+        """What of the log cannot be read; first what can still be put right."""
+        if self._health.unreadable:
+            return "; ".join(map(str, self._health.unreadable))
+        missing = [topic for topic, since in self._missing_since.items() if now - since > self._stalled_after_s]
+        if missing:
+            return f"topic {', '.join(map(repr, missing))} does not exist, for more than {self._stalled_after_s:.0f} s"
+        if lost := [one for one in self._health.lost if one.at > self._loss_acknowledged]:
+            until = datetime.fromtimestamp(max(one.at for one in lost) // 1000 + 1, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            return f"{'; '.join(map(str, lost))}. FRESHET_LOSS_ACKNOWLEDGED={until} acknowledges it"
+        return None
+
+    def _watch_shares(self, progress: Progress, now: float) -> None:
+        self._shares.add(progress.counts, now)
+        for kind, (share, above) in self._shares.above().items():
+            self._metrics.share.labels(kind).set(share)
+            self._metrics.warning.labels(kind).set(above)
 
     def _report(self, lag: int, elapsed: float) -> None:
         if self._bar is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -68,6 +69,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Of that key.
     kafka_session_timeout_ms
         After which a learner that died has its partitions given to others.
+    unreadable
+        What a learner does where the log cannot be read (a corrupt batch, an unknown codec): ``wait`` there with that
+        partition, or ``skip`` it with a dead letter without body.
+    loss_acknowledged
+        Until when events that were lost to retention are known: ISO 8601 with a zone, as ``2026-11-26T03:00:00Z``.
+        Those found later make a learner not ready.
     max_batch
         The largest microbatch of a learner, in messages.
     poll_timeout_ms
@@ -126,6 +133,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     kafka_ssl_keyfile: str = ""
     kafka_ssl_password: str = ""
     kafka_session_timeout_ms: PositiveInt = 10_000
+    unreadable: Annotated[str, msgspec.Meta(pattern="^(wait|skip)$")] = "wait"
+    loss_acknowledged: Annotated[datetime, msgspec.Meta(tz=True)] = datetime(1970, 1, 1, tzinfo=UTC)
     max_batch: PositiveInt = 1_000
     poll_timeout_ms: PositiveInt = 200
     stalled_after_s: Annotated[float, msgspec.Meta(gt=0)] = 30.0
@@ -195,7 +204,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """What a Kafka consumer needs besides."""
         timeout = self.kafka_session_timeout_ms
         # Three heartbeats may be lost before a learner counts as dead.
-        return {**self.kafka_options, "session_timeout_ms": timeout, "heartbeat_interval_ms": max(1, timeout // 4)}
+        kafka = {**self.kafka_options, "session_timeout_ms": timeout, "heartbeat_interval_ms": max(1, timeout // 4)}
+        return {"skip_unreadable": self.unreadable == "skip", **kafka}
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:

@@ -47,7 +47,12 @@ def learn(settings: Settings, model: Model) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, drain)
     registry = CollectorRegistry()
-    monitor = Monitor(registry, sys.stderr.isatty(), settings.stalled_after_s)
+    monitor = Monitor(
+        registry,
+        sys.stderr.isatty(),
+        settings.stalled_after_s,
+        loss_acknowledged=int(settings.loss_acknowledged.timestamp() * 1000),
+    )
     store = open_store(settings.store_url, **settings.store_options)
     try:
         with _answering(settings, _monitor_app(settings, monitor, store, registry)):

@@ -38,8 +38,12 @@ class Reason(StrEnum):
     TOO_LARGE = "too_large"
     TOO_LONG = "too_long"
     TOO_DEEP = "too_deep"
+    UNREADABLE = "unreadable"
+    """The log's bytes cannot be read: there is nothing of the event but where it stands."""
     DAMAGED_RECORD = "damaged_record"
     """The event is good; the record of its user is not."""
+    FOREIGN_RECORD = "foreign_record"
+    """The event is good; the record of its user is of another model or another release."""
 
 
 class BadEvent(ValueError):

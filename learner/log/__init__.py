@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence, Set
 from typing import NamedTuple, Protocol
 
+from learner.log.health import Health
 from learner.log.position import Mark, Partition, Position
 
 DEAD_LETTER_SUFFIX = ".dlq"
@@ -35,7 +36,10 @@ class Message(NamedTuple):
     timestamp
         When it was appended, epoch ms; 0 or -1 if the log does not say.
     headers
-        As appended.
+        As appended; a value that was null is empty.
+    unreadable
+        Why there is nothing of it but its place, where the log's bytes could not be read: what is wrong with them. It
+        may stand for several that end with it.
     """
 
     topic: str
@@ -44,6 +48,7 @@ class Message(NamedTuple):
     value: bytes
     timestamp: int
     headers: Sequence[tuple[str, bytes]] = ()
+    unreadable: str = ""
 
 
 class Entry(NamedTuple):
@@ -79,7 +84,7 @@ class Reader(Protocol):
     """The reading end: one member of a consumer group. For one thread."""
 
     def poll(self, timeout_ms: int, max_messages: int) -> list[Message]:
-        """Wait for messages and take some of them, those of one partition in order.
+        """Wait for messages and take some: in the order of their times, and those of one partition in its order.
 
         Reading starts at what the group has committed, or at the beginning.
         """
@@ -117,6 +122,10 @@ class Reader(Protocol):
         """How many messages of its partitions this member has not yet polled, as far as it knows."""
         ...
 
+    def health(self) -> Health:
+        """What keeps this member from reading, and what it can no longer read."""
+        ...
+
     def close(self) -> None:
         """Leave the group."""
         ...
@@ -129,7 +138,7 @@ def open_log(url: str, **kafka: object) -> EventLog:
     """
     kind, place = _split(url)
     if kind == "kafka":
-        from learner.log.kafka import KafkaLog
+        from learner.log.kafka_writer import KafkaLog
 
         return KafkaLog(place, kafka)
     from learner.log.sqlite import SqliteLog
@@ -137,22 +146,27 @@ def open_log(url: str, **kafka: object) -> EventLog:
     return SqliteLog(place)
 
 
-def open_reader(url: str, topics: Sequence[str], group: str, **kafka: object) -> Reader:
-    """Open a reading end; a Kafka consumer joins the group at its first poll."""
+def open_reader(url: str, topics: Sequence[str], group: str, skip_unreadable: bool = False, **kafka: object) -> Reader:
+    """Open a reading end; a Kafka consumer joins the group at its first poll.
+
+    With `skip_unreadable` it goes on behind what cannot be read, with a message that says why; otherwise the partition
+    waits there, and `Reader.health` tells.
+    """
     kind, place = _split(url)
     if kind == "kafka":
         from learner.log.kafka import KafkaReader
 
-        return KafkaReader(place, topics, group, kafka)
+        return KafkaReader(place, topics, group, skip_unreadable, kafka)
     from learner.log.sqlite import SqliteReader
 
     return SqliteReader(place, topics, group)
 
 
 def read_to_end(url: str, topics: Sequence[str], **kafka: object) -> Iterator[list[Message]]:
-    """Read topics from their beginning to where they end now, as no member of any group.
+    """Read topics from their beginning to where they end now, in the order of time, as no member of any group.
 
-    Later messages are not waited for, and a missing topic is empty.
+    Later messages are not waited for, and a missing topic is empty. What cannot be read comes as a message that says
+    why.
 
     Raises
     ------
@@ -161,7 +175,7 @@ def read_to_end(url: str, topics: Sequence[str], **kafka: object) -> Iterator[li
     """
     kind, place = _split(url)
     if kind == "kafka":
-        from learner.log.kafka import read_kafka_to_end
+        from learner.log.kafka_offline import read_kafka_to_end
 
         yield from read_kafka_to_end(place, topics, kafka)
         return

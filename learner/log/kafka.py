@@ -1,83 +1,21 @@
-"""The log on Kafka, by kafka-python."""
+"""The reading end of the log on Kafka, by kafka-python."""
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence, Set
+from contextlib import suppress
 from typing import Any
 
-from kafka import ConsumerRebalanceListener, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
-from kafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
+from kafka import ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
+from kafka.errors import KafkaError
 
-from learner.log import Entry, EntryTooLarge, LogUnavailable, Message
+from learner.log import Message
+from learner.log.health import Health
+from learner.log.in_time_order import in_time_order
+from learner.log.kafka_client import ANSWER_TIMEOUT_MS, epoch_of, make_consumer, message, topic_id_of, translated
+from learner.log.kafka_watch import Watch
 from learner.log.position import NOTHING, Mark, Partition, Position
-
-DELIVERY_TIMEOUT_MS = 10_000
-# With the brokers away a reader gives up after this long, so that it can be told to stop; it may ask again.
-ANSWER_TIMEOUT_MS = 5_000
-
-_CLIENT_OPTIONS = {
-    # A broker that is back is found this soon; kafka-python would wait up to 30 s.
-    "reconnect_backoff_max_ms": 1_000,
-}
-_READER_OPTIONS = {
-    **_CLIENT_OPTIONS,
-    "fetch_max_wait_ms": 100,
-    "max_partition_fetch_bytes": 4 << 20,
-    "bootstrap_timeout_ms": ANSWER_TIMEOUT_MS,
-    # A topic or partition made while we run is found this soon.
-    "metadata_max_age_ms": 30_000,
-}
-
-
-class KafkaLog:
-    """See `learner.log.EventLog`. Connects at the first append, so that its owner can start while Kafka is away."""
-
-    def __init__(self, servers: str, options: Mapping[str, Any]) -> None:
-        self._servers = servers
-        self._options = options
-        self._lock = threading.Lock()
-        self._producer: Any = None
-
-    def append(self, entries: Sequence[Entry]) -> None:
-        """Send all entries and wait until every in-sync replica has them."""
-        with _translated():
-            producer = self._connected()
-            sent = [
-                producer.send(entry.topic, key=entry.key, value=entry.value, headers=list(entry.headers))
-                for entry in entries
-            ]
-            for future in sent:
-                future.get(timeout=DELIVERY_TIMEOUT_MS / 1000)
-
-    def close(self) -> None:
-        """Close the producer, if one was made."""
-        with self._lock:
-            if self._producer is not None:
-                self._producer.close(timeout=DELIVERY_TIMEOUT_MS / 1000)
-
-    def _connected(self) -> Any:
-        with self._lock:
-            if self._producer is None:
-                self._producer = KafkaProducer(
-                    bootstrap_servers=self._servers.split(","),
-                    acks="all",
-                    # An idempotent producer of kafka-python is done for after any refusal, one event too large
-                    # included. Repeats change nothing here; one request at a time keeps the order.
-                    enable_idempotence=False,
-                    max_in_flight_requests_per_connection=1,
-                    linger_ms=0,
-                    # A dead letter may be an event larger than any that is taken.
-                    max_request_size=16 << 20,
-                    max_block_ms=DELIVERY_TIMEOUT_MS // 2,
-                    delivery_timeout_ms=DELIVERY_TIMEOUT_MS,
-                    request_timeout_ms=DELIVERY_TIMEOUT_MS // 2,
-                    bootstrap_timeout_ms=DELIVERY_TIMEOUT_MS // 2,
-                    **{**_CLIENT_OPTIONS, **self._options},
-                )
-            return self._producer
 
 
 class KafkaReader:
@@ -88,17 +26,12 @@ class KafkaReader:
     back, and where it has changed the new topic is read from its beginning.
     """
 
-    def __init__(self, servers: str, topics: Sequence[str], group: str, options: Mapping[str, Any]) -> None:
-        with _translated():
-            self._consumer: Any = KafkaConsumer(
-                # Named here as well as below: then the first metadata already has them.
-                *topics,
-                bootstrap_servers=servers.split(","),
-                group_id=group,
-                enable_auto_commit=False,
-                auto_offset_reset="earliest",
-                **{**_READER_OPTIONS, **options},
-            )
+    def __init__(
+        self, servers: str, topics: Sequence[str], group: str, skip_unreadable: bool, options: Mapping[str, Any]
+    ) -> None:
+        with translated():
+            self._consumer, fetcher = make_consumer(servers, topics, skip_unreadable, {"group_id": group, **options})
+        self._watch = Watch(self._consumer, fetcher, topics)
         self._ids: dict[str, bytes] = {}
         self._next: dict[TopicPartition, int] = {}
         # Learnt, and not known to be committed.
@@ -112,7 +45,7 @@ class KafkaReader:
         self._gained: dict[Partition, Mark | None] = {}
         self._lag = 0
         self._consumer.subscribe(list(topics), listener=self._shared_out)
-        with _translated():
+        with translated():
             # Before the first poll joins the group: a leader that has not heard of a topic's partitions gives them to
             # nobody, and kafka-python does not always notice when it hears of them in that moment.
             for topic in topics:
@@ -120,8 +53,9 @@ class KafkaReader:
 
     def poll(self, timeout_ms: int, max_messages: int) -> list[Message]:
         """Fetch; also takes part in rebalances."""
-        with _translated():
+        with translated():
             self._keep_joining()
+            self._watch.look()
             fetched = self._consumer.poll(timeout_ms=timeout_ms, max_records=max_messages)
             self._unchecked &= self._consumer.assignment()
             for place in self._consumer.assignment():
@@ -137,12 +71,13 @@ class KafkaReader:
                     # What came from other partitions must come again: the consumer believes that we have it.
                     self._put_back(fetched)
                     raise
-        messages = []
+        self._watch.took(fetched)
+        by_partition = []
         for place, records in fetched.items():
             self._next[place] = records[-1].offset + 1
             partition = Partition(self._ids[place.topic], place.partition)
-            messages += [_message(one, partition) for one in records]
-        return messages
+            by_partition.append([message(one, partition) for one in records])
+        return in_time_order(by_partition)
 
     def assigned(self) -> dict[Partition, Mark | None]:
         """Partitions that were looked at since; nothing was polled of them before."""
@@ -162,6 +97,7 @@ class KafkaReader:
                     self._consumer.seek_to_beginning(place)
                 else:
                     self._go_to(place, mark.offset + 1, mark.epoch)
+                self._watch.moved(place, None if mark == NOTHING else mark.offset + 1)
                 self._next.pop(place, None)
                 self._owed.pop(place, None)
 
@@ -178,7 +114,7 @@ class KafkaReader:
         what it had fetched of one for good, and read no more of it.
         """
         until = time.monotonic() + timeout_ms / 1000
-        with _translated():
+        with translated():
             self._keep_joining()
             self._consumer._coordinator.poll(timeout_ms=timeout_ms)
         time.sleep(max(0.0, until - time.monotonic()))
@@ -189,7 +125,7 @@ class KafkaReader:
         It is sent and not waited for: Kafka gathers commits for some milliseconds, in which the stream goes on. What
         comes while one is under way goes with the next.
         """
-        for last in {message.position.partition: message for message in messages}.values():
+        for last in {one.position.partition: one for one in messages}.values():
             self._owed[TopicPartition(last.topic, last.position.partition.number)] = last.position
         complete = self._disown()
         if self._owed and not self._under_way:
@@ -204,19 +140,15 @@ class KafkaReader:
     def lag(self) -> int:
         """Messages behind the last known ends of this member's partitions.
 
-        Counted from where kafka-python would go on, which is also behind the markers of producers' transactions: they
-        have offsets, and never come as messages. While partitions are being shared out, which may be for as long as
-        Kafka is away, it is what it last was.
+        While partitions are being shared out, which may be for as long as Kafka is away, it is what it last was.
         """
-        if not self._shared_out.complete:
-            return self._lag
-        lag = 0
-        for place, state in self._consumer._subscription.assignment.items():
-            end = self._consumer.highwater(place)
-            if end is not None and state.position is not None:
-                lag += max(0, end - state.position.offset)
-        self._lag = lag
-        return lag
+        if self._shared_out.complete:
+            self._lag = self._watch.lag()
+        return self._lag
+
+    def health(self) -> Health:
+        """What the brokers said last."""
+        return self._watch.health()
 
     def close(self) -> None:
         """Commit what is left, and leave the group, so that others need not wait for the session's timeout."""
@@ -253,7 +185,9 @@ class KafkaReader:
 
     def _offsets(self) -> dict[TopicPartition, OffsetAndMetadata]:
         return {
-            place: OffsetAndMetadata(position.offset + 1, position.partition.topic_id.hex(), position.epoch)
+            place: OffsetAndMetadata(
+                position.offset + 1, self._watch.metadata(place, position.partition.topic_id), position.epoch
+            )
             for place, position in self._owed.items()
         }
 
@@ -270,27 +204,34 @@ class KafkaReader:
 
     def _put_back(self, fetched: Mapping[TopicPartition, Sequence[Any]]) -> None:
         for place, records in fetched.items():
-            self._go_to(place, records[0].offset, _epoch(records[0]))
+            self._go_to(place, records[0].offset, epoch_of(records[0]))
 
     def _check(self) -> None:
         """See which topics are behind newly gained partitions; begin anew on those that are not what they were."""
         self._consumer.topics()  # Always asks the broker, and so renews the ids.
-        for place in list(self._unchecked):
-            topic_id = self._current_id(place)
-            if topic_id is None:
-                continue  # Deleted, and not made again yet.
-            committed = self._consumer.committed(place, metadata=True, timeout_ms=ANSWER_TIMEOUT_MS)
+        # The others are deleted, and not made again yet.
+        there = [place for place in self._unchecked if self._current_id(place) is not None]
+        self._watch.gained(there)
+        all_committed = self._consumer._coordinator.fetch_committed_offsets(there, timeout_ms=ANSWER_TIMEOUT_MS)
+        for place in there:
+            topic_id = self._current_id(place) or b""
+            committed = all_committed.get(place)
             known = self._ids.get(place.topic, topic_id)
             behind = None
-            if topic_id != known or (committed is not None and committed.metadata not in ("", topic_id.hex())):
+            of_another = committed is not None and committed.metadata.partition(";")[0] not in ("", topic_id.hex())
+            if topic_id != known or of_another:
                 others = {one for one in self._consumer.assignment() if one.topic == place.topic}
                 self._consumer.seek_to_beginning(*others if topic_id != known else (place,))
                 for one in others:
                     self._next.pop(one, None)
-            elif committed is not None:
+                    self._watch.begin(one, None)
+            elif committed is None:
+                self._watch.begin(place, None)
+            else:
                 behind = Mark(committed.leader_epoch, committed.offset - 1)
                 # kafka-python has left the leader epoch away: a log that was cut and went on would not be noticed.
                 self._go_to(place, committed.offset, committed.leader_epoch)
+                self._watch.begin(place, committed.offset, committed.metadata)
             self._gained[Partition(topic_id, place.partition)] = behind
             self._ids[place.topic] = topic_id
             self._next.pop(place, None)
@@ -298,60 +239,7 @@ class KafkaReader:
             self._unchecked.discard(place)
 
     def _current_id(self, place: TopicPartition) -> bytes | None:
-        # kafka-python keeps the id with its metadata and shows it nowhere else.
-        topic_id = self._consumer._client.cluster.topic_id(place.topic)
-        return None if topic_id is None else bytes(topic_id.bytes)
-
-
-def read_kafka_to_end(servers: str, topics: Sequence[str], options: Mapping[str, Any]) -> Iterator[list[Message]]:
-    """See `learner.log.read_to_end`."""
-    with _translated():
-        consumer: Any = KafkaConsumer(
-            bootstrap_servers=servers.split(","),
-            group_id=None,
-            auto_offset_reset="earliest",
-            max_poll_records=10_000,
-            **{**_READER_OPTIONS, **options},
-        )
-    try:
-        with _translated():
-            known = consumer.topics()
-            ids = {topic: consumer._client.cluster.topic_id(topic).bytes for topic in topics if topic in known}
-            places = [TopicPartition(topic, n) for topic in ids for n in consumer.partitions_for_topic(topic)]
-            consumer.assign(places)
-            ends = consumer.end_offsets(places)
-        while True:
-            with _translated():
-                left = [place for place in places if consumer.position(place) < ends[place]]
-                fetched = consumer.poll(timeout_ms=1_000) if left else {}
-            if not left:
-                return
-            messages = [
-                _message(one, Partition(ids[place.topic], place.partition))
-                for place, records in fetched.items()
-                for one in records
-                if one.offset < ends[place]
-            ]
-            if messages:
-                yield messages
-    finally:
-        consumer.close(autocommit=False)
-
-
-def _message(record: Any, partition: Partition) -> Message:
-    return Message(
-        record.topic,
-        Position(partition, record.offset, _epoch(record)),
-        record.key,
-        record.value or b"",
-        record.timestamp,
-        record.headers,
-    )
-
-
-def _epoch(record: Any) -> int:
-    """The leader epoch of a record; -1 if the broker does not say."""
-    return -1 if record.leader_epoch is None else int(record.leader_epoch)
+        return topic_id_of(self._consumer, place.topic)
 
 
 class _Assigned(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -377,13 +265,3 @@ class _Assigned(ConsumerRebalanceListener):  # type: ignore[misc]
         self._gained.update(assigned - self._ours)
         self._ours = set(assigned)
         self.complete = True
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except (MessageSizeTooLargeError, RecordListTooLargeError) as exc:
-        raise EntryTooLarge(f"Kafka: {type(exc).__name__}: {exc}") from exc
-    except KafkaError as exc:
-        raise LogUnavailable(f"Kafka: {type(exc).__name__}: {exc}") from exc

@@ -8,6 +8,8 @@ import uuid
 from collections.abc import Iterator, Sequence, Set
 
 from learner.log import Entry, LogUnavailable, Message
+from learner.log.health import HEALTHY, Health
+from learner.log.in_time_order import in_time_order, times
 from learner.log.position import Mark, Partition, Position
 from learner.sqlite_file import SqliteFile
 
@@ -37,13 +39,13 @@ class SqliteLog:
         """Append all entries or none, in one transaction."""
         now = int(time.time() * 1000)
         with self._file.writing() as db:
-            for entry in entries:
+            for entry, at in zip(entries, times(entries, now), strict=True):
                 db.execute("INSERT OR IGNORE INTO topics VALUES (?, ?, 0)", (entry.topic, uuid.uuid4().bytes))
                 (offset,) = db.execute("SELECT next_offset FROM topics WHERE name = ?", (entry.topic,)).fetchone()
                 headers = json.dumps([[name, value.decode("utf-8", "replace")] for name, value in entry.headers])
                 db.execute(
                     "INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?)",
-                    (entry.topic, offset, entry.key, entry.value, headers, now),
+                    (entry.topic, offset, entry.key, entry.value, headers, at),
                 )
                 db.execute("UPDATE topics SET next_offset = ? WHERE name = ?", (offset + 1, entry.topic))
 
@@ -130,25 +132,33 @@ class SqliteReader:
             ends = dict(db.execute("SELECT name, next_offset FROM topics"))
         return sum(max(0, int(ends.get(topic, 0)) - start) for topic, start in self._next.items())
 
+    def health(self) -> Health:
+        """Always well: a topic is made by its first message, and the file keeps what was not read."""
+        return HEALTHY
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
     def _take(self, max_messages: int) -> list[Message]:
-        messages: list[Message] = []
+        by_topic = []
         with self._file.reading() as db:
             for topic in self._topics:
                 rows = db.execute(
                     'SELECT id, "offset", key, value, timestamp, headers FROM messages JOIN topics ON name = topic '
                     'WHERE topic = ? AND "offset" >= ? ORDER BY "offset" LIMIT ?',
-                    (topic, self._next[topic], max_messages - len(messages)),
+                    (topic, self._next[topic], max_messages),
                 ).fetchall()
-                messages += [
-                    Message(topic, Position(Partition(bytes(topic_id), 0), offset), key, value, at, _headers(headers))
-                    for topic_id, offset, key, value, at, headers in rows
-                ]
-                if rows:
-                    self._next[topic] = rows[-1][1] + 1
+                by_topic.append(
+                    [
+                        Message(
+                            topic, Position(Partition(bytes(topic_id), 0), offset), key, value, at, _headers(headers)
+                        )
+                        for topic_id, offset, key, value, at, headers in rows
+                    ]
+                )
+        messages = in_time_order(by_topic)[:max_messages]
+        self._next |= {message.topic: message.position.offset + 1 for message in messages}
         return messages
 
 

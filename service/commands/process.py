@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from learner.log import LogUnavailable
+from learner.model_check import ModelMismatch
 from learner.record import RecordError
 from learner.store import StoreUnavailable
 from learner.store.owner import WrongStore
@@ -40,6 +41,6 @@ def logged(settings: Settings, process: Callable[[], int]) -> int:
         log.warning("passed over variables that are Kubernetes' service links", variables=links)
     try:
         return process()
-    except (LogUnavailable, StoreUnavailable, WrongStore, RecordError) as exc:
+    except (LogUnavailable, StoreUnavailable, WrongStore, RecordError, ModelMismatch) as exc:
         log.error("stopped", error=str(exc))
         return 1

@@ -33,8 +33,7 @@ from learner.log.kafka import KafkaReader
 from learner.log.position import NOTHING, Mark, Partition
 from learner.model.spec import load_model
 from tests.servers import KafkaServer, eventually
-
-WAIT_MS = 200
+from tests.topics import WAIT_MS, make_topic, read
 
 
 class Logs:
@@ -58,12 +57,6 @@ class Logs:
             end.close()
 
 
-def make_topic(server: KafkaServer, name: str, partitions: int = 1) -> None:
-    admin = KafkaAdminClient(bootstrap_servers=server.bootstrap)
-    admin.create_topics([NewTopic(name, partitions, 1)])
-    admin.close()
-
-
 @pytest.fixture(params=["sqlite", "kafka"])
 def logs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Logs]:
     if request.param == "kafka":
@@ -80,18 +73,6 @@ def topic(logs: Logs) -> str:
     name = f"t-{uuid.uuid4().hex}"
     logs.create(name)
     return name
-
-
-def read(reader: Reader, count: int, max_messages: int = 500) -> list[Message]:
-    """Poll until `count` messages came."""
-    messages: list[Message] = []
-
-    def poll() -> bool:
-        messages.extend(reader.poll(WAIT_MS, max_messages))
-        return len(messages) >= count
-
-    eventually(poll, 30, f"{count} messages")
-    return messages
 
 
 def together(*calls: Callable[[], Any]) -> list[Any]:

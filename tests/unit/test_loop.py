@@ -15,7 +15,8 @@ from learner.events.wire import Reason
 from learner.log import Entry, EntryTooLarge, EventLog, LogUnavailable, Message, Reader, open_log, open_reader
 from learner.loop import Learner, Progress
 from learner.model.spec import load_model
-from learner.record import ForeignRecord, Record, decode_record, encode_record, fresh_record
+from learner.model_check import ModelMismatch
+from learner.record import Record, checksum, decode_record, encode_record, fresh_record
 from learner.store import Store, StoreUnavailable, Write, open_store, write_alone
 from learner.sweeps import Sweeps
 
@@ -284,14 +285,57 @@ def test_a_damaged_record_stays_as_it_is_and_only_its_own_events_are_dead_letter
     assert rig.record("bob").n_events == 1
 
 
-def test_a_record_of_another_model_stops_the_learner_with_the_user_named_and_nothing_committed(rig: Rig) -> None:
-    other = load_model('name = "o"\n[features]\ny = { kind = "numeric" }\n')
-    write_alone(rig.store, [Write("ann", None, encode_record(fresh_record(other), other))])
-    rig.send(shown("ann"), shown("bob"))
-    with pytest.raises(ForeignRecord, match="ann"):
+OTHER = load_model('name = "o"\n[features]\ny = { kind = "numeric" }\n')
+
+
+def test_the_events_of_a_record_of_another_model_are_dead_lettered_and_all_others_are_learnt(rig: Rig) -> None:
+    foreign = encode_record(fresh_record(OTHER), OTHER)
+    later_format = foreign[:3] + bytes([99]) + foreign[4:]
+    later_format = later_format[:4] + checksum(later_format).to_bytes(4, "little") + later_format[8:]
+    write_alone(rig.store, [Write("ann", None, foreign), Write("bob", None, later_format)])
+    users = [f"u{i}" for i in range(400)]
+    rig.send(shown("ann"), *map(shown, users), shown("bob"), clicked("ann"))
+    progress = rig.learner().turn()
+    assert progress.bad == Counter({Reason.FOREIGN_RECORD: 3})
+    assert rig.letters() == [json.dumps(event).encode() for event in (shown("ann"), shown("bob"), clicked("ann"))]
+    assert rig.store.load(["ann", "bob"]) == [foreign, later_format]
+    assert {rig.record(user).n_events for user in users} == {1}
+
+
+def test_a_store_whose_records_are_another_models_stops_the_learner_before_anything_is_committed(rig: Rig) -> None:
+    foreign = encode_record(fresh_record(OTHER), OTHER)
+    users = [f"u{i}" for i in range(100)]
+    write_alone(rig.store, [Write(user, None, foreign) for user in users])
+    rig.send(*map(shown, users))
+    with pytest.raises(ModelMismatch, match=r"cannot be the store's: .* 20 are of another model"):
         rig.learner().run()
-    assert rig.store.load(["bob"]) == [None]
-    assert rig.learner().reader.lag() == 2
+    assert rig.letters() == []
+    assert rig.store.load(users) == [foreign] * 100
+    assert _lag(rig) == 100
+
+
+def test_a_topic_of_another_model_stops_the_learner_before_it_is_dead_lettered(rig: Rig) -> None:
+    def strange(i: int) -> dict[str, object]:
+        items = [{"item_id": "a", "features": {"y": 1.0} if i % 2 else {"x": "red"}}]
+        return {"type": "impression", "user_id": f"u{i}", "request_id": "r", "timestamp": AT, "items": items}
+
+    # Clicks fit every model.
+    rig.send(*(event for i in range(700) for event in (strange(i), clicked(f"u{i}"))))
+    with pytest.raises(ModelMismatch, match=r"first 500 impressions 500 were refused .*250, .*_feature 250\)"):
+        rig.learner().run()
+    assert (rig.letters(), _lag(rig)) == ([], 1_400)
+    few_at_a_time = rig.learner()
+    few_at_a_time.max_messages = 100
+    with pytest.raises(ModelMismatch):
+        few_at_a_time.run()
+    assert _lag(rig) == 500
+
+
+def test_a_topic_with_half_of_its_impressions_bad_is_dead_lettered_as_before(rig: Rig) -> None:
+    bad = {**shown("bob"), "items": [{"item_id": "a", "features": {"y": 1.0}}]}
+    rig.send(*(event for i in range(600) for event in (shown(f"u{i}"), bad)))
+    learner = rig.learner()
+    assert sum(learner.turn().bad.total() for _ in range(2)) == 600
 
 
 def test_an_idle_users_record_becomes_the_belief_alone_once_the_log_has_gone_on_for_two_windows(

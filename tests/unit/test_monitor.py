@@ -8,9 +8,12 @@ from collections.abc import Sequence
 import pytest
 from prometheus_client import CollectorRegistry
 
+from learner.log.health import HEALTHY, Health, Lost, Unreadable
 from learner.loop import Progress
 from learner.store import StoreUnavailable, Write
 from service.monitor import Monitor
+
+AT = 1_764_126_000_000
 
 
 class Memory:
@@ -35,10 +38,14 @@ class Rig:
     def __init__(self) -> None:
         self.now = 100.0
         self.store = Memory()
-        self.monitor = Monitor(CollectorRegistry(), False, 30.0, lambda: self.now)
+        self.registry = CollectorRegistry()
+        self.monitor = Monitor(self.registry, False, 30.0, lambda: self.now, loss_acknowledged=AT)
 
-    def turn(self, messages: int = 0, lag: int = 0) -> None:
-        self.monitor.observe(Progress(messages, Counter(), Counter(), lag, None, 0.01))
+    def turn(self, messages: int = 0, lag: int = 0, health: Health = HEALTHY, **counts: int) -> None:
+        self.monitor.observe(Progress(messages, Counter(counts), Counter(), lag, None, 0.01, health))
+
+    def value(self, metric: str, **labels: str) -> float | None:
+        return self.registry.get_sample_value(f"freshet_learner_{metric}", labels)
 
     def trouble(self) -> str | None:
         return self.monitor.trouble(self.store)
@@ -111,3 +118,51 @@ def test_the_first_message_after_a_long_idle_time_has_its_full_time(rig: Rig) ->
     rig.now += 2
     rig.turn(lag=3)
     assert rig.trouble() == "3 messages are to be learnt, and for 31 s none came"
+
+
+def test_a_partition_that_cannot_be_read_makes_it_red_with_place_and_cause_and_green_once_it_can(rig: Rig) -> None:
+    rig.turn(messages=1, lag=5, health=Health(unreadable=(Unreadable("clicks", 3, 17, "bad crc"),)))
+    assert rig.trouble() == "clicks/3 cannot be read at offset 17: bad crc"
+    assert rig.value("unreadable_partitions") == 1
+    rig.turn(messages=1)
+    assert rig.trouble() is None
+    assert rig.value("unreadable_partitions") == 0
+
+
+def test_a_topic_that_does_not_exist_makes_it_red_by_its_name_after_the_stated_time(rig: Rig) -> None:
+    missing = Health(missing=("clikcs",))
+    rig.turn(messages=1, health=missing)
+    rig.now += 30
+    rig.turn(messages=1, health=missing)
+    assert rig.trouble() is None
+    assert rig.value("missing_topics") == 1
+    rig.now += 1
+    rig.turn(messages=1, health=missing)
+    assert rig.trouble() == "topic 'clikcs' does not exist, for more than 30 s"
+    rig.turn()
+    assert rig.trouble() is None
+    rig.turn(health=missing)
+    assert rig.trouble() is None
+
+
+def test_events_lost_to_retention_keep_it_red_until_acknowledged_and_are_counted_once(rig: Rig) -> None:
+    found = Lost("clicks", 3, 10, 19, 10, AT + 1)
+    known = Lost("clicks", 2, 0, 4, 5, AT)
+    for _ in range(2):
+        rig.turn(messages=1, health=Health(lost=(found, known._replace(here=False))))
+        assert rig.trouble() == (
+            "clicks/3: events up to offset 19, from 10 on, were dropped by retention before they were read. "
+            "FRESHET_LOSS_ACKNOWLEDGED=2025-11-26T03:00:01Z acknowledges it"
+        )
+        assert rig.value("events_lost_total", reason="retention") == 10
+    rig.turn(messages=1, health=Health(lost=(known,)))
+    assert rig.trouble() is None
+
+
+def test_the_share_of_unmatched_clicks_is_a_metric_and_above_its_bound_a_warning(rig: Rig) -> None:
+    rig.turn(messages=200, waiting_clicks=200, unmatched_clicks=9)
+    assert rig.value("share", kind="unmatched_clicks") == 0.045
+    assert rig.value("warning", kind="unmatched_clicks") == 0
+    rig.turn(messages=1, unmatched_clicks=2)
+    assert rig.value("warning", kind="unmatched_clicks") == 1
+    assert rig.trouble() is None

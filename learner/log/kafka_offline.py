@@ -1,0 +1,47 @@
+"""A log on Kafka that is read from its beginning to now, as no member of any group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from kafka import TopicPartition
+
+from learner.log import Message
+from learner.log.in_time_order import in_time_order
+from learner.log.kafka_client import make_consumer, message, topic_id_of, translated
+from learner.log.position import Partition
+
+
+def read_kafka_to_end(servers: str, topics: Sequence[str], options: Mapping[str, Any]) -> Iterator[list[Message]]:
+    """See `learner.log.read_to_end`."""
+    with translated():
+        consumer, fetcher = make_consumer(
+            servers, topics, True, {"group_id": None, "max_poll_records": 10_000, **options}
+        )
+    try:
+        with translated():
+            known = consumer.topics()
+            ids = {topic: topic_id_of(consumer, topic) or b"" for topic in topics if topic in known}
+            places = [TopicPartition(topic, n) for topic in ids for n in consumer.partitions_for_topic(topic)]
+            consumer.assign(places)
+            ends = consumer.end_offsets(places)
+            fetcher.ends.update(ends)
+        while True:
+            with translated():
+                left = [place for place in places if consumer.position(place) < ends[place]]
+                fetched = consumer.poll(timeout_ms=1_000) if left else {}
+            if not left:
+                return
+            messages = in_time_order(
+                [
+                    message(one, Partition(ids[place.topic], place.partition))
+                    for one in records
+                    if one.offset < ends[place]
+                ]
+                for place, records in fetched.items()
+            )
+            if messages:
+                yield messages
+    finally:
+        consumer.close(autocommit=False)

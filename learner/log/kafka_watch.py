@@ -1,0 +1,141 @@
+"""What the brokers say of a reader's partitions: how far they go, and what of them is gone."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import structlog
+from kafka import TopicPartition
+from kafka.errors import KafkaError
+
+from learner.log.health import Health, Lost
+from learner.log.kafka_client import ANSWER_TIMEOUT_MS
+from learner.log.kafka_fetcher import InTimeOrder
+
+LOOK_INTERVAL_S = 5.0
+"""How often the ends are asked for, of partitions also that nothing was fetched of."""
+LOOK_TIMEOUT_MS = 1_000
+
+_LOST = re.compile(r";lost=(\d+)-(\d+)@(\d+)")
+
+log = structlog.get_logger("freshet.log")
+
+
+class Watch:
+    """Counts what is still to be read, and notes what cannot be any more. For the reader's thread."""
+
+    def __init__(self, consumer: Any, fetcher: InTimeOrder, topics: Sequence[str]) -> None:
+        self._consumer, self._fetcher, self._topics = consumer, fetcher, topics
+        self._looked_at = 0.0
+        # Where to read on, of partitions that kafka-python has not come to yet.
+        self._begins: dict[TopicPartition, int] = {}
+        self._lost: dict[TopicPartition, Lost] = {}
+        # Where reading will go on; a reset to behind it has lost what is between.
+        self._expected: dict[TopicPartition, int] = {}
+        self._warned = False
+
+    def look(self) -> None:
+        """Ask for the ends, now and then; without an answer the last ones hold."""
+        now = time.monotonic()
+        if now < self._looked_at + LOOK_INTERVAL_S:
+            return
+        self._looked_at = now
+        places = [place for place in self._consumer.assignment() if self._exists(place)]
+        try:
+            self._fetcher.ends.update(self._consumer.end_offsets(places, LOOK_TIMEOUT_MS))
+        except KafkaError as exc:
+            log.debug("no ends", error=str(exc))
+        self._compare_topics()
+
+    def gained(self, places: Collection[TopicPartition]) -> None:
+        """Ask how far partitions go that became ours, and where they begin."""
+        self._fetcher.ends.update(self._consumer.end_offsets(places, ANSWER_TIMEOUT_MS))
+        self._begins.update(self._consumer.beginning_offsets(places, ANSWER_TIMEOUT_MS))
+
+    def begin(self, place: TopicPartition, committed: int | None, metadata: str = "") -> None:
+        """Note where a partition is read from: behind what the group has committed there, if anything."""
+        self._lost.pop(place, None)
+        self._expected.pop(place, None)
+        if committed is None:
+            return
+        self._expected[place] = committed
+        self._begins[place] = max(committed, self._begins.get(place, 0))
+        if found := _LOST.search(metadata):
+            first, last, at = map(int, found.groups())
+            self._lost[place] = Lost(place.topic, place.partition, first, last, last - first + 1, at, here=False)
+
+    def moved(self, place: TopicPartition, offset: int | None) -> None:
+        """Note that a partition is read again from there, or from its beginning: then nothing is expected of it."""
+        self._expected.pop(place, None)
+        self._fetcher.resets.pop(place, None)
+        if offset is not None:
+            self._expected[place] = offset
+
+    def took(self, fetched: Mapping[TopicPartition, Sequence[Any]]) -> None:
+        """Note how far partitions were read, and find what retention took before."""
+        for place in list(self._fetcher.resets):
+            offset = self._fetcher.resets.pop(place)
+            expected = self._expected.get(place)
+            if expected is not None and offset > expected:
+                self._note_lost(place, expected, offset - 1)
+            if expected is not None:
+                self._expected[place] = offset
+        for place, records in fetched.items():
+            self._expected[place] = records[-1].offset + 1
+
+    def lag(self) -> int:
+        """Messages behind where each partition of ours will be read on.
+
+        Counted from where kafka-python would go on, which is also behind the markers of producers' transactions: they
+        have offsets, and never come as messages.
+        """
+        lag = 0
+        for place, state in self._consumer._subscription.assignment.items():
+            begin = self._begins.get(place) if state.position is None else state.position.offset
+            if begin is not None:
+                lag += max(0, self._fetcher.ends.get(place, begin) - begin)
+        return lag
+
+    def health(self) -> Health:
+        """See `learner.log.health`."""
+        ours = self._consumer.assignment()
+        missing = tuple(
+            topic for topic in self._topics if not self._consumer._client.cluster.partitions_for_topic(topic)
+        )
+        lost = tuple(one for place, one in self._lost.items() if place in ours)
+        return Health(tuple(self._fetcher.unreadable), missing, lost)
+
+    def metadata(self, place: TopicPartition, topic_id: bytes) -> str:
+        """What is committed beside an offset: which topic it is of, and what was lost."""
+        lost = self._lost.get(place)
+        return topic_id.hex() + (f";lost={lost.first}-{lost.last}@{lost.at}" if lost else "")
+
+    def _note_lost(self, place: TopicPartition, first: int, last: int) -> None:
+        before = self._lost.get(place)
+        lost = Lost(place.topic, place.partition, first, last, last - first + 1, time.time_ns() // 1_000_000)
+        log.error(
+            "events lost", reason="retention", topic=place.topic, partition=place.partition, first=first, last=last,
+            count=lost.events,
+        )  # fmt: skip
+        self._lost[place] = lost if before is None else lost._replace(first=min(first, before.first))
+
+    def _exists(self, place: TopicPartition) -> bool:
+        return place.partition in (self._consumer._client.cluster.partitions_for_topic(place.topic) or ())
+
+    def _compare_topics(self) -> None:
+        """Say so once if a user's impressions and clicks may be read by different members."""
+        counts = {
+            topic: len(self._consumer._client.cluster.partitions_for_topic(topic) or ()) for topic in self._topics
+        }
+        if 0 in counts.values() or len(set(counts.values())) == 1 or self._warned:
+            return
+        self._warned = True
+        log.warning(
+            "topics with different numbers of partitions: a user's impressions and clicks may come to different "
+            "learners, in any order, and clicks stay unmatched; expected equal numbers, or better one topic for both "
+            "(FRESHET_IMPRESSIONS_TOPIC and FRESHET_CLICKS_TOPIC may name the same)",
+            partitions=counts,
+        )
