@@ -26,14 +26,13 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from learner.dead_letter import dead_letter
+from learner.busy import BusyUsers
+from learner.dead_letter import DeadLetters
 from learner.events.microbatch import IMPRESSION, ByUser, Events, Microbatch, by_user, positions, put_in_log, sweeps
 from learner.events.parse import parse_events, refuse_from_the_future
 from learner.events.wire import BadEvent, Reason
 from learner.limits import MAX_TIMESTAMP_MS
 from learner.log import (
-    Entry,
-    EntryTooLarge,
     EventLog,
     LogUnavailable,
     Message,
@@ -126,6 +125,8 @@ class Learner:
         Set it to end `run` after the microbatch in hand.
     commit_interval_s
         How often offsets are committed to the log.
+    max_slates_per_minute
+        How many slates of one user are learnt a minute; 0: all.
     """
 
     model: Model
@@ -137,6 +138,7 @@ class Learner:
     poll_timeout_ms: int = 200
     stop: threading.Event = field(default_factory=threading.Event)
     commit_interval_s: float = 1.0
+    max_slates_per_minute: int = 0
     _committing: bool = field(default=True, init=False)
     _log_time: int = field(default=0, init=False)
 
@@ -144,6 +146,8 @@ class Learner:
         self._sweeps = Sweeps(self.model.window_ms)
         self._positions = Positions(self.store, self.reader, self.commit_interval_s)
         self._check = ModelCheck(self.model.name)
+        self._letters = DeadLetters(self.dead_letters)
+        self._busy = BusyUsers(self.max_slates_per_minute)
 
     def run(self) -> None:
         """Learn until `stop` is set, then leave the group. Blocks.
@@ -203,10 +207,9 @@ class Learner:
         appended = [message.timestamp for message in messages if message.timestamp > 0]
         freshness_ms = time.time() * 1000 - min(appended) if appended else None
         if refused:
-            letters = [dead_letter(one, why) for one in messages if (why := refused.get(one.position))]
             bad.update(why.reason for why in refused.values())
             # The stream must not go on over a letter that is not written.
-            self._until_available(counts, partial(self._bury, letters))
+            self._until_available(counts, partial(self._letters.bury, self._letters.of(messages, refused)))
         return freshness_ms
 
     def _time_of(self, messages: Sequence[Message]) -> int:
@@ -233,6 +236,7 @@ class Learner:
         came_at = np.array([message.timestamp for message in messages], np.int64)
         came_at[came_at <= 0] = MAX_TIMESTAMP_MS
         refuse_from_the_future(parsed, came_at, self.model)
+        self._busy.refuse(parsed, came_at)
         return parsed.batch, {messages[place].position: why for place, why in parsed.bad.items()}
 
     def _learn(self, batch: Microbatch, counts: Counter[str]) -> dict[Position, BadEvent]:
@@ -272,21 +276,6 @@ class Learner:
         for user_id, end in zip(pending.user_ids, applied.ends, strict=True):
             self._sweeps.note(user_id, None if end == NEVER else end, self._log_time)
         return [u for u, stored in enumerate(done) if not stored]
-
-    def _bury(self, letters: Sequence[Entry]) -> None:
-        """Append dead letters. One that with its headers is larger than the log takes goes without its body."""
-        try:
-            self.dead_letters.append(letters)
-        except EntryTooLarge:
-            if len(letters) > 1:
-                for letter in letters:
-                    self._bury([letter])
-                return
-            (letter,) = letters
-            if not letter.value:
-                raise
-            left = ("body", f"{len(letter.value)} bytes, too large for a dead letter: see the offset".encode())
-            self.dead_letters.append([letter._replace(value=b"", headers=[*letter.headers, left])])
 
     def _until_available(self, counts: Counter[str], call: Callable[[], T]) -> T:
         """Call again while a server is away, with capped exponential back-off and jitter."""

@@ -76,7 +76,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Until when events that were lost to retention are known: ISO 8601 with a zone, as ``2026-11-26T03:00:00Z``.
         Those found later make a learner not ready.
     max_batch
-        The largest microbatch of a learner, in messages.
+        The largest microbatch of a learner, in messages; 2 MiB of them end it sooner.
+    max_slates_per_minute
+        How many slates of one user are learnt in a minute, the others being dead-lettered as ``too_busy``; 0: all.
     poll_timeout_ms
         How long a learner waits for one.
     stalled_after_s
@@ -136,6 +138,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     unreadable: Annotated[str, msgspec.Meta(pattern="^(wait|skip)$")] = "wait"
     loss_acknowledged: Annotated[datetime, msgspec.Meta(tz=True)] = datetime(1970, 1, 1, tzinfo=UTC)
     max_batch: PositiveInt = 1_000
+    max_slates_per_minute: Annotated[int, msgspec.Meta(ge=0)] = 0
     poll_timeout_ms: PositiveInt = 200
     stalled_after_s: Annotated[float, msgspec.Meta(gt=0)] = 30.0
     host: str = "127.0.0.1"

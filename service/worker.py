@@ -86,6 +86,7 @@ def make_learner(
         settings.max_batch,
         settings.poll_timeout_ms,
         stop,
+        max_slates_per_minute=settings.max_slates_per_minute,
     )
 
 

@@ -38,6 +38,8 @@ class Reason(StrEnum):
     TOO_LARGE = "too_large"
     TOO_LONG = "too_long"
     TOO_DEEP = "too_deep"
+    TOO_BUSY = "too_busy"
+    """The user has had more slates in this minute than are learnt."""
     UNREADABLE = "unreadable"
     """The log's bytes cannot be read: there is nothing of the event but where it stands."""
     DAMAGED_RECORD = "damaged_record"

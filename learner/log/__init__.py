@@ -10,6 +10,8 @@ from learner.log.health import Health
 from learner.log.position import Mark, Partition, Position
 
 DEAD_LETTER_SUFFIX = ".dlq"
+MAX_POLL_BYTES = 2 << 20
+"""A poll takes no further message once it has so many bytes: users whose events are small wait no longer than that."""
 REPLAYS_HEADER = "replays"
 """How often a dead letter was put back into its topic: kept by the letter that it becomes when it fails again."""
 

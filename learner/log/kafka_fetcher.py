@@ -17,6 +17,7 @@ from kafka.consumer.fetcher import Fetcher
 from kafka.errors import KafkaError, RetriableError, TopicAuthorizationFailedError
 from kafka.structs import OffsetAndMetadata
 
+from learner.log import MAX_POLL_BYTES
 from learner.log.health import Unreadable
 from learner.log.in_time_order import NEVER, take_in_time_order
 from learner.log.kafka_batches import Batches, shortened, stand_in
@@ -81,8 +82,12 @@ class InTimeOrder(Fetcher):  # type: ignore[misc]
         self._see_who_waits()
         queues = sorted(self._queues.values(), key=lambda one: (self._topics.get(one.place.topic, 0), one.place))
         taken: dict[TopicPartition, list[Any]] = {queue.place: [] for queue in queues}
+        size = 0
         for queue, record in take_in_time_order(queues, max_records or self.config["max_poll_records"]):
             taken[queue.place].append(record)
+            size += len(record.value or b"")
+            if size >= MAX_POLL_BYTES:
+                break
         for queue in queues:
             queue.settle()
         # Never partial: what is at hand of one partition must not keep others from being fetched.

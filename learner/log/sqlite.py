@@ -6,8 +6,9 @@ import json
 import time
 import uuid
 from collections.abc import Iterator, Sequence, Set
+from itertools import accumulate
 
-from learner.log import Entry, LogUnavailable, Message
+from learner.log import MAX_POLL_BYTES, Entry, LogUnavailable, Message
 from learner.log.health import HEALTHY, Health
 from learner.log.in_time_order import in_time_order, times
 from learner.log.position import Mark, Partition, Position
@@ -157,7 +158,9 @@ class SqliteReader:
                         for topic_id, offset, key, value, at, headers in rows
                     ]
                 )
-        messages = in_time_order(by_topic)[:max_messages]
+        ordered = in_time_order(by_topic)[:max_messages]
+        before = accumulate((len(message.value) for message in ordered), initial=0)
+        messages = [message for message, size in zip(ordered, before, strict=False) if size < MAX_POLL_BYTES]
         self._next |= {message.topic: message.position.offset + 1 for message in messages}
         return messages
 

@@ -74,7 +74,7 @@ def apply(model: Model, stored: Sequence[bytes | None], events: Events, users: B
         If a record cannot be used.
     """
     n_users = len(stored)
-    values, revisions, lengths = [], np.ones(n_users, np.int64), np.zeros(n_users, np.int64)
+    values, revisions, lengths = [], np.zeros(n_users, np.int64), np.zeros(n_users, np.int64)
     extra = np.zeros((n_users, 3), np.int64)
     for u, (value, user_id) in enumerate(zip(stored, users.user_ids, strict=True)):
         if value is None:
@@ -83,7 +83,7 @@ def apply(model: Model, stored: Sequence[bytes | None], events: Events, users: B
         if header.population_fingerprint != model.population_fingerprint:
             value = encode_record(decode_record(value, model, user_id), model)
         values.append(value)
-        revisions[u], lengths[u] = header.revision + 1, len(value)
+        revisions[u], lengths[u] = header.revision, len(value)
         extra[u] = header.n_outcomes, header.n_clicks, header.n_applied
     n_events = np.diff(users.first)
     n_items = np.add.reduceat(np.append(events.event["n_items"][users.order], 0), users.first[:-1])
@@ -97,7 +97,7 @@ def apply(model: Model, stored: Sequence[bytes | None], events: Events, users: B
     erased, ends = np.zeros(n_users, np.bool_), np.zeros(n_users, np.int64)
     kernel.apply_all(
         rules(model), np.frombuffer(header_template(model), np.uint8), np.frombuffer(b"".join(values), np.uint8),
-        starts, revisions, np.maximum(room.max(axis=0, initial=0), 1), events, users.order, users.first, out,
+        starts, revisions + 1, np.maximum(room.max(axis=0, initial=0), 1), events, users.order, users.first, out,
         out_starts, written, erased, ends, counts,
     )  # fmt: skip
     view = out.data
