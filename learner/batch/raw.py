@@ -44,6 +44,7 @@ class Skipped:
         self.first.setdefault(why.reason, f"{place}: {why}")
 
     def __str__(self) -> str:
-        lines = [f"skipped {self.counts.total():,} bad events, which a learner would send to the dead letters"]
+        n = self.counts.total()
+        lines = [f"skipped {n:,} bad event{'' if n == 1 else 's'}, which a learner would send to the dead letters"]
         lines += [f"  {reason} {n:,}, first at {self.first[reason]}" for reason, n in self.counts.most_common()]
         return "\n".join(lines)

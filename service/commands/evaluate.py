@@ -7,7 +7,7 @@ import argparse
 from learner.events.microbatch import Microbatch, joined
 from learner.model.spec import Model
 from service.commands.command import Subparsers
-from service.commands.logs import add_arguments, check_output, events_of, progress, skipping, write_output
+from service.commands.logs import add_arguments, check_output, events_of, progress, share, skipping, write_output
 from service.settings import Settings
 
 
@@ -19,7 +19,7 @@ def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
         "users frozen at the cut, learning with a lag, fresh, other attributions and approximations.",
     )  # fmt: skip
     parser.add_argument(
-        "--from", dest="start", type=float, default=0.5, metavar="SHARE",
+        "--from", dest="start", type=share, default=0.5, metavar="SHARE",
         help="score from behind this share of the outcomes; earlier ones are only learnt (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--brief", action="store_true", help="leave out other attributions and approximations")
@@ -33,6 +33,7 @@ def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     """Replay, print the table and write what was asked for."""
     from learner.batch.join import chosen
+    from learner.batch.reading import LogError
     from learner.evaluation.compare import cut_at, evaluate, variants
     from learner.evaluation.replay import read_log
     from learner.evaluation.report import as_html, as_json, as_text
@@ -48,6 +49,9 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     cut_ms = cut_at(log, arguments.start)
     ways = variants(model, cut_ms, not arguments.brief)
     slates = log.n_slates(cut_ms)
+    if not slates:
+        after = f"; {skipped}" if skipped else ""
+        raise LogError(f"{' '.join(arguments.logs)}: no slates to score in it: expected impressions{after}")
     with progress("replaying", " slates", len(ways) * slates) as bar:
         results = evaluate(log, ways, cut_ms, arguments.resamples, arguments.seed, bar.update)
     print(as_text(results))

@@ -13,7 +13,7 @@ from learner.events.microbatch import joined
 from learner.model.prior_file import PriorFile, decode_prior, encode_prior, with_prior
 from learner.model.spec import Model
 from service.commands.command import Subparsers
-from service.commands.logs import add_arguments, check_output, events_of, progress, skipping, write_output
+from service.commands.logs import add_arguments, check_output, events_of, progress, share, skipping, write_output
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--out", required=True, metavar="FILE", help="the prior to write, for example prior.npz")
     parser.add_argument(
-        "--until", type=float, default=1.0, metavar="SHARE", help="use this first share of outcomes only"
+        "--until", type=share, default=1.0, metavar="SHARE", help="use this first share of outcomes only"
     )
     parser.add_argument("--iterations", type=int, default=50, help="of EM, at most (default: %(default)s)")
     parser.add_argument("--half-life", action="store_true", help=f"fit it too; replays up to {_HALF_LIFE_USERS} users")

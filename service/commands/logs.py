@@ -23,13 +23,25 @@ from the beginning to now"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which logs, and which users of them."""
     parser.add_argument("logs", nargs="+", metavar="LOG", help=_LOGS)
-    parser.add_argument("--sample", type=float, default=1.0, metavar="SHARE", help="keep this share of users")
+    parser.add_argument("--sample", type=share, default=1.0, metavar="SHARE", help="keep this share of users")
     parser.add_argument("--seed", type=int, default=0, help="of every random choice (default: %(default)s)")
     parser.add_argument(
         "--skip-bad", action="store_true",
         help="pass over events that a learner would send to the dead letters, and say at the end how many there were "
         "for each reason (default: stop at the first)",
     )  # fmt: skip
+
+
+def share(text: str) -> float:
+    """The type of an option that is a share.
+
+    >>> share("0.8")
+    0.8
+    """
+    number = float(text)
+    if not 0.0 <= number <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a share from 0 to 1")
+    return number
 
 
 @contextmanager

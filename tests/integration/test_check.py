@@ -68,7 +68,8 @@ def check(
 
 def topics(kafka: KafkaServer, partitions: dict[str, int], **configs: str) -> None:
     admin = KafkaAdminClient(bootstrap_servers=kafka.bootstrap)
-    admin.create_topics([NewTopic(name, number, 1, topic_configs=configs) for name, number in partitions.items()])
+    wanted = [NewTopic(name, number, 1, topic_configs=configs) for name, number in partitions.items()]
+    admin.create_topics(wanted, wait_for_metadata=True)
     admin.close()
 
 
@@ -85,7 +86,7 @@ def test_a_deployment_as_it_should_be_is_all_ok(check: Check, kafka: KafkaServer
     topics(kafka, {**dict.fromkeys(names.values(), 4), **beside(names, MARKS_SUFFIX)})
     topics(kafka, beside(names, DEAD_LETTER_SUFFIX), **{"max.message.bytes": "5000000"})
     status, lines = check(**names)
-    assert status == 0
+    assert status == 0, lines
     assert {line.split()[0] for line in lines} == {"ok"}, lines
     for told in ("model", "API key", f"{names['clicks_topic']}: 4 partitions", "noeviction", "appendonly yes"):
         assert any(told in line for line in lines), told
@@ -93,13 +94,13 @@ def test_a_deployment_as_it_should_be_is_all_ok(check: Check, kafka: KafkaServer
 
 def test_what_is_missing_in_kafka_is_named(check: Check, kafka: KafkaServer, names: dict[str, str]) -> None:
     status, lines = check(**names)
-    assert status == 1
+    assert status == 1, lines
     for topic in names.values():
         assert any(line.startswith("FAILED") and f"{topic} does not exist" in line for line in lines)
         assert any(line.startswith("FAILED") and f"{topic}.dlq does not exist" in line for line in lines)
     topics(kafka, {names["impressions_topic"]: 3, names["clicks_topic"]: 2, **beside(names, DEAD_LETTER_SUFFIX)})
     status, lines = check(**names)
-    assert status == 1
+    assert status == 1, lines
     failed = [line for line in lines if line.startswith("FAILED")]
     assert len(failed) == 1
     assert "have 2 and 3: a user's impressions and clicks would go to different learners" in failed[0]
@@ -129,7 +130,7 @@ def test_servers_that_do_not_answer_and_an_open_door_are_failures_without_a_secr
     status, lines = check(
         log=f"kafka://127.0.0.1:{free_port()}", store=f"redis://:CANARY@127.0.0.1:{free_port()}/0", host="0.0.0.0"
     )
-    assert status == 1
+    assert status == 1, lines
     failed = [line for line in lines if line.startswith("FAILED")]
     assert len(failed) == 3
     for line, subject in zip(failed, ("API key", "log", "store"), strict=True):

@@ -292,6 +292,23 @@ def test_fit_and_evaluate_skip_bad_events_and_say_so_at_the_end(
         assert "skipped 2 bad events" in capsys.readouterr().out.splitlines()[-3]
 
 
+@pytest.mark.parametrize("events", [[], [clicked(1)]])
+def test_a_log_without_a_slate_is_no_result(
+    tmp_path: Path, run: Callable[..., int], capsys: pytest.CaptureFixture[str], events: list[dict[str, Any]]
+) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(json.dumps(one) + "\n" for one in [*events, {"type": "click"}]))
+    for command in (["fit", str(log), "--out", str(tmp_path / "p.npz")], ["evaluate", str(log)]):
+        assert run(*command, "--skip-bad") == 2
+        said = capsys.readouterr().err
+        assert "expected impressions" in said
+        assert "skipped 1 bad event," in said
+    for option in ("--sample", "--from"):
+        with pytest.raises(SystemExit):
+            run("evaluate", str(log), option, "1.5")
+        assert "expected a share from 0 to 1" in capsys.readouterr().err
+
+
 def test_a_result_that_cannot_be_written_is_refused_before_the_log_is_read(
     tmp_path: Path, run: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
