@@ -157,8 +157,8 @@ def create_app(
         openapi_extra=OF_A_USER,
     )
     async def erase(request: Request) -> Response:
-        """Erase a user: all that was learnt, and all that is pending."""
-        return json_response(await _in(with_store, operations.erase, _user_id(request)))
+        """Erase a user: all that was learnt, and all that is pending. The erasure is in the log before the answer."""
+        return json_response(await _in(with_log, operations.erase, _user_id(request)))
 
     @app.get("/model", responses=responses(api.ModelResponse, says="The model."))
     async def describe() -> Response:

@@ -133,7 +133,8 @@ class Operations:
     def erase(self, user_id: str) -> api.Erasure:
         """Forget a user, against learners that write meanwhile; also one whose record is damaged.
 
-        The log has it first: a store that is lost, or steps back, is made anew from there.
+        The log has it first: a store that is lost, or steps back, is made anew from there. With the store away the
+        answer is an error, and a learner erases the user when it comes to the event.
         """
         now, known = _now_ms(), False
         (value,) = self._store.load([user_id])

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from learner.loop import Progress
-from learner.store import StoreUnavailable, Write
+from learner.store import StoreUnavailable, Transaction
 from service.monitor import Monitor
 
 
@@ -21,7 +21,7 @@ class Memory:
     def load(self, user_ids: Sequence[str]) -> list[bytes | None]:
         raise AssertionError("readiness reads no record")
 
-    def commit(self, writes: Sequence[Write]) -> list[bool]:
+    def commit(self, transactions: Sequence[Transaction]) -> list[bool]:
         raise AssertionError("readiness writes no record")
 
     def ping(self) -> None:
@@ -35,7 +35,8 @@ class Rig:
     def __init__(self) -> None:
         self.now = 100.0
         self.store = Memory()
-        self.monitor = Monitor(CollectorRegistry(), False, 30.0, lambda: self.now)
+        self.registry = CollectorRegistry()
+        self.monitor = Monitor(self.registry, False, 30.0, lambda: self.now)
 
     def turn(self, messages: int = 0, lag: int = 0) -> None:
         self.monitor.observe(Progress(messages, Counter(), Counter(), lag, None, 0.01))
@@ -111,3 +112,8 @@ def test_the_first_message_after_a_long_idle_time_has_its_full_time(rig: Rig) ->
     rig.now += 2
     rig.turn(lag=3)
     assert rig.trouble() == "3 messages are to be learnt, and for 31 s none came"
+
+
+def test_what_happens_in_a_turn_without_messages_is_counted_too(rig: Rig) -> None:
+    rig.monitor.observe(Progress(0, Counter(store_rewound=3), Counter(), 0, None, 0.01))
+    assert rig.registry.get_sample_value("freshet_learner_total", {"kind": "store_rewound"}) == 3
