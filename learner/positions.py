@@ -70,6 +70,9 @@ class Positions:
             for partition, committed in self._gained.items()
             if committed is not None and _is_behind(min(self._known[partition]), committed)
         ]
+        for partition in self._gained:
+            # Dealt with before it was another's: what shards hold of it now is not what they held then.
+            self._done.pop(partition, None)
         self._gained.clear()
         for partition in self._reached:
             self._known.setdefault(partition, [NOTHING] * self.store.shards)

@@ -15,7 +15,7 @@ from learner.log.position import Mark, Partition, Position
 from learner.model.spec import Model, load_model
 from learner.record import DamagedRecord, Record, RecordError, State, decode_record, encode_record, erased, fresh_record
 from learner.record.served import belief_at
-from tests.stepping import Click, Event, Impression, apply
+from tests.stepping import Click, Erase, Event, Impression, apply
 
 HEAD = 'name = "t"\n{}\n[prior]\nvariance = 0.7\n[features]\nx = {{ kind = "numeric" }}\nz = {{ kind = "numeric" }}\n'
 DELAY = 'click_delay = { median = "10s", sigma = 1.2 }'
@@ -226,6 +226,36 @@ def test_a_topic_made_again_is_not_taken_for_history() -> None:
     (after,), report = apply(ADF, [record], [[(shown("new", 9), anew)]])
     assert report.changed == [True]
     assert after.n_events == record.n_events + 1
+
+
+def test_an_event_of_a_later_leader_epoch_is_new_wherever_it_stands_and_one_of_an_earlier_never() -> None:
+    """The log lost its end, and went on under another leader."""
+    read = [(shown(f"r{i}", i), Position(LOG, i, 3)) for i in range(10)]
+    (record,), _ = apply(ADF, [fresh_record(ADF)], [read])
+    again = [(shown("new", 20), Position(LOG, 5, 4)), (shown("newer", 21), Position(LOG, 6, 4))]
+    (after,), report = apply(ADF, [record], [again])
+    assert (report.counts["impressions"], after.applied) == (2, {LOG: Mark(4, 6)})
+    # Of the end that was lost, and so of an earlier epoch: also behind the new end.
+    lost = [(shown(f"lost{i}", 30), Position(LOG, i, 3)) for i in (5, 9, 12)]
+    _, report = apply(ADF, [after], [[*again, *lost]])
+    assert (report.counts, report.changed) == ({"replayed": 5}, [False])
+
+
+@pytest.mark.parametrize("method", ["adf", "laplace"])
+def test_an_erasure_leaves_what_the_service_leaves_and_takes_nothing_that_comes_after_it(method: str) -> None:
+    model = load_model(HEAD.format(f'half_life = "10m"\nmethod = "{method}"\n{DELAY}'))
+    events: list[Event] = [shown("r0", 1), clicked("r0", "a", 2), clicked("r9", "a", 3)]
+    record = run(model, events)
+    at = Position(LOG, 3)
+    (blank,), report = apply(model, [record], [[(Erase("u", 4), at)]])
+    expected = erased(record, model, 4)._replace(applied={LOG: at.mark})
+    assert encode_record(blank, model) == encode_record(expected, model)
+    assert report.counts == {"erased": 1}
+    # In one microbatch with what is before and after it; a repeat of it, and an event dated before it, change nothing.
+    later: list[Event] = [shown(f"new{i}", 10 + i) for i in range(9)]
+    whole = run(model, [*events, Erase("u", 4), *later, Erase("u", 4), shown("old", 4)])
+    anew = run(model, later)
+    assert same(whole._replace(applied={}), anew._replace(applied={}, erased_at=4), model)
 
 
 def test_without_a_click_delay_what_is_not_clicked_is_a_no_at_once() -> None:

@@ -19,7 +19,7 @@ from learner.loop import Learner
 from learner.model.spec import load_model
 from learner.record import encode_record, fresh_record
 from learner.record.served import belief_at
-from learner.store import Store, StoreUnavailable, Write, open_store, write_alone
+from learner.store import Store, StoreUnavailable, Transaction, Write, open_store, write_alone
 from service.settings import Settings, SettingsError, describe, read_settings
 from service.web.app import create_app
 from tests.stepping import Impression, apply, parsed
@@ -74,7 +74,7 @@ class Away:
     def load(self, user_ids: Sequence[str]) -> list[bytes | None]:
         raise StoreUnavailable("away")
 
-    def commit(self, writes: Sequence[Write]) -> list[bool]:
+    def commit(self, transactions: Sequence[Transaction]) -> list[bool]:
         raise StoreUnavailable("away")
 
     def ping(self) -> None:
@@ -280,10 +280,10 @@ class Racing:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    def commit(self, writes: Sequence[Write]) -> list[bool]:
+    def commit(self, transactions: Sequence[Transaction]) -> list[bool]:
         while self._rivals:
             self._rivals.pop()()
-        return self._inner.commit(writes)
+        return self._inner.commit(transactions)
 
 
 def test_an_erasure_that_a_learner_beat_erases_what_that_one_wrote(rig: Rig) -> None:
@@ -302,6 +302,36 @@ def test_a_learner_that_an_erasure_beat_learns_nothing_from_before_it(rig: Rig) 
     beaten = Learner(MODEL, Racing(rig.store, lambda: rig.client.delete("/users/u")), rig.reader, rig.log)  # type: ignore[arg-type]
     assert beaten.turn().counts["conflicts"] == 1
     assert rig.score()["user_known"] is False
+
+
+def test_with_the_store_away_an_erasure_fails_and_is_made_by_the_learner_and_with_the_log_away_it_is_not_made(
+    rig: Rig,
+) -> None:
+    rig.client.post("/events", json=[SHOWN])
+    rig.learner.turn()
+
+    class Away(Racing):
+        def commit(self, transactions: Sequence[Transaction]) -> list[bool]:
+            raise StoreUnavailable("away")
+
+    class Mute:
+        def append(self, entries: object) -> None:
+            raise LogUnavailable("away")
+
+    mute = TestClient(create_app(Settings(), MODEL, rig.store, Mute()))  # type: ignore[arg-type]
+    assert mute.delete("/users/u").status_code == 503
+    rig.learner.turn()
+    assert rig.score()["user_known"] is True
+    assert rig.serve(Away(rig.store, lambda: None)).delete("/users/u").status_code == 503  # type: ignore[arg-type]
+    assert rig.score()["user_known"] is True
+    rig.learner.turn()
+    assert rig.score()["user_known"] is False
+
+
+def test_an_erasure_is_not_taken_among_the_events(rig: Rig) -> None:
+    answer = rig.client.post("/events", json={"type": "erase", "user_id": "u", "timestamp": SHOWN["timestamp"]})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "no_event_accepted")
+    assert "DELETE /users/{id}" in answer.json()["error"]["message"]
 
 
 def test_erasing_twice_or_whom_nobody_knows_leaves_a_tombstone_for_events_on_their_way(rig: Rig) -> None:

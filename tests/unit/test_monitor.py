@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from learner.log.health import HEALTHY, Health, Lost, Unreadable
 from learner.loop import Progress
-from learner.store import StoreUnavailable, Write
+from learner.store import StoreUnavailable, Transaction
 from service.monitor import Monitor
 
 AT = 1_764_126_000_000
@@ -24,7 +24,7 @@ class Memory:
     def load(self, user_ids: Sequence[str]) -> list[bytes | None]:
         raise AssertionError("readiness reads no record")
 
-    def commit(self, writes: Sequence[Write]) -> list[bool]:
+    def commit(self, transactions: Sequence[Transaction]) -> list[bool]:
         raise AssertionError("readiness writes no record")
 
     def ping(self) -> None:
@@ -166,3 +166,8 @@ def test_the_share_of_unmatched_clicks_is_a_metric_and_above_its_bound_a_warning
     rig.turn(messages=1, unmatched_clicks=2)
     assert rig.value("warning", kind="unmatched_clicks") == 1
     assert rig.trouble() is None
+
+
+def test_what_happens_in_a_turn_without_messages_is_counted_too(rig: Rig) -> None:
+    rig.monitor.observe(Progress(0, Counter(store_rewound=3), Counter(), 0, None, 0.01))
+    assert rig.registry.get_sample_value("freshet_learner_total", {"kind": "store_rewound"}) == 3

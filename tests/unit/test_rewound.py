@@ -217,6 +217,25 @@ def test_no_offset_is_committed_that_a_shard_has_not_reached(rig: Rig) -> None:
     other.close()
 
 
+def test_a_partition_that_was_anothers_meanwhile_is_not_moved_by_what_was_learnt_before(rig: Rig) -> None:
+    rig.send(6)
+    rig.turns(1, seconds=1.0)
+    (partition,) = rig.learner.reader.held()
+    copy = rig.keep()
+    rig.turns(2)
+    # It is ours again, from where it was committed; the store has stepped back to there, too.
+    rig.put_back(copy)
+    rig.learner.reader._ours.clear()  # type: ignore[attr-defined]
+    rig.learner.reader.assigned()
+    rig.learner.reader.seek(partition, Mark(0, 3))
+    rig.learner.reader._ours.clear()  # type: ignore[attr-defined]
+    rig.learner._positions.begin([])
+    rig.learner._positions.finish_now()
+    assert rig.store.positions([partition]) == [[Mark(0, 3)]]
+    rig.turns(seconds=1.0)
+    assert rig.records() == rig.by_the_log_alone()
+
+
 def test_a_learner_that_was_killed_leaves_no_position_beyond_what_is_applied(rig: Rig) -> None:
     rig.send(2)
     partition = None
