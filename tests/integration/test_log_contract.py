@@ -189,6 +189,17 @@ def test_one_reader_reads_several_topics(logs: Logs, topic: str) -> None:
     assert len({message.position.partition for message in messages}) == 2
 
 
+def test_what_was_appended_to_several_topics_at_once_comes_in_the_order_it_was_given(logs: Logs, topic: str) -> None:
+    other = topic + "-other"
+    logs.create(other)
+    logs.log().append([Entry(topic if i % 3 else other, b"k", str(i).encode()) for i in range(60)])
+    for topics in ((topic, other), (other, topic)):
+        reader = logs.reader(*topics, group=topics[0])
+        assert [int(message.value) for message in read(reader, 60, max_messages=7)] == list(range(60))
+    offline = [int(message.value) for batch in read_to_end(logs.url, [topic, other]) for message in batch]
+    assert offline == list(range(60))
+
+
 def test_readers_agree_on_the_id_of_a_topic(logs: Logs, topic: str) -> None:
     logs.log().append([Entry(topic, b"k", b"1")])
     one, two = (read(logs.reader(topic, group=group), 1)[0].position.partition for group in ("one", "two"))
