@@ -54,7 +54,7 @@ def rules(model: Model) -> Rules:
     prior = model.prior_belief
     return Rules(
         prior.mean, prior.factor, model.method == "laplace", half_life, tick, outcome_tick, outcome_kept,
-        model.discount or 1.0, model.window_ms, max(1, ceil(model.settle_age_ms)), model.max_open,
+        model.discount or 1.0, model.window_ms, ceil(model.settle_age_ms), model.max_open,
     )  # fmt: skip
 
 

@@ -145,6 +145,9 @@ def show(rules: Rules, user: User, events: Events, e: int, counts: Any) -> bool:
             else:
                 counts[LATE_CLICKS] += 1
             drop_click(user, click)
+        if rules.settle_age == 0 and user.outcome[slot].state == OPEN:
+            # Due at once: in the order of the slate, whose clicks have come before it.
+            learn(rules, user, slot, now, False, counts)
     counts[IMPRESSIONS if any_new else REPEATED] += 1
     return any_new
 

@@ -80,7 +80,7 @@ class _Ledger:
 
     def __init__(self, model: Model, record: Record) -> None:
         self.window = model.window_ms
-        self.settle_age = max(1, ceil(model.settle_age_ms))
+        self.settle_age = ceil(model.settle_age_ms)
         self.max_open = model.max_open
         self.applied = dict(record.applied)
         self.updated_at = record.updated_at
@@ -142,6 +142,8 @@ class _Ledger:
                     self._learn(outcome, event.timestamp, clicked=True)
                 else:
                     self.counts["late_clicks"] += 1
+            if self.settle_age == 0 and outcome.state == State.OPEN:
+                self._learn(outcome, event.timestamp, clicked=False)
         self.counts["impressions" if n_new else "repeated"] += 1
         return n_new > 0
 

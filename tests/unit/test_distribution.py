@@ -25,7 +25,7 @@ def locked(file: str) -> dict[str, str]:
 
 def test_the_distribution_has_a_name_of_our_own_and_the_command_keeps_its() -> None:
     assert PROJECT["project"]["name"] == DISTRIBUTION == "freshet-online"
-    assert PROJECT["project"]["scripts"] == {"freshet": "service.commands.main:main"}
+    assert PROJECT["project"]["scripts"] == {"freshet": "service.__main__:main"}
     assert version(DISTRIBUTION) == PROJECT["project"]["version"]
     assert DISTRIBUTION in {one.dist.name for one in entry_points(group="console_scripts", name="freshet") if one.dist}
 

