@@ -12,10 +12,9 @@ from kafka.errors import KafkaError
 
 from learner.log import Message
 from learner.log.health import Health
-from learner.log.in_time_order import in_time_order
-from learner.log.kafka_client import ANSWER_TIMEOUT_MS, make_consumer, message, topic_id_of, translated
+from learner.log.kafka_client import ANSWER_TIMEOUT_MS, make_consumer, messages_in_order, topic_id_of, translated
 from learner.log.kafka_watch import Watch
-from learner.log.position import Partition, Position
+from learner.log.position import Position
 
 
 class KafkaReader:
@@ -30,8 +29,10 @@ class KafkaReader:
         self, servers: str, topics: Sequence[str], group: str, skip_unreadable: bool, options: Mapping[str, Any]
     ) -> None:
         with translated():
-            self._consumer, fetcher = make_consumer(servers, topics, skip_unreadable, {"group_id": group, **options})
-        self._watch = Watch(self._consumer, fetcher, topics)
+            self._consumer, self._fetcher = make_consumer(
+                servers, topics, skip_unreadable, {"group_id": group, **options}
+            )
+        self._watch = Watch(self._consumer, self._fetcher, topics)
         self._ids: dict[str, bytes] = {}
         self._next: dict[TopicPartition, int] = {}
         # Learnt, and not known to be committed.
@@ -70,12 +71,9 @@ class KafkaReader:
                     self._put_back(fetched)
                     raise
         self._watch.took(fetched)
-        by_partition = []
         for place, records in fetched.items():
             self._next[place] = records[-1].offset + 1
-            partition = Partition(self._ids[place.topic], place.partition)
-            by_partition.append([message(one, partition) for one in records])
-        return in_time_order(by_partition)
+        return messages_in_order(self._fetcher, fetched, self._ids)
 
     def idle(self, timeout_ms: int) -> None:
         """Take part in rebalances for so long; heartbeats go on by themselves.

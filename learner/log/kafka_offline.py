@@ -8,9 +8,7 @@ from typing import Any
 from kafka import TopicPartition
 
 from learner.log import Message
-from learner.log.in_time_order import in_time_order
-from learner.log.kafka_client import make_consumer, message, topic_id_of, translated
-from learner.log.position import Partition
+from learner.log.kafka_client import make_consumer, messages_in_order, topic_id_of, translated
 
 
 def read_kafka_to_end(servers: str, topics: Sequence[str], options: Mapping[str, Any]) -> Iterator[list[Message]]:
@@ -33,14 +31,11 @@ def read_kafka_to_end(servers: str, topics: Sequence[str], options: Mapping[str,
                 fetched = consumer.poll(timeout_ms=1_000) if left else {}
             if not left:
                 return
-            messages = in_time_order(
-                [
-                    message(one, Partition(ids[place.topic], place.partition))
-                    for one in records
-                    if one.offset < ends[place]
-                ]
-                for place, records in fetched.items()
-            )
+            messages = [
+                message
+                for message in messages_in_order(fetcher, fetched, ids)
+                if message.position.offset < ends[TopicPartition(message.topic, message.position.partition.number)]
+            ]
             if messages:
                 yield messages
     finally:
