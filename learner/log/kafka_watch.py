@@ -68,14 +68,20 @@ class Watch:
     def begin(self, place: TopicPartition, committed: int | None, metadata: str = "") -> None:
         """Note where a partition is read from: behind what the group has committed there, if anything."""
         self._lost.pop(place, None)
-        self._expected.pop(place, None)
+        self.expect(place, committed)
         if committed is None:
             return
-        self._expected[place] = committed
         self._begins[place] = max(committed, self._begins.get(place, 0))
         if found := _LOST.search(metadata):
             first, last, at = map(int, found.groups())
             self._lost[place] = Lost(place.topic, place.partition, first, last, last - first + 1, at, here=False)
+
+    def expect(self, place: TopicPartition, offset: int | None) -> None:
+        """Note where a partition will be read on; None: at its beginning, wherever that is."""
+        if offset is None:
+            self._expected.pop(place, None)
+        else:
+            self._expected[place] = offset
 
     def took(self, fetched: Mapping[TopicPartition, Sequence[Any]]) -> None:
         """Note how far partitions were read, and find what retention took before."""
