@@ -8,7 +8,7 @@ has more to read has nothing at hand, the others wait for it: as the tasks of Ka
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from heapq import heappop, heappush, heapreplace, merge
+from heapq import heappop, heappush, merge
 from typing import Any, Protocol, TypeVar
 
 from learner.log import Entry, Message
@@ -23,11 +23,11 @@ class Queue(Protocol):
     """What is at hand of a partition."""
 
     def head(self) -> float | None:
-        """The time of the next record, ms, `NEVER` for one without; None if nothing is at hand."""
+        """The time of the next record, whole ms, `NEVER` for one without; None if nothing is at hand."""
         ...
 
-    def take(self) -> Any:
-        """Take the next record."""
+    def take(self, until: float, limit: int) -> list[Any]:
+        """Take records up to the first that is later than a time, at least one; fewer, if there are fewer decoded."""
         ...
 
     def is_behind(self) -> bool:
@@ -42,11 +42,11 @@ class Queue(Protocol):
 Q = TypeVar("Q", bound=Queue)
 
 
-def take_in_time_order(queues: Sequence[Q], limit: int) -> Iterator[tuple[Q, Any]]:
+def take_in_time_order(queues: Sequence[Q], limit: int) -> Iterator[tuple[Q, list[Any]]]:
     """Take up to `limit` records, the oldest head first; of equally old ones that of the earlier queue.
 
-    Within a queue their order is never changed. Ends sooner where nothing may be taken before a queue that is behind
-    has something at hand.
+    They come in runs of one queue. Within a queue their order is never changed. Ends sooner where nothing may be taken
+    before a queue that is behind has something at hand.
     """
     heads: list[tuple[float, int]] = []
     until = float("inf")
@@ -56,15 +56,16 @@ def take_in_time_order(queues: Sequence[Q], limit: int) -> Iterator[tuple[Q, Any
         elif queue.is_behind():
             until = min(until, queue.reached() + MAX_SKEW_MS)
     while limit > 0 and heads and heads[0][0] <= until:
-        rank = heads[0][1]
+        _, rank = heappop(heads)
         queue = queues[rank]
-        yield queue, queue.take()
-        limit -= 1
+        # Of a time that another queue's head has too, only what comes before it.
+        following = heads[0][0] - (heads[0][1] < rank) if heads else until
+        run = queue.take(min(until, following), limit)
+        yield queue, run
+        limit -= len(run)
         if (head := queue.head()) is not None:
-            heapreplace(heads, (head, rank))
-            continue
-        heappop(heads)
-        if queue.is_behind():
+            heappush(heads, (head, rank))
+        elif queue.is_behind():
             until = min(until, queue.reached() + MAX_SKEW_MS)
 
 

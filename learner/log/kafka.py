@@ -12,8 +12,14 @@ from kafka.errors import KafkaError
 
 from learner.log import Message
 from learner.log.health import Health
-from learner.log.in_time_order import in_time_order
-from learner.log.kafka_client import ANSWER_TIMEOUT_MS, epoch_of, make_consumer, message, topic_id_of, translated
+from learner.log.kafka_client import (
+    ANSWER_TIMEOUT_MS,
+    epoch_of,
+    make_consumer,
+    messages_in_order,
+    topic_id_of,
+    translated,
+)
 from learner.log.kafka_watch import Watch
 from learner.log.position import NOTHING, Mark, Partition, Position
 
@@ -30,8 +36,10 @@ class KafkaReader:
         self, servers: str, topics: Sequence[str], group: str, skip_unreadable: bool, options: Mapping[str, Any]
     ) -> None:
         with translated():
-            self._consumer, fetcher = make_consumer(servers, topics, skip_unreadable, {"group_id": group, **options})
-        self._watch = Watch(self._consumer, fetcher, topics)
+            self._consumer, self._fetcher = make_consumer(
+                servers, topics, skip_unreadable, {"group_id": group, **options}
+            )
+        self._watch = Watch(self._consumer, self._fetcher, topics)
         self._ids: dict[str, bytes] = {}
         self._next: dict[TopicPartition, int] = {}
         # Learnt, and not known to be committed.
@@ -72,12 +80,9 @@ class KafkaReader:
                     self._put_back(fetched)
                     raise
         self._watch.took(fetched)
-        by_partition = []
         for place, records in fetched.items():
             self._next[place] = records[-1].offset + 1
-            partition = Partition(self._ids[place.topic], place.partition)
-            by_partition.append([message(one, partition) for one in records])
-        return in_time_order(by_partition)
+        return messages_in_order(self._fetcher, fetched, self._ids)
 
     def assigned(self) -> dict[Partition, Mark | None]:
         """Partitions that were looked at since; nothing was polled of them before."""
@@ -97,7 +102,7 @@ class KafkaReader:
                     self._consumer.seek_to_beginning(place)
                 else:
                     self._go_to(place, mark.offset + 1, mark.epoch)
-                self._watch.moved(place, None if mark == NOTHING else mark.offset + 1)
+                self._watch.expect(place, None if mark == NOTHING else mark.offset + 1)
                 self._next.pop(place, None)
                 self._owed.pop(place, None)
 

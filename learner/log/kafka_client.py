@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
+from itertools import islice
 from typing import Any
 
-from kafka import KafkaConsumer
+from kafka import KafkaConsumer, TopicPartition
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
 
@@ -50,16 +51,29 @@ def make_consumer(
     return consumer, replace_fetcher(consumer, topics, skip_unreadable)
 
 
-def message(record: Any, partition: Partition) -> Message:
-    """A record as the log has it."""
+def messages_in_order(
+    fetcher: InTimeOrder, fetched: Mapping[TopicPartition, Sequence[Any]], ids: Mapping[str, bytes]
+) -> list[Message]:
+    """The records of a poll, or those of some of its partitions, as the log has them, in the order they were taken."""
+    left = {place: (Partition(ids[place.topic], place.partition), iter(records)) for place, records in fetched.items()}
+    messages = []
+    for place, n in fetcher.runs:
+        if place in left:
+            partition, records = left[place]
+            messages += [_message(record, partition) for record in islice(records, n)]
+    return messages
+
+
+def _message(record: Any, partition: Partition) -> Message:
+    headers = record.headers
     return Message(
         record.topic,
         Position(partition, record.offset, epoch_of(record)),
         record.key,
         record.value or b"",
         record.timestamp,
-        [(name, value or b"") for name, value in record.headers],
-        record.headers.why if isinstance(record.headers, Cause) else "",
+        [(name, value or b"") for name, value in headers] if headers else (),
+        headers.why if isinstance(headers, Cause) else "",
     )
 
 

@@ -56,6 +56,8 @@ class InTimeOrder(Fetcher):  # type: ignore[misc]
     ----------
     ends
         How far each partition can be read, as far as is known: behind it is nothing, or an open transaction.
+    runs
+        In which order the records of the last call came: so many of a partition, then so many of the next.
     resets
         Where kafka-python went on by itself, since what it would have read is not, or no longer, in the log.
     """
@@ -63,6 +65,7 @@ class InTimeOrder(Fetcher):  # type: ignore[misc]
     def __init__(self, client: Any, subscriptions: Any, topics: Sequence[str], skip: bool, **configs: Any) -> None:
         super().__init__(client, subscriptions, **configs)
         self.ends: dict[TopicPartition, int] = {}
+        self.runs: list[tuple[TopicPartition, int]] = []
         self.resets: dict[TopicPartition, int] = {}
         self._topics = {topic: rank for rank, topic in enumerate(topics)}
         self._skip = skip
@@ -81,17 +84,18 @@ class InTimeOrder(Fetcher):  # type: ignore[misc]
             self._take_in(self._completed_fetches.popleft())
         self._see_who_waits()
         queues = sorted(self._queues.values(), key=lambda one: (self._topics.get(one.place.topic, 0), one.place))
-        taken: dict[TopicPartition, list[Any]] = {queue.place: [] for queue in queues}
-        size = 0
-        for queue, record in take_in_time_order(queues, max_records or self.config["max_poll_records"]):
-            taken[queue.place].append(record)
-            size += len(record.value or b"")
+        taken: dict[TopicPartition, list[Any]] = {}
+        self.runs, size = [], 0
+        for queue, run in take_in_time_order(queues, max_records or self.config["max_poll_records"]):
+            taken.setdefault(queue.place, []).extend(run)
+            self.runs.append((queue.place, len(run)))
+            size += sum(len(record.value or b"") for record in run)
             if size >= MAX_POLL_BYTES:
                 break
         for queue in queues:
             queue.settle()
         # Never partial: what is at hand of one partition must not keep others from being fetched.
-        return {place: records for place, records in taken.items() if records}, False
+        return taken, False
 
     def close(self) -> None:
         """Give up what is at hand."""
@@ -241,12 +245,18 @@ class _Queue:
         at = self._ready[0].timestamp
         return at if at > 0 else NEVER
 
-    def take(self) -> Any:
-        record = self._ready.popleft()
-        self._epoch, self._moved = record.leader_epoch, True
-        if record.timestamp > 0:
-            self._reached = record.timestamp
-        return record
+    def take(self, until: float, limit: int) -> list[Any]:
+        ready = self._ready
+        run = [ready.popleft()]
+        size = len(run[0].value or b"")
+        while ready and len(run) < limit and ready[0].timestamp <= until and size < MAX_POLL_BYTES:
+            run.append(ready.popleft())
+            size += len(run[-1].value or b"")
+        last = run[-1]
+        self._epoch, self._moved = last.leader_epoch, True
+        if last.timestamp > 0:
+            self._reached = last.timestamp
+        return run
 
     def reached(self) -> float:
         return self._reached

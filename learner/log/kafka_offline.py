@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kafka import TopicPartition
+from kafka.protocol.consumer import OffsetSpec
 
-from learner.log import Message
-from learner.log.in_time_order import in_time_order
-from learner.log.kafka_client import make_consumer, message, topic_id_of, translated
-from learner.log.position import Partition
+from learner.log import LogUnavailable, Message
+from learner.log.kafka_client import ANSWER_TIMEOUT_MS, make_consumer, messages_in_order, topic_id_of, translated
 
 
 def read_kafka_to_end(servers: str, topics: Sequence[str], options: Mapping[str, Any]) -> Iterator[list[Message]]:
@@ -25,22 +24,22 @@ def read_kafka_to_end(servers: str, topics: Sequence[str], options: Mapping[str,
             ids = {topic: topic_id_of(consumer, topic) or b"" for topic in topics if topic in known}
             places = [TopicPartition(topic, n) for topic in ids for n in consumer.partitions_for_topic(topic)]
             consumer.assign(places)
-            ends = consumer.end_offsets(places)
-            fetcher.ends.update(ends)
+            asked = fetcher.offsets_by_times(dict.fromkeys(places, OffsetSpec.LATEST), ANSWER_TIMEOUT_MS)
+        if leaderless := [f"{place.topic}/{place.partition}" for place, end in asked.items() if end is None]:
+            raise LogUnavailable(f"Kafka: no leader for {', '.join(leaderless)}")
+        ends = {place: int(end.offset) for place, end in asked.items()}
+        fetcher.ends.update(ends)
         while True:
             with translated():
                 left = [place for place in places if consumer.position(place) < ends[place]]
                 fetched = consumer.poll(timeout_ms=1_000) if left else {}
             if not left:
                 return
-            messages = in_time_order(
-                [
-                    message(one, Partition(ids[place.topic], place.partition))
-                    for one in records
-                    if one.offset < ends[place]
-                ]
-                for place, records in fetched.items()
-            )
+            messages = [
+                message
+                for message in messages_in_order(fetcher, fetched, ids)
+                if message.position.offset < ends[TopicPartition(message.topic, message.position.partition.number)]
+            ]
             if messages:
                 yield messages
     finally:

@@ -10,9 +10,9 @@ from typing import Any
 import structlog
 from kafka import TopicPartition
 from kafka.errors import KafkaError
+from kafka.protocol.consumer import OffsetSpec
 
 from learner.log.health import Health, Lost
-from learner.log.kafka_client import ANSWER_TIMEOUT_MS
 from learner.log.kafka_fetcher import InTimeOrder
 
 LOOK_INTERVAL_S = 5.0
@@ -43,35 +43,44 @@ class Watch:
         if now < self._looked_at + LOOK_INTERVAL_S:
             return
         self._looked_at = now
-        places = [place for place in self._consumer.assignment() if self._exists(place)]
-        try:
-            self._fetcher.ends.update(self._consumer.end_offsets(places, LOOK_TIMEOUT_MS))
-        except KafkaError as exc:
-            log.debug("no ends", error=str(exc))
+        self._fetcher.ends.update(self._ask(OffsetSpec.LATEST, self._consumer.assignment()))
         self._compare_topics()
 
     def gained(self, places: Collection[TopicPartition]) -> None:
         """Ask how far partitions go that became ours, and where they begin."""
-        self._fetcher.ends.update(self._consumer.end_offsets(places, ANSWER_TIMEOUT_MS))
-        self._begins.update(self._consumer.beginning_offsets(places, ANSWER_TIMEOUT_MS))
+        self._fetcher.ends.update(self._ask(OffsetSpec.LATEST, places))
+        self._begins.update(self._ask(OffsetSpec.EARLIEST, places))
+
+    def _ask(self, spec: OffsetSpec, places: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        """Offsets of those partitions that have a leader; one without must not keep the others from being read.
+
+        Not by `KafkaConsumer.end_offsets`, which raises `KeyError` where one has none.
+        """
+        try:
+            found = self._fetcher.offsets_by_times(
+                {place: spec for place in places if self._exists(place)}, LOOK_TIMEOUT_MS
+            )
+        except KafkaError as exc:
+            log.debug("offsets are not known", error=str(exc))
+            return {}
+        return {place: int(at.offset) for place, at in found.items() if at is not None}
 
     def begin(self, place: TopicPartition, committed: int | None, metadata: str = "") -> None:
         """Note where a partition is read from: behind what the group has committed there, if anything."""
         self._lost.pop(place, None)
-        self._expected.pop(place, None)
+        self.expect(place, committed)
         if committed is None:
             return
-        self._expected[place] = committed
         self._begins[place] = max(committed, self._begins.get(place, 0))
         if found := _LOST.search(metadata):
             first, last, at = map(int, found.groups())
             self._lost[place] = Lost(place.topic, place.partition, first, last, last - first + 1, at, here=False)
 
-    def moved(self, place: TopicPartition, offset: int | None) -> None:
-        """Note that a partition is read again from there, or from its beginning: then nothing is expected of it."""
-        self._expected.pop(place, None)
-        self._fetcher.resets.pop(place, None)
-        if offset is not None:
+    def expect(self, place: TopicPartition, offset: int | None) -> None:
+        """Note where a partition will be read on; None: at its beginning, wherever that is."""
+        if offset is None:
+            self._expected.pop(place, None)
+        else:
             self._expected[place] = offset
 
     def took(self, fetched: Mapping[TopicPartition, Sequence[Any]]) -> None:

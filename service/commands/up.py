@@ -34,6 +34,7 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
         from prometheus_client import CollectorRegistry
 
         from learner.log import open_log, open_reader
+        from learner.model_check import ModelMismatch
         from learner.store import open_store
         from learner.store.owner import Owner, claim
         from service.monitor import Monitor
@@ -61,6 +62,8 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
         def learn() -> None:
             try:
                 learner.run()
+            except ModelMismatch as exc:
+                log.error("stopped", error=str(exc))
             finally:
                 # However the loop ended, a service whose posteriors no longer move must not look alive.
                 if not stop.is_set():

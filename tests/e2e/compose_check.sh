@@ -40,8 +40,8 @@ now = time.time_ns() // 1_000_000
 shown = {"type": "impression", "request_id": "r1", "user_id": "ann", "timestamp": now, "items": items}
 clicked = {"type": "click", "request_id": "r1", "user_id": "ann", "item_id": "b", "timestamp": now + 2000}
 producer = KafkaProducer(bootstrap_servers="127.0.0.1:9092")
-producer.send("impressions", json.dumps(shown).encode(), key=b"ann")
-producer.send("clicks", json.dumps(clicked).encode(), key=b"ann")
+producer.send("events", json.dumps(shown).encode(), key=b"ann")
+producer.send("events", json.dumps(clicked).encode(), key=b"ann")
 producer.flush()
 deadline = time.monotonic() + 30
 while score()[1]["n_events"] < 2:

@@ -12,8 +12,11 @@ from structlog.testing import capture_logs
 
 from learner.log import Entry, open_log, open_reader
 from learner.log.health import HEALTHY, Lost
+from learner.log.kafka_fetcher import InTimeOrder
 from tests.servers import KafkaServer, eventually
 from tests.topics import make_topic, read
+
+AT = 1_700_000_000_000
 
 
 @pytest.fixture
@@ -157,3 +160,45 @@ def test_a_broker_without_topic_ids_is_read(
     assert len(second.position.partition.topic_id) == 16
     reader.close()
     log.close()
+
+
+def test_a_partition_that_is_behind_and_of_which_nothing_comes_is_not_waited_for_without_end(
+    kafka_server: KafkaServer, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("learner.log.kafka_fetcher.WAIT_S", 1.0)
+    make_topic(kafka_server, topic, partitions=2)
+    with KafkaProducer(bootstrap_servers=kafka_server.bootstrap) as producer:
+        producer.send(topic, b"earlier", partition=1, timestamp_ms=AT)
+        producer.send(topic, b"later", partition=0, timestamp_ms=AT + 3_600_000)
+    reader = open_reader(kafka_server.url, [topic], "away")
+    fetchable = InTimeOrder._fetchable_partitions
+    with monkeypatch.context() as patch, capture_logs() as logs:
+        # As with its broker away.
+        patch.setattr(
+            InTimeOrder, "_fetchable_partitions", lambda self: [one for one in fetchable(self) if one.partition == 0]
+        )
+        assert [one.value for one in read(reader, 1)] == [b"later"]
+    assert [one["event"] for one in logs] == ["no longer waiting for a partition"]
+    assert [one.value for one in read(reader, 1)] == [b"earlier"]
+    reader.close()
+
+
+def test_nobody_waits_for_a_transaction_that_is_open(
+    kafka_server: KafkaServer, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("learner.log.kafka_fetcher.WAIT_S", 1e9)
+    make_topic(kafka_server, topic, partitions=2)
+    with (
+        KafkaProducer(bootstrap_servers=kafka_server.bootstrap, transactional_id=topic) as slow,
+        KafkaProducer(bootstrap_servers=kafka_server.bootstrap) as producer,
+    ):
+        slow.init_transactions()
+        slow.begin_transaction()
+        slow.send(topic, b"open", partition=1, timestamp_ms=AT).get(10)
+        producer.send(topic, b"later", partition=0, timestamp_ms=AT + 3_600_000).get(10)
+        reader = open_reader(kafka_server.url, [topic], "open")
+        assert [one.value for one in read(reader, 1)] == [b"later"]
+        assert reader.lag() == 0
+        slow.commit_transaction()
+        assert [one.value for one in read(reader, 1)] == [b"open"]
+        reader.close()

@@ -228,7 +228,7 @@ def test_nulls_anywhere_are_dead_lettered_or_learnt_and_end_no_process(
         assert learn(5) == {Reason.NOT_JSON: 4}
         assert learn.store.load(["ann"]) != [None]
     letters = [one for batch in read_to_end(kafka_server.url, [topic + ".dlq"]) for one in batch]
-    assert [letter.value for letter in letters] == [b"", b"", b"not JSON", b""]
+    assert sorted(letter.value for letter in letters) == [b"", b"", b"", b"not JSON"]
     # Letters of others may have nulls too.
     producer.send(topic + ".dlq", shown("bob"), headers=[("reason", NullHeader()), (REPLAYS_HEADER, NullHeader())])
     producer.flush(10)

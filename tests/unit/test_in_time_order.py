@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from heapq import merge
 
 from hypothesis import given
@@ -22,9 +23,12 @@ class Pile:
     def head(self) -> float | None:
         return self.at_hand[0] if self.at_hand else None
 
-    def take(self) -> float:
-        self.last = self.at_hand.popleft()
-        return self.last
+    def take(self, until: float, limit: int) -> list[float]:
+        run = [self.at_hand.popleft()]
+        while self.at_hand and len(run) < limit and self.at_hand[0] <= until:
+            run.append(self.at_hand.popleft())
+        self.last = run[-1]
+        return run
 
     def is_behind(self) -> bool:
         return self.still > 0
@@ -33,8 +37,12 @@ class Pile:
         return self.last
 
 
-def taken(*piles: Pile, limit: int = 1_000) -> list[float]:
-    return [time for _, time in take_in_time_order(piles, limit)]
+def one_by_one(piles: Sequence[Pile], limit: int = 1_000) -> list[tuple[Pile, float]]:
+    return [(pile, time) for pile, run in take_in_time_order(piles, limit) for time in run]
+
+
+def taken(*piles: Pile) -> list[float]:
+    return [time for _, time in one_by_one(piles)]
 
 
 TIMES = st.lists(st.lists(st.integers(1, 50)), max_size=5)
@@ -46,7 +54,7 @@ def test_all_at_hand_is_merged_by_the_heads_and_no_partition_changes_its_order(
 ) -> None:
     expected = list(merge(*partitions))[:limit] if all(part == sorted(part) for part in partitions) else None
     piles = [Pile(list(part)) for part in partitions]
-    found = list(take_in_time_order(piles, limit))
+    found = one_by_one(piles, limit)
     assert len(found) == min(limit, sum(map(len, partitions)))
     for pile, part in zip(piles, partitions, strict=True):
         mine = [time for queue, time in found if queue is pile]
@@ -61,10 +69,10 @@ def test_none_is_read_further_ahead_of_one_that_is_behind_than_the_skew(
 ) -> None:
     piles = [Pile(part, still=data.draw(st.integers(0, 1))) for part in partitions]
     behind = {}
-    for queue, time in take_in_time_order(piles, 10_000):
+    for queue, run in take_in_time_order(piles, 10_000):
+        assert all(time <= reached + MAX_SKEW_MS for time in run for reached in behind.values())
         if queue.head() is None and queue.is_behind():
-            behind[id(queue)] = time
-        assert all(time <= reached + MAX_SKEW_MS for reached in behind.values())
+            behind[id(queue)] = run[-1]
     left = [pile for pile in piles if pile.at_hand]
     waited_for = [pile for pile in piles if pile.is_behind() and not pile.at_hand]
     assert not left or waited_for
@@ -80,7 +88,7 @@ def test_a_partition_at_its_end_holds_nobody() -> None:
 
 def test_of_equally_old_records_the_earlier_partitions_comes_first() -> None:
     one, two = Pile([5.0, 5.0]), Pile([5.0])
-    assert [queue for queue, _ in take_in_time_order([one, two], 9)] == [one, one, two]
+    assert [queue for queue, _ in one_by_one([one, two])] == [one, one, two]
 
 
 def test_records_without_a_time_wait_for_nothing() -> None:
