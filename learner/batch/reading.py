@@ -181,4 +181,5 @@ def _from_log(source: str, topics: Sequence[str], kafka: Mapping[str, Any]) -> I
         for messages in batches:
             for message in messages:
                 place = f"{message.topic}/{message.position.partition.number}@{message.position.offset}"
-                yield Raw(place, message.value, message.timestamp)
+                unreadable = BadEvent(Reason.UNREADABLE, message.unreadable) if message.unreadable else None
+                yield Raw(place, unreadable or message.value, message.timestamp)
