@@ -41,7 +41,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     tombstone_days
         The same for users who were ever erased: longer than the log can be replayed. 0: for ever.
     impressions_topic, clicks_topic, group
-        What learners read, and their consumer group.
+        What learners read, and their consumer group. One topic for both types keeps the order of a user's events.
     kafka_security_protocol, kafka_sasl_mechanism, kafka_sasl_username, kafka_sasl_password
         ``PLAINTEXT``, ``SSL``, ``SASL_PLAINTEXT`` or ``SASL_SSL``; ``PLAIN``, ``SCRAM-SHA-256`` or ``SCRAM-SHA-512``.
     kafka_ssl_cafile, kafka_ssl_certfile, kafka_ssl_keyfile, kafka_ssl_password
@@ -83,8 +83,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     redis_password: str = ""
     ttl_days: PositiveInt = 180
     tombstone_days: Annotated[int, msgspec.Meta(ge=0)] = 0
-    impressions_topic: str = "impressions"
-    clicks_topic: str = "clicks"
+    impressions_topic: str = "events"
+    clicks_topic: str = "events"
     group: str = "freshet"
     kafka_security_protocol: str = "PLAINTEXT"
     kafka_sasl_mechanism: str = ""
