@@ -52,7 +52,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     tombstone_days
         The same for users who were ever erased: longer than the log can be replayed. 0: for ever.
     impressions_topic, clicks_topic
-        What learners read, and where `POST /events` puts events of each type; both may be the same.
+        What learners read, and where `POST /events` puts events of each type. One topic for both keeps the
+        order of a user's events.
     group
         The learners' consumer group.
     kafka_security_protocol
@@ -123,8 +124,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     key_prefix: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")] = "freshet"
     ttl_days: PositiveInt = 180
     tombstone_days: Annotated[int, msgspec.Meta(ge=0)] = 0
-    impressions_topic: str = "impressions"
-    clicks_topic: str = "clicks"
+    impressions_topic: str = "events"
+    clicks_topic: str = "events"
     group: str = "freshet"
     kafka_security_protocol: str = "PLAINTEXT"
     kafka_sasl_mechanism: str = ""

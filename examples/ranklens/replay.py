@@ -145,9 +145,7 @@ def main(argv: list[str] | None = None) -> int:
         "--over", choices=["kafka", "http"], default="kafka", help="how events are sent (default: %(default)s)"
     )
     parser.add_argument("--kafka", default="127.0.0.1:9092", help="bootstrap servers (default: %(default)s)")
-    parser.add_argument(
-        "--impressions-topic", default="events", help="(default: %(default)s, as docker-compose has it)"
-    )
+    parser.add_argument("--impressions-topic", default="events", help="(default: %(default)s)")
     parser.add_argument("--clicks-topic", default="events", help="(default: %(default)s)")
     parser.add_argument("--speed", type=float, default=0.0, help="times the recorded speed; 0: flat out (default)")
     parser.add_argument("--first", type=int, default=0, help="only so many slates (default: all)")

@@ -1,4 +1,4 @@
-"""Impressions and clicks in one topic, as docker-compose has it: in at the service and learnt."""
+"""Impressions and clicks in one topic, as they are by default: in at the service and learnt."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ ITEM = {"item_id": "a", "features": {"price": 9.5, "genre": "drama"}}
 
 
 def test_both_types_go_through_one_topic_in_the_order_of_the_body(tmp_path: Path) -> None:
-    topics = {"impressions_topic": "events", "clicks_topic": "events", "api_key": KEY}
-    serve, learn = Freshet(tmp_path, "serve", **topics), Freshet(tmp_path, "learn", **topics)
+    serve, learn = (Freshet(tmp_path, command, api_key=KEY) for command in ("serve", "learn"))
     try:
         now = time.time_ns() // 1_000_000
         ids = {"user_id": "ann", "request_id": "r"}

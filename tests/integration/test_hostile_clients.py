@@ -194,8 +194,8 @@ def test_neither_log_nor_answer_of_either_process_repeats_keys_features_or_bodie
         ]
         answers += [each.request(f"/{CANARY}?{CANARY}", headers=b"X-API-Key: x\r\n") for each in (service, learner)]
         assert {status for status, _ in answers} <= {400, 404, 413, 422}
-        open_log(service.url).append([Entry("impressions", CANARY.encode(), body) for body in HOSTILE])
-        letters = open_reader(service.url, ["impressions.dlq"], "letters")
+        open_log(service.url).append([Entry("events", CANARY.encode(), body) for body in HOSTILE])
+        letters = open_reader(service.url, ["events.dlq"], "letters")
         eventually(lambda: letters.lag() == len(HOSTILE), 20, "all are dead letters")
         assert learner.ask(head("GET", "/metrics", 0).replace(b"CANARY", b"wrong"))[0] == 401
         assert learner.request("/metrics")[0] == 200

@@ -44,9 +44,9 @@ class Rig:
     def __init__(self, folder: Path) -> None:
         url = self.url = f"sqlite:///{folder / 'f.db'}"
         self.store, self.log = open_store(url, 60), open_log(url)
-        reader = open_reader(url, ["impressions", "clicks"], "g")
+        reader = open_reader(url, ["events"], "g")
         self.learner = Learner(MODEL, open_store(url, 60), reader, open_log(url), poll_timeout_ms=1)
-        self.reader = open_reader(url, ["impressions", "clicks"], "other")
+        self.reader = open_reader(url, ["events"], "other")
         self.client = self.serve(self.store)
 
     def serve(self, store: Store, **settings: Any) -> TestClient:
@@ -156,7 +156,7 @@ def test_a_logged_slate_is_replayed_exactly_from_the_log(rig: Rig, policy: str) 
         wire = msgspec.json.decode(message.value, type=WireImpression | WireClick)
         if isinstance(wire, WireImpression) and wire.request_id == "q":
             ranked, slate = wire.ranked, wire
-    rig.reader = open_reader(rig.url, ["impressions", "clicks"], "third")
+    rig.reader = open_reader(rig.url, ["events"], "third")
     assert ranked is not None
     assert slate is not None
     assert ranked.prior == MODEL.population_fingerprint.hex()

@@ -67,9 +67,9 @@ class Rig:
     def __init__(self, folder: Path) -> None:
         self.url = f"sqlite:///{folder / 'f.db'}"
         self.store, self.log = open_store(self.url, 60), open_log(self.url)
-        reader = open_reader(self.url, ["impressions", "clicks"], "g")
+        reader = open_reader(self.url, ["events"], "g")
         self.learner = Learner(MODEL, open_store(self.url, 60), reader, self.log, poll_timeout_ms=1)
-        self.letters = open_reader(self.url, ["impressions.dlq"], "letters")
+        self.letters = open_reader(self.url, ["events.dlq"], "letters")
         self.client = self.serve()
 
     def serve(self, **settings: Any) -> TestClient:
@@ -98,7 +98,7 @@ def test_what_is_over_a_limit_is_refused_at_every_door_with_field_and_limit(
     shown = json.dumps({"type": "impression", "timestamp": AT, **slate(**more)}).encode()
     posted = rig.client.post("/events", content=shown)
     assert posted.status_code == 422
-    rig.log.append([Entry("impressions", b"u", shown)])
+    rig.log.append([Entry("events", b"u", shown)])
     rig.learner.turn()
     (letter,) = rig.letters.poll(1000, 10)
     headers = dict(letter.headers)
@@ -130,7 +130,7 @@ def test_a_timestamp_that_would_poison_a_belief_is_refused_at_every_door(
     posted = rig.client.post("/events", content=shown)
     assert posted.status_code == 422
     (error,) = posted.json()["error"]["details"]["errors"]
-    rig.log.append([Entry("impressions", b"u", shown), Entry("clicks", b"u", CLICK)])
+    rig.log.append([Entry("events", b"u", shown), Entry("events", b"u", CLICK)])
     assert rig.learner.turn().bad == {reason: 1}
     (letter,) = rig.letters.poll(1000, 10)
     headers = dict(letter.headers)
@@ -266,7 +266,7 @@ def test_no_refusal_repeats_what_was_sent(rig: Rig, index: int, canary: str) -> 
         answer = rig.client.post(path, content=raw)
         assert answer.status_code in {200, 202, 400, 422}
         assert canary not in answer.text
-    rig.log.append([Entry("impressions", b"u", event.encode())])
+    rig.log.append([Entry("events", b"u", event.encode())])
     rig.learner.turn()
     for letter in rig.letters.poll(10, 10):
         assert canary.encode() not in b"".join(value for _, value in letter.headers)

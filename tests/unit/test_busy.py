@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from learner.busy import BusyUsers
+from learner.dead_letter import LARGE_BYTES, LARGE_BYTES_A_MINUTE, DeadLetters
+from learner.events.microbatch import by_user
+from learner.events.parse import parse_events
+from learner.events.wire import BadEvent, Reason
+from learner.log import Entry, Message
+from learner.log.position import Partition, Position
+from learner.model.spec import load_model
+
+MODEL = load_model('name = "t"\n[features]\nx = { kind = "numeric" }\n')
+AT = 1_700_000_000_000
+
+
+def event(user: str, i: int, kind: str = "impression") -> bytes:
+    ids = {"type": kind, "request_id": f"r{i}", "user_id": user, "timestamp": AT}
+    more: dict[str, object] = {"items": [{"item_id": "a"}]} if kind == "impression" else {"item_id": "a"}
+    return json.dumps({**ids, **more}).encode()
+
+
+def test_of_a_busy_user_so_many_slates_a_minute_of_the_log_are_taken_and_all_of_everyone_elses() -> None:
+    busy = BusyUsers(2)
+    raws = [event("bot", i) for i in range(4)] + [event("bot", 9, "click"), event("ann", 1)]
+    parsed = parse_events(raws, MODEL)
+    busy.refuse(parsed, np.full(6, 60_000 * 5))
+    assert {place: why.reason for place, why in parsed.bad.items()} == {2: Reason.TOO_BUSY, 3: Reason.TOO_BUSY}
+    assert [len(places) for _, places in by_user(parsed.batch)] == [3, 1]
+    # The same minute in a later microbatch counts on; the next one begins anew.
+    for came_at, refused in ((60_000 * 6 - 1, 1), (60_000 * 6, 0)):
+        again = parse_events([event("bot", 20)], MODEL)
+        busy.refuse(again, np.full(1, came_at))
+        assert len(again.bad) == refused
+
+
+def test_without_a_bound_nobody_is_too_busy() -> None:
+    parsed = parse_events([event("bot", i) for i in range(500)], MODEL)
+    BusyUsers(0).refuse(parsed, np.full(500, AT))
+    assert not parsed.bad
+
+
+class Log:
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+
+    def append(self, entries: list[Entry]) -> None:
+        self.entries += entries
+
+    def close(self) -> None: ...
+
+
+def test_of_a_flood_of_large_bad_events_so_many_bytes_a_minute_are_written_and_the_rest_is_told_by_its_place() -> None:
+    """334 records of 900 kB, as a compressed batch of a few kilobytes may hold them."""
+    log, seconds = Log(), [0.0]
+    letters = DeadLetters(log, lambda: seconds[0])  # type: ignore[arg-type]
+    place = Partition(bytes(16), 0)
+    large = [Message("t", Position(place, i), None, bytes(900_000), 1) for i in range(334)]
+    small = Message("t", Position(place, 500), None, bytes(LARGE_BYTES), 1)
+    why = BadEvent(Reason.NOT_JSON, "no")
+    letters.bury(letters.of([*large, small], {one.position: why for one in [*large, small]}))
+    assert len(log.entries) == 335
+    written = sum(len(entry.value) for entry in log.entries[:-1])
+    assert LARGE_BYTES_A_MINUTE - 900_000 < written <= LARGE_BYTES_A_MINUTE
+    assert log.entries[-1].value == small.value
+    without = log.entries[-2]
+    assert not without.value
+    assert dict(without.headers)["body"].startswith(b"900000 bytes, more than")
+    assert dict(without.headers)["offset"] == b"333"
+    seconds[0] = 60.0
+    assert letters.of(large[:1], {large[0].position: why})[0].value
