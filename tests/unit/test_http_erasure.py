@@ -27,7 +27,7 @@ def test_an_erasure_is_an_event_of_its_user_in_the_log(rig: Rig, user: str) -> N
     assert rig.client.delete(f"/users/{user.replace('%', '%25').replace('/', '%2F')}").status_code == 200
     (message,) = rig.reader.poll(100, 10)
     event = json.loads(message.value)
-    assert (message.topic, message.key) == ("impressions", user.encode())
+    assert (message.topic, message.key) == ("events", user.encode())
     assert list(event) == ["type", "user_id", "timestamp"]
     assert (event["type"], event["user_id"]) == ("erase", user)
     assert before <= event["timestamp"] <= time.time_ns() // 1_000_000
