@@ -39,7 +39,7 @@ def measure(context: Context) -> list[Figure]:
     )
     try:
         time.sleep(2)
-        rounds = [_probe_for(seconds, client, producer, topic) for _ in range(repetitions)]
+        rounds = [probe_for(seconds, client, producer, topic) for _ in range(repetitions)]
     finally:
         load.terminate()
         load.wait()
@@ -51,7 +51,7 @@ def measure(context: Context) -> list[Figure]:
     ]
 
 
-def _probe_for(seconds: float, client: Client, producer: KafkaProducer, topic: str) -> list[float]:
+def probe_for(seconds: float, client: Client, producer: KafkaProducer, topic: str) -> list[float]:
     """Milliseconds from send to visible, of as many probes as fit."""
     generator = random.Random()
     taken = []
