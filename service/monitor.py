@@ -61,6 +61,7 @@ class Monitor:
         self._progressed_at = clock()
         self._lag = 0
         self._reported_at = clock()
+        self.store_trouble: str | None = None
         self._messages = 0
         self._batches = 0
         self._freshness_ms = 0.0
@@ -95,6 +96,8 @@ class Monitor:
         if self._turned_at is None:
             # It waits for the store, or for the log.
             return _trouble_of(store) or "the loop has not polled yet"
+        if self.store_trouble is not None:
+            return self.store_trouble
         now = self._clock()
         if (idle := now - self._turned_at) > self._stalled_after_s:
             return f"the loop has finished no turn for {idle:.0f} s"

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from learner.log import DEAD_LETTER_SUFFIX
 from learner.model.spec import Model
+from learner.store import StoreUnavailable
 from service.dead_letters import MARKS_SUFFIX
 from service.settings import Settings, hide_password
 
@@ -185,6 +186,25 @@ def _redis(settings: Settings) -> Any:
     if scheme.endswith("+cluster"):
         return redis.RedisCluster.from_url(scheme.removesuffix("+cluster") + separator + rest, **timeout)
     return redis.Redis.from_url(settings.store_url, **timeout)
+
+
+def redis_info(settings: Settings) -> list[tuple[str, Mapping[str, Any]]]:
+    """What each primary of Redis says of itself, by its name; one alone has none.
+
+    Raises
+    ------
+    StoreUnavailable
+        If Redis does not answer; nothing of a Redis that does not let us ask.
+    """
+    import redis
+
+    try:
+        with closing(_redis(settings)) as client:
+            return list(_by_node(client.info("everything", **_all_nodes(client))))
+    except redis.exceptions.NoPermissionError:
+        return []
+    except redis.RedisError as exc:
+        raise StoreUnavailable(f"Redis: {type(exc).__name__}: {exc}") from exc
 
 
 def _all_nodes(client: Any) -> dict[str, Any]:

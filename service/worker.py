@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 import structlog
@@ -22,6 +23,7 @@ from learner.model.spec import Model
 from learner.store import Store, StoreUnavailable, open_store
 from learner.store.owner import Owner, claim
 from learner.store.recent import RecentStore
+from service.eviction import StoreEvicts, evicts, watch
 from service.metrics import exposition
 from service.monitor import Monitor
 from service.settings import Settings
@@ -59,6 +61,9 @@ def learn(settings: Settings, model: Model) -> int:
             owner = Owner(model.name, settings.group)
             if _patiently("store", stop, lambda: claim(store, owner)) is None:
                 return 0
+            if found := _patiently("store", stop, lambda: evicts(settings)):
+                raise StoreEvicts(found)
+            watch(settings, stop, partial(setattr, monitor, "store_trouble"))
             reader = _patiently("log", stop, lambda: _open_reader(settings))
             if reader is None:
                 return 0

@@ -12,6 +12,7 @@ from learner.model_check import ModelMismatch
 from learner.record import RecordError
 from learner.store import StoreUnavailable
 from learner.store.owner import WrongStore
+from service.eviction import StoreEvicts
 from service.settings import Settings, service_links
 
 
@@ -41,6 +42,6 @@ def logged(settings: Settings, process: Callable[[], int]) -> int:
         log.warning("passed over variables that are Kubernetes' service links", variables=links)
     try:
         return process()
-    except (LogUnavailable, StoreUnavailable, WrongStore, RecordError, ModelMismatch) as exc:
+    except (LogUnavailable, StoreUnavailable, WrongStore, StoreEvicts, RecordError, ModelMismatch) as exc:
         log.error("stopped", error=str(exc))
         return 1
