@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from learner.evaluation.compare import cut_at, evaluate, variants
-from learner.evaluation.replay import histories
+from learner.evaluation.replay import read_log
 from learner.evaluation.report import as_html
 from learner.evaluation.simulate import World
+from learner.events.parse import parse_events
 from learner.model.spec import load_model
 from service.simulation import Embedded, simulate
 
@@ -40,9 +41,9 @@ document.title = JSON.stringify({
 def test_the_page_is_drawn_whole_and_asks_for_nothing(browser: str, tmp_path: Path) -> None:
     freshet = Embedded(MODEL, np.random.default_rng(0))
     simulate(freshet, World(MODEL, 30, np.random.default_rng(1)), MODEL, "mean", 8)
-    users = histories(freshet.log, MODEL.window_ms)
-    cut = cut_at(users, 0.3)
-    results = evaluate(users, variants(MODEL, cut), cut, resamples=20)
+    log = read_log(parse_events(freshet.log, MODEL).batch, MODEL.window_ms)
+    cut = cut_at(log, 0.3)
+    results = evaluate(log, variants(MODEL, cut), cut, resamples=20)
     file = tmp_path / "report.html"
     file.write_text(as_html(results, MODEL.name).replace("</body>", PROBE), encoding="utf-8")
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
