@@ -12,10 +12,11 @@ import msgspec
 from prometheus_client import CollectorRegistry
 
 from learner.events.wire import Reason
-from learner.model.spec import ClickDelay, EarlierPrior, ModelFile, Prior
+from learner.model.file import ClickDelay, EarlierPrior, ModelFile, Prior
+from service.environment import PREFIX
 from service.metrics import FATES, LearnerMetrics
 from service.model_file import read_model
-from service.settings import PREFIX, SECRETS, Settings
+from service.settings import SECRETS, Settings
 from service.web.app import create_app
 from service.web.metrics import ServiceMetrics
 from service.worker import _monitor_app

@@ -38,11 +38,11 @@ from learner.log import (
     Message,
     Reader,
 )
-from learner.log.health import HEALTHY, Health
 from learner.log.position import Position
 from learner.model.spec import Model
 from learner.model_check import ModelCheck
 from learner.positions import Positions, StoreRewound
+from learner.progress import Progress
 from learner.record import NEVER, DamagedRecord, ForeignRecord
 from learner.step.apply import apply
 from learner.store import Store, StoreUnavailable, Write
@@ -54,37 +54,6 @@ IDLE_MS = 200
 T = TypeVar("T")
 
 log = structlog.get_logger("freshet.learner")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What one turn of the loop did.
-
-    Attributes
-    ----------
-    messages
-        Polled in this turn.
-    counts
-        As in `learner.step.apply.Applied`, with ``conflicts`` (writes that another learner had beaten) and ``retries``.
-    bad
-        Dead letters by reason.
-    lag
-        Messages still to be polled.
-    freshness_ms
-        Age of the oldest message of the batch when its record was stored; None if there is none with a timestamp.
-    seconds
-        From poll to commit.
-    health
-        What keeps the log from being read, and what of it is lost.
-    """
-
-    messages: int
-    counts: Counter[str]
-    bad: Counter[str]
-    lag: int
-    freshness_ms: float | None
-    seconds: float
-    health: Health = HEALTHY
 
 
 class Stopped(Exception):

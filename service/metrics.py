@@ -45,7 +45,7 @@ FATES: dict[str, tuple[str, str]] = {
 
 
 class Progress(Protocol):
-    """What one turn of the learning loop tells of itself, as `learner.loop.Progress` has it."""
+    """What one turn of the learning loop tells of itself, as `learner.progress.Progress` has it."""
 
     @property
     def messages(self) -> int:

@@ -13,13 +13,10 @@ import msgspec
 
 from learner.log import check_log_url
 from learner.store import check_store_url
+from service.environment import PREFIX, hide_password, is_service_link
 
-PREFIX = "FRESHET_"
 DAY_S = 86_400
 SECRETS = frozenset({"api_key", "admin_key", "redis_password", "kafka_sasl_password", "kafka_ssl_password"})
-# What Kubernetes tells every pod of each service: of one called freshet or freshet-scorer, by names that begin as ours.
-_LINK = re.compile(r"FRESHET(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
-_LINK_PORT = re.compile(r"(tcp|udp|sctp)://", re.IGNORECASE)
 _ORIGIN = re.compile(r"https?://[^/@?#\s]+")
 
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
@@ -228,7 +225,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     """
     values: dict[str, str] = {}
     for variable, value in environ.items():
-        if not variable.startswith(PREFIX) or _is_service_link(variable, value):
+        if not variable.startswith(PREFIX) or is_service_link(variable, value):
             continue
         name = variable.removeprefix(PREFIX).lower()
         if name.endswith("_file") and name not in Settings.__struct_fields__:
@@ -254,17 +251,6 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         raise SettingsError(f"{PREFIX}{name.upper()} = {shown}: {what[:1].lower()}{what[1:]}") from exc
     _check(settings)
     return settings
-
-
-def service_links(environ: Mapping[str, str]) -> list[str]:
-    """The variables that `read_settings` passes over, since Kubernetes made them and not who runs this."""
-    return sorted(variable for variable, value in environ.items() if _is_service_link(variable, value))
-
-
-def _is_service_link(variable: str, value: str) -> bool:
-    if variable.startswith(PREFIX) and variable.endswith("_PORT") and _LINK_PORT.match(value):
-        return True
-    return _LINK.fullmatch(variable) is not None
 
 
 def _read(variable: str, path: str, is_secret: bool) -> str:
@@ -305,14 +291,3 @@ def describe(settings: Settings) -> dict[str, str]:
             value = "(set)" if value else "(not set)"
         shown[PREFIX + name.upper()] = hide_password(value) if "://" in value else value
     return shown
-
-
-def hide_password(url: str) -> str:
-    """A URL with its passwords, if any, replaced by stars, whatever characters they have."""
-    # redis-py takes them there too: ?password=, ?ssl_password=
-    url = re.sub(r"(password=)[^&]*", r"\1***", url)
-    scheme, separator, rest = url.partition("://")
-    # Not by `urlsplit`: to it a slash in a password that should have been %2F begins the path.
-    account, at, place = rest.rpartition("@")
-    user, colon, _ = account.partition(":")
-    return f"{scheme}{separator}{user}{':***' if colon else ''}{at}{place}"

@@ -14,7 +14,8 @@ from learner.log import DEAD_LETTER_SUFFIX
 from learner.model.spec import Model
 from learner.store import StoreUnavailable
 from service.dead_letters import MARKS_SUFFIX
-from service.settings import Settings, hide_password
+from service.environment import hide_password
+from service.settings import Settings
 
 ANSWER_TIMEOUT_MS = 5_000
 # A dead letter is its event with headers.

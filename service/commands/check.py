@@ -7,7 +7,8 @@ import os
 
 from learner.model.spec import Model
 from service.commands.command import SQLITE_FILE, Subparsers
-from service.settings import Settings, describe, service_links
+from service.environment import service_links
+from service.settings import Settings, describe
 
 
 def add_parser(commands: Subparsers) -> argparse.ArgumentParser:

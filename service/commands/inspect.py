@@ -11,7 +11,8 @@ import msgspec
 from learner.model.spec import Model
 from learner.store import open_store
 from service.commands.command import SQLITE_FILE, Subparsers
-from service.settings import Settings, hide_password
+from service.environment import hide_password
+from service.settings import Settings
 
 
 def add_parser(commands: Subparsers) -> argparse.ArgumentParser:

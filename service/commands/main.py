@@ -19,8 +19,9 @@ from service import DISTRIBUTION
 from service.client import Refused
 from service.commands import check, demo, evaluate, fit, inspect, learn, replay_dlq, serve, up
 from service.commands.command import Command
+from service.environment import PREFIX
 from service.model_file import read_model
-from service.settings import PREFIX, SettingsError, read_settings
+from service.settings import SettingsError, read_settings
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2

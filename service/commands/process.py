@@ -12,8 +12,9 @@ from learner.model_check import ModelMismatch
 from learner.record import RecordError
 from learner.store import StoreUnavailable
 from learner.store.owner import WrongStore
+from service.environment import service_links
 from service.eviction import StoreEvicts
-from service.settings import Settings, service_links
+from service.settings import Settings
 
 
 @contextmanager

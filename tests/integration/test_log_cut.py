@@ -15,8 +15,9 @@ from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
 
 from learner.log import Entry, open_log, open_reader
-from learner.loop import Learner, Progress
+from learner.loop import Learner
 from learner.model.spec import load_model
+from learner.progress import Progress
 from learner.record import decode_record
 from learner.store import Store, open_store
 from tests.servers import KafkaServer, Server, eventually

@@ -165,7 +165,7 @@ def test_a_broker_without_topic_ids_is_read(
 def test_a_partition_that_is_behind_and_of_which_nothing_comes_is_not_waited_for_without_end(
     kafka_server: KafkaServer, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("learner.log.kafka_fetcher.WAIT_S", 1.0)
+    monkeypatch.setattr("learner.log.kafka_queue.WAIT_S", 1.0)
     make_topic(kafka_server, topic, partitions=2)
     with KafkaProducer(bootstrap_servers=kafka_server.bootstrap) as producer:
         producer.send(topic, b"earlier", partition=1, timestamp_ms=AT)
@@ -186,7 +186,7 @@ def test_a_partition_that_is_behind_and_of_which_nothing_comes_is_not_waited_for
 def test_nobody_waits_for_a_transaction_that_is_open(
     kafka_server: KafkaServer, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("learner.log.kafka_fetcher.WAIT_S", 1e9)
+    monkeypatch.setattr("learner.log.kafka_queue.WAIT_S", 1e9)
     make_topic(kafka_server, topic, partitions=2)
     with (
         KafkaProducer(bootstrap_servers=kafka_server.bootstrap, transactional_id=topic) as slow,

@@ -13,9 +13,10 @@ import pytest
 
 from learner.events.wire import Reason
 from learner.log import Entry, EntryTooLarge, EventLog, LogUnavailable, Message, Reader, open_log, open_reader
-from learner.loop import Learner, Progress
+from learner.loop import Learner
 from learner.model.spec import load_model
 from learner.model_check import ModelMismatch
+from learner.progress import Progress
 from learner.record import Record, checksum, decode_record, encode_record, fresh_record
 from learner.store import Store, StoreUnavailable, Write, open_store, write_alone
 from learner.sweeps import Sweeps

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from learner.log.health import HEALTHY, Health, Lost, Unreadable
-from learner.loop import Progress
+from learner.progress import Progress
 from learner.store import StoreUnavailable, Transaction
 from service.monitor import Monitor
 

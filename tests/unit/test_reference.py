@@ -6,8 +6,9 @@ import re
 
 from docs.reference import PAGE, page
 from learner.step import apply
+from service.environment import PREFIX
 from service.metrics import FATES
-from service.settings import PREFIX, Settings
+from service.settings import Settings
 
 
 def test_the_page_is_what_the_code_says() -> None:

@@ -11,8 +11,9 @@ import pytest
 
 from learner.log import Entry, open_log, open_reader
 from learner.log.position import NOTHING, Mark
-from learner.loop import Learner, Progress
+from learner.loop import Learner
 from learner.model.spec import load_model
+from learner.progress import Progress
 from learner.record import Record, decode_record, encode_record
 from learner.store import Store, open_store
 from learner.store.recent import RecentStore

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from service.commands.main import main
+from service.environment import hide_password, service_links
 from service.model_file import read_model
-from service.settings import Settings, SettingsError, describe, hide_password, read_settings, service_links
+from service.settings import Settings, SettingsError, describe, read_settings
 
 LINKS = {
     "FRESHET_SERVICE_HOST": "10.3.240.1",
