@@ -186,7 +186,8 @@ class Learner:
         now = int(time.time() * 1000)
         if messages:
             return min(now, *(message.timestamp for message in messages))
-        return 0 if self.reader.lag() else now
+        # Without a partition nothing is known of what there is to read.
+        return 0 if self.reader.lag() or not self.reader.held() else now
 
     def _sweep(self, counts: Counter[str]) -> None:
         """Sweep the records of users who are due."""
