@@ -153,6 +153,8 @@ class Chaos:
                 "FRESHET_STORE": self.store_url,
                 "FRESHET_LOG": self.kafka.url,
                 "FRESHET_MODEL": str(folder / "model.toml"),
+                "FRESHET_IMPRESSIONS_TOPIC": TOPICS[0],
+                "FRESHET_CLICKS_TOPIC": TOPICS[1],
                 "FRESHET_GROUP": GROUP,
                 "FRESHET_MAX_BATCH": "50",
                 "FRESHET_STORE_TIMEOUT_S": "0.5",
