@@ -180,13 +180,9 @@ def _store(settings: Settings) -> Iterator[Finding]:
 
 
 def _redis(settings: Settings) -> Any:
-    import redis
+    from learner.store.redis import connect
 
-    timeout = {"socket_timeout": settings.store_timeout_s, "socket_connect_timeout": settings.store_timeout_s}
-    scheme, separator, rest = settings.store_url.partition("://")
-    if scheme.endswith("+cluster"):
-        return redis.RedisCluster.from_url(scheme.removesuffix("+cluster") + separator + rest, **timeout)
-    return redis.Redis.from_url(settings.store_url, **timeout)
+    return connect(settings.store_url, settings.store_timeout_s)
 
 
 def redis_info(settings: Settings) -> list[tuple[str, Mapping[str, Any]]]:

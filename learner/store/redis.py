@@ -180,7 +180,7 @@ class RedisStore:
         """The client; a cluster's asks the servers for their slots as soon as it is made."""
         with self._lock:
             if self._client is None:
-                self._client = _connect(self._url, self._timeout_s)
+                self._client = connect(self._url, self._timeout_s)
             return self._client
 
     @property
@@ -238,7 +238,8 @@ def _by_shard(user_ids: Sequence[str]) -> Iterator[list[int]]:
     yield from shards.values()
 
 
-def _connect(url: str, timeout_s: float) -> Any:
+def connect(url: str, timeout_s: float) -> Any:
+    """A client; a cluster's URL may name several nodes, and its client asks them for their slots at once."""
     options: dict[str, Any] = {
         "socket_timeout": timeout_s,
         "socket_connect_timeout": timeout_s,
