@@ -25,6 +25,7 @@ ITEMS = [
 class Embedded:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.file = folder / "freshet.db"
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -32,7 +33,7 @@ class Embedded:
         command = Path(sys.executable).parent / "freshet"
         with (self.folder / "up.log").open("ab") as output:
             self.process = subprocess.Popen(
-                [str(command), "up", "--port", str(self.port)],
+                [str(command), "up", "--port", str(self.port), "--file", str(self.file)],
                 cwd=self.folder, env={"PATH": "/usr/bin:/bin"}, stdout=output, stderr=output,
             )  # fmt: skip
         eventually(self._ready, 20, "freshet up is ready")
