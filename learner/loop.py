@@ -38,7 +38,7 @@ from learner.log import (
     Message,
     Reader,
 )
-from learner.log.position import Position
+from learner.log.position import Partition, Position
 from learner.model.spec import Model
 from learner.model_check import ModelCheck
 from learner.positions import Positions, StoreRewound
@@ -110,6 +110,7 @@ class Learner:
     max_slates_per_minute: int = 0
     _committing: bool = field(default=True, init=False)
     _log_time: int = field(default=0, init=False)
+    _held: frozenset[Partition] = field(default=frozenset(), init=False)
 
     def __post_init__(self) -> None:
         self._sweeps = Sweeps(self.model.window_ms)
@@ -151,9 +152,13 @@ class Learner:
         messages = self._until_available(counts, lambda: self.reader.poll(wait_ms, self.max_messages))
         started = time.monotonic()
         freshness_ms = None
-        self._log_time = max(self._log_time, self._time_of(messages))
         try:
             self._until_available(counts, partial(self._positions.begin, messages))
+            held = frozenset(self.reader.held())
+            if held != self._held:
+                # Users of partitions that have gone are another member's, who may be elsewhere in the log.
+                self._held, self._log_time, self._sweeps = held, 0, Sweeps(self.model.window_ms)
+            self._log_time = max(self._log_time, self._time_of(messages))
             if messages:
                 freshness_ms = self._take(messages, counts, bad)
             self._sweep(counts)
@@ -242,10 +247,10 @@ class Learner:
         writes = list(map(Write, pending.user_ids, stored, applied.values, applied.erased))
         self._check.records(len(stored) - stored.count(None))
         done = self._positions.commit(writes)
-        counts.update(applied.counts)
         for user_id, end in zip(pending.user_ids, applied.ends, strict=True):
             self._sweeps.note(user_id, None if end == NEVER else end, self._log_time)
-        return [u for u, stored in enumerate(done) if not stored]
+        counts.update(applied.counts)
+        return [u for u, stored_too in enumerate(done) if not stored_too]
 
     def _until_available(self, counts: Counter[str], call: Callable[[], T]) -> T:
         """Call again while a server is away, with capped exponential back-off and jitter."""

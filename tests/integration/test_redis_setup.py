@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 import redis
 
-from learner.store import Store, StoreUnavailable, Write, open_store
+from learner.store import Store, StoreUnavailable, Write, open_store, write_alone
 from learner.store.owner import Owner, WrongStore, claim, trouble
 from tests.freshet import Freshet
 from tests.integration.test_redis_faults import Faulty, cluster, value  # noqa: F401
@@ -66,8 +66,8 @@ def test_what_is_wrong_with_the_setup_is_said_without_keys_or_secrets(
     try:
         for use in (
             lambda: claim(store, Owner("m", "g")),
-            lambda: store.commit([Write("CANARYuser", None, value(1))]),
-            lambda: store.commit([Write(f"CANARY{i}", None, value(1)) for i in range(50)]),
+            lambda: write_alone(store, [Write("CANARYuser", None, value(1))]),
+            lambda: write_alone(store, [Write(f"CANARY{i}", None, value(1)) for i in range(50)]),
         ):
             with pytest.raises(StoreUnavailable, match=SETUPS[name].says) as caught:
                 use()
@@ -105,7 +105,7 @@ def test_a_process_says_it_at_its_start_is_red_and_prints_no_stack(
 def test_a_plain_url_at_a_node_of_a_cluster_is_told_which_it_should_be(cluster: list[RedisServer]) -> None:  # noqa: F811
     store = open_store(cluster[0].url(), 60)
     with pytest.raises(StoreUnavailable, match=r"redis\+cluster://") as caught:
-        store.commit([Write(f"CANARY{i}", None, value(1)) for i in range(50)])
+        write_alone(store, [Write(f"CANARY{i}", None, value(1)) for i in range(50)])
     assert "CANARY" not in str(caught.value)
     store.close()
     whole = open_store(f"redis+cluster://127.0.0.1:{cluster[0].port}", 60)
@@ -145,7 +145,7 @@ def test_deployments_under_two_prefixes_share_a_redis(redis_server: RedisServer)
     shop, feed = (open_store(redis_server.url(6), 60, key_prefix=prefix) for prefix in ("shop:eu", "feed"))
     claim(shop, Owner("shop", "g"))
     claim(feed, Owner("feed", "g"))
-    assert shop.commit([Write("u", None, value(1))]) == [True]
+    assert write_alone(shop, [Write("u", None, value(1))]) == [True]
     assert feed.load(["u"]) == [None]
     assert shop.load(["u", "v"]) == [value(1), None]
     assert all(key.startswith((b"shop:eu:", b"feed:")) for key in client.scan_iter())
