@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from benchmarks.workload import parsed, step
+from benchmarks import workload
+from benchmarks.workload import Parsed, step
 from learner.log import open_log, open_reader
 from learner.loop import Learner
 from learner.model.spec import Model, load_model
@@ -18,6 +19,11 @@ COMMAND = "service"
 """What ``python -m`` runs."""
 SERVICE = "service.web.app"
 """The module of the HTTP service."""
+
+
+def parsed(spec: Model, raws: Sequence[bytes], start: int = 0) -> Parsed:
+    """Read a microbatch; where it starts in the log mattered to the step of earlier revisions."""
+    return workload.parsed(spec, raws)
 
 
 def write(store: Store, values: Mapping[str, bytes]) -> None:

@@ -76,7 +76,7 @@ def _open_impressions(context: Context) -> list[Figure]:
             for i in range(start, start + n)
             for u in range(100)
         ]
-        return parsed(spec, raws, 100 * start)
+        return parsed(spec, raws)
 
     contenders = {}
     for n in sizes:
@@ -97,13 +97,13 @@ def _microbatch(context: Context) -> list[Figure]:
     # As many users as events, so that none comes twice, and a first round of which the second one's slates are open.
     for one in visits(sizes[-1], 2, 10):
         if one.round == 0:
-            mine = parsed(spec, [one.value], one.at - START_MS)
+            mine = parsed(spec, [one.value])
             stored |= zip(mine.user_ids, step(spec, [stored.get(user) for user in mine.user_ids], mine), strict=True)
         else:
             events.append(one.value)
     contenders = {}
     for n in sizes:
-        batch = parsed(spec, events[:n], 1 << 40)
+        batch = parsed(spec, events[:n])
         contenders[str(n)] = _microseconds_each(partial(step, spec, [stored[u] for u in batch.user_ids], batch), n)
     values = interleave(contenders, context.repetitions)
     return _axis("learning step over events of a microbatch", "us/event", sizes, list(values.values()))

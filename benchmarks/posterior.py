@@ -62,7 +62,7 @@ def whole_step(hot: bool) -> Callable[[], float]:
         at = START_MS + SLATE_MS + i
         events.append(impression_json(f"r{i}", name, at, [shown]))
         events.append(click_json(f"r{i}", name, at, shown["item_id"]))
-    batch = parsed(spec, events, len(behind))
+    batch = parsed(spec, events)
     records = [stored[name] for name in batch.user_ids]
     return lambda: seconds_of(lambda: step(spec, records, batch)) / USERS * 1e6
 

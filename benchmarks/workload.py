@@ -15,10 +15,9 @@ from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import NewTopic
 
 from benchmarks.harness import Context
-from learner.events.microbatch import CLICK, ByUser, Events, by_user, put_in_log
+from learner.events.microbatch import ByUser, Events, by_user
 from learner.events.parse import parse_events
 from learner.events.wire import impression_json
-from learner.log.position import Partition, Position
 from learner.model.spec import Model, load_model
 from learner.step.apply import apply
 from tests.servers import KafkaServer, RedisServer
@@ -32,9 +31,6 @@ REVISIT_MS = 300_000
 # `visits`: sessions of so many slates, so far apart: a slate is still open when the next one comes.
 SLATES, SLATE_MS, SESSION_MS = 3, 40_000, 3_600_000
 CLICKED, CLICK_MEDIAN_MS, CLICK_SIGMA = 0.3, 10_000, 1.2
-
-# Impressions and clicks, each in a topic of its own.
-PLACES = Partition(bytes(16), 0), Partition(bytes(15) + b"\1", 0)
 
 
 def model_toml(n_features: int = FEATURES) -> str:
@@ -118,12 +114,10 @@ class Parsed(NamedTuple):
     users: ByUser
 
 
-def parsed(spec: Model, raws: Sequence[bytes], start: int = 0) -> Parsed:
-    """Read a microbatch, whose offsets count from `start`."""
+def parsed(spec: Model, raws: Sequence[bytes]) -> Parsed:
+    """Read a microbatch."""
     batch, bad = parse_events(raws, spec)
     assert not bad, bad
-    kinds = batch.events.event["kind"].tolist()
-    put_in_log(batch.events.event, [Position(PLACES[kind == CLICK], start + i) for i, kind in enumerate(kinds)])
     users = by_user(batch)
     return Parsed(users.user_ids, batch.events, users)
 

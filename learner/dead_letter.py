@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
 from learner.events.wire import BadEvent
 from learner.log import DEAD_LETTER_SUFFIX, REPLAYS_HEADER, Entry, EntryTooLarge, EventLog, Message
-from learner.log.position import Position
 
 LARGE_BYTES = 64 << 10
 LARGE_BYTES_A_MINUTE = 64 << 20
@@ -52,9 +51,9 @@ class DeadLetters:
         self._minute = 0
         self._written = 0
 
-    def of(self, messages: Sequence[Message], refused: dict[Position, BadEvent]) -> list[Entry]:
-        """The letters of messages that were refused."""
-        return [self._bounded(dead_letter(one, why)) for one in messages if (why := refused.get(one.position))]
+    def of(self, messages: Sequence[Message], refused: Mapping[int, BadEvent]) -> list[Entry]:
+        """The letters of messages that were refused, by their place among these."""
+        return [self._bounded(dead_letter(messages[place], why)) for place, why in sorted(refused.items())]
 
     def bury(self, letters: Sequence[Entry]) -> None:
         """Append letters."""

@@ -9,13 +9,12 @@ import gc
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-import numpy as np
 import structlog
 from tenacity import (
     RetryCallState,
@@ -28,17 +27,16 @@ from tenacity import (
 
 from learner.busy import BusyUsers
 from learner.dead_letter import DeadLetters
-from learner.events.microbatch import IMPRESSION, ByUser, Events, Microbatch, by_user, positions, put_in_log, sweeps
-from learner.events.parse import parse_events, refuse_from_the_future
+from learner.events.microbatch import IMPRESSION, ByUser, Events, Microbatch, by_user, sweeps
+from learner.events.parse import Parsed, parse_events, refuse_from_the_future, times_in_log
 from learner.events.wire import BadEvent, Reason
-from learner.limits import MAX_TIMESTAMP_MS
 from learner.log import (
     EventLog,
     LogUnavailable,
     Message,
     Reader,
 )
-from learner.log.position import Partition, Position
+from learner.log.position import Partition
 from learner.model.spec import Model
 from learner.model_check import ModelCheck
 from learner.positions import Positions, StoreRewound
@@ -157,7 +155,8 @@ class Learner:
             held = frozenset(self.reader.held())
             if held != self._held:
                 # Users of partitions that have gone are another member's, who may be elsewhere in the log.
-                self._held, self._log_time, self._sweeps = held, 0, Sweeps(self.model.window_ms)
+                self._held, self._log_time = held, 0
+                self._sweeps.clear()
             self._log_time = max(self._log_time, self._time_of(messages))
             if messages:
                 freshness_ms = self._take(messages, counts, bad)
@@ -177,14 +176,18 @@ class Learner:
         batch, refused = self._parse(messages)
         impressions = int((batch.events.event["kind"] == IMPRESSION).sum())
         self._check.events(len(messages), impressions, Counter(why.reason for why in refused.values()))
-        refused |= self._learn(batch, counts)
-        appended = [message.timestamp for message in messages if message.timestamp > 0]
-        freshness_ms = time.time() * 1000 - min(appended) if appended else None
-        if refused:
+
+        def bury(refused: Mapping[int, BadEvent]) -> None:
+            if not refused:
+                return
             bad.update(why.reason for why in refused.values())
             # The stream must not go on over a letter that is not written.
             self._until_available(counts, partial(self._letters.bury, self._letters.of(messages, refused)))
-        return freshness_ms
+
+        self._learn(batch, counts, messages, bury)
+        bury(refused)
+        appended = [message.timestamp for message in messages if message.timestamp > 0]
+        return time.time() * 1000 - min(appended) if appended else None
 
     def _time_of(self, messages: Sequence[Message]) -> int:
         """How far the log has been read, epoch ms: to now if there is no more of it, and never further."""
@@ -192,7 +195,7 @@ class Learner:
         if messages:
             return min(now, *(message.timestamp for message in messages))
         # Without a partition nothing is known of what there is to read.
-        return 0 if self.reader.lag() or not self.reader.held() else now
+        return 0 if self.reader.lag() or not self._held else now
 
     def _sweep(self, counts: Counter[str]) -> None:
         """Sweep the records of users who are due."""
@@ -201,51 +204,80 @@ class Learner:
             self._learn(sweeps(due, self.model.d), counts)
 
     @uncollected()
-    def _parse(self, messages: Sequence[Message]) -> tuple[Microbatch, dict[Position, BadEvent]]:
+    def _parse(self, messages: Sequence[Message]) -> Parsed:
         """The events, and what is wrong with those that are bad."""
         parsed = parse_events([message.value for message in messages], self.model)
-        put_in_log(parsed.batch.events.event, [message.position for message in messages])
         for place, message in enumerate(messages):
             if message.unreadable:
                 parsed.refuse(place, BadEvent(Reason.UNREADABLE, message.unreadable))
-        came_at = np.array([message.timestamp for message in messages], np.int64)
-        came_at[came_at <= 0] = MAX_TIMESTAMP_MS
+        came_at = times_in_log([message.timestamp for message in messages])
         refuse_from_the_future(parsed, came_at, self.model)
         self._busy.refuse(parsed, came_at)
-        return parsed.batch, {messages[place].position: why for place, why in parsed.bad.items()}
+        return parsed
 
-    def _learn(self, batch: Microbatch, counts: Counter[str]) -> dict[Position, BadEvent]:
+    def _learn(
+        self,
+        batch: Microbatch,
+        counts: Counter[str],
+        messages: Sequence[Message] = (),
+        bury: Callable[[Mapping[int, BadEvent]], None] = lambda refused: None,
+    ) -> None:
         """Apply events and store the records; those of a shard that was changed meanwhile are read and applied anew.
 
-        Returns the events that cannot be learnt because their user's record is damaged or of another model: nobody
-        else waits for its repair, and the record stays as it is.
+        What cannot be learnt because its user's record is damaged or of another model is buried, before the shard's
+        position moves over it: nobody else waits for its repair, and the record stays as it is.
+
+        Parameters
+        ----------
+        messages
+            Where the events stand in the log; none for what stands nowhere.
+        bury
+            Called with the places of events that cannot be learnt.
         """
         pending = by_user(batch)
-        refused: dict[Position, BadEvent] = {}
+        refused: dict[int, BadEvent] = {}
+
+        def bury_refused() -> None:
+            bury(refused)
+            refused.clear()
+
         while pending.user_ids:
+            if messages and self._positions.any_applied():
+                # Again after every refusal: another may have learnt it.
+                new = pending.where(lambda user, place: not self._positions.is_applied(user, messages[place].position))
+                counts["replayed"] += len(pending.order) - len(new.order)
+                pending = new
+                if not pending.user_ids:
+                    break
             try:
-                lost = self._until_available(counts, partial(self._attempt, batch.events, pending, counts))
+                lost = self._until_available(
+                    counts, partial(self._attempt, batch.events, pending, counts, bury_refused)
+                )
             except (DamagedRecord, ForeignRecord) as exc:
                 log.error("record cannot be used", error=str(exc))
+                reason = Reason.DAMAGED_RECORD
                 if isinstance(exc, ForeignRecord):
+                    reason = Reason.FOREIGN_RECORD
                     self._check.foreign(exc)
-                reason = Reason.FOREIGN_RECORD if isinstance(exc, ForeignRecord) else Reason.DAMAGED_RECORD
                 u = pending.user_ids.index(exc.user_id)
-                refused |= dict.fromkeys(positions(batch.events.event[pending.of(u)]), BadEvent(reason, str(exc)))
+                refused |= dict.fromkeys(pending.of(u).tolist(), BadEvent(reason, str(exc)))
                 pending = pending.only([one for one in range(len(pending.user_ids)) if one != u])
                 continue
             counts["conflicts"] += len(lost)
             pending = pending.only(lost)
-        return refused
+        bury_refused()
 
     @uncollected()
-    def _attempt(self, events: Events, pending: ByUser, counts: Counter[str]) -> list[int]:
+    def _attempt(
+        self, events: Events, pending: ByUser, counts: Counter[str], before_commit: Callable[[], None]
+    ) -> list[int]:
         """Load, apply, commit; returns the users of shards that were written meanwhile."""
         stored = self.store.load(pending.user_ids)
         applied = apply(self.model, stored, events, pending)
         # Those that nothing has to be written of, too: that holds for what was read.
         writes = list(map(Write, pending.user_ids, stored, applied.values, applied.erased))
         self._check.records(len(stored) - stored.count(None))
+        before_commit()
         done = self._positions.commit(writes)
         for user_id, end in zip(pending.user_ids, applied.ends, strict=True):
             self._sweeps.note(user_id, None if end == NEVER else end, self._log_time)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from learner.log import Message, Reader
-from learner.log.position import NOTHING, Mark, Partition
+from learner.log.position import NOTHING, Mark, Partition, Position
 from learner.store import Move, Store, Transaction, Write
 
 log = structlog.get_logger("freshet.learner")
@@ -47,7 +47,8 @@ class Positions:
     # What each shard holds, as this member last wrote or read it.
     _known: dict[Partition, list[Mark]] = field(default_factory=dict, init=False)
     _gained: dict[Partition, Mark | None] = field(default_factory=dict, init=False)
-    # Of the microbatch in hand.
+    # The first and the last event of the microbatch in hand.
+    _first: dict[Partition, Mark] = field(default_factory=dict, init=False)
     _reached: dict[Partition, Mark] = field(default_factory=dict, init=False)
     # The last message dealt with of each partition, until its offset is committed.
     _done: dict[Partition, Message] = field(default_factory=dict, init=False)
@@ -62,7 +63,7 @@ class Positions:
         StoreRewound
             If the store has less of one than the group has committed.
         """
-        self._reached = _last(messages)
+        self._first, self._reached = _last(reversed(messages)), _last(messages)
         self._gained |= self.reader.assigned()
         self._read(self._gained)
         behind = [
@@ -79,14 +80,22 @@ class Positions:
         if behind:
             raise StoreRewound(behind)
 
+    def any_applied(self) -> bool:
+        """Whether some event of the microbatch in hand may be applied already."""
+        return any(first <= max(self._known[partition]) for partition, first in self._first.items())
+
+    def is_applied(self, user_id: str, position: Position) -> bool:
+        """Whether an event of the microbatch in hand is in its user's shard already."""
+        return position.mark <= self._known[position.partition][self.store.shard_of(user_id)]
+
     def commit(self, writes: Sequence[Write]) -> list[bool]:
         """Store what came of the microbatch in hand, shard by shard; say which records were stored.
 
         Parameters
         ----------
         writes
-            All records that it was worked out from. Those of one shard are stored together or not at all; then the
-            records have to be read, and the events applied, again.
+            All records that it was worked out from. Those of one shard are all of it that have something new, and are
+            stored together or not at all; then the records have to be read, and the events applied, again.
 
         Raises
         ------

@@ -29,6 +29,10 @@ class Sweeps:
     def __len__(self) -> int:
         return len(self._seen)
 
+    def clear(self) -> None:
+        """Forget all: who comes next may be elsewhere in the log."""
+        self._seen.clear()
+
     def note(self, user_id: str, end: int | None, now: int) -> None:
         """A user was seen at a time of the log; their last window ends at another, epoch ms, if they are in one."""
         self._seen.pop(user_id, None)

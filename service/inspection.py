@@ -28,14 +28,12 @@ def report(value: bytes, model: Model, user_id: str, now: int) -> dict[str, Any]
             "revision": header.revision,
             "model_fingerprint": header.fingerprint.hex(),
             "prior_fingerprint": header.population_fingerprint.hex() or None,
-            "coefficients": header.d,
             "n_events": header.n_events,
             "updated_at": _iso(header.updated_at),
             "settled_at": _iso(header.settled_at),
             "erased_at": _iso(header.erased_at),
             "outcomes": header.n_outcomes,
             "waiting_clicks": header.n_clicks,
-            "partitions": header.n_applied,
         }
     try:
         record = decode_record(value, model, user_id)
@@ -73,15 +71,6 @@ def _contents(record: Record, model: Model, now: int) -> dict[str, Any]:
             {"key": _hex(key), "clicked_at": _iso(at), "age_seconds": (now - at) / 1000}
             for key, at in record.clicks.tolist()
         ],
-        "applied_offsets": [
-            {
-                "topic_id": place.topic_id.hex(),
-                "partition": place.number,
-                "leader_epoch": mark.epoch,
-                "offset": mark.offset,
-            }
-            for place, mark in record.applied.items()
-        ],
     }
 
 
@@ -92,7 +81,7 @@ def as_text(facts: dict[str, Any]) -> str:
         tables["outcomes, newest first"] = outcomes["newest"]
         counts = (f"{outcomes[state.name.lower()]} {state.name.lower()}" for state in State)
         facts = facts | {"outcomes": ", ".join(counts)}
-    tables |= {"waiting clicks": facts.get("waiting_clicks"), "applied offsets": facts.get("applied_offsets")}
+    tables["waiting clicks"] = facts.get("waiting_clicks")
     for name, value in facts.items():
         if not isinstance(value, list):
             lines.append(f"{name:18} {'-' if value is None else value}")

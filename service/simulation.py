@@ -76,7 +76,6 @@ class Embedded:
     values: dict[str, bytes] = field(default_factory=dict)
     log: list[bytes] = field(default_factory=list)
     _coming: list[tuple[int, int, bytes]] = field(default_factory=list)
-    _taken: int = 0
 
     def pass_time(self) -> float:
         """Learn all that happens until the next round."""
@@ -85,8 +84,6 @@ class Embedded:
         while self._coming and self._coming[0][0] <= self.now:
             raws.append(heapq.heappop(self._coming)[2])
         batch, _ = parse_events(raws, self.model)
-        batch.events.event["offset"] = np.arange(self._taken, self._taken + len(raws))
-        self._taken += len(raws)
         users = by_user(batch)
         learnt = apply(self.model, [self.values.get(user) for user in users.user_ids], batch.events, users).values
         self.values |= {user: value for user, value in zip(users.user_ids, learnt, strict=True) if value is not None}

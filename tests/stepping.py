@@ -20,11 +20,8 @@ from learner.events.microbatch import (
     Events,
     Microbatch,
     grouped,
-    positions,
-    put_in_log,
 )
 from learner.events.parse import parse_events
-from learner.log.position import Position
 from learner.model.spec import Model
 from learner.record import Record, decode_record, encode_record
 from learner.step.apply import apply as apply_to_bytes
@@ -57,7 +54,7 @@ class Erase(NamedTuple):
 
 
 Event: TypeAlias = Impression | Click | Erase
-UserEvents: TypeAlias = Sequence[tuple[Event, Position]]
+UserEvents: TypeAlias = Sequence[Event]
 
 
 class Report(NamedTuple):
@@ -66,7 +63,7 @@ class Report(NamedTuple):
 
 
 def columns(model: Model, events: Sequence[Event]) -> Microbatch:
-    """Events as columns, nowhere in a log."""
+    """Events as columns."""
     event = np.zeros(len(events), EVENT)
     items, rows, start = [np.empty(0, ITEM)], [np.empty((0, model.d), np.float32)], 0
     for place, one in enumerate(events):
@@ -107,11 +104,8 @@ def parsed(raw: bytes, model: Model) -> Event:
 
 
 def microbatch(model: Model, users: Sequence[UserEvents]) -> tuple[Events, ByUser]:
-    """Each user's events with their positions, as columns."""
-    flat = [one for mine in users for one in mine]
-    events = columns(model, [event for event, _ in flat]).events
-    put_in_log(events.event, [place for _, place in flat])
-    assert positions(events.event) == [place for _, place in flat]
+    """Each user's events as columns."""
+    events = columns(model, [event for mine in users for event in mine]).events
     ends = np.cumsum([0, *map(len, users)])
     names = [f"u{i}" for i in range(len(users))]
     return events, grouped(names, [np.arange(*ends[i : i + 2]) for i in range(len(users))])

@@ -29,6 +29,10 @@ class Tree(Server):
         """Check it out, and compile what it compiles."""
         if self._revision:
             _git("worktree", "add", "--quiet", "--detach", str(self.folder), self._revision)
+            # The distribution was called so once, and commands ask for its version.
+            about = self.folder / "freshet-0.dist-info"
+            about.mkdir(exist_ok=True)
+            (about / "METADATA").write_text("Metadata-Version: 2.1\nName: freshet\nVersion: 0\n")
         if (self.folder / "learner" / "compile.py").exists():
             self.run("-m", "learner.compile", timeout=seconds)
 

@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import msgspec
-import numpy as np
 
 from learner.batch.raw import LogError, Raw, Skipped
 from learner.events.microbatch import Microbatch
-from learner.events.parse import Parsed, parse_events, refuse_from_the_future
+from learner.events.parse import Parsed, parse_events, refuse_from_the_future, times_in_log
 from learner.events.wire import BadEvent, Reason
-from learner.limits import MAX_TIMESTAMP_MS
 from learner.log import Message, read_to_end
 from learner.model.spec import Model
 
@@ -87,8 +85,7 @@ def _parse(raws: Sequence[Raw], model: Model) -> Parsed:
     for at, raw in enumerate(raws):
         if isinstance(raw.value, BadEvent):
             parsed.refuse(at, raw.value)
-    came_at = np.array([raw.came_at for raw in raws])
-    refuse_from_the_future(parsed, np.where(came_at > 0, came_at, MAX_TIMESTAMP_MS), model)
+    refuse_from_the_future(parsed, times_in_log([raw.came_at for raw in raws]), model)
     return parsed
 
 

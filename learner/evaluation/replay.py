@@ -138,10 +138,9 @@ def replay(
     advance
         Called with the number of slates scored.
     """
-    # Each user learns from a log of their own, in the order in which the learner gets it.
-    event = log.batch.events.event.copy()
-    events = log.batch.events._replace(event=event)
-    plans = [_plan(history, event, available, score_from_ms) for history in log.users]
+    # Each user learns in the order in which the learner gets their events.
+    events = log.batch.events
+    plans = [_plan(history, available, score_from_ms) for history in log.users]
     order = sorted((i for i in range(len(plans)) if plans[i]), key=lambda i: -len(plans[i]))
     values: dict[int, bytes | None] = dict.fromkeys(order)
     nobody = fresh_record(model)
@@ -207,12 +206,11 @@ def _history(batch: Microbatch, places: NDArray[np.int64], window_ms: int) -> Hi
     return History(places, at, shown_by, labels)
 
 
-def _plan(history: History, event: NDArray[np.void], available: Available | None, score_from_ms: float) -> list[_Step]:
-    """Which events to learn before which slate; the events' offsets are set to the order of learning."""
+def _plan(history: History, available: Available | None, score_from_ms: float) -> list[_Step]:
+    """Which events to learn before which slate, in the order of learning."""
     n = len(history.places)
     keys = [] if available is None else sorted((*available(history, number), number) for number in range(n))
     learnt = history.places[[number for _, _, number in keys]] if keys else np.empty(0, np.int64)
-    event["offset"][learnt] = np.arange(len(learnt))
     steps: list[_Step] = []
     taken, evidence = 0, 0
     for number, at in enumerate(history.at.tolist()):

@@ -9,21 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.log.position import Partition, Position
-
 # Kinds of events; a bad one is never applied.
 BAD, IMPRESSION, CLICK, SWEEP, ERASE = -1, 0, 1, 2, 3
 
-EVENT = np.dtype(
-    [
-        (name, np.int64)
-        for name in (
-            "kind", "at", "topic_high", "topic_low", "partition", "epoch", "offset", "key", "first_item", "n_items",
-        )
-    ]
-)  # fmt: skip
-"""One event: a kind, a time (epoch ms), where it stands in the log (a sweep stands nowhere), the outcome's key of a
-click, and which items are an impression's."""
+EVENT = np.dtype([(name, np.int64) for name in ("kind", "at", "key", "first_item", "n_items")])
+"""One event: a kind, a time (epoch ms), the outcome's key of a click, and which items are an impression's."""
 ITEM = np.dtype([("key", np.int64), ("offset", np.float32), ("weight", np.float32)])
 
 
@@ -80,6 +70,11 @@ class ByUser:
         """Some of the users."""
         return grouped([self.user_ids[u] for u in users], [self.of(u) for u in users])
 
+    def where(self, wanted: Callable[[str, int], bool]) -> ByUser:
+        """The events that are wanted, by their user and place; users of none are left out."""
+        kept = [(user_id, [place for place in mine.tolist() if wanted(user_id, place)]) for user_id, mine in self]
+        return grouped([user_id for user_id, mine in kept if mine], [mine for _, mine in kept if mine])
+
 
 def item_places(event: NDArray[np.void]) -> NDArray[np.int64]:
     """Where the items of some events stand, those of one after those of another."""
@@ -127,19 +122,3 @@ def sweeps(due: Mapping[str, int], d: int) -> Microbatch:
     event = np.zeros(len(due), EVENT)
     event["kind"], event["at"] = SWEEP, list(due.values())
     return Microbatch(list(due), Events(event, np.empty(0, ITEM), np.empty((0, d), np.float32)))
-
-
-def put_in_log(event: NDArray[np.void], places: Sequence[Position]) -> None:
-    """Say where in the log events stand."""
-    topic = np.frombuffer(b"".join([place.partition.topic_id for place in places]), "<i8").reshape(-1, 2)
-    event["topic_high"], event["topic_low"] = topic.T
-    event["partition"] = [place.partition.number for place in places]
-    event["epoch"] = [place.epoch for place in places]
-    event["offset"] = [place.offset for place in places]
-
-
-def positions(event: NDArray[np.void]) -> list[Position]:
-    """Where in the log events stand."""
-    topic = np.stack([event["topic_high"], event["topic_low"]], axis=1).astype("<i8")
-    places = zip(topic, *(event[name].tolist() for name in ("partition", "offset", "epoch")), strict=True)
-    return [Position(Partition(two.tobytes(), number), offset, epoch) for two, number, offset, epoch in places]

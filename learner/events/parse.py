@@ -153,6 +153,13 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[list[int]], model: M
     return Parsed(Microbatch(users, Events(event, item, row)), bad)
 
 
+def times_in_log(timestamps: Sequence[int]) -> NDArray[np.int64]:
+    """When records came in, epoch ms; long after any event for those whose log does not say (0 or -1)."""
+    came_at = np.array(timestamps, np.int64)
+    came_at[came_at <= 0] = MAX_TIMESTAMP_MS
+    return came_at
+
+
 def refuse_from_the_future(parsed: Parsed, came_at: NDArray[np.int64], model: Model) -> None:
     """Make those events bad that are dated more than the model's `max_ahead` after they came in, epoch ms, shape (E,).
 

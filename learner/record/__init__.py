@@ -4,8 +4,7 @@ Little-endian, checksummed, no pickle; the length is a multiple of 8::
 
     header      magic "FRS" and version u8, checksum u32 (CRC-32 of all the rest), revision i64, model fingerprint 8
                 bytes, fingerprint of the prior and fixed effect it was learnt under 8 bytes, updated_at i64, settled_at
-                i64, erased_at i64, n_events u32, n_learnt u32, outcomes u32, clicks u32, partitions u16, d u16
-    applied     a partition: topic id 16 bytes, offset i64, partition i32, leader epoch i32
+                i64, erased_at i64, n_events u32, n_learnt u32, outcomes u32, clicks u32
     clicks      a click: key i64, clicked_at i64
     belief      mean d x f32, factor f32 (see `learner.belief.gaussian`)
     rows        d x f32 an outcome
@@ -18,7 +17,6 @@ compare them without knowing the rest. `learner.step` reads and writes the same 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
 from enum import IntEnum
 from typing import NamedTuple, TypeAlias
 from zlib import crc32
@@ -28,20 +26,18 @@ from numpy.typing import NDArray
 
 from learner.belief.gaussian import Belief, Rows
 from learner.belief.population import rebase
-from learner.log.position import Mark, Partition
 from learner.model.spec import Model
-from learner.record.layout import APPLIED, HEADER_BYTES, OUTCOME, WAITING_CLICK, Layout, plain_layout
+from learner.record.layout import HEADER_BYTES, OUTCOME, WAITING_CLICK, Layout, plain_layout
 
 MAGIC = b"FRS"
-VERSION = 5
+VERSION = 6
 NEVER = -1
 IDENTITY = slice(4, 16)
 """Where the bytes of a record have what tells it from every other record of its user."""
 
 Structured: TypeAlias = NDArray[np.void]
 
-_HEADER = struct.Struct("<3sBIq8s8sqqqIIIIHH")
-_HALVES = struct.Struct("<qq")
+_HEADER = struct.Struct("<3sBIq8s8sqqqIIII")
 _CHECKSUM = struct.Struct("<I")
 
 
@@ -96,8 +92,6 @@ class Record(NamedTuple):
         What each had for features, shape (N, d), float32.
     clicks
         Clicks that wait for their impression.
-    applied
-        For each partition that contributed, the mark of the last event applied.
     erased_at
         When the user was last erased, epoch ms: events dated up to then are never learnt from. `NEVER` if not.
     """
@@ -111,7 +105,6 @@ class Record(NamedTuple):
     outcomes: Structured
     rows: Rows
     clicks: Structured
-    applied: Mapping[Partition, Mark]
     erased_at: int = NEVER
 
 
@@ -120,15 +113,15 @@ def fresh_record(model: Model) -> Record:
     mean, factor = model.prior_belief
     settled = Belief(mean.astype(np.float32), factor.astype(np.float32))
     none = np.empty((0, model.d), np.float32)
-    return Record(0, NEVER, NEVER, 0, 0, settled, np.empty(0, OUTCOME), none, np.empty(0, WAITING_CLICK), {})
+    return Record(0, NEVER, NEVER, 0, 0, settled, np.empty(0, OUTCOME), none, np.empty(0, WAITING_CLICK))
 
 
 def erased(record: Record, model: Model, now: int) -> Record:
     """The next revision of a user: a tombstone, which neither events still in the log nor a replay bring back to life.
 
-    It knows nothing but the time `now` (epoch ms) of the erasure and what is applied.
+    It knows nothing but the time `now` (epoch ms) of the erasure.
     """
-    return fresh_record(model)._replace(revision=record.revision + 1, applied=record.applied, erased_at=now)
+    return fresh_record(model)._replace(revision=record.revision + 1, erased_at=now)
 
 
 class Header(NamedTuple):
@@ -146,8 +139,6 @@ class Header(NamedTuple):
     n_learnt: int
     n_outcomes: int
     n_clicks: int
-    n_applied: int
-    d: int
 
 
 def read_header(data: bytes) -> Header | None:
@@ -159,23 +150,8 @@ def read_header(data: bytes) -> Header | None:
 
 def header_template(model: Model) -> bytes:
     """The header of a record of which nothing but the model is known."""
-    return _HEADER.pack(
-        MAGIC,
-        VERSION,
-        0,
-        0,
-        model.fingerprint,
-        model.population_fingerprint,
-        NEVER,
-        NEVER,
-        NEVER,
-        0,
-        0,
-        0,
-        0,
-        0,
-        model.d,
-    )
+    unknown = (NEVER, NEVER, NEVER, 0, 0, 0, 0)
+    return _HEADER.pack(MAGIC, VERSION, 0, 0, model.fingerprint, model.population_fingerprint, *unknown)
 
 
 def checksum(data: bytes | memoryview) -> int:
@@ -209,10 +185,10 @@ def check_record(data: bytes, model: Model, user_id: str) -> Header:
     if header.fingerprint != model.fingerprint:
         raise ForeignRecord(
             user_id,
-            f"written by a model with feature space {header.fingerprint.hex()} of {header.d} "
-            f"coefficients; model {model.name!r} has {model.fingerprint.hex()} of {model.d}",
+            f"written by a model with feature space {header.fingerprint.hex()}; "
+            f"model {model.name!r} has {model.fingerprint.hex()}",
         )
-    if header.d != model.d or len(data) != _layout(model, header).length:
+    if len(data) != _layout(model, header).length:
         raise DamagedRecord(user_id, f"{len(data)} bytes do not fit its own header")
     return header
 
@@ -220,14 +196,12 @@ def check_record(data: bytes, model: Model, user_id: str) -> Header:
 def encode_record(record: Record, model: Model) -> bytes:
     """The bytes to store; `decode_record` gives the record back to the last bit."""
     outcomes, clicks = record.outcomes, record.clicks
-    places = [(*_HALVES.unpack(p.topic_id), mark.offset, p.number, mark.epoch) for p, mark in record.applied.items()]
     head = _HEADER.pack(
         MAGIC, VERSION, 0, record.revision, model.fingerprint, model.population_fingerprint, record.updated_at,
         record.settled_at, record.erased_at, record.n_events, record.n_learnt, len(outcomes), len(clicks),
-        len(places), model.d,
     )  # fmt: skip
     belief = [part.astype("<f4") for part in record.settled]
-    parts = [np.array(places, APPLIED), clicks, *belief, record.rows, outcomes]
+    parts = [clicks, *belief, record.rows, outcomes]
     data = bytearray(head + b"".join(part.tobytes() for part in parts))
     data += bytes(-len(data) % 8)
     return sealed(memoryview(data))
@@ -245,7 +219,6 @@ def decode_record(data: bytes, model: Model, user_id: str) -> Record:
     """
     header = check_record(data, model, user_id)
     at = _layout(model, header)
-    applied = np.frombuffer(data, APPLIED, header.n_applied, at.applied).tolist()
     record = Record(
         header.revision,
         header.updated_at,
@@ -253,13 +226,12 @@ def decode_record(data: bytes, model: Model, user_id: str) -> Record:
         header.n_events,
         header.n_learnt,
         Belief(
-            np.frombuffer(data, "<f4", header.d, at.mean),
+            np.frombuffer(data, "<f4", model.d, at.mean),
             np.frombuffer(data, "<f4", (at.rows - at.factor) // 4, at.factor),
         ),
         np.frombuffer(data, OUTCOME, header.n_outcomes, at.outcomes),
-        np.frombuffer(data, "<f4", header.n_outcomes * header.d, at.rows).reshape(-1, header.d),
+        np.frombuffer(data, "<f4", header.n_outcomes * model.d, at.rows).reshape(-1, model.d),
         np.frombuffer(data, WAITING_CLICK, header.n_clicks, at.clicks),
-        {Partition(_HALVES.pack(*topic), number): Mark(epoch, offset) for *topic, offset, number, epoch in applied},
         header.erased_at,
     )
     if header.population_fingerprint == model.population_fingerprint:
@@ -268,9 +240,7 @@ def decode_record(data: bytes, model: Model, user_id: str) -> Record:
 
 
 def _layout(model: Model, header: Header) -> Layout:
-    found: Layout = plain_layout(
-        header.d, len(model.prior_belief.factor), header.n_outcomes, header.n_clicks, header.n_applied
-    )
+    found: Layout = plain_layout(model.d, len(model.prior_belief.factor), header.n_outcomes, header.n_clicks)
     return found
 
 

@@ -12,13 +12,9 @@ HEADER = np.dtype(
     [
         ("magic", "<u4"), ("checksum", "<u4"), ("revision", "<i8"), ("model", "<u8"), ("population", "<u8"),
         ("updated_at", "<i8"), ("settled_at", "<i8"), ("erased_at", "<i8"), ("n_events", "<u4"), ("n_learnt", "<u4"),
-        ("n_outcomes", "<u4"),
-        ("n_clicks", "<u4"), ("n_applied", "<u2"), ("d", "<u2"),
+        ("n_outcomes", "<u4"), ("n_clicks", "<u4"),
     ]
 )  # fmt: skip
-APPLIED = np.dtype(
-    [("topic_high", "<i8"), ("topic_low", "<i8"), ("offset", "<i8"), ("partition", "<i4"), ("epoch", "<i4")]
-)
 WAITING_CLICK = np.dtype([("key", "<i8"), ("clicked_at", "<i8")])
 OUTCOME = np.dtype(
     [
@@ -26,15 +22,12 @@ OUTCOME = np.dtype(
         ("shift", "<f4"), ("state", "<i4"),
     ]
 )  # fmt: skip
-HEADER_BYTES, APPLIED_BYTES, CLICK_BYTES, OUTCOME_BYTES = (
-    one.itemsize for one in (HEADER, APPLIED, WAITING_CLICK, OUTCOME)
-)
+HEADER_BYTES, CLICK_BYTES, OUTCOME_BYTES = (one.itemsize for one in (HEADER, WAITING_CLICK, OUTCOME))
 
 
 class Layout(NamedTuple):
     """First byte of each part of a record behind its header, and its length."""
 
-    applied: int
     clicks: int
     mean: int
     factor: int
@@ -45,16 +38,15 @@ class Layout(NamedTuple):
 
 
 @compiled
-def layout(d: int, n_factor: int, n_outcomes: int, n_clicks: int, n_applied: int) -> Layout:
+def layout(d: int, n_factor: int, n_outcomes: int, n_clicks: int) -> Layout:
     """The layout of a record of d coefficients whose factor has so many numbers."""
-    applied = HEADER_BYTES
-    clicks = applied + APPLIED_BYTES * n_applied
+    clicks = HEADER_BYTES
     mean = clicks + CLICK_BYTES * n_clicks
     factor = mean + 4 * d
     rows = factor + 4 * n_factor
     outcomes = rows + 4 * d * n_outcomes
     end = outcomes + OUTCOME_BYTES * n_outcomes
-    return Layout(applied, clicks, mean, factor, rows, outcomes, end, (end + 7) // 8 * 8)
+    return Layout(clicks, mean, factor, rows, outcomes, end, (end + 7) // 8 * 8)
 
 
 # For Python code, to which a compiled call costs more than the sums; it also takes arrays of counts.

@@ -75,7 +75,7 @@ def apply(model: Model, stored: Sequence[bytes | None], events: Events, users: B
     """
     n_users = len(stored)
     values, revisions, lengths = [], np.zeros(n_users, np.int64), np.zeros(n_users, np.int64)
-    extra = np.zeros((n_users, 3), np.int64)
+    extra = np.zeros((n_users, 2), np.int64)
     for u, (value, user_id) in enumerate(zip(stored, users.user_ids, strict=True)):
         if value is None:
             continue
@@ -84,12 +84,12 @@ def apply(model: Model, stored: Sequence[bytes | None], events: Events, users: B
             value = encode_record(decode_record(value, model, user_id), model)
         values.append(value)
         revisions[u], lengths[u] = header.revision, len(value)
-        extra[u] = header.n_outcomes, header.n_clicks, header.n_applied
+        extra[u] = header.n_outcomes, header.n_clicks
     n_events = np.diff(users.first)
     n_items = np.add.reduceat(np.append(events.event["n_items"][users.order], 0), users.first[:-1])
     n_items[n_events == 0] = 0
-    # The most that each may come to: every event may bring a click or a partition.
-    room = extra + np.stack([n_items, n_events, n_events], axis=1)
+    # The most that each may come to: every event may bring a click.
+    room = extra + np.stack([n_items, n_events], axis=1)
     sizes = plain_layout(model.d, len(model.prior_belief.factor), *room.T).length
     out = np.empty(int(sizes.sum()), np.uint8)
     out_starts, starts = _starts(sizes), _starts(lengths)

@@ -8,18 +8,18 @@ import numpy as np
 
 from learner.belief.compiled import inner
 from learner.record import NEVER, State
-from learner.record.layout import APPLIED, HEADER, HEADER_BYTES, OUTCOME, WAITING_CLICK, layout
+from learner.record.layout import HEADER, HEADER_BYTES, OUTCOME, WAITING_CLICK, layout
 
 OPEN, SETTLED, CLICKED = (int(state) for state in State)
 # An outcome that has left the record; never stored.
 FORGOTTEN = 3
 
 COUNTS = (
-    "impressions", "clicks", "repeated", "replayed", "erased", "flips", "waiting_clicks", "late_clicks",
+    "impressions", "clicks", "repeated", "erased", "flips", "waiting_clicks", "late_clicks",
     "unmatched_clicks", "settled_early", "forgotten_early", "outcomes",
 )  # fmt: skip
 (
-    IMPRESSIONS, CLICKS, REPEATED, REPLAYED, ERASED, FLIPS, WAITING_CLICKS, LATE_CLICKS,
+    IMPRESSIONS, CLICKS, REPEATED, ERASED, FLIPS, WAITING_CLICKS, LATE_CLICKS,
     UNMATCHED_CLICKS, SETTLED_EARLY, FORGOTTEN_EARLY, OUTCOMES,
 ) = range(len(COUNTS))  # fmt: skip
 
@@ -28,7 +28,7 @@ FACTS = np.dtype(
         (name, np.int64)
         for name in (
             "updated_at", "settled_at", "erased_at", "joint_at", "n_events", "n_learnt", "n_slots", "head", "open_from",
-            "n_open", "n_kept", "n_clicks", "n_applied", "n_joint", "n_new", "mask",
+            "n_open", "n_kept", "n_clicks", "n_joint", "n_new", "mask",
         )
     ]
 )  # fmt: skip
@@ -69,8 +69,8 @@ class User(NamedTuple):
         The outcomes by slot, and their rows.
     order, table
         Slots by the time they were shown; slots by key, an open-addressing hash table.
-    click, applied
-        Clicks that wait, and the mark of the last event applied of each partition.
+    click
+        Clicks that wait.
     joint, yes
         Slots whose final labels a joint update will learn, and whether each was clicked.
     f, gain
@@ -85,7 +85,6 @@ class User(NamedTuple):
     order: Any
     table: Any
     click: Any
-    applied: Any
     joint: Any
     yes: Any
     f: Any
@@ -112,15 +111,15 @@ def keep(user: User, slot: int) -> None:
 
 
 @inner
-def workspace(d: int, n_factor: int, n_outcomes: int, n_clicks: int, n_applied: int) -> User:
-    """Room for a user with at most so many outcomes, clicks and partitions."""
+def workspace(d: int, n_factor: int, n_outcomes: int, n_clicks: int) -> User:
+    """Room for a user with at most so many outcomes and clicks."""
     size = 4
     while size < 2 * n_outcomes:
         size *= 2
     return User(
         np.empty(1, FACTS), np.empty(d, np.float32), np.empty(n_factor, np.float32), np.empty(n_outcomes, OUTCOME),
         np.empty((n_outcomes, d), np.float32), np.empty(n_outcomes, np.int64), np.empty(size, np.int64),
-        np.empty(n_clicks, WAITING_CLICK), np.empty(n_applied, APPLIED), np.empty(n_outcomes, np.int64),
+        np.empty(n_clicks, WAITING_CLICK), np.empty(n_outcomes, np.int64),
         np.empty(n_outcomes, np.bool_), np.empty(d), np.empty(d),
     )  # fmt: skip
 
@@ -131,7 +130,7 @@ def begin(rules: Rules, user: User, n_outcomes: int) -> None:
     facts = user.facts[0]
     facts.updated_at = facts.settled_at = facts.erased_at = facts.joint_at = NEVER
     facts.n_events = facts.n_learnt = facts.n_slots = facts.head = facts.open_from = facts.n_open = 0
-    facts.n_kept = facts.n_clicks = facts.n_applied = facts.n_joint = facts.n_new = 0
+    facts.n_kept = facts.n_clicks = facts.n_joint = facts.n_new = 0
     size = 4
     while size < 2 * n_outcomes:
         size *= 2
@@ -149,10 +148,9 @@ def load(user: User, data: Any) -> None:
     facts, head = user.facts[0], data[:HEADER_BYTES].view(HEADER)[0]
     facts.updated_at, facts.settled_at, facts.erased_at = head.updated_at, head.settled_at, head.erased_at
     facts.n_events, facts.n_learnt = head.n_events, head.n_learnt
-    facts.n_clicks, facts.n_applied = head.n_clicks, head.n_applied
+    facts.n_clicks = head.n_clicks
     n: Any = np.int64(head.n_outcomes)
-    at = layout(len(user.mean), len(user.factor), n, facts.n_clicks, facts.n_applied)
-    user.applied[: facts.n_applied] = data[at.applied : at.clicks].view(APPLIED)
+    at = layout(len(user.mean), len(user.factor), n, facts.n_clicks)
     user.click[: facts.n_clicks] = data[at.clicks : at.mean].view(WAITING_CLICK)
     user.mean[:] = data[at.mean : at.factor].view(np.float32)
     user.factor[:] = data[at.factor : at.rows].view(np.float32)
@@ -167,14 +165,13 @@ def store(user: User, template: Any, revision: int, out: Any) -> int:
     """Write a record, all but its checksum; its length."""
     facts = user.facts[0]
     n: Any = facts.n_kept
-    at = layout(len(user.mean), len(user.factor), n, facts.n_clicks, facts.n_applied)
+    at = layout(len(user.mean), len(user.factor), n, facts.n_clicks)
     out[:HEADER_BYTES] = template
     head = out[:HEADER_BYTES].view(HEADER)[0]
     head.revision = revision
     head.updated_at, head.settled_at, head.erased_at = facts.updated_at, facts.settled_at, facts.erased_at
     head.n_events, head.n_learnt, head.n_outcomes = facts.n_events, facts.n_learnt, n
-    head.n_clicks, head.n_applied = facts.n_clicks, facts.n_applied
-    out[at.applied : at.clicks].view(APPLIED)[:] = user.applied[: facts.n_applied]
+    head.n_clicks = facts.n_clicks
     out[at.clicks : at.mean].view(WAITING_CLICK)[:] = user.click[: facts.n_clicks]
     out[at.mean : at.factor].view(np.float32)[:] = user.mean
     out[at.factor : at.rows].view(np.float32)[:] = user.factor

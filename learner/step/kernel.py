@@ -16,7 +16,6 @@ from learner.step.columns import (
     ERASED,
     FORGOTTEN,
     LATE_CLICKS,
-    REPLAYED,
     Rules,
     User,
     begin,
@@ -28,43 +27,10 @@ from learner.step.evidence import fade, learn_jointly
 
 
 @inner
-def is_from(user: User, i: int, events: Events, e: int) -> bool:
-    """Whether an event stands in the i-th partition of the user's applied offsets."""
-    applied, event = user.applied[i], events.event[e]
-    same_topic: bool = applied.topic_high == event.topic_high and applied.topic_low == event.topic_low
-    return same_topic and applied.partition == event.partition
-
-
-@inner
-def is_after(user: User, i: int, events: Events, e: int) -> bool:
-    """Whether an event stands behind what is applied of the i-th partition, or in a log that was cut there."""
-    applied, event = user.applied[i], events.event[e]
-    return bool(event.epoch > applied.epoch or (event.epoch == applied.epoch and event.offset > applied.offset))
-
-
-@inner
-def is_replay(user: User, events: Events, e: int) -> bool:
-    """Whether an event was applied before; if not, note that it is."""
-    n = user.facts[0].n_applied
-    for i in range(n):
-        if is_from(user, i, events, e):
-            if not is_after(user, i, events, e):
-                return True
-            user.applied[i].epoch, user.applied[i].offset = events.event[e].epoch, events.event[e].offset
-            return False
-    user.applied[n].topic_high, user.applied[n].topic_low = events.event[e].topic_high, events.event[e].topic_low
-    user.applied[n].partition, user.applied[n].epoch = events.event[e].partition, events.event[e].epoch
-    user.applied[n].offset = events.event[e].offset
-    user.facts[0].n_applied += 1
-    return False
-
-
-@inner
 def erase(rules: Rules, user: User, now: int) -> None:
-    """Leave a tombstone: nothing but the time, and what is applied."""
-    n_applied = user.facts[0].n_applied
+    """Leave a tombstone: nothing but the time."""
     begin(rules, user, (user.facts[0].mask + 1) // 2)
-    user.facts[0].n_applied, user.facts[0].erased_at = n_applied, now
+    user.facts[0].erased_at = now
 
 
 @inner
@@ -75,9 +41,6 @@ def apply_event(rules: Rules, user: User, events: Events, e: int, counts: Any) -
         before: int = user.facts[0].n_kept + user.facts[0].n_clicks
         advance(rules, user, now, counts)
         return bool(before != user.facts[0].n_kept + user.facts[0].n_clicks)
-    if is_replay(user, events, e):
-        counts[REPLAYED] += 1
-        return False
     if now <= user.facts[0].erased_at:
         counts[ERASED] += 1
         return True
@@ -117,7 +80,7 @@ def apply_all(
     revisions
         The revision to write for each, shape (U,).
     room
-        The most outcomes, waiting clicks and partitions that any of the users may come to, shape (3,).
+        The most outcomes and waiting clicks that any of the users may come to, shape (2,).
     order, first
         The events of user u are ``order[first[u]:first[u + 1]]``, in log order.
     out, out_starts
@@ -131,7 +94,7 @@ def apply_all(
     counts
         What became of the events is added to it, in the order of `COUNTS`.
     """
-    user = workspace(len(rules.prior_mean), len(rules.prior_factor), room[0], room[1], room[2])
+    user = workspace(len(rules.prior_mean), len(rules.prior_factor), room[0], room[1])
     for u in range(len(revisions)):
         n_outcomes: Any = 0
         for place in range(first[u], first[u + 1]):
@@ -143,7 +106,7 @@ def apply_all(
         if known:
             load(user, data[starts[u] : starts[u + 1]])
         changed = False
-        if rules.discount < 1.0 and any_unseen(user, events, order[first[u] : first[u + 1]]):
+        if rules.discount < 1.0 and any_to_learn(user, events, order[first[u] : first[u + 1]]):
             discount(user.mean, user.factor, rules.prior_mean, rules.prior_factor, rules.discount)
             fade(user, rules.discount)
         for place in range(first[u], first[u + 1]):
@@ -169,13 +132,9 @@ def window_end(rules: Rules, user: User) -> int:
 
 
 @inner
-def any_unseen(user: User, events: Events, order: Any) -> bool:
+def any_to_learn(user: User, events: Events, order: Any) -> bool:
     """Whether any event of a microbatch is to be learnt from."""
+    found = False
     for e in order:
-        seen = events.event[e].kind == SWEEP or events.event[e].at <= user.facts[0].erased_at
-        for i in range(user.facts[0].n_applied):
-            if is_from(user, i, events, e):
-                seen = seen or not is_after(user, i, events, e)
-        if not seen:
-            return True
-    return False
+        found = found or bool(events.event[e].kind != SWEEP and events.event[e].at > user.facts[0].erased_at)
+    return found

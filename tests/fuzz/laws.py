@@ -17,7 +17,6 @@ from learner.belief.gaussian import Belief
 from learner.events.parse import parse_event, parse_events
 from learner.events.wire import BadEvent, user_of
 from learner.limits import MAX_TIMESTAMP_MS
-from learner.log.position import Mark, Partition, Position
 from learner.model.kinds import FeatureError
 from learner.model.spec import load_model
 from learner.record import Record, RecordError, decode_record, encode_record, fresh_record
@@ -108,7 +107,6 @@ def round_trip_law(drawn: tuple[int, Record]) -> None:
     again = decode_record(data, MODELS[which], "u")
     assert encode_record(again, MODELS[which]) == data
     assert (again.revision, again.n_events, again.erased_at) == (record.revision, record.n_events, record.erased_at)
-    assert again.applied == record.applied
     assert again.settled.mean.tobytes() == record.settled.mean.tobytes()
     assert again.settled.factor.tobytes() == record.settled.factor.tobytes()
     assert again.outcomes.tobytes() == record.outcomes.tobytes()
@@ -149,10 +147,8 @@ def forged_record_law(data: bytes, which: int) -> None:
             one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
             shown = Impression("u", now, [0], np.ones((1, model.d), np.float32), zero, one)
             belief_at(model, read, now)
-            place = Partition(bytes(16), 0)
             for events in ([], [Click("u", now, key), shown]):
-                placed = [(event, Position(place, i)) for i, event in enumerate(events)]
-                (after,) = apply(model, [data], *microbatch(model, [placed])).values
+                (after,) = apply(model, [data], *microbatch(model, [events])).values
                 if after is not None:
                     decode_record(after, model, "u")
 
@@ -209,12 +205,6 @@ def records(draw: st.DrawFn) -> tuple[int, Record]:
         revision=draw(_time), updated_at=draw(_time), settled_at=draw(_time), n_events=draw(_bits32),
         settled=belief(), outcomes=outcomes, rows=rows,
         clicks=np.array(draw(st.lists(st.tuples(_time, _time), max_size=3)), WAITING_CLICK),
-        applied=draw(
-            st.dictionaries(
-                st.builds(Partition, st.binary(min_size=16, max_size=16), st.integers(-(1 << 31), (1 << 31) - 1)),
-                st.builds(Mark, st.integers(-(1 << 31), (1 << 31) - 1), _time), max_size=3,
-            )
-        ),
         erased_at=draw(_time),
     )  # fmt: skip
     return which, record

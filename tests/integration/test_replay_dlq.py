@@ -115,7 +115,7 @@ def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
 
 def belief(record: Record) -> bytes:
     """All but how often the record was written and from where in the log."""
-    return encode_record(record._replace(revision=0, applied={}, erased_at=NEVER), MODEL)
+    return encode_record(record._replace(revision=0, erased_at=NEVER), MODEL)
 
 
 BAD = [shown("ann", "r1", y=1.0), shown("ann", "r2", y=2.0), b'{"type": "click"}', shown("bob", "r3", y=3.0)]

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from math import ceil
 from typing import NamedTuple
 
-from learner.log.position import NOTHING, Mark, Partition, Position
 from learner.model.spec import Model
 from learner.record import Record, State
 from tests.stepping import Click, Event, Impression
@@ -43,20 +42,15 @@ class Attribution(NamedTuple):
     steps: list[Step]
     outcomes: list[Outcome]
     clicks: list[tuple[int, int]]
-    applied: dict[Partition, Mark]
     updated_at: int
     n_events: int
     counts: Counter[str]
 
 
-def attribute(model: Model, record: Record, events: Iterable[tuple[Event, Position]]) -> Attribution:
+def attribute(model: Model, record: Record, events: Iterable[Event]) -> Attribution:
     """Apply one user's events, in log order, to the labels of their outcomes."""
     ledger = _Ledger(model, record)
-    for event, position in events:
-        if position.mark <= ledger.applied.get(position.partition, NOTHING):
-            ledger.counts["replayed"] += 1
-            continue
-        ledger.applied[position.partition] = position.mark
+    for event in events:
         if event.timestamp <= record.erased_at:
             ledger.counts["erased"] += 1
             continue
@@ -68,7 +62,6 @@ def attribute(model: Model, record: Record, events: Iterable[tuple[Event, Positi
         ledger.steps,
         ledger.kept,
         list(ledger.waiting.items()),
-        ledger.applied,
         ledger.updated_at,
         ledger.n_events,
         ledger.counts,
@@ -82,7 +75,6 @@ class _Ledger:
         self.window = model.window_ms
         self.settle_age = ceil(model.settle_age_ms)
         self.max_open = model.max_open
-        self.applied = dict(record.applied)
         self.updated_at = record.updated_at
         self.n_events = record.n_events
         self.counts: Counter[str] = Counter()

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from learner.belief import forget, update
 from learner.belief.gaussian import Belief
 from learner.events.parse import outcome_key
-from learner.log.position import Mark, Partition, Position
 from learner.model.spec import Model, load_model
 from learner.record import DamagedRecord, Record, RecordError, State, decode_record, encode_record, erased, fresh_record
 from learner.record.served import belief_at
@@ -20,7 +19,6 @@ from tests.stepping import Click, Erase, Event, Impression, apply
 HEAD = 'name = "t"\n{}\n[prior]\nvariance = 0.7\n[features]\nx = {{ kind = "numeric" }}\nz = {{ kind = "numeric" }}\n'
 DELAY = 'click_delay = { median = "10s", sigma = 1.2 }'
 ADF = load_model(HEAD.format(f'half_life = "10m"\n{DELAY}'))
-LOG = Partition(b"t" * 16, 0)
 
 
 def shown(request: str, at: int, items: str = "ab", weight: float = 1.0) -> Impression:
@@ -37,7 +35,7 @@ def clicked(request: str, item: str, at: int) -> Click:
 
 def run(model: Model, events: list[Event], cuts: Sequence[int] = (), others: Sequence[Sequence[Event]] = ()) -> Record:
     """Apply a user's events, and those of others, in microbatches that end at `cuts`, through the bytes of records."""
-    streams = [[(event, Position(LOG, i)) for i, event in enumerate(one)] for one in (events, *others)]
+    streams = [events, *others]
     records = [fresh_record(model)] * len(streams)
     for start, end in pairwise([0, *sorted(cuts), max(map(len, streams))]):
         records, _ = apply(model, records, [stream[start:end] for stream in streams])
@@ -70,7 +68,7 @@ def same(one: Record, other: Record, model: Model = ADF) -> bool:
 
 
 def counts(model: Model, events: list[Event]) -> dict[str, int]:
-    _, report = apply(model, [fresh_record(model)], [[(e, Position(LOG, i)) for i, e in enumerate(events)]])
+    _, report = apply(model, [fresh_record(model)], [events])
     return dict(report.counts)
 
 
@@ -86,17 +84,6 @@ def test_where_microbatches_end_and_who_shares_them_changes_no_bit(events: list[
     expected = run(ADF, events)
     assert same(expected, run(ADF, events, cuts))
     assert same(expected, run(ADF, events, cuts, streams(7)))
-
-
-@settings(max_examples=30, deadline=None)
-@given(events_of, st.integers(0, 25))
-def test_replaying_what_was_applied_changes_nothing(events: list[Event], start: int) -> None:
-    numbered = [(event, Position(LOG, i)) for i, event in enumerate(events)]
-    record = run(ADF, events)
-    (again,), report = apply(ADF, [record], [numbered[start:]])
-    assert report.changed == [False]
-    assert same(record, again)
-    assert again.revision == record.revision
 
 
 def test_repeats_change_no_belief() -> None:
@@ -196,9 +183,7 @@ def test_late_and_unmatched_clicks_are_counted_and_change_no_belief() -> None:
     events = [shown("r", 0, "a"), shown("s", window, "a"), clicked("r", "a", window + 1)]
     # It ends the window of its own impression, as any event of its time would.
     assert len(run(ADF, events).outcomes) == 1
-    assert same(
-        run(ADF, events)._replace(applied={}, outcomes=quiet.outcomes, rows=quiet.rows), quiet._replace(applied={})
-    )
+    assert same(run(ADF, events)._replace(outcomes=quiet.outcomes, rows=quiet.rows), quiet)
     assert counts(ADF, events)["late_clicks"] == 1
     events = [clicked("r", "a", 0), shown("s", window + 1)]
     assert counts(ADF, events)["unmatched_clicks"] == 1
@@ -220,42 +205,19 @@ def test_open_impressions_are_bounded_and_the_oldest_settle_early() -> None:
     assert counts(model, events)["settled_early"] == 56
 
 
-def test_a_topic_made_again_is_not_taken_for_history() -> None:
-    record = run(ADF, [shown(f"r{i}", i) for i in range(5)])
-    anew = Position(Partition(b"n" * 16, 0), 0)
-    (after,), report = apply(ADF, [record], [[(shown("new", 9), anew)]])
-    assert report.changed == [True]
-    assert after.n_events == record.n_events + 1
-
-
-def test_an_event_of_a_later_leader_epoch_is_new_wherever_it_stands_and_one_of_an_earlier_never() -> None:
-    """The log lost its end, and went on under another leader."""
-    read = [(shown(f"r{i}", i), Position(LOG, i, 3)) for i in range(10)]
-    (record,), _ = apply(ADF, [fresh_record(ADF)], [read])
-    again = [(shown("new", 20), Position(LOG, 5, 4)), (shown("newer", 21), Position(LOG, 6, 4))]
-    (after,), report = apply(ADF, [record], [again])
-    assert (report.counts["impressions"], after.applied) == (2, {LOG: Mark(4, 6)})
-    # Of the end that was lost, and so of an earlier epoch: also behind the new end.
-    lost = [(shown(f"lost{i}", 30), Position(LOG, i, 3)) for i in (5, 9, 12)]
-    _, report = apply(ADF, [after], [[*again, *lost]])
-    assert (report.counts, report.changed) == ({"replayed": 5}, [False])
-
-
 @pytest.mark.parametrize("method", ["adf", "laplace"])
 def test_an_erasure_leaves_what_the_service_leaves_and_takes_nothing_that_comes_after_it(method: str) -> None:
     model = load_model(HEAD.format(f'half_life = "10m"\nmethod = "{method}"\n{DELAY}'))
     events: list[Event] = [shown("r0", 1), clicked("r0", "a", 2), clicked("r9", "a", 3)]
     record = run(model, events)
-    at = Position(LOG, 3)
-    (blank,), report = apply(model, [record], [[(Erase("u", 4), at)]])
-    expected = erased(record, model, 4)._replace(applied={LOG: at.mark})
-    assert encode_record(blank, model) == encode_record(expected, model)
+    (blank,), report = apply(model, [record], [[Erase("u", 4)]])
+    assert encode_record(blank, model) == encode_record(erased(record, model, 4), model)
     assert report.counts == {"erased": 1}
     # In one microbatch with what is before and after it; a repeat of it, and an event dated before it, change nothing.
     later: list[Event] = [shown(f"new{i}", 10 + i) for i in range(9)]
     whole = run(model, [*events, Erase("u", 4), *later, Erase("u", 4), shown("old", 4)])
     anew = run(model, later)
-    assert same(whole._replace(applied={}), anew._replace(applied={}, erased_at=4), model)
+    assert same(whole, anew._replace(erased_at=4), model)
 
 
 def test_without_a_click_delay_what_is_not_clicked_is_a_no_at_once() -> None:
@@ -277,9 +239,8 @@ def test_with_joint_laplace_a_click_in_the_microbatch_of_its_settling_is_learnt_
 
 def test_users_do_not_depend_on_each_other() -> None:
     users: list[list[Event]] = [[shown(f"{u}{i}", i * 9000) for i in range(u)] for u in range(1, 8)]
-    batch = [[(e, Position(LOG, i)) for i, e in enumerate(events)] for events in users]
-    together, _ = apply(ADF, [fresh_record(ADF)] * 7, batch)
-    backwards, _ = apply(ADF, [fresh_record(ADF)] * 7, batch[::-1])
+    together, _ = apply(ADF, [fresh_record(ADF)] * 7, users)
+    backwards, _ = apply(ADF, [fresh_record(ADF)] * 7, users[::-1])
     for i, events in enumerate(users):
         assert same(together[i], run(ADF, events))
         assert same(together[i], backwards[6 - i])
@@ -333,16 +294,16 @@ def test_every_number_of_a_belief_comes_back_to_the_last_bit(wild: list[float]) 
 def test_a_record_with_nothing_pending_takes_no_more_of_redis_than_its_allocators_class_below_its_numbers() -> None:
     features = "\n".join(f'f{i} = {{ kind = "numeric" }}' for i in range(15))
     model = load_model(f'name = "s"\n[features]\n{features}')
-    record = fresh_record(model)._replace(applied={LOG: Mark(0, 5), Partition(b"c" * 16, 1): Mark(0, 9)})
+    record = fresh_record(model)
     # jemalloc has 1,280 and then 1,536; a string has six bytes of its own.
     assert len(encode_record(record, model)) <= 1_280 - 6
 
 
 def test_an_erased_user_is_unknown_and_a_replay_brings_nothing_back() -> None:
     events: list[Event] = [shown("r", 0), clicked("r", "a", 5)]
-    blank = erased(run(ADF, events), ADF, 0)
-    (after,), report = apply(ADF, [blank], [[(e, Position(LOG, i)) for i, e in enumerate(events)]])
-    assert report.changed == [False]
+    blank = erased(run(ADF, events), ADF, 5)
+    (after,), report = apply(ADF, [blank], [events])
+    assert report.counts == {"erased": 2}
     assert after.n_events == 0
     assert after.settled.mean.tobytes() == fresh_record(ADF).settled.mean.tobytes()
     assert after.settled.factor.tobytes() == fresh_record(ADF).settled.factor.tobytes()

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from learner.belief import forget, laplace, update
 from learner.belief.gaussian import Belief
 from learner.events.microbatch import SWEEP
-from learner.log.position import NOTHING, Partition, Position
 from learner.model.spec import Model, load_model
 from learner.record import NEVER, Record, State, fresh_record
 from learner.step.apply import apply as apply_to_bytes
@@ -46,7 +45,6 @@ MODELS = [
     )
 ]
 HALF_LIFE_MS, TICK_MS, OUTCOME_TICK = 60_000, 1_000, 2
-LOGS = [Partition(b"t" * 16, 0), Partition(b"u" * 16, 1)]
 
 keys = st.integers(1, 12)
 times = st.integers(0, 150_000)
@@ -65,19 +63,18 @@ event = st.one_of(
         st.lists(keys, min_size=1, max_size=4),
     ),
 )
-user = st.lists(st.tuples(event, st.integers(0, 1), st.integers(0, 30)), max_size=14)
+user = st.lists(event, max_size=14)
 
 
-def shuffled_in_time(events: list[tuple[Event, int, int]]) -> list[tuple[Event, Position]]:
-    """Mostly in the order of time, as logs are; offsets sometimes come again."""
-    in_order = sorted(events[::2], key=lambda one: one[0].timestamp) + events[1::2]
-    return [(one, Position(LOGS[log], offset)) for one, log, offset in in_order]
+def shuffled_in_time(events: list[Event]) -> list[Event]:
+    """Mostly in the order of time, as logs are."""
+    return sorted(events[::2], key=lambda one: one.timestamp) + events[1::2]
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(MODELS), st.lists(user, min_size=1, max_size=4), st.integers(-1, 60_000), st.data())
 def test_each_user_is_what_the_oracle_makes_of_one_outcome_after_another(
-    model: Model, users: list[list[tuple[Event, int, int]]], erased_at: int, data: st.DataObject
+    model: Model, users: list[list[Event]], erased_at: int, data: st.DataObject
 ) -> None:
     streams = [shuffled_in_time(one) for one in users]
     records = [fresh_record(model) for _ in users]
@@ -96,7 +93,6 @@ def test_each_user_is_what_the_oracle_makes_of_one_outcome_after_another(
 
 def assert_found(found: Record, expected: one_by_one.Attribution) -> None:
     assert (found.updated_at, found.n_events) == (expected.updated_at, expected.n_events)
-    assert found.applied == expected.applied
     assert found.clicks.tolist() == expected.clicks
     for name in ("key", "shown_at", "offset", "weight", "state"):
         assert found.outcomes[name].tolist() == [getattr(one, name) for one in expected.outcomes]
@@ -108,24 +104,21 @@ def assert_learnt(
     before: Record,
     after: Record,
     expected: one_by_one.Attribution,
-    events: list[tuple[Event, Position]],
+    events: list[Event],
 ) -> None:
     """The same steps, called from here one at a time, leave the same bits: belief, sites and time."""
     rows = {
         int(one["key"]): (row, one["offset"], one["weight"])
         for one, row in zip(before.outcomes, before.rows, strict=True)
     }
-    for one, _ in events:
+    for one in events:
         if isinstance(one, Impression):
             # Rows of a key are the same whenever it is shown.
             rows |= {
                 key: (one.rows[i], one.offset[i], one.weight[i]) for i, key in enumerate(one.keys) if key not in rows
             }
     learner = Learner(model, before)
-    if model.discount is not None and any(
-        position.mark > before.applied.get(position.partition, NOTHING) and one.timestamp > before.erased_at
-        for one, position in events
-    ):
+    if model.discount is not None and any(one.timestamp > before.erased_at for one in events):
         learner.forget(model.discount)
     if model.method == "laplace":
         learner.learn_jointly(expected.steps, rows)
@@ -222,7 +215,7 @@ def shown(at: int) -> Impression:
 
 def test_a_busy_users_outcomes_settle_and_are_forgotten_early_but_not_those_of_others() -> None:
     model = MODELS[1]
-    busy = [(shown(i), Position(LOGS[0], i)) for i in range(40)]
+    busy: list[Event] = [shown(i) for i in range(40)]
     (found, other), report = apply(model, [fresh_record(model)] * 2, [busy, busy[:1]])
     assert found.outcomes["key"].tolist() == [*range(32, 40)]
     assert other.outcomes["key"].tolist() == [0]
@@ -243,16 +236,16 @@ def test_an_outcome_is_known_until_three_times_max_open_others_have_come(n_since
     for at in range(2, 3 + n_since):
         log += [Click("u", at, at), shown(at)]
     log.append(Click("u", 50, 2))
-    _, report = apply(model, [fresh_record(model)], [[(one, Position(LOGS[0], i)) for i, one in enumerate(log)]])
+    _, report = apply(model, [fresh_record(model)], [log])
     assert report.counts["repeated"] == is_repeat
 
 
 def test_a_sweep_settles_what_is_due_and_is_written_only_if_something_is_forgotten() -> None:
     model = MODELS[1]
-    log = [(shown(i), Position(LOGS[0], i)) for i in range(2)]
+    log: list[Event] = [shown(i) for i in range(2)]
     stored = apply_to_bytes(model, [None], *microbatch(model, [log])).values
     for at, is_written in ((1_000, False), (59_000, False), (70_000, True)):
-        events, users = microbatch(model, [[(shown(at), Position(LOGS[0], -1))]])
+        events, users = microbatch(model, [[shown(at)]])
         events.event["kind"], events.event["n_items"] = SWEEP, 0
         swept = apply_to_bytes(model, stored, events, users)
         assert (swept.values[0] is not None) == is_written

@@ -16,7 +16,6 @@ from learner.evaluation.metrics import Scored, auc, log_loss, reliability, share
 from learner.evaluation.replay import Log, fresh, frozen_at, joined_after, lagging, read_log, replay
 from learner.evaluation.report import as_html, as_json, as_text
 from learner.events.parse import outcome_key
-from learner.log.position import Partition, Position
 from learner.model.spec import load_model
 from learner.record import fresh_record
 from learner.record.served import belief_at
@@ -26,7 +25,6 @@ MODEL = load_model(
     'name = "t"\nattribution_window = "1m"\nclick_delay = { median = "5s", sigma = 1.0 }\n'
     '[features]\nx = { kind = "numeric" }\n'
 )
-LOG = Partition(bytes(16), 0)
 
 
 def shown(user: str, request: str, at: int, n: int = 3) -> Impression:
@@ -61,13 +59,13 @@ def test_a_fresh_replay_scores_what_the_learner_would_have_served() -> None:
     expected = []
     for history in whole.users:
         record = fresh_record(MODEL)
-        for place, event in enumerate(single(whole.batch, one) for one in history.places):
+        for event in (single(whole.batch, one) for one in history.places):
             if isinstance(event, Impression):
                 belief = belief_at(MODEL, record, event.timestamp)
                 expected.append(
                     click_probability(*predict(belief, event.rows.astype(float), event.offset.astype(float)))
                 )
-            (record,), _ = apply(MODEL, [record], [[(event, Position(LOG, place))]])
+            (record,), _ = apply(MODEL, [record], [[event]])
     by_user = np.lexsort((np.arange(len(done.scored.p)), done.scored.user))
     np.testing.assert_array_equal(done.scored.p[by_user], np.concatenate(expected))
 

@@ -162,7 +162,7 @@ def test_a_logged_slate_is_replayed_exactly_from_the_log(rig: Rig, policy: str) 
     assert ranked.prior == MODEL.population_fingerprint.hex()
     for message in sorted(rig.reader.poll(100, 100), key=lambda one: one.timestamp):
         if record.n_events < ranked.n_events:
-            (record,), _ = apply(MODEL, [record], [[(parsed(message.value, MODEL), message.position)]])
+            (record,), _ = apply(MODEL, [record], [[parsed(message.value, MODEL)]])
     rows = MODEL.rows([item.features for item in slate.items])
     offset = MODEL.offsets([item.offset for item in slate.items], rows).astype(float)
     generator = np.random.default_rng(ranked.seed)

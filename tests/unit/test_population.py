@@ -8,7 +8,6 @@ import pytest
 from learner.belief.gaussian import Gaussian
 from learner.belief.population import Population, rebase
 from learner.events.parse import outcome_key
-from learner.log.position import Partition, Position
 from learner.model.duration import ModelError
 from learner.model.prior_file import PriorFile, decode_prior, encode_prior, with_prior
 from learner.model.spec import Model, load_model
@@ -113,8 +112,7 @@ def shown(model: Model, at: int, offset: float = 0.0) -> Impression:
 
 
 def learn(model: Model, times: list[int]) -> bytes:
-    events = [(shown(model, at), Position(Partition(b"t" * 16, 0), i)) for i, at in enumerate(times)]
-    (record,), _ = apply(model, [fresh_record(model)], [events])
+    (record,), _ = apply(model, [fresh_record(model)], [[shown(model, at) for at in times]])
     return encode_record(record, model)
 
 

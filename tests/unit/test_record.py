@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from learner.belief.gaussian import Belief, Gaussian, factorised
-from learner.log.position import Mark, Partition, Position
 from learner.model.spec import Model, load_model
 from learner.record import (
     DamagedRecord,
@@ -19,14 +18,14 @@ from learner.record import (
 )
 from learner.record.layout import OUTCOME, WAITING_CLICK
 from learner.step.apply import apply
-from tests.stepping import Click, Event, microbatch
+from tests.stepping import Click, microbatch
 
 TEXT = 'name = "t"\ncovariance = "{}"\n[features]\nx = {{ kind = "numeric" }}\nz = {{ kind = "numeric" }}\n'
 FULL, DIAGONAL = load_model(TEXT.format("full")), load_model(TEXT.format("diagonal"))
 
 
 def a_record(model: Model, i: int) -> Record:
-    """With and without outcomes, clicks and applied offsets."""
+    """With and without outcomes and clicks."""
     rng = np.random.default_rng(i)
     root = rng.normal(size=(model.d, model.d))
     cov = root @ root.T + 0.1 * np.eye(model.d)
@@ -45,7 +44,6 @@ def a_record(model: Model, i: int) -> Record:
         outcomes=outcomes,
         rows=rows,
         clicks=clicks,
-        applied={Partition(b"t" * 16, p): Mark(p, i + p) for p in range(i % 3)},
         erased_at=i,
     )
 
@@ -66,7 +64,7 @@ def test_a_record_comes_back_to_the_last_bit(model: Model) -> None:
         assert len(data) % 8 == 0
         back = decode_record(data, model, "u")
         assert back[:4] == record[:4]
-        assert (back.applied, back.erased_at) == (record.applied, record.erased_at)
+        assert back.erased_at == record.erased_at
         assert back.outcomes.tobytes() == record.outcomes.tobytes()
         assert back.clicks.tobytes() == record.clicks.tobytes()
         for one, other in zip(back.settled, record.settled, strict=True):
@@ -76,18 +74,12 @@ def test_a_record_comes_back_to_the_last_bit(model: Model) -> None:
 
 @pytest.mark.parametrize("model", [FULL, DIAGONAL])
 def test_the_compiled_step_reads_and_writes_the_same_format(model: Model) -> None:
-    """A step that changes nothing but an applied offset gives the record back."""
+    """A step that changes nothing gives the record back."""
     for i in range(13):
         record = a_record(model, i)._replace(erased_at=100)
-        (value,) = apply(model, [encode_record(record, model)], *microbatch(model, [erased_event()])).values
-        assert value is not None
-        place = Partition(b"z" * 16, 3)
-        expected = record._replace(revision=i + 1, applied={**record.applied, place: Mark(0, 7)})
-        assert value == encode_record(expected, model)
-
-
-def erased_event() -> list[tuple[Event, Position]]:
-    return [(Click("u", 50, 9), Position(Partition(b"z" * 16, 3), 7))]
+        before_erasure = microbatch(model, [[Click("u", 50, 9)]])
+        (value,) = apply(model, [encode_record(record, model)], *before_erasure).values
+        assert value == encode_record(record._replace(revision=i + 1), model)
 
 
 def test_every_damage_is_noticed_and_the_user_named() -> None:
@@ -104,25 +96,22 @@ def test_every_damage_is_noticed_and_the_user_named() -> None:
 
 def test_a_header_that_does_not_fit_is_refused_even_if_its_checksum_does() -> None:
     data = encode_record(a_record(FULL, 7), FULL)
-    # The numbers of outcomes, clicks and partitions, and d.
-    for place, flaw in ((64, 1), (67, 255), (68, 1), (71, 255), (72, 1), (74, 1)):
+    # The numbers of outcomes and clicks.
+    for place, flaw in ((64, 1), (67, 255), (68, 1), (71, 255)):
         with pytest.raises(DamagedRecord, match=f"{len(data)} bytes do not fit its own header"):
             decode_record(forged(data, place, flaw), FULL, "u")
 
 
 def test_another_version_or_feature_space_is_refused_as_foreign() -> None:
     data = encode_record(fresh_record(FULL), FULL)
-    with pytest.raises(ForeignRecord, match="format version 9, this release reads 5"):
-        decode_record(forged(data, 3, 5 ^ 9), FULL, "u")
+    with pytest.raises(ForeignRecord, match="format version 9, this release reads 6"):
+        decode_record(forged(data, 3, 6 ^ 9), FULL, "u")
     with pytest.raises(ForeignRecord, match="feature space"):
         decode_record(data, DIAGONAL, "u")
 
 
-def test_a_record_of_sixteen_coefficients_and_two_partitions_is_little_more_than_its_numbers() -> None:
+def test_a_record_of_sixteen_coefficients_is_little_more_than_its_numbers() -> None:
     features = "\n".join(f'f{i} = {{ kind = "numeric" }}' for i in range(15))
     model = load_model(f'name = "s"\n[features]\n{features}')
-    record = fresh_record(model)._replace(
-        applied={Partition(b"t" * 16, 5): Mark(0, 1), Partition(b"c" * 16, 1): Mark(0, 9)}
-    )
     # jemalloc has classes of 640 and 768 bytes; a string has six of its own.
-    assert len(encode_record(record, model)) <= 768 - 6
+    assert len(encode_record(fresh_record(model), model)) <= 768 - 6

@@ -187,7 +187,9 @@ def test_a_store_that_steps_back_between_reading_records_and_writing_them_stores
 def test_that_another_has_learnt_something_counts_only_if_it_is_so_when_the_position_moves(rig: Rig) -> None:
     """A zombie writes, its work is read and found to be done, and then is lost."""
     armed: list[Path] = []
-    rig.learner = rig.new_learner(Around(rig.store, "load", after=lambda: rig.put_back(armed.pop()) if armed else None))
+    rig.learner = rig.new_learner(
+        Around(rig.store, "positions", after=lambda: rig.put_back(armed.pop()) if armed else None)
+    )
     rig.send(2)
     rig.turns(1)
     copy = rig.keep()
@@ -202,6 +204,7 @@ def test_that_another_has_learnt_something_counts_only_if_it_is_so_when_the_posi
     (turn,) = rig.turns(1)
     assert not armed
     assert turn.counts["replayed"] > 0
+    assert rewound(rig.turns(seconds=1.0)) == 1
     assert rig.records() == rig.by_the_log_alone()
 
 
