@@ -113,7 +113,7 @@ def _by_shard(store: Store, writes: Sequence[Write]) -> list[Transaction]:
     """As a learner writes them."""
     shards: dict[int, list[Write]] = {}
     for write in writes:
-        shards.setdefault(store.shard_of(write.user_id), []).append(write)
+        shards.setdefault(store.shard_of(write.id), []).append(write)
     return [Transaction(shard, mine) for shard, mine in shards.items()]
 
 

@@ -19,7 +19,8 @@ from learner.limits import MIN_TIMESTAMP_MS
 from learner.model.spec import load_model
 from learner.record import decode_record
 from learner.record.served import belief_at
-from learner.step.apply import apply
+from learner.step.apply import apply, apply_to_items
+from learner.step.feed import by_item
 
 _MODEL = """
 name = "compiled"
@@ -27,6 +28,7 @@ half_life = "1d"
 click_delay = { median = "10s", sigma = 1.0 }
 [features]
 x = { kind = "numeric" }
+[effects.item]
 """
 
 
@@ -37,8 +39,10 @@ def compile_all() -> None:
     shown = impression_json("r", "u", MIN_TIMESTAMP_MS, [{"item_id": "a"}])
     clicked = msgspec.json.encode({"type": "click", **ids, "item_id": "b", "timestamp": MIN_TIMESTAMP_MS + 1})
     batch, _ = parse_events([shown, clicked], model)
-    batch.events.event["offset"] = 1, 2
-    (value,) = apply(model, [None], batch.events, by_user(batch)).values
+    done = apply(model, [None], batch.events, by_user(batch))
+    (value,) = done.values
+    assert model.item is not None
+    apply_to_items(model.item, [None], done.transitions, by_item(done.transitions))
     assert value is not None, "a first event is always learnt"
     belief = belief_at(model, decode_record(value, model, "u"), MIN_TIMESTAMP_MS + 2)
     mean, factor = model.prior_belief

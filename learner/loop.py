@@ -13,23 +13,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
 
+import numpy as np
 import structlog
-from tenacity import (
-    RetryCallState,
-    RetryError,
-    Retrying,
-    retry_if_exception_type,
-    stop_when_event_set,
-    wait_random_exponential,
-)
 
 from learner.busy import BusyUsers
 from learner.dead_letter import DeadLetters
 from learner.events.microbatch import IMPRESSION, ByUser, Events, Microbatch, by_user, sweeps
 from learner.events.parse import Parsed, parse_events, refuse_from_the_future, times_in_log
 from learner.events.wire import BadEvent, Reason
+from learner.feed import encode_blocks
+from learner.items import Items
 from learner.log import (
     EventLog,
     LogUnavailable,
@@ -39,6 +33,7 @@ from learner.log import (
 from learner.log.position import Partition
 from learner.model.spec import Model
 from learner.model_check import ModelCheck
+from learner.patience import Patience, Stopped
 from learner.positions import Positions, StoreRewound
 from learner.progress import Progress
 from learner.record import NEVER, DamagedRecord, ForeignRecord
@@ -46,16 +41,9 @@ from learner.step.apply import apply
 from learner.store import Store, StoreUnavailable, Write
 from learner.sweeps import Sweeps
 
-MAX_BACKOFF_S = 5.0
-IDLE_MS = 200
-
-T = TypeVar("T")
+ITEMS_WAIT_MS = 20
 
 log = structlog.get_logger("freshet.learner")
-
-
-class Stopped(Exception):
-    """The loop was told to stop while it waited for a server; nothing of the events in hand was committed."""
 
 
 @contextmanager
@@ -116,6 +104,8 @@ class Learner:
         self._check = ModelCheck(self.model.name)
         self._letters = DeadLetters(self.dead_letters)
         self._busy = BusyUsers(self.max_slates_per_minute)
+        self._patience = Patience(self.reader, self.stop)
+        self._items = None if self.model.item is None else Items(self.model.item, self.store)
 
     def run(self) -> None:
         """Learn until `stop` is set, then leave the group. Blocks.
@@ -130,7 +120,8 @@ class Learner:
             wait_ms = 0
             while not self.stop.is_set():
                 self.observe(self.turn(wait_ms))
-                wait_ms = self.poll_timeout_ms
+                # What other members tell of our items comes by no poll.
+                wait_ms = self.poll_timeout_ms if self._items is None else min(self.poll_timeout_ms, ITEMS_WAIT_MS)
             self._positions.finish_now()
         except (StoreUnavailable, LogUnavailable, StoreRewound) as exc:
             log.warning("stopped before the last offsets were committed", error=str(exc))
@@ -147,11 +138,11 @@ class Learner:
         wait_ms = self.poll_timeout_ms if wait_ms is None else wait_ms
         counts: Counter[str] = Counter()
         bad: Counter[str] = Counter()
-        messages = self._until_available(counts, lambda: self.reader.poll(wait_ms, self.max_messages))
+        messages = self._patience.call(counts, lambda: self.reader.poll(wait_ms, self.max_messages))
         started = time.monotonic()
         freshness_ms = None
         try:
-            self._until_available(counts, partial(self._positions.begin, messages))
+            self._patience.call(counts, partial(self._positions.begin, messages))
             held = frozenset(self.reader.held())
             if held != self._held:
                 # Users of partitions that have gone are another member's, who may be elsewhere in the log.
@@ -161,7 +152,10 @@ class Learner:
             if messages:
                 freshness_ms = self._take(messages, counts, bad)
             self._sweep(counts)
-            committing = self._until_available(counts, partial(self._positions.finish, messages))
+            if self._items is not None:
+                owned = self.reader.share(self.store.shards)
+                self._patience.call(counts, partial(self._items.turn, owned, counts))
+            committing = self._patience.call(counts, partial(self._positions.finish, messages))
             if self._committing and not committing:
                 log.warning("offsets not committed", reason="rebalanced, or the log is away")
             self._committing = committing
@@ -182,7 +176,7 @@ class Learner:
                 return
             bad.update(why.reason for why in refused.values())
             # The stream must not go on over a letter that is not written.
-            self._until_available(counts, partial(self._letters.bury, self._letters.of(messages, refused)))
+            self._patience.call(counts, partial(self._letters.bury, self._letters.of(messages, refused)))
 
         self._learn(batch, counts, messages, bury)
         bury(refused)
@@ -250,8 +244,8 @@ class Learner:
                 if not pending.user_ids:
                     break
             try:
-                lost = self._until_available(
-                    counts, partial(self._attempt, batch.events, pending, counts, bury_refused)
+                lost = self._patience.call(
+                    counts, partial(self._attempt, batch.events, pending, messages, counts, bury_refused)
                 )
             except (DamagedRecord, ForeignRecord) as exc:
                 log.error("record cannot be used", error=str(exc))
@@ -269,7 +263,12 @@ class Learner:
 
     @uncollected()
     def _attempt(
-        self, events: Events, pending: ByUser, counts: Counter[str], before_commit: Callable[[], None]
+        self,
+        events: Events,
+        pending: ByUser,
+        messages: Sequence[Message],
+        counts: Counter[str],
+        before_commit: Callable[[], None],
     ) -> list[int]:
         """Load, apply, commit; returns the users of shards that were written meanwhile."""
         stored = self.store.load(pending.user_ids)
@@ -277,40 +276,14 @@ class Learner:
         # Those that nothing has to be written of, too: that holds for what was read.
         writes = list(map(Write, pending.user_ids, stored, applied.values, applied.erased))
         self._check.records(len(stored) - stored.count(None))
+        feeds = {}
+        if self.model.item is not None and messages:
+            shards = np.array([self.store.shard_of(user_id) for user_id in pending.user_ids])
+            places = [message.position for message in messages]
+            feeds = encode_blocks(self.model.item, applied.transitions, shards, places)
         before_commit()
-        done = self._positions.commit(writes)
+        done = self._positions.commit(writes, feeds)
         for user_id, end in zip(pending.user_ids, applied.ends, strict=True):
             self._sweeps.note(user_id, None if end == NEVER else end, self._log_time)
         counts.update(applied.counts)
         return [u for u, stored_too in enumerate(done) if not stored_too]
-
-    def _until_available(self, counts: Counter[str], call: Callable[[], T]) -> T:
-        """Call again while a server is away, with capped exponential back-off and jitter."""
-
-        def before_sleep(state: RetryCallState) -> None:
-            counts["retries"] += 1
-            error = state.outcome.exception() if state.outcome else None
-            log.warning("retrying", error=str(error), attempt=state.attempt_number)
-
-        retrying = Retrying(
-            retry=retry_if_exception_type((StoreUnavailable, LogUnavailable)),
-            wait=wait_random_exponential(multiplier=0.05, max=MAX_BACKOFF_S),
-            stop=stop_when_event_set(self.stop),
-            sleep=self._idle,
-            before_sleep=before_sleep,
-        )
-        try:
-            return retrying(call)
-        except RetryError as exc:
-            raise Stopped from exc
-
-    def _idle(self, seconds: float) -> None:
-        """Wait, but stay in the group: its other members must not wait for us when partitions move."""
-        until = time.monotonic() + seconds
-        while not self.stop.is_set() and (left := until - time.monotonic()) > 0:
-            wait_s = min(left, IDLE_MS / 1000)
-            try:
-                self.reader.idle(int(wait_s * 1000))
-            except LogUnavailable as exc:
-                log.debug("the log is away too", error=str(exc))
-                self.stop.wait(wait_s)

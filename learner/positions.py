@@ -15,6 +15,8 @@ from learner.log import Message, Reader
 from learner.log.position import NOTHING, Mark, Partition, Position
 from learner.store import Move, Store, Transaction, Write
 
+NO_FEEDS: Mapping[int, bytes] = {}
+
 log = structlog.get_logger("freshet.learner")
 
 
@@ -88,7 +90,7 @@ class Positions:
         """Whether an event of the microbatch in hand is in its user's shard already."""
         return position.mark <= self._known[position.partition][self.store.shard_of(user_id)]
 
-    def commit(self, writes: Sequence[Write]) -> list[bool]:
+    def commit(self, writes: Sequence[Write], feeds: Mapping[int, bytes] = NO_FEEDS) -> list[bool]:
         """Store what came of the microbatch in hand, shard by shard; say which records were stored.
 
         Parameters
@@ -96,6 +98,8 @@ class Positions:
         writes
             All records that it was worked out from. Those of one shard are all of it that have something new, and are
             stored together or not at all; then the records have to be read, and the events applied, again.
+        feeds
+            By shard what is to be appended to its feed together with them.
 
         Raises
         ------
@@ -104,9 +108,9 @@ class Positions:
         """
         by_shard: dict[int, list[int]] = {}
         for i, write in enumerate(writes):
-            by_shard.setdefault(self.store.shard_of(write.user_id), []).append(i)
+            by_shard.setdefault(self.store.shard_of(write.id), []).append(i)
         transactions = [
-            Transaction(shard, [writes[i] for i in places], self._moves(shard, self._reached))
+            Transaction(shard, [writes[i] for i in places], self._moves(shard, self._reached), feeds.get(shard, b""))
             for shard, places in by_shard.items()
         ]
         stored = [False] * len(writes)

@@ -38,6 +38,13 @@ FATES: dict[str, tuple[str, str]] = {
         "Writes that another learner had beaten; they were made again.",
         "for long: two groups share a store",
     ),
+    "item_outcomes": ("Changes of a label that items learnt; a click after its impression counts again.", ""),
+    "item_conflicts": (
+        "Writes of items' shards that another learner had beaten; they were made again.",
+        "for long: two groups share a store",
+    ),
+    "item_outcomes_lost": ("What was told to items whose records cannot be used.", "ever: the log names the item"),
+    "item_blocks_foreign": ("Blocks of a feed of another model's items.", "after a change of `[effects.item]` is over"),
     "retries": ("Calls to the log or the store that were made again.", "they go on: one of them is away"),
     "store_rewound": ("Partitions read again, since the store had stepped back.", "ever: the store lost writes"),
 }

@@ -18,8 +18,9 @@ from tenacity.nap import sleep_using_event
 from tenacity.wait import wait_random_exponential
 
 from learner.log import LogUnavailable, Reader, open_log, open_reader
-from learner.loop import MAX_BACKOFF_S, Learner
+from learner.loop import Learner
 from learner.model.spec import Model
+from learner.patience import MAX_BACKOFF_S
 from learner.store import Store, StoreUnavailable, open_store
 from learner.store.owner import Owner, claim
 from learner.store.recent import RecentStore

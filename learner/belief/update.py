@@ -97,11 +97,14 @@ def absorb(mean: Any, factor: Any, x: Any, f: Any, gain: Any, v: float, score: f
 
 @compiled
 def condition(
-    mean: Any, factor: Any, x: Any, clicked: bool, offset: float, w: float, laplace: bool, f: Any, gain: Any
-) -> tuple[float, float]:
+    mean: Any, factor: Any, x: Any, clicked: bool, offset: float, w: float, laplace: bool, f: Any, gain: Any,
+    others: float = 0.0,
+) -> tuple[float, float]:  # fmt: skip
     """Condition on one outcome: row x, label, offset o and weight w. Work space `f`, `gain` of shape (d,).
 
-    With mu = o + x'm and v = x'Sx, N(z; mu, v) sigma(+-z)^w is replaced by the Gaussian of its moments.
+    With mu = o + x'm and v = x'Sx + `others`, N(z; mu, v) sigma(+-z)^w is replaced by the Gaussian of its moments.
+    `others` is the variance that beliefs of other effects, whose means are in o, have of the log-odds: each effect then
+    moves by its own share of one step, to the exact marginal moments of the tilted joint (GLMix, arXiv 2108.13299).
 
     Returns
     -------
@@ -113,9 +116,32 @@ def condition(
     if not (w > 0.0 and v > 0.0):
         return 0.0, 0.0
     w = np.float64(w)
-    score, precision = laplace_moments(mu, v, clicked, w) if laplace else adf_moments(mu, v, clicked, w)
+    total = v + others
+    score, precision = laplace_moments(mu, total, clicked, w) if laplace else adf_moments(mu, total, clicked, w)
+    # To this effect the others are noise of the site.
+    precision /= 1.0 + precision * others
     absorb(mean, factor, x, f, gain, v, score, precision)
     return precision, score * (1.0 + precision * v) + precision * mu
+
+
+@compiled
+def flip(
+    mean: Any, factor: Any, x: Any, offset: float, w: float, others: float, kept: float, f: Any, gain: Any
+) -> None:
+    """Turn a "no" of which no site was kept into a "yes": m += (s1 - s0) kept S x; S stays.
+
+    s1 and s0 are the scores of "yes" and "no" at o + x'm under the variance of the `others` alone, by which the two
+    labels differ; `kept` is what relaxing has left of the "no".
+    """
+    mu, v = project(mean, factor, x, f)
+    if not (w > 0.0 and v > 0.0):
+        return
+    if others > 0.0:
+        yes, _ = adf_moments(mu + offset, others, True, np.float64(w))
+        no, _ = adf_moments(mu + offset, others, False, np.float64(w))
+        absorb(mean, factor, x, f, gain, v, (yes - no) * kept, 0.0)
+    else:
+        absorb(mean, factor, x, f, gain, v, np.float64(w) * kept, 0.0)
 
 
 @compiled

@@ -12,9 +12,16 @@ from numpy.typing import NDArray
 # Kinds of events; a bad one is never applied.
 BAD, IMPRESSION, CLICK, SWEEP, ERASE = -1, 0, 1, 2, 3
 
-EVENT = np.dtype([(name, np.int64) for name in ("kind", "at", "key", "first_item", "n_items")])
-"""One event: a kind, a time (epoch ms), the outcome's key of a click, and which items are an impression's."""
-ITEM = np.dtype([("key", np.int64), ("offset", np.float32), ("weight", np.float32)])
+EVENT = np.dtype([(name, np.int64) for name in ("kind", "at", "key", "item", "first_item", "n_items")])
+"""One event: a kind, a time (epoch ms), the outcome's key and the item of a click, and which items are an
+impression's. Items are known by a 64-bit key, and by none (0) where the model has no effect of theirs."""
+ITEM = np.dtype(
+    [
+        ("key", np.int64), ("item", np.int64), ("offset", np.float32), ("weight", np.float32),
+        ("other_mean", np.float32), ("other_var", np.float32),
+    ]
+)  # fmt: skip
+"""One shown item: the outcome's key, the item's, and mean and variance of the item's effect as it was scored."""
 
 
 class Events(NamedTuple):
@@ -84,9 +91,14 @@ def item_places(event: NDArray[np.void]) -> NDArray[np.int64]:
 
 def grouped(user_ids: list[str], places: Sequence[NDArray[np.int64] | list[int]]) -> ByUser:
     """Users and the places of their events."""
-    first = np.zeros(len(places) + 1, np.int64)
-    np.cumsum([len(one) for one in places], out=first[1:])
-    return ByUser(user_ids, np.concatenate([np.empty(0, np.int64), *places]), first)
+    return ByUser(user_ids, np.concatenate([np.empty(0, np.int64), *places]), ends_of([len(one) for one in places]))
+
+
+def ends_of(lengths: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each of some neighbouring pieces begins, and where the last one ends."""
+    ends = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=ends[1:])
+    return ends
 
 
 def by_user(batch: Microbatch) -> ByUser:

@@ -127,6 +127,8 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[list[int]], model: M
         if isinstance(wire, WireClick):
             clicks.append(place)
             keys += digests(wire.request_id, [wire.item_id])
+            if model.item is not None:
+                event["item"][place] = item_key(wire.item_id)
         elif isinstance(wire, WireErase):
             erasures.append(place)
     event["kind"][list(bad)] = BAD
@@ -144,12 +146,17 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[list[int]], model: M
         "<i8",
     )
     item["weight"] = [one.weight for wire in shown for one in wire.items]
+    if model.item is not None:
+        item["item"] = [item_key(one.item_id) for wire in shown for one in wire.items]
     row, start = np.empty((len(item), model.d), np.float32), 0
     for slate in slates:
         items = [one for place in slate for one in wires[place].items]  # type: ignore[union-attr]
         its = slice(start, start := start + len(items))
         row[its] = model.rows([one.features for one in items])
         item["offset"][its] = model.offsets([one.offset for one in items], row[its])
+        if model.item is not None:
+            effects = [one.item_effect for one in items]
+            item["other_mean"][its], item["other_var"][its] = model.item.as_scored(effects, row[its])
     return Parsed(Microbatch(users, Events(event, item, row)), bad)
 
 
@@ -201,6 +208,12 @@ def _decode(raw: bytes) -> Wire:
     except UNREADABLE as exc:
         raise _why(raw, exc) from exc
     return wire
+
+
+@lru_cache(maxsize=100_000)
+def item_key(item_id: str) -> int:
+    """A 64-bit identity of an item: what its record is kept under."""
+    return int.from_bytes(blake2b(item_id.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 def outcome_key(request_id: str, item_id: str) -> int:

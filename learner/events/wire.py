@@ -16,6 +16,7 @@ Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENG
 Timestamp: TypeAlias = Annotated[int, msgspec.Meta(ge=MIN_TIMESTAMP_MS, le=MAX_TIMESTAMP_MS)]
 # Beyond these a logistic model says nothing more, and sums of them would overflow.
 Offset: TypeAlias = Annotated[float, msgspec.Meta(ge=-1_000, le=1_000)]
+Variance: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 Weight: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1_000)]
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -57,12 +58,16 @@ class BadEvent(ValueError):
 
 
 class WireItem(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One shown item, as sent; without an `offset` it has the fixed effect's."""
+    """One shown item, as sent; without an `offset` it has the fixed effect's.
+
+    `item_effect` is mean and variance of the item's effect on the log-odds as it was scored; without, the prior's.
+    """
 
     item_id: Id
     features: Features = {}
     offset: Offset | None = None
     weight: Weight = 1.0
+    item_effect: tuple[Offset, Variance] | None = None
 
 
 class Ranked(msgspec.Struct, frozen=True, omit_defaults=True):

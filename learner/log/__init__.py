@@ -104,6 +104,10 @@ class Reader(Protocol):
         """The partitions that are ours."""
         ...
 
+    def share(self, n: int) -> Set[int]:
+        """Which of n pieces of work are this member's, by the partitions of the last poll; each is some member's."""
+        ...
+
     def seek(self, partition: Partition, mark: Mark) -> None:
         """Have `poll` go on in a partition behind a mark, or at its beginning behind `NOTHING`; if it is still ours."""
         ...

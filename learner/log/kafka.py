@@ -39,6 +39,7 @@ class KafkaReader:
             self._consumer, self._fetcher = make_consumer(
                 servers, topics, skip_unreadable, {"group_id": group, **options}
             )
+        self._topics = topics
         self._watch = Watch(self._consumer, self._fetcher, topics)
         self._ids: dict[str, bytes] = {}
         self._next: dict[TopicPartition, int] = {}
@@ -93,6 +94,13 @@ class KafkaReader:
         """The partitions of the last poll."""
         ours = self._consumer.assignment() - self._unchecked
         return {Partition(self._ids[place.topic], place.partition) for place in ours}
+
+    def share(self, n: int) -> Set[int]:
+        """By the partitions of the first topic, each of which is one member's."""
+        topic = self._topics[0]
+        of_all = len(self._consumer._client.cluster.partitions_for_topic(topic) or ())
+        ours = {place.partition for place in self._consumer.assignment() - self._unchecked if place.topic == topic}
+        return {i for i in range(n) if of_all and i % of_all in ours}
 
     def seek(self, partition: Partition, mark: Mark) -> None:
         """Go on behind a mark; where the log was cut before it, kafka-python goes on there."""

@@ -100,6 +100,10 @@ class SqliteReader:
         """The topics that there are."""
         return self._ours.keys()
 
+    def share(self, n: int) -> Set[int]:
+        """All of it."""
+        return frozenset(range(n))
+
     def seek(self, partition: Partition, mark: Mark) -> None:
         """Read on from there."""
         if topic := self._ours.get(partition):

@@ -61,6 +61,56 @@ class Prior(EarlierPrior, frozen=True, forbid_unknown_fields=True):
     earlier: list[EarlierPrior] = []
 
 
+class ItemPrior(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is believed of an item nobody knows; its mean is 0.
+
+    Attributes
+    ----------
+    variance
+        Of every coefficient.
+    intercept_variance
+        Of the intercept; without, as of the others.
+    """
+
+    variance: Positive = 0.25
+    intercept_variance: Positive | None = None
+
+
+class ItemFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The effect of items: what each one's clicks say of it, beside what its features do.
+
+    Attributes
+    ----------
+    features
+        Which of the model's features it is on; the intercept always is.
+    covariance
+        Of an item's belief: between all its coefficients, or of each alone.
+    half_life
+        Time, or outcomes, in which an item's evidence loses half its pull on the mean; without, it is kept for ever.
+    prior
+        What is believed of an item nobody knows.
+    """
+
+    features: Annotated[list[str], msgspec.Meta(max_length=MAX_FEATURES)] = msgspec.field(
+        default_factory=lambda: ["intercept"]
+    )
+    covariance: Literal["full", "diagonal"] = "full"
+    half_life: str | Annotated[list[str], msgspec.Meta(min_length=1, max_length=2)] | None = None
+    prior: ItemPrior = ItemPrior()
+
+
+class Effects(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The effects that are learnt beside that of users.
+
+    Attributes
+    ----------
+    item
+        That of items; without, items are not learnt.
+    """
+
+    item: ItemFile | None = None
+
+
 class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The keys of `model.toml`.
 
@@ -90,6 +140,8 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Open impressions kept per user; beyond, the oldest settle early.
     prior
         What is believed of a user nobody knows.
+    effects
+        What is learnt beside the effect of users.
     """
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
@@ -104,3 +156,4 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     unknown_features: Literal["reject", "ignore"] = "reject"
     max_open: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 256
     prior: Prior = Prior()
+    effects: Effects = Effects()

@@ -14,32 +14,30 @@ import numpy as np
 import scipy  # scipy.special is imported at its first use, the click delay's: no scorer waits for it
 from numpy.typing import NDArray
 
-from learner.belief.gaussian import Array, Belief, Gaussian, Method, Rows, factorised
+from learner.belief.gaussian import Array, Gaussian, Method, Rows
 from learner.belief.population import Population
 from learner.model.design import Design, item_struct
 from learner.model.duration import ModelError, parse_duration_ms, parse_half_life
-from learner.model.file import EarlierPrior, ModelFile
+from learner.model.effect import Effect, ItemEffect
+from learner.model.file import EarlierPrior, ItemFile, ModelFile
 from learner.model.kinds import Category, Feature, FeatureValue, Multi, Vector
 from learner.model.toml_errors import explain
 
 # An open impression counts as a "no" for good once this share of clicks would have come.
 SETTLED_SHARE = 0.95
+INTERCEPT_NAME = "intercept"
 
 
-@dataclass(frozen=True)
-class Model:
-    """A click model: its feature space, prior, forgetting and attribution.
+@dataclass(frozen=True, kw_only=True)
+class Model(Effect):
+    """A click model: its feature space, effects and attribution. As an effect it is that of users, on all columns.
 
     Attributes
     ----------
-    name
-        As the specification has it.
-    prior
-        The population N(m0, S0), shapes (d,) and (d, d), or (d,) with a diagonal covariance.
+    item
+        The effect of items; None if items are not learnt.
     method
         ``adf`` or ``laplace``.
-    half_life_ms, half_life_outcomes
-        Time, and outcomes learnt, in which evidence loses half its pull on the mean; None keeps it for ever.
     discount
         Share of the evidence kept per microbatch; None for all of it.
     window_ms
@@ -50,23 +48,11 @@ class Model:
         Median in ms and sigma of the log-normal click delay; None: a missing click means "no" at once.
     max_open
         Open impressions kept per user.
-    coefficients
-        The d names: ``intercept``, ``price``, ``genre=drama``, ``tags#3``, ``taste[0]``.
-    fingerprint
-        Eight bytes that tell feature spaces apart.
-    fixed_effect
-        b, shape (d,): an item without an offset of its own has the offset x'b.
-    earlier
-        Populations that records may have been written under before this one, oldest first.
     prior_file
         Where the specification says that the prior stands; its numbers are not in `prior` until they are read.
     """
 
-    name: str
-    prior: Gaussian
     method: Method
-    half_life_ms: float | None
-    half_life_outcomes: float | None
     discount: float | None
     window_ms: int
     max_ahead_ms: int
@@ -74,36 +60,8 @@ class Model:
     max_open: int
     features: Mapping[str, Feature]
     ignore_unknown: bool
-    coefficients: tuple[str, ...]
-    fingerprint: bytes
-    fixed_effect: Array
-    earlier: tuple[Population, ...] = ()
+    item: ItemEffect | None = None
     prior_file: str | None = None
-
-    @cached_property
-    def population(self) -> Population:
-        """The prior and the fixed effect it stands on."""
-        return Population(self.prior, self.fixed_effect)
-
-    @cached_property
-    def prior_belief(self) -> Belief:
-        """The prior in U D U' form, in float64."""
-        return factorised(self.prior)
-
-    @cached_property
-    def population_fingerprint(self) -> bytes:
-        """Eight bytes that tell populations apart."""
-        return self.population.fingerprint
-
-    @cached_property
-    def earlier_populations(self) -> Mapping[bytes, Population]:
-        """`earlier`, by fingerprint."""
-        return {one.fingerprint: one for one in self.earlier}
-
-    @property
-    def d(self) -> int:
-        """Number of coefficients, the intercept included."""
-        return len(self.coefficients)
 
     @cached_property
     def settle_age_ms(self) -> float:
@@ -120,12 +78,6 @@ class Model:
         median, sigma = self.click_delay
         with np.errstate(divide="ignore"):
             return np.asarray(scipy.special.ndtr(np.log(np.maximum(age_ms, 0.0) / median) / sigma))
-
-    def relax_factor(self, elapsed_ms: Array) -> Array:
-        """What is left of a belief, 2^(-elapsed / half_life); 1 out of order or without a half-life. Shape as given."""
-        if self.half_life_ms is None:
-            return np.ones_like(elapsed_ms)
-        return np.exp2(-np.maximum(elapsed_ms, 0.0) / self.half_life_ms)
 
     def rows(self, items: Sequence[Mapping[str, FeatureValue]] | Sequence[msgspec.Struct]) -> Rows:
         """The design matrix of a slate, shape (N, d); see `learner.model.design.Design.rows`."""
@@ -187,7 +139,7 @@ def _build(file: ModelFile) -> Model:
             f"half_life = {file.half_life!r} and discount = {file.discount}: expected at most one of the two"
         )
     half_life_ms, half_life_outcomes = parse_half_life(file.half_life)
-    names = ["intercept"]
+    names = [INTERCEPT_NAME]
     for name, feature in file.features.items():
         _check_feature(name, feature)
         names += feature.coefficients(name)
@@ -199,6 +151,9 @@ def _build(file: ModelFile) -> Model:
         for name, feature in file.features.items()
     }
     space = msgspec.json.encode([file.covariance, plain, names])
+    if file.effects.item is not None and (file.method == "laplace" or file.discount is not None):
+        given = "method = 'laplace'" if file.method == "laplace" else f"discount = {file.discount}"
+        raise ModelError(f"{given}: expected method = 'adf' and no discount where there is an [effects.item]")
     return Model(
         name=file.name,
         prior=_gaussian(file.prior, d, diagonal),
@@ -218,7 +173,40 @@ def _build(file: ModelFile) -> Model:
         fingerprint=hashlib.blake2b(space, digest_size=8).digest(),
         fixed_effect=np.zeros(d),
         earlier=tuple(Population(_gaussian(one, d, diagonal), np.zeros(d)) for one in file.prior.earlier),
+        item=None if file.effects.item is None else _item_effect(file.effects.item, file.name, plain),
         prior_file=file.prior.file,
+    )
+
+
+def _item_effect(file: ItemFile, model: str, features: Mapping[str, Feature]) -> ItemEffect:
+    wanted = [name for name in file.features if name != INTERCEPT_NAME]
+    if unknown := [name for name in wanted if name not in features]:
+        raise ModelError(
+            f"effects.item.features: {unknown[0]!r}: expected 'intercept' or some of {', '.join(features) or 'none'}"
+        )
+    names, columns, start = [INTERCEPT_NAME], [0], 1
+    for name, feature in features.items():
+        if name in wanted:
+            names += feature.coefficients(name)
+            columns += range(start, start + feature.width)
+        start += feature.width
+    diagonal = file.covariance == "diagonal"
+    half_life_ms, half_life_outcomes = parse_half_life(file.half_life)
+    d = len(names)
+    variance = np.full(d, file.prior.variance)
+    if file.prior.intercept_variance is not None:
+        variance[0] = file.prior.intercept_variance
+    space = msgspec.json.encode(["item", file.covariance, {name: features[name] for name in wanted}, names])
+    return ItemEffect(
+        name=model,
+        # The level of all items is the intercept of users: a mean here as well could not be told from it.
+        prior=Gaussian(np.zeros(d), variance if diagonal else np.diag(variance)),
+        half_life_ms=half_life_ms,
+        half_life_outcomes=half_life_outcomes,
+        coefficients=tuple(names),
+        fingerprint=hashlib.blake2b(space, digest_size=8).digest(),
+        fixed_effect=np.zeros(d),
+        columns=tuple(columns),
     )
 
 
@@ -232,7 +220,7 @@ def _gaussian(prior: EarlierPrior, d: int, diagonal: bool) -> Gaussian:
 
 
 def _check_feature(name: str, feature: Feature) -> None:
-    if name == "intercept":
+    if name == INTERCEPT_NAME:
         raise ModelError("features.intercept: the intercept is always there; expected another name")
     if isinstance(feature, Multi) and (feature.values is None) == (feature.buckets is None):
         raise ModelError(f"features.{name}: expected either values or buckets")

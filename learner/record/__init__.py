@@ -8,7 +8,8 @@ Little-endian, checksummed, no pickle; the length is a multiple of 8::
     clicks      a click: key i64, clicked_at i64
     belief      mean d x f32, factor f32 (see `learner.belief.gaussian`)
     rows        d x f32 an outcome
-    outcomes    an outcome: key i64, shown_at i64, offset f32, weight f32, precision f32, shift f32, state i32
+    outcomes    an outcome: key i64, shown_at i64, offset f32, weight f32, mean and variance of its item's effect f32,
+                precision f32, shift f32, state i32
 
 Bytes 4 to 16, checksum and revision, tell a record from every other one that its user has had, so that a store can
 compare them without knowing the rest. `learner.step` reads and writes the same layout in compiled code.
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 
 from learner.belief.gaussian import Belief, Rows
 from learner.belief.population import rebase
-from learner.model.spec import Model
+from learner.model.effect import Effect
 from learner.record.layout import HEADER_BYTES, OUTCOME, WAITING_CLICK, Layout, plain_layout
 
 MAGIC = b"FRS"
@@ -42,10 +43,10 @@ _CHECKSUM = struct.Struct("<I")
 
 
 class RecordError(ValueError):
-    """A stored record cannot be used; the message names the user and what is wrong. Never a silent fresh start."""
+    """A stored record cannot be used; the message names whose it is and what is wrong. Never a silent fresh start."""
 
-    def __init__(self, user_id: str, detail: str) -> None:
-        super().__init__(f"record of user {user_id!r}: {detail}")
+    def __init__(self, user_id: str, detail: str, key: str = "user") -> None:
+        super().__init__(f"record of {key} {user_id!r}: {detail}")
         self.user_id = user_id
 
 
@@ -86,8 +87,9 @@ class Record(NamedTuple):
     settled
         Belief conditioned on final labels, exactly once each, in float32.
     outcomes
-        Outcomes inside the attribution window, oldest first: see the module for the fields. ``precision`` and
-        ``shift`` are the site that a "no" left, faded by what forgetting has left of it.
+        Outcomes inside the attribution window, oldest first: see the module for the fields. ``other_mean`` and
+        ``other_var`` are what the item's effect was when it was shown; ``precision`` and ``shift`` the site that a "no"
+        left, faded by what forgetting has left of it.
     rows
         What each had for features, shape (N, d), float32.
     clicks
@@ -108,20 +110,20 @@ class Record(NamedTuple):
     erased_at: int = NEVER
 
 
-def fresh_record(model: Model) -> Record:
+def fresh_record(effect: Effect) -> Record:
     """The record of a user of whom nothing is known."""
-    mean, factor = model.prior_belief
+    mean, factor = effect.prior_belief
     settled = Belief(mean.astype(np.float32), factor.astype(np.float32))
-    none = np.empty((0, model.d), np.float32)
+    none = np.empty((0, effect.d), np.float32)
     return Record(0, NEVER, NEVER, 0, 0, settled, np.empty(0, OUTCOME), none, np.empty(0, WAITING_CLICK))
 
 
-def erased(record: Record, model: Model, now: int) -> Record:
+def erased(record: Record, effect: Effect, now: int) -> Record:
     """The next revision of a user: a tombstone, which neither events still in the log nor a replay bring back to life.
 
     It knows nothing but the time `now` (epoch ms) of the erasure.
     """
-    return fresh_record(model)._replace(revision=record.revision + 1, erased_at=now)
+    return fresh_record(effect)._replace(revision=record.revision + 1, erased_at=now)
 
 
 class Header(NamedTuple):
@@ -148,10 +150,10 @@ def read_header(data: bytes) -> Header | None:
     return Header(*_HEADER.unpack_from(data)[1:])
 
 
-def header_template(model: Model) -> bytes:
+def header_template(effect: Effect) -> bytes:
     """The header of a record of which nothing but the model is known."""
     unknown = (NEVER, NEVER, NEVER, 0, 0, 0, 0)
-    return _HEADER.pack(MAGIC, VERSION, 0, 0, model.fingerprint, model.population_fingerprint, *unknown)
+    return _HEADER.pack(MAGIC, VERSION, 0, 0, effect.fingerprint, effect.population_fingerprint, *unknown)
 
 
 def checksum(data: bytes | memoryview) -> int:
@@ -165,7 +167,7 @@ def sealed(data: memoryview) -> bytes:
     return bytes(data)
 
 
-def check_record(data: bytes, model: Model, user_id: str) -> Header:
+def check_record(data: bytes, effect: Effect, user_id: str) -> Header:
     """The header of a record, once it is known to be whole and of this model, be it under another population.
 
     Raises
@@ -176,28 +178,29 @@ def check_record(data: bytes, model: Model, user_id: str) -> Header:
         If another feature space or another version of the format wrote it.
     """
     if len(data) < HEADER_BYTES or data[:3] != MAGIC:
-        raise DamagedRecord(user_id, f"{len(data)} bytes that are not a Freshet record")
+        raise DamagedRecord(user_id, f"{len(data)} bytes that are not a Freshet record", effect.key)
     if checksum(data) != _CHECKSUM.unpack_from(data, 4)[0]:
-        raise DamagedRecord(user_id, f"checksum of its {len(data)} bytes does not match")
+        raise DamagedRecord(user_id, f"checksum of its {len(data)} bytes does not match", effect.key)
     if data[3] != VERSION:
-        raise ForeignRecord(user_id, f"format version {data[3]}, this release reads {VERSION}")
+        raise ForeignRecord(user_id, f"format version {data[3]}, this release reads {VERSION}", effect.key)
     header = Header(*_HEADER.unpack_from(data)[1:])
-    if header.fingerprint != model.fingerprint:
+    if header.fingerprint != effect.fingerprint:
         raise ForeignRecord(
             user_id,
             f"written by a model with feature space {header.fingerprint.hex()}; "
-            f"model {model.name!r} has {model.fingerprint.hex()}",
+            f"model {effect.name!r} has {effect.fingerprint.hex()}",
+            effect.key,
         )
-    if len(data) != _layout(model, header).length:
-        raise DamagedRecord(user_id, f"{len(data)} bytes do not fit its own header")
+    if len(data) != _layout(effect, header).length:
+        raise DamagedRecord(user_id, f"{len(data)} bytes do not fit its own header", effect.key)
     return header
 
 
-def encode_record(record: Record, model: Model) -> bytes:
+def encode_record(record: Record, effect: Effect) -> bytes:
     """The bytes to store; `decode_record` gives the record back to the last bit."""
     outcomes, clicks = record.outcomes, record.clicks
     head = _HEADER.pack(
-        MAGIC, VERSION, 0, record.revision, model.fingerprint, model.population_fingerprint, record.updated_at,
+        MAGIC, VERSION, 0, record.revision, effect.fingerprint, effect.population_fingerprint, record.updated_at,
         record.settled_at, record.erased_at, record.n_events, record.n_learnt, len(outcomes), len(clicks),
     )  # fmt: skip
     belief = [part.astype("<f4") for part in record.settled]
@@ -207,7 +210,7 @@ def encode_record(record: Record, model: Model) -> bytes:
     return sealed(memoryview(data))
 
 
-def decode_record(data: bytes, model: Model, user_id: str) -> Record:
+def decode_record(data: bytes, effect: Effect, user_id: str) -> Record:
     """Read a stored record.
 
     Raises
@@ -217,8 +220,8 @@ def decode_record(data: bytes, model: Model, user_id: str) -> Record:
     ForeignRecord
         If another feature space, another version or an unknown prior wrote it.
     """
-    header = check_record(data, model, user_id)
-    at = _layout(model, header)
+    header = check_record(data, effect, user_id)
+    at = _layout(effect, header)
     record = Record(
         header.revision,
         header.updated_at,
@@ -226,41 +229,42 @@ def decode_record(data: bytes, model: Model, user_id: str) -> Record:
         header.n_events,
         header.n_learnt,
         Belief(
-            np.frombuffer(data, "<f4", model.d, at.mean),
+            np.frombuffer(data, "<f4", effect.d, at.mean),
             np.frombuffer(data, "<f4", (at.rows - at.factor) // 4, at.factor),
         ),
         np.frombuffer(data, OUTCOME, header.n_outcomes, at.outcomes),
-        np.frombuffer(data, "<f4", header.n_outcomes * model.d, at.rows).reshape(-1, model.d),
+        np.frombuffer(data, "<f4", header.n_outcomes * effect.d, at.rows).reshape(-1, effect.d),
         np.frombuffer(data, WAITING_CLICK, header.n_clicks, at.clicks),
         header.erased_at,
     )
-    if header.population_fingerprint == model.population_fingerprint:
+    if header.population_fingerprint == effect.population_fingerprint:
         return record
-    return _under_this_population(record, header.population_fingerprint, model, user_id)
+    return _under_this_population(record, header.population_fingerprint, effect, user_id)
 
 
-def _layout(model: Model, header: Header) -> Layout:
-    found: Layout = plain_layout(model.d, len(model.prior_belief.factor), header.n_outcomes, header.n_clicks)
+def _layout(effect: Effect, header: Header) -> Layout:
+    found: Layout = plain_layout(effect.d, len(effect.prior_belief.factor), header.n_outcomes, header.n_clicks)
     return found
 
 
-def _under_this_population(record: Record, fingerprint: bytes, model: Model, user_id: str) -> Record:
+def _under_this_population(record: Record, fingerprint: bytes, effect: Effect, user_id: str) -> Record:
     """The record as the same evidence gives it under the model's population."""
-    old = model.earlier_populations.get(fingerprint)
+    old = effect.earlier_populations.get(fingerprint)
     if old is None:
         raise ForeignRecord(
             user_id,
-            f"learnt under prior {fingerprint.hex()}, which model {model.name!r} does not "
-            f"know; it has {model.population_fingerprint.hex()}. Expected a prior file that was fitted with "
+            f"learnt under prior {fingerprint.hex()}, which model {effect.name!r} does not "
+            f"know; it has {effect.population_fingerprint.hex()}. Expected a prior file that was fitted with "
             "that prior in force, or that prior among [[prior.earlier]] of the model",
+            effect.key,
         )
     outcomes = record.outcomes
-    shift = model.fixed_effect - old.fixed_effect
+    shift = effect.fixed_effect - old.fixed_effect
     if shift.any() and len(outcomes):
         outcomes = outcomes.copy()
         outcomes["offset"] += (record.rows * shift).sum(axis=1).astype(np.float32)
     try:
-        settled = rebase(record.settled, old, model.population)
+        settled = rebase(record.settled, old, effect.population)
     except np.linalg.LinAlgError as exc:
-        raise DamagedRecord(user_id, "a covariance that cannot be inverted") from exc
+        raise DamagedRecord(user_id, "a covariance that cannot be inverted", effect.key) from exc
     return record._replace(settled=settled, outcomes=outcomes)

@@ -35,7 +35,8 @@ def belief_at(model: Model, record: Record, now: int) -> Belief:
     prior = model.prior_belief
     serve(
         mean, factor, prior.mean, prior.factor, kept, record.rows[is_open], now - outcomes["shown_at"],
-        np.ascontiguousarray(outcomes["offset"]), np.ascontiguousarray(outcomes["weight"]), median, sigma,
+        outcomes["offset"].astype(np.float64) + outcomes["other_mean"], outcomes["weight"].astype(np.float64),
+        outcomes["other_var"].astype(np.float64), median, sigma,
         model.method == "laplace",
     )  # fmt: skip
     return Belief(mean, factor)
@@ -54,7 +55,7 @@ def clicked_share(age: float, median: float, sigma: float) -> float:
 @compiled
 def serve(
     mean: Any, factor: Any, prior_mean: Any, prior_factor: Any, kept: float, row: Any, age: Any, offset: Any,
-    weight: Any, median: float, sigma: float, laplace: bool,
+    weight: Any, others: Any, median: float, sigma: float, laplace: bool,
 ) -> None:  # fmt: skip
     """Relax a settled belief, and condition it on open impressions of these ages (ms)."""
     relax(mean, factor, prior_mean, prior_factor, kept)
@@ -63,10 +64,10 @@ def serve(
     effective = np.empty(n)
     for i in range(n):
         mu, v = project(mean, factor, row[i], f)
-        q = sigmoid((mu + offset[i]) / sqrt(1.0 + pi * v / 8.0))
+        q = sigmoid((mu + offset[i]) / sqrt(1.0 + pi * (v + others[i]) / 8.0))
         c = clicked_share(float(age[i]), median, sigma)
         effective[i] = weight[i] * c if c >= 1.0 else weight[i] * c * (1.0 - q) / (1.0 - c * q)
         if not laplace:
-            condition(mean, factor, row[i], False, offset[i], effective[i], False, f, gain)
+            condition(mean, factor, row[i], False, offset[i], effective[i], False, f, gain, others[i])
     if laplace and n > 0:
         condition_jointly(mean, factor, row, np.zeros(n, np.bool_), offset, effective, np.empty(n), np.empty(n))

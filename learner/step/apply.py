@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from math import ceil, inf
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.events.microbatch import ByUser, Events
+from learner.events.microbatch import ByUser, Events, ends_of
+from learner.model.effect import Effect, ItemEffect
 from learner.model.spec import Model
 from learner.record import check_record, decode_record, encode_record, header_template, sealed
 from learner.record.layout import plain_layout
 from learner.step import kernel
 from learner.step.columns import COUNTS, Rules
+from learner.step.feed import Transitions, room_for
+from learner.step.items import learn_items
 
 # Beliefs relax in steps of event time: a share of the half-life, and never less than this.
 TICKS_A_HALF_LIFE, MIN_TICK_MS = 4_096, 1_000
@@ -36,26 +39,73 @@ class Applied(NamedTuple):
         For each user the time (epoch ms) behind which the record would be the belief alone; `NEVER` if it is.
     counts
         How many events and outcomes met each fate of `learner.step.columns.COUNTS`.
+    transitions
+        What the items that were shown are to learn, user by user.
     """
 
     values: list[bytes | None]
     erased: list[bool]
     ends: list[int]
     counts: Counter[str]
+    transitions: Transitions
 
 
-def rules(model: Model) -> Rules:
-    """What the compiled loop has to know of a model."""
-    half_life = model.half_life_ms or inf
+def _template(effect: Effect) -> NDArray[np.uint8]:
+    return np.frombuffer(header_template(effect), np.uint8)
+
+
+def rules(effect: Effect) -> Rules:
+    """What the compiled loops have to know of an effect."""
+    half_life = effect.half_life_ms or inf
     tick = 1 if half_life == inf else max(MIN_TICK_MS, int(half_life / TICKS_A_HALF_LIFE))
-    outcomes = model.half_life_outcomes or inf
+    outcomes = effect.half_life_outcomes or inf
     outcome_tick = 1 if outcomes == inf else max(1, round(outcomes / OUTCOME_TICKS_A_HALF_LIFE))
     outcome_kept = 2.0 ** (-outcome_tick / outcomes)
-    prior = model.prior_belief
-    return Rules(
-        prior.mean, prior.factor, model.method == "laplace", half_life, tick, outcome_tick, outcome_kept,
-        model.discount or 1.0, model.window_ms, ceil(model.settle_age_ms), model.max_open,
+    prior = effect.prior_belief
+    forgetting = Rules(
+        prior.mean, prior.factor, False, half_life, tick, outcome_tick, outcome_kept, 1.0, 0, 0, 0,
+        np.empty(0, np.int64),
     )  # fmt: skip
+    if not isinstance(effect, Model):
+        return forgetting
+    return forgetting._replace(
+        laplace=effect.method == "laplace",
+        discount=effect.discount or 1.0,
+        window=effect.window_ms,
+        settle_age=ceil(effect.settle_age_ms),
+        max_open=effect.max_open,
+        item_columns=np.array(() if effect.item is None else effect.item.columns, np.int64),
+    )
+
+
+class _Loaded(NamedTuple):
+    """Stored records one after another, those of earlier populations re-based; pending are outcomes and clicks."""
+
+    data: NDArray[np.uint8]
+    starts: NDArray[np.int64]
+    revisions: NDArray[np.int64]
+    pending: NDArray[np.int64]
+
+
+def _loaded(effect: Effect, stored: Sequence[bytes | None], ids: Sequence[str]) -> _Loaded:
+    values, revisions, lengths = [], np.zeros(len(ids), np.int64), np.zeros(len(ids), np.int64)
+    pending = np.zeros((len(ids), 2), np.int64)
+    for i, (value, whose) in enumerate(zip(stored, ids, strict=True)):
+        if value is None:
+            continue
+        header = check_record(value, effect, whose)
+        if header.population_fingerprint != effect.population_fingerprint:
+            value = encode_record(decode_record(value, effect, whose), effect)
+        values.append(value)
+        revisions[i], lengths[i] = header.revision, len(value)
+        pending[i] = header.n_outcomes, header.n_clicks
+    return _Loaded(np.frombuffer(b"".join(values), np.uint8), ends_of(lengths), revisions, pending)
+
+
+def _sealed(out: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[bytes | None]:
+    view = out.data
+    places = zip(starts.tolist(), lengths.tolist(), strict=False)
+    return [sealed(view[start : start + length]) if length else None for start, length in places]
 
 
 def apply(model: Model, stored: Sequence[bytes | None], events: Events, users: ByUser) -> Applied:
@@ -74,42 +124,56 @@ def apply(model: Model, stored: Sequence[bytes | None], events: Events, users: B
         If a record cannot be used.
     """
     n_users = len(stored)
-    values, revisions, lengths = [], np.zeros(n_users, np.int64), np.zeros(n_users, np.int64)
-    extra = np.zeros((n_users, 2), np.int64)
-    for u, (value, user_id) in enumerate(zip(stored, users.user_ids, strict=True)):
-        if value is None:
-            continue
-        header = check_record(value, model, user_id)
-        if header.population_fingerprint != model.population_fingerprint:
-            value = encode_record(decode_record(value, model, user_id), model)
-        values.append(value)
-        revisions[u], lengths[u] = header.revision, len(value)
-        extra[u] = header.n_outcomes, header.n_clicks
+    read = _loaded(model, stored, users.user_ids)
     n_events = np.diff(users.first)
     n_items = np.add.reduceat(np.append(events.event["n_items"][users.order], 0), users.first[:-1])
     n_items[n_events == 0] = 0
     # The most that each may come to: every event may bring a click.
-    room = extra + np.stack([n_items, n_events], axis=1)
-    sizes = plain_layout(model.d, len(model.prior_belief.factor), *room.T).length
-    out = np.empty(int(sizes.sum()), np.uint8)
-    out_starts, starts = _starts(sizes), _starts(lengths)
+    room = read.pending + np.stack([n_items, n_events], axis=1)
+    starts = ends_of(plain_layout(model.d, len(model.prior_belief.factor), *room.T).length)
+    out = np.empty(int(starts[-1]), np.uint8)
     written, counts = np.zeros(n_users, np.int64), np.zeros(len(COUNTS), np.int64)
     erased, ends = np.zeros(n_users, np.bool_), np.zeros(n_users, np.int64)
+    feed = room_for(0, 0) if model.item is None else room_for(int(n_items.sum() + n_events.sum()), model.item.d)
     kernel.apply_all(
-        rules(model), np.frombuffer(header_template(model), np.uint8), np.frombuffer(b"".join(values), np.uint8),
-        starts, revisions + 1, np.maximum(room.max(axis=0, initial=0), 1), events, users.order, users.first, out,
-        out_starts, written, erased, ends, counts,
+        rules(model), _template(model), read.data, read.starts, read.revisions + 1,
+        np.maximum(room.max(axis=0, initial=0), 1), events, users.order, users.first, out, starts, written, erased,
+        ends, feed, counts,
     )  # fmt: skip
-    view = out.data
-    results: list[bytes | None] = []
-    for start, length in zip(out_starts.tolist(), written.tolist(), strict=False):
-        results.append(sealed(view[start : start + length]) if length else None)
     fates = {name: n for name, n in zip(COUNTS, counts.tolist(), strict=True) if n}
-    return Applied(results, erased.tolist(), ends.tolist(), Counter(fates))
+    n = int(feed.state[0])
+    return Applied(
+        _sealed(out, starts, written),
+        erased.tolist(),
+        ends.tolist(),
+        Counter(fates),
+        Transitions(feed.row[:n], feed.x[:n]),
+    )
 
 
-def _starts(lengths: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where each of some neighbouring pieces begins, and where the last one ends."""
-    starts = np.zeros(len(lengths) + 1, dtype=np.int64)
-    np.cumsum(lengths, out=starts[1:])
-    return starts
+def apply_to_items(
+    effect: ItemEffect, stored: Sequence[bytes | None], transitions: Transitions, items: ByUser
+) -> list[bytes]:
+    """Learn what a feed tells; the records to store, each with its revision raised by one.
+
+    Parameters
+    ----------
+    stored
+        The record of each item; None for one that has none.
+    transitions, items
+        Rows, and which of them are whose; ids as `learner.step.feed.item_id` has them.
+
+    Raises
+    ------
+    DamagedRecord, ForeignRecord
+        If a record cannot be used.
+    """
+    read = _loaded(effect, stored, items.user_ids)
+    length = plain_layout(effect.d, len(effect.prior_belief.factor), 0, 0).length
+    starts = np.arange(len(stored) + 1) * length
+    out, written = np.empty(length * len(stored), np.uint8), np.zeros(len(stored), np.int64)
+    learn_items(
+        rules(effect), _template(effect), read.data, read.starts, read.revisions + 1, transitions.row, transitions.x,
+        items.order, items.first, out, starts, written,
+    )  # fmt: skip
+    return cast(list[bytes], _sealed(out, starts, written))

@@ -29,6 +29,7 @@ from learner.step.columns import (
     keep,
 )
 from learner.step.evidence import learn
+from learner.step.feed import FLIP, NO, YES, Feed, tell
 
 # Outcomes kept per user, open or not, as a multiple of `max_open`: what a busy user can cost.
 MAX_KEPT_FACTOR = 4
@@ -123,7 +124,7 @@ def bound(rules: Rules, user: User, now: int, counts: Any) -> None:
 
 
 @inner
-def show(rules: Rules, user: User, events: Events, e: int, counts: Any) -> bool:
+def show(rules: Rules, user: User, events: Events, e: int, feed: Feed, counts: Any) -> bool:
     """Open the outcomes of a slate, and learn those whose click has been waiting; say whether any of them was new."""
     now = events.event[e].at
     any_new = False
@@ -135,12 +136,16 @@ def show(rules: Rules, user: User, events: Events, e: int, counts: Any) -> bool:
         slot = user.facts[0].n_slots
         user.outcome[slot].key, user.outcome[slot].shown_at = key, now
         user.outcome[slot].offset, user.outcome[slot].weight = events.item[i].offset, events.item[i].weight
+        user.outcome[slot].other_mean = events.item[i].other_mean
+        user.outcome[slot].other_var = events.item[i].other_var
         user.outcome[slot].precision, user.outcome[slot].shift, user.outcome[slot].state = 0.0, 0.0, OPEN
         user.row[slot] = events.row[i]
         keep(user, slot)
         click = waiting(user, key)
+        clicked = click >= 0 and user.click[click].clicked_at - now <= rules.window
+        tell(rules, user, feed, e, slot, events.item[i].item, now, YES if clicked else NO)
         if click >= 0:
-            if user.click[click].clicked_at - now <= rules.window:
+            if clicked:
                 learn(rules, user, slot, now, True, counts)
             else:
                 counts[LATE_CLICKS] += 1
@@ -153,8 +158,9 @@ def show(rules: Rules, user: User, events: Events, e: int, counts: Any) -> bool:
 
 
 @inner
-def click(rules: Rules, user: User, key: Any, now: int, counts: Any) -> bool:
+def click(rules: Rules, user: User, events: Events, e: int, feed: Feed, counts: Any) -> bool:
     """Take a click that is not late; say whether it changed anything."""
+    key, now = events.event[e].key, events.event[e].at
     slot = find(user, key)
     if (slot >= 0 and user.outcome[slot].state == CLICKED) or waiting(user, key) >= 0:
         counts[REPEATED] += 1
@@ -166,6 +172,7 @@ def click(rules: Rules, user: User, key: Any, now: int, counts: Any) -> bool:
         counts[WAITING_CLICKS] += 1
         return True
     counts[CLICKS] += 1
+    tell(rules, user, feed, e, slot, events.event[e].item, now, FLIP)
     learn(rules, user, slot, now, True, counts)
     return True
 

@@ -39,7 +39,7 @@ class Rules(NamedTuple):
 
     `prior_factor` is float64, as `learner.belief.update` has factors; `half_life` is infinite and `discount` 1 where
     the model does not forget; `tick` is the step of event time in which beliefs relax. Of every `outcome_tick` outcomes
-    learnt, `outcome_kept` is left.
+    learnt, `outcome_kept` is left. `item_columns` are the columns of the effect of items, none where there is none.
     """
 
     prior_mean: Any
@@ -53,6 +53,7 @@ class Rules(NamedTuple):
     window: int
     settle_age: int
     max_open: int
+    item_columns: Any
 
 
 class User(NamedTuple):

@@ -82,8 +82,9 @@ def learn(rules: Rules, user: User, slot: int, at: int, clicked: bool, counts: A
     take_back(user, slot)
     one = user.outcome[slot]
     precision, shift = condition(
-        user.mean, user.factor, user.row[slot], clicked, one.offset, one.weight, False, user.f, user.gain
-    )
+        user.mean, user.factor, user.row[slot], clicked, np.float64(one.offset) + one.other_mean, one.weight, False,
+        user.f, user.gain, one.other_var,
+    )  # fmt: skip
     if not clicked:
         one.precision = precision
         one.shift = shift
@@ -96,7 +97,8 @@ def take_back(user: User, slot: int) -> None:
     """Retract the "no" that an outcome left, if it left one."""
     one = user.outcome[slot]
     if one.precision > 0.0:
-        retract(user.mean, user.factor, user.row[slot], one.offset, one.precision, one.shift, user.f, user.gain)
+        offset = np.float64(one.offset) + one.other_mean
+        retract(user.mean, user.factor, user.row[slot], offset, one.precision, one.shift, user.f, user.gain)
         one.precision = 0.0
         one.shift = 0.0
 

@@ -24,6 +24,7 @@ from learner.step.columns import (
     workspace,
 )
 from learner.step.evidence import fade, learn_jointly
+from learner.step.feed import Feed
 
 
 @inner
@@ -34,7 +35,7 @@ def erase(rules: Rules, user: User, now: int) -> None:
 
 
 @inner
-def apply_event(rules: Rules, user: User, events: Events, e: int, counts: Any) -> bool:
+def apply_event(rules: Rules, user: User, events: Events, e: int, feed: Feed, counts: Any) -> bool:
     """Apply one event; say whether the record has to be written."""
     kind, now = events.event[e].kind, events.event[e].at
     if kind == SWEEP:
@@ -54,9 +55,9 @@ def apply_event(rules: Rules, user: User, events: Events, e: int, counts: Any) -
         counts[LATE_CLICKS] += 1
         changed = False
     elif kind == CLICK:
-        changed = click(rules, user, events.event[e].key, now, counts)
+        changed = click(rules, user, events, e, feed, counts)
     else:
-        changed = show(rules, user, events, e, counts)
+        changed = show(rules, user, events, e, feed, counts)
     if changed:
         bound(rules, user, now, counts)
         user.facts[0].n_events += 1
@@ -67,7 +68,7 @@ def apply_event(rules: Rules, user: User, events: Events, e: int, counts: Any) -
 @compiled
 def apply_all(
     rules: Rules, template: Any, data: Any, starts: Any, revisions: Any, room: Any, events: Events, order: Any,
-    first: Any, out: Any, out_starts: Any, lengths: Any, erased: Any, ends: Any, counts: Any,
+    first: Any, out: Any, out_starts: Any, lengths: Any, erased: Any, ends: Any, feed: Feed, counts: Any,
 ) -> None:  # fmt: skip
     """Apply the events of U users to their records, bytes to bytes.
 
@@ -91,6 +92,8 @@ def apply_all(
         Filled with whether each user was ever erased.
     ends
         Filled with the time behind which each user's record would be the belief alone; `NEVER` if it is.
+    feed
+        What the items that were shown are to learn is added to it.
     counts
         What became of the events is added to it, in the order of `COUNTS`.
     """
@@ -106,11 +109,12 @@ def apply_all(
         if known:
             load(user, data[starts[u] : starts[u + 1]])
         changed = False
+        feed.state[1] = u
         if rules.discount < 1.0 and any_to_learn(user, events, order[first[u] : first[u + 1]]):
             discount(user.mean, user.factor, rules.prior_mean, rules.prior_factor, rules.discount)
             fade(user, rules.discount)
         for place in range(first[u], first[u + 1]):
-            if apply_event(rules, user, events, order[place], counts):
+            if apply_event(rules, user, events, order[place], feed, counts):
                 changed = True
         learn_jointly(rules, user)
         erased[u] = user.facts[0].erased_at != NEVER

@@ -1,9 +1,9 @@
-"""Where user records are kept, and how far each shard of them is in the log: changed only by compare-and-set."""
+"""Where records are kept, and how far each shard of them is in the log: changed only by compare-and-set."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from learner.log.position import Mark, Partition
@@ -18,28 +18,31 @@ class StoreUnavailable(ConnectionError):
 
 
 class Write(NamedTuple):
-    """A new value for a user, for the case that the stored one is still the one that was read.
+    """A new value of a record, for the case that the stored one is still the one that was read.
 
     Attributes
     ----------
-    user_id
-        Whose record.
+    id
+        Whose record: a user's, or an item's as `learner.step.feed.item_id` has it.
     expected
         The bytes that were loaded; None if there were none.
     value
         The bytes to store; their revision differs from that of `expected`. None: the record is only compared.
     erased
         Whether the user was ever erased: the record is then kept as long as a tombstone.
+    effect
+        What has the record, see `learner.model.effect.Effect.key`.
     """
 
-    user_id: str
+    id: str
     expected: bytes | None
     value: bytes | None
     erased: bool = False
+    effect: str = "user"
 
     @property
     def expected_identity(self) -> bytes:
-        """The bytes to compare; none for a user who must not have a record."""
+        """The bytes to compare; none for one who must not have a record."""
         return b"" if self.expected is None else self.expected[IDENTITY]
 
 
@@ -62,17 +65,27 @@ class Transaction(NamedTuple):
         Records of its users, all that it was worked out from; each user at most once.
     moves
         Its positions. One that goes nowhere is only compared.
+    feed
+        A block to append to its feed: what other shards are to learn of this.
     """
 
     shard: int
     writes: Sequence[Write]
     moves: Sequence[Move] = ()
+    feed: bytes = b""
+
+
+class Block(NamedTuple):
+    """A block of a feed, and its number: larger than those of all blocks before it, also of lost ones."""
+
+    number: int
+    data: bytes
 
 
 class Store(Protocol):
-    """Records of users in shards, each with a position for each log partition. Safe to use from several threads.
+    """Records in shards, each with positions, and with a feed for other shards. Safe to use from several threads.
 
-    A failure of the store may take a shard back to an earlier state, its records and positions together.
+    A failure of the store may take a shard back to an earlier state, its records, positions and feed together.
 
     Every method may raise `StoreUnavailable`; `load` of one user and `commit` raise `DamagedRecord` where the place of
     a record holds something else altogether.
@@ -83,12 +96,20 @@ class Store(Protocol):
         """How many shards there are."""
         ...
 
-    def shard_of(self, user_id: str) -> int:
-        """The shard that a user's record is in, from 0."""
+    def shard_of(self, id: str) -> int:
+        """The shard that a user's or an item's record is in, from 0."""
         ...
 
-    def load(self, user_ids: Sequence[str]) -> list[bytes | None]:
-        """Read the records of users in one round trip; None for a user who has none."""
+    def load(self, ids: Sequence[str], effect: str = "user") -> list[bytes | None]:
+        """Read the records of users or items in one round trip; None for one that has none."""
+        ...
+
+    def read_feed(self, behind: Mapping[int, int], limit: int) -> dict[int, list[Block]]:
+        """For each of these shards the blocks of its feed behind a number, at most so many, in one round trip."""
+        ...
+
+    def trim_feed(self, shard: int, number: int, younger_ms: int) -> None:
+        """Drop a feed's blocks up to a number, but for those written less than so long ago."""
         ...
 
     def positions(self, partitions: Sequence[Partition]) -> list[list[Mark]]:
@@ -118,7 +139,7 @@ class Store(Protocol):
 
 def write_alone(store: Store, writes: Sequence[Write]) -> list[bool]:
     """Store each record that is still expected, whatever becomes of the others, and move no position; say which."""
-    return store.commit([Transaction(store.shard_of(write.user_id), [write]) for write in writes])
+    return store.commit([Transaction(store.shard_of(write.id), [write]) for write in writes])
 
 
 class Lifetimes(NamedTuple):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from cachetools import LRUCache
 
 from learner.log.position import Mark, Partition
-from learner.store import Store, Transaction
+from learner.store import Block, Store, Transaction
 
 CAPACITY_BYTES = 64 << 20
 
@@ -29,23 +29,31 @@ class RecentStore:
 
     def __init__(self, store: Store, capacity_bytes: int = CAPACITY_BYTES) -> None:
         self._store = store
-        self._recent: LRUCache[str, bytes] = LRUCache(capacity_bytes, getsizeof=len)
+        self._recent: LRUCache[tuple[str, str], bytes] = LRUCache(capacity_bytes, getsizeof=len)
 
     @property
     def shards(self) -> int:
         """As the store has."""
         return self._store.shards
 
-    def shard_of(self, user_id: str) -> int:
+    def shard_of(self, id: str) -> int:
         """As the store has it."""
-        return self._store.shard_of(user_id)
+        return self._store.shard_of(id)
 
-    def load(self, user_ids: Sequence[str]) -> list[bytes | None]:
+    def load(self, ids: Sequence[str], effect: str = "user") -> list[bytes | None]:
         """Read the records that are not remembered."""
-        known = [self._recent.get(user_id) for user_id in user_ids]
-        missing = [user_id for user_id, value in zip(user_ids, known, strict=True) if value is None]
-        read = iter(self._store.load(missing) if missing else [])
+        known = [self._recent.get((effect, one)) for one in ids]
+        missing = [one for one, value in zip(ids, known, strict=True) if value is None]
+        read = iter(self._store.load(missing, effect) if missing else [])
         return [next(read) if value is None else value for value in known]
+
+    def read_feed(self, behind: Mapping[int, int], limit: int) -> dict[int, list[Block]]:
+        """Ask the store."""
+        return self._store.read_feed(behind, limit)
+
+    def trim_feed(self, shard: int, number: int, younger_ms: int) -> None:
+        """See the store."""
+        self._store.trim_feed(shard, number, younger_ms)
 
     def positions(self, partitions: Sequence[Partition]) -> list[list[Mark]]:
         """Ask the store."""
@@ -55,13 +63,13 @@ class RecentStore:
         """Store what is still expected, and remember that alone."""
         for transaction in transactions:
             for write in transaction.writes:
-                self._recent.pop(write.user_id, None)
+                self._recent.pop((write.effect, write.id), None)
         done = self._store.commit(transactions)
         for transaction, stored in zip(transactions, done, strict=True):
             for write in transaction.writes if stored else ():
                 value = write.value or write.expected
                 if value is not None and len(value) <= self._recent.maxsize:
-                    self._recent[write.user_id] = value
+                    self._recent[write.effect, write.id] = value
         return done
 
     def forget(self) -> None:

@@ -1,9 +1,9 @@
-"""The store on Redis or Redis Cluster: a string a user and a hash of positions a shard, one script a transaction."""
+"""The store on Redis or Redis Cluster: a string a record, a hash of positions and a stream a shard."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 from zlib import crc32
@@ -15,38 +15,45 @@ from redis.retry import Retry
 
 from learner.log.position import NOTHING, Mark, Partition
 from learner.record import DamagedRecord
-from learner.store import KEY_PREFIX, Lifetimes, Transaction
+from learner.store import KEY_PREFIX, Block, Lifetimes, Transaction, Write
 from learner.store.redis_errors import translated
 
 SHARDS = 16
 """Hash tags that keys are spread over. Users of one shard can be read and written in one command on Redis Cluster."""
 
-# KEYS: positions, users. ARGV: the number of moves; for each of them its partition, the mark expected (none: no such
-# field) and the new one; for each user the identity expected (none: no record), the new value (none: as it is), and
-# seconds to live (0: for ever). Answers 1 if all is done, 0 if something else was held, -i if the key of the i-th user
-# does not hold a string. All is read before anything is written: Redis may refuse a script's first write, and no other.
+# Of a stream's ids, which are a time in ms and a sequence number, in one number.
+_SEQUENCE_BITS = 20
+
+# KEYS: positions, feed, records. ARGV: the number of moves; the block to append to the feed (none: no block); for each
+# move its partition, the mark expected (none: no such field) and the new one; for each record the identity expected
+# (none: no record), the new value (none: as it is), and seconds to live (0: for ever). Answers 1 if all is done, 0 if
+# something else was held, -i if the key of the i-th record does not hold a string. All is read before anything is
+# written: Redis may refuse a script's first write, and no other.
 _COMPARE_AND_SET = """
 local n = tonumber(ARGV[1])
-for i = 2, 3 * n - 1, 3 do
+for i = 3, 3 * n, 3 do
   if (redis.call('HGET', KEYS[1], ARGV[i]) or '') ~= ARGV[i + 1] then
     return 0
   end
 end
-for i = 2, #KEYS do
+for i = 3, #KEYS do
   local held = redis.pcall('GETRANGE', KEYS[i], 4, 15)
   if type(held) == 'table' then
-    return 1 - i
-  elseif held ~= ARGV[3 * (n + i) - 4] then
+    return 2 - i
+  elseif held ~= ARGV[3 * (n + i) - 6] then
     return 0
   end
 end
-for i = 2, 3 * n - 1, 3 do
+for i = 3, 3 * n, 3 do
   if ARGV[i + 1] ~= ARGV[i + 2] then
     redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 2])
   end
 end
-for i = 2, #KEYS do
-  local at = 3 * (n + i) - 4
+if ARGV[2] ~= '' then
+  redis.call('XADD', KEYS[2], '*', 'b', ARGV[2])
+end
+for i = 3, #KEYS do
+  local at = 3 * (n + i) - 6
   if ARGV[at + 1] == '' then
     -- Only compared.
   elseif ARGV[at + 2] == '0' then
@@ -85,24 +92,24 @@ class RedisStore:
         """As many as there are hash tags."""
         return SHARDS
 
-    def shard_of(self, user_id: str) -> int:
+    def shard_of(self, id: str) -> int:
         """By a checksum of the id."""
-        return shard_of(user_id)
+        return shard_of(id)
 
-    def load(self, user_ids: Sequence[str]) -> list[bytes | None]:
+    def load(self, ids: Sequence[str], effect: str = "user") -> list[bytes | None]:
         """Read records, in one round trip."""
-        found: list[bytes | None] = [None] * len(user_ids)
-        shards = list(_by_shard(user_ids))
+        found: list[bytes | None] = [None] * len(ids)
+        shards = list(_by_shard(ids))
         if not shards:
             return found
         with translated():
-            if len(user_ids) == 1:
+            if len(ids) == 1:
                 # GET, unlike MGET, does not call a key absent that holds something else.
-                return [self._get(user_ids[0])]
+                return [self._get(ids[0], effect)]
             pipeline = self._redis.pipeline(transaction=False)
             for places in shards:
                 # Not `mget`, which redis-py does not let into a cluster's pipeline: these keys share their slot.
-                pipeline.execute_command("MGET", *(self._key(user_ids[i]) for i in places))
+                pipeline.execute_command("MGET", *(self._key(ids[i], effect) for i in places))
             replies = pipeline.execute()
         for places, values in zip(shards, replies, strict=True):
             for i, value in zip(places, values, strict=True):
@@ -127,15 +134,17 @@ class RedisStore:
             return []
         with translated():
             pipeline = self._redis.pipeline(transaction=False)
-            for shard, writes, moves in transactions:
+            for shard, writes, moves, feed in transactions:
                 # The script itself and not its hash: a Redis that restarted does not know the hash.
                 pipeline.execute_command(
                     "EVAL",
                     _COMPARE_AND_SET,
-                    1 + len(writes),
+                    2 + len(writes),
                     positions_key(shard, self._prefix),
-                    *(self._key(write.user_id) for write in writes),
+                    feed_key(shard, self._prefix),
+                    *(self._key(write.id, write.effect) for write in writes),
                     len(moves),
+                    feed,
                     *(
                         part
                         for move in moves
@@ -150,8 +159,29 @@ class RedisStore:
             replies = pipeline.execute()
         for transaction, reply in zip(transactions, replies, strict=True):
             if reply < 0:
-                raise self._wrong_type(transaction.writes[-reply - 1].user_id)
+                raise self._wrong_type(transaction.writes[-reply - 1])
         return [reply == 1 for reply in replies]
+
+    def read_feed(self, behind: Mapping[int, int], limit: int) -> dict[int, list[Block]]:
+        """Read feeds, in one round trip."""
+        with translated():
+            pipeline = self._redis.pipeline(transaction=False)
+            for shard, number in behind.items():
+                start = f"({_stream_id(number)}"
+                pipeline.execute_command("XRANGE", feed_key(shard, self._prefix), start, "+", "COUNT", limit)
+            replies = pipeline.execute()
+        return {
+            shard: [Block(_number_of(name), parts[b"b"]) for name, parts in reply or []]
+            for shard, reply in zip(behind, replies, strict=True)
+        }
+
+    def trim_feed(self, shard: int, number: int, younger_ms: int) -> None:
+        """Drop blocks; the newest one's id tells Redis's time."""
+        key = feed_key(shard, self._prefix)
+        with translated():
+            if newest := self._redis.execute_command("XREVRANGE", key, "+", "-", "COUNT", 1):
+                until = min(number + 1, max(0, _number_of(newest[0][0]) - (younger_ms << _SEQUENCE_BITS)))
+                self._redis.execute_command("XTRIM", key, "MINID", _stream_id(until))
 
     def forget(self) -> None:
         """Do nothing: nothing is remembered."""
@@ -187,30 +217,36 @@ class RedisStore:
     def _owner_key(self) -> str:
         return f"{self._prefix}:owner"
 
-    def _key(self, user_id: str) -> str:
-        return record_key(user_id, self._prefix)
+    def _key(self, id: str, effect: str) -> str:
+        return record_key(id, self._prefix, effect)
 
-    def _wrong_type(self, user_id: str) -> DamagedRecord:
-        return DamagedRecord(user_id, f"the Redis key {self._key(user_id)!r} does not hold a string")
+    def _wrong_type(self, write: Write) -> DamagedRecord:
+        key = self._key(write.id, write.effect)
+        return DamagedRecord(write.id, f"the Redis key {key!r} does not hold a string", write.effect)
 
-    def _get(self, user_id: str) -> bytes | None:
+    def _get(self, id: str, effect: str) -> bytes | None:
         try:
-            value: bytes | None = self._redis.get(self._key(user_id))
+            value: bytes | None = self._redis.get(self._key(id, effect))
         except redis.ResponseError as exc:
             if str(exc).startswith("WRONGTYPE"):
-                raise self._wrong_type(user_id) from exc
+                raise self._wrong_type(Write(id, None, None, effect=effect)) from exc
             raise
         return value
 
 
-def shard_of(user_id: str) -> int:
-    """Which shard a user is in."""
-    return crc32(user_id.encode()) % SHARDS
+def shard_of(id: str) -> int:
+    """Which shard a user or an item is in."""
+    return crc32(id.encode()) % SHARDS
 
 
-def record_key(user_id: str, prefix: str = KEY_PREFIX) -> str:
-    """The Redis key of a user's record."""
-    return f"{prefix}:{{{shard_of(user_id):02d}}}:user:{user_id}"
+def record_key(id: str, prefix: str = KEY_PREFIX, effect: str = "user") -> str:
+    """The Redis key of a user's or an item's record."""
+    return f"{prefix}:{{{shard_of(id):02d}}}:{effect}:{id}"
+
+
+def feed_key(shard: int, prefix: str = KEY_PREFIX) -> str:
+    """The Redis key of a shard's feed: a stream of blocks."""
+    return f"{prefix}:{{{shard:02d}}}:feed"
 
 
 def positions_key(shard: int, prefix: str = KEY_PREFIX) -> str:
@@ -230,11 +266,20 @@ def _read_mark(held: bytes | None) -> Mark:
     return Mark(*map(int, held.split(b"/"))) if held else NOTHING
 
 
-def _by_shard(user_ids: Sequence[str]) -> Iterator[list[int]]:
-    """The places of the users of each shard in turn."""
+def _stream_id(number: int) -> str:
+    return f"{number >> _SEQUENCE_BITS}-{number & (1 << _SEQUENCE_BITS) - 1}"
+
+
+def _number_of(stream_id: bytes) -> int:
+    ms, _, sequence = stream_id.partition(b"-")
+    return int(ms) << _SEQUENCE_BITS | int(sequence)
+
+
+def _by_shard(ids: Sequence[str]) -> Iterator[list[int]]:
+    """The places of those of each shard in turn."""
     shards: dict[int, list[int]] = {}
-    for i, user_id in enumerate(user_ids):
-        shards.setdefault(shard_of(user_id), []).append(i)
+    for i, one in enumerate(ids):
+        shards.setdefault(shard_of(one), []).append(i)
     yield from shards.values()
 
 

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from learner.log.position import NOTHING, Mark, Partition
 from learner.record import IDENTITY
 from learner.sqlite_file import SqliteFile
-from learner.store import Lifetimes, Move, StoreUnavailable, Transaction, Write
+from learner.store import Block, Lifetimes, Move, StoreUnavailable, Transaction, Write
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS records (
-    user_id TEXT PRIMARY KEY, value BLOB NOT NULL, expires_at REAL NOT NULL
+    effect TEXT NOT NULL, id TEXT NOT NULL, value BLOB NOT NULL, expires_at REAL NOT NULL, PRIMARY KEY (effect, id)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS records_by_expiry ON records (expires_at);
 CREATE TABLE IF NOT EXISTS positions (
     topic_id BLOB NOT NULL, number INTEGER NOT NULL, epoch INTEGER NOT NULL, "offset" INTEGER NOT NULL,
     PRIMARY KEY (topic_id, number)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS feed (number INTEGER PRIMARY KEY AUTOINCREMENT, data BLOB NOT NULL, made_at REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS owner (value BLOB NOT NULL);
 """
 
@@ -36,17 +37,28 @@ class SqliteStore:
         """The file is one."""
         return 1
 
-    def shard_of(self, user_id: str) -> int:
+    def shard_of(self, id: str) -> int:
         """The only one."""
         return 0
 
-    def load(self, user_ids: Sequence[str]) -> list[bytes | None]:
+    def load(self, ids: Sequence[str], effect: str = "user") -> list[bytes | None]:
         """Read records; a query each costs little where there is no round trip."""
-        query = "SELECT value FROM records WHERE user_id = ? AND expires_at > ?"
+        query = "SELECT value FROM records WHERE effect = ? AND id = ? AND expires_at > ?"
         now = time.time()
         with self._file.reading() as db:
-            rows = [db.execute(query, (user_id, now)).fetchone() for user_id in user_ids]
+            rows = [db.execute(query, (effect, one, now)).fetchone() for one in ids]
         return [row and row[0] for row in rows]
+
+    def read_feed(self, behind: Mapping[int, int], limit: int) -> dict[int, list[Block]]:
+        """Read the feed."""
+        query = "SELECT number, data FROM feed WHERE number > ? ORDER BY number LIMIT ?"
+        with self._file.reading() as db:
+            return {shard: [Block(*row) for row in db.execute(query, (at, limit))] for shard, at in behind.items()}
+
+    def trim_feed(self, shard: int, number: int, younger_ms: int) -> None:
+        """Drop blocks."""
+        with self._file.writing() as db:
+            db.execute("DELETE FROM feed WHERE number <= ? AND made_at < ?", (number, time.time() - younger_ms / 1000))
 
     def positions(self, partitions: Sequence[Partition]) -> list[list[Mark]]:
         """Read positions."""
@@ -66,6 +78,8 @@ class SqliteStore:
                 db.execute("DELETE FROM records WHERE expires_at <= ?", (now,))
                 for move in transaction.moves:
                     _move(db, move)
+                if transaction.feed:
+                    db.execute("INSERT INTO feed (data, made_at) VALUES (?, ?)", (transaction.feed, now))
                 for write in transaction.writes:
                     _write(db, write, now + (self._lifetimes.of(write) or float("inf")))
         except _Refused:
@@ -109,19 +123,20 @@ def _move(db: sqlite3.Connection, move: Move) -> None:
 
 
 def _write(db: sqlite3.Connection, write: Write, expires_at: float) -> None:
+    key = (write.effect, write.id)
     if write.value is None:
-        row = db.execute("SELECT value FROM records WHERE user_id = ?", (write.user_id,)).fetchone()
+        row = db.execute("SELECT value FROM records WHERE effect = ? AND id = ?", key).fetchone()
         if (row[0][IDENTITY] if row else b"") != write.expected_identity:
             raise _Refused
         return
     new = (write.value, expires_at)
     if write.expected is None:
-        cursor = db.execute("INSERT OR IGNORE INTO records VALUES (?, ?, ?)", (write.user_id, *new))
+        cursor = db.execute("INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?)", (*key, *new))
     else:
         cursor = db.execute(
             "UPDATE records SET value = ?, expires_at = ?"
-            " WHERE user_id = ? AND coalesce(substr(value, 5, 12), x'') = ?",
-            (*new, write.user_id, write.expected_identity),
+            " WHERE effect = ? AND id = ? AND coalesce(substr(value, 5, 12), x'') = ?",
+            (*new, *key, write.expected_identity),
         )
     if cursor.rowcount != 1:
         raise _Refused

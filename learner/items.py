@@ -1,0 +1,196 @@
+"""The items of one member of the group: what users' shards tell of them is learnt, exactly once.
+
+An item's shard keeps two kinds of positions, moved together with its records: how far it is in the feed of each shard
+of users, and for each of these and each log partition the last event that was learnt. The first says where to read on;
+the second skips what a shard of users that has stepped back tells again. docs/adr/0022 says why that is enough.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+import numpy as np
+import structlog
+
+from learner.feed import Told, decode_block
+from learner.log.position import NOTHING, Mark, Partition
+from learner.model.effect import ItemEffect
+from learner.record import DamagedRecord, ForeignRecord
+from learner.step.apply import apply_to_items
+from learner.step.feed import TRANSITION, Transitions, by_item, item_id
+from learner.store import Move, Store, Transaction, Write
+
+BLOCKS = 64
+"""Of each feed, read at a time."""
+TRIM_S = 10.0
+KEPT_MS = 60_000
+"""Blocks are kept for so long: a shard of items that loses less than its last minute is made good from them."""
+
+log = structlog.get_logger("freshet.learner")
+
+
+def cursor(feed: int) -> Partition:
+    """What a shard of items calls its position in a feed."""
+    return Partition(b"feed".ljust(16, b"\0"), feed)
+
+
+def source(feed: int, partition: Partition) -> Partition:
+    """What a shard of items calls its position in a log partition, as a feed tells it."""
+    return Partition(blake2b(partition.topic_id, digest_size=16, key=b"feed %d" % feed).digest(), partition.number)
+
+
+@dataclass
+class Items:
+    """The shards of items that are this member's.
+
+    Attributes
+    ----------
+    effect, store
+        What is learnt of items, and where it is kept.
+    clock
+        Seconds that never step back.
+    """
+
+    effect: ItemEffect
+    store: Store
+    clock: Callable[[], float] = time.monotonic
+    _owned: frozenset[int] = field(default=frozenset(), init=False)
+    # What the shards hold, as this member last read or wrote it: forgotten whenever one of them held something else.
+    _known: dict[Partition, list[Mark]] = field(default_factory=dict, init=False)
+    _unusable: set[str] = field(default_factory=set, init=False)
+    _trimmed_at: float = field(default=-float("inf"), init=False)
+
+    def turn(self, owned: Set[int], counts: Counter[str]) -> None:
+        """Learn what the feeds tell of items in these shards: all that there is, unless another member got ahead."""
+        if owned != self._owned:
+            self._owned = frozenset(owned)
+            self._known.clear()
+        while self._owned and self._learn_some(counts):
+            pass
+        if self.clock() - self._trimmed_at >= TRIM_S:
+            self._trim()
+            self._trimmed_at = self.clock()
+
+    def _learn_some(self, counts: Counter[str]) -> bool:
+        """Learn a few blocks of each feed; say whether there may be more."""
+        cursors = [cursor(feed) for feed in range(self.store.shards)]
+        self._read(cursors)
+        behind = {one.number: min(max(0, self._known[one][shard].offset) for shard in self._owned) for one in cursors}
+        found = self.store.read_feed(behind, BLOCKS)
+        blocks = sorted((block.number, feed, block.data) for feed, some in found.items() for block in some)
+        if not blocks:
+            return False
+        told = []
+        for number, feed, data in blocks:
+            if (one := decode_block(self.effect, data)) is None:
+                counts["item_blocks_foreign"] += 1
+            else:
+                told.append((number, feed, one))
+        self._read({source(feed, partition) for _, feed, one in told for partition in one.partitions})
+        reached = _Reached(self._known, self._owned)
+        some = [reached.take(self.store, number, feed, one) for number, feed, one in told]
+        for number, feed, _ in blocks:
+            reached.move(cursor(feed), Mark(0, number))
+        transitions = Transitions(
+            np.concatenate([np.empty(0, TRANSITION), *(one.row for one in some)]),
+            np.concatenate([np.empty((0, self.effect.d), np.float32), *(one.x for one in some)]),
+        )
+        writes = self._writes(transitions, counts)
+        transactions = [
+            Transaction(shard, [one for one in writes if self.store.shard_of(one.id) == shard], moves)
+            for shard in sorted(self._owned)
+            if (moves := reached.moves(shard))
+        ]
+        try:
+            done = self.store.commit(transactions)
+        except DamagedRecord as exc:
+            # What stands in the place of its record is no string.
+            self._unusable.add(exc.user_id)
+            return True
+        if not all(done):
+            # Another member was faster, or the store has stepped back: what the shards hold says where to go on.
+            counts["item_conflicts"] += done.count(False)
+            self._known.clear()
+            return True
+        for transaction in transactions:
+            for move in transaction.moves:
+                self._known[move.partition][transaction.shard] = move.reached
+        counts["item_outcomes"] += len(transitions.row)
+        return any(len(some) == BLOCKS for some in found.values())
+
+    def _writes(self, transitions: Transitions, counts: Counter[str]) -> list[Write]:
+        """The records that come of some rows. One that cannot be used stays as it is, and what it is told is lost."""
+        items = by_item(transitions)
+        items = items.only([i for i, one in enumerate(items.user_ids) if one not in self._unusable])
+        while True:
+            stored = self.store.load(items.user_ids, self.effect.key)
+            try:
+                values = apply_to_items(self.effect, stored, transitions, items)
+            except (DamagedRecord, ForeignRecord) as exc:
+                log.error("record cannot be used", error=str(exc))
+                self._unusable.add(exc.user_id)
+                items = items.only([i for i, one in enumerate(items.user_ids) if one not in self._unusable])
+                continue
+            counts["item_outcomes_lost"] += len(transitions.row) - len(items.order)
+            return [
+                Write(one, before, value, effect=self.effect.key)
+                for one, before, value in zip(items.user_ids, stored, values, strict=True)
+            ]
+
+    def _read(self, wanted: Iterable[Partition]) -> None:
+        """Know these positions."""
+        if missing := [one for one in wanted if one not in self._known]:
+            shards = self.store.positions(missing)
+            self._known |= {one: [marks[i] for marks in shards] for i, one in enumerate(missing)}
+
+    def _trim(self) -> None:
+        """Drop what every shard of items has, of the feeds of the shards that are this member's."""
+        ours = [cursor(feed) for feed in sorted(self._owned)]
+        for one, marks in zip(ours, zip(*self.store.positions(ours), strict=True), strict=True):
+            if (least := min(marks)) != NOTHING:
+                self.store.trim_feed(one.number, least.offset, KEPT_MS)
+
+
+class _Reached:
+    """How far shards come with some blocks, taken in turn."""
+
+    def __init__(self, known: Mapping[Partition, Sequence[Mark]], owned: Set[int]) -> None:
+        self._known = known
+        self._owned = np.array(sorted(owned))
+        self._reached: dict[Partition, list[Mark]] = {}
+
+    def take(self, store: Store, number: int, feed: int, told: Told) -> Transitions:
+        """The rows of a block that are new to their items' shards, which then have them."""
+        row = told.transitions.row
+        keys, inverse = np.unique(row["item"], return_inverse=True)
+        shard = np.array([store.shard_of(item_id(key)) for key in keys.tolist()])[inverse]
+        at = np.array([mark.offset for mark in self._known[cursor(feed)]])
+        new = np.isin(shard, self._owned) & (at[shard] < number)
+        epoch, place, of = (told.sources[name].astype(np.int64) for name in ("epoch", "place", "partition"))
+        for i, partition in enumerate(told.partitions):
+            its = new & (of == i)
+            name = source(feed, partition)
+            marks = np.array(self._reached.get(name, self._known[name]), np.int64)[shard]
+            new &= ~its | (epoch > marks[:, 0]) | ((epoch == marks[:, 0]) & (place > marks[:, 1]))
+            its &= new
+            # Of a partition's rows the last is the furthest.
+            for one, last in zip(shard[its].tolist(), np.flatnonzero(its).tolist(), strict=True):
+                self._set(name, one, told.mark(last))
+        return Transitions(row[new], told.transitions.x[new])
+
+    def move(self, name: Partition, mark: Mark) -> None:
+        """All shards that are ours have come to a mark, or further."""
+        for shard in self._owned.tolist():
+            self._set(name, shard, max(mark, self._known[name][shard]))
+
+    def moves(self, shard: int) -> list[Move]:
+        """Where a shard goes; nowhere if it has all of it."""
+        moves = [Move(name, self._known[name][shard], marks[shard]) for name, marks in self._reached.items()]
+        return [move for move in moves if move.reached != move.held]
+
+    def _set(self, name: Partition, shard: int, mark: Mark) -> None:
+        self._reached.setdefault(name, list(self._known[name]))[shard] = mark

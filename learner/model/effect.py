@@ -1,0 +1,105 @@
+"""An effect: coefficients of which every user, or every item, has a belief of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+
+from learner.belief.gaussian import Array, Belief, Gaussian, Rows, factorised
+from learner.belief.population import Population
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """What is believed of those who have the effect before anything is learnt of them, and how beliefs forget.
+
+    Attributes
+    ----------
+    name
+        Of the model.
+    prior
+        The population N(m0, S0), shapes (d,) and (d, d), or (d,) with a diagonal covariance.
+    half_life_ms, half_life_outcomes
+        Time, and outcomes learnt, in which evidence loses half its pull on the mean; None keeps it for ever.
+    coefficients
+        The d names: ``intercept``, ``price``, ``genre=drama``, ``tags#3``, ``taste[0]``.
+    fingerprint
+        Eight bytes that tell feature spaces apart.
+    fixed_effect
+        b, shape (d,): an item without an offset of its own has the offset x'b.
+    earlier
+        Populations that records may have been written under before this one, oldest first.
+    """
+
+    name: str
+    prior: Gaussian
+    half_life_ms: float | None
+    half_life_outcomes: float | None
+    coefficients: tuple[str, ...]
+    fingerprint: bytes
+    fixed_effect: Array
+    earlier: tuple[Population, ...] = ()
+    key: ClassVar[str] = "user"
+    """What has the effect."""
+
+    @cached_property
+    def population(self) -> Population:
+        """The prior and the fixed effect it stands on."""
+        return Population(self.prior, self.fixed_effect)
+
+    @cached_property
+    def prior_belief(self) -> Belief:
+        """The prior in U D U' form, in float64."""
+        return factorised(self.prior)
+
+    @cached_property
+    def population_fingerprint(self) -> bytes:
+        """Eight bytes that tell populations apart."""
+        return self.population.fingerprint
+
+    @cached_property
+    def earlier_populations(self) -> Mapping[bytes, Population]:
+        """`earlier`, by fingerprint."""
+        return {one.fingerprint: one for one in self.earlier}
+
+    @property
+    def d(self) -> int:
+        """Number of coefficients, the intercept included."""
+        return len(self.coefficients)
+
+    def relax_factor(self, elapsed_ms: Array) -> Array:
+        """What is left of a belief, 2^(-elapsed / half_life); 1 out of order or without a half-life. Shape as given."""
+        if self.half_life_ms is None:
+            return np.ones_like(elapsed_ms)
+        return np.exp2(-np.maximum(elapsed_ms, 0.0) / self.half_life_ms)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemEffect(Effect):
+    """The effect of items, on some of the columns of a row.
+
+    Attributes
+    ----------
+    columns
+        Places of its coefficients among the model's, shape (d,).
+    """
+
+    columns: tuple[int, ...]
+    key: ClassVar[str] = "item"
+
+    def as_scored(self, given: Sequence[tuple[float, float] | None], rows: Rows) -> tuple[Array, Array]:
+        """Mean and variance of the effect of the items of a slate, shape (N,): those given, or of an unknown item."""
+        X = rows[:, self.columns].astype(np.float64)
+        cov = self.prior.cov
+        unknown = (X * X) @ cov if self.prior.is_diagonal else ((X @ cov) * X).sum(axis=1)
+        mean = np.array([0.0 if one is None else one[0] for one in given])
+        var = np.array([v if one is None else one[1] for one, v in zip(given, unknown.tolist(), strict=True)])
+        return mean, var
+
+    def of(self, rows: Rows) -> Rows:
+        """Its columns of rows, shape (N, d)."""
+        return np.ascontiguousarray(rows[:, self.columns])

@@ -1,0 +1,100 @@
+"""What a user's events tell the items that were shown: rows of a feed, as the compiled loop makes them.
+
+An item learns a "no" when it is shown, and turns it into a "yes" at the click. Waiting for the user's label instead
+would let clicks through at once and hold the "no"s back.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.belief.compiled import inner
+from learner.belief.gaussian import Rows
+from learner.belief.update import project
+from learner.events.microbatch import ByUser
+from learner.record import NEVER
+from learner.step.columns import Rules, User
+
+NO, YES, FLIP = 0, 1, 2
+"""Shown; shown, and its click had come before it; clicked after it was shown."""
+
+TRANSITION = np.dtype(
+    [
+        ("item", "<i8"), ("at", "<i8"), ("shown_at", "<i8"), ("event", "<i8"), ("user", "<i8"), ("kind", "<i4"),
+        ("offset", "<f4"), ("variance", "<f4"), ("weight", "<f4"),
+    ]
+)  # fmt: skip
+"""One change of a label: whose, when, the place of the event in its microbatch, and mean and variance of the log-odds
+without the item."""
+
+
+class Feed(NamedTuple):
+    """Rows with room for all that a microbatch may come to.
+
+    Attributes
+    ----------
+    row
+        Of `TRANSITION`.
+    x
+        The columns of the item's effect, shape (N, d_i), float32.
+    state
+        How many rows there are, and the number of the user in hand, shape (2,).
+    """
+
+    row: Any
+    x: Any
+    state: Any
+
+
+class Transitions(NamedTuple):
+    """Rows of `TRANSITION`, and their columns of the item's effect, shape (N, d_i)."""
+
+    row: NDArray[np.void]
+    x: Rows
+
+
+def item_id(key: int) -> str:
+    """What an item's record is kept under."""
+    return f"{key % (1 << 64):016x}"
+
+
+def by_item(transitions: Transitions) -> ByUser:
+    """Which rows are of which item, in their order."""
+    keys, inverse = np.unique(transitions.row["item"], return_inverse=True)
+    order = np.argsort(inverse, kind="stable")
+    first = np.searchsorted(inverse[order], np.arange(len(keys) + 1))
+    return ByUser([item_id(key) for key in keys.tolist()], order, first)
+
+
+def room_for(n: int, d: int) -> Feed:
+    """Room for n rows of an effect of d coefficients."""
+    return Feed(np.zeros(n, TRANSITION), np.zeros((n, d), np.float32), np.zeros(2, np.int64))
+
+
+@inner
+def tell(rules: Rules, user: User, feed: Feed, e: int, slot: int, item: int, at: int, kind: int) -> None:
+    """Add a row: what the user's settled belief, relaxed to the event, says of an outcome before it is learnt.
+
+    Mean and variance of a relaxed belief along x are those of the belief and of the prior along x, relaxed.
+    """
+    if len(rules.item_columns) == 0:
+        return
+    x = user.row[slot]
+    mu, v = project(user.mean, user.factor, x, user.f)
+    elapsed = at - user.facts[0].settled_at
+    if user.facts[0].settled_at != NEVER and elapsed > 0 and rules.half_life < np.inf:
+        a = 2.0 ** (-elapsed / rules.half_life)
+        mu_0, v_0 = project(rules.prior_mean, rules.prior_factor, x, user.f)
+        mu = a * mu + (1.0 - a) * mu_0
+        v = v_0 + a * a * (v - v_0)
+    n = feed.state[0]
+    row = feed.row[n]
+    row.item, row.at, row.shown_at, row.event, row.user = item, at, user.outcome[slot].shown_at, e, feed.state[1]
+    row.kind, row.offset, row.variance = kind, mu + user.outcome[slot].offset, v
+    row.weight = user.outcome[slot].weight
+    for j in range(len(rules.item_columns)):
+        feed.x[n, j] = x[rules.item_columns[j]]
+    feed.state[0] = n + 1

@@ -1,0 +1,348 @@
+"""Items learn beside users: one step for both effects, and each change of a label exactly once."""
+
+from __future__ import annotations
+
+import json
+import random
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import expit
+
+from learner.belief import update
+from learner.belief.gaussian import Gaussian, factorised
+from learner.events.microbatch import by_user
+from learner.events.parse import item_key, parse_events
+from learner.items import Items
+from learner.log import Entry, open_log, open_reader
+from learner.loop import Learner
+from learner.model.duration import ModelError
+from learner.model.spec import Model, load_model
+from learner.record import Record, decode_record, encode_record, fresh_record
+from learner.step.apply import apply, apply_to_items
+from learner.step.feed import FLIP, NO, YES, by_item, item_id
+from learner.store import Store, open_store
+from learner.store.recent import RecentStore
+
+TEXT = """
+name = "t"
+half_life = "10d"
+click_delay = { median = "10s", sigma = 1.2 }
+[features]
+x = { kind = "numeric" }
+[effects.item]
+features = ["intercept", "x"]
+half_life = "2d"
+prior = { variance = 0.5 }
+"""
+MODEL = load_model(TEXT)
+AT = 1_700_000_000_000
+
+
+def work(d: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.empty(d), np.empty(d)
+
+
+def grid_moments(
+    mean: list[np.ndarray], cov: list[np.ndarray], x: list[np.ndarray], offset: float, clicked: bool, w: float
+) -> list[tuple[float, float]]:
+    """Mean and variance of each effect's log-odds under the tilted joint, on a grid of both."""
+    centre = [x_e @ m for x_e, m in zip(x, mean, strict=True)]
+    deviation = [np.sqrt(x_e @ S @ x_e) for x_e, S in zip(x, cov, strict=True)]
+    nodes = np.linspace(-9, 9, 1501)
+    u, i = (c + s * nodes for c, s in zip(centre, deviation, strict=True))
+    z = offset + u[:, None] + i[None, :]
+    density = np.exp(-(nodes[:, None] ** 2 + nodes[None, :] ** 2) / 2 + w * np.log(expit(z if clicked else -z)))
+    density /= density.sum()
+    found = []
+    for axis, value in ((1, u), (0, i)):
+        share = density.sum(axis=axis)
+        first = (share * value).sum()
+        found.append((first, (share * (value - first) ** 2).sum()))
+    return found
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.floats(0.01, 9.0),
+    st.floats(0.01, 9.0),
+    st.floats(-4, 4),
+    st.booleans(),
+    st.floats(0.2, 3),
+)
+def test_one_outcome_moves_both_effects_to_the_exact_marginals_of_their_tilted_joint(
+    seed: int, v_u: float, v_i: float, offset: float, clicked: bool, w: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    mean, cov, x = [], [], []
+    for d, v in ((3, v_u), (2, v_i)):
+        root, row = rng.normal(size=(d, d)), rng.normal(size=d)
+        S = root @ root.T + 0.1 * np.eye(d)
+        mean.append(rng.normal(size=d))
+        cov.append(S * v / (row @ S @ row))
+        x.append(row)
+    expected = grid_moments(mean, cov, x, offset, clicked, w)
+    for mine, other in ((0, 1), (1, 0)):
+        m, F = factorised(Gaussian(mean[mine], cov[mine]))
+        others = float(x[other] @ cov[other] @ x[other])
+        f, gain = work(len(m))
+        at = offset + float(x[other] @ mean[other])
+        update.condition(m, F, x[mine], clicked, at, w, False, f, gain, others)
+        mu, v = update.project(m, F, x[mine], f)
+        assert mu == pytest.approx(expected[mine][0], abs=2e-4 * (1 + abs(mu)))
+        assert v == pytest.approx(expected[mine][1], rel=2e-4)
+
+
+def test_a_flip_moves_by_the_difference_of_the_scores_and_leaves_the_covariance() -> None:
+    mean, factor = np.array([0.3]), np.array([0.2])
+    f, gain = work(1)
+    update.flip(mean, factor, np.ones(1), -1.0, 1.0, 0.0, 0.5, f, gain)
+    # Beside a partner that is known the scores of "yes" and "no" are 1 apart.
+    assert (mean[0], factor[0]) == (pytest.approx(0.3 + 0.2 * 0.5), 0.2)
+    mean = np.array([0.3])
+    update.flip(mean, factor, np.ones(1), -1.0, 1.0, 2.0, 1.0, f, gain)
+    assert 0.3 < mean[0] < 0.3 + 0.2
+
+
+def slate(i: int, user: str, items: str, **more: object) -> dict[str, object]:
+    about = {"request_id": f"r{i}", "user_id": user, "timestamp": AT + i * 20_000}
+    shown = [{"item_id": item, "features": {"x": (i * 7 + k) % 5 - 2.0}, **more} for k, item in enumerate(items)]
+    return {"type": "impression", **about, "items": shown}
+
+
+def click(i: int, user: str, item: str, later: int) -> dict[str, object]:
+    at = AT + i * 20_000 + later
+    return {"type": "click", "request_id": f"r{i}", "user_id": user, "item_id": item, "timestamp": at}
+
+
+def told(events: list[dict[str, object]], model: Model = MODEL) -> list[tuple[int, int]]:
+    batch, bad = parse_events([json.dumps(one).encode() for one in events], model)
+    assert not bad
+    rows = apply(model, [None] * len(by_user(batch).user_ids), batch.events, by_user(batch)).transitions.row
+    return [(int(row["item"]), int(row["kind"])) for row in rows]
+
+
+def test_an_item_is_told_of_a_no_when_it_is_shown_and_of_a_flip_at_the_click_and_of_nothing_twice() -> None:
+    a, b = item_key("a"), item_key("b")
+    shown, clicked = slate(0, "u", "ab"), click(0, "u", "a", 5_000)
+    assert told([shown, clicked]) == [(a, NO), (b, NO), (a, FLIP)]
+    assert told([clicked, shown]) == [(a, YES), (b, NO)]
+    assert told([shown, shown, clicked, clicked, shown]) == [(a, NO), (b, NO), (a, FLIP)]
+    # Behind the window it is no click of this slate; where its "no" is settled it is one.
+    assert told([shown, click(0, "u", "a", 10**8)]) == [(a, NO), (b, NO)]
+    assert told([shown, slate(20, "u", "b"), click(0, "u", "a", 500_000)])[2:] == [(b, NO), (a, FLIP)]
+
+
+def test_without_an_effect_of_items_nobody_is_told_anything() -> None:
+    assert told([slate(0, "u", "ab")], load_model(TEXT.partition("[effects")[0])) == []
+
+
+def test_a_users_belief_takes_the_items_effect_from_the_impression_and_the_prior_where_there_is_none() -> None:
+    def learnt(**more: object) -> Record:
+        events = [slate(0, "u", "a", **more), click(0, "u", "a", 5_000)]
+        batch, _ = parse_events([json.dumps(one).encode() for one in events], MODEL)
+        (value,) = apply(MODEL, [None], batch.events, by_user(batch)).values
+        assert value is not None
+        return decode_record(value, MODEL, "u")
+
+    x = np.array([1.0, -2.0])
+    for sent, mean, var in (({}, 0.0, 0.5 * 5.0), ({"item_effect": [1.5, 0.25]}, 1.5, 0.25)):
+        expected, factor = (one.copy() for one in MODEL.prior_belief)
+        update.condition(expected, factor, x, True, mean, 1.0, False, *work(2), var)
+        np.testing.assert_allclose(learnt(**sent).settled.mean, expected, rtol=1e-5)
+        np.testing.assert_allclose(learnt(**sent).settled.factor, factor, rtol=1e-5)
+    # A click on an item that was liked anyway says less of the user.
+    assert learnt(item_effect=[3.0, 0.1]).settled.mean[0] < learnt().settled.mean[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ('features = ["y"]', "effects.item.features: 'y': expected 'intercept' or some of x"),
+        ("prior = { variance = -1.0 }", "effects.item.prior.variance"),
+        ('half_life = "soon"', "half_life = 'soon'"),
+    ],
+)
+def test_an_effect_that_cannot_be_is_refused_by_its_key(more: str, said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        load_model(TEXT.partition("[effects")[0] + f"[effects.item]\n{more}\n")
+    with pytest.raises(ModelError, match="method = 'laplace': expected method = 'adf'"):
+        load_model(TEXT.replace('half_life = "10d"', 'method = "laplace"'))
+
+
+class Rig:
+    """Log and store in files of their own, and learners on them."""
+
+    def __init__(self, folder: Path, name: str = "g") -> None:
+        self.folder, self.name = folder, name
+        self.log_url = f"sqlite:///{folder / 'log.db'}"
+        self.log = open_log(self.log_url)
+        self.file = folder / f"{name}.db"
+        self.store: Store = open_store(f"sqlite:///{self.file}", 10**9)
+        self.clock = 0.0
+        self.learner = self.new_learner()
+        self.sent = 0
+
+    def new_learner(self) -> Learner:
+        reader = open_reader(self.log_url, ["events"], self.name)
+        learner = Learner(MODEL, RecentStore(self.store), reader, self.log, poll_timeout_ms=0, max_messages=5)
+        learner._positions.clock = lambda: self.clock
+        return learner
+
+    def send(self, n: int, seed: int = 0) -> None:
+        rng = random.Random(seed)
+        for _ in range(n):
+            i, user = self.sent, rng.choice("uvw")
+            items = "".join(rng.sample("abcdef", 3))
+            events = [slate(i, user, items)]
+            if rng.random() < 0.5:
+                events.insert(rng.randrange(2), click(i, user, rng.choice(items), 4_000))
+            self.log.append([Entry("events", b"k", json.dumps(event).encode()) for event in events])
+            self.sent += 1
+
+    def turns(self, n: int = 60, seconds: float = 0.3) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for _ in range(n):
+            self.clock += seconds
+            for name, value in self.learner.turn().counts.items():
+                counts[name] = counts.get(name, 0) + value
+        return counts
+
+    def items(self) -> dict[str, bytes]:
+        """All but the number of writes."""
+        assert MODEL.item is not None
+        found = {}
+        for item in "abcdef":
+            (value,) = self.store.load([item_id(item_key(item))], "item")
+            if value is not None:
+                record = decode_record(value, MODEL.item, item)
+                found[item] = encode_record(record._replace(revision=0), MODEL.item)
+        return found
+
+    def by_the_log_alone(self) -> dict[str, bytes]:
+        """Every user one event at a time, and what they tell, in the order of the log: no feed, no store."""
+        assert MODEL.item is not None
+        reader = open_reader(self.log_url, ["events"], f"oracle-{self.name}-{self.clock}")
+        users: dict[str, bytes | None] = {}
+        items: dict[str, bytes | None] = {}
+        for message in reader.poll(0, 10_000):
+            batch, _ = parse_events([message.value], MODEL)
+            one = by_user(batch)
+            done = apply(MODEL, [users.get(one.user_ids[0])], batch.events, one)
+            users[one.user_ids[0]] = done.values[0] or users.get(one.user_ids[0])
+            of = by_item(done.transitions)
+            values = apply_to_items(MODEL.item, [items.get(name) for name in of.user_ids], done.transitions, of)
+            items |= zip(of.user_ids, values, strict=True)
+        reader.close()
+        found = {}
+        for item in "abcdef":
+            if value := items.get(item_id(item_key(item))):
+                record = decode_record(value, MODEL.item, item)
+                found[item] = encode_record(record._replace(revision=0), MODEL.item)
+        return found
+
+    def keep(self) -> Path:
+        copy = self.folder / "copy.db"
+        copy.unlink(missing_ok=True)
+        with sqlite3.connect(self.file) as db:
+            db.execute("VACUUM INTO ?", (str(copy),))
+        return copy
+
+    def put_back(self, copy: Path) -> None:
+        with sqlite3.connect(self.file, isolation_level=None) as db:
+            db.execute("ATTACH ? AS old", (str(copy),))
+            db.execute("BEGIN IMMEDIATE")
+            for table in ("records", "positions", "feed", "sqlite_sequence"):
+                db.execute(f"DELETE FROM {table}")
+                db.execute(f"INSERT INTO {table} SELECT * FROM old.{table}")
+            db.execute("COMMIT")
+
+    def close(self) -> None:
+        self.learner.reader.close()
+        self.store.close()
+        self.log.close()
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    one = Rig(tmp_path)
+    yield one
+    one.close()
+
+
+def test_what_items_have_learnt_is_what_the_log_alone_gives_to_the_last_bit(rig: Rig) -> None:
+    rig.send(40)
+    counts = rig.turns()
+    assert rig.items() == rig.by_the_log_alone()
+    assert len(rig.items()) == 6
+    assert counts["item_outcomes"] == counts["impressions"] * 3 + counts["clicks"]
+
+
+def test_a_store_that_steps_back_teaches_no_item_twice_and_none_less(rig: Rig) -> None:
+    rig.send(20)
+    rig.turns(4)
+    copy = rig.keep()
+    rig.turns(3)
+    rig.put_back(copy)
+    rig.send(10, seed=1)
+    counts = rig.turns()
+    assert counts["store_rewound"] >= 1
+    assert rig.items() == rig.by_the_log_alone()
+
+
+def test_a_learner_that_is_killed_before_its_items_are_stored_loses_none_of_them(rig: Rig) -> None:
+    rig.send(15)
+    rig.turns(2)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    assert rig.learner._items is not None
+    rig.learner._items.turn = die  # type: ignore[method-assign, assignment]
+    with pytest.raises(KeyboardInterrupt):
+        rig.turns(1)
+    rig.learner.reader.close()
+    rig.learner = rig.new_learner()
+    rig.turns()
+    assert rig.items() == rig.by_the_log_alone()
+
+
+def test_two_owners_of_a_shard_cost_conflicts_and_nothing_else(rig: Rig) -> None:
+    rig.send(30)
+    assert MODEL.item is not None
+    other = Items(MODEL.item, RecentStore(open_store(f"sqlite:///{rig.file}", 10**9)))
+    conflicts = 0
+    for _ in range(20):
+        counts = rig.learner.turn().counts
+        other.turn({0}, counts)
+        rig.send(1, seed=rig.sent)
+        other.turn({0}, counts)
+        conflicts += counts["item_conflicts"]
+    rig.turns()
+    assert conflicts > 0
+    assert rig.items() == rig.by_the_log_alone()
+
+
+def test_a_feed_that_was_told_is_trimmed_but_for_its_last_minute(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.send(10)
+    rig.turns(10)
+    assert rig.store.read_feed({0: 0}, 1_000)[0]
+    assert rig.learner._items is not None
+    last = rig.store.read_feed({0: 0}, 1_000)[0][-1].number
+    rig.store.trim_feed(0, last - 1, 0)
+    assert [one.number for one in rig.store.read_feed({0: 0}, 1_000)[0]] == [last]
+    rig.store.trim_feed(0, last, 60_000)
+    assert [one.number for one in rig.store.read_feed({0: 0}, 1_000)[0]] == [last]
+
+
+def test_an_unknown_item_is_its_prior() -> None:
+    assert MODEL.item is not None
+    fresh = fresh_record(MODEL.item)
+    np.testing.assert_array_equal(fresh.settled.mean, [0.0, 0.0])
+    np.testing.assert_allclose(fresh.settled.variances, [0.5, 0.5])
