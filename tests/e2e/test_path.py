@@ -304,7 +304,7 @@ def test_a_thompson_slate_is_replayed_to_the_last_bit_from_the_topic_that_logged
     assert logged.ranked.prior == model.population_fingerprint.hex()
     for message in messages:
         if record.n_events < logged.ranked.n_events:
-            (record,), _ = apply(model, [record], [[(parsed(message.value, model), message.position)]])
+            (record,), _ = apply(model, [record], [[parsed(message.value, model)]])
     rows = model.rows([item.features for item in logged.items])
     offset = model.offsets([item.offset for item in logged.items], rows).astype(float)
     generator = np.random.default_rng(logged.ranked.seed)
