@@ -198,6 +198,14 @@ def predict(mean: Any, factor: Any, X: Any, offset: Any, logit_mean: Any, logit_
 
 
 @compiled
+def predict_each(means: Any, factors: Any, X: Any, logit_mean: Any, logit_var: Any) -> None:
+    """As `predict`, each row of X by a belief of its own: means of shape (N, d), factors of shape (N, k)."""
+    f = np.empty(X.shape[1])
+    for n in range(len(X)):
+        logit_mean[n], logit_var[n] = project(means[n], factors[n], X[n], f)
+
+
+@compiled
 def scale_noise(factor: Any, noise: Any) -> None:
     """Turn standard normal `noise`, shape (d,), into a draw from N(0, S): U D^1/2 noise, in place."""
     d = len(noise)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from learner.belief.gaussian import Array, Belief, Rows, click_probability, draw, predict
+from learner.evaluation.items import ReplayedItems
 from learner.evaluation.metrics import Scored, log_loss
 from learner.events.microbatch import IMPRESSION, Microbatch, by_user, grouped
 from learner.model.spec import Model
 from learner.record import decode_record, fresh_record
 from learner.record.served import belief_at
 from learner.step.apply import apply
+
+ITEM_LAG_MS = 60_000.0
+"""As late as an item learns from a feed at the most, unless something is wrong."""
 
 Available: TypeAlias = Callable[["History", int], tuple[float, float]]
 """When the learner gets the event of a number, and where among those of the same time; inf for never."""
@@ -122,10 +126,12 @@ def replay(
     score_from_ms: float = -np.inf,
     pit_seed: int | None = None,
     advance: Callable[[int], object] = lambda n: None,
+    item_lag_ms: float = ITEM_LAG_MS,
 ) -> Replayed:
     """Score every slate from a time on, each before it is learnt from.
 
-    The k-th scored slates of all users are one microbatch, so that the arithmetic is shared.
+    The k-th scored slates of all users are one microbatch, so that the arithmetic is shared. With an effect of items
+    that holds within each `item_lag_ms` of the log alone: then items learn what was told in it.
 
     Parameters
     ----------
@@ -137,37 +143,65 @@ def replay(
         Draws the predictive distributions for `Replayed.pit`; None leaves them out.
     advance
         Called with the number of slates scored.
+    item_lag_ms
+        How late items learn at the most; on average half as late.
     """
     # Each user learns in the order in which the learner gets their events.
-    events = log.batch.events
+    items = None if model.item is None else ReplayedItems(model.item, log.batch.events)
+    events = log.batch.events if items is None else items.events
     plans = [_plan(history, available, score_from_ms) for history in log.users]
-    order = sorted((i for i in range(len(plans)) if plans[i]), key=lambda i: -len(plans[i]))
-    values: dict[int, bytes | None] = dict.fromkeys(order)
+    values: dict[int, bytes | None] = dict.fromkeys(i for i, plan in enumerate(plans) if plan)
     nobody = fresh_record(model)
     generator = None if pit_seed is None else np.random.default_rng(pit_seed)
     rows: list[tuple[int, int, Array, Array, int, int]] = []
     pit: list[float] = []
-    for k in range(max(map(len, plans), default=0)):
-        while len(plans[order[-1]]) <= k:
-            order.pop()
-        learning = [i for i in order if len(plans[i][k].learn)]
-        users = grouped([str(i) for i in learning], [plans[i][k].learn for i in learning])
-        learnt = apply(model, [values[i] for i in learning], events, users).values
-        values |= {i: value for i, value in zip(learning, learnt, strict=True) if value is not None}
-        for i in order:
-            step = plans[i][k]
+    for steps in _rounds(plans, log.users, np.inf if items is None else item_lag_ms):
+        if not steps and items is not None:
+            items.learn()
+            continue
+        learning = [(i, step.learn) for i, step in steps if len(step.learn)]
+        users = grouped([str(i) for i, _ in learning], [places for _, places in learning])
+        learnt = apply(model, [values[i] for i, _ in learning], events, users)
+        values |= {i: value for (i, _), value in zip(learning, learnt.values, strict=True) if value is not None}
+        if items is not None:
+            items.told.append(learnt.transitions)
+        for i, step in steps:
             place, history = log.users[i].places[step.number], log.users[i]
             shown = log.batch.items(place)
             row, offset, now = events.row[shown], events.item["offset"][shown], int(history.at[step.number])
             value = values[i]
             belief = belief_at(model, nobody if value is None else decode_record(value, model, str(i)), now)
             mean, var = predict(belief, row, offset)
+            if items is not None:
+                item_mean, item_var = items.show(shown, now)
+                mean, var = mean + item_mean, var + item_var
+                offset = offset + item_mean
             labels = history.labels[step.number]
             rows.append((i, step.number, labels, click_probability(mean, var), now, step.evidence))
             if generator is not None:
-                pit.append(_pit(row, offset, belief, labels, generator))
-        advance(len(order))
+                noise = None if items is None else np.sqrt(item_var)
+                pit.append(_pit(row, offset, belief, labels, generator, noise))
+        advance(len(steps))
     return _gather(rows, np.array(pit))
+
+
+def _rounds(
+    plans: Sequence[list[_Step]], users: Sequence[History], slice_ms: float
+) -> Iterator[list[tuple[int, _Step]]]:
+    """Steps that may be taken together: of each user the next one; nothing where a slice of the log's time ends."""
+    slices: dict[float, dict[int, list[_Step]]] = {}
+    for i, plan in enumerate(plans):
+        for step in plan:
+            of = float(users[i].at[step.number] // slice_ms) if slice_ms < np.inf else 0.0
+            slices.setdefault(of, {}).setdefault(i, []).append(step)
+    for number, (_, mine) in enumerate(sorted(slices.items())):
+        if number:
+            yield []
+        order = sorted(mine, key=lambda i: -len(mine[i]))
+        for k in range(len(mine[order[0]])):
+            while len(mine[order[-1]]) <= k:
+                order.pop()
+            yield [(i, mine[i][k]) for i in order]
 
 
 def progressive_loss(model: Model, log: Log, advance: Callable[[int], object] = lambda n: None) -> float:
@@ -226,12 +260,21 @@ def _plan(history: History, available: Available | None, score_from_ms: float) -
 
 
 def _pit(
-    rows: Rows, offset: Array, belief: Belief, labels: Array, generator: np.random.Generator, draws: int = 64
+    rows: Rows,
+    offset: Array,
+    belief: Belief,
+    labels: Array,
+    generator: np.random.Generator,
+    noise: Array | None = None,
+    draws: int = 64,
 ) -> float:
     """The randomised probability integral transform of a slate's number of clicks (Czado et al. 2009)."""
     theta = np.stack([draw(belief, generator) for _ in range(draws)])
     X = rows.astype(np.float64)
-    clicks = (generator.random((draws, len(X))) < 1.0 / (1.0 + np.exp(-(offset + theta @ X.T)))).sum(axis=1)
+    z = offset + theta @ X.T
+    if noise is not None:
+        z += generator.standard_normal(z.shape) * noise
+    clicks = (generator.random((draws, len(X))) < 1.0 / (1.0 + np.exp(-z))).sum(axis=1)
     actual = labels.sum()
     return float(((clicks < actual).sum() + generator.random() * ((clicks == actual).sum() + 1)) / (draws + 1))
 

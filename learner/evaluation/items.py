@@ -1,0 +1,54 @@
+"""The items of a log while it is replayed. Pure."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from learner.belief.gaussian import Array
+from learner.events.microbatch import Events
+from learner.model.effect import ItemEffect
+from learner.record import decode_record
+from learner.record.items import beliefs_of, effects_at, unknown
+from learner.step.apply import apply_to_items
+from learner.step.feed import Transitions, by_item
+
+
+class ReplayedItems:
+    """The items of a log while it is replayed.
+
+    Attributes
+    ----------
+    events
+        A copy of the log's, which says of every shown item what it was scored with.
+    told
+        What users' events have told since items last learnt.
+    """
+
+    def __init__(self, effect: ItemEffect, events: Events) -> None:
+        self.events = events._replace(item=events.item.copy())
+        self.told: list[Transitions] = []
+        self._effect = effect
+        self._keys, self._number = np.unique(events.item["item"], return_inverse=True)
+        self._records: dict[str, bytes] = {}
+        self._beliefs = unknown(effect, len(self._keys))
+
+    def show(self, shown: slice, now: int) -> tuple[Array, Array]:
+        """Mean and variance of the effects of some items at a time, which is noted with the event."""
+        number = self._number[shown]
+        mean, var = effects_at(self._effect, self._beliefs.of(number), self.events.row[shown], now)
+        self.events.item["other_mean"][shown], self.events.item["other_var"][shown] = mean, var
+        return mean, var
+
+    def learn(self) -> None:
+        """Learn what was told, in the order of time."""
+        row = np.concatenate([one.row for one in self.told])
+        x = np.concatenate([one.x for one in self.told])
+        order = np.argsort(row["at"], kind="stable")
+        self.told = []
+        told = Transitions(row[order], x[order])
+        items = by_item(told)
+        stored = [self._records.get(name) for name in items.user_ids]
+        self._records |= zip(items.user_ids, apply_to_items(self._effect, stored, told, items), strict=True)
+        changed = np.searchsorted(self._keys, np.unique(row["item"]))
+        records = [decode_record(self._records[name], self._effect, name) for name in items.user_ids]
+        self._beliefs.put(changed, beliefs_of(self._effect, records))
