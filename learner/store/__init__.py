@@ -109,7 +109,7 @@ class Store(Protocol):
         ...
 
     def trim_feed(self, shard: int, number: int, younger_ms: int) -> None:
-        """Drop a feed's blocks up to a number, but for those written less than so long ago."""
+        """Drop a feed's blocks up to a number, but for those written less than so long ago, or before its newest."""
         ...
 
     def positions(self, partitions: Sequence[Partition]) -> list[list[Mark]]:

@@ -178,6 +178,41 @@ def test_a_position_that_goes_nowhere_is_compared(store: Store, user: str) -> No
     assert store.positions([place])[shard] == [NOTHING]
 
 
+def test_users_and_items_of_one_id_have_records_of_their_own(store: Store, user: str) -> None:
+    shard = store.shard_of(user)
+    writes = [Write(user, None, value(1)), Write(user, None, value(2), effect="item")]
+    assert store.commit([Transaction(shard, writes)]) == [True]
+    assert (store.load([user]), store.load([user], "item")) == ([value(1)], [value(2)])
+    assert store.load([user + "-none", user], "item") == [None, value(2)]
+    assert store.commit([Transaction(shard, [Write(user, value(1), value(3), effect="item")])]) == [False]
+
+
+def test_a_block_is_in_the_feed_if_and_only_if_its_transaction_was_carried_out(store: Store, user: str) -> None:
+    shard = store.shard_of(user)
+    before = store.read_feed({shard: 0}, 10_000)[shard]
+    behind = before[-1].number if before else 0
+    assert store.read_feed({shard: behind}, 10) == {shard: []}
+    for i in range(3):
+        expected = None if i == 0 else value(i)
+        assert store.commit([Transaction(shard, [Write(user, expected, value(i + 1))], (), b"block %d" % i)]) == [True]
+        assert store.commit([Transaction(shard, [Write(user, None, value(9))], (), b"refused")]) == [False]
+    blocks = store.read_feed({shard: behind}, 10)[shard]
+    assert [one.data for one in blocks] == [b"block 0", b"block 1", b"block 2"]
+    numbers = [one.number for one in blocks]
+    assert numbers == sorted({*numbers})
+    assert numbers[0] > behind
+    assert store.read_feed({shard: numbers[0]}, 1)[shard] == [blocks[1]]
+    store.trim_feed(shard, numbers[1], 60_000)
+    assert store.read_feed({shard: behind}, 10)[shard] == blocks, "they are too young"
+    store.trim_feed(shard, numbers[1], 0)
+    assert store.read_feed({shard: behind}, 10)[shard] == [blocks[2]]
+    # Later ones are numbered behind what was dropped.
+    store.trim_feed(shard, numbers[2], 0)
+    assert store.commit([Transaction(shard, (), (), b"later")]) == [True]
+    later = store.read_feed({shard: behind}, 10)[shard][-1]
+    assert (later.data, later.number > numbers[2]) == (b"later", True)
+
+
 def test_of_many_at_once_that_move_a_position_each_move_is_made_once(opener: Opener, user: str) -> None:
     shard, place = opener().shard_of(user), Partition(uuid.uuid4().bytes, 0)
 
