@@ -1,4 +1,4 @@
-"""What is in one user's record, for people or as JSON. Only reads."""
+"""What is in the record of a user or an item, for people or as JSON. Only reads."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 
 from learner.belief.gaussian import Array, Belief
-from learner.model.spec import Model
+from learner.model.effect import Effect
 from learner.record import NEVER, Record, RecordError, State, decode_record, read_header
 from learner.record.served import belief_at
 
 SHOWN_OUTCOMES = 20
 
 
-def report(value: bytes, model: Model, user_id: str, now: int) -> dict[str, Any]:
+def report(value: bytes, effect: Effect, id: str, now: int) -> dict[str, Any]:
     """What is in a stored record, at time `now` (epoch ms); of one that cannot be read, what its header says.
 
     Times are ISO 8601 in UTC. Outcomes and clicks are known by the hash of their request and item only.
     """
-    facts: dict[str, Any] = {"user_id": user_id, "bytes": len(value)}
+    facts: dict[str, Any] = {f"{effect.key}_id": id, "bytes": len(value)}
     if (header := read_header(value)) is not None:
         facts |= {
             "format_version": header.version,
@@ -36,14 +36,14 @@ def report(value: bytes, model: Model, user_id: str, now: int) -> dict[str, Any]
             "waiting_clicks": header.n_clicks,
         }
     try:
-        record = decode_record(value, model, user_id)
+        record = decode_record(value, effect, id)
     except RecordError as exc:
         return {**facts, "error": str(exc)}
-    return {**facts, **_contents(record, model, now)}
+    return {**facts, **_contents(record, effect, now)}
 
 
-def _contents(record: Record, model: Model, now: int) -> dict[str, Any]:
-    served, prior = belief_at(model, record, now), model.prior_belief
+def _contents(record: Record, effect: Effect, now: int) -> dict[str, Any]:
+    served, prior = belief_at(effect, record, now), effect.prior_belief
     columns = (_std(served), record.settled.mean, _std(record.settled), prior.mean, _std(prior))
     names = ("mean", "std", "settled_mean", "settled_std", "prior_mean", "prior_std")
     numbers = zip(served.mean.tolist(), *(column.tolist() for column in columns), strict=True)
@@ -51,7 +51,7 @@ def _contents(record: Record, model: Model, now: int) -> dict[str, Any]:
     return {
         "belief": [
             {"coefficient": name, **dict(zip(names, row, strict=True))}
-            for name, row in zip(model.coefficients, numbers, strict=True)
+            for name, row in zip(effect.coefficients, numbers, strict=True)
         ],
         "outcomes": {
             **{state.name.lower(): int((states == state).sum()) for state in State},

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from hashlib import blake2b
+from statistics import NormalDist
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -35,8 +38,30 @@ class Scores(NamedTuple):
     sampled_logit: Array | None
 
 
+class ItemEffects(NamedTuple):
+    """What the effects of N items add to the log-odds.
+
+    Attributes
+    ----------
+    mean, var
+        Of the items' beliefs, shape (N,).
+    noise
+        One standard normal draw an item, shape (N,); for ``thompson`` alone.
+    """
+
+    mean: Array
+    var: Array
+    noise: Array | None
+
+
 def score_items(
-    belief: Belief, rows: Rows, offset: Array, policy: Policy, alpha: float, generator: np.random.Generator | None
+    belief: Belief,
+    rows: Rows,
+    offset: Array,
+    policy: Policy,
+    alpha: float,
+    generator: np.random.Generator | None,
+    items: ItemEffects | None = None,
 ) -> Scores:
     """Score and rank a slate.
 
@@ -55,8 +80,12 @@ def score_items(
         Standard deviations of optimism, for ``ucb``.
     generator
         Of ``thompson``; the others need none.
+    items
+        None without an effect of items. ``thompson`` draws each item's beside the user's.
     """
     mean, var = predict(belief, rows, offset)
+    if items is not None:
+        mean, var = mean + items.mean, var + items.var
     std = np.sqrt(var)
     sampled = None
     if policy == "mean":
@@ -66,5 +95,20 @@ def score_items(
     else:
         assert generator is not None, "thompson draws"
         sampled = offset + rows @ draw(belief, generator)
+        if items is not None and items.noise is not None:
+            sampled = sampled + items.mean + np.sqrt(items.var) * items.noise
         score = sigmoid(sampled)
     return Scores(np.argsort(-score, kind="stable"), score, mean, std, sampled)
+
+
+def item_noise(seed: int, item_ids: Sequence[str]) -> Array:
+    """A standard normal draw for each item, shape (N,): by seed and id alone, whichever others are in the slate."""
+    inverse = NormalDist().inv_cdf
+    start = blake2b(seed.to_bytes(8, "little"), digest_size=7)
+    draws = []
+    for item_id in item_ids:
+        one = start.copy()
+        one.update(item_id.encode())
+        # 53 bits, never 0 nor 1.
+        draws.append(inverse(((int.from_bytes(one.digest(), "little") >> 3) + 0.5) / (1 << 53)))
+    return np.array(draws)

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from learner.belief.gaussian import Array, Rows
 from learner.belief.update import predict_each
 from learner.model.effect import ItemEffect
-from learner.record import NEVER, Record
+from learner.record import NEVER, Record, check_record, decode_record
+from learner.record.layout import plain_layout
 
 
 class ItemBeliefs(NamedTuple):
@@ -46,6 +47,40 @@ def beliefs_of(effect: ItemEffect, records: Sequence[Record | None]) -> ItemBeli
             beliefs.mean[n], beliefs.factor[n] = record.settled
             beliefs.settled_at[n] = record.settled_at
     return beliefs
+
+
+def read_beliefs(
+    effect: ItemEffect, values: Sequence[bytes | None], ids: Sequence[str]
+) -> tuple[ItemBeliefs, list[int]]:
+    """The beliefs in records of items, and how many events each has learnt from; None is an item nobody knows.
+
+    Records of items are of one length, so they are read as columns.
+
+    Raises
+    ------
+    DamagedRecord, ForeignRecord
+        If a record cannot be used.
+    """
+    beliefs, n_events = unknown(effect, len(values)), [0] * len(values)
+    at = plain_layout(effect.d, len(effect.prior_belief.factor), 0, 0)
+    known = []
+    for n, value in enumerate(values):
+        if value is None:
+            continue
+        header = check_record(value, effect, ids[n])
+        n_events[n] = header.n_events
+        if header.population_fingerprint != effect.population_fingerprint:
+            record = decode_record(value, effect, ids[n])
+            beliefs.mean[n], beliefs.factor[n] = record.settled
+            beliefs.settled_at[n] = record.settled_at
+        else:
+            beliefs.settled_at[n] = header.settled_at
+            known.append(n)
+    if known:
+        data = np.frombuffer(b"".join(values[n] or b"" for n in known), np.uint8).reshape(len(known), at.length)
+        beliefs.mean[known] = data[:, at.mean : at.factor].copy().view("<f4")
+        beliefs.factor[known] = data[:, at.factor : at.rows].copy().view("<f4")
+    return beliefs, n_events
 
 
 def unknown(effect: ItemEffect, n: int) -> ItemBeliefs:

@@ -13,12 +13,13 @@ from learner.belief.gaussian import Belief
 from learner.belief.laplace import condition_jointly
 from learner.belief.moments import sigmoid
 from learner.belief.update import condition, project
+from learner.model.effect import Effect
 from learner.model.spec import Model
 from learner.record import NEVER, Record, State
 
 
-def belief_at(model: Model, record: Record, now: int) -> Belief:
-    """The belief to score a user with at time `now` (epoch ms), in float64.
+def belief_at(effect: Effect, record: Record, now: int) -> Belief:
+    """The belief to score with at time `now` (epoch ms), in float64.
 
     The settled one, relaxed, then conditioned on each open impression as a "no" of weight w c (1 - q) / (1 - c q), with
     c = F(age at `now`) the share of clicks that would have come and q the click probability: the slope of "no click
@@ -30,14 +31,15 @@ def belief_at(model: Model, record: Record, now: int) -> Belief:
     known = record.settled_at != NEVER
     if not known and not len(outcomes):
         return Belief(mean, factor)
-    kept = 1.0 if not known else float(model.relax_factor(np.array(float(now - record.settled_at))))
-    median, sigma = model.click_delay or (0.0, 1.0)
-    prior = model.prior_belief
+    kept = 1.0 if not known else float(effect.relax_factor(np.array(float(now - record.settled_at))))
+    delay = effect.click_delay if isinstance(effect, Model) else None
+    median, sigma = delay or (0.0, 1.0)
+    prior = effect.prior_belief
     serve(
         mean, factor, prior.mean, prior.factor, kept, record.rows[is_open], now - outcomes["shown_at"],
         outcomes["offset"].astype(np.float64) + outcomes["other_mean"], outcomes["weight"].astype(np.float64),
         outcomes["other_var"].astype(np.float64), median, sigma,
-        model.method == "laplace",
+        isinstance(effect, Model) and effect.method == "laplace",
     )  # fmt: skip
     return Belief(mean, factor)
 

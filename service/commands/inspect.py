@@ -1,4 +1,4 @@
-"""`freshet inspect`: one user's record, for people or as JSON. Only reads."""
+"""`freshet inspect`: the record of a user or an item, for people or as JSON. Only reads."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 
 import msgspec
 
+from learner.model.effect import Effect
 from learner.model.spec import Model
 from learner.store import open_store
 from service.commands.command import SQLITE_FILE, Subparsers
@@ -18,11 +19,14 @@ from service.settings import Settings
 def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
     """Add `inspect` to the command."""
     parser = commands.add_parser(
-        "inspect", help="print the record of a user",
-        description="Print what is stored of a user: beliefs, outcomes, how far the log was learnt. Changes nothing. "
+        "inspect", help="print the record of a user or an item",
+        description="Print what is stored of a user, or of an item where the model has [effects.item]: beliefs, "
+        "outcomes, clicks that wait. Changes nothing. "
         "Exit status 1 if there is no record, or one that cannot be read, of which it prints what its header says.",
     )  # fmt: skip
-    parser.add_argument("user", metavar="USER", help="the user_id")
+    whose = parser.add_mutually_exclusive_group(required=True)
+    whose.add_argument("user", metavar="USER", nargs="?", help="the user_id")
+    whose.add_argument("--item", metavar="ITEM", help="the item_id")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--file", help=SQLITE_FILE)
     return parser
@@ -30,16 +34,25 @@ def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     """Print a record."""
+    from learner.events.parse import item_key
+    from learner.step.feed import item_id
     from service.inspection import as_text, report
 
+    effect: Effect = model
+    whose = key = arguments.user
+    if arguments.item is not None:
+        if model.item is None:
+            print(f"model {model.name!r} learns no items: expected an [effects.item] in it", file=sys.stderr)
+            return 1
+        effect, whose, key = model.item, arguments.item, item_id(item_key(arguments.item))
     store = open_store(settings.store_url, **settings.store_options)
     try:
-        (value,) = store.load([arguments.user])
+        (value,) = store.load([key], effect.key)
     finally:
         store.close()
     if value is None:
-        print(f"user {arguments.user!r} has no record in {hide_password(settings.store)}", file=sys.stderr)
+        print(f"{effect.key} {whose!r} has no record in {hide_password(settings.store)}", file=sys.stderr)
         return 1
-    facts = report(value, model, arguments.user, time.time_ns() // 1_000_000)
+    facts = report(value, effect, whose, time.time_ns() // 1_000_000)
     print(msgspec.json.format(msgspec.json.encode(facts)).decode() if arguments.json else as_text(facts), end="")
     return 1 if "error" in facts else 0
