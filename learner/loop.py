@@ -9,7 +9,7 @@ import gc
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -198,7 +198,8 @@ class Learner:
         """Sweep the records of users who are due."""
         if due := self._sweeps.take(self._log_time, self.max_messages):
             counts["swept"] += len(due)
-            self._learn(sweeps(due, self.model.d), counts)
+            # Those who are due had a record.
+            self._learn(sweeps(due, self.model.d), counts, set(due))
 
     @uncollected()
     def _parse(self, messages: Sequence[Message]) -> tuple[Microbatch, dict[Position, BadEvent]]:
@@ -214,17 +215,20 @@ class Learner:
         self._busy.refuse(parsed, came_at)
         return parsed.batch, {messages[place].position: why for place, why in parsed.bad.items()}
 
-    def _learn(self, batch: Microbatch, counts: Counter[str]) -> dict[Position, BadEvent]:
+    def _learn(self, batch: Microbatch, counts: Counter[str], known: Collection[str] = ()) -> dict[Position, BadEvent]:
         """Apply events and store the records; those of a shard that was changed meanwhile are read and applied anew.
+
+        `known` are users who had a record: to find none means that the store has lost it.
 
         Returns the events that cannot be learnt because their user's record is damaged or of another model: nobody
         else waits for its repair, and the record stays as it is.
         """
         pending = by_user(batch)
         refused: dict[Position, BadEvent] = {}
+        had_record = set(known)
         while pending.user_ids:
             try:
-                lost = self._until_available(counts, partial(self._attempt, batch.events, pending, counts))
+                lost = self._until_available(counts, partial(self._attempt, batch.events, pending, counts, had_record))
             except (DamagedRecord, ForeignRecord) as exc:
                 log.error("record cannot be used", error=str(exc))
                 if isinstance(exc, ForeignRecord):
@@ -239,7 +243,7 @@ class Learner:
         return refused
 
     @uncollected()
-    def _attempt(self, events: Events, pending: ByUser, counts: Counter[str]) -> list[int]:
+    def _attempt(self, events: Events, pending: ByUser, counts: Counter[str], had_record: set[str]) -> list[int]:
         """Load, apply, commit; returns the users of shards that were written meanwhile."""
         stored = self.store.load(pending.user_ids)
         applied = apply(self.model, stored, events, pending)
@@ -250,7 +254,12 @@ class Learner:
         for user_id, end in zip(pending.user_ids, applied.ends, strict=True):
             self._sweeps.note(user_id, None if end == NEVER else end, self._log_time)
         counts.update(applied.counts)
-        return [u for u, stored_too in enumerate(done) if not stored_too]
+        if had_record:
+            gone = [u for u, value in enumerate(stored) if value is None and pending.user_ids[u] in had_record]
+            counts["vanished"] += sum(done[u] for u in gone)
+        lost = [u for u, stored_too in enumerate(done) if not stored_too]
+        had_record.update(pending.user_ids[u] for u in lost if stored[u] is not None)
+        return lost
 
     def _until_available(self, counts: Counter[str], call: Callable[[], T]) -> T:
         """Call again while a server is away, with capped exponential back-off and jitter."""

@@ -15,6 +15,7 @@ from learner.model.spec import Model
 from learner.store import StoreUnavailable
 from service.dead_letters import MARKS_SUFFIX
 from service.environment import hide_password
+from service.eviction import forgets, redis_info
 from service.settings import Settings
 
 ANSWER_TIMEOUT_MS = 5_000
@@ -166,66 +167,25 @@ def _store(settings: Settings) -> Iterator[Finding]:
     if settings.store.startswith("sqlite://"):
         yield _sqlite("store", settings.store)
         return
-    import redis
-
     place = hide_password(settings.store)
     try:
-        with closing(_redis(settings)) as client:
-            client.ping()
-            yield _ok("store", f"{place} answers")
-            for node, told in _by_node(client.info("everything", **_all_nodes(client))):
-                yield from _redis_findings(node, told)
-    except redis.RedisError as exc:
-        yield _failed("store", f"{place}: {type(exc).__name__}: {exc}")
-
-
-def _redis(settings: Settings) -> Any:
-    from learner.store.redis import connect
-
-    return connect(settings.store_url, settings.store_timeout_s)
-
-
-def redis_info(settings: Settings) -> list[tuple[str, Mapping[str, Any]]]:
-    """What each primary of Redis says of itself, by its name; one alone has none.
-
-    Raises
-    ------
-    StoreUnavailable
-        If Redis does not answer; nothing of a Redis that does not let us ask.
-    """
-    import redis
-
-    try:
-        with closing(_redis(settings)) as client:
-            return list(_by_node(client.info("everything", **_all_nodes(client))))
-    except redis.exceptions.NoPermissionError:
-        return []
-    except redis.RedisError as exc:
-        raise StoreUnavailable(f"Redis: {type(exc).__name__}: {exc}") from exc
-
-
-def _all_nodes(client: Any) -> dict[str, Any]:
-    import redis
-
-    return {"target_nodes": redis.RedisCluster.PRIMARIES} if isinstance(client, redis.RedisCluster) else {}
-
-
-def _by_node(told: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """What each node says; a cluster of redis-py answers by node, and one of a single node does not."""
-    if "redis_version" in told:
-        yield "", told
+        nodes = redis_info(settings)
+    except StoreUnavailable as exc:
+        yield _failed("store", f"{place}: {exc}")
         return
-    yield from told.items()
+    yield _ok("store", f"{place} answers")
+    if not nodes:
+        yield _warning("eviction", "this account may not ask for INFO; maxmemory-policy must be noeviction")
+    for at, told in nodes:
+        yield from _redis_findings(at, told)
 
 
-def _redis_findings(node: str, told: Mapping[str, Any]) -> Iterator[Finding]:
-    at = f"{node}: " if node else ""
-    policy, evicted = told.get("maxmemory_policy"), int(told.get("evicted_keys", 0))
-    if policy is None:
+def _redis_findings(at: str, told: Mapping[str, Any]) -> Iterator[Finding]:
+    evicted = int(told.get("evicted_keys", 0))
+    if "maxmemory_policy" not in told:
         yield _warning("eviction", f"{at}this account may not see maxmemory-policy; it must be noeviction")
-    elif policy != "noeviction":
-        yield _failed("eviction", f"{at}maxmemory-policy is {policy}: users are forgotten when memory is short; "
-                      "set noeviction")  # fmt: skip
+    elif why := forgets(told):
+        yield _failed("eviction", f"{at}{why}")
     elif evicted:
         yield _warning("eviction", f"{at}noeviction, but {evicted:,} keys were evicted since Redis started")
     else:
