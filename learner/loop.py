@@ -32,23 +32,20 @@ from learner.events.microbatch import IMPRESSION, ByUser, Events, Microbatch, by
 from learner.events.parse import parse_events, refuse_from_the_future
 from learner.events.wire import BadEvent, Reason
 from learner.limits import MAX_TIMESTAMP_MS
-from learner.log import (
-    EventLog,
-    LogUnavailable,
-    Message,
-    Reader,
-)
+from learner.log import EventLog, LogUnavailable, Message, Reader
 from learner.log.position import Partition, Position
 from learner.model.spec import Model
 from learner.model_check import ModelCheck
 from learner.positions import Positions, StoreRewound
 from learner.progress import Progress
-from learner.record import NEVER, DamagedRecord, ForeignRecord
+from learner.record import NEVER, DamagedRecord, ForeignRecord, encode_record, fresh_record
 from learner.step.apply import apply
 from learner.store import Store, StoreUnavailable, Write
 from learner.sweeps import Sweeps
 
 MAX_BACKOFF_S = 5.0
+MAX_RECORDS_BYTES = 32 << 20
+"""The records of a microbatch, about: in memory there are some copies of each, read, worked on and written."""
 IDLE_MS = 200
 
 T = TypeVar("T")
@@ -87,7 +84,7 @@ class Learner:
     observe
         Called once a turn, also when nothing came.
     max_messages
-        The largest microbatch.
+        The largest microbatch, unless records are so large that fewer come to `MAX_RECORDS_BYTES`.
     poll_timeout_ms
         How long a turn waits for messages.
     stop
@@ -114,6 +111,7 @@ class Learner:
 
     def __post_init__(self) -> None:
         self._sweeps = Sweeps(self.model.window_ms)
+        self._record_bytes = len(encode_record(fresh_record(self.model), self.model))
         self._positions = Positions(self.store, self.reader, self.commit_interval_s)
         self._check = ModelCheck(self.model.name)
         self._letters = DeadLetters(self.dead_letters)
@@ -149,7 +147,7 @@ class Learner:
         wait_ms = self.poll_timeout_ms if wait_ms is None else wait_ms
         counts: Counter[str] = Counter()
         bad: Counter[str] = Counter()
-        messages = self._until_available(counts, lambda: self.reader.poll(wait_ms, self.max_messages))
+        messages = self._until_available(counts, lambda: self.reader.poll(wait_ms, self._most()))
         started = time.monotonic()
         freshness_ms = None
         try:
@@ -171,6 +169,10 @@ class Learner:
             self._positions.rewind(exc.partitions)
         seconds = time.monotonic() - started
         return Progress(len(messages), counts, bad, self.reader.lag(), freshness_ms, seconds, self.reader.health())
+
+    def _most(self) -> int:
+        """How many messages to take: each may be of another user, whose record is as large as those written last."""
+        return min(self.max_messages, max(1, MAX_RECORDS_BYTES // self._record_bytes))
 
     def _take(self, messages: Sequence[Message], counts: Counter[str], bad: Counter[str]) -> float | None:
         """Learn what can be learnt of some messages, and bury the rest; returns the freshness, in ms."""
@@ -196,7 +198,7 @@ class Learner:
 
     def _sweep(self, counts: Counter[str]) -> None:
         """Sweep the records of users who are due."""
-        if due := self._sweeps.take(self._log_time, self.max_messages):
+        if due := self._sweeps.take(self._log_time, self._most()):
             counts["swept"] += len(due)
             # Those who are due had a record.
             self._learn(sweeps(due, self.model.d), counts, set(due))
@@ -247,6 +249,8 @@ class Learner:
         """Load, apply, commit; returns the users of shards that were written meanwhile."""
         stored = self.store.load(pending.user_ids)
         applied = apply(self.model, stored, events, pending)
+        if sizes := [len(value) for value in applied.values if value is not None]:
+            self._record_bytes = sum(sizes) // len(sizes)
         # Those that nothing has to be written of, too: that holds for what was read.
         writes = list(map(Write, pending.user_ids, stored, applied.values, applied.erased))
         self._check.records(len(stored) - stored.count(None))
