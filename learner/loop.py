@@ -9,7 +9,7 @@ import gc
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,7 +32,12 @@ from learner.events.microbatch import IMPRESSION, ByUser, Events, Microbatch, by
 from learner.events.parse import parse_events, refuse_from_the_future
 from learner.events.wire import BadEvent, Reason
 from learner.limits import MAX_TIMESTAMP_MS
-from learner.log import EventLog, LogUnavailable, Message, Reader
+from learner.log import (
+    EventLog,
+    LogUnavailable,
+    Message,
+    Reader,
+)
 from learner.log.position import Partition, Position
 from learner.model.spec import Model
 from learner.model_check import ModelCheck
@@ -42,6 +47,7 @@ from learner.record import NEVER, DamagedRecord, ForeignRecord, encode_record, f
 from learner.step.apply import apply
 from learner.store import Store, StoreUnavailable, Write
 from learner.sweeps import Sweeps
+from learner.vanished import Vanished
 
 MAX_BACKOFF_S = 5.0
 MAX_RECORDS_BYTES = 32 << 20
@@ -116,6 +122,7 @@ class Learner:
         self._check = ModelCheck(self.model.name)
         self._letters = DeadLetters(self.dead_letters)
         self._busy = BusyUsers(self.max_slates_per_minute)
+        self._vanished = Vanished()
 
     def run(self) -> None:
         """Learn until `stop` is set, then leave the group. Blocks.
@@ -167,6 +174,7 @@ class Learner:
         except StoreRewound as exc:
             counts["store_rewound"] += len(exc.partitions)
             self._positions.rewind(exc.partitions)
+            self._vanished.forget()
         seconds = time.monotonic() - started
         return Progress(len(messages), counts, bad, self.reader.lag(), freshness_ms, seconds, self.reader.health())
 
@@ -200,8 +208,8 @@ class Learner:
         """Sweep the records of users who are due."""
         if due := self._sweeps.take(self._log_time, self._most()):
             counts["swept"] += len(due)
-            # Those who are due had a record.
-            self._learn(sweeps(due, self.model.d), counts, set(due))
+            self._vanished.expect(due)
+            self._learn(sweeps(due, self.model.d), counts)
 
     @uncollected()
     def _parse(self, messages: Sequence[Message]) -> tuple[Microbatch, dict[Position, BadEvent]]:
@@ -217,20 +225,17 @@ class Learner:
         self._busy.refuse(parsed, came_at)
         return parsed.batch, {messages[place].position: why for place, why in parsed.bad.items()}
 
-    def _learn(self, batch: Microbatch, counts: Counter[str], known: Collection[str] = ()) -> dict[Position, BadEvent]:
+    def _learn(self, batch: Microbatch, counts: Counter[str]) -> dict[Position, BadEvent]:
         """Apply events and store the records; those of a shard that was changed meanwhile are read and applied anew.
-
-        `known` are users who had a record: to find none means that the store has lost it.
 
         Returns the events that cannot be learnt because their user's record is damaged or of another model: nobody
         else waits for its repair, and the record stays as it is.
         """
         pending = by_user(batch)
         refused: dict[Position, BadEvent] = {}
-        had_record = set(known)
         while pending.user_ids:
             try:
-                lost = self._until_available(counts, partial(self._attempt, batch.events, pending, counts, had_record))
+                lost = self._until_available(counts, partial(self._attempt, batch.events, pending, counts))
             except (DamagedRecord, ForeignRecord) as exc:
                 log.error("record cannot be used", error=str(exc))
                 if isinstance(exc, ForeignRecord):
@@ -245,7 +250,7 @@ class Learner:
         return refused
 
     @uncollected()
-    def _attempt(self, events: Events, pending: ByUser, counts: Counter[str], had_record: set[str]) -> list[int]:
+    def _attempt(self, events: Events, pending: ByUser, counts: Counter[str]) -> list[int]:
         """Load, apply, commit; returns the users of shards that were written meanwhile."""
         stored = self.store.load(pending.user_ids)
         applied = apply(self.model, stored, events, pending)
@@ -258,12 +263,8 @@ class Learner:
         for user_id, end in zip(pending.user_ids, applied.ends, strict=True):
             self._sweeps.note(user_id, None if end == NEVER else end, self._log_time)
         counts.update(applied.counts)
-        if had_record:
-            gone = [u for u, value in enumerate(stored) if value is None and pending.user_ids[u] in had_record]
-            counts["vanished"] += sum(done[u] for u in gone)
-        lost = [u for u, stored_too in enumerate(done) if not stored_too]
-        had_record.update(pending.user_ids[u] for u in lost if stored[u] is not None)
-        return lost
+        counts["vanished"] += self._vanished.count(pending.user_ids, stored, done)
+        return [u for u, stored_too in enumerate(done) if not stored_too]
 
     def _until_available(self, counts: Counter[str], call: Callable[[], T]) -> T:
         """Call again while a server is away, with capped exponential back-off and jitter."""

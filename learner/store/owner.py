@@ -103,8 +103,8 @@ def _compare(held: Owner, owner: Owner) -> None:
     if (held.model, held.group) != (owner.model, owner.group):
         raise WrongStore(
             f"the store is of model {held.model!r}, learnt by group {held.group!r}; this is model {owner.model!r}, "
-            f"group {owner.group!r}: expected the same, or another key prefix or database; to take it over, delete "
-            "its key <prefix>:owner (SQLite: the row in the table owner)"
+            f"group {owner.group!r}: expected the same, or another key prefix or database; to take it over, stop "
+            "its learners and delete its key <prefix>:owner (SQLite: the row in the table owner)"
         )
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sqlite3
 import time
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 from learner.store.recent import RecentStore
 from tests.unit.test_loop import Rig, clicked, shown
 from tests.unit.test_loop import rig as rig
+from tests.unit.test_rewound import Rig as Rewound
 
 
 @pytest.fixture
@@ -89,3 +91,21 @@ def test_a_restarted_learner_cannot_know_of_a_record_that_is_gone(rig: Rig) -> N
     evict(rig, "ann")
     rig.send(another("ann"))
     assert rig.learner(store=RecentStore(rig.store)).turn().counts["vanished"] == 0
+
+
+@pytest.mark.parametrize("emptied", [False, True])
+def test_a_store_that_stepped_back_is_told_as_that_and_its_users_are_not_counted_one_by_one(
+    tmp_path: Path, emptied: bool
+) -> None:
+    rewound = Rewound(tmp_path)
+    rewound.send(4)
+    rewound.turns(1)
+    copy = None if emptied else rewound.keep()
+    rewound.turns(3)
+    rewound.put_back(copy)
+    rewound.send(4)
+    turns = rewound.turns()
+    assert sum(turn.counts["store_rewound"] for turn in turns) == 1
+    assert sum(turn.counts["vanished"] for turn in turns) == 0
+    assert rewound.records() == rewound.by_the_log_alone()
+    rewound.close()
