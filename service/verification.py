@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from learner.log import DEAD_LETTER_SUFFIX
 from learner.model.spec import Model
-from learner.store import StoreUnavailable
+from learner.store import StoreUnavailable, open_store
+from learner.store.owner import WrongStore, difference, owner_in, owner_of, require_same
 from service.dead_letters import MARKS_SUFFIX
 from service.environment import hide_password
 from service.eviction import forgets, redis_info
@@ -49,7 +50,7 @@ def verify(settings: Settings, model: Model) -> Iterator[Finding]:
     yield _ok("model", f"{model.name!r}, {model.d} coefficients, prior from {source}")
     yield _api_key(settings)
     yield from _log(settings)
-    yield from _store(settings)
+    yield from _store(settings, model)
 
 
 def _ok(subject: str, text: str) -> Finding:
@@ -163,7 +164,7 @@ def _setting(admin: Any, kind: str, name: str, setting: str) -> str | None:
     return None if value is None else str(value["value"])
 
 
-def _store(settings: Settings) -> Iterator[Finding]:
+def _store(settings: Settings, model: Model) -> Iterator[Finding]:
     if settings.store.startswith("sqlite://"):
         yield _sqlite("store", settings.store)
         return
@@ -178,6 +179,23 @@ def _store(settings: Settings) -> Iterator[Finding]:
         yield _warning("eviction", "this account may not ask for INFO; maxmemory-policy must be noeviction")
     for at, told in nodes:
         yield from _redis_findings(at, told)
+    yield _owner(settings, model)
+
+
+def _owner(settings: Settings, model: Model) -> Finding:
+    """Whose records the store has."""
+    ours = owner_of(model, settings.group)
+    try:
+        with closing(open_store(settings.store_url, **settings.store_options)) as store:
+            held = owner_in(store)
+        if held is None:
+            return _ok("owner", "no learner has begun on this store yet")
+        require_same(held, ours)
+    except (StoreUnavailable, WrongStore) as exc:
+        return _failed("owner", str(exc))
+    if differing := difference(held, ours):
+        return _warning("owner", f"the learner that started last has other settings: {differing}")
+    return _ok("owner", f"model {held.model!r}, learnt by group {held.group!r}")
 
 
 def _redis_findings(at: str, told: Mapping[str, Any]) -> Iterator[Finding]:

@@ -58,7 +58,7 @@ def claim(store: Store, owner: Owner) -> Owner:
     claimed = msgspec.json.encode(owner)
     before = store.owner(claimed)
     held = _decoded(before)
-    _compare(held, owner)
+    require_same(held, owner)
     if before != claimed:
         store.owner(claimed, instead_of=before or b"")
     return held
@@ -77,7 +77,7 @@ def others(store: Store, owner: Owner) -> str | None:
         As the store does.
     """
     held = _decoded(store.owner() or store.owner(msgspec.json.encode(owner)))
-    _compare(held, owner)
+    require_same(held, owner)
     return difference(held, owner)
 
 
@@ -93,13 +93,20 @@ def difference(held: Owner, owner: Owner) -> str | None:
 
 def trouble(store: Store, model: str) -> str | None:
     """Why a store is not one to score this model from; None if it is, or is nobody's yet."""
-    held = store.owner()
-    if held is None or _decoded(held).model == model:
+    held = owner_in(store)
+    if held is None or held.model == model:
         return None
-    return f"the store is of model {_decoded(held).model!r}: expected one of {model!r}"
+    return f"the store is of model {held.model!r}: expected one of {model!r}"
 
 
-def _compare(held: Owner, owner: Owner) -> None:
+def owner_in(store: Store) -> Owner | None:
+    """Whose a store is; None if it is nobody's yet."""
+    value = store.owner()
+    return None if value is None else _decoded(value)
+
+
+def require_same(held: Owner, owner: Owner) -> None:
+    """Raise `WrongStore` for an owner of another model or group."""
     if (held.model, held.group) != (owner.model, owner.group):
         raise WrongStore(
             f"the store is of model {held.model!r}, learnt by group {held.group!r}; this is model {owner.model!r}, "
