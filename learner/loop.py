@@ -5,12 +5,10 @@ What finds out that the store has stepped back is in `learner.positions`.
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -18,6 +16,7 @@ import numpy as np
 import structlog
 
 from learner.busy import BusyUsers
+from learner.collector import uncollected
 from learner.dead_letter import DeadLetters
 from learner.events.microbatch import IMPRESSION, ByUser, Events, Microbatch, by_user, sweeps
 from learner.events.parse import Parsed, parse_events, refuse_from_the_future, times_in_log
@@ -36,30 +35,17 @@ from learner.model_check import ModelCheck
 from learner.patience import Patience, Stopped
 from learner.positions import Positions, StoreRewound
 from learner.progress import Progress
-from learner.record import NEVER, DamagedRecord, ForeignRecord
+from learner.record import NEVER, DamagedRecord, ForeignRecord, encode_record, fresh_record
 from learner.step.apply import apply
 from learner.store import Store, StoreUnavailable, Write
 from learner.sweeps import Sweeps
+from learner.vanished import Vanished
 
 ITEMS_WAIT_MS = 20
+MAX_RECORDS_BYTES = 32 << 20
+"""The records of a microbatch, about: in memory there are some copies of each, read, worked on and written."""
 
 log = structlog.get_logger("freshet.learner")
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Let the collector of cycles wait for the end.
-
-    A microbatch makes tens of thousands of objects, none in cycles, which live to its end: to look through them again
-    and again was a seventh of a learner's time.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 @dataclass
@@ -73,7 +59,7 @@ class Learner:
     observe
         Called once a turn, also when nothing came.
     max_messages
-        The largest microbatch.
+        The largest microbatch, unless records are so large that fewer come to `MAX_RECORDS_BYTES`.
     poll_timeout_ms
         How long a turn waits for messages.
     stop
@@ -100,12 +86,14 @@ class Learner:
 
     def __post_init__(self) -> None:
         self._sweeps = Sweeps(self.model.window_ms)
+        self._record_bytes = len(encode_record(fresh_record(self.model), self.model))
         self._positions = Positions(self.store, self.reader, self.commit_interval_s)
         self._check = ModelCheck(self.model.name)
         self._letters = DeadLetters(self.dead_letters)
         self._busy = BusyUsers(self.max_slates_per_minute)
         self._patience = Patience(self.reader, self.stop)
         self._items = None if self.model.item is None else Items(self.model.item, self.store)
+        self._vanished = Vanished()
 
     def run(self) -> None:
         """Learn until `stop` is set, then leave the group. Blocks.
@@ -138,7 +126,7 @@ class Learner:
         wait_ms = self.poll_timeout_ms if wait_ms is None else wait_ms
         counts: Counter[str] = Counter()
         bad: Counter[str] = Counter()
-        messages = self._patience.call(counts, lambda: self.reader.poll(wait_ms, self.max_messages))
+        messages = self._patience.call(counts, lambda: self.reader.poll(wait_ms, self._most()))
         started = time.monotonic()
         freshness_ms = None
         try:
@@ -162,8 +150,13 @@ class Learner:
         except StoreRewound as exc:
             counts["store_rewound"] += len(exc.partitions)
             self._positions.rewind(exc.partitions)
+            self._vanished.forget()
         seconds = time.monotonic() - started
         return Progress(len(messages), counts, bad, self.reader.lag(), freshness_ms, seconds, self.reader.health())
+
+    def _most(self) -> int:
+        """How many messages to take: each may be of another user, whose record is as large as those written last."""
+        return min(self.max_messages, max(1, MAX_RECORDS_BYTES // self._record_bytes))
 
     def _take(self, messages: Sequence[Message], counts: Counter[str], bad: Counter[str]) -> float | None:
         """Learn what can be learnt of some messages, and bury the rest; returns the freshness, in ms."""
@@ -193,8 +186,9 @@ class Learner:
 
     def _sweep(self, counts: Counter[str]) -> None:
         """Sweep the records of users who are due."""
-        if due := self._sweeps.take(self._log_time, self.max_messages):
+        if due := self._sweeps.take(self._log_time, self._most()):
             counts["swept"] += len(due)
+            self._vanished.expect(due)
             self._learn(sweeps(due, self.model.d), counts)
 
     @uncollected()
@@ -273,6 +267,8 @@ class Learner:
         """Load, apply, commit; returns the users of shards that were written meanwhile."""
         stored = self.store.load(pending.user_ids)
         applied = apply(self.model, stored, events, pending)
+        if sizes := [len(value) for value in applied.values if value is not None]:
+            self._record_bytes = sum(sizes) // len(sizes)
         # Those that nothing has to be written of, too: that holds for what was read.
         writes = list(map(Write, pending.user_ids, stored, applied.values, applied.erased))
         self._check.records(len(stored) - stored.count(None))
@@ -286,4 +282,5 @@ class Learner:
         for user_id, end in zip(pending.user_ids, applied.ends, strict=True):
             self._sweeps.note(user_id, None if end == NEVER else end, self._log_time)
         counts.update(applied.counts)
+        counts["vanished"] += self._vanished.count(pending.user_ids, stored, done)
         return [u for u, stored_too in enumerate(done) if not stored_too]

@@ -1,19 +1,13 @@
-"""Whether Redis may forget users by itself: looked at before a learner begins, and while it learns."""
+"""What Redis says of itself, and whether it may forget users by itself."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-
-import structlog
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from typing import Any
 
 from learner.store import StoreUnavailable
 from service.settings import Settings
-from service.verification import redis_info
-
-LOOK_INTERVAL_S = 10.0
-
-log = structlog.get_logger("freshet.store")
 
 
 class StoreEvicts(ValueError):
@@ -30,29 +24,49 @@ def evicts(settings: Settings) -> str | None:
     """
     if settings.store.startswith("sqlite"):
         return None
-    for node, told in redis_info(settings):
-        at = f"{node}: " if node else ""
-        policy = told.get("maxmemory_policy", "noeviction")
-        if policy != "noeviction":
-            return f"{at}maxmemory-policy is {policy}, so users are forgotten when memory is short: expected noeviction"
-    return None
+    return next((f"{at}{why}" for at, told in redis_info(settings) if (why := forgets(told))), None)
 
 
-def watch(settings: Settings, stop: threading.Event, tell: Callable[[str | None], None]) -> threading.Thread:
-    """Look every few seconds, and tell what was found, until `stop` is set."""
+def forgets(told: Mapping[str, Any]) -> str | None:
+    """Why a primary that says this of itself may forget users; None if it does not, or does not say."""
+    policy = told.get("maxmemory_policy", "noeviction")
+    if policy == "noeviction":
+        return None
+    evicted = int(told.get("evicted_keys", 0))
+    return (
+        f"maxmemory-policy is {policy}, so users are forgotten when memory is short (keys evicted since Redis started: "
+        f"{evicted:,}): expected noeviction"
+    )
 
-    def look() -> None:
-        told: str | None = None
-        while not stop.wait(LOOK_INTERVAL_S):
-            try:
-                found = evicts(settings)
-            except StoreUnavailable:
-                continue  # Readiness asks for that itself.
-            if found and found != told:
-                log.error("store evicts", error=found)
-            told = found
-            tell(found)
 
-    thread = threading.Thread(target=look, name="eviction", daemon=True)
-    thread.start()
-    return thread
+def redis_info(settings: Settings) -> list[tuple[str, Mapping[str, Any]]]:
+    """What each primary of Redis says of itself, by what to put before it: ``host:port: ``, or nothing for one alone.
+
+    Raises
+    ------
+    StoreUnavailable
+        If Redis does not answer; nothing of a Redis that does not let us ask.
+    """
+    import redis
+
+    from learner.store.redis import connect
+
+    try:
+        with closing(connect(settings.store_url, settings.store_timeout_s)) as client:
+            client.ping()
+            cluster = isinstance(client, redis.RedisCluster)
+            where = {"target_nodes": redis.RedisCluster.PRIMARIES} if cluster else {}
+            return list(_by_node(client.info("everything", **where)))
+    except redis.exceptions.NoPermissionError:
+        return []
+    except redis.RedisError as exc:
+        raise StoreUnavailable(f"Redis: {type(exc).__name__}: {exc}") from exc
+
+
+def _by_node(told: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """What each node says; a cluster of redis-py answers by node, and one of a single node does not."""
+    if "redis_version" in told:
+        yield "", told
+        return
+    for node, one in told.items():
+        yield f"{node}: ", one

@@ -46,6 +46,10 @@ FATES: dict[str, tuple[str, str]] = {
     "item_outcomes_lost": ("What was told to items whose records cannot be used.", "ever: the log names the item"),
     "item_blocks_foreign": ("Blocks of a feed of another model's items.", "after a change of `[effects.item]` is over"),
     "retries": ("Calls to the log or the store that were made again.", "they go on: one of them is away"),
+    "vanished": (
+        "Users whose record was known to be there, and was not: evicted, deleted, or expired before its time.",
+        "ever: what was learnt of them is lost",
+    ),
     "store_rewound": ("Partitions read again, since the store had stepped back.", "ever: the store lost writes"),
 }
 """Each `kind` of what became of events: what it counts, and when to look; empty if it says nothing by itself."""
@@ -122,6 +126,11 @@ class LearnerMetrics:
         self.warning = Gauge(
             "freshet_learner_warning", "Whether that share is above its bound.", ["kind"], registry=registry
         )
+        self.differs = Gauge(
+            "freshet_learner_settings_differ",
+            "Whether the group's learner that started last learns otherwise than this one; the log says in what.",
+            registry=registry,
+        )  # fmt: skip
         self._known_lost: set[Lost] = set()
 
     def observe(self, progress: Progress) -> None:

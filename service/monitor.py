@@ -61,7 +61,8 @@ class Monitor:
         self._progressed_at = clock()
         self._lag = 0
         self._reported_at = clock()
-        self.store_trouble: str | None = None
+        self._store_trouble: str | None = None
+        self._difference: str | None = None
         self._messages = 0
         self._batches = 0
         self._freshness_ms = 0.0
@@ -78,6 +79,12 @@ class Monitor:
         self._health = progress.health
         self._missing_since = {topic: self._missing_since.get(topic, now) for topic in progress.health.missing}
         self._watch_shares(progress, now)
+        if vanished := progress.counts["vanished"]:
+            log.error(
+                "records vanished", users=vanished,
+                means="the store no longer has what was learnt of these users; expected maxmemory-policy noeviction, "
+                "and keys that nobody else deletes or lets expire",
+            )  # fmt: skip
         self._messages += progress.messages
         self._batches += progress.messages > 0
         self._freshness_ms = max(self._freshness_ms, progress.freshness_ms or 0.0)
@@ -96,8 +103,8 @@ class Monitor:
         if self._turned_at is None:
             # It waits for the store, or for the log.
             return _trouble_of(store) or "the loop has not polled yet"
-        if self.store_trouble is not None:
-            return self.store_trouble
+        if self._store_trouble is not None:
+            return self._store_trouble
         now = self._clock()
         if (idle := now - self._turned_at) > self._stalled_after_s:
             return f"the loop has finished no turn for {idle:.0f} s"
@@ -107,6 +114,21 @@ class Monitor:
         if (idle := now - self._progressed_at) > self._stalled_after_s:
             return f"{self._lag} messages are to be learnt, and for {idle:.0f} s none came"
         return _trouble_of(store)
+
+    def take_store(self, trouble: str | None, difference: str | None) -> None:
+        """Take what was found of the store: why it is not one to learn into, and how others of the group learn."""
+        if trouble and trouble != self._store_trouble:
+            log.error("the store", error=trouble)
+        if difference and difference != self._difference:
+            log.warning(
+                "the group's learner that started last has other settings", difference=difference,
+                means="what is learnt of users depends on who learns it; expected the same model file for all, but for "
+                "the time of a change from one to another",
+            )  # fmt: skip
+        elif self._difference and not difference:
+            log.info("the group's learner that started last has the same settings again")
+        self._store_trouble, self._difference = trouble, difference
+        self._metrics.differs.set(difference is not None)
 
     def close(self) -> None:
         """End the progress line."""

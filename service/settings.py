@@ -74,7 +74,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Until when events that were lost to retention are known: ISO 8601 with a zone, as ``2026-11-26T03:00:00Z``.
         Those found later make a learner not ready.
     max_batch
-        The largest microbatch of a learner, in messages; 2 MiB of them end it sooner.
+        The largest microbatch of a learner, in messages; 2 MiB of them end it sooner, or 32 MiB of users' records.
     max_slates_per_minute
         How many slates of one user are learnt in a minute, the others being dead-lettered as ``too_busy``; 0: all.
     poll_timeout_ms

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 
 from learner.log import DEAD_LETTER_SUFFIX
 from learner.model.spec import Model
-from learner.store import StoreUnavailable
+from learner.store import StoreUnavailable, open_store
+from learner.store.owner import WrongStore, difference, owner_in, owner_of, require_same
 from service.dead_letters import MARKS_SUFFIX
 from service.environment import hide_password
+from service.eviction import forgets, redis_info
 from service.settings import Settings
 
 ANSWER_TIMEOUT_MS = 5_000
@@ -48,7 +50,7 @@ def verify(settings: Settings, model: Model) -> Iterator[Finding]:
     yield _ok("model", f"{model.name!r}, {model.d} coefficients, prior from {source}")
     yield _api_key(settings)
     yield from _log(settings)
-    yield from _store(settings)
+    yield from _store(settings, model)
 
 
 def _ok(subject: str, text: str) -> Finding:
@@ -162,70 +164,46 @@ def _setting(admin: Any, kind: str, name: str, setting: str) -> str | None:
     return None if value is None else str(value["value"])
 
 
-def _store(settings: Settings) -> Iterator[Finding]:
+def _store(settings: Settings, model: Model) -> Iterator[Finding]:
     if settings.store.startswith("sqlite://"):
         yield _sqlite("store", settings.store)
         return
-    import redis
-
     place = hide_password(settings.store)
     try:
-        with closing(_redis(settings)) as client:
-            client.ping()
-            yield _ok("store", f"{place} answers")
-            for node, told in _by_node(client.info("everything", **_all_nodes(client))):
-                yield from _redis_findings(node, told)
-    except redis.RedisError as exc:
-        yield _failed("store", f"{place}: {type(exc).__name__}: {exc}")
-
-
-def _redis(settings: Settings) -> Any:
-    from learner.store.redis import connect
-
-    return connect(settings.store_url, settings.store_timeout_s)
-
-
-def redis_info(settings: Settings) -> list[tuple[str, Mapping[str, Any]]]:
-    """What each primary of Redis says of itself, by its name; one alone has none.
-
-    Raises
-    ------
-    StoreUnavailable
-        If Redis does not answer; nothing of a Redis that does not let us ask.
-    """
-    import redis
-
-    try:
-        with closing(_redis(settings)) as client:
-            return list(_by_node(client.info("everything", **_all_nodes(client))))
-    except redis.exceptions.NoPermissionError:
-        return []
-    except redis.RedisError as exc:
-        raise StoreUnavailable(f"Redis: {type(exc).__name__}: {exc}") from exc
-
-
-def _all_nodes(client: Any) -> dict[str, Any]:
-    import redis
-
-    return {"target_nodes": redis.RedisCluster.PRIMARIES} if isinstance(client, redis.RedisCluster) else {}
-
-
-def _by_node(told: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """What each node says; a cluster of redis-py answers by node, and one of a single node does not."""
-    if "redis_version" in told:
-        yield "", told
+        nodes = redis_info(settings)
+    except StoreUnavailable as exc:
+        yield _failed("store", f"{place}: {exc}")
         return
-    yield from told.items()
+    yield _ok("store", f"{place} answers")
+    if not nodes:
+        yield _warning("eviction", "this account may not ask for INFO; maxmemory-policy must be noeviction")
+    for at, told in nodes:
+        yield from _redis_findings(at, told)
+    yield _owner(settings, model)
 
 
-def _redis_findings(node: str, told: Mapping[str, Any]) -> Iterator[Finding]:
-    at = f"{node}: " if node else ""
-    policy, evicted = told.get("maxmemory_policy"), int(told.get("evicted_keys", 0))
-    if policy is None:
+def _owner(settings: Settings, model: Model) -> Finding:
+    """Whose records the store has."""
+    ours = owner_of(model, settings.group)
+    try:
+        with closing(open_store(settings.store_url, **settings.store_options)) as store:
+            held = owner_in(store)
+        if held is None:
+            return _ok("owner", "no learner has begun on this store yet")
+        require_same(held, ours)
+    except (StoreUnavailable, WrongStore) as exc:
+        return _failed("owner", str(exc))
+    if differing := difference(held, ours):
+        return _warning("owner", f"the learner that started last has other settings: {differing}")
+    return _ok("owner", f"model {held.model!r}, learnt by group {held.group!r}")
+
+
+def _redis_findings(at: str, told: Mapping[str, Any]) -> Iterator[Finding]:
+    evicted = int(told.get("evicted_keys", 0))
+    if "maxmemory_policy" not in told:
         yield _warning("eviction", f"{at}this account may not see maxmemory-policy; it must be noeviction")
-    elif policy != "noeviction":
-        yield _failed("eviction", f"{at}maxmemory-policy is {policy}: users are forgotten when memory is short; "
-                      "set noeviction")  # fmt: skip
+    elif why := forgets(told):
+        yield _failed("eviction", f"{at}{why}")
     elif evicted:
         yield _warning("eviction", f"{at}noeviction, but {evicted:,} keys were evicted since Redis started")
     else:

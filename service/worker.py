@@ -7,7 +7,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import TypeVar
 
 import structlog
@@ -22,12 +21,13 @@ from learner.loop import Learner
 from learner.model.spec import Model
 from learner.patience import MAX_BACKOFF_S
 from learner.store import Store, StoreUnavailable, open_store
-from learner.store.owner import Owner, claim
+from learner.store.owner import claim, difference, owner_of
 from learner.store.recent import RecentStore
-from service.eviction import StoreEvicts, evicts, watch
+from service.eviction import StoreEvicts, evicts
 from service.metrics import exposition
 from service.monitor import Monitor
-from service.settings import Settings
+from service.settings import DAY_S, Settings
+from service.store_watch import watch
 from service.web import api
 from service.web.guard import Guard
 from service.web.http import add_error_handlers, json_response
@@ -59,12 +59,15 @@ def learn(settings: Settings, model: Model) -> int:
     store = open_store(settings.store_url, **settings.store_options)
     try:
         with _answering(settings, _monitor_app(settings, monitor, store, registry)):
-            owner = Owner(model.name, settings.group)
-            if _patiently("store", stop, lambda: claim(store, owner)) is None:
+            owner = owner_of(model, settings.group)
+            before = _patiently("store", stop, lambda: claim(store, owner))
+            if before is None:
                 return 0
             if found := _patiently("store", stop, lambda: evicts(settings)):
                 raise StoreEvicts(found)
-            watch(settings, stop, partial(setattr, monitor, "store_trouble"))
+            if changed := difference(before, owner):
+                log.warning("the model has other settings than the group's last learner had", difference=changed)
+            watch(settings, store, owner, stop, monitor)
             reader = _patiently("log", stop, lambda: _open_reader(settings))
             if reader is None:
                 return 0
@@ -85,7 +88,7 @@ def make_learner(
 
     return Learner(
         model,
-        RecentStore(store),
+        RecentStore(store, ttl_s=settings.ttl_days * DAY_S),
         reader,
         open_log(settings.log, **settings.kafka_options),
         monitor.observe,

@@ -11,12 +11,12 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from hashlib import blake2b
 from typing import IO, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from learner.batch.users import Erasures, chosen, user_hash
 from learner.belief.gaussian import Array
 from learner.events.microbatch import CLICK, Microbatch, by_user, item_places
 from learner.model.spec import Model
@@ -28,6 +28,11 @@ MAX_DELAYS = 100_000
 Structured: TypeAlias = NDArray[np.void]
 
 _CLICKED = np.dtype([("user", "<u8"), ("key", "<u8"), ("at", "<i8")])
+
+
+# For `until`: whose outcome was shown, and when.
+_SHOWN = np.dtype([("user", "<u8"), ("at", "<i8")])
+_SHOWN_TOGETHER = 1 << 20
 
 
 class Rows(NamedTuple):
@@ -117,15 +122,6 @@ def without_fixed_effect(model: Model) -> Model:
     return replace(model, fixed_effect=np.full(model.d, np.nan))
 
 
-def chosen(user_id: str, share: float, seed: int) -> bool:
-    """Whether a user is in a sample of about `share` of all users; the same seed always chooses the same.
-
-    >>> sum(chosen(f"u{i}", 0.25, 0) for i in range(10_000))
-    2511
-    """
-    return _hash(user_id, seed) < share * 2.0**64
-
-
 def collect(
     batches: Iterable[Microbatch],
     model: Model,
@@ -136,9 +132,9 @@ def collect(
 ) -> Outcomes:
     """Join clicks to impressions.
 
-    A click counts inside the model's attribution window; of repeats the earliest counts. The result does not depend on
-    the order of the log. Memory holds one of `PARTS` parts of the users at a time; everything else is in temporary
-    files, about 4 d + 40 bytes an outcome.
+    A click counts inside the model's attribution window; of repeats the earliest counts; what is dated up to its user's
+    erasure does not. The result does not depend on the order of the log. Memory holds one of `PARTS` parts of the users
+    at a time; everything else is in temporary files, about 4 d + 40 bytes an outcome, and 24 more with `until`.
 
     Parameters
     ----------
@@ -170,13 +166,15 @@ def _collect(
         parts = [(stack.enter_context(_spool()), stack.enter_context(_spool())) for _ in range(PARTS)]
         times = stack.enter_context(_spool())
         end = 0
+        erasures = Erasures()
         for batch in batches:
+            erasures.note(batch)
             for user_id, places in by_user(batch):
                 event = batch.events.event[places]
                 end = max(end, int(event["at"].max()))
                 if share < 1.0 and not chosen(user_id, share, seed):
                     continue
-                user = _hash(user_id)
+                user = user_hash(user_id)
                 shown, clicked = parts[user % PARTS]
                 is_click = event["kind"] == CLICK
                 clicks = np.empty(is_click.sum(), _CLICKED)
@@ -190,36 +188,35 @@ def _collect(
                 rows["offset"], rows["weight"] = item["offset"], item["weight"]
                 shown.write(rows.tobytes())
                 if until < 1.0:
-                    times.write(rows["at"].tobytes())
+                    times.write(rows[["user", "at"]].astype(_SHOWN).tobytes())
         if until < 1.0:
-            end = _quantile(times, until, end)
-        return _sort(parts, shown_row, end, model, advance)
+            end = _quantile(times, until, end, erasures)
+        return _sort(parts, shown_row, end, erasures, model, advance)
 
 
 def _spool() -> IO[bytes]:
     return tempfile.TemporaryFile(prefix="freshet-", buffering=1 << 16)
 
 
-def _hash(user_id: str, seed: int | None = None) -> int:
-    """64 bits that stand for the user."""
-    key = b"" if seed is None else seed.to_bytes(8, "little")
-    return int.from_bytes(blake2b(user_id.encode(), digest_size=8, key=key).digest(), "little")
-
-
-def _quantile(times: IO[bytes], share: float, end: int) -> int:
-    """The time that the share of outcomes was shown up to; `end` without any. Sorts the file where it is."""
-    times.flush()
-    if not times.tell():
-        return end
-    at = np.memmap(times, "<i8", "r+")
-    at.sort()
-    return int(at[int(np.ceil(share * (len(at) - 1)))])
+def _quantile(times: IO[bytes], share: float, end: int, erasures: Erasures) -> int:
+    """The time that the share of outcomes was shown up to, of those not erased; `end` without any."""
+    times.seek(0)
+    with _spool() as kept:
+        while some := times.read(_SHOWN_TOGETHER * _SHOWN.itemsize):
+            kept.write(erasures.leave(np.frombuffer(some, _SHOWN))["at"].tobytes())
+        kept.flush()
+        if not kept.tell():
+            return end
+        at = np.memmap(kept, "<i8", "r+")
+        at.sort()
+        return int(at[int(np.ceil(share * (len(at) - 1)))])
 
 
 def _sort(
     parts: list[tuple[IO[bytes], IO[bytes]]],
     shown_row: np.dtype[np.void],
     end: int,
+    erasures: Erasures,
     model: Model,
     advance: Callable[[int], object],
 ) -> Outcomes:
@@ -230,7 +227,8 @@ def _sort(
     own_offset, seen = False, np.zeros(model.d, dtype=bool)
     try:
         for shown_file, clicked_file in parts:
-            shown, clicked = _load(shown_file, shown_row, end), _load(clicked_file, _CLICKED, end)
+            shown = _load(shown_file, shown_row, end, erasures)
+            clicked = _load(clicked_file, _CLICKED, end, erasures)
             clicked_at = _first_clicks(shown, clicked)
             delay = clicked_at - shown["at"]
             delays.add(shown[clicked_at >= 0], delay[clicked_at >= 0], end)
@@ -252,12 +250,15 @@ def _sort(
     )
 
 
-def _load(file: IO[bytes], row: np.dtype[np.void], end: int) -> Structured:
-    """The rows up to the log's end by user, time and key, only the earliest of each outcome; the file is given up."""
+def _load(file: IO[bytes], row: np.dtype[np.void], end: int, erasures: Erasures) -> Structured:
+    """The rows up to the log's end by user, time and key, only the earliest of each outcome; the file is given up.
+
+    Those that are erased are left out.
+    """
     file.seek(0)
     rows: Any = np.frombuffer(file.read(), row)
     file.close()
-    rows = rows[rows["at"] <= end]
+    rows = erasures.leave(rows[rows["at"] <= end])
     rows = rows[np.lexsort((rows["at"], rows["key"], rows["user"]))]
     repeats = (np.diff(rows["user"]) == 0) & (np.diff(rows["key"]) == 0)
     rows = rows[np.append(True, ~repeats)] if len(rows) else rows

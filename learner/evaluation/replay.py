@@ -80,7 +80,8 @@ class Replayed(NamedTuple):
 
 
 def read_log(batch: Microbatch, window_ms: int) -> Log:
-    """A log with the labels that it gives as a whole."""
+    """A log with the labels that it gives as a whole; an erased user has no events up to the erasure."""
+    batch = batch.without_erased()
     return Log(batch, [_history(batch, places, window_ms) for _, places in by_user(batch)])
 
 

@@ -44,14 +44,35 @@ class Microbatch(NamedTuple):
         return slice(first, first + self.events.event["n_items"][place])
 
     def only(self, wanted: Callable[[str], bool], until_ms: float = np.inf) -> Microbatch:
-        """The events of the users that are wanted, up to a time (epoch ms), with the items of no others."""
+        """The events of the users that are wanted, up to a time (epoch ms), and their erasures at any time."""
         event = self.events.event
-        places = [
-            place
-            for place, (user, at) in enumerate(zip(self.user, event["at"].tolist(), strict=True))
-            if user and at <= until_ms and wanted(user)
-        ]
-        event = event[places]
+        whose = zip(self.user, event["at"].tolist(), event["kind"].tolist(), strict=True)
+        return self._at(
+            [
+                place
+                for place, (user, at, kind) in enumerate(whose)
+                if user and (at <= until_ms or kind == ERASE) and wanted(user)
+            ]
+        )
+
+    def erasures(self) -> dict[str, int]:
+        """When each user who was erased was erased last, epoch ms."""
+        event, last = self.events.event, dict[str, int]()
+        for place in np.flatnonzero(event["kind"] == ERASE).tolist():
+            user = self.user[place]
+            last[user] = max(int(event["at"][place]), last.get(user, 0))
+        return last
+
+    def without_erased(self) -> Microbatch:
+        """The events that are left: of a user who was erased those that are later; and no erasures."""
+        if not (last := self.erasures()):
+            return self
+        whose = zip(self.user, self.events.event["at"].tolist(), strict=True)
+        return self._at([place for place, (user, at) in enumerate(whose) if at > last.get(user, -1)])
+
+    def _at(self, places: list[int]) -> Microbatch:
+        """The events at some places, with the items of no others."""
+        event = self.events.event[places]
         its = item_places(event)
         event["first_item"] = np.cumsum(event["n_items"]) - event["n_items"]
         return Microbatch([self.user[i] for i in places], Events(event, self.events.item[its], self.events.row[its]))

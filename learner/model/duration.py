@@ -30,6 +30,16 @@ def parse_duration_ms(key: str, text: str) -> int:
     return max(1, round(ms))
 
 
+def duration_text(ms: float) -> str:
+    """A duration as a specification writes it.
+
+    >>> duration_text(5_400_000.0)
+    '1.5h'
+    """
+    unit, size = max(((unit, size) for unit, size in _UNITS_MS.items() if size <= ms), key=lambda one: one[1])
+    return f"{ms / size:.6g}{unit}"
+
+
 def parse_half_life(text: str | list[str] | None) -> tuple[float | None, float | None]:
     """Milliseconds and outcomes in a half-life such as ``30d``, ``300 outcomes``, or a list of one of each.
 

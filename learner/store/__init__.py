@@ -124,8 +124,11 @@ class Store(Protocol):
         """Remember no records, where some are kept in front of the store: it has stepped back."""
         ...
 
-    def owner(self, claim: bytes | None = None) -> bytes | None:
-        """Whose records they are, see `learner.store.owner`; where they are nobody's yet, those of `claim` from now."""
+    def owner(self, claim: bytes = b"", instead_of: bytes = b"") -> bytes | None:
+        """Whose records they are, see `learner.store.owner`; those of `claim` from now, if they were nobody's.
+
+        Or if they were those of `instead_of`.
+        """
         ...
 
     def ping(self) -> None:

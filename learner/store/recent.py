@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 from cachetools import LRUCache
 
@@ -25,11 +26,24 @@ class RecentStore:
         Which has the records.
     capacity_bytes
         How much is remembered; those used longest ago go first.
+    ttl_s
+        Seconds for which the store keeps a record: a remembered one that it has no more has vanished before its time.
+    clock
+        Seconds that never step back.
     """
 
-    def __init__(self, store: Store, capacity_bytes: int = CAPACITY_BYTES) -> None:
+    def __init__(
+        self,
+        store: Store,
+        capacity_bytes: int = CAPACITY_BYTES,
+        ttl_s: float = float("inf"),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._store = store
         self._recent: LRUCache[tuple[str, str], bytes] = LRUCache(capacity_bytes, getsizeof=len)
+        self._ttl_s = ttl_s
+        self._clock = clock
+        self._since = clock()
 
     @property
     def shards(self) -> int:
@@ -42,6 +56,8 @@ class RecentStore:
 
     def load(self, ids: Sequence[str], effect: str = "user") -> list[bytes | None]:
         """Read the records that are not remembered."""
+        if self._clock() - self._since >= self._ttl_s:
+            self.forget()
         known = [self._recent.get((effect, one)) for one in ids]
         missing = [one for one, value in zip(ids, known, strict=True) if value is None]
         read = iter(self._store.load(missing, effect) if missing else [])
@@ -75,10 +91,11 @@ class RecentStore:
     def forget(self) -> None:
         """Remember no records."""
         self._recent.clear()
+        self._since = self._clock()
 
-    def owner(self, claim: bytes | None = None) -> bytes | None:
+    def owner(self, claim: bytes = b"", instead_of: bytes = b"") -> bytes | None:
         """See the store."""
-        return self._store.owner(claim)
+        return self._store.owner(claim, instead_of)
 
     def ping(self) -> None:
         """Return if the store answers."""

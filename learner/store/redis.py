@@ -65,10 +65,10 @@ end
 return 1
 """
 
-# KEYS: the owner's key. ARGV: who claims it, or nothing. Answers who has it.
+# KEYS: the owner's key. ARGV: who claims it, or nothing; from whom, or nothing. Answers who has it.
 _CLAIM = """
 local held = redis.call('GET', KEYS[1])
-if not held and ARGV[1] ~= '' then
+if ARGV[1] ~= '' and (not held or held == ARGV[2]) then
   redis.call('SET', KEYS[1], ARGV[1])
   return ARGV[1]
 end
@@ -186,10 +186,10 @@ class RedisStore:
     def forget(self) -> None:
         """Do nothing: nothing is remembered."""
 
-    def owner(self, claim: bytes | None = None) -> bytes | None:
+    def owner(self, claim: bytes = b"", instead_of: bytes = b"") -> bytes | None:
         """Read the owner, or become it."""
         with translated():
-            held: bytes | None = self._redis.eval(_CLAIM, 1, self._owner_key, claim or b"")
+            held: bytes | None = self._redis.eval(_CLAIM, 1, self._owner_key, claim, instead_of)
         return held
 
     def ping(self) -> None:

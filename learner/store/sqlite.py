@@ -89,11 +89,12 @@ class SqliteStore:
     def forget(self) -> None:
         """Do nothing: nothing is remembered."""
 
-    def owner(self, claim: bytes | None = None) -> bytes | None:
+    def owner(self, claim: bytes = b"", instead_of: bytes = b"") -> bytes | None:
         """Read the owner, or become it."""
-        with self._file.writing() as db:
+        with self._file.writing() if claim else self._file.reading() as db:
             held = db.execute("SELECT value FROM owner").fetchone()
-            if held is None and claim:
+            if claim and (held is None or bytes(held[0]) == instead_of):
+                db.execute("DELETE FROM owner")
                 db.execute("INSERT INTO owner VALUES (?)", (claim,))
                 return claim
         return held and bytes(held[0])

@@ -32,8 +32,8 @@ def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     """Replay, print the table and write what was asked for."""
-    from learner.batch.join import chosen
     from learner.batch.reading import LogError
+    from learner.batch.users import chosen
     from learner.evaluation.compare import cut_at, evaluate, variants
     from learner.evaluation.replay import read_log
     from learner.evaluation.report import as_html, as_json, as_text

@@ -123,7 +123,7 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
 
 def _half_life(arguments: argparse.Namespace, settings: Settings, model: Model, until_ms: int) -> float | None:
     from learner.batch.half_life import DAY_MS, GRID_MS, fit_half_life
-    from learner.batch.join import chosen
+    from learner.batch.users import chosen
     from learner.evaluation.replay import progressive_loss, read_log
 
     if model.discount is not None:

@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
         from learner.log import open_log, open_reader
         from learner.model_check import ModelMismatch
         from learner.store import open_store
-        from learner.store.owner import Owner, claim
+        from learner.store.owner import claim, owner_of
         from service.monitor import Monitor
         from service.web.app import create_app
         from service.web.server import make_server, run_until_signal
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
         stop = threading.Event()
         # The service closes its own when it stops, while the learner may still finish its microbatch.
         learner_store, store = (open_store(settings.store_url, **settings.store_options) for _ in range(2))
-        claim(learner_store, Owner(model.name, settings.group))
+        claim(learner_store, owner_of(model, settings.group))
         reader = open_reader(settings.log, settings.topics, settings.group)
         learner = make_learner(settings, model, learner_store, reader, monitor, stop)
         app = create_app(

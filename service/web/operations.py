@@ -158,12 +158,13 @@ class Operations:
     def _to_erase(self, value: bytes | None, user_id: str) -> Record:
         """What a tombstone is made from; of a damaged record, which may stand for any number of events, for one."""
         try:
-            return self._decoded(value, user_id)
+            record = self._decoded(value, user_id)
         except DamagedRecord:
             # Whatever it is, the compare-and-set has to find it and to leave another one.
             header = read_header(value or b"")
-            revision = header.revision % (2**64 - 1) if header else 0
-            return fresh_record(self._model)._replace(revision=revision, n_events=1)
+            record = fresh_record(self._model)._replace(revision=header.revision if header else 0, n_events=1)
+        # The tombstone's, one more, is of 64 bits with a sign.
+        return record._replace(revision=record.revision % (2**63 - 1))
 
     def _read(self, user_id: str) -> tuple[bytes | None, Record]:
         (value,) = self._store.load([user_id])

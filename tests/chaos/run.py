@@ -38,7 +38,7 @@ from learner.record import decode_record
 from learner.store import StoreUnavailable, open_store
 from tests.chaos.nodes import Redis
 from tests.chaos.proxy import Proxy
-from tests.chaos.stream import MODEL, MODEL_OF_RUN, Logged, differences, events, expect
+from tests.chaos.stream import MODEL, MODEL_OF_RUN, Logged, differences, events, expect, with_bot
 from tests.servers import KafkaServer, answers, eventually, free_port, join_cluster
 
 TOPICS = ("impressions", "clicks")
@@ -46,6 +46,7 @@ GROUP = "chaos"
 SESSION_S = 2.0
 # A store that was emptied late in a long run is learnt anew from the beginning.
 SETTLE_S = 900
+CUT, EMPTIED = "Redis loses its last 1 to 3 s (append-only file cut)", "Redis emptied (FLUSHALL)"
 REMADE, ADDED = "topic deleted and made again", "partition added"
 COUNTED = re.compile(r'freshet_learner_total\{kind="(\w+)"\} (\S+)')
 
@@ -131,8 +132,18 @@ class Learners:
 class Chaos:
     """One run."""
 
-    def __init__(self, folder: Path, seed: int, learners: int, users: int, cluster: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        seed: int,
+        learners: int,
+        users: int,
+        cluster: bool = False,
+        bot: bool = False,
+        compression: str | None = None,
+    ) -> None:
         self.rng = random.Random(seed)
+        self.compression = compression
         self.report = Report()
         self.kafka = KafkaServer(_made(folder / "kafka"))
         self.kafka.start()
@@ -163,7 +174,7 @@ class Chaos:
         )
         self.usual = learners
         self.cluster = cluster
-        self.stream = events(self.rng, users)
+        self.stream = with_bot(self.rng, events(self.rng, users)) if bot else events(self.rng, users)
         self.partitions = dict.fromkeys(TOPICS, 4)
         self.epoch = 0
         self.log: list[Logged] = []
@@ -195,9 +206,9 @@ class Chaos:
             "Redis asleep past the timeout (DEBUG SLEEP)": (self.sleep_redis, 8),
             "answers of Redis lost with their connections": (self.cut_answers, 12),
             "requests to Redis cut in their midst": (self.cut_requests, 10),
-            "Redis loses its last 1 to 3 s (append-only file cut)": (self.cut_tail, 8),
+            CUT: (self.cut_tail, 8),
             "Redis fails over to a replica that lags by 1 to 3 s": (self.fail_over, 4),
-            "Redis emptied (FLUSHALL)": (self.empty, 3),
+            EMPTIED: (self.empty, 3),
             "Kafka killed and restarted": (self.kill_kafka, 5),
             REMADE: (self.remake_topic, 3),
             ADDED: (self.add_partition, 2),
@@ -211,17 +222,22 @@ class Chaos:
         self.rng.shuffle(names)
         # The log cannot give back what a deleted topic held, nor say in which order a user's partitions were filled.
         names.sort(key=lambda name: name in (REMADE, ADDED))
+        return self.inject(n_events, names)
+
+    def inject(self, n_events: int, names: list[str]) -> Report:
+        """Send events with these faults among them, and judge."""
+        kinds, n_faults = self.kinds(), len(names)
         share = n_events // (n_faults + 1)
         for name in tqdm(names, desc="faults", file=sys.stderr, disable=not sys.stderr.isatty()):
-            self._send(list(islice(self.stream, share)))
+            self.send(share)
             self._wake()
             self.learners.count()
             self.report.faults[name] += 1
             kinds[name][0]()
             while len(self.learners.alive) < self.usual:
                 self.learners.start()
-        self._send(list(islice(self.stream, n_events - share * n_faults)))
-        self._settle()
+        self.send(n_events - share * n_faults)
+        self.settle()
         self.report.counts = self.learners.count()
         for port in list(self.learners.alive):
             self.learners.leave(port)
@@ -306,7 +322,7 @@ class Chaos:
         self.kafka.start()
 
     def remake_topic(self) -> None:
-        self._settle()
+        self.settle()
         topic = self.rng.choice(TOPICS)
         old = self._topics()[topic]["topic_id"]
         self._manage(lambda admin: admin.delete_topics([topic]))
@@ -325,7 +341,7 @@ class Chaos:
         self._renew_producer()
 
     def add_partition(self) -> None:
-        self._settle()
+        self.settle()
         topic = self.rng.choice(TOPICS)
         self.partitions[topic] += 1
         self._manage(lambda admin: admin.create_partitions({topic: NewPartitions(self.partitions[topic])}))
@@ -335,7 +351,9 @@ class Chaos:
         return self.rng.choice([port for port in self.learners.alive if port not in self.stopped])
 
     def _new_producer(self) -> Any:
-        return KafkaProducer(bootstrap_servers=self.kafka.bootstrap, acks="all", linger_ms=5)
+        return KafkaProducer(
+            bootstrap_servers=self.kafka.bootstrap, acks="all", linger_ms=5, compression_type=self.compression
+        )
 
     def _renew_producer(self) -> None:
         """One that knows the partitions of now.
@@ -372,8 +390,9 @@ class Chaos:
             except (NodeNotReadyError, KafkaConnectionError):
                 time.sleep(0.1)
 
-    def _send(self, chosen: list[Any]) -> None:
-        for one in chosen:
+    def send(self, n_events: int) -> None:
+        """The next of the stream."""
+        for one in islice(self.stream, n_events):
             while True:
                 try:
                     self.producer.send(TOPICS[one.topic], key=one.key, value=one.value)
@@ -387,14 +406,15 @@ class Chaos:
         """Some hundreds of events a second, so that much is learnt meanwhile."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            self._send(list(islice(self.stream, 20)))
+            self.send(20)
             time.sleep(0.05)
 
     def _wake(self) -> None:
         """Let zombies go on whose time has come; there is always another learner meanwhile."""
         self.stopped = {port: due for port, due in self.stopped.items() if port in self.learners.alive}
-        while len(self.stopped) >= len(self.learners.alive) - 1 or any(
-            t < time.monotonic() for t in self.stopped.values()
+        while self.stopped and (
+            len(self.stopped) >= len(self.learners.alive) - 1
+            or any(t < time.monotonic() for t in self.stopped.values())
         ):
             for port, due in list(self.stopped.items()):
                 if due < time.monotonic():
@@ -402,7 +422,7 @@ class Chaos:
                     del self.stopped[port]
             time.sleep(0.05)
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Wait until all that was sent is learnt and committed, and copy it."""
         while self.stopped:
             self._wake()

@@ -27,6 +27,7 @@ genre = { kind = "category", values = ["drama", "comedy"] }
 """
 START_MS = 1_700_000_000_000
 LATE_MS = 61 * 86_400_000
+BOT = "one-bot"
 KINDS = ("one", "one", "one", "two", "odd")
 
 
@@ -79,6 +80,20 @@ def events(rng: random.Random, users: int) -> Iterator[Sent]:
         if rng.random() < 0.02:
             bad = [b"{", b"", json.dumps({**shown, "timestamp": "now"}).encode(), json.dumps({"type": "view"}).encode()]
             yield Sent(0, user.encode(), rng.choice(bad))
+
+
+def with_bot(rng: random.Random, others: Iterator[Sent]) -> Iterator[Sent]:
+    """The same events, and behind every tenth of them a slate of 500 items, now and then a click, of one user."""
+    for number, one in enumerate(others):
+        yield one
+        if number % 10:
+            continue
+        ids = {"request_id": f"b{number}", "user_id": BOT, "timestamp": START_MS + number * 100}
+        items = [{"item_id": str(i), "features": {"price": rng.gauss(0, 1)}} for i in range(500)]
+        yield Sent(0, BOT.encode(), json.dumps({"type": "impression", **ids, "items": items}).encode())
+        if rng.random() < 0.3:
+            clicked = {"type": "click", **ids, "item_id": str(rng.randrange(500))}
+            yield Sent(0, BOT.encode(), json.dumps(clicked).encode())
 
 
 class Logged(NamedTuple):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.run import chaos
+from tests.chaos.run import CUT, EMPTIED, TOPICS, Chaos, chaos
+from tests.chaos.stream import BOT
 
 
 @pytest.mark.usefixtures("kafka_server", "redis_server")  # skips where the servers are missing
@@ -26,3 +27,23 @@ def test_nodes_of_a_cluster_step_back_alone_and_nothing_is_lost(tmp_path: Path) 
     assert report.wrong == {}
     assert report.faults.total() == 6
     assert report.counts["store_rewound"] > 0
+
+
+@pytest.mark.usefixtures("kafka_server", "redis_server")
+def test_a_learner_under_a_bot_a_rewound_store_and_an_lz4_topic_at_once_loses_nothing(tmp_path: Path) -> None:
+    one = Chaos(tmp_path, seed=17, learners=1, users=60, bot=True, compression="lz4")
+    try:
+        # From now on there is something to lose.
+        one.send(200)
+        one.settle()
+        report = one.inject(1_800, [CUT, EMPTIED])
+        print(report.table())
+        assert report.wrong == {}
+        assert report.counts["store_rewound"] > 0
+        # Each of the three was there.
+        assert sum(BOT.encode() in logged.value for logged in one.log) > 150
+        for path in tmp_path.glob(f"kafka/kafka-data/{TOPICS[0]}-*/*.log"):
+            # The codec of a batch, in its attributes: 3 is lz4.
+            assert int.from_bytes(path.read_bytes()[21:23], "big") & 7 == 3
+    finally:
+        one.close()

@@ -11,6 +11,7 @@ import redis
 
 from service import eviction
 from service.settings import Settings
+from service.store_watch import LOOK_INTERVAL_S
 from tests.freshet import Freshet
 from tests.servers import RedisServer, eventually
 
@@ -32,14 +33,10 @@ def test_a_learner_does_not_begin_on_a_redis_that_evicts_and_is_red_once_it_does
         try:
             eventually(lambda: learner.request("/health/ready")[0] == 200, 30, "the learner is ready")
             client.config_set("maxmemory-policy", "allkeys-lru")
-            eventually(
-                lambda: learner.request("/health/ready")[0] == 503, 3 * eviction.LOOK_INTERVAL_S, "the learner is red"
-            )
+            eventually(lambda: learner.request("/health/ready")[0] == 503, 3 * LOOK_INTERVAL_S, "the learner is red")
             assert "maxmemory-policy is allkeys-lru" in learner.output.read_text()
             client.config_set("maxmemory-policy", "noeviction")
-            eventually(
-                lambda: learner.request("/health/ready")[0] == 200, 3 * eviction.LOOK_INTERVAL_S, "it is ready again"
-            )
+            eventually(lambda: learner.request("/health/ready")[0] == 200, 3 * LOOK_INTERVAL_S, "it is ready again")
             client.config_set("maxmemory-policy", "volatile-ttl")
         finally:
             learner.stop()

@@ -7,12 +7,15 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import redis
 from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
 
 from learner.log import DEAD_LETTER_SUFFIX
+from learner.model.spec import load_model
+from learner.store.owner import owner_of
 from service.commands.main import main
 from service.dead_letters import MARKS_SUFFIX
 from tests.servers import KafkaServer, RedisServer, free_port
@@ -58,7 +61,7 @@ def check(
 
     def run(**settings: str) -> tuple[int, list[str]]:
         """The exit status, and the lines of what was found."""
-        for name, value in {"log": kafka.url, "store": redis_server.url(), **settings}.items():
+        for name, value in {"log": kafka.url, "store": redis_server.url(), "key_prefix": "check", **settings}.items():
             monkeypatch.setenv(f"FRESHET_{name.upper()}", value)
         status = main(["check"])
         return status, [line.strip() for line in capsys.readouterr().out.partition("\nfound\n")[2].splitlines()]
@@ -124,6 +127,30 @@ def test_a_redis_that_forgets_is_named(
     status, lines = check(**names)
     assert status == int(line.startswith("FAILED"))
     assert any(one.startswith(line) for one in lines), lines
+
+
+def test_a_store_of_another_model_is_a_failure_and_one_that_is_learnt_otherwise_a_warning(
+    check: Check, server: redis.Redis, kafka: KafkaServer, names: dict[str, str], tmp_path: Path
+) -> None:
+    topics(kafka, {**dict.fromkeys(names.values(), 1), **beside(names, DEAD_LETTER_SUFFIX)})
+    text = 'name = "{}"\nhalf_life = "{}"\n[features]\nprice = {{ kind = "numeric" }}\n'
+    for name, half_life in (("feed", "30d"), ("feed", "10d"), ("shop", "30d")):
+        (tmp_path / f"{name}-{half_life}.toml").write_text(text.format(name, half_life))
+    feed = load_model((tmp_path / "feed-30d.toml").read_text())
+    for model, verdict, says in (
+        ("feed-30d", "ok", "no learner has begun on this store yet"),
+        ("feed-30d", "ok", "model 'feed', learnt by group 'freshet'"),
+        ("feed-10d", "warning", "half_life = 30d there, 10d here"),
+        ("shop-30d", "FAILED", "the store is of model 'feed', learnt by group 'freshet'"),
+    ):
+        status, lines = check(**names, model=str(tmp_path / f"{model}.toml"))
+        (line,) = (line for line in lines if " owner " in line)
+        assert line.startswith(verdict), line
+        assert says in line
+        assert status == int(verdict == "FAILED")
+        # After the first look, a learner of the first model begins.
+        server.set("check:owner", msgspec.json.encode(owner_of(feed, "freshet")))
+    server.delete("check:owner")
 
 
 def test_servers_that_do_not_answer_and_an_open_door_are_failures_without_a_secret(check: Check) -> None:

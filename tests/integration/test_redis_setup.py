@@ -16,6 +16,7 @@ import redis
 
 from learner.store import Store, StoreUnavailable, Write, open_store, write_alone
 from learner.store.owner import Owner, WrongStore, claim, trouble
+from service.store_watch import LOOK_INTERVAL_S
 from tests.freshet import Freshet
 from tests.integration.test_redis_faults import Faulty, cluster, value  # noqa: F401
 from tests.servers import RedisServer, eventually, free_port
@@ -173,3 +174,30 @@ def test_processes_of_another_model_or_group_are_told_by_name(tmp_path: Path) ->
         assert done.returncode == 1
         assert "the store is of model 'feed', learnt by group 'g'" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_learner_with_other_settings_warns_at_its_start_and_those_that_learn_already_soon_after(
+    tmp_path: Path, redis_server: RedisServer
+) -> None:
+    client = redis.Redis.from_url(redis_server.url(8))
+    client.flushdb()
+    client.close()
+    text = 'name = "feed"\nhalf_life = "{}"\n[features]\nprice = {{ kind = "numeric" }}\n'
+    learners = {}
+    for days in ("30d", "10d"):
+        folder = tmp_path / days
+        folder.mkdir()
+        (folder / "model.toml").write_text(text.format(days))
+        learners[days] = Freshet(folder, "learn", store=redis_server.url(8), group="g", model="model.toml")
+        eventually(lambda days=days: learners[days].request("/health/ready")[0] == 200, 30, "it is ready")  # type: ignore[misc]
+
+    def says(days: str, text: str) -> bool:
+        return text in learners[days].output.read_text()
+
+    assert says("10d", "half_life = 30d there, 10d here")
+    eventually(lambda: says("30d", "half_life = 10d there, 30d here"), 3 * LOOK_INTERVAL_S, "the other one is told")
+    assert b"freshet_learner_settings_differ 1.0" in learners["30d"].request("/metrics")[1]
+    assert b"freshet_learner_settings_differ 0.0" in learners["10d"].request("/metrics")[1]
+    assert [one.request("/health/ready")[0] for one in learners.values()] == [200, 200]
+    for one in learners.values():
+        one.stop()

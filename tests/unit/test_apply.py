@@ -12,7 +12,7 @@ from learner.belief import forget, update
 from learner.belief.gaussian import Belief
 from learner.events.parse import outcome_key
 from learner.model.spec import Model, load_model
-from learner.record import DamagedRecord, Record, RecordError, State, decode_record, encode_record, erased, fresh_record
+from learner.record import Record, RecordError, State, decode_record, encode_record, erased, fresh_record
 from learner.record.served import belief_at
 from tests.stepping import Click, Erase, Event, Impression, apply
 
@@ -255,22 +255,6 @@ def test_the_belief_that_is_served_relaxes_to_now() -> None:
     np.testing.assert_allclose(fresh.cov, ADF.prior.cov, rtol=1e-6)
 
 
-@pytest.mark.parametrize("covariance", ["full", "diagonal"])
-def test_a_record_comes_back_to_the_last_bit_and_every_damage_is_noticed(covariance: str) -> None:
-    model = load_model(f'covariance = "{covariance}"\n' + HEAD.format(DELAY))
-    record = run(model, [shown("r", 0), clicked("r", "a", 20_000), clicked("none", "a", 20_000)])
-    data = encode_record(record, model)
-    assert encode_record(decode_record(data, model, "u"), model) == data
-    for end in range(len(data)):
-        with pytest.raises(DamagedRecord, match="'u'"):
-            decode_record(data[:end], model, "u")
-    for bit in range(8 * len(data)):
-        broken = bytearray(data)
-        broken[bit // 8] ^= 1 << bit % 8
-        with pytest.raises(RecordError):
-            decode_record(bytes(broken), model, "u")
-
-
 def test_a_record_of_another_feature_space_or_of_an_unknown_prior_is_refused() -> None:
     data = encode_record(run(ADF, [shown("r", 0)]), ADF)
     other = load_model(HEAD.format(DELAY) + 'more = { kind = "numeric" }\n')
@@ -280,23 +264,6 @@ def test_a_record_of_another_feature_space_or_of_an_unknown_prior_is_refused() -
         decode_record(data, load_model(HEAD.format(DELAY).replace("0.7", "0.9")), "u")
     known = HEAD.format(DELAY).replace("0.7", "0.9\nearlier = [{ variance = 0.7 }]")
     decode_record(data, load_model(known), "u")
-
-
-@given(st.lists(st.floats(width=32, allow_nan=False), min_size=10, max_size=10))
-def test_every_number_of_a_belief_comes_back_to_the_last_bit(wild: list[float]) -> None:
-    model = load_model('name = "s"\ncovariance = "diagonal"\n[features]\nx = { kind = "vector", size = 4 }')
-    settled = Belief(np.array(wild[:5], np.float32), np.array(wild[5:], np.float32))
-    back = decode_record(encode_record(fresh_record(model)._replace(settled=settled), model), model, "u")
-    assert back.settled.mean.tobytes() == settled.mean.tobytes()
-    assert back.settled.factor.tobytes() == settled.factor.tobytes()
-
-
-def test_a_record_with_nothing_pending_takes_no_more_of_redis_than_its_allocators_class_below_its_numbers() -> None:
-    features = "\n".join(f'f{i} = {{ kind = "numeric" }}' for i in range(15))
-    model = load_model(f'name = "s"\n[features]\n{features}')
-    record = fresh_record(model)
-    # jemalloc has 1,280 and then 1,536; a string has six bytes of its own.
-    assert len(encode_record(record, model)) <= 1_280 - 6
 
 
 def test_an_erased_user_is_unknown_and_a_replay_brings_nothing_back() -> None:

@@ -19,7 +19,7 @@ from learner.events.parse import outcome_key
 from learner.model.spec import load_model
 from learner.record import fresh_record
 from learner.record.served import belief_at
-from tests.stepping import Click, Event, Impression, apply, columns, single
+from tests.stepping import Click, Erase, Event, Impression, apply, columns, single
 
 MODEL = load_model(
     'name = "t"\nattribution_window = "1m"\nclick_delay = { median = "5s", sigma = 1.0 }\n'
@@ -86,6 +86,28 @@ def test_no_score_depends_on_what_comes_after_it() -> None:
     a, b = (sorted(zip(d.scored.user, d.shown_at, d.scored.p, strict=True)) for d in (whole, part))
     assert [one for one in a if one[1] < 100_000] == b
     assert before.any()
+
+
+@pytest.mark.parametrize("place", [0, 5, -1])
+def test_an_erased_user_is_neither_scored_nor_learnt_from_up_to_the_erasure(place: int) -> None:
+    events = log()
+    left = [event for event in events if event.user_id != "u1" or event.timestamp > 81_000]
+    assert 0 < len(left) < len(events)
+    with_erasures = [*events]
+    with_erasures[place:place] = [Erase("u1", 81_000), Erase("u1", 500), Erase("nobody", 7)]
+    found, expected = told(with_erasures), told(left)
+    assert found.n_slates() == expected.n_slates()
+    one, other = (
+        sorted(zip(done.scored.y.tolist(), done.scored.p.tolist(), done.shown_at.tolist(), strict=True))
+        for done in (replay(MODEL, found), replay(MODEL, expected))
+    )
+    assert one == other
+
+
+def test_a_part_of_a_log_keeps_the_erasures_that_came_after_it() -> None:
+    whole = columns(MODEL, [*log(), Erase("u1", 10**6)])
+    kept = read_log(whole.only(lambda user: user != "u0", 100_000), MODEL.window_ms)
+    assert sorted(kept.batch.user) == sorted(e.user_id for e in log() if e.user_id > "u1" and e.timestamp <= 100_000)
 
 
 def test_the_joiner_learns_each_outcome_once_with_its_final_label() -> None:

@@ -25,7 +25,7 @@ from learner.evaluation.replay import progressive_loss, read_log
 from learner.events.microbatch import Microbatch
 from learner.events.parse import outcome_key
 from learner.model.spec import Model, load_model
-from tests.stepping import Click, Event, Impression, columns
+from tests.stepping import Click, Erase, Event, Impression, columns
 from tests.unit.covariance_form import condition_microbatch
 
 MODEL = load_model(
@@ -166,6 +166,32 @@ def test_the_order_of_the_log_changes_no_outcome() -> None:
     assert first.n_users == second.n_users == 20
     assert first.read(0, 20).tobytes() == second.read(0, 20).tobytes()
     assert sorted(first.delay) == sorted(second.delay)
+
+
+@pytest.mark.parametrize("until", [1.0, 0.6])
+def test_what_is_dated_up_to_an_erasure_is_not_fitted_wherever_in_the_log_it_stands(until: float) -> None:
+    events = simulated(20, 5)
+    # u7 and u12 are erased behind all their events, u3 before all of them, u9 twice between two slates.
+    erasures: list[Event] = [Erase("u7", 7_010), Erase("u12", 90_000), Erase("u3", 100)]
+    slate = [event for event in events if event.user_id == "u9"]
+    again: list[Event] = [
+        event._replace(timestamp=event.timestamp + 500)
+        if isinstance(event, Click)
+        else event._replace(timestamp=event.timestamp + 500, keys=[key + 1 for key in event.keys])  # type: ignore[union-attr]
+        for event in slate
+    ]
+    erasures += [Erase("u9", 9_200), Erase("u9", 9_100)]
+    left = [event for event in events if event.user_id not in ("u7", "u12", "u9")] + again
+    expected = joined(left, MODEL, until=until)
+    for order in range(3):
+        mixed = [*events, *again, *erasures]
+        shuffled = [mixed[i] for i in np.random.default_rng(order).permutation(len(mixed))]
+        found = joined(shuffled, MODEL, until=until)
+        assert found.n_users == expected.n_users
+        assert found.read(0, found.n_users).tobytes() == expected.read(0, expected.n_users).tobytes()
+        assert sorted(found.delay) == sorted(expected.delay)
+    everybody = joined([*events, *(Erase(f"u{user}", 10**6) for user in range(20))], MODEL, until=until)
+    assert len(everybody) == 0
 
 
 def test_memory_does_not_grow_with_the_log() -> None:

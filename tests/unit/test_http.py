@@ -356,6 +356,16 @@ def test_a_user_whose_record_is_damaged_can_be_erased_and_begins_anew(rig: Rig, 
     assert rig.score()["posterior"]["n_events"] == 1
 
 
+@pytest.mark.parametrize("revision", [2**63 - 1, 2**63 - 2, -1, -(2**63)])
+@pytest.mark.parametrize("damaged", [True, False])
+def test_a_record_of_any_revision_can_be_erased(rig: Rig, revision: int, damaged: bool) -> None:
+    value = encode_record(fresh_record(MODEL)._replace(revision=revision, n_events=1), MODEL)
+    write_alone(rig.store, [Write("u", None, value[:-1] if damaged else value)])
+    assert rig.client.delete("/users/u").json() == {"user_id": "u", "erased": True}
+    assert rig.score()["user_known"] is False
+    assert rig.client.delete("/users/u").json() == {"user_id": "u", "erased": False}
+
+
 def test_an_event_dated_ahead_is_not_learnt_again_after_an_erasure_from_the_place_where_it_was_learnt(rig: Rig) -> None:
     ahead = time.time_ns() // 1_000_000 + 1_800_000
     rig.client.post("/events", json=[{**SHOWN, "timestamp": ahead}])

@@ -277,6 +277,25 @@ def test_a_prior_from_hardly_a_click_can_be_read_back_and_says_what_became_of_th
     assert run("evaluate", str(log), "--brief", "--resamples", "5", "--prior", str(out)) == 0
 
 
+def test_fit_and_evaluate_of_a_log_with_an_erased_user_are_those_of_the_log_without_what_was_erased(
+    tmp_path: Path, run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    events = slates(60, 40)
+    erased_at = AT + 30_000
+    left = [one for one in events if one["user_id"] != "u1" or one["timestamp"] > erased_at]
+    erasure = {"type": "erase", "user_id": "u1", "timestamp": erased_at}
+    results = []
+    for name, lines in (("with", [*events, erasure]), ("without", left)):
+        log, out, told = (tmp_path / f"{name}.{end}" for end in ("jsonl", "npz", "json"))
+        log.write_text("\n".join(map(json.dumps, lines)))
+        assert run("fit", str(log), "--out", str(out), "--until", "0.6", "--half-life") == 0
+        assert run("evaluate", str(log), "--brief", "--resamples", "5", "--json", str(told)) == 0
+        said = capsys.readouterr().out.replace(str(out), "")
+        results.append((out.read_bytes(), said, told.read_bytes()))
+    assert results[0] == results[1]
+    assert len(left) < len(events)
+
+
 def test_fit_and_evaluate_skip_bad_events_and_say_so_at_the_end(
     tmp_path: Path, run: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:

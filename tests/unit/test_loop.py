@@ -332,6 +332,19 @@ def test_a_topic_of_another_model_stops_the_learner_before_it_is_dead_lettered(r
     assert _lag(rig) == 500
 
 
+def test_a_microbatch_is_as_large_as_its_users_records_allow(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = len(encode_record(fresh_record(MODEL), MODEL))
+    monkeypatch.setattr("learner.loop.MAX_RECORDS_BYTES", 10 * bare)
+    learner = rig.learner()
+    rig.send(*(shown(f"u{i}") for i in range(30)))
+    assert learner.turn().messages == 10
+    # Records with an outcome are larger.
+    with_one = len(rig.store.load(["u0"])[0] or b"")
+    assert [learner.turn().messages for _ in range(2)] == [10 * bare // with_one] * 2
+    monkeypatch.setattr("learner.loop.MAX_RECORDS_BYTES", 1)
+    assert learner.turn().messages == 1
+
+
 def test_a_topic_with_half_of_its_impressions_bad_is_dead_lettered_as_before(rig: Rig) -> None:
     bad = {**shown("bob"), "items": [{"item_id": "a", "features": {"y": 1.0}}]}
     rig.send(*(event for i in range(600) for event in (shown(f"u{i}"), bad)))

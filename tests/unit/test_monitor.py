@@ -171,3 +171,13 @@ def test_the_share_of_unmatched_clicks_is_a_metric_and_above_its_bound_a_warning
 def test_what_happens_in_a_turn_without_messages_is_counted_too(rig: Rig) -> None:
     rig.monitor.observe(Progress(0, Counter(store_rewound=3), Counter(), 0, None, 0.01))
     assert rig.registry.get_sample_value("freshet_learner_total", {"kind": "store_rewound"}) == 3
+
+
+def test_a_store_that_evicts_makes_it_red_and_another_way_to_learn_in_the_group_is_a_metric_alone(rig: Rig) -> None:
+    rig.turn()
+    rig.monitor.take_store("it evicts", None)
+    assert (rig.trouble(), rig.value("settings_differ")) == ("it evicts", 0)
+    rig.monitor.take_store(None, "half_life = 30d there, 10d here")
+    assert (rig.trouble(), rig.value("settings_differ")) == (None, 1)
+    rig.monitor.take_store(None, None)
+    assert rig.value("settings_differ") == 0

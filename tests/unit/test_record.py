@@ -4,6 +4,8 @@ import struct
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from learner.belief.gaussian import Belief, Gaussian, factorised
 from learner.model.spec import Model, load_model
@@ -72,6 +74,15 @@ def test_a_record_comes_back_to_the_last_bit(model: Model) -> None:
         assert encode_record(back, model) == data
 
 
+@given(st.lists(st.floats(width=32, allow_nan=False), min_size=10, max_size=10))
+def test_every_number_of_a_belief_comes_back_to_the_last_bit(wild: list[float]) -> None:
+    model = load_model('name = "s"\ncovariance = "diagonal"\n[features]\nx = { kind = "vector", size = 4 }')
+    settled = Belief(np.array(wild[:5], np.float32), np.array(wild[5:], np.float32))
+    back = decode_record(encode_record(fresh_record(model)._replace(settled=settled), model), model, "u")
+    assert back.settled.mean.tobytes() == settled.mean.tobytes()
+    assert back.settled.factor.tobytes() == settled.factor.tobytes()
+
+
 @pytest.mark.parametrize("model", [FULL, DIAGONAL])
 def test_the_compiled_step_reads_and_writes_the_same_format(model: Model) -> None:
     """A step that changes nothing gives the record back."""
@@ -82,16 +93,17 @@ def test_the_compiled_step_reads_and_writes_the_same_format(model: Model) -> Non
         assert value == encode_record(record._replace(revision=i + 1), model)
 
 
-def test_every_damage_is_noticed_and_the_user_named() -> None:
-    data = encode_record(a_record(FULL, 11), FULL)
+@pytest.mark.parametrize("model", [FULL, DIAGONAL])
+def test_every_damage_is_noticed_and_the_user_named(model: Model) -> None:
+    data = encode_record(a_record(model, 11), model)
     for end in range(len(data)):
         with pytest.raises(DamagedRecord, match="'u7'"):
-            decode_record(data[:end], FULL, "u7")
+            decode_record(data[:end], model, "u7")
     for bit in range(8 * len(data)):
         broken = bytearray(data)
         broken[bit // 8] ^= 1 << bit % 8
         with pytest.raises(DamagedRecord, match="'u7'"):
-            decode_record(bytes(broken), FULL, "u7")
+            decode_record(bytes(broken), model, "u7")
 
 
 def test_a_header_that_does_not_fit_is_refused_even_if_its_checksum_does() -> None:

@@ -1,0 +1,33 @@
+"""What of a store is looked at while a learner learns: whether it may forget users, and who else learns into it."""
+
+from __future__ import annotations
+
+import threading
+
+from learner.store import Store, StoreUnavailable
+from learner.store.owner import Owner, WrongStore, others
+from service.eviction import evicts
+from service.monitor import Monitor
+from service.settings import Settings
+
+LOOK_INTERVAL_S = 10.0
+
+
+def watch(settings: Settings, store: Store, owner: Owner, stop: threading.Event, monitor: Monitor) -> threading.Thread:
+    """Look every few seconds, and tell the monitor, until `stop` is set."""
+
+    def look() -> None:
+        while not stop.wait(LOOK_INTERVAL_S):
+            trouble, difference = None, None
+            try:
+                trouble = evicts(settings)
+                difference = others(store, owner)
+            except WrongStore as exc:
+                trouble = str(exc)
+            except StoreUnavailable:
+                continue  # Readiness asks for that itself.
+            monitor.take_store(trouble, difference)
+
+    thread = threading.Thread(target=look, name="store watch", daemon=True)
+    thread.start()
+    return thread
