@@ -139,7 +139,8 @@ def create_app(
         """Score and rank items for a user. An unknown user is scored with the prior.
 
         With `log_impression` the impression is in the log, with exactly these features, before the answer is sent;
-        `logged` says so. A log that does not take it in time means 503, or by a setting an answer with `logged` false:
+        `logged` says so. It has the items that are shown: the best `top_k`, or those that `shown` names; without either
+        all of them. A log that does not take it in time means 503, or by a setting an answer with `logged` false:
         then it may, or may not, be in the log later.
         """
         started = time.perf_counter()

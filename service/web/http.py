@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from learner.belief.policies import Policy
 from learner.log import EntryTooLarge, LogUnavailable
-from learner.model.kinds import FeatureError
+from learner.model.kinds import ItemError
 from learner.record import DamagedRecord, ForeignRecord
 from learner.store import StoreUnavailable
 from learner.wire_errors import UNREADABLE, explain
@@ -137,7 +137,7 @@ def add_error_handlers(app: FastAPI) -> None:
         StoreUnavailable,
         LogUnavailable,
         EntryTooLarge,
-        FeatureError,
+        ItemError,
         DamagedRecord,
         ForeignRecord,
     ):
@@ -155,8 +155,8 @@ def _as_api_error(exc: Exception) -> ApiError:
     match exc:
         case ApiError():
             return exc
-        case FeatureError(reason=reason, index=index, feature=feature):
-            return ApiError(422, reason, str(exc), {"field": f"items[{index}].features.{feature}"})
+        case ItemError(reason=reason, index=index, field=field):
+            return ApiError(422, reason, str(exc), {"field": f"items[{index}].{field}"})
         case StoreUnavailable():
             log.warning("store unavailable", error=str(exc))
             return ApiError(503, "store_unavailable", "the store is away; try again", retry_after=RETRY_AFTER_S)

@@ -9,6 +9,7 @@ from typing import cast
 
 import msgspec
 import numpy as np
+import structlog
 
 from learner.belief.gaussian import Array, Belief, Rows
 from learner.belief.policies import Scores, score_items
@@ -36,6 +37,8 @@ from service.web.http import split_events
 
 ERASE_ATTEMPTS = 10
 
+log = structlog.get_logger("freshet.service")
+
 
 class Operations:
     """The operations on one store and one log."""
@@ -45,14 +48,16 @@ class Operations:
         self._model = model
         self._store = store
         self._log = log
+        self._warned = False
 
     def score(self, wanted: api.ScoreRequest, started: float) -> tuple[api.ScoreResponse, Entry | None]:
         """Score a slate: one read, one design matrix, one prediction; also what is to be logged of it."""
+        api.check_shown(wanted)
         rows = self._model.rows([item.features for item in wanted.items])
         _, record = self._read(wanted.user_id)
         now = _now_ms()
         belief = belief_at(self._model, record, now)
-        offset = self._model.offsets([item.offset for item in wanted.items], rows).astype(np.float64)
+        offset = self._offsets([item.offset for item in wanted.items], rows)
         seed, generator = None, None
         if wanted.policy == "thompson":
             seed = secrets.randbits(63) if wanted.seed is None else wanted.seed
@@ -71,8 +76,8 @@ class Operations:
         request_id = wanted.request_id or uuid.uuid4().hex
         entry = None
         if wanted.log_impression:
-            shown = WireImpression(request_id, wanted.user_id, now, api.impression_items(wanted.items), ranked)
-            raw = msgspec.json.encode(shown)
+            items = api.shown_items(wanted, scores.order.tolist())
+            raw = msgspec.json.encode(WireImpression(request_id, wanted.user_id, now, items, ranked))
             if len(raw) > MAX_EVENT_BYTES:
                 # It says more than the request did, and learners would refuse it.
                 raise api.ApiError(
@@ -90,7 +95,7 @@ class Operations:
             user_known=record.n_events > 0,
             posterior=_state(record, now),
             ranked=ranked,
-            items=_ranked(wanted, scores, self._model, belief, rows),
+            items=_ranked(wanted, scores, self._model, belief, rows, offset),
             logged=False,
             took_ms=(time.perf_counter() - started) * 1000,
         )
@@ -155,6 +160,16 @@ class Operations:
                 return api.Erasure(user_id, erased=known)
         raise StoreUnavailable(f"user {user_id!r} was written {ERASE_ATTEMPTS} times while being erased")
 
+    def _offsets(self, given: list[float | None], rows: Rows) -> Array:
+        """The offsets of a slate, shape (N,); the log says so when, for the first time, some stand for nothing."""
+        if not self._warned and 0 < given.count(None) < len(given) and not self._model.stand_in.any():
+            self._warned = True
+            log.warning(
+                "items without an offset are ranked as if it were 0, beside items with one: "
+                "[offset] missing = 'mean' or 'refuse' in the model would not"
+            )
+        return self._model.offsets(given, rows).astype(np.float64)
+
     def _to_erase(self, value: bytes | None, user_id: str) -> Record:
         """What a tombstone is made from; of a damaged record, which may stand for any number of events, for one."""
         try:
@@ -183,12 +198,16 @@ def describe_model(model: Model) -> api.ModelResponse:
         half_life_seconds=None if model.half_life_ms is None else model.half_life_ms / 1000,
         discount=model.discount,
         attribution_window_seconds=model.window_ms / 1000,
+        missing_offset=model.missing_offset,
+        mean_offset=model.mean_offset,
         features=msgspec.to_builtins(dict(model.features)),
         prior=_coefficients(model, model.prior_belief),
     )
 
 
-def _ranked(wanted: api.ScoreRequest, scores: Scores, model: Model, belief: Belief, rows: Rows) -> list[api.ScoredItem]:
+def _ranked(
+    wanted: api.ScoreRequest, scores: Scores, model: Model, belief: Belief, rows: Rows, offset: Array
+) -> list[api.ScoredItem]:
     score, mean, std = scores.score.tolist(), scores.logit_mean.tolist(), scores.logit_std.tolist()
     sampled = None if scores.sampled_logit is None else scores.sampled_logit.tolist()
     deviations = np.sqrt(belief.variances) if wanted.explain else None
@@ -200,14 +219,14 @@ def _ranked(wanted: api.ScoreRequest, scores: Scores, model: Model, belief: Beli
             mean[i],
             std[i],
             None if sampled is None else sampled[i],
-            None if deviations is None else _explanation(model, belief, deviations, rows[i]),
+            None if deviations is None else _explanation(model, belief, deviations, rows[i], float(offset[i])),
         )
         for rank, i in enumerate(scores.order.tolist(), start=1)
     ]
 
 
-def _explanation(model: Model, belief: Belief, deviations: Array, row: Rows) -> list[api.Contribution]:
-    """What each coefficient with a value adds, the strongest first.
+def _explanation(model: Model, belief: Belief, deviations: Array, row: Rows, offset: float) -> api.Explanation:
+    """The offset, and what each coefficient with a value adds, the strongest first.
 
     As JSON already: those of a large slate are too much to be encoded at once, while nothing else can be done.
     """
@@ -222,8 +241,8 @@ def _explanation(model: Model, belief: Belief, deviations: Array, row: Rows) -> 
         (np.abs(value) * deviations[used])[order].tolist(),
         strict=True,
     )
-    encoded = msgspec.Raw(msgspec.json.encode([api.Contribution(*part) for part in parts]))
-    return cast(list[api.Contribution], encoded)
+    explanation = api.Explanation(offset, [api.Contribution(*part) for part in parts])
+    return cast(api.Explanation, msgspec.Raw(msgspec.json.encode(explanation)))
 
 
 def _coefficients(model: Model, belief: Belief) -> list[api.Coefficient]:
