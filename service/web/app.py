@@ -5,23 +5,25 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import TypeVar, TypeVarTuple
+from typing import Any, TypeVar, TypeVarTuple
 from urllib.parse import unquote
 
 import msgspec
 import structlog
 from fastapi import FastAPI, Request, Response
+from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import request_response
 
 from learner.limits import MAX_EVENT_BYTES, MAX_ID_LENGTH
 from learner.log import Entry, EventLog, LogUnavailable
 from learner.model.spec import Model
-from learner.store import Store
+from learner.store import NotNow, Pipelined, Store
 from service import DISTRIBUTION
 from service.metrics import exposition
 from service.settings import Settings
@@ -47,6 +49,12 @@ THREADS = 32
 EXPLAINING_THREADS = 2
 """Explanations of large slates compute for so long that more of them at a time would slow everybody down."""
 
+# What may be worked on between two looks at the connections: a millisecond or two.
+MAX_BYTES_AT_ONCE = 64 << 10
+"""Request and record together."""
+MAX_PRODUCTS_AT_ONCE = 1_000_000
+"""Items times numbers of a covariance."""
+
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
@@ -55,6 +63,17 @@ _BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 service_log = structlog.get_logger("freshet.service")
 
 _SCORE_REQUEST = api.score_decoder(None)
+
+
+class PlainRoute(APIRoute):
+    """A route of FastAPI, for the document, whose function is called with the request and nothing else.
+
+    What FastAPI would do in between, to find out parameters that no route here has, takes longer than scoring a slate.
+    """
+
+    def __init__(self, path: str, endpoint: Callable[[Request], Awaitable[Response]], **more: Any) -> None:
+        super().__init__(path, endpoint, **more)
+        self.app = request_response(endpoint)
 
 
 def create_app(
@@ -93,6 +112,8 @@ def create_app(
         return trouble()
 
     readiness = Readiness(look)
+    pipeline = store.pipeline() if isinstance(store, Pipelined) else None
+    n_factor = len(model.prior_belief.factor)
     for_model = api.score_decoder(model.item_struct)
 
     @asynccontextmanager
@@ -105,6 +126,8 @@ def create_app(
             pool.shutdown(wait=False)
         impressions.close()
         readiness.close()
+        if pipeline is not None:
+            pipeline.close()
         log.close()
         store.close()
 
@@ -115,6 +138,7 @@ def create_app(
         lifespan=lifespan,
         redirect_slashes=False,
     )
+    app.router.route_class = PlainRoute
     app.add_middleware(RouteAsSent)
     app.add_middleware(Guard, settings=settings)
     app.add_middleware(CountRequests, metrics=metrics)
@@ -146,12 +170,25 @@ def create_app(
         started = time.perf_counter()
         raw = await read_body(request, MAX_EVENT_BYTES)
         wanted = decode_body(for_model, _SCORE_REQUEST, raw)
-        pool = explaining if wanted.explain else with_store
-        answer, impression = await _in(pool, operations.score, wanted, started)
+        answer, impression = await scored(wanted, len(raw), started)
         if impression is not None:
             answer = msgspec.structs.replace(answer, logged=await logged(impression))
         metrics.scored.labels(wanted.policy, str(answer.user_known).lower()).inc(len(answer.items))
         return json_response(answer)
+
+    async def scored(wanted: api.ScoreRequest, n_bytes: int, started: float) -> tuple[api.ScoreResponse, Entry | None]:
+        """Score with no thread at all if there is a pipeline and little to do."""
+        pool = explaining if wanted.explain else with_store
+        if pipeline is None:
+            return await _in(pool, operations.score, wanted, started)
+        try:
+            value = await pipeline.load(wanted.user_id)
+        except NotNow:
+            return await _in(pool, operations.score, wanted, started)
+        n_bytes += len(value or b"")
+        if wanted.explain or n_bytes > MAX_BYTES_AT_ONCE or len(wanted.items) * n_factor > MAX_PRODUCTS_AT_ONCE:
+            return await _in(pool, operations.score_from, value, wanted, started)
+        return operations.score_from(value, wanted, started)
 
     async def logged(impression: Entry) -> bool:
         """Whether an impression is in the log; an error where that was to be."""
@@ -219,19 +256,19 @@ def create_app(
         return json_response(await _in(with_store, operations.erase, user_id, at))
 
     @app.get("/model", responses=responses(api.ModelResponse, says="The model."))
-    async def describe() -> Response:
+    async def describe(request: Request) -> Response:
         """The model that scores."""
         return json_response(describe_model(model))
 
     @app.head("/health/live", include_in_schema=False)
     @app.get("/health/live", responses=responses(api.Health, says="The process answers."))
-    async def live() -> Response:
+    async def live(request: Request) -> Response:
         """Whether the process answers; asks nothing of others."""
         return json_response(api.Health("ok"))
 
     @app.head("/health/ready", include_in_schema=False)
     @app.get("/health/ready", responses=responses(api.Health, 503, says="Ready to score."))
-    async def ready() -> Response:
+    async def ready(request: Request) -> Response:
         """Whether the store answers, and can be used."""
         return await readiness.response()
 
@@ -240,7 +277,7 @@ def create_app(
         response_class=Response,
         responses={200: {"description": "Prometheus text.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
-    async def scrape() -> Response:
+    async def scrape(request: Request) -> Response:
         """Metrics for Prometheus."""
         return Response(exposition(registry), media_type=CONTENT_TYPE_LATEST)
 

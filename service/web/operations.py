@@ -1,4 +1,4 @@
-"""What the routes do: each operation blocks, and is called in a thread of the pool."""
+"""What the routes do: each operation but `score_from` blocks, and is called in a thread of the pool."""
 
 from __future__ import annotations
 
@@ -51,10 +51,17 @@ class Operations:
         self._warned = False
 
     def score(self, wanted: api.ScoreRequest, started: float) -> tuple[api.ScoreResponse, Entry | None]:
-        """Score a slate: one read, one design matrix, one prediction; also what is to be logged of it."""
+        """Score a slate: one read, and `score_from`."""
+        (value,) = self._store.load([wanted.user_id])
+        return self.score_from(value, wanted, started)
+
+    def score_from(
+        self, value: bytes | None, wanted: api.ScoreRequest, started: float
+    ) -> tuple[api.ScoreResponse, Entry | None]:
+        """Score a slate from the user's bytes: one design matrix, one prediction; also what is to be logged of it."""
         api.check_shown(wanted)
         rows = self._model.rows([item.features for item in wanted.items])
-        _, record = self._read(wanted.user_id)
+        record = self._decoded(value, wanted.user_id)
         now = _now_ms()
         belief = belief_at(self._model, record, now)
         offset = self._offsets([item.offset for item in wanted.items], rows)
@@ -127,7 +134,8 @@ class Operations:
 
     def posterior(self, user_id: str) -> api.PosteriorResponse:
         """The belief of a user."""
-        _, record = self._read(user_id)
+        (value,) = self._store.load([user_id])
+        record = self._decoded(value, user_id)
         now = _now_ms()
         return api.PosteriorResponse(
             user_id=user_id,
@@ -179,10 +187,6 @@ class Operations:
             header = read_header(value or b"")
             revision = header.revision % (2**64 - 1) if header else 0
             return fresh_record(self._model)._replace(revision=revision, n_events=1)
-
-    def _read(self, user_id: str) -> tuple[bytes | None, Record]:
-        (value,) = self._store.load([user_id])
-        return value, self._decoded(value, user_id)
 
     def _decoded(self, value: bytes | None, user_id: str) -> Record:
         return fresh_record(self._model) if value is None else decode_record(value, self._model, user_id)
