@@ -64,8 +64,12 @@ class Design:
         X = np.zeros((len(items), self.d))
         X[:, INTERCEPT] = 1.0
         if some_items and isinstance(some_items[0], msgspec.Struct):
-            columns = list(zip(*map(msgspec.structs.astuple, some_items), strict=True))
-            self._numbers.fill(X, columns)
+            values = list(map(msgspec.structs.astuple, some_items))
+            if not self._others:
+                self._numbers.fill(X, values)
+                return self._rounded(X)
+            columns = list(zip(*values, strict=True))
+            self._numbers.fill(X, list(zip(*map(columns.__getitem__, self._numbers.features), strict=True)))
             for i in self._others:
                 _, place, fill = self._parts[i]
                 fill(X[:, place], columns[i])
@@ -96,18 +100,18 @@ class _Numbers:
     """The numeric features of structs, all at once: their decoder has seen that they are numbers, or missing."""
 
     def __init__(self, features: Mapping[int, Numeric], columns: Sequence[int]) -> None:
-        self._features, self._columns = list(features), list(columns)
-        self._mean = np.array([[one.mean] for one in features.values()])
-        self._std = np.array([[one.std] for one in features.values()])
+        self.features, self._columns = list(features), list(columns)
+        self._mean = np.array([one.mean for one in features.values()])
+        self._std = np.array([one.std for one in features.values()])
 
     def fill(self, X: Array, values: Sequence[Sequence[float | None]]) -> None:
-        """Fill their columns; `values` has N values of each feature, the others too."""
-        if not self._features:
+        """Fill their columns; `values` has those of each item."""
+        if not self.features:
             return
         # None becomes NaN, which JSON does not have, and enters as the mean.
-        numbers = np.array([values[i] for i in self._features], dtype=np.float64)
+        numbers = np.array(values, dtype=np.float64)
         numbers = np.where(np.isnan(numbers), self._mean, numbers)
-        X[:, self._columns] = ((numbers - self._mean) / self._std).T
+        X[:, self._columns] = (numbers - self._mean) / self._std
 
 
 def item_struct(features: Mapping[str, Feature]) -> type[msgspec.Struct] | None:

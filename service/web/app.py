@@ -281,6 +281,8 @@ def create_app(
         """Metrics for Prometheus."""
         return Response(exposition(registry), media_type=CONTENT_TYPE_LATEST)
 
+    # Routes are tried in turn: the one that is asked for most comes first.
+    app.router.routes.sort(key=lambda route: getattr(route, "path", "") != "/score")
     return app
 
 

@@ -188,6 +188,8 @@ def make_server(app: ASGIApp, settings: Settings, port: int) -> uvicorn.Server:
             ws="none",
             log_config=None,
             access_log=False,
+            # Nothing here asks who the client is, or by which scheme it came.
+            proxy_headers=False,
             timeout_keep_alive=settings.keep_alive_s,
             timeout_graceful_shutdown=GRACE_S,
         )
