@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from learner.loop import uncollected
+from learner.collector import uncollected
 
 COMMITTED = Path(__file__).parent / "results.json"
 WORSE = 0.15

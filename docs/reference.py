@@ -12,7 +12,7 @@ import msgspec
 from prometheus_client import CollectorRegistry
 
 from learner.events.wire import Reason
-from learner.model.file import ClickDelay, EarlierPrior, ModelFile, Prior
+from learner.model.file import ClickDelay, EarlierPrior, ModelFile, OffsetRule, Prior
 from service.environment import PREFIX
 from service.metrics import FATES, LearnerMetrics
 from service.model_file import read_model
@@ -27,6 +27,7 @@ _HEAD = """\
 
 Every key of the model, setting, metric and route. Made from the code by `python -m docs.reference`; change it there.
 """
+_TABLES = {"click_delay": ClickDelay, "offset": OffsetRule, "prior": Prior, "prior.earlier": EarlierPrior}
 _NOTHING: Any = None  # What the apps would ask only when they are asked.
 
 
@@ -42,7 +43,7 @@ def _model() -> Iterable[str]:
         "Durations are such as `500ms`, `10s`, `30m`, `12h` or `30d`. Unknown keys are refused.\n"
     )
     yield from _struct(ModelFile)
-    for title, struct in (("click_delay", ClickDelay), ("prior", Prior), ("prior.earlier", EarlierPrior)):
+    for title, struct in _TABLES.items():
         yield f"### `{title}`\n\n{_summary(struct)}\n"
         yield from _struct(struct)
     yield "### `features`\n\nA table by the feature's name; `kind` says which of these it is.\n"

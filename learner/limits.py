@@ -19,6 +19,8 @@ MAX_LIST_LENGTH = 4_096
 """Values of a multi or vector feature. Lists do not nest."""
 MAX_NUMBER = 1e30
 """Of a numeric or vector feature, either way: beyond it they hardly fit the 32 bits they have in a record."""
+MAX_OFFSET = 1_000
+"""Of an item's offset, either way: beyond it a logistic model says nothing more, and sums would overflow."""
 MIN_TIMESTAMP_MS = 946_684_800_000
 """Of an event, 2000-01-01 in epoch milliseconds: one before it is in seconds, or from a clock that was never set."""
 MAX_TIMESTAMP_MS = 4_102_444_799_999

@@ -14,7 +14,7 @@ SAMPLE = 1_000
 LEAST_RECORDS = 20
 """So few foreign records say nothing: a user or two of another model are dead-lettered."""
 
-OF_FEATURES = frozenset({Reason.UNKNOWN_FEATURE, Reason.UNKNOWN_CATEGORY, Reason.BAD_FEATURE})
+OF_THE_MODEL = frozenset({Reason.UNKNOWN_FEATURE, Reason.UNKNOWN_CATEGORY, Reason.BAD_FEATURE, Reason.MISSING_OFFSET})
 
 
 class ModelMismatch(ValueError):
@@ -45,13 +45,13 @@ class ModelCheck:
         Raises
         ------
         ModelMismatch
-            If more than half of the impressions were refused for their features.
+            If more than half of the impressions were refused for what their items have.
         """
         if self._messages >= SAMPLE:
             return
         self._messages += messages
         self._impressions += impressions
-        self._refused += Counter({reason: n for reason, n in refused.items() if reason in OF_FEATURES})
+        self._refused += Counter({reason: n for reason, n in refused.items() if reason in OF_THE_MODEL})
         n_refused = self._refused.total()
         # Sooner, if the rest of the sample cannot change it.
         if n_refused > (self._impressions if self._messages >= SAMPLE else SAMPLE / 2):

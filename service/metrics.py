@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter as Counts
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from learner.log.health import Health, Lost
 
@@ -155,5 +157,8 @@ class LearnerMetrics:
 
 
 def exposition(registry: CollectorRegistry) -> bytes:
-    """The registry in Prometheus' text format."""
+    """The registry in Prometheus' text format; that of all workers, where they share `PROMETHEUS_MULTIPROC_DIR`."""
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return generate_latest(registry)

@@ -52,8 +52,8 @@ class Outcomes:
     ----------
     starts
         Those of user i are ``starts[i]:starts[i + 1]``, shape (U + 1,).
-    own_offset
-        Whether any item came with an offset.
+    n_offsets, mean_offset
+        How many outcomes came with an offset, and the mean of these; None without any.
     delay, horizon
         Of clicks (of a sample, if they are many) the delay, in ms, and the greatest that the log could have shown, from
         the impression to the log's end. Clicks behind the window are among them.
@@ -68,14 +68,15 @@ class Outcomes:
         table: IO[bytes],
         row: np.dtype[np.void],
         counts: NDArray[np.intp],
-        own_offset: bool,
+        n_offsets: int,
+        mean_offset: float | None,
         delay: Array,
         horizon: Array,
         seen: NDArray[np.bool_],
         end: int,
     ) -> None:
         self.starts = np.append(0, np.cumsum(counts)).astype(np.intp)
-        self.own_offset = own_offset
+        self.n_offsets, self.mean_offset = n_offsets, mean_offset
         self.delay, self.horizon = delay, horizon
         self.seen = seen
         self.end = end
@@ -96,12 +97,12 @@ class Outcomes:
         self._table.seek(start * self._row.itemsize)
         return np.frombuffer(self._table.read((end - start) * self._row.itemsize), self._row)
 
-    def chunks(self, fixed_effect: Array, numbers: int = 1 << 20) -> Iterator[Rows]:
-        """Whole users, at least one at a time; an outcome without an offset has x'b, as when it is served.
+    def chunks(self, stand_in: Array, numbers: int = 1 << 20) -> Iterator[Rows]:
+        """Whole users, at least one at a time; one without an offset has x'c, as of `Model.stand_in`, shape (d,).
 
         Rows of about so many numbers, and covariances of four times as many: work in memory is a few times that.
         """
-        d, first = len(fixed_effect), 0
+        d, first = len(stand_in), 0
         while first < self.n_users:
             last = int(np.searchsorted(self.starts, self.starts[first] + numbers // d, side="right")) - 1
             last = min(max(last, first + 1), first + max(4 * numbers // d**2, 1), self.n_users)
@@ -110,16 +111,16 @@ class Outcomes:
             yield Rows(
                 X,
                 part["y"].astype(np.float64),
-                np.where(np.isnan(offset), X @ fixed_effect, offset),
+                np.where(np.isnan(offset), X @ stand_in, offset),
                 part["weight"].astype(np.float64),
                 self.starts[first : last + 1] - self.starts[first],
             )
             first = last
 
 
-def without_fixed_effect(model: Model) -> Model:
-    """The model to read a log with for `collect`: an item that came without an offset has NaN."""
-    return replace(model, fixed_effect=np.full(model.d, np.nan))
+def without_stand_in(model: Model) -> Model:
+    """The model to read a log with for `collect`: an item that came without an offset has NaN, if it is not refused."""
+    return replace(model, fixed_effect=np.full(model.d, np.nan), mean_offset=np.nan)
 
 
 def collect(
@@ -139,7 +140,7 @@ def collect(
     Parameters
     ----------
     batches
-        The log; read with `without_fixed_effect`, if items may come without an offset.
+        The log; read with `without_stand_in`, if items may come without an offset.
     share, seed
         The sample of users to keep, as `chosen`.
     until
@@ -224,7 +225,7 @@ def _sort(
     row = np.dtype([(name, shown_row[name]) for name in ("row", "offset", "weight", "at")] + [("y", "<f4")])
     table = _spool()
     counts, delays = [np.empty(0, np.intp)], _Delays()
-    own_offset, seen = False, np.zeros(model.d, dtype=bool)
+    n_offsets, sum_of_offsets, seen = 0, 0.0, np.zeros(model.d, dtype=bool)
     try:
         for shown_file, clicked_file in parts:
             shown = _load(shown_file, shown_row, end, erasures)
@@ -238,16 +239,18 @@ def _sort(
             out["y"] = (clicked_at >= 0) & (delay <= model.window_ms)
             table.write(out.tobytes())
             counts.append(np.diff(np.flatnonzero(np.diff(shown["user"], prepend=0, append=0))).astype(np.intp))
-            own_offset |= bool((~np.isnan(shown["offset"])).any())
+            own = shown["offset"][~np.isnan(shown["offset"])]
+            n_offsets += len(own)
+            sum_of_offsets += float(own.sum(dtype=np.float64))
             seen |= (shown["row"] != 0).any(axis=0)
             advance(len(shown))
         table.flush()
     except BaseException:
         table.close()
         raise
-    return Outcomes(
-        table, row, np.concatenate(counts), own_offset, delays.kept["delay"], delays.kept["horizon"], seen, end
-    )
+    mean_offset = sum_of_offsets / n_offsets if n_offsets else None
+    delay, horizon = delays.kept["delay"], delays.kept["horizon"]
+    return Outcomes(table, row, np.concatenate(counts), n_offsets, mean_offset, delay, horizon, seen, end)
 
 
 def _load(file: IO[bytes], row: np.dtype[np.void], end: int, erasures: Erasures) -> Structured:

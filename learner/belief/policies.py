@@ -53,6 +53,10 @@ class ItemEffects(NamedTuple):
     var: Array
     noise: Array | None
 
+    def pairs(self) -> list[tuple[float, float]]:
+        """Mean and variance of each item's."""
+        return list(zip(self.mean.tolist(), self.var.tolist(), strict=True))
+
 
 def score_items(
     belief: Belief,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from learner.events.microbatch import BAD, CLICK, ERASE, EVENT, ITEM, Events, Microbatch, joined
 from learner.events.wire import BadEvent, Reason, Wire, WireClick, WireErase, WireImpression, WireItem, with_features
 from learner.limits import MAX_EVENT_BYTES, MAX_TIMESTAMP_MS, MIN_TIMESTAMP_MS
-from learner.model.kinds import FeatureError
+from learner.model.kinds import ItemError
 from learner.model.spec import Model
 from learner.wire_errors import UNREADABLE, explain
 
@@ -71,8 +71,9 @@ def parse_event(raw: bytes, model: Model) -> Wire:
     wire = _decode(raw)
     if isinstance(wire, WireImpression):
         try:
-            model.rows([item.features for item in wire.items])
-        except FeatureError as exc:
+            rows = model.rows([item.features for item in wire.items])
+            model.offsets([item.offset for item in wire.items], rows)
+        except ItemError as exc:
             raise BadEvent(Reason(exc.reason), str(exc)) from exc
     return wire
 
@@ -107,7 +108,7 @@ def _parse_together(raws: Sequence[bytes], model: Model) -> Parsed:
     slates = [quick] if quick and n_numbers <= TOGETHER_NUMBERS else [[place] for place in quick]
     try:
         return _columns(wires, [*slates, *([place] for place in slow)], model)
-    except FeatureError:
+    except ItemError:
         # One of them is bad: read each alone to tell which.
         wires = [_alone(raw, model) for raw in raws]
         shown = [place for place, wire in enumerate(wires) if isinstance(wire, WireImpression)]

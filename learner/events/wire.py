@@ -8,14 +8,13 @@ from typing import Annotated, Any, TypeAlias, TypeVar, cast
 
 import msgspec
 
-from learner.limits import MAX_ID_LENGTH, MAX_ITEMS, MAX_TIMESTAMP_MS, MIN_TIMESTAMP_MS
+from learner.limits import MAX_ID_LENGTH, MAX_ITEMS, MAX_OFFSET, MAX_TIMESTAMP_MS, MIN_TIMESTAMP_MS
 from learner.model.kinds import Features
 from learner.wire_errors import UNREADABLE
 
 Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
 Timestamp: TypeAlias = Annotated[int, msgspec.Meta(ge=MIN_TIMESTAMP_MS, le=MAX_TIMESTAMP_MS)]
-# Beyond these a logistic model says nothing more, and sums of them would overflow.
-Offset: TypeAlias = Annotated[float, msgspec.Meta(ge=-1_000, le=1_000)]
+Offset: TypeAlias = Annotated[float, msgspec.Meta(ge=-MAX_OFFSET, le=MAX_OFFSET)]
 Variance: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 Weight: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1_000)]
 
@@ -35,6 +34,8 @@ class Reason(StrEnum):
     UNKNOWN_FEATURE = "unknown_feature"
     UNKNOWN_CATEGORY = "unknown_category"
     BAD_FEATURE = "bad_feature"
+    MISSING_OFFSET = "missing_offset"
+    """An item has no offset, and the model refuses such."""
     TOO_MANY_ITEMS = "too_many_items"
     TOO_LARGE = "too_large"
     TOO_LONG = "too_long"
@@ -58,7 +59,7 @@ class BadEvent(ValueError):
 
 
 class WireItem(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One shown item, as sent; without an `offset` it has the fixed effect's.
+    """One shown item, as sent; without an `offset` it has what the model's `[offset]` says.
 
     `item_effect` is mean and variance of the item's effect on the log-odds as it was scored; without, the prior's.
     """

@@ -7,7 +7,7 @@ whether it is learnt at once, learnt from the record later, or scored.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from learner.belief.gaussian import Array, Rows
-from learner.model.kinds import Feature, FeatureError, FeatureValue, Filler, some
+from learner.model.kinds import Feature, FeatureError, FeatureValue, Filler, Numeric, some
 
 INTERCEPT = 0
 """Its column."""
@@ -48,6 +48,9 @@ class Design:
             (name, slice(start, end), feature.filler(name))
             for (name, feature), start, end in zip(features.items(), ends[:-1], ends[1:], strict=True)
         ]
+        plain = {i: one for i, one in enumerate(features.values()) if isinstance(one, Numeric) and not one.coerce}
+        self._numbers = _Numbers(plain, [ends[i] for i in plain])
+        self._others = [i for i in range(len(features)) if i not in plain]
 
     def rows(self, items: Sequence[Mapping[str, FeatureValue]] | Sequence[msgspec.Struct]) -> Rows:
         """The rows of N items, shape (N, d): dictionaries, or all of the struct of `item_struct`; the same to the bit.
@@ -58,17 +61,23 @@ class Design:
             If a feature is not of the model, has the wrong type, or is not finite as float32.
         """
         some_items: Sequence[Any] = items
-        columns: Iterable[Sequence[Any]]
-        if some_items and isinstance(some_items[0], msgspec.Struct):
-            columns = zip(*map(msgspec.structs.astuple, some_items), strict=True)
-        else:
-            if not self._ignore_unknown:
-                self._refuse_unknown(some_items)
-            columns = ([item.get(name) for item in some_items] for name in self._names)
         X = np.zeros((len(items), self.d))
         X[:, INTERCEPT] = 1.0
-        for (_, place, fill), values in zip(self._parts, columns, strict=True):
-            fill(X[:, place], values)
+        if some_items and isinstance(some_items[0], msgspec.Struct):
+            values = list(map(msgspec.structs.astuple, some_items))
+            if not self._others:
+                self._numbers.fill(X, values)
+                return self._rounded(X)
+            columns = list(zip(*values, strict=True))
+            self._numbers.fill(X, list(zip(*map(columns.__getitem__, self._numbers.features), strict=True)))
+            for i in self._others:
+                _, place, fill = self._parts[i]
+                fill(X[:, place], columns[i])
+            return self._rounded(X)
+        if not self._ignore_unknown:
+            self._refuse_unknown(some_items)
+        for name, place, fill in self._parts:
+            fill(X[:, place], [item.get(name) for item in some_items])
         return self._rounded(X)
 
     def _refuse_unknown(self, items: Sequence[Any]) -> None:
@@ -85,6 +94,24 @@ class Design:
             name = next(name for name, place, _ in self._parts if at < place.stop)
             raise FeatureError("non_finite_number", index, name, "is not finite as a 32-bit float")
         return rows
+
+
+class _Numbers:
+    """The numeric features of structs, all at once: their decoder has seen that they are numbers, or missing."""
+
+    def __init__(self, features: Mapping[int, Numeric], columns: Sequence[int]) -> None:
+        self.features, self._columns = list(features), list(columns)
+        self._mean = np.array([one.mean for one in features.values()])
+        self._std = np.array([one.std for one in features.values()])
+
+    def fill(self, X: Array, values: Sequence[Sequence[float | None]]) -> None:
+        """Fill their columns; `values` has those of each item."""
+        if not self.features:
+            return
+        # None becomes NaN, which JSON does not have, and enters as the mean.
+        numbers = np.array(values, dtype=np.float64)
+        numbers = np.where(np.isnan(numbers), self._mean, numbers)
+        X[:, self._columns] = (numbers - self._mean) / self._std
 
 
 def item_struct(features: Mapping[str, Feature]) -> type[msgspec.Struct] | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
-from learner.limits import MAX_FEATURES
+from learner.limits import MAX_FEATURES, MAX_OFFSET
 from learner.model.kinds import Feature, FeatureName, Positive
 
 
@@ -111,6 +111,26 @@ class Effects(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     item: ItemFile | None = None
 
 
+MissingOffset: TypeAlias = Literal["fixed_effect", "mean", "refuse"]
+
+
+class OffsetRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an item without an `offset` gets, wherever it comes: to be scored, learnt, fitted or evaluated.
+
+    Attributes
+    ----------
+    missing
+        ``fixed_effect``: x'b of the fixed effect that `freshet fit` finds in a log without offsets; 0 if there is none.
+        ``mean``: the mean offset. ``refuse``: none, the item is a bad one (``missing_offset``). Where items come with
+        the log-odds of a batch model, an item at 0 stands far above them: say ``mean`` or ``refuse``.
+    mean
+        The mean offset, unless the prior's `file` has that of the log it was fitted on.
+    """
+
+    missing: MissingOffset = "fixed_effect"
+    mean: Annotated[float, msgspec.Meta(ge=-MAX_OFFSET, le=MAX_OFFSET)] | None = None
+
+
 class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The keys of `model.toml`.
 
@@ -142,6 +162,8 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         What is believed of a user nobody knows.
     effects
         What is learnt beside the effect of users.
+    offset
+        What an item without an offset gets.
     """
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
@@ -157,3 +179,4 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_open: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 256
     prior: Prior = Prior()
     effects: Effects = Effects()
+    offset: OffsetRule = OffsetRule()

@@ -31,24 +31,31 @@ Filler: TypeAlias = Callable[[Array, Sequence[Any]], None]
 _MAX_NAMED, _MAX_NAMED_LENGTH = 10, 32
 
 
-class FeatureError(ValueError):
-    """An item's features do not fit the model; the message names the feature and what was expected, never its value.
+class ItemError(ValueError):
+    """An item does not fit the model; the message names the field and what was expected, never its value.
 
     Attributes
     ----------
     reason
-        ``unknown_feature``, ``unknown_category``, ``bad_feature`` or ``non_finite_number``.
+        ``unknown_feature``, ``unknown_category``, ``bad_feature``, ``non_finite_number`` or ``missing_offset``.
     index
         The position of the item.
-    feature
-        The name of the feature.
+    field
+        ``offset``, or ``features.`` and the name of the feature.
     """
 
-    def __init__(self, reason: str, index: int, feature: str, detail: str) -> None:
-        super().__init__(f"items[{index}].features[{feature!r}]: {detail}")
+    def __init__(self, reason: str, index: int, field: str, message: str) -> None:
+        super().__init__(message)
         self.reason = reason
         self.index = index
-        self.feature = feature
+        self.field = field
+
+
+class FeatureError(ItemError):
+    """An item's features do not fit the model."""
+
+    def __init__(self, reason: str, index: int, feature: str, detail: str) -> None:
+        super().__init__(reason, index, f"features.{feature}", f"items[{index}].features[{feature!r}]: {detail}")
 
 
 class Kind(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):

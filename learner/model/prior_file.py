@@ -36,6 +36,7 @@ class _Header(msgspec.Struct, frozen=True):
     click_delay: tuple[float, float] | None
     half_life_ms: float | None
     scaling: dict[str, tuple[float, float]]
+    mean_offset: float | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class PriorFile:
     scaling
         Mean and standard deviation seen of each numeric feature: a recommendation for the next `model.toml`. Nothing
         else depends on it, since a prior with full covariance takes up any change of scale.
+    mean_offset
+        The mean of the log's offsets; None if it has none, which leaves the model's.
     """
 
     model_name: str
@@ -67,6 +70,7 @@ class PriorFile:
     click_delay: tuple[float, float] | None = None
     half_life_ms: float | None = None
     scaling: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    mean_offset: float | None = None
 
 
 def encode_prior(prior: PriorFile) -> bytes:
@@ -89,6 +93,7 @@ def encode_prior(prior: PriorFile) -> bytes:
         prior.click_delay,
         prior.half_life_ms,
         dict(prior.scaling),
+        prior.mean_offset,
     )
     arrays: dict[str, NDArray[Any]] = {"header": np.frombuffer(msgspec.json.encode(header), np.uint8)}
     for i, one in enumerate([*prior.earlier, prior.population]):
@@ -129,6 +134,7 @@ def decode_prior(data: bytes, source: str = "prior.npz") -> PriorFile:
         header.click_delay,
         header.half_life_ms,
         header.scaling,
+        header.mean_offset,
     )
     if flaw := _flaw(prior):
         raise ModelError(f"prior {source!r}: {flaw}")
@@ -154,6 +160,7 @@ def with_prior(model: Model, prior: PriorFile, source: str = "prior.npz") -> Mod
         earlier=tuple(known.values()),
         click_delay=prior.click_delay or model.click_delay,
         half_life_ms=model.half_life_ms if prior.half_life_ms is None else prior.half_life_ms,
+        mean_offset=model.mean_offset if prior.mean_offset is None else prior.mean_offset,
     )
 
 
@@ -173,6 +180,8 @@ def _flaw(prior: PriorFile) -> str | None:
     for name, numbers in (("click_delay", prior.click_delay or ()), ("half_life_ms", half_life)):
         if not all(np.isfinite(number) and number > 0 for number in numbers):
             return f"{name} = {numbers}: expected positive numbers"
+    if prior.mean_offset is not None and not np.isfinite(prior.mean_offset):
+        return f"mean_offset = {prior.mean_offset}: expected a finite number"
     for feature, seen in prior.scaling.items():
         if not np.isfinite(seen).all():
             return f"scaling of {feature!r} = {seen}: expected finite numbers"

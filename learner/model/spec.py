@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from learner.belief.gaussian import Array, Gaussian, Method, Rows
 from learner.belief.population import Population
-from learner.model.design import Design, item_struct
+from learner.model.design import INTERCEPT, Design, item_struct
 from learner.model.duration import ModelError, parse_duration_ms, parse_half_life
 from learner.model.effect import Effect, ItemEffect
-from learner.model.file import EarlierPrior, ItemFile, ModelFile
-from learner.model.kinds import Category, Feature, FeatureValue, Multi, Vector
+from learner.model.file import EarlierPrior, ItemFile, MissingOffset, ModelFile
+from learner.model.kinds import Category, Feature, FeatureValue, ItemError, Multi, Vector
 from learner.model.toml_errors import explain
 
 # An open impression counts as a "no" for good once this share of clicks would have come.
@@ -50,6 +50,10 @@ class Model(Effect):
         Open impressions kept per user.
     prior_file
         Where the specification says that the prior stands; its numbers are not in `prior` until they are read.
+    missing_offset
+        What an item without an offset gets; see `learner.model.file.OffsetRule`.
+    mean_offset
+        The log's mean offset, for ``mean``; None if it is not known.
     """
 
     method: Method
@@ -62,6 +66,8 @@ class Model(Effect):
     ignore_unknown: bool
     item: ItemEffect | None = None
     prior_file: str | None = None
+    missing_offset: MissingOffset = "fixed_effect"
+    mean_offset: float | None = None
 
     @cached_property
     def settle_age_ms(self) -> float:
@@ -92,14 +98,44 @@ class Model(Effect):
     def _design(self) -> Design:
         return Design(self.features, self.ignore_unknown)
 
+    @cached_property
+    def stand_in(self) -> Array:
+        """What makes up for a missing offset: c, shape (d,), of the offset x'c. The mean is the intercept's alone.
+
+        Raises
+        ------
+        ModelError
+            If it is to be the mean, which is not known.
+        """
+        if self.missing_offset != "mean":
+            return self.fixed_effect
+        if self.mean_offset is None:
+            raise ModelError(
+                f"model {self.name!r}: offset.missing = 'mean', and the mean is not known: expected offset.mean, or a "
+                "prior that `freshet fit` made from a log with offsets"
+            )
+        mean = np.zeros(self.d)
+        mean[INTERCEPT] = self.mean_offset
+        return mean
+
     def offsets(self, given: Sequence[float | None], rows: Rows) -> NDArray[np.float32]:
-        """The offsets of a slate, shape (N,): those given, and the fixed effect's where None was."""
+        """The offsets of a slate, shape (N,): those given, and what the model says where None was.
+
+        Raises
+        ------
+        ItemError
+            If it says that an item without one is a bad one.
+        """
         missing = given.count(None)
         if missing:
-            fixed: Array = (rows * self.fixed_effect).sum(axis=1)
+            if self.missing_offset == "refuse":
+                at = given.index(None)
+                expected = "expected a number, the log-odds of the model that stands before this one"
+                raise ItemError("missing_offset", at, "offset", f"items[{at}].offset: missing: {expected}")
+            stand_in: Array = (rows * self.stand_in).sum(axis=1)
             if missing == len(given):
-                return fixed.astype(np.float32)
-            given = [f if o is None else o for o, f in zip(given, fixed.tolist(), strict=True)]
+                return stand_in.astype(np.float32)
+            given = [s if o is None else o for o, s in zip(given, stand_in.tolist(), strict=True)]
         # As a record keeps them.
         return np.array(given, dtype=np.float32)
 
@@ -138,6 +174,8 @@ def _build(file: ModelFile) -> Model:
         raise ModelError(
             f"half_life = {file.half_life!r} and discount = {file.discount}: expected at most one of the two"
         )
+    if file.offset.mean is not None and file.offset.missing != "mean":
+        raise ModelError(f"offset.mean = {file.offset.mean}: expected offset.missing = 'mean' with it")
     half_life_ms, half_life_outcomes = parse_half_life(file.half_life)
     names = [INTERCEPT_NAME]
     for name, feature in file.features.items():
@@ -145,7 +183,8 @@ def _build(file: ModelFile) -> Model:
         names += feature.coefficients(name)
     d = len(names)
     diagonal = file.covariance == "diagonal"
-    # How a value is read makes no other feature space.
+    # How a value is read makes no other feature space. Nor does what a missing offset stands for: a record keeps the
+    # offset of each outcome as it was learnt, and its belief is about what is beyond the offsets that came.
     plain = {
         name: feature if isinstance(feature, Vector) else msgspec.structs.replace(feature, coerce=False)
         for name, feature in file.features.items()
@@ -175,6 +214,8 @@ def _build(file: ModelFile) -> Model:
         earlier=tuple(Population(_gaussian(one, d, diagonal), np.zeros(d)) for one in file.prior.earlier),
         item=None if file.effects.item is None else _item_effect(file.effects.item, file.name, plain),
         prior_file=file.prior.file,
+        missing_offset=file.offset.missing,
+        mean_offset=file.offset.mean,
     )
 
 

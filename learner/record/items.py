@@ -34,6 +34,11 @@ class ItemBeliefs(NamedTuple):
         """Those at some places."""
         return ItemBeliefs(self.mean[places], self.factor[places], self.settled_at[places])
 
+    def kept(self, effect: ItemEffect, now: int) -> Array:
+        """What relaxing to a time (epoch ms) leaves of each, shape (N,)."""
+        elapsed = (now - self.settled_at).astype(np.float64)
+        return np.where(self.settled_at == NEVER, 1.0, effect.relax_factor(elapsed))
+
     def put(self, places: NDArray[np.int64], others: ItemBeliefs) -> None:
         """Have others at some places."""
         self.mean[places], self.factor[places], self.settled_at[places] = others
@@ -97,7 +102,6 @@ def effects_at(effect: ItemEffect, beliefs: ItemBeliefs, rows: Rows, now: int) -
     X = effect.of(rows)
     mean, var = np.empty(len(X)), np.empty(len(X))
     predict_each(beliefs.mean, beliefs.factor, X, mean, var)
-    known = beliefs.settled_at != NEVER
-    kept = np.where(known, effect.relax_factor((now - beliefs.settled_at).astype(np.float64)), 1.0)
+    kept = beliefs.kept(effect, now)
     mean_0, var_0 = effect.as_scored([None] * len(X), rows)
     return mean_0 + kept * (mean - mean_0), var_0 + kept**2 * (var - var_0)

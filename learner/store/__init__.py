@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from learner.log.position import Mark, Partition
 from learner.record import IDENTITY
@@ -137,6 +137,39 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Give up the connection."""
+        ...
+
+
+class NotNow(Exception):
+    """A pipeline has no answer; ask the store."""
+
+
+class Pipeline(Protocol):
+    """The short way to records, for one event loop: no thread waits. It belongs to a store, which has the long way."""
+
+    async def load(self, ids: Sequence[str], effect: str = "user") -> list[bytes | None]:
+        """Read the records of users or items; None for one that has none.
+
+        Raises
+        ------
+        NotNow
+            If the store has to be asked: there is no connection, or an answer that the store knows the meaning of.
+        StoreUnavailable
+            If there was no answer in time.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give up the connection."""
+        ...
+
+
+@runtime_checkable
+class Pipelined(Protocol):
+    """A store that may have a pipeline."""
+
+    def pipeline(self) -> Pipeline | None:
+        """Make it; None if it has none as it is set up."""
         ...
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from learner.log.position import NOTHING, Mark, Partition
 from learner.record import DamagedRecord
 from learner.store import KEY_PREFIX, Block, Lifetimes, Transaction, Write
 from learner.store.redis_errors import translated
+from learner.store.redis_pipeline import RedisPipeline, kept_alive
 
 SHARDS = 16
 """Hash tags that keys are spread over. Users of one shard can be read and written in one command on Redis Cluster."""
@@ -192,6 +194,12 @@ class RedisStore:
             held: bytes | None = self._redis.eval(_CLAIM, 1, self._owner_key, claim, instead_of)
         return held
 
+    def pipeline(self) -> RedisPipeline | None:
+        """One connection for an event loop; None for a cluster, and by TLS, whose sockets a loop has to open."""
+        if is_cluster(self._url) or self._url.startswith("rediss://"):
+            return None
+        return RedisPipeline(self._socket, self._key, self._timeout_s)
+
     def ping(self) -> None:
         """Return if Redis answers, and lets us run a script on our keys."""
         with translated():
@@ -219,6 +227,15 @@ class RedisStore:
 
     def _key(self, id: str, effect: str) -> str:
         return record_key(id, self._prefix, effect)
+
+    def _socket(self) -> socket.socket:
+        """A socket that redis-py has connected and logged in, and does not keep."""
+        with translated():
+            connection = self._redis.connection_pool.make_connection()
+            connection.connect()
+        connected: socket.socket = connection._sock
+        connection._sock = None
+        return kept_alive(connected)
 
     def _wrong_type(self, write: Write) -> DamagedRecord:
         key = self._key(write.id, write.effect)

@@ -61,6 +61,15 @@ def check_text(settings: Settings, model: Model) -> str:
         f"  method        {model.method}, {covariance} covariance, {model.d} coefficients",
         f"  forgetting    {forgets}",
         f"  attribution   window {model.window_ms / 60_000:g} min, click delay: {delay}",
+        f"  offsets       one that is missing: {_missing_offset(model)}",
         f"  coefficients  {', '.join(model.coefficients)}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _missing_offset(model: Model) -> str:
+    if model.missing_offset == "refuse":
+        return "the item is refused"
+    if model.missing_offset == "mean":
+        return f"the mean, {model.mean_offset:.4g}"
+    return "x'b of the fixed effect" if model.fixed_effect.any() else "0, since no fixed effect was fitted"

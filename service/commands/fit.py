@@ -17,6 +17,7 @@ from service.commands.logs import add_arguments, check_output, events_of, progre
 from service.settings import Settings
 
 if TYPE_CHECKING:
+    from learner.batch.join import Outcomes
     from learner.batch.prior import Iteration
 
 _HALF_LIFE_USERS = 500
@@ -44,7 +45,7 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     """Fit and write a prior."""
     from learner.batch.click_delay import MIN_CLICKS, fit_click_delay
     from learner.batch.fixed_effect import fit_fixed_effect
-    from learner.batch.join import collect, without_fixed_effect
+    from learner.batch.join import collect, without_stand_in
     from learner.batch.prior import fit_prior
     from learner.batch.reading import LogError
     from learner.batch.scaling import feature_scaling, features_unseen
@@ -52,7 +53,7 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     check_output("--out", arguments.out)
     skipped = skipping(arguments)
     with (
-        events_of(arguments, settings, without_fixed_effect(model), skipped) as events,
+        events_of(arguments, settings, without_stand_in(model), skipped) as events,
         progress("sorting", " outcomes") as bar,
     ):
         outcomes = collect(events, model, arguments.sample, arguments.seed, arguments.until, bar.update)
@@ -64,18 +65,17 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
             f"{' '.join(arguments.logs)}: model {model.name!r} has {', '.join(unseen)}, which all {len(outcomes):,} "
             f"outcomes lack, or have at the mean: nothing can be learnt of it; expected every feature in the log"
         )
-    fixed_effect = model.fixed_effect
+    if outcomes.mean_offset is not None:
+        model = replace(model, mean_offset=outcomes.mean_offset)
+    in_force = model
     with progress("fixed effect", " outcomes") as bar:
-        if not outcomes.own_offset:
-            fixed_effect = fit_fixed_effect(outcomes, model.d, bar.update)
+        if model.missing_offset == "fixed_effect" and not outcomes.n_offsets:
+            in_force = replace(model, fixed_effect=fit_fixed_effect(outcomes, model.d, bar.update))
+    stand_in = in_force.stand_in
     with progress("EM", " outcomes") as bar:
-        clicked = sum(float(rows.y.sum()) for rows in outcomes.chunks(fixed_effect)) / len(outcomes)
+        clicked = sum(float(rows.y.sum()) for rows in outcomes.chunks(stand_in)) / len(outcomes)
         bar.write(f"{len(outcomes):,} outcomes of {outcomes.n_users:,} users, {clicked:.3f} clicked")
-        bar.write(
-            "fixed effect: none, since the log has offsets of its own"
-            if outcomes.own_offset
-            else f"fixed effect: {model.d} coefficients by logistic regression, used where an item has no offset"
-        )
+        bar.write(_offsets(in_force, outcomes))
         best = -np.inf
 
         def told(iteration: Iteration) -> None:
@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
             bar.write(f"  EM {iteration.number:3d}   log marginal likelihood {iteration.evidence:.3f}{fell}")
             best = max(best, iteration.evidence)
 
-        prior = fit_prior(outcomes, model.prior, fixed_effect, arguments.iterations, observe=told, advance=bar.update)
+        prior = fit_prior(outcomes, model.prior, stand_in, arguments.iterations, observe=told, advance=bar.update)
     delay = fit_click_delay(outcomes.delay, outcomes.horizon, model.window_ms)
     if delay is not None:
         print(f"click delay: median {delay[0] / 1000:.3g} s, sigma {delay[1]:.3g}")
@@ -100,11 +100,12 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
         model.name,
         model.fingerprint,
         model.coefficients,
-        Population(prior, fixed_effect),
+        Population(prior, in_force.fixed_effect),
         (*model.earlier, model.population),
         delay,
         None,
         feature_scaling(outcomes, model),
+        outcomes.mean_offset,
     )
     if arguments.half_life:
         half_life_ms = _half_life(arguments, settings, with_prior(model, fitted), outcomes.end)
@@ -119,6 +120,21 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     if skipped is not None:
         print(skipped)
     return 0
+
+
+def _offsets(model: Model, outcomes: Outcomes) -> str:
+    """What offsets the log has, and what the outcomes have that came without."""
+    missing = len(outcomes) - outcomes.n_offsets
+    if not outcomes.n_offsets and model.missing_offset == "fixed_effect":
+        return f"fixed effect: {model.d} coefficients by logistic regression, used where an item has no offset"
+    mean = "none" if outcomes.mean_offset is None else f"mean {outcomes.mean_offset:.4g}"
+    said = f"fixed effect: none is fitted; offsets of the log: {mean}"
+    if not missing:
+        return said
+    given = f"the mean, {model.mean_offset:.4g}" if model.missing_offset == "mean" else "x'b of the fixed effect"
+    if not model.stand_in.any():
+        given = "0, which ranks them by nothing: [offset] missing = 'mean' or 'refuse' in the model would not"
+    return f"{said}; {missing:,} outcomes came without, and have {given}"
 
 
 def _half_life(arguments: argparse.Namespace, settings: Settings, model: Model, until_ms: int) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -10,15 +10,17 @@ import msgspec
 from learner.belief.policies import Policy
 from learner.events.wire import Id, Offset, Ranked, Reason, WireItem, with_features
 from learner.limits import MAX_ITEMS
+from learner.model.file import MissingOffset
 from learner.model.kinds import Features
 
 Seed = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+TopK = Annotated[int, msgspec.Meta(ge=1, le=MAX_ITEMS)]
 
 
 class ScoreItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An item to score: its features as the model has them, and the log-odds of an upstream model.
 
-    Without an `offset` it has the fixed effect's, which is 0 unless the prior was fitted with one.
+    Without an `offset` it has what the model's `[offset]` says: x'b of the fixed effect, the mean, or it is refused.
     """
 
     item_id: Id
@@ -27,7 +29,11 @@ class ScoreItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ScoreRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A slate to rank for a user."""
+    """A slate to rank for a user.
+
+    `log_impression` logs what the user is shown: the first `top_k` as ranked (all, if there are fewer), or the items
+    whose ids `shown` has, in that order. Without either it logs all items, in the order they came.
+    """
 
     user_id: Id
     items: Annotated[list[ScoreItem], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
@@ -36,6 +42,8 @@ class ScoreRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seed: Seed | None = None
     explain: bool = False
     log_impression: bool = False
+    top_k: TopK | None = None
+    shown: Annotated[list[Id], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)] | None = None
 
 
 def score_decoder(features: type[msgspec.Struct] | None) -> msgspec.json.Decoder[ScoreRequest]:
@@ -62,8 +70,24 @@ class Contribution(msgspec.Struct, frozen=True, gc=False):
     logit_std: float
 
 
+class Explanation(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """Where an item's log-odds come from: `logit_mean` is the offset and the parts of the beliefs, added up.
+
+    `offset` is the item's own, or what the model puts in the place of a missing one; `user` has the coefficients with a
+    value, the strongest first, and so has `item` where the model has an effect of items.
+    """
+
+    offset: float
+    user: list[Contribution]
+    item: list[Contribution] | None = None
+
+
 class ScoredItem(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An item with its rank (from 1), the click probability it is ranked by, and the log-odds with uncertainty."""
+    """An item with its rank (from 1), the click probability it is ranked by, and the log-odds with uncertainty.
+
+    Where the model has an effect of items, `item_effect` is its mean and variance, to be logged with the impression,
+    and `item_n_events` how many changes of labels the item has learnt from.
+    """
 
     item_id: str
     rank: int
@@ -71,7 +95,9 @@ class ScoredItem(msgspec.Struct, frozen=True, omit_defaults=True):
     logit_mean: float
     logit_std: float
     sampled_logit: float | None = None
-    explanation: list[Contribution] | None = None
+    explanation: Explanation | None = None
+    item_effect: tuple[float, float] | None = None
+    item_n_events: int | None = None
 
 
 class ScoreResponse(msgspec.Struct, frozen=True):
@@ -128,6 +154,16 @@ class PosteriorResponse(msgspec.Struct, frozen=True):
     waiting_clicks: int
 
 
+class ItemPosteriorResponse(msgspec.Struct, frozen=True):
+    """The belief of an item, relaxed to now."""
+
+    item_id: str
+    item_known: bool
+    model: str
+    posterior: Posterior
+    coefficients: list[Coefficient]
+
+
 class Erasure(msgspec.Struct, frozen=True):
     """Whether there was anything to erase."""
 
@@ -145,8 +181,11 @@ class ModelResponse(msgspec.Struct, frozen=True):
     half_life_seconds: float | None
     discount: float | None
     attribution_window_seconds: float
+    missing_offset: MissingOffset
+    mean_offset: float | None
     features: dict[str, Any]
     prior: list[Coefficient]
+    item_prior: list[Coefficient] | None = None
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -193,6 +232,57 @@ class ApiError(Exception):
             self.headers["Retry-After"] = str(retry_after)
 
 
-def impression_items(items: list[ScoreItem]) -> list[WireItem]:
-    """The items as an impression logs them: exactly what was scored."""
-    return [WireItem(item.item_id, item.features, item.offset) for item in items]
+def shown_items(
+    wanted: ScoreRequest, order: Sequence[int], effects: Sequence[tuple[float, float]] | None
+) -> list[WireItem]:
+    """The items that an impression has, exactly as they were scored, in the order they are shown.
+
+    Parameters
+    ----------
+    order
+        Places of the items, best first.
+    effects
+        Mean and variance of each item's effect; None without one.
+
+    Raises
+    ------
+    ApiError
+        422, if `shown` names an item that is not there once.
+    """
+    places: Sequence[int] = range(len(wanted.items))
+    if wanted.top_k is not None:
+        places = order[: wanted.top_k]
+    elif wanted.shown is not None:
+        places = _places(wanted.shown, wanted.items)
+    shown = ((wanted.items[i], None if effects is None else effects[i]) for i in places)
+    return [WireItem(one.item_id, one.features, one.offset, item_effect=effect) for one, effect in shown]
+
+
+def check_shown(wanted: ScoreRequest) -> None:
+    """Raise `ApiError`, 422, unless what is said to be shown can be logged."""
+    for field in ("top_k", "shown"):
+        if getattr(wanted, field) is not None and not wanted.log_impression:
+            raise _invalid(field, "says what log_impression logs: expected log_impression = true with it")
+    if wanted.top_k is not None and wanted.shown is not None:
+        raise _invalid("shown", "given beside top_k: expected at most one of the two")
+
+
+def _places(shown: Sequence[str], items: Sequence[ScoreItem]) -> list[int]:
+    place_of: dict[str, int] = {}
+    repeated = set()
+    for place, item in enumerate(items):
+        if place_of.setdefault(item.item_id, place) != place:
+            repeated.add(item.item_id)
+    first_at: dict[str, int] = {}
+    for i, item_id in enumerate(shown):
+        if item_id not in place_of:
+            raise _invalid(f"shown[{i}]", f"not among the request's {len(items)} items: expected the item_id of one")
+        if item_id in repeated:
+            raise _invalid(f"shown[{i}]", "several items of the request have this item_id: expected one that is unique")
+        if first_at.setdefault(item_id, i) != i:
+            raise _invalid(f"shown[{i}]", f"the same as shown[{first_at[item_id]}]: expected each item once")
+    return [place_of[item_id] for item_id in shown]
+
+
+def _invalid(field: str, detail: str) -> ApiError:
+    return ApiError(422, "invalid_field", f"{field}: {detail}", {"field": field})

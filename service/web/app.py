@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import TypeVar, TypeVarTuple
-from urllib.parse import unquote
 
 import msgspec
 import structlog
@@ -18,14 +15,15 @@ from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
 from starlette.middleware.cors import CORSMiddleware
 
-from learner.limits import MAX_EVENT_BYTES, MAX_ID_LENGTH
+from learner.limits import MAX_EVENT_BYTES
 from learner.log import Entry, EventLog, LogUnavailable
 from learner.model.spec import Model
-from learner.store import Store
+from learner.store import NotNow, Pipelined, Store
 from service import DISTRIBUTION
 from service.metrics import exposition
 from service.settings import Settings
 from service.web import api
+from service.web.answers import describe_model
 from service.web.guard import Guard
 from service.web.http import (
     MAX_EVENTS,
@@ -39,18 +37,20 @@ from service.web.http import (
 )
 from service.web.impressions import Impressions
 from service.web.metrics import ServiceMetrics
-from service.web.openapi import EVENT, OF_A_USER, body, install, reference, responses
-from service.web.operations import Operations, describe_model
+from service.web.openapi import EVENT, OF_A_USER, OF_AN_ITEM, body, install, reference, responses
+from service.web.operations import Operations
 from service.web.readiness import Readiness
+from service.web.routing import PlainRoute, id_in_path, in_pool
 
 THREADS = 32
 EXPLAINING_THREADS = 2
 """Explanations of large slates compute for so long that more of them at a time would slow everybody down."""
 
-T = TypeVar("T")
-Ts = TypeVarTuple("Ts")
-
-_BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+# What may be worked on between two looks at the connections: a millisecond or two.
+MAX_BYTES_AT_ONCE = 64 << 10
+"""Request and record together."""
+MAX_PRODUCTS_AT_ONCE = 1_000_000
+"""Items times numbers of a covariance."""
 
 service_log = structlog.get_logger("freshet.service")
 
@@ -93,6 +93,8 @@ def create_app(
         return trouble()
 
     readiness = Readiness(look)
+    pipeline = store.pipeline() if isinstance(store, Pipelined) else None
+    n_factor = len(model.prior_belief.factor)
     for_model = api.score_decoder(model.item_struct)
 
     @asynccontextmanager
@@ -105,6 +107,8 @@ def create_app(
             pool.shutdown(wait=False)
         impressions.close()
         readiness.close()
+        if pipeline is not None:
+            pipeline.close()
         log.close()
         store.close()
 
@@ -115,6 +119,7 @@ def create_app(
         lifespan=lifespan,
         redirect_slashes=False,
     )
+    app.router.route_class = PlainRoute
     app.add_middleware(RouteAsSent)
     app.add_middleware(Guard, settings=settings)
     app.add_middleware(CountRequests, metrics=metrics)
@@ -139,18 +144,38 @@ def create_app(
         """Score and rank items for a user. An unknown user is scored with the prior.
 
         With `log_impression` the impression is in the log, with exactly these features, before the answer is sent;
-        `logged` says so. A log that does not take it in time means 503, or by a setting an answer with `logged` false:
+        `logged` says so. It has the items that are shown: the best `top_k`, or those that `shown` names; without either
+        all of them. A log that does not take it in time means 503, or by a setting an answer with `logged` false:
         then it may, or may not, be in the log later.
         """
         started = time.perf_counter()
         raw = await read_body(request, MAX_EVENT_BYTES)
         wanted = decode_body(for_model, _SCORE_REQUEST, raw)
-        pool = explaining if wanted.explain else with_store
-        answer, impression = await _in(pool, operations.score, wanted, started)
+        answer, impression = await scored(wanted, len(raw), started)
         if impression is not None:
             answer = msgspec.structs.replace(answer, logged=await logged(impression))
         metrics.scored.labels(wanted.policy, str(answer.user_known).lower()).inc(len(answer.items))
         return json_response(answer)
+
+    async def scored(wanted: api.ScoreRequest, n_bytes: int, started: float) -> tuple[api.ScoreResponse, Entry | None]:
+        """Score with no thread at all if there is a pipeline and little to do."""
+        pool = explaining if wanted.explain else with_store
+        plan = operations.plan(wanted)
+        if pipeline is None:
+            return await in_pool(pool, operations.score, plan, wanted, started)
+        try:
+            user = pipeline.load([wanted.user_id])
+            if plan is not None and plan.keys:
+                # Both are asked for before either is waited for.
+                (value,), values = await asyncio.gather(user, pipeline.load(plan.keys, "item"))
+            else:
+                (value,), values = await user, []
+        except NotNow:
+            return await in_pool(pool, operations.score, plan, wanted, started)
+        n_bytes += len(value or b"")
+        if wanted.explain or n_bytes > MAX_BYTES_AT_ONCE or len(wanted.items) * n_factor > MAX_PRODUCTS_AT_ONCE:
+            return await in_pool(pool, operations.score_from, value, plan, values, wanted, started)
+        return operations.score_from(value, plan, values, wanted, started)
 
     async def logged(impression: Entry) -> bool:
         """Whether an impression is in the log; an error where that was to be."""
@@ -181,7 +206,7 @@ def create_app(
     async def events(request: Request) -> Response:
         """Append events to the log: one event, an array, or one a line. 422 if there are events and none is good."""
         raw = await read_body(request, MAX_EVENTS_BYTES)
-        answer, topics = await _in(with_log, operations.append, raw)
+        answer, topics = await in_pool(with_log, operations.append, raw)
         for error in answer.errors:
             metrics.rejected.labels(error.reason.value).inc()
         for topic in topics:
@@ -200,7 +225,16 @@ def create_app(
     )
     async def posterior(request: Request) -> Response:
         """The belief of a user, relaxed to now; for an unknown user the prior."""
-        return json_response(await _in(with_store, operations.posterior, _user_id(request)))
+        return json_response(await in_pool(with_store, operations.posterior, id_in_path(request, "user_id")))
+
+    @app.get(
+        "/items/{item_id}/posterior",
+        responses=responses(api.ItemPosteriorResponse, 400, 404, 422, 500, says="The belief."),
+        openapi_extra=OF_AN_ITEM,
+    )
+    async def item_posterior(request: Request) -> Response:
+        """The belief of an item, relaxed to now; of an unknown item the prior. 404 if the model learns no items."""
+        return json_response(await in_pool(with_store, operations.item_posterior, id_in_path(request, "item_id")))
 
     @app.delete(
         "/users/{user_id}",
@@ -212,25 +246,25 @@ def create_app(
 
         The erasure is in the log before the answer is sent. Whatever fails, ask again: nothing is undone.
         """
-        user_id = _user_id(request)
+        user_id = id_in_path(request, "user_id")
         # Each with its own threads: those who score need not wait for the log.
-        at = await _in(with_log, operations.log_erasure, user_id)
-        return json_response(await _in(with_store, operations.erase, user_id, at))
+        at = await in_pool(with_log, operations.log_erasure, user_id)
+        return json_response(await in_pool(with_store, operations.erase, user_id, at))
 
     @app.get("/model", responses=responses(api.ModelResponse, says="The model."))
-    async def describe() -> Response:
+    async def describe(request: Request) -> Response:
         """The model that scores."""
         return json_response(describe_model(model))
 
     @app.head("/health/live", include_in_schema=False)
     @app.get("/health/live", responses=responses(api.Health, says="The process answers."))
-    async def live() -> Response:
+    async def live(request: Request) -> Response:
         """Whether the process answers; asks nothing of others."""
         return json_response(api.Health("ok"))
 
     @app.head("/health/ready", include_in_schema=False)
     @app.get("/health/ready", responses=responses(api.Health, 503, says="Ready to score."))
-    async def ready() -> Response:
+    async def ready(request: Request) -> Response:
         """Whether the store answers, and can be used."""
         return await readiness.response()
 
@@ -239,33 +273,10 @@ def create_app(
         response_class=Response,
         responses={200: {"description": "Prometheus text.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
-    async def scrape() -> Response:
+    async def scrape(request: Request) -> Response:
         """Metrics for Prometheus."""
         return Response(exposition(registry), media_type=CONTENT_TYPE_LATEST)
 
+    # Routes are tried in turn: the one that is asked for most comes first.
+    app.router.routes.sort(key=lambda route: getattr(route, "path", "") != "/score")
     return app
-
-
-async def _in(pool: ThreadPoolExecutor, call: Callable[[*Ts], T], *arguments: *Ts) -> T:
-    """Call in a thread of the pool, as soon as one is free. By anyio's threads `POST /score` took 5 % longer."""
-    return await asyncio.get_running_loop().run_in_executor(pool, call, *arguments)
-
-
-def _user_id(request: Request) -> str:
-    """The user whom the path names."""
-    # Not a parameter of the route: for a single one FastAPI loads Pydantic's version 1 beside version 2.
-    sent = request.path_params["user_id"]
-    try:
-        if _BROKEN_ESCAPE.search(sent):
-            raise ValueError
-        user_id = unquote(sent, errors="strict")
-    except ValueError:
-        # Bytes that stand for nothing must not stand for somebody.
-        raise api.ApiError(
-            400, "invalid_path", "user_id: expected UTF-8, other characters as %XX", {"field": "user_id"}
-        ) from None
-    if len(user_id) > MAX_ID_LENGTH:
-        raise api.ApiError(
-            422, "invalid_field", f"user_id: expected at most {MAX_ID_LENGTH} characters", {"field": "user_id"}
-        )
-    return user_id

@@ -10,13 +10,14 @@ from typing import Annotated, TypeVar, get_args
 import msgspec
 import structlog
 from fastapi import FastAPI, Request, Response
+from prometheus_client import Counter, Histogram
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from learner.belief.policies import Policy
 from learner.log import EntryTooLarge, LogUnavailable
-from learner.model.kinds import FeatureError
+from learner.model.kinds import ItemError
 from learner.record import DamagedRecord, ForeignRecord
 from learner.store import StoreUnavailable
 from learner.wire_errors import UNREADABLE, explain
@@ -40,6 +41,7 @@ class CountRequests:
     def __init__(self, app: ASGIApp, metrics: ServiceMetrics) -> None:
         self._app = app
         self._metrics = metrics
+        self._children: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one request on."""
@@ -58,9 +60,17 @@ class CountRequests:
         try:
             await self._app(scope, receive, watch)
         finally:
-            route = _route(scope)
-            self._metrics.requests.labels(route, str(status)).inc()
-            self._metrics.latency.labels(route).observe(time.perf_counter() - started)
+            requests, latency = self._counted(_route(scope), status)
+            requests.inc()
+            latency.observe(time.perf_counter() - started)
+
+    def _counted(self, route: str, status: int) -> tuple[Counter, Histogram]:
+        """What counts requests of a route and a status: few, and kept, since to find them by labels takes longer."""
+        found = self._children.get((route, status))
+        if found is None:
+            found = self._metrics.requests.labels(route, str(status)), self._metrics.latency.labels(route)
+            self._children[route, status] = found
+        return found
 
 
 class RouteAsSent:
@@ -137,7 +147,7 @@ def add_error_handlers(app: FastAPI) -> None:
         StoreUnavailable,
         LogUnavailable,
         EntryTooLarge,
-        FeatureError,
+        ItemError,
         DamagedRecord,
         ForeignRecord,
     ):
@@ -155,8 +165,8 @@ def _as_api_error(exc: Exception) -> ApiError:
     match exc:
         case ApiError():
             return exc
-        case FeatureError(reason=reason, index=index, feature=feature):
-            return ApiError(422, reason, str(exc), {"field": f"items[{index}].features.{feature}"})
+        case ItemError(reason=reason, index=index, field=field):
+            return ApiError(422, reason, str(exc), {"field": f"items[{index}].{field}"})
         case StoreUnavailable():
             log.warning("store unavailable", error=str(exc))
             return ApiError(503, "store_unavailable", "the store is away; try again", retry_after=RETRY_AFTER_S)

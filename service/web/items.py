@@ -4,23 +4,70 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
+from learner.belief.gaussian import Array, Belief, Rows
+from learner.belief.policies import ItemEffects, item_noise
 from learner.events.parse import item_key
 from learner.model.effect import ItemEffect
-from learner.record.items import ItemBeliefs, read_beliefs
+from learner.record.items import ItemBeliefs, effects_at, read_beliefs
 from learner.step.feed import item_id
-from learner.store import Store
+
+
+class ScoredSlate(NamedTuple):
+    """The items of a slate, their effects on its rows, and their beliefs, relaxed by so much.
+
+    Attributes
+    ----------
+    effects
+        Means and variances, and a draw from each for a seed.
+    n_events
+        How many changes of labels each item has learnt from.
+    """
+
+    effects: ItemEffects
+    n_events: list[int]
+    effect: ItemEffect
+    beliefs: ItemBeliefs
+    now: int
+
+    def coefficients(self, i: int) -> tuple[Array, Array]:
+        """Mean and standard deviation of an item's coefficients, shape (d,)."""
+        kept = float(self.beliefs.kept(self.effect, self.now)[i])
+        belief, prior = Belief(self.beliefs.mean[i], self.beliefs.factor[i]), self.effect.prior_belief
+        variances = prior.variances + kept**2 * (belief.variances - prior.variances)
+        return prior.mean + kept * (belief.mean - prior.mean), np.sqrt(variances)
 
 
 class SlateOfItems(NamedTuple):
     """The beliefs of a slate's items, and how many events each has learnt from."""
 
+    effect: ItemEffect
+    item_ids: Sequence[str]
     beliefs: ItemBeliefs
     n_events: list[int]
+
+    def at(self, rows: Rows, now: int, seed: int | None) -> ScoredSlate:
+        """What the items add to their rows at a time (epoch ms), with draws if there is a seed."""
+        mean, var = effects_at(self.effect, self.beliefs, rows, now)
+        noise = None if seed is None else item_noise(seed, self.item_ids)
+        return ScoredSlate(ItemEffects(mean, var, noise), self.n_events, self.effect, self.beliefs, now)
+
+
+Remembered: TypeAlias = tuple[float, NDArray[np.float32], NDArray[np.float32], int, int]
+
+
+class Plan(NamedTuple):
+    """Some items, what is remembered, which of them are not, and under which ids their records are kept."""
+
+    item_ids: Sequence[str]
+    read: Mapping[str, Remembered]
+    missing: list[str]
+    keys: list[str]
 
 
 class Items:
@@ -28,8 +75,8 @@ class Items:
 
     Parameters
     ----------
-    effect, store
-        What is believed of items, and where it stands.
+    effect
+        What is believed of items.
     max_age_s
         How long an item is remembered; 0: it is always read.
     capacity
@@ -41,48 +88,44 @@ class Items:
     def __init__(
         self,
         effect: ItemEffect,
-        store: Store,
         max_age_s: float = 1.0,
         capacity: int = 100_000,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._effect = effect
-        self._store = store
         self._max_age_s = max_age_s
         self._capacity = capacity
         self._clock = clock
         self._lock = threading.Lock()
-        self._read: dict[str, tuple[float, np.ndarray, np.ndarray, int, int]] = {}
+        self._read: dict[str, Remembered] = {}
 
-    def of(self, item_ids: Sequence[str]) -> SlateOfItems:
-        """The beliefs of some items; those that are not remembered are read in one round trip.
+    def plan(self, item_ids: Sequence[str]) -> Plan:
+        """What has to be read to know some items."""
+        # Nothing is ever taken out of this dictionary: when it is full, another one is begun.
+        read, oldest = self._read, self._clock() - self._max_age_s
+        missing = [one for one in dict.fromkeys(item_ids) if (found := read.get(one)) is None or found[0] <= oldest]
+        return Plan(item_ids, read, missing, [item_id(item_key(one)) for one in missing])
+
+    def of(self, plan: Plan, values: Sequence[bytes | None]) -> SlateOfItems:
+        """The beliefs of a plan's items, with the records that it wants.
 
         Raises
         ------
-        StoreUnavailable, DamagedRecord, ForeignRecord
-            If one cannot be read.
+        DamagedRecord, ForeignRecord
+            If a record cannot be used.
         """
-        # Nothing is ever taken out of this dictionary: when it is full, another thread begins a new one.
-        read, oldest = self._read, self._clock() - self._max_age_s
-        missing = [one for one in dict.fromkeys(item_ids) if (found := read.get(one)) is None or found[0] <= oldest]
         new = {}
-        if missing:
-            keys = [item_id(item_key(one)) for one in missing]
-            beliefs, n_events = read_beliefs(self._effect, self._store.load(keys, self._effect.key), keys)
+        if plan.missing:
+            read, n_events = read_beliefs(self._effect, values, plan.keys)
+            rows = zip(read.mean, read.factor, read.settled_at.tolist(), n_events, strict=True)
             now = self._clock()
-            new = {
-                one: (now, *row)
-                for one, row in zip(
-                    missing, zip(beliefs.mean, beliefs.factor, beliefs.settled_at.tolist(), n_events, strict=True),
-                    strict=True,
-                )
-            }  # fmt: skip
-        rows = [new.get(one) or read[one] for one in item_ids]
-        if new:
+            new = {one: (now, *row) for one, row in zip(plan.missing, rows, strict=True)}
             with self._lock:
                 if len(self._read) + len(new) > self._capacity:
                     self._read = {}
                 self._read.update(new)
-        _, mean, factor, settled_at, events = zip(*rows, strict=True)
+        _, mean, factor, settled_at, events = zip(
+            *(new.get(one) or plan.read[one] for one in plan.item_ids), strict=True
+        )
         beliefs = ItemBeliefs(np.array(mean), np.array(factor), np.array(settled_at, np.int64))
-        return SlateOfItems(beliefs, list(events))
+        return SlateOfItems(self._effect, plan.item_ids, beliefs, list(events))

@@ -63,17 +63,14 @@ EVENT: dict[str, Any] = {
     },
 }
 
-OF_A_USER: dict[str, Any] = {
-    "parameters": [
-        {
-            "name": "user_id",
-            "in": "path",
-            "required": True,
-            "schema": {"type": "string", "minLength": 1, "maxLength": MAX_ID_LENGTH},
-        }
-    ]
-}
-"""The `openapi_extra` of a route whose path names a user."""
+
+def _of(name: str) -> dict[str, Any]:
+    schema = {"type": "string", "minLength": 1, "maxLength": MAX_ID_LENGTH}
+    return {"parameters": [{"name": name, "in": "path", "required": True, "schema": schema}]}
+
+
+OF_A_USER, OF_AN_ITEM = _of("user_id"), _of("item_id")
+"""The `openapi_extra` of routes whose path names a user, or an item."""
 
 
 def install(app: FastAPI, model: Model, needs_key: bool) -> None:

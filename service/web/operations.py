@@ -1,24 +1,24 @@
-"""What the routes do: each operation blocks, and is called in a thread of the pool."""
+"""What the routes do: each operation but `score_from` blocks, and is called in a thread of the pool."""
 
 from __future__ import annotations
 
 import secrets
 import time
 import uuid
-from typing import cast
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
+import structlog
 
-from learner.belief.gaussian import Array, Belief, Rows
-from learner.belief.policies import Scores, score_items
-from learner.events.parse import from_the_future, parse_event
+from learner.belief.gaussian import Array, Rows
+from learner.belief.policies import score_items
+from learner.events.parse import from_the_future, item_key, parse_event
 from learner.events.wire import BadEvent, Ranked, Reason, WireClick, WireErase, WireImpression
 from learner.limits import MAX_EVENT_BYTES
 from learner.log import Entry, EventLog
 from learner.model.spec import Model
 from learner.record import (
-    NEVER,
     DamagedRecord,
     Record,
     State,
@@ -29,12 +29,17 @@ from learner.record import (
     read_header,
 )
 from learner.record.served import belief_at
+from learner.step.feed import item_id
 from learner.store import Store, StoreUnavailable, Write, write_alone
 from service.settings import Settings
 from service.web import api
+from service.web.answers import coefficients, ranked_items, state
 from service.web.http import split_events
+from service.web.items import Items, Plan
 
 ERASE_ATTEMPTS = 10
+
+log = structlog.get_logger("freshet.service")
 
 
 class Operations:
@@ -45,20 +50,47 @@ class Operations:
         self._model = model
         self._store = store
         self._log = log
+        self._items = None if model.item is None else Items(model.item, settings.item_cache_ms / 1000)
+        self._warned = False
 
-    def score(self, wanted: api.ScoreRequest, started: float) -> tuple[api.ScoreResponse, Entry | None]:
-        """Score a slate: one read, one design matrix, one prediction; also what is to be logged of it."""
+    def plan(self, wanted: api.ScoreRequest) -> Plan | None:
+        """What of its items is known, and what has to be read; None if items have no effect."""
+        return None if self._items is None else self._items.plan([item.item_id for item in wanted.items])
+
+    def score(
+        self, plan: Plan | None, wanted: api.ScoreRequest, started: float
+    ) -> tuple[api.ScoreResponse, Entry | None]:
+        """Score a slate: a read of the user and one of items that are not known, and `score_from`."""
+        (value,) = self._store.load([wanted.user_id])
+        values = self._store.load(plan.keys, "item") if plan is not None and plan.keys else []
+        return self.score_from(value, plan, values, wanted, started)
+
+    def score_from(
+        self,
+        value: bytes | None,
+        plan: Plan | None,
+        values: Sequence[bytes | None],
+        wanted: api.ScoreRequest,
+        started: float,
+    ) -> tuple[api.ScoreResponse, Entry | None]:
+        """Score a slate from the bytes of its user and items: one design matrix, one prediction each.
+
+        Also what is to be logged of it.
+        """
+        api.check_shown(wanted)
         rows = self._model.rows([item.features for item in wanted.items])
-        _, record = self._read(wanted.user_id)
+        record = self._decoded(value, wanted.user_id)
         now = _now_ms()
         belief = belief_at(self._model, record, now)
-        offset = self._model.offsets([item.offset for item in wanted.items], rows).astype(np.float64)
+        offset = self._offsets([item.offset for item in wanted.items], rows)
         seed, generator = None, None
         if wanted.policy == "thompson":
             seed = secrets.randbits(63) if wanted.seed is None else wanted.seed
             generator = np.random.default_rng(seed)
         alpha = self._settings.ucb_alpha
-        scores = score_items(belief, rows, offset, wanted.policy, alpha, generator)
+        slate = None if self._items is None or plan is None else self._items.of(plan, values).at(rows, now, seed)
+        effects = None if slate is None else slate.effects
+        scores = score_items(belief, rows, offset, wanted.policy, alpha, generator, effects)
         ranked = Ranked(
             wanted.policy,
             record.revision,
@@ -71,8 +103,8 @@ class Operations:
         request_id = wanted.request_id or uuid.uuid4().hex
         entry = None
         if wanted.log_impression:
-            shown = WireImpression(request_id, wanted.user_id, now, api.impression_items(wanted.items), ranked)
-            raw = msgspec.json.encode(shown)
+            items = api.shown_items(wanted, scores.order.tolist(), None if effects is None else effects.pairs())
+            raw = msgspec.json.encode(WireImpression(request_id, wanted.user_id, now, items, ranked))
             if len(raw) > MAX_EVENT_BYTES:
                 # It says more than the request did, and learners would refuse it.
                 raise api.ApiError(
@@ -88,9 +120,9 @@ class Operations:
             policy=wanted.policy,
             user_id=wanted.user_id,
             user_known=record.n_events > 0,
-            posterior=_state(record, now),
+            posterior=state(record, now),
             ranked=ranked,
-            items=_ranked(wanted, scores, self._model, belief, rows),
+            items=ranked_items(wanted, scores, self._model, belief, rows, offset, slate),
             logged=False,
             took_ms=(time.perf_counter() - started) * 1000,
         )
@@ -122,16 +154,40 @@ class Operations:
 
     def posterior(self, user_id: str) -> api.PosteriorResponse:
         """The belief of a user."""
-        _, record = self._read(user_id)
+        (value,) = self._store.load([user_id])
+        record = self._decoded(value, user_id)
         now = _now_ms()
         return api.PosteriorResponse(
             user_id=user_id,
             user_known=record.n_events > 0,
             model=self._model.name,
-            posterior=_state(record, now),
-            coefficients=_coefficients(self._model, belief_at(self._model, record, now)),
+            posterior=state(record, now),
+            coefficients=coefficients(self._model, belief_at(self._model, record, now)),
             open_impressions=int((record.outcomes["state"] == State.OPEN).sum()),
             waiting_clicks=len(record.clicks),
+        )
+
+    def item_posterior(self, id: str) -> api.ItemPosteriorResponse:
+        """The belief of an item.
+
+        Raises
+        ------
+        ApiError
+            404, if the model learns no items.
+        """
+        effect = self._model.item
+        if effect is None:
+            raise api.ApiError(404, "no_item_effect", f"model {self._model.name!r} has no [effects.item]")
+        key = item_id(item_key(id))
+        (value,) = self._store.load([key], effect.key)
+        record = fresh_record(effect) if value is None else decode_record(value, effect, key)
+        now = _now_ms()
+        return api.ItemPosteriorResponse(
+            item_id=id,
+            item_known=record.n_events > 0,
+            model=self._model.name,
+            posterior=state(record, now),
+            coefficients=coefficients(effect, belief_at(effect, record, now)),
         )
 
     def log_erasure(self, user_id: str) -> int:
@@ -155,6 +211,16 @@ class Operations:
                 return api.Erasure(user_id, erased=known)
         raise StoreUnavailable(f"user {user_id!r} was written {ERASE_ATTEMPTS} times while being erased")
 
+    def _offsets(self, given: list[float | None], rows: Rows) -> Array:
+        """The offsets of a slate, shape (N,); the log says so when, for the first time, some stand for nothing."""
+        if not self._warned and 0 < given.count(None) < len(given) and not self._model.stand_in.any():
+            self._warned = True
+            log.warning(
+                "items without an offset are ranked as if it were 0, beside items with one: "
+                "[offset] missing = 'mean' or 'refuse' in the model would not"
+            )
+        return self._model.offsets(given, rows).astype(np.float64)
+
     def _to_erase(self, value: bytes | None, user_id: str) -> Record:
         """What a tombstone is made from; of a damaged record, which may stand for any number of events, for one."""
         try:
@@ -166,78 +232,8 @@ class Operations:
         # The tombstone's, one more, is of 64 bits with a sign.
         return record._replace(revision=record.revision % (2**63 - 1))
 
-    def _read(self, user_id: str) -> tuple[bytes | None, Record]:
-        (value,) = self._store.load([user_id])
-        return value, self._decoded(value, user_id)
-
     def _decoded(self, value: bytes | None, user_id: str) -> Record:
         return fresh_record(self._model) if value is None else decode_record(value, self._model, user_id)
-
-
-def describe_model(model: Model) -> api.ModelResponse:
-    """The model as the API tells it."""
-    return api.ModelResponse(
-        name=model.name,
-        fingerprint=model.fingerprint.hex(),
-        covariance="diagonal" if model.prior.is_diagonal else "full",
-        method=model.method,
-        half_life_seconds=None if model.half_life_ms is None else model.half_life_ms / 1000,
-        discount=model.discount,
-        attribution_window_seconds=model.window_ms / 1000,
-        features=msgspec.to_builtins(dict(model.features)),
-        prior=_coefficients(model, model.prior_belief),
-    )
-
-
-def _ranked(wanted: api.ScoreRequest, scores: Scores, model: Model, belief: Belief, rows: Rows) -> list[api.ScoredItem]:
-    score, mean, std = scores.score.tolist(), scores.logit_mean.tolist(), scores.logit_std.tolist()
-    sampled = None if scores.sampled_logit is None else scores.sampled_logit.tolist()
-    deviations = np.sqrt(belief.variances) if wanted.explain else None
-    return [
-        api.ScoredItem(
-            wanted.items[i].item_id,
-            rank,
-            score[i],
-            mean[i],
-            std[i],
-            None if sampled is None else sampled[i],
-            None if deviations is None else _explanation(model, belief, deviations, rows[i]),
-        )
-        for rank, i in enumerate(scores.order.tolist(), start=1)
-    ]
-
-
-def _explanation(model: Model, belief: Belief, deviations: Array, row: Rows) -> list[api.Contribution]:
-    """What each coefficient with a value adds, the strongest first.
-
-    As JSON already: those of a large slate are too much to be encoded at once, while nothing else can be done.
-    """
-    used = np.flatnonzero(row)
-    value = row[used].astype(np.float64)
-    mean = value * belief.mean[used]
-    order = np.argsort(-np.abs(mean), kind="stable")
-    parts = zip(
-        [model.coefficients[j] for j in used[order].tolist()],
-        value[order].tolist(),
-        mean[order].tolist(),
-        (np.abs(value) * deviations[used])[order].tolist(),
-        strict=True,
-    )
-    encoded = msgspec.Raw(msgspec.json.encode([api.Contribution(*part) for part in parts]))
-    return cast(list[api.Contribution], encoded)
-
-
-def _coefficients(model: Model, belief: Belief) -> list[api.Coefficient]:
-    deviations = np.sqrt(belief.variances).tolist()
-    return [api.Coefficient(*one) for one in zip(model.coefficients, belief.mean.tolist(), deviations, strict=True)]
-
-
-def _state(record: Record, now: int) -> api.Posterior:
-    if record.updated_at == NEVER:
-        return api.Posterior(record.revision, record.n_events, None, None)
-    return api.Posterior(
-        record.revision, record.n_events, record.updated_at, max(0.0, (now - record.updated_at) / 1000)
-    )
 
 
 def _now_ms() -> int:

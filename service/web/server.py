@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 from asyncio import TimerHandle, Transport
 from functools import partial
 from types import FrameType
@@ -187,16 +188,18 @@ def make_server(app: ASGIApp, settings: Settings, port: int) -> uvicorn.Server:
             ws="none",
             log_config=None,
             access_log=False,
+            # Nothing here asks who the client is, or by which scheme it came.
+            proxy_headers=False,
             timeout_keep_alive=settings.keep_alive_s,
             timeout_graceful_shutdown=GRACE_S,
         )
     )
 
 
-def run_until_signal(server: uvicorn.Server) -> None:
-    """Serve until SIGTERM or SIGINT; what is open is answered first."""
+def run_until_signal(server: uvicorn.Server, listeners: list[socket.socket] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; what is open is answered first. `listeners` are in the place of its port."""
     for number in (signal.SIGTERM, signal.SIGINT):
         # Once it has shut down, uvicorn raises the signal again for the handler that was there before it; the default
         # one would end the process before the learner has finished its microbatch.
         signal.signal(number, lambda *_: None)
-    server.run()
+    server.run(listeners)

@@ -175,7 +175,7 @@ def test_a_slate_explained_at_length_stops_nobody_else(tmp_path: Path) -> None:
     with running(tmp_path, model="model.toml") as one:
         one.request("/score", small)
         status, answer = one.request("/score", large)
-        assert (status, len(json.loads(answer)["items"][0]["explanation"])) == (200, 385)
+        assert (status, len(json.loads(answer)["items"][0]["explanation"]["user"])) == (200, 385)
         stop = threading.Event()
 
         def explain() -> None:

@@ -230,7 +230,7 @@ def test_an_outcome_without_an_offset_has_the_fixed_effects_as_when_it_is_served
     rows = np.array([[1, 2], [1, 3]], np.float32)
     offset = np.array([np.nan, 0.5], np.float32)
     outcomes = joined([Impression("u", 5, [2, 1], rows, offset, np.ones(2, np.float32))], MODEL)
-    assert outcomes.own_offset
+    assert outcomes.n_offsets
     (one,) = outcomes.chunks(np.array([1.0, 10.0]))
     assert one.offset.tolist() == [0.5, 21.0]
 

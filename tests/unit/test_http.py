@@ -17,7 +17,7 @@ from learner.events.wire import WireClick, WireImpression
 from learner.log import Entry, LogUnavailable, open_log, open_reader
 from learner.loop import Learner
 from learner.model.spec import load_model
-from learner.record import encode_record, fresh_record
+from learner.record import decode_record, encode_record, fresh_record
 from learner.record.served import belief_at
 from learner.store import Store, StoreUnavailable, Transaction, Write, open_store, write_alone
 from service.settings import Settings, SettingsError, describe, read_settings
@@ -125,10 +125,76 @@ def test_ucb_adds_uncertainty(rig: Rig) -> None:
     assert np.log(top["score"] / (1 - top["score"])) == pytest.approx(top["logit_mean"] + top["logit_std"])
 
 
-def test_explanations_add_up_to_the_log_odds(rig: Rig) -> None:
-    for item in rig.score(explain=True)["items"]:
-        offset = 0.0 if item["item_id"] == "b" else 0.25
-        assert sum(part["logit_mean"] for part in item["explanation"]) + offset == pytest.approx(item["logit_mean"])
+@pytest.mark.parametrize("policy", ["mean", "ucb", "thompson"])
+def test_the_offset_and_the_users_parts_of_an_explanation_add_up_to_the_mean_log_odds(rig: Rig, policy: str) -> None:
+    assert rig.client.post("/events", json=[SHOWN, CLICKED]).status_code == 202
+    rig.learner.turn()
+    for item in rig.score(explain=True, policy=policy)["items"]:
+        explained = item["explanation"]
+        assert explained["offset"] == (0.0 if item["item_id"] == "b" else 0.25)
+        total = explained["offset"] + sum(part["logit_mean"] for part in explained["user"])
+        assert total == pytest.approx(item["logit_mean"], rel=0, abs=1e-9)
+
+
+def logged_items(rig: Rig, **more: Any) -> list[str]:
+    """The ids of the impression that a request logs."""
+    answer = rig.client.post("/score", json={"user_id": "u", "items": ITEMS, "log_impression": True, **more})
+    assert answer.status_code == 200, answer.text
+    rig.reader = open_reader(rig.url, ["events"], f"g{time.time_ns()}")
+    wire = msgspec.json.decode(rig.reader.poll(100, 100)[-1].value, type=WireImpression)
+    assert msgspec.to_builtins(wire.ranked) == answer.json()["ranked"]
+    assert len(answer.json()["items"]) == len(ITEMS)
+    by_id = {item["item_id"]: item for item in ITEMS}
+    assert msgspec.to_builtins(wire.items) == [by_id[item.item_id] for item in wire.items]
+    return [item.item_id for item in wire.items]
+
+
+def test_only_what_is_shown_is_logged_in_the_order_it_is_shown(rig: Rig) -> None:
+    assert logged_items(rig) == ["a", "b", "c"]
+    assert logged_items(rig, top_k=2) == ["a", "c"]
+    assert logged_items(rig, top_k=1_000) == ["a", "c", "b"]
+    assert logged_items(rig, shown=["b", "a"]) == ["b", "a"]
+    ranked = [item["item_id"] for item in rig.score(policy="thompson", seed=3)["items"]]
+    assert logged_items(rig, policy="thompson", seed=3, top_k=2) == ranked[:2]
+
+
+def test_what_is_not_shown_is_not_learnt_as_a_no(rig: Rig) -> None:
+    rig.score(log_impression=True, top_k=1, request_id="q")
+    rig.learner.turn()
+    answer = rig.client.get("/users/u/posterior").json()
+    assert answer["posterior"]["n_events"] == 1
+    rows = MODEL.rows([ITEMS[0]["features"]])
+    record = decode_record(rig.store.load(["u"])[0] or b"", MODEL, "u")
+    assert np.array_equal(record.rows, rows)
+
+
+TWINS = [{"item_id": "a"}, {"item_id": "a"}, {"item_id": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("more", "field", "said"),
+    [
+        ({"top_k": 0}, "top_k", ">= 1"),
+        ({"top_k": 1001}, "top_k", "<= 1000"),
+        ({"top_k": "2"}, "top_k", "Expected `int | null`"),
+        ({"top_k": 2, "shown": ["a"]}, "shown", "at most one of the two"),
+        ({"shown": []}, "shown", ">= 1"),
+        ({"shown": ["a", 3]}, "shown[1]", "Expected `str`"),
+        ({"shown": ["a", "x"]}, "shown[1]", "not among the request's 3 items"),
+        ({"shown": ["a", "b", "a"]}, "shown[2]", "the same as shown[0]"),
+        ({"shown": ["b", "a"], "items": TWINS}, "shown[1]", "several items"),
+        ({"top_k": 2, "log_impression": False}, "top_k", "expected log_impression = true"),
+        ({"shown": ["a"], "log_impression": False}, "shown", "expected log_impression = true"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused_by_field_and_nothing_is_logged(
+    rig: Rig, more: dict[str, Any], field: str, said: str
+) -> None:
+    answer = rig.client.post("/score", json={"user_id": "u", "items": ITEMS, "log_impression": True, **more})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_field")
+    assert answer.json()["error"]["details"]["field"] == field
+    assert said in answer.json()["error"]["message"]
+    assert rig.reader.poll(10, 10) == []
 
 
 def test_a_logged_impression_has_exactly_what_was_scored(rig: Rig) -> None:

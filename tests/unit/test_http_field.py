@@ -217,6 +217,7 @@ def test_an_explanation_names_the_strongest_first_with_its_value(rig: Rig) -> No
     items = [{"item_id": "a", "features": {"v": [2.0, 0.0, -3.0]}}]
     (item,) = client.post("/score", json={"user_id": "u", "items": items, "explain": True}).json()["items"]
     parts = [
-        (part["coefficient"], part["value"], part["logit_mean"], part["logit_std"]) for part in item["explanation"]
+        (part["coefficient"], part["value"], part["logit_mean"], part["logit_std"])
+        for part in item["explanation"]["user"]
     ]
     assert parts == [("intercept", 1.0, -1.0, 1.0), ("v[0]", 2.0, 0.0, 2.0), ("v[2]", -3.0, 0.0, 3.0)]

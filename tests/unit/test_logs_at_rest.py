@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from learner.batch.join import collect, without_fixed_effect
+from learner.batch.join import collect, without_stand_in
 from learner.batch.reading import LogError, Skipped, read_events
 from learner.events.wire import Reason
 from learner.log import Entry, open_log
@@ -38,7 +38,7 @@ Outcome = tuple[float, float, float, list[float]]
 
 def outcomes(folder: Path, skipped: Skipped | None = None) -> list[Outcome]:
     """Label, offset (-1 for none), weight and row of all outcomes, by user."""
-    events = read_events([str(folder)], without_fixed_effect(MODEL), skipped=skipped)
+    events = read_events([str(folder)], without_stand_in(MODEL), skipped=skipped)
     found = collect(events, MODEL)
     rows = found.read(0, found.n_users)
     offset = np.where(np.isnan(rows["offset"]), -1, rows["offset"])

@@ -1,0 +1,112 @@
+"""Beliefs and scores as the API tells them. Pure."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import msgspec
+import numpy as np
+
+from learner.belief.gaussian import Array, Belief, Rows
+from learner.belief.policies import Scores
+from learner.model.effect import Effect
+from learner.model.spec import Model
+from learner.record import NEVER, Record
+from service.web import api
+from service.web.items import ScoredSlate
+
+
+def describe_model(model: Model) -> api.ModelResponse:
+    """The model as the API tells it."""
+    return api.ModelResponse(
+        name=model.name,
+        fingerprint=model.fingerprint.hex(),
+        covariance="diagonal" if model.prior.is_diagonal else "full",
+        method=model.method,
+        half_life_seconds=None if model.half_life_ms is None else model.half_life_ms / 1000,
+        discount=model.discount,
+        attribution_window_seconds=model.window_ms / 1000,
+        missing_offset=model.missing_offset,
+        mean_offset=model.mean_offset,
+        features=msgspec.to_builtins(dict(model.features)),
+        prior=coefficients(model, model.prior_belief),
+        item_prior=None if model.item is None else coefficients(model.item, model.item.prior_belief),
+    )
+
+
+def ranked_items(
+    wanted: api.ScoreRequest,
+    scores: Scores,
+    model: Model,
+    belief: Belief,
+    rows: Rows,
+    offset: Array,
+    slate: ScoredSlate | None,
+) -> list[api.ScoredItem]:
+    """The items, best first."""
+    score, mean, std = scores.score.tolist(), scores.logit_mean.tolist(), scores.logit_std.tolist()
+    sampled = None if scores.sampled_logit is None else scores.sampled_logit.tolist()
+    deviations = np.sqrt(belief.variances) if wanted.explain else None
+    pairs = None if slate is None else slate.effects.pairs()
+    return [
+        api.ScoredItem(
+            wanted.items[i].item_id,
+            rank,
+            score[i],
+            mean[i],
+            std[i],
+            None if sampled is None else sampled[i],
+            None
+            if deviations is None
+            else _explanation(model, belief, deviations, rows[i], float(offset[i]), slate, i),
+            None if pairs is None else pairs[i],
+            None if slate is None else slate.n_events[i],
+        )
+        for rank, i in enumerate(scores.order.tolist(), start=1)
+    ]
+
+
+def _explanation(
+    model: Model, belief: Belief, deviations: Array, row: Rows, offset: float, slate: ScoredSlate | None, i: int
+) -> api.Explanation:
+    """The offset, and what each coefficient with a value adds, of the user and of the item.
+
+    As JSON already: those of a large slate are too much to be encoded at once, while nothing else can be done.
+    """
+    of_item = None
+    if slate is not None and model.item is not None:
+        mean, deviation = slate.coefficients(i)
+        of_item = _parts(model.item, row[list(model.item.columns)], mean, deviation)
+    explanation = api.Explanation(offset, _parts(model, row, belief.mean, deviations), of_item)
+    return cast(api.Explanation, msgspec.Raw(msgspec.json.encode(explanation)))
+
+
+def _parts(effect: Effect, row: Rows, means: Array, deviations: Array) -> list[api.Contribution]:
+    """What the coefficients with a value add, the strongest first."""
+    used = np.flatnonzero(row)
+    value = row[used].astype(np.float64)
+    mean = value * means[used]
+    order = np.argsort(-np.abs(mean), kind="stable")
+    parts = zip(
+        [effect.coefficients[j] for j in used[order].tolist()],
+        value[order].tolist(),
+        mean[order].tolist(),
+        (np.abs(value) * deviations[used])[order].tolist(),
+        strict=True,
+    )
+    return [api.Contribution(*part) for part in parts]
+
+
+def coefficients(effect: Effect, belief: Belief) -> list[api.Coefficient]:
+    """Mean and standard deviation of each coefficient."""
+    deviations = np.sqrt(belief.variances).tolist()
+    return [api.Coefficient(*one) for one in zip(effect.coefficients, belief.mean.tolist(), deviations, strict=True)]
+
+
+def state(record: Record, now: int) -> api.Posterior:
+    """How far a record is."""
+    if record.updated_at == NEVER:
+        return api.Posterior(record.revision, record.n_events, None, None)
+    return api.Posterior(
+        record.revision, record.n_events, record.updated_at, max(0.0, (now - record.updated_at) / 1000)
+    )
