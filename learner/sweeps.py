@@ -9,8 +9,9 @@ CAPACITY = 500_000
 class Sweeps:
     """Users whose records have outcomes or clicks that only wait for their windows to end.
 
-    A user is due once the log has gone on for two windows without them: then it has told of all that happened inside
-    their windows, even where events come late. Time is the log's, so that a backlog ends no window early.
+    A user is due once the log has gone on for two windows without them, and for one behind the end of their own: then
+    it has told of all that happened inside their windows, even where events come late. Time is the log's, so that a
+    backlog ends no window early. Of a microbatch that spans hours it is the first event's, hence the second rule.
 
     Parameters
     ----------
@@ -47,7 +48,8 @@ class Sweeps:
         for user_id, (seen, end) in self._seen.items():
             if len(due) == limit or seen + 2 * self._window_ms > now:
                 break
-            due[user_id] = end + 1
+            if end + self._window_ms <= now:
+                due[user_id] = end + 1
         for user_id in due:
             del self._seen[user_id]
         return due

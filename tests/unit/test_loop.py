@@ -400,6 +400,41 @@ def test_while_a_backlog_is_read_no_window_ends_before_the_log_has_come_so_far(
     assert counts["swept"] == 1
 
 
+def test_a_click_is_matched_though_its_microbatch_began_hours_before_and_the_next_one_ends_soon_after(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = rig.learner()
+    learner.max_messages = 2
+    counts: Counter[str] = Counter()
+    minutes = {"x": 0, "u": 300, "y": 301}
+    for user, at in minutes.items():
+        monkeypatch.setattr(time, "time", lambda at=at: AT / 1000 + 60 * at)
+        rig.send({**shown(user), "timestamp": AT + 60_000 * at})
+    monkeypatch.setattr(time, "time", lambda: AT / 1000 + 60 * 302)
+    rig.send({**clicked("u"), "timestamp": AT + 60_000 * 302})
+    learner.reader.poll = reading_at_most(learner.reader.poll, [2, 1, 1])  # type: ignore[method-assign]
+    for _ in range(3):
+        counts += learner.turn().counts
+    assert (counts["clicks"], counts["waiting_clicks"]) == (1, 0)
+
+
+def reading_at_most(
+    poll: Callable[[int, int], list[Message]], numbers: list[int]
+) -> Callable[[int, int], list[Message]]:
+    """So many messages a turn."""
+    return lambda wait_ms, most: poll(wait_ms, numbers.pop(0))
+
+
+def test_a_user_is_not_due_before_the_log_has_come_a_window_beyond_the_end_of_theirs() -> None:
+    schedule = Sweeps(window_ms=10)
+    # Seen in a microbatch that began at 0 and went on to 95.
+    schedule.note("u", 105, 0)
+    schedule.note("v", 12, 1)
+    assert schedule.take(50, 9) == {"v": 13}
+    assert schedule.take(114, 9) == {}
+    assert schedule.take(115, 9) == {"u": 106}
+
+
 def test_a_schedule_of_sweeps_is_bounded_and_takes_those_seen_longest_ago_first() -> None:
     schedule = Sweeps(window_ms=10, capacity=3)
     for user, seen in (("a", 0), ("b", 1), ("c", 2), ("d", 3), ("b", 4)):
