@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Any, TypeVar, TypeVarTuple
+from typing import Any
 from urllib.parse import unquote
 
 import msgspec
@@ -23,7 +23,7 @@ from starlette.routing import request_response
 from learner.limits import MAX_EVENT_BYTES, MAX_ID_LENGTH
 from learner.log import Entry, EventLog, LogUnavailable
 from learner.model.spec import Model
-from learner.store import NotNow, Pipelined, Store
+from learner.store import Store
 from service import DISTRIBUTION
 from service.metrics import exposition
 from service.settings import Settings
@@ -44,19 +44,11 @@ from service.web.metrics import ServiceMetrics
 from service.web.openapi import EVENT, OF_A_USER, body, install, reference, responses
 from service.web.operations import Operations, describe_model
 from service.web.readiness import Readiness
+from service.web.scoring import Scoring, in_thread
 
 THREADS = 32
 EXPLAINING_THREADS = 2
 """Explanations of large slates compute for so long that more of them at a time would slow everybody down."""
-
-# What may be worked on between two looks at the connections: a millisecond or two.
-MAX_BYTES_AT_ONCE = 64 << 10
-"""Request and record together."""
-MAX_PRODUCTS_AT_ONCE = 1_000_000
-"""Items times numbers of a covariance."""
-
-T = TypeVar("T")
-Ts = TypeVarTuple("Ts")
 
 _BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
@@ -112,8 +104,7 @@ def create_app(
         return trouble()
 
     readiness = Readiness(look)
-    pipeline = store.pipeline() if isinstance(store, Pipelined) else None
-    n_factor = len(model.prior_belief.factor)
+    scoring = Scoring(operations, model, store, with_store, explaining)
     for_model = api.score_decoder(model.item_struct)
 
     @asynccontextmanager
@@ -126,8 +117,7 @@ def create_app(
             pool.shutdown(wait=False)
         impressions.close()
         readiness.close()
-        if pipeline is not None:
-            pipeline.close()
+        scoring.close()
         log.close()
         store.close()
 
@@ -170,25 +160,11 @@ def create_app(
         started = time.perf_counter()
         raw = await read_body(request, MAX_EVENT_BYTES)
         wanted = decode_body(for_model, _SCORE_REQUEST, raw)
-        answer, impression = await scored(wanted, len(raw), started)
+        answer, impression = await scoring.score(wanted, len(raw), started)
         if impression is not None:
             answer = msgspec.structs.replace(answer, logged=await logged(impression))
         metrics.scored.labels(wanted.policy, str(answer.user_known).lower()).inc(len(answer.items))
         return json_response(answer)
-
-    async def scored(wanted: api.ScoreRequest, n_bytes: int, started: float) -> tuple[api.ScoreResponse, Entry | None]:
-        """Score with no thread at all if there is a pipeline and little to do."""
-        pool = explaining if wanted.explain else with_store
-        if pipeline is None:
-            return await _in(pool, operations.score, wanted, started)
-        try:
-            value = await pipeline.load(wanted.user_id)
-        except NotNow:
-            return await _in(pool, operations.score, wanted, started)
-        n_bytes += len(value or b"")
-        if wanted.explain or n_bytes > MAX_BYTES_AT_ONCE or len(wanted.items) * n_factor > MAX_PRODUCTS_AT_ONCE:
-            return await _in(pool, operations.score_from, value, wanted, started)
-        return operations.score_from(value, wanted, started)
 
     async def logged(impression: Entry) -> bool:
         """Whether an impression is in the log; an error where that was to be."""
@@ -219,7 +195,7 @@ def create_app(
     async def events(request: Request) -> Response:
         """Append events to the log: one event, an array, or one a line. 422 if there are events and none is good."""
         raw = await read_body(request, MAX_EVENTS_BYTES)
-        answer, topics = await _in(with_log, operations.append, raw)
+        answer, topics = await in_thread(with_log, operations.append, raw)
         for error in answer.errors:
             metrics.rejected.labels(error.reason.value).inc()
         for topic in topics:
@@ -238,7 +214,7 @@ def create_app(
     )
     async def posterior(request: Request) -> Response:
         """The belief of a user, relaxed to now; for an unknown user the prior."""
-        return json_response(await _in(with_store, operations.posterior, _user_id(request)))
+        return json_response(await in_thread(with_store, operations.posterior, _user_id(request)))
 
     @app.delete(
         "/users/{user_id}",
@@ -252,8 +228,8 @@ def create_app(
         """
         user_id = _user_id(request)
         # Each with its own threads: those who score need not wait for the log.
-        at = await _in(with_log, operations.log_erasure, user_id)
-        return json_response(await _in(with_store, operations.erase, user_id, at))
+        at = await in_thread(with_log, operations.log_erasure, user_id)
+        return json_response(await in_thread(with_store, operations.erase, user_id, at))
 
     @app.get("/model", responses=responses(api.ModelResponse, says="The model."))
     async def describe(request: Request) -> Response:
@@ -284,11 +260,6 @@ def create_app(
     # Routes are tried in turn: the one that is asked for most comes first.
     app.router.routes.sort(key=lambda route: getattr(route, "path", "") != "/score")
     return app
-
-
-async def _in(pool: ThreadPoolExecutor, call: Callable[[*Ts], T], *arguments: *Ts) -> T:
-    """Call in a thread of the pool, as soon as one is free. By anyio's threads `POST /score` took 5 % longer."""
-    return await asyncio.get_running_loop().run_in_executor(pool, call, *arguments)
 
 
 def _user_id(request: Request) -> str:
