@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import http.client
+import re
+import selectors
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 from tests.servers import Server, eventually, free_port
 
@@ -62,6 +66,39 @@ class Client:
         if status != 200:
             raise AssertionError(f"POST {path} answered {status}: {answer[:300]!r}")
         return elapsed
+
+
+def keep_asking(port: int, path: str, body: bytes, n: int, connections: int) -> None:
+    """Send n POSTs over so many connections at once, each asking again as soon as it is answered."""
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    raw = head.encode() + body
+    with selectors.DefaultSelector() as selector:
+        clients = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(connections)]
+        for client in clients:
+            selector.register(client, selectors.EVENT_READ, bytearray())
+            client.sendall(raw)
+        sent, answered = connections, 0
+        while answered < n:
+            for key, _ in selector.select(30):
+                client, answer = cast(socket.socket, key.fileobj), key.data
+                answer += client.recv(1 << 18)
+                if not _is_whole(answer):
+                    continue
+                answered += 1
+                answer.clear()
+                if sent < n:
+                    client.sendall(raw)
+                    sent += 1
+        for client in clients:
+            client.close()
+
+
+def _is_whole(answer: bytearray) -> bool:
+    head, _, body = bytes(answer).partition(b"\r\n\r\n")
+    if not head.startswith(b"HTTP/1.1 200"):
+        raise AssertionError(f"answered {head[:300]!r}")
+    length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+    return length is not None and len(body) >= int(length[1])
 
 
 def resident_mb(pid: int) -> float:

@@ -8,19 +8,21 @@ import random
 import msgspec
 
 from benchmarks.harness import Context, Figure, percentile, ratios
-from benchmarks.http_process import Client, PythonProcess
+from benchmarks.http_process import Client, PythonProcess, cpu_s, keep_asking
 from benchmarks.workload import FEATURES, START_MS, freshet_environ, items, model, parsed, shared, step
 from learner.events.wire import impression_json
 from learner.store import Write, open_store, write_alone
 from tests.servers import RedisServer
 
 USER = "scored"
+CONNECTIONS = 8
 UVICORN = ("--port", "{port}", "--log-level", "warning", "--no-access-log", "--loop", "uvloop", "--http", "httptools")
 
 
 def measure(context: Context) -> list[Figure]:
     """Requests to all processes in turn, over connections that are kept."""
-    served, floor, raw = (Client(one.port) for one in processes(context))
+    started = processes(context)
+    served, floor, raw = (Client(one.port) for one in started)
     # name: client, path, body
     contenders = {
         "100 items": (served, "/score", body(100)),
@@ -54,6 +56,7 @@ def measure(context: Context) -> list[Figure]:
         ]
     return [
         *figures,
+        _processor_time(context, started),
         Figure(
             "score: 100 items, p50 over empty route with msgspec's decoder",
             "x",
@@ -64,6 +67,21 @@ def measure(context: Context) -> list[Figure]:
             "score: 1,000 items over 100, p50", "x", ratios(p50["1,000 items"], p50["100 items"]), at_most=10
         ),
     ]  # fmt: skip
+
+
+def _processor_time(context: Context, started: list[PythonProcess]) -> Figure:
+    """What a request costs, whatever else the machine does: turns are short, and the quotient is of each turn."""
+    content, spent = body(100), dict[str, list[float]](served=[], floor=[])
+    turns = 5 if context.quick else 25
+    for _ in range(turns):
+        for name, one in zip(spent, started, strict=False):
+            before = cpu_s(one.pid)
+            keep_asking(one.port, "/score", content, 120, CONNECTIONS)
+            spent[name].append(cpu_s(one.pid) - before)
+    return Figure(
+        f"score: 100 items, processor time at {CONNECTIONS} connections over empty route", "x",
+        ratios(spent["served"], spent["floor"]), at_most=1.05,
+    )  # fmt: skip
 
 
 def body(n_items: int, **more: object) -> bytes:

@@ -231,7 +231,9 @@ class RedisStore:
     def _socket(self) -> socket.socket:
         """A socket that redis-py has connected and logged in, and does not keep."""
         with translated():
-            connection = self._redis.connection_pool.make_connection()
+            pool = self._redis.connection_pool
+            # Not of the pool, which has room for a hundred and would never have it back.
+            connection = pool.connection_class(**pool.connection_kwargs)
             connection.connect()
         connected: socket.socket = connection._sock
         connection._sock = None

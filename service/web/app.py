@@ -18,7 +18,7 @@ from starlette.middleware.cors import CORSMiddleware
 from learner.limits import MAX_EVENT_BYTES
 from learner.log import Entry, EventLog, LogUnavailable
 from learner.model.spec import Model
-from learner.store import NotNow, Pipelined, Store
+from learner.store import Store
 from service import DISTRIBUTION
 from service.metrics import exposition
 from service.settings import Settings
@@ -40,17 +40,12 @@ from service.web.metrics import ServiceMetrics
 from service.web.openapi import EVENT, OF_A_USER, OF_AN_ITEM, body, install, reference, responses
 from service.web.operations import Operations
 from service.web.readiness import Readiness
-from service.web.routing import PlainRoute, id_in_path, in_pool
+from service.web.routing import PlainRoute, id_in_path
+from service.web.scoring import Scoring, in_thread
 
 THREADS = 32
 EXPLAINING_THREADS = 2
 """Explanations of large slates compute for so long that more of them at a time would slow everybody down."""
-
-# What may be worked on between two looks at the connections: a millisecond or two.
-MAX_BYTES_AT_ONCE = 64 << 10
-"""Request and record together."""
-MAX_PRODUCTS_AT_ONCE = 1_000_000
-"""Items times numbers of a covariance."""
 
 service_log = structlog.get_logger("freshet.service")
 
@@ -93,8 +88,7 @@ def create_app(
         return trouble()
 
     readiness = Readiness(look)
-    pipeline = store.pipeline() if isinstance(store, Pipelined) else None
-    n_factor = len(model.prior_belief.factor)
+    scoring = Scoring(operations, model, store, with_store, explaining)
     for_model = api.score_decoder(model.item_struct)
 
     @asynccontextmanager
@@ -107,8 +101,7 @@ def create_app(
             pool.shutdown(wait=False)
         impressions.close()
         readiness.close()
-        if pipeline is not None:
-            pipeline.close()
+        scoring.close()
         log.close()
         store.close()
 
@@ -151,31 +144,11 @@ def create_app(
         started = time.perf_counter()
         raw = await read_body(request, MAX_EVENT_BYTES)
         wanted = decode_body(for_model, _SCORE_REQUEST, raw)
-        answer, impression = await scored(wanted, len(raw), started)
+        answer, impression = await scoring.score(wanted, len(raw), started)
         if impression is not None:
             answer = msgspec.structs.replace(answer, logged=await logged(impression))
         metrics.scored.labels(wanted.policy, str(answer.user_known).lower()).inc(len(answer.items))
         return json_response(answer)
-
-    async def scored(wanted: api.ScoreRequest, n_bytes: int, started: float) -> tuple[api.ScoreResponse, Entry | None]:
-        """Score with no thread at all if there is a pipeline and little to do."""
-        pool = explaining if wanted.explain else with_store
-        plan = operations.plan(wanted)
-        if pipeline is None:
-            return await in_pool(pool, operations.score, plan, wanted, started)
-        try:
-            user = pipeline.load([wanted.user_id])
-            if plan is not None and plan.keys:
-                # Both are asked for before either is waited for.
-                (value,), values = await asyncio.gather(user, pipeline.load(plan.keys, "item"))
-            else:
-                (value,), values = await user, []
-        except NotNow:
-            return await in_pool(pool, operations.score, plan, wanted, started)
-        n_bytes += len(value or b"")
-        if wanted.explain or n_bytes > MAX_BYTES_AT_ONCE or len(wanted.items) * n_factor > MAX_PRODUCTS_AT_ONCE:
-            return await in_pool(pool, operations.score_from, value, plan, values, wanted, started)
-        return operations.score_from(value, plan, values, wanted, started)
 
     async def logged(impression: Entry) -> bool:
         """Whether an impression is in the log; an error where that was to be."""
@@ -206,7 +179,7 @@ def create_app(
     async def events(request: Request) -> Response:
         """Append events to the log: one event, an array, or one a line. 422 if there are events and none is good."""
         raw = await read_body(request, MAX_EVENTS_BYTES)
-        answer, topics = await in_pool(with_log, operations.append, raw)
+        answer, topics = await in_thread(with_log, operations.append, raw)
         for error in answer.errors:
             metrics.rejected.labels(error.reason.value).inc()
         for topic in topics:
@@ -225,7 +198,7 @@ def create_app(
     )
     async def posterior(request: Request) -> Response:
         """The belief of a user, relaxed to now; for an unknown user the prior."""
-        return json_response(await in_pool(with_store, operations.posterior, id_in_path(request, "user_id")))
+        return json_response(await in_thread(with_store, operations.posterior, id_in_path(request, "user_id")))
 
     @app.get(
         "/items/{item_id}/posterior",
@@ -234,7 +207,7 @@ def create_app(
     )
     async def item_posterior(request: Request) -> Response:
         """The belief of an item, relaxed to now; of an unknown item the prior. 404 if the model learns no items."""
-        return json_response(await in_pool(with_store, operations.item_posterior, id_in_path(request, "item_id")))
+        return json_response(await in_thread(with_store, operations.item_posterior, id_in_path(request, "item_id")))
 
     @app.delete(
         "/users/{user_id}",
@@ -248,8 +221,8 @@ def create_app(
         """
         user_id = id_in_path(request, "user_id")
         # Each with its own threads: those who score need not wait for the log.
-        at = await in_pool(with_log, operations.log_erasure, user_id)
-        return json_response(await in_pool(with_store, operations.erase, user_id, at))
+        at = await in_thread(with_log, operations.log_erasure, user_id)
+        return json_response(await in_thread(with_store, operations.erase, user_id, at))
 
     @app.get("/model", responses=responses(api.ModelResponse, says="The model."))
     async def describe(request: Request) -> Response:

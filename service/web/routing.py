@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, TypeVarTuple
 from urllib.parse import unquote
 
@@ -32,11 +30,6 @@ class PlainRoute(APIRoute):
     def __init__(self, path: str, endpoint: Callable[[Request], Awaitable[Response]], **more: Any) -> None:
         super().__init__(path, endpoint, **more)
         self.app = request_response(endpoint)
-
-
-async def in_pool(pool: ThreadPoolExecutor, call: Callable[[*Ts], T], *arguments: *Ts) -> T:
-    """Call in a thread of the pool, as soon as one is free. By anyio's threads `POST /score` took 5 % longer."""
-    return await asyncio.get_running_loop().run_in_executor(pool, call, *arguments)
 
 
 def id_in_path(request: Request, name: str) -> str:

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -129,6 +130,19 @@ def test_a_redis_that_restarts_is_found_again(server: RedisServer) -> None:
             await connected(pipeline)
 
     asyncio.run(ask())
+
+
+def test_however_often_redis_was_away_the_store_keeps_its_room_for_connections(server: RedisServer) -> None:
+    store: Any = open_store(server.url(), 60, TIMEOUT_S)
+    server.stop()
+    for _ in range(150):
+        with pytest.raises(StoreUnavailable):
+            store._socket()
+    server.start()
+    for _ in range(150):
+        store._socket().close()
+    assert store.load(["u"]) == [None]
+    store.close()
 
 
 @pytest.mark.parametrize("url", ["redis+cluster://127.0.0.1:1", "rediss://127.0.0.1:1"])
