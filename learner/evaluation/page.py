@@ -22,7 +22,8 @@ div.scroll { overflow-x: auto } table { border-collapse: collapse; white-space: 
 th, td { padding: .2rem .55rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top }
 th:first-child, td:first-child { text-align: left } small { display: block; opacity: .7 }
 tr.fresh td { font-weight: 600 } p.headline { font-size: 1.2rem }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem } dd { margin: 0; overflow-wrap: anywhere } dt { font-weight: 600 }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem }
+dd { margin: 0; overflow-wrap: anywhere } dt { font-weight: 600 }
 svg { max-width: 100%; height: auto } svg text { fill: var(--ink); font-size: 12px }
 svg .axis { stroke: var(--line) } svg .grid { stroke: var(--grid) } svg circle { stroke: none !important }
 svg .mark { stroke: var(--mark); stroke-width: 2 } svg circle.mark { fill: var(--mark) }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import permutations
+from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from learner.evaluation.metrics import (
     Scored,
     auc,
     expected_calibration_error,
+    log_loss,
     measure,
     minus,
     rank_slates,
@@ -74,6 +75,19 @@ def test_who_clicks_more_and_when_is_no_order_inside_a_slate() -> None:
     assert found["slate_auc"].value == 0.5
 
 
+def test_the_auc_of_a_user_over_time_would_put_an_exact_learner_below_chance() -> None:
+    # Why there is no such metric: a later score has learnt from the earlier labels of its own user.
+    rng = np.random.default_rng(0)
+    rate = rng.beta(1, 4, 4_000)
+    y = (rng.random((4_000, 20)) < rate[:, None]).astype(float)
+    learnt = (1 + np.cumsum(y, axis=1) - y) / (5 + np.arange(20))
+    user = np.repeat(np.arange(4_000), 20)
+    area, _ = rank_slates(user, y.ravel(), learnt.ravel())
+    assert 0.25 < np.nanmean(area) < 0.27
+    # It is the better score all the same.
+    assert log_loss(y, learnt) < log_loss(y, np.full_like(y, 0.2))
+
+
 @settings(max_examples=60, deadline=None)
 @given(OUTCOMES)
 def test_the_auc_is_the_mann_whitney_statistic(rows: list[tuple[bool, int, int]]) -> None:
@@ -100,7 +114,7 @@ def test_tied_items_count_as_all_their_orders_do_on_average(items: list[tuple[bo
         at = [ahead + place for place, i in enumerate(order) if labels[i] and ahead + place < 10]
         return sum(1 / np.log2(place + 2) for place in at)
 
-    allowed = [o for o in permutations(range(len(items))) if all(scores[a] >= scores[b] for a, b in zip(o, o[1:]))]
+    allowed = [o for o in permutations(range(len(items))) if all(scores[a] >= scores[b] for a, b in pairwise(o))]
     for ahead in (0, 7):
         area, found = one_slate([0.0] * ahead + labels, [9] * ahead + scores)
         clicks = int(sum(labels))
