@@ -10,8 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from learner.belief.gaussian import Array
 
-BINS = 10
-TOP = 10
+BINS, TOP = 10, 10
 
 
 class Metric(NamedTuple):
@@ -115,8 +114,8 @@ def auc(clicked: ArrayLike, scores: ArrayLike) -> float:
     0.875
     """
     y = np.ravel(np.asarray(clicked, dtype=np.float64))
-    _, rank = np.unique(np.ravel(np.asarray(scores, dtype=np.float64)), return_inverse=True)
-    area = _weighted_auc(rank, y, np.ones_like(y))
+    p = np.ravel(np.asarray(scores, dtype=np.float64))
+    area = float(_pooled_auc(np.zeros(y.size, np.intp), y, p, np.ones((1, 1)))[0])
     if np.isnan(area):
         raise ValueError(f"{int(y.sum())} of {y.size} labels are clicks: expected some of each kind")
     return area
@@ -189,10 +188,9 @@ def measure(scored: Scored, resamples: int = 200, seed: int = 0) -> Metrics:
 
     Parameters
     ----------
-    resamples
-        Bootstrap samples of users, since outcomes of one user are not independent.
-    seed
-        Of the bootstrap. With the same seed other scores of the same outcomes get the same samples.
+    resamples, seed
+        Of the bootstrap over users, since outcomes of one user are not independent. With the same seed other scores of
+        the same outcomes get the same samples.
     """
     if not len(scored.y):
         return {name: Measured(np.nan, np.full(resamples, np.nan)) for name in METRICS}
@@ -211,7 +209,6 @@ def measure(scored: Scored, resamples: int = 200, seed: int = 0) -> Metrics:
     slates = sums(np.ones(len(slate_user)), slate_user)
     size, clicks = sums(np.ones_like(y)), sums(y)
     gaps = np.bincount(user * BINS + _bins(p), p - y, n_users * BINS).reshape(n_users, BINS)
-    _, rank = np.unique(p, return_inverse=True)
     with np.errstate(invalid="ignore", divide="ignore"):
         found = (
             sums(areas[ranks], slate_user) / slates,
@@ -219,7 +216,7 @@ def measure(scored: Scored, resamples: int = 200, seed: int = 0) -> Metrics:
             sums(_losses(y, p)) / size,
             np.where(clicks > 0, sums(p) / clicks, np.nan),
             np.abs(weights @ gaps).sum(axis=1) / size,
-            np.array([_weighted_auc(rank, y, weight[user]) for weight in weights]),
+            _pooled_auc(user, y, p, weights),
         )
     return {name: Measured(float(one[0]), one[1:]) for name, one in zip(METRICS, found, strict=True)}
 
@@ -283,14 +280,21 @@ def _losses(y: ArrayLike, p: ArrayLike) -> Array:
 
 def _bins(p: Array) -> NDArray[np.intp]:
     """Of equal count; equal scores are never torn apart."""
-    return (
-        np.searchsorted(np.quantile(p, np.arange(1, BINS) / BINS), p, side="right") if len(p) else np.empty(0, np.intp)
-    )
+    if not len(p):
+        return np.empty(0, np.intp)
+    return np.searchsorted(np.quantile(p, np.arange(1, BINS) / BINS), p, side="right")
 
 
-def _weighted_auc(rank: NDArray[np.intp], y: Array, weight: Array) -> float:
-    """The Mann-Whitney statistic with weights, from the places of the distinct scores."""
-    clicked, other = np.bincount(rank, weight * y), np.bincount(rank, weight * (1.0 - y))
-    below = np.cumsum(other) - other
-    pairs = clicked.sum() * other.sum()
-    return float((clicked * (below + 0.5 * other)).sum() / pairs) if pairs > 0 else float("nan")
+def _pooled_auc(user: NDArray[np.intp], y: Array, p: Array, weights: Array) -> Array:
+    """The Mann-Whitney statistic for each row of how often users count; NaN where labels are all the same."""
+    clicked, other = np.flatnonzero(y > 0), np.flatnonzero(y == 0)
+    other = other[np.argsort(p[other])]
+    # How many of the others score below each click, and how many no higher: the mean of the two counts ties half.
+    low, high = (np.searchsorted(p[other], p[clicked], side) for side in ("left", "right"))
+    of_clicked, of_other, areas = user[clicked], user[other], np.full(len(weights), np.nan)
+    for i, weight in enumerate(weights):
+        times, below = weight[of_clicked], np.concatenate([[0.0], np.cumsum(weight[of_other])])
+        pairs = times.sum() * below[-1]
+        if pairs > 0:
+            areas[i] = times @ (below[low] + below[high]) / (2.0 * pairs)
+    return areas
