@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -21,12 +22,20 @@ from scipy.special import expit
 from tqdm import tqdm
 
 from examples.ranklens.dataset import DatasetMissing, Slate, Slates, load
-from learner.evaluation.metrics import auc, log_loss
+from learner.evaluation.metrics import auc, log_loss, rank_slates
 from service.client import Client, Refused
 
 REPORT_EVERY = 500
 
 Send = Callable[[str, str, bytes], None]
+
+
+class Measures(NamedTuple):
+    """How good one kind of score is; as `learner.evaluation.metrics.METRICS` says."""
+
+    slate_auc: float
+    log_loss: float
+    pooled_auc: float
 
 
 class Service(Client):
@@ -79,13 +88,13 @@ def sending(over: str, bootstrap: str, service: Service) -> Iterator[Send]:
     producer.close()
 
 
-def replay(data: Slates, service: Service, send: Send, arguments: argparse.Namespace) -> dict[str, tuple[float, float]]:
+def replay(data: Slates, service: Service, send: Send, arguments: argparse.Namespace) -> dict[str, Measures]:
     """Ask and send, in recorded order.
 
     Returns
     -------
     dict
-        For each kind of score (AUC, log loss) over the slates after the split.
+        For each kind of score how good it is, over the slates after the split.
     """
     # A run of its own: nobody in it is known from an earlier one.
     run = uuid.uuid4().hex[:8]
@@ -96,7 +105,7 @@ def replay(data: Slates, service: Service, send: Send, arguments: argparse.Names
     kinds = ("fixed effect alone", "frozen prior", "served by Freshet")
     scores: dict[str, list[np.ndarray]] = {kind: [] for kind in kinds}
     labels: list[np.ndarray] = []
-    results: dict[str, tuple[float, float]] = {}
+    results: dict[str, Measures] = {}
     started, first = time.monotonic(), moments[0][0]
     with tqdm(total=len(slates), unit=" slates", desc="replaying") as bar:
         for moment, kind, i in moments:
@@ -118,13 +127,20 @@ def replay(data: Slates, service: Service, send: Send, arguments: argparse.Names
             bar.update()
             if labels and (len(labels) % REPORT_EVERY == 0):
                 results = _measure(labels, scores)
-                bar.set_postfix_str(f"AUC {results[kinds[2]][0]:.4f}, prior {results[kinds[1]][0]:.4f}")
+                bar.set_postfix_str(
+                    f"AUC in slates {results[kinds[2]].slate_auc:.4f}, prior {results[kinds[1]].slate_auc:.4f}"
+                )
     return _measure(labels, scores) if labels else results
 
 
-def _measure(labels: list[np.ndarray], scores: dict[str, list[np.ndarray]]) -> dict[str, tuple[float, float]]:
-    y = np.concatenate(labels)
-    return {kind: (auc(y, np.concatenate(s)), log_loss(y, np.concatenate(s))) for kind, s in scores.items()}
+def _measure(labels: list[np.ndarray], scores: dict[str, list[np.ndarray]]) -> dict[str, Measures]:
+    y = np.concatenate(labels).astype(np.float64)
+    slate = np.repeat(np.arange(len(labels)), [len(one) for one in labels])
+
+    def of(p: np.ndarray) -> Measures:
+        return Measures(float(np.nanmean(rank_slates(slate, y, p)[0])), log_loss(y, p), auc(y, p))
+
+    return {kind: of(np.concatenate(s)) for kind, s in scores.items()}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -159,8 +175,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"ranklens: {exc}", file=sys.stderr)
         return 2
     print(f"slates after the first {data.split}, each scored before its events were sent:")
-    for kind, (area, loss) in results.items():
-        print(f"  {kind:20s} AUC {area:.4f}   log loss {loss:.4f}")
+    for kind, one in results.items():
+        inside, loss, pooled = (f"{value:.4f}" for value in one)
+        print(f"  {kind:20s} AUC in slates {inside}   log loss {loss}   pooled AUC {pooled}")
     return 0
 
 

@@ -8,10 +8,12 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from learner.belief.gaussian import Gaussian, Method
-from learner.evaluation.metrics import Bin, Estimate, Scored, reliability, share_of, summarise
+from learner.evaluation.metrics import Bin, Estimate, Metrics, Scored, measure, reliability, share_of
 from learner.evaluation.replay import (
+    ITEM_LAG_MS,
     Available,
     Log,
     Replayed,
@@ -23,19 +25,23 @@ from learner.evaluation.replay import (
 )
 from learner.model.spec import Model
 
-LAGS_MS = {"lag 1 h": 3_600_000.0, "lag 10 min": 600_000.0, "lag 1 min": 60_000.0}
-# Outcomes shown to the user before: the borders of the classes of evidence.
-EVIDENCE = (0, 1, 10, 50, 200)
+A_DAY = "lag 1 d"
+LAGS_MS = {A_DAY: 86_400_000.0, "lag 1 h": 3_600_000.0, "lag 10 min": 600_000.0, "lag 1 min": 60_000.0}
+ITEM_LAGS_MS = {"10 min late": 600_000.0, "1 h late": 3_600_000.0}
+# The least number of outcomes shown before, of each age.
+AGES = {"new": 0, "few": 1, "known": 50}
+USER_AGE, ITEM_AGE = "outcomes shown to the user before", "outcomes shown of the item before"
 NOMINAL = 0.9
-FRESH = "fresh"
+FIXED_EFFECT, PRIOR, FROZEN, FRESH = "fixed effect", "frozen prior", "per user, frozen at the cut", "fresh"
 
 
 class Variant(NamedTuple):
-    """One way of learning: a model, and when it gets each event (None: never)."""
+    """One way of learning: a model, when it gets each event (None: never), and how late items learn at the most."""
 
     name: str
     model: Model
     available: Available | None
+    item_lag_ms: float = ITEM_LAG_MS
 
 
 class Result(NamedTuple):
@@ -45,10 +51,10 @@ class Result(NamedTuple):
     ----------
     name
         Of the variant.
-    metrics, new, known
-        Over all outcomes, and over those of users without and with a slate before the cut.
-    by_evidence
-        Over the outcomes of each class of evidence, by its name.
+    metrics
+        Over all outcomes.
+    parts
+        The same of each class of outcomes, for each way of telling them apart (`classes_of`).
     bins
         The reliability table.
     coverage
@@ -57,12 +63,48 @@ class Result(NamedTuple):
     """
 
     name: str
-    metrics: dict[str, Estimate]
-    new: dict[str, Estimate]
-    known: dict[str, Estimate]
-    by_evidence: dict[str, dict[str, Estimate]]
+    metrics: Metrics
+    parts: dict[str, dict[str, Metrics]]
     bins: list[Bin]
     coverage: Estimate
+
+
+class Extent(NamedTuple):
+    """What a log, or a part of it, holds.
+
+    Attributes
+    ----------
+    first_ms, last_ms
+        When its first and last slate were shown, epoch ms.
+    users, slates, outcomes, clicks
+        How many; clicks are those inside the window.
+    unclicked, all_clicked
+        Slates of one class: without a click, and with nothing but clicks. No order of them is wrong.
+    """
+
+    first_ms: int
+    last_ms: int
+    users: int
+    slates: int
+    outcomes: int
+    clicks: int
+    unclicked: int
+    all_clicked: int
+
+
+def extent(log: Log, start_ms: float = -np.inf) -> Extent:
+    """What the slates shown from a time on hold; there is one at least."""
+    at = np.concatenate([history.at for history in log.users])
+    user = np.repeat(np.arange(len(log.users)), [len(history.at) for history in log.users])
+    labels = [one for history in log.users for one in history.labels]
+    size = np.array([len(one) for one in labels])
+    clicks = np.bincount(np.repeat(np.arange(len(size)), size), np.concatenate(labels), len(size)).astype(np.int64)
+    # A click has no items.
+    at, user, size, clicks = (column[(size > 0) & (at >= start_ms)] for column in (at, user, size, clicks))
+    return Extent(
+        int(at.min()), int(at.max()), len(np.unique(user)), len(size), int(size.sum()), int(clicks.sum()),
+        int((clicks == 0).sum()), int((clicks == size).sum()),
+    )  # fmt: skip
 
 
 def cut_at(log: Log, share: float) -> float:
@@ -79,12 +121,19 @@ def variants(model: Model, cut_ms: float, everything: bool = True) -> list[Varia
         np.zeros_like(model.prior.mean), 1e-30 * (np.ones(model.d) if model.prior.is_diagonal else np.eye(model.d))
     )
     ways = [
-        Variant("fixed effect", replace(model, prior=known), None),
-        Variant("frozen prior", model, None),
-        Variant("per user, frozen at the cut", model, frozen_at(cut_ms)),
+        Variant(FIXED_EFFECT, replace(model, prior=known, item=None), None),
+        Variant(PRIOR, model, None),
+        Variant(FROZEN, model, frozen_at(cut_ms)),
         *(Variant(name, model, lagging(lag)) for name, lag in LAGS_MS.items()),
         Variant(FRESH, model, fresh),
     ]
+    if model.item is not None:
+        average = Gaussian(model.prior.mean, known.cov)
+        ways += [
+            Variant("fresh, user only", replace(model, item=None), fresh),
+            Variant("fresh, item only", replace(model, prior=average), fresh),
+            *(Variant(f"fresh, items {name}", model, fresh, lag) for name, lag in ITEM_LAGS_MS.items()),
+        ]
     if not everything:
         return ways
     at_once = replace(model, click_delay=None)
@@ -133,27 +182,48 @@ def evaluate(
     results = []
     for way in ways:
         pit_seed = seed if way.name.startswith(FRESH) else None
-        done = replay(way.model, log, way.available, cut_ms, pit_seed, advance)
+        done = replay(way.model, log, way.available, cut_ms, pit_seed, advance, way.item_lag_ms)
         results.append(_result(way.name, done, new, resamples, seed))
     return results
 
 
-def _result(name: str, done: Replayed, new: np.ndarray, resamples: int, seed: int) -> Result:
-    scored, outside = done.scored, (1.0 - NOMINAL) / 2
-    is_new = new[scored.user] if len(scored.user) else np.zeros(0, dtype=bool)
-    classes = np.searchsorted(EVIDENCE, done.evidence, side="right") - 1
-    names = [f"{low}" if low + 1 == high else f"{low} to {high - 1}" for low, high in pairwise(EVIDENCE)]
-    names.append(f"{EVIDENCE[-1]} or more")
+def classes_of(done: Replayed, is_new: NDArray[np.bool_]) -> dict[str, dict[str, NDArray[np.bool_]]]:
+    """Which outcomes are of which class, for each way of telling them apart.
 
-    def of(chosen: np.ndarray) -> dict[str, Estimate]:
-        return summarise(Scored(*(column[chosen] for column in scored)), resamples, seed)
+    Classes are the same for all ways of learning, so that these can be compared inside each. Where one tears slates
+    apart, order inside slates is that of the items of the class.
+    """
+    return {
+        USER_AGE: by_age(done.evidence),
+        **({} if done.item_evidence is None else {ITEM_AGE: by_age(done.item_evidence)}),
+        "user at the cut": {"unknown": is_new[done.scored.user], "known": ~is_new[done.scored.user]},
+    }
+
+
+def by_age(shown_before: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
+    """The classes of `AGES`, by how many outcomes were shown before each, of its user or its item."""
+    borders = [*AGES.values(), np.inf]
+    return {
+        f"{name}: {low}" + ("" if high == low + 1 else " or more" if np.isinf(high) else f" to {high - 1}"): (
+            (shown_before >= low) & (shown_before < high)
+        )
+        for name, (low, high) in zip(AGES, pairwise(borders), strict=True)
+    }
+
+
+def _result(name: str, done: Replayed, new: NDArray[np.bool_], resamples: int, seed: int) -> Result:
+    scored, outside = done.scored, (1.0 - NOMINAL) / 2
+
+    def of(chosen: NDArray[np.bool_]) -> Metrics:
+        return measure(Scored._make(column[chosen] for column in scored), resamples, seed)
 
     return Result(
         name,
-        summarise(scored, resamples, seed),
-        of(is_new),
-        of(~is_new),
-        {label: of(classes == i) for i, label in enumerate(names) if (classes == i).any()},
+        measure(scored, resamples, seed),
+        {
+            way: {label: of(chosen) for label, chosen in classes.items() if chosen.any()}
+            for way, classes in classes_of(done, new).items()
+        },
         reliability(scored, resamples, seed),
         share_of(
             # Whose each slate is.

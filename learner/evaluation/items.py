@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from learner.belief.gaussian import Array
-from learner.events.microbatch import Events
+from learner.events.microbatch import Events, item_places
 from learner.model.effect import ItemEffect
 from learner.record import decode_record
 from learner.record.items import beliefs_of, effects_at, unknown
@@ -38,6 +39,17 @@ class ReplayedItems:
         mean, var = effects_at(self._effect, self._beliefs.of(number), self.events.row[shown], now)
         self.events.item["other_mean"][shown], self.events.item["other_var"][shown] = mean, var
         return mean, var
+
+    def shown_before(self) -> NDArray[np.int64]:
+        """For each shown item how often it had been shown before, to whomever; in the order of time."""
+        event = self.events.event
+        shown = np.flatnonzero(event["n_items"] > 0)
+        places = item_places(event[shown[np.argsort(event["at"][shown], kind="stable")]])
+        by_item = np.argsort(self._number[places], kind="stable")
+        sizes = np.bincount(self._number[places], minlength=len(self._keys))
+        before = np.empty(len(self.events.item), np.int64)
+        before[places[by_item]] = np.arange(len(places)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        return before
 
     def learn(self) -> None:
         """Learn what was told, in the order of time."""

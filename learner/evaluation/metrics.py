@@ -1,9 +1,8 @@
-"""How good scores are: ranking, calibration, and how sure one can be of either. Pure."""
+"""How good scores are: order inside slates, calibration, and how sure one can be of either. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import scipy  # scipy.special is imported at its first use: no other command waits for it
@@ -11,8 +10,37 @@ from numpy.typing import ArrayLike, NDArray
 
 from learner.belief.gaussian import Array
 
-BINS = 10
-TOP = 10
+BINS, TOP = 10, 10
+
+
+class Metric(NamedTuple):
+    """What a metric is called, and what it says."""
+
+    title: str
+    meaning: str
+
+
+METRICS = {
+    "slate_auc": Metric(
+        "AUC in slates",
+        "probability that a clicked item scores above one of its slate that was not clicked; a tie counts half; mean "
+        "over slates with items of both kinds",
+    ),
+    f"slate_ndcg@{TOP}": Metric(
+        f"NDCG@{TOP} in slates",
+        f"discounted gain of the clicks on the first {TOP} places, by that of the best order; items of equal score are "
+        "taken in random order, and the mean over these orders counted; mean over the same slates",
+    ),
+    "log_loss": Metric("log loss", "mean negative log-likelihood of an outcome, in nats; lower is better"),
+    "predicted/actual": Metric("predicted/actual", "clicks promised by those that came; 1 if calibrated"),
+    "ece": Metric("ECE", f"mean gap between the two, over {BINS} bins of equal count; 0 if calibrated"),
+    "pooled_auc": Metric(
+        "pooled AUC",
+        "AUC over all outcomes at once. It also counts who clicks much and which slates draw clicks, which no order of "
+        "a page can use: a gain here alone changes no page",
+    ),
+}
+"""Every metric, what a ranking page can use first."""
 
 
 class Scored(NamedTuple):
@@ -33,11 +61,28 @@ class Scored(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """A metric with its bootstrap interval over users, 95 in 100."""
+    """A number with its bootstrap interval over users, 95 in 100."""
 
     value: float
     low: float
     high: float
+
+
+class Measured(NamedTuple):
+    """A metric, and what it is in each bootstrap sample of users, shape (resamples,)."""
+
+    value: float
+    samples: Array
+
+    def estimate(self) -> Estimate:
+        """With its interval: the percentiles 2.5 and 97.5 of the samples (Efron 1979)."""
+        drawn = self.samples[~np.isnan(self.samples)]
+        low, high = np.percentile(drawn, [2.5, 97.5]).tolist() if len(drawn) else (np.nan, np.nan)
+        return Estimate(self.value, low, high)
+
+
+Metrics: TypeAlias = dict[str, Measured]
+"""What `measure` gives: each metric of `METRICS` by its name."""
 
 
 class Bin(NamedTuple):
@@ -55,10 +100,8 @@ def auc(clicked: ArrayLike, scores: ArrayLike) -> float:
 
     Parameters
     ----------
-    clicked
-        Labels, 0 or 1, any shape.
-    scores
-        Of the same shape, higher for what is more likely to be clicked.
+    clicked, scores
+        Labels, 0 or 1, any shape; and of the same shape, higher for what is more likely to be clicked.
 
     Raises
     ------
@@ -71,8 +114,8 @@ def auc(clicked: ArrayLike, scores: ArrayLike) -> float:
     0.875
     """
     y = np.ravel(np.asarray(clicked, dtype=np.float64))
-    _, rank = np.unique(np.ravel(np.asarray(scores, dtype=np.float64)), return_inverse=True)
-    area = _weighted_auc(rank, y, np.ones_like(y))
+    p = np.ravel(np.asarray(scores, dtype=np.float64))
+    area = float(_pooled_auc(np.zeros(y.size, np.intp), y, p, np.ones((1, 1)))[0])
     if np.isnan(area):
         raise ValueError(f"{int(y.sum())} of {y.size} labels are clicks: expected some of each kind")
     return area
@@ -83,10 +126,8 @@ def log_loss(clicked: ArrayLike, probabilities: ArrayLike) -> float:
 
     Parameters
     ----------
-    clicked
-        Labels, 0 or 1, any shape.
-    probabilities
-        Of a click, of the same shape.
+    clicked, probabilities
+        Labels, 0 or 1, any shape; and the probabilities of a click, of the same shape.
 
     Examples
     --------
@@ -102,37 +143,94 @@ def expected_calibration_error(clicked: Array, probabilities: Array) -> float:
     return float(np.abs(np.bincount(bins, probabilities - clicked, BINS)).sum() / len(bins))
 
 
-def summarise(scored: Scored, resamples: int = 200, seed: int = 0) -> dict[str, Estimate]:
-    """Every metric with its interval.
+def rank_slates(slate: NDArray[np.integer], clicked: Array, scores: Array) -> tuple[Array, Array]:
+    """The AUC and the NDCG@10 inside each slate; NaN for a slate of one class, which has no wrong order.
 
-    ``auc``, ``log_loss``, ``user_auc`` (mean over users with both labels), ``ndcg@10`` and ``mrr`` (mean over slates
-    with both labels), ``ece`` (mean gap between predicted and actual over ten bins of equal count) and
-    ``predicted/actual`` clicks. NaN where there is nothing to measure.
+    Equal scores count as a random order of their items would on average: half in the AUC; in the NDCG each such item
+    has the mean gain of their places (McSherry and Najork 2008). Gains are 0 and 1 (Järvelin and Kekäläinen 2002).
 
     Parameters
     ----------
-    resamples
-        Bootstrap samples of users; the intervals are their percentiles 2.5 and 97.5 (Efron 1979).
-    seed
-        Of the bootstrap.
+    slate, clicked, scores
+        Of each outcome, shape (N,), in any order. The results are in the order of the slates' numbers, shape (S,).
+
+    Examples
+    --------
+    >>> area, gain = rank_slates(np.array([3, 3, 7, 7]), np.array([1.0, 0.0, 1.0, 1.0]), np.array([0.5, 0.5, 0.1, 0.2]))
+    >>> area.tolist(), gain.round(4).tolist()
+    ([0.5, nan], [0.8155, nan])
     """
+    if not len(slate):
+        return np.empty(0), np.empty(0)
+    order = np.lexsort((-scores, slate))
+    of, y, p = slate[order], clicked[order], scores[order]
+    opens = np.diff(of, prepend=of[0] - 1) != 0
+    # Runs of equal scores inside a slate; the slate of each run, and the first place of each slate.
+    run = np.cumsum(opens | (np.diff(p, prepend=np.inf) != 0)) - 1
+    first = np.flatnonzero(opens)
+    owner, n = (np.cumsum(opens) - 1)[np.flatnonzero(np.diff(run, prepend=-1))], len(first)
+    size, clicks = np.bincount(run), np.bincount(run, y)
+    others = size - clicks
+    slate_clicks, slate_others = np.bincount(owner, clicks, n), np.bincount(owner, others, n)
+    below = np.cumsum(slate_others)[owner] - np.cumsum(others)
+    pairs = slate_clicks * slate_others
+    place = np.arange(len(y)) - np.repeat(first, np.diff(first, append=len(y)))
+    gain = np.bincount(run, np.where(place < TOP, 1.0 / np.log2(place + 2.0), 0.0)) / size
+    best = np.concatenate([[0.0], np.cumsum(1.0 / np.log2(np.arange(TOP) + 2.0))])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        area = np.bincount(owner, clicks * (below + 0.5 * others), n) / pairs
+        ndcg = np.bincount(owner, clicks * gain, n) / best[np.minimum(slate_clicks.astype(np.intp), TOP)]
+    return area, np.where(pairs > 0, ndcg, np.nan)
+
+
+def measure(scored: Scored, resamples: int = 200, seed: int = 0) -> Metrics:
+    """Every metric of `METRICS`, in its order; NaN where there is nothing to measure.
+
+    Parameters
+    ----------
+    resamples, seed
+        Of the bootstrap over users, since outcomes of one user are not independent. With the same seed other scores of
+        the same outcomes get the same samples.
+    """
+    if not len(scored.y):
+        return {name: Measured(np.nan, np.full(resamples, np.nan)) for name in METRICS}
+    y, p = scored.y, scored.p
     _, user = np.unique(scored.user, return_inverse=True)
-    n_users = int(user.max()) + 1 if len(user) else 0
-    measures = _measures(scored, user, n_users)
-    if n_users == 0:
-        return {name: Estimate(np.nan, np.nan, np.nan) for name in measures}
-    samples = _samples(n_users, resamples, seed)
-    results = {}
-    for name, measure in measures.items():
-        drawn = np.array([measure(weight) for weight in samples])
-        drawn = drawn[~np.isnan(drawn)]
-        low, high = np.percentile(drawn, [2.5, 97.5]).tolist() if len(drawn) else (np.nan, np.nan)
-        results[name] = Estimate(measure(np.ones(n_users)), low, high)
-    return results
+    n_users = int(user.max()) + 1
+    weights = _weights(n_users, resamples, seed)
+
+    def sums(values: Array, owner: NDArray[np.intp] = user) -> Array:
+        return np.asarray(weights @ np.bincount(owner, values, n_users), dtype=np.float64)
+
+    _, first = np.unique(scored.slate, return_index=True)
+    areas, gains = rank_slates(scored.slate, y, p)
+    ranks = ~np.isnan(areas)
+    slate_user = user[first[ranks]]
+    slates = sums(np.ones(len(slate_user)), slate_user)
+    size, clicks = sums(np.ones_like(y)), sums(y)
+    gaps = np.bincount(user * BINS + _bins(p), p - y, n_users * BINS).reshape(n_users, BINS)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = (
+            sums(areas[ranks], slate_user) / slates,
+            sums(gains[ranks], slate_user) / slates,
+            sums(_losses(y, p)) / size,
+            np.where(clicks > 0, sums(p) / clicks, np.nan),
+            np.abs(weights @ gaps).sum(axis=1) / size,
+            _pooled_auc(user, y, p, weights),
+        )
+    return {name: Measured(float(one[0]), one[1:]) for name, one in zip(METRICS, found, strict=True)}
+
+
+def minus(one: Metrics, other: Metrics) -> dict[str, Estimate]:
+    """Paired differences: of two ways to score the same outcomes, measured with the same seed."""
+    return {
+        name: Measured(of.value - other[name].value, of.samples - other[name].samples).estimate()
+        for name, of in one.items()
+    }
 
 
 def reliability(scored: Scored, resamples: int = 200, seed: int = 0) -> list[Bin]:
-    """Predicted and actual share of clicks in ten bins of equal count; intervals as `summarise` has them."""
+    """Predicted and actual share of clicks in ten bins of equal count; intervals as `measure` has them."""
     if not len(scored.p):
         return []
     _, user = np.unique(scored.user, return_inverse=True)
@@ -143,7 +241,7 @@ def reliability(scored: Scored, resamples: int = 200, seed: int = 0) -> list[Bin
     # Clicks and outcomes of each user in each bin.
     place, size = user * BINS + bins, n_users * BINS
     clicks, shown = (np.bincount(place, w, size).reshape(n_users, BINS) for w in (scored.y, np.ones_like(scored.y)))
-    samples = _samples(n_users, resamples, seed)
+    samples = _weights(n_users, resamples, seed)[1:]
     with np.errstate(invalid="ignore"):
         drawn = (samples @ clicks)[:, filled] / (samples @ shown)[:, filled]
     low, high = np.nanpercentile(drawn, [2.5, 97.5], axis=0)
@@ -160,49 +258,18 @@ def share_of(user: NDArray[np.int64], holds: NDArray[np.bool_], resamples: int =
         return Estimate(np.nan, np.nan, np.nan)
     _, owner = np.unique(user, return_inverse=True)
     true, all_ = np.bincount(owner, holds), np.bincount(owner)
-    samples = _samples(len(all_), resamples, seed)
+    samples = _weights(len(all_), resamples, seed)[1:]
     low, high = np.percentile((samples @ true) / (samples @ all_), [2.5, 97.5]).tolist()
     return Estimate(float(holds.mean()), low, high)
 
 
-def _samples(n_users: int, resamples: int, seed: int) -> Array:
-    """How often each user counts in each bootstrap sample, shape (resamples, n_users)."""
+def _weights(n_users: int, resamples: int, seed: int) -> Array:
+    """How often each user counts: once, then in each bootstrap sample; shape (1 + resamples, n_users)."""
     generator = np.random.default_rng(seed)
-    return generator.multinomial(n_users, np.full(n_users, 1.0 / n_users), size=resamples).astype(np.float64)
-
-
-def _measures(scored: Scored, user: NDArray[np.intp], n_users: int) -> dict[str, Callable[[Array], float]]:
-    """Each metric as a function of how often each user counts."""
-    y, p = scored.y, scored.p
-    _, rank = np.unique(p, return_inverse=True)
-    bins = _bins(p)
-
-    def per_user(values: Array, owner: NDArray[np.intp] = user) -> Array:
-        return np.asarray(np.bincount(owner, values, n_users), dtype=np.float64)
-
-    loss, size, clicks, predicted = (per_user(one) for one in (_losses(y, p), np.ones_like(y), y, p))
-    areas = _grouped_auc(user, y, p)
-    slate_user, ndcg, reciprocal = _slate_measures(scored, user)
-    ndcg_sum, mrr_sum = per_user(ndcg, slate_user), per_user(reciprocal, slate_user)
-    slates = per_user(np.ones_like(ndcg), slate_user)
-
-    def ece(w: Array) -> float:
-        weight = w[user]
-        return float(np.abs(np.bincount(bins, weight * (p - y), BINS)).sum() / weight.sum())
-
-    def share(above: Array, below: Array) -> Callable[[Array], float]:
-        return lambda w: float(w @ above / (w @ below)) if w @ below > 0 else float("nan")
-
-    known = (~np.isnan(areas)).astype(np.float64)
-    return {
-        "auc": lambda w: _weighted_auc(rank, y, w[user]),
-        "log_loss": share(loss, size),
-        "user_auc": share(np.nan_to_num(areas), known),
-        "ndcg@10": share(ndcg_sum, slates),
-        "mrr": share(mrr_sum, slates),
-        "ece": ece,
-        "predicted/actual": share(predicted, clicks),
-    }
+    weights, share = np.ones((1 + resamples, n_users)), np.full(n_users, 1.0 / n_users)
+    for sample in weights[1:]:
+        sample[:] = generator.multinomial(n_users, share)
+    return weights
 
 
 def _losses(y: ArrayLike, p: ArrayLike) -> Array:
@@ -213,51 +280,21 @@ def _losses(y: ArrayLike, p: ArrayLike) -> Array:
 
 def _bins(p: Array) -> NDArray[np.intp]:
     """Of equal count; equal scores are never torn apart."""
-    return (
-        np.searchsorted(np.quantile(p, np.arange(1, BINS) / BINS), p, side="right") if len(p) else np.empty(0, np.intp)
-    )
+    if not len(p):
+        return np.empty(0, np.intp)
+    return np.searchsorted(np.quantile(p, np.arange(1, BINS) / BINS), p, side="right")
 
 
-def _weighted_auc(rank: NDArray[np.intp], y: Array, weight: Array) -> float:
-    """The Mann-Whitney statistic with weights, from the places of the distinct scores."""
-    clicked, other = np.bincount(rank, weight * y), np.bincount(rank, weight * (1.0 - y))
-    below = np.cumsum(other) - other
-    pairs = clicked.sum() * other.sum()
-    return float((clicked * (below + 0.5 * other)).sum() / pairs) if pairs > 0 else float("nan")
-
-
-def _grouped_auc(group: NDArray[np.intp], y: Array, p: Array) -> Array:
-    """The AUC inside each group, NaN for one with equal labels only; shape (number of groups,)."""
-    order = np.lexsort((p, group))
-    g, labels, scores = group[order], y[order], p[order]
-    # Distinct (group, score) pairs, in order.
-    tie = np.cumsum((np.diff(g, prepend=-1) != 0) | (np.diff(scores, prepend=-1.0) != 0)) - 1
-    clicked, other = np.bincount(tie, labels), np.bincount(tie, 1.0 - labels)
-    owner = np.zeros(len(clicked), dtype=np.intp)
-    owner[tie] = g
-    n_groups = int(group.max()) + 1 if len(group) else 0
-    others = np.bincount(owner, other, n_groups)
-    below = np.cumsum(other) - other - (np.cumsum(others) - others)[owner]
-    won = np.bincount(owner, clicked * (below + 0.5 * other), n_groups)
-    pairs = np.bincount(owner, clicked, n_groups) * others
-    return np.asarray(np.where(pairs > 0, won / np.maximum(pairs, 1.0), np.nan), dtype=np.float64)
-
-
-def _slate_measures(scored: Scored, user: NDArray[np.intp]) -> tuple[NDArray[np.intp], Array, Array]:
-    """User, NDCG@10 and reciprocal rank of the first click, for every slate with both labels.
-
-    Ties are ordered as the items came, as the service does. NDCG with gains 0 and 1 (Järvelin and Kekäläinen 2002).
-    """
-    order = np.lexsort((-scored.p, scored.slate))
-    y = scored.y[order]
-    _, first, size = np.unique(scored.slate[order], return_index=True, return_counts=True)
-    if not len(first):
-        return np.empty(0, np.intp), np.empty(0), np.empty(0)
-    place = np.arange(len(y)) - np.repeat(first, size)
-    gain = np.where(place < TOP, 1.0 / np.log2(place + 2.0), 0.0)
-    clicks = np.add.reduceat(y, first).astype(np.intp)
-    ideal = np.concatenate([[0.0], np.cumsum(1.0 / np.log2(np.arange(TOP) + 2.0))])[np.minimum(clicks, TOP)]
-    both = (clicks > 0) & (clicks < size)
-    ndcg = np.add.reduceat(y * gain, first)[both] / ideal[both]
-    reciprocal = np.maximum.reduceat(y / (place + 1.0), first)[both]
-    return user[order][first][both], ndcg, reciprocal
+def _pooled_auc(user: NDArray[np.intp], y: Array, p: Array, weights: Array) -> Array:
+    """The Mann-Whitney statistic for each row of how often users count; NaN where labels are all the same."""
+    clicked, other = np.flatnonzero(y > 0), np.flatnonzero(y == 0)
+    other = other[np.argsort(p[other])]
+    # How many of the others score below each click, and how many no higher: the mean of the two counts ties half.
+    low, high = (np.searchsorted(p[other], p[clicked], side) for side in ("left", "right"))
+    of_clicked, of_other, areas = user[clicked], user[other], np.full(len(weights), np.nan)
+    for i, weight in enumerate(weights):
+        times, below = weight[of_clicked], np.concatenate([[0.0], np.cumsum(weight[of_other])])
+        pairs = times.sum() * below[-1]
+        if pairs > 0:
+            areas[i] = times @ (below[low] + below[high]) / (2.0 * pairs)
+    return areas

@@ -71,12 +71,16 @@ class Replayed(NamedTuple):
     pit
         For each slate, where its number of clicks lies in its predictive distribution; empty unless asked for. Uniform
         if the belief is right.
+    item_evidence
+        Outcomes of the item's that were shown before the slate, to whomever, shape (N,); None if the log does not tell
+        items apart, since the model has no effect of theirs.
     """
 
     scored: Scored
     shown_at: NDArray[np.int64]
     evidence: NDArray[np.int64]
     pit: Array
+    item_evidence: NDArray[np.int64] | None
 
 
 def read_log(batch: Microbatch, window_ms: int) -> Log:
@@ -183,7 +187,8 @@ def replay(
                 noise = None if items is None else np.sqrt(item_var)
                 pit.append(_pit(row, offset, belief, labels, generator, noise))
         advance(len(steps))
-    return _gather(rows, np.array(pit))
+    before = None if items is None else items.shown_before()
+    return _gather(rows, np.array(pit), log, before)
 
 
 def _rounds(
@@ -280,7 +285,9 @@ def _pit(
     return float(((clicks < actual).sum() + generator.random() * ((clicks == actual).sum() + 1)) / (draws + 1))
 
 
-def _gather(rows: list[tuple[int, int, Array, Array, int, int]], pit: Array) -> Replayed:
+def _gather(
+    rows: list[tuple[int, int, Array, Array, int, int]], pit: Array, log: Log, before: NDArray[np.int64] | None
+) -> Replayed:
     sizes = np.array([len(row[2]) for row in rows], dtype=np.intp)
 
     def spread(column: int) -> NDArray[np.int64]:
@@ -289,4 +296,7 @@ def _gather(rows: list[tuple[int, int, Array, Array, int, int]], pit: Array) -> 
     y = np.concatenate([row[2] for row in rows]) if rows else np.empty(0)
     p = np.concatenate([row[3] for row in rows]) if rows else np.empty(0)
     slate = np.repeat(np.arange(len(rows), dtype=np.int64), sizes)
-    return Replayed(Scored(spread(0), slate, y, p), spread(4), spread(5), pit)
+    if before is not None:
+        shown = [before[log.batch.items(log.users[row[0]].places[row[1]])] for row in rows]
+        before = np.concatenate([np.empty(0, np.int64), *shown])
+    return Replayed(Scored(spread(0), slate, y, p), spread(4), spread(5), pit, before)

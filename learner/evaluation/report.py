@@ -1,184 +1,211 @@
-"""An evaluation as a table for a terminal, as JSON, and as one page with plots. Pure."""
+"""An evaluation in words and tables: for a terminal, and as JSON. Pure."""
 
 from __future__ import annotations
 
-import html
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import msgspec
+import numpy as np
 
-from learner.evaluation.compare import FRESH, LAGS_MS, NOMINAL, Result
-from learner.evaluation.metrics import Estimate
-from learner.evaluation.svg import Line, Point, plot
+from learner.evaluation.compare import A_DAY, FIXED_EFFECT, FRESH, LAGS_MS, NOMINAL, Extent, Result
+from learner.evaluation.metrics import METRICS, Estimate, Metrics, minus
 
-_COLUMNS = ("auc", "user_auc", "log_loss", "ndcg@10", "mrr", "ece", "predicted/actual")
-_COVERAGE = f"coverage of {NOMINAL:.0%} predictive intervals of a slate's clicks"
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1f2933; --line: #9aa5b1; --grid: #e4e7eb; --mark: #0b7285; --other: #d9730d;
-        --page: #fff }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e7eb; --line: #616e7c; --grid: #323f4b; --mark: #66d9e8;
-        --other: #ffa94d; --page: #1f2933 } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); max-width: 80rem;
-       margin: 2rem auto; padding: 0 1rem }
-div.scroll { overflow-x: auto } table { border-collapse: collapse; white-space: nowrap }
-th, td { padding: .2rem .55rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top }
-th:first-child, td:first-child { text-align: left } small { display: block; opacity: .7 }
-tr.fresh td { font-weight: 600 }
-svg { max-width: 100%; height: auto } svg text { fill: var(--ink); font-size: 12px }
-svg .axis { stroke: var(--line) } svg .grid { stroke: var(--grid) } svg circle { stroke: none !important }
-svg .mark { stroke: var(--mark); stroke-width: 2 } svg circle.mark { fill: var(--mark) }
-svg .other { stroke: var(--other); stroke-width: 1.5 } svg circle.other { fill: var(--other) }
-svg .ideal { stroke: var(--line); stroke-width: 1.5; stroke-dasharray: 5 4 }
-"""
+# What is shown of each class of outcomes, and which ways of learning fresh is compared with there.
+_OF_A_CLASS = ("slate_auc", "log_loss")
+_COMPARED = (FIXED_EFFECT, A_DAY)
 
 
-def as_text(results: Sequence[Result]) -> str:
-    """A table with 95 % intervals of AUC and log loss, then new and known users, then evidence."""
-    width = max((len(result.name) for result in results), default=0)
-    lines = [f"{'all users':{width}s}  " + "  ".join(f"{name:>16s}" for name in _COLUMNS)]
-    lines += [f"{r.name:{width}s}  " + "  ".join(f"{_short(r.metrics[c]):>16s}" for c in _COLUMNS) for r in results]
-    lines.append("")
-    lines.append(f"{'AUC / log loss':{width}s}  {'new users':>18s}  {'known users':>18s}")
-    lines += [f"{r.name:{width}s}  {_pair(r.new):>18s}  {_pair(r.known):>18s}" for r in results]
-    for result in results:
-        if result.name == FRESH:
-            lines += ["", "fresh, by outcomes shown to the user before (AUC / log loss)"]
-            lines += [f"  {label:>14s}  {_pair(metrics):>18s}" for label, metrics in result.by_evidence.items()]
-            lines += ["", "fresh, reliability", f"  {'outcomes':>10s}  {'predicted':>9s}  {'clicked':>8s}"]
-            lines += [
-                f"  {b.n:10,d}  {b.predicted:9.4f}  {b.actual:8.4f} ±{(b.high - b.low) / 2:.4f}" for b in result.bins
-            ]
-    if covered := [result for result in results if not math.isnan(result.coverage.value)]:
-        lines += ["", _COVERAGE, *(f"{r.name:{width}s}  {_short(r.coverage):>16s}" for r in covered)]
+class Evaluation(NamedTuple):
+    """What was evaluated, and what came of it.
+
+    Attributes
+    ----------
+    model, prior, command
+        The model's name; which prior was in force; what was typed.
+    whole, scored
+        The log, and the slates of it that were scored.
+    results
+        One for each way of learning; fresh, a day late and the fixed effect are among them.
+    """
+
+    model: str
+    prior: str
+    command: str
+    whole: Extent
+    scored: Extent
+    results: Sequence[Result]
+
+    def of(self, name: str) -> Result:
+        """The result of a way of learning."""
+        return next(result for result in self.results if result.name == name)
+
+
+class Row(NamedTuple):
+    """Numbers of one way of learning, or the differences of two."""
+
+    name: str
+    cells: Sequence[Estimate]
+    differs: bool = False
+
+
+class Table(NamedTuple):
+    """Rows under the names of their columns."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Row]
+
+
+def headline(evaluation: Evaluation) -> str:
+    """What freshness is worth on this log."""
+    fresh = evaluation.of(FRESH).metrics
+    late, fixed = (minus(fresh, evaluation.of(name).metrics) for name in (A_DAY, FIXED_EFFECT))
+    gain, losses = late["slate_auc"], f"{in_words(fixed['log_loss'])} log loss"
+    what = "Learning each event as it came instead of a day later"
+    if math.isnan(gain.value):
+        said = f"{what} changes log loss by {in_words(late['log_loss'])} on this log; no slate has an order to judge"
+    elif gain.low > 0:
+        said = f"{what} is worth {in_words(gain)} AUC inside slates on this log"
+    elif gain.high < 0:
+        said = f"{what} costs AUC inside slates on this log: {in_words(gain)}"
+    else:
+        said = f"{what} makes no difference to AUC inside slates that this log can show: {in_words(gain)}"
+    if evaluation.scored.last_ms - evaluation.whole.first_ms < LAGS_MS[A_DAY]:
+        said += "; the log is shorter than that, so what is learnt a day later never counts in it"
+    if not math.isnan(gain.value):
+        losses = f"{in_words(fixed['slate_auc'])} AUC inside slates, {losses}"
+    return f"{said}. Against the fixed effect alone: {losses}."
+
+
+def facts(evaluation: Evaluation) -> list[tuple[str, str]]:
+    """What the numbers are of, by name."""
+    scored = evaluation.scored
+    return [
+        ("log", _extent(evaluation.whole)),
+        ("scored", _extent(scored)),
+        (
+            "inside slates",
+            f"{scored.slates - scored.unclicked - scored.all_clicked:,} slates with items of both kinds; left out, for "
+            f"no order of them is wrong: {scored.unclicked:,} without a click, {scored.all_clicked:,} of clicks only",
+        ),
+        ("model", evaluation.model),
+        ("prior", evaluation.prior),
+        ("command", evaluation.command),
+        ("intervals", "95 %, bootstrapped over users; those of differences are paired"),
+    ]
+
+
+def tables(evaluation: Evaluation) -> Iterator[Table]:
+    """All ways of learning and the paired differences, then classes of outcomes, reliability and coverage."""
+    results, fresh = evaluation.results, evaluation.of(FRESH)
+    titles = [metric.title for metric in METRICS.values()]
+    yield Table(
+        "Every slate, scored before it was learnt from",
+        titles,
+        [Row(r.name, list(_estimates(r.metrics).values())) for r in results],
+    )
+    others = [result for result in results if result is not fresh]
+    differences = [Row(r.name, list(minus(fresh.metrics, r.metrics).values()), True) for r in others]
+    yield Table("Fresh, minus each other way of learning", titles, differences)
+    for way, classes in fresh.parts.items():
+        for metric in _OF_A_CLASS:
+            rows = [Row(r.name, [r.parts[way][one][metric].estimate() for one in classes]) for r in results]
+            for name in _COMPARED:
+                other = evaluation.of(name).parts[way]
+                cells = [minus(classes[one], other[one])[metric] for one in classes]
+                rows.append(Row(f"fresh minus {name}", cells, True))
+            yield Table(f"{METRICS[metric].title}, by {way}", list(classes), rows)
+    if fresh.bins:
+        bins = [
+            Row(f"{b.n:,} outcomes", [Estimate(b.predicted, math.nan, math.nan), Estimate(b.actual, b.low, b.high)])
+            for b in fresh.bins
+        ]
+        yield Table("Fresh, reliability", ["predicted", "clicked"], bins)
+    if covered := [Row(r.name, [r.coverage]) for r in results if not math.isnan(r.coverage.value)]:
+        yield Table(f"{NOMINAL:.0%} predictive intervals of a slate's clicks", ["hold"], covered)
+
+
+def as_text(evaluation: Evaluation) -> str:
+    """The headline, the facts and the tables; ± is half an interval."""
+    lines = [headline(evaluation), "", *(f"{name:15s}{said}" for name, said in facts(evaluation))]
+    for table in tables(evaluation):
+        width = max(len(row.name) for row in table.rows)
+        lines += ["", table.title, " " * width + "".join(f"  {name:>17s}" for name in table.head)]
+        lines += [
+            f"{row.name:{width}s}" + "".join(f"  {_short(c, row.differs):>17s}" for c in row.cells)
+            for row in table.rows
+        ]
     return "\n".join(lines)
 
 
-def as_json(results: Sequence[Result]) -> str:
+def as_json(evaluation: Evaluation) -> str:
     """Every number; intervals as {value, low, high}, and null for what could not be measured."""
+    fresh = evaluation.of(FRESH)
     document = {
-        result.name: {
-            "all": _plain(result.metrics),
-            "new_users": _plain(result.new),
-            "known_users": _plain(result.known),
-            "by_evidence": {label: _plain(metrics) for label, metrics in result.by_evidence.items()},
-            "reliability": [one._asdict() for one in result.bins],
-            "coverage": _plain({"coverage": result.coverage})["coverage"],
-        }
-        for result in results
+        "headline": headline(evaluation),
+        "model": evaluation.model,
+        "prior": evaluation.prior,
+        "command": evaluation.command,
+        "log": evaluation.whole._asdict(),
+        "scored": evaluation.scored._asdict(),
+        "ways": {
+            r.name: {
+                "all": _plain(_estimates(r.metrics)),
+                "fresh_minus": _plain(minus(fresh.metrics, r.metrics)),
+                "parts": {
+                    way: {
+                        one: {
+                            "all": _plain(_estimates(metrics)),
+                            "fresh_minus": _plain(minus(fresh.parts[way][one], metrics)),
+                        }
+                        for one, metrics in classes.items()
+                    }
+                    for way, classes in r.parts.items()
+                },
+                "reliability": [one._asdict() for one in r.bins],
+                "coverage": _plain({"coverage": r.coverage})["coverage"],
+            }
+            for r in evaluation.results
+        },
     }
     return msgspec.json.format(msgspec.json.encode(document)).decode()
 
 
-def as_html(results: Sequence[Result], title: str) -> str:
-    """One page that needs nothing else: gain against lag, against evidence, reliability, and the tables."""
-    by_name = {result.name: result for result in results}
-    plots = [
-        ("What a lag costs", _against_lag(by_name)),
-        ("What knowing the user is worth", _against_evidence(by_name)),
-        ("Whether fresh scores can be taken at their word", _reliability(by_name)),
-    ]
-    figures = "".join(f"<h2>{html.escape(name)}</h2>{drawn}" for name, drawn in plots if drawn)
+def in_words(difference: Estimate) -> str:
+    """A difference and its interval.
+
+    >>> in_words(Estimate(0.01318, 0.011, 0.0156))
+    '+0.0132 [0.0110, 0.0156]'
+    """
+    return f"{difference.value:+.4f} [{difference.low:.4f}, {difference.high:.4f}]"
+
+
+def _extent(extent: Extent) -> str:
+    first, last = (
+        str(np.datetime_as_string(np.datetime64(ms, "ms"), unit="m")).replace("T", " ")
+        for ms in (extent.first_ms, extent.last_ms)
+    )
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Freshet: {html.escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
-        f"<h1>What freshness is worth: {html.escape(title)}</h1>"
-        f"<p>Every slate was scored before it was learnt from. Small print, and bars in the plots: 95 % bootstrap "
-        f"intervals over users.</p>{_overview(results)}{figures}{_details(results)}</body></html>\n"
+        f"{first} to {last} UTC: {extent.users:,} users, {extent.slates:,} slates, {extent.outcomes:,} outcomes, "
+        f"{extent.clicks:,} clicks"
     )
 
 
-def _against_lag(results: dict[str, Result]) -> str:
-    names = [name for name in (*LAGS_MS, FRESH) if name in results]
-    if len(names) < 2:
-        return ""
-    lagging = Line("learning with this lag", "mark", [_point(i, n, results[n].metrics) for i, n in enumerate(names)])
-    still = [
-        Line(name, kind, [_point(i, name, results[name].metrics) for i in (-0.4, len(names) - 0.6)])
-        for name, kind in (("per user, frozen at the cut", "other"), ("frozen prior", "ideal"))
-        if name in results
-    ]
-    # A level, not a measurement at each lag.
-    still = [line._replace(points=[p._replace(low=math.nan, high=math.nan) for p in line.points]) for line in still]
-    return plot([lagging, *still], "how far learning lags behind", "AUC", names)
-
-
-def _against_evidence(results: dict[str, Result]) -> str:
-    if FRESH not in results:
-        return ""
-    names = list(results[FRESH].by_evidence)
-    lines = [
-        Line(name, kind, [_point(i, label, results[name].by_evidence[label]) for i, label in enumerate(names)])
-        for name, kind in ((FRESH, "mark"), ("frozen prior", "other"))
-        if name in results
-    ]
-    return plot(lines, "outcomes shown to the user before", "AUC", names)
-
-
-def _reliability(results: dict[str, Result]) -> str:
-    if FRESH not in results or not results[FRESH].bins:
-        return ""
-    bins = results[FRESH].bins
-    points = [Point(b.predicted, f"{b.n:,} outcomes promised {b.predicted:.4f}", b.actual, b.low, b.high) for b in bins]
-    ends = (bins[0].predicted, bins[-1].predicted)
-    ideal = Line("as promised", "ideal", [Point(end, "", end, math.nan, math.nan) for end in ends])
-    return plot([Line(FRESH, "mark", points), ideal], "predicted probability of a click", "share clicked")
-
-
-def _point(x: float, label: str, metrics: dict[str, Estimate]) -> Point:
-    return Point(x, label, *metrics["auc"])
-
-
-def _overview(results: Sequence[Result]) -> str:
-    rows = [(r.name, [_cell(r.metrics[name]) for name in _COLUMNS]) for r in results]
-    return _table(["", *_COLUMNS], rows)
-
-
-def _details(results: Sequence[Result]) -> str:
-    """Users apart, coverage, and how fresh scores do by evidence and by what they promise."""
-    users = [
-        (r.name, [_cell(part[name]) for name in ("auc", "log_loss") for part in (r.new, r.known)]) for r in results
-    ]
-    head = ["", "AUC, new users", "AUC, known users", "log loss, new users", "log loss, known users"]
-    parts = [f"<h2>New and known users</h2>{_table(head, users)}"]
-    for fresh in (r for r in results if r.name == FRESH):
-        rows = [(label, [_cell(m[name]) for name in _COLUMNS]) for label, m in fresh.by_evidence.items()]
-        parts.append(f"<h2>Fresh, by outcomes shown to the user before</h2>{_table(['', *_COLUMNS], rows)}")
-        bins = [(f"{b.n:,}", [f"{b.predicted:.4f}", _cell(Estimate(b.actual, b.low, b.high))]) for b in fresh.bins]
-        parts.append(f"<h2>Fresh, reliability</h2>{_table(['outcomes', 'predicted', 'clicked'], bins)}")
-    covered = [(r.name, [_cell(r.coverage)]) for r in results if not math.isnan(r.coverage.value)]
-    parts.append(f"<h2>Coverage</h2>{_table(['', _COVERAGE], covered)}" if covered else "")
-    return "".join(parts)
-
-
-def _table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """Cells are HTML already, names and heads are not."""
-    top = "".join(f"<th>{html.escape(name)}</th>" for name in head)
-    body = "".join(
-        f'<tr class="{"fresh" if name == FRESH else ""}"><td>{html.escape(name)}</td>'
-        + "".join(f"<td>{cell}</td>" for cell in cells)
-        + "</tr>"
-        for name, cells in rows
-    )
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _cell(estimate: Estimate) -> str:
+def _short(estimate: Estimate, differs: bool) -> str:
     if math.isnan(estimate.value):
-        return "–"
-    return f"{estimate.value:.4f}<small>{estimate.low:.4f} to {estimate.high:.4f}</small>"
+        return "-"
+    value = f"{estimate.value:+.4f}" if differs else f"{estimate.value:.4f}"
+    return value if math.isnan(estimate.low) else f"{value} ±{(estimate.high - estimate.low) / 2:.4f}"
 
 
-def _short(estimate: Estimate) -> str:
-    return "-" if math.isnan(estimate.value) else f"{estimate.value:.4f} ±{(estimate.high - estimate.low) / 2:.4f}"
+def _estimates(metrics: Metrics) -> dict[str, Estimate]:
+    return {name: measured.estimate() for name, measured in metrics.items()}
 
 
-def _pair(metrics: dict[str, Estimate]) -> str:
-    return "-" if math.isnan(metrics["auc"].value) else f"{metrics['auc'].value:.4f} / {metrics['log_loss'].value:.4f}"
-
-
-def _plain(metrics: dict[str, Estimate]) -> dict[str, dict[str, float | None]]:
+def _plain(estimates: dict[str, Estimate]) -> dict[str, dict[str, float | None]]:
     return {
         name: {field: None if math.isnan(number) else number for field, number in one._asdict().items()}
-        for name, one in metrics.items()
+        for name, one in estimates.items()
     }

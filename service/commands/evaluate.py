@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 
+from learner.evaluation.metrics import METRICS, Metric
 from learner.events.microbatch import Microbatch, joined
 from learner.model.spec import Model
 from service.commands.command import Subparsers
 from service.commands.logs import add_arguments, check_output, events_of, progress, share, skipping, write_output
 from service.settings import Settings
 
+_EPILOG = """\
+What the columns are, what a ranking page can use first:
+{}
+
+Differences are paired: the same slates, the same bootstrap samples of users. So a difference may be sure where two
+values alone, whose intervals overlap, do not look it.
+"""
+
 
 def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
     """Add `evaluate` to the command."""
     parser = commands.add_parser(
         "evaluate", help="what freshness would have gained on a log",
-        description="Replay a log by its own times, score every slate before learning from it, and compare: the prior, "
-        "users frozen at the cut, learning with a lag, fresh, other attributions and approximations.",
+        description="Replay a log by its own times, score every slate before learning from it, and compare: the\n"
+        "fixed effect, the prior, users frozen at the cut, learning with a lag, fresh, other attributions and\n"
+        "approximations.",
+        epilog=_EPILOG.format("\n".join(map(_explained, METRICS.values()))),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument(
         "--from", dest="start", type=share, default=0.5, metavar="SHARE",
@@ -34,9 +47,10 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     """Replay, print the table and write what was asked for."""
     from learner.batch.reading import LogError
     from learner.batch.users import chosen
-    from learner.evaluation.compare import cut_at, evaluate, variants
+    from learner.evaluation.compare import cut_at, evaluate, extent, variants
+    from learner.evaluation.page import as_html
     from learner.evaluation.replay import read_log
-    from learner.evaluation.report import as_html, as_json, as_text
+    from learner.evaluation.report import Evaluation, as_json, as_text
 
     def sampled(batch: Microbatch) -> Microbatch:
         return batch.only(lambda user_id: chosen(user_id, arguments.sample, arguments.seed))
@@ -54,11 +68,18 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
         raise LogError(f"{' '.join(arguments.logs)}: no slates to score in it: expected impressions{after}")
     with progress("replaying", " slates", len(ways) * slates) as bar:
         results = evaluate(log, ways, cut_ms, arguments.resamples, arguments.seed, bar.update)
-    print(as_text(results))
+    source = settings.prior or model.prior_file or "as the model states it"
+    prior = f"{source}, fingerprint {model.population_fingerprint.hex()}"
+    done = Evaluation(model.name, prior, arguments.typed, extent(log), extent(log, cut_ms), results)
+    print(as_text(done))
     if arguments.json:
-        write_output("--json", arguments.json, as_json(results).encode())
+        write_output("--json", arguments.json, as_json(done).encode())
     if arguments.html:
-        write_output("--html", arguments.html, as_html(results, model.name).encode())
+        write_output("--html", arguments.html, as_html(done).encode())
     if skipped is not None:
         print(skipped)
     return 0
+
+
+def _explained(metric: Metric) -> str:
+    return textwrap.fill(metric.meaning, 118, initial_indent=f"  {metric.title:18s}", subsequent_indent=" " * 20)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -63,6 +64,7 @@ FRESHET_API_KEY_FILE=path.
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 done, 1 failed, 2 wrong usage, model or settings."""
     arguments = _parser().parse_args(argv)
+    arguments.typed = shlex.join(["freshet", *(sys.argv[1:] if argv is None else argv)])
     try:
         settings = read_settings(os.environ)
         if arguments.model:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from learner.evaluation.compare import cut_at, evaluate, variants
+from learner.evaluation.compare import cut_at, evaluate, extent, variants
+from learner.evaluation.page import as_html
 from learner.evaluation.replay import read_log
-from learner.evaluation.report import as_html
+from learner.evaluation.report import Evaluation
 from learner.evaluation.simulate import World
 from learner.events.parse import parse_events
 from learner.model.spec import load_model
@@ -45,12 +46,14 @@ def test_the_page_is_drawn_whole_and_asks_for_nothing(browser: str, tmp_path: Pa
     cut = cut_at(log, 0.3)
     results = evaluate(log, variants(MODEL, cut), cut, resamples=20)
     file = tmp_path / "report.html"
-    file.write_text(as_html(results, MODEL.name).replace("</body>", PROBE), encoding="utf-8")
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    done = subprocess.run(
-        [*command, "--dump-dom", file.as_uri()], capture_output=True, text=True, timeout=90, check=True
+    command = f"freshet evaluate {'a-folder-of-a-long-name/' * 20}log.jsonl"
+    done = Evaluation(MODEL.name, "prior.npz", command, extent(log), extent(log, cut), results)
+    file.write_text(as_html(done).replace("</body>", PROBE), encoding="utf-8")
+    shell = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    drawn = subprocess.run(
+        [*shell, "--dump-dom", file.as_uri()], capture_output=True, text=True, timeout=90, check=True
     )
-    title = re.search(r"<title>(.*?)</title>", done.stdout)
+    title = re.search(r"<title>(.*?)</title>", drawn.stdout)
     assert title is not None
     seen = json.loads(title[1])
     assert len(seen["heights"]) == 3

@@ -64,7 +64,10 @@ def test_a_fitted_prior_is_put_in_force_by_option_or_by_the_model_and_evaluated(
     options = ["--from", "0.5", "--resamples", "10", "--html", str(page), "--json", str(numbers), "--prior", str(out)]
     assert run(folder, "evaluate", log, *options) == 0
     results = json.loads(numbers.read_text())
-    assert results["fresh"]["all"]["log_loss"]["value"] < results["frozen prior"]["all"]["log_loss"]["value"]
+    loss = {name: one["all"]["log_loss"]["value"] for name, one in results["ways"].items()}
+    assert loss["fresh"] < loss["frozen prior"]
+    assert results["prior"] == f"{out}, fingerprint {fitted.population.fingerprint.hex()}"
+    assert results["command"].startswith(f"freshet evaluate {log} --from 0.5")
     assert "<svg" in page.read_text()
 
 

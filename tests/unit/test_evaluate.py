@@ -7,14 +7,13 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from learner.belief.gaussian import click_probability, predict
-from learner.evaluation.compare import cut_at, evaluate, variants
-from learner.evaluation.metrics import Scored, auc, log_loss, reliability, share_of, summarise
+from learner.evaluation.compare import USER_AGE, by_age, cut_at, evaluate, extent, variants
+from learner.evaluation.metrics import log_loss
+from learner.evaluation.page import as_html
 from learner.evaluation.replay import Log, fresh, frozen_at, joined_after, lagging, read_log, replay
-from learner.evaluation.report import as_html, as_json, as_text
+from learner.evaluation.report import Evaluation, as_json, as_text, headline
 from learner.events.parse import outcome_key
 from learner.model.spec import load_model
 from learner.record import fresh_record
@@ -122,90 +121,99 @@ def test_the_joiner_learns_each_outcome_once_with_its_final_label() -> None:
 def test_the_cut_is_a_share_of_outcomes_and_users_are_new_or_known_by_it() -> None:
     users = told([*log(), shown("late", "l", 190_000)])
     cut = cut_at(users, 0.5)
-    (result,) = evaluate(users, [variants(MODEL, cut)[6]], cut, resamples=10)
-    assert result.name == "fresh"
+    (result,) = evaluate(users, [one for one in variants(MODEL, cut) if one.name == "fresh"], cut, resamples=10)
     done = replay(MODEL, users, fresh, cut)
     assert len(np.unique(done.scored.slate)) == 13
-    assert np.isnan(result.new["auc"].value)
-    assert result.new["log_loss"].value == pytest.approx(log_loss(np.zeros(3), done.scored.p[done.scored.user == 4]))
+    unknown = result.parts["user at the cut"]["unknown"]
+    assert np.isnan(unknown["pooled_auc"].value)
+    assert unknown["log_loss"].value == pytest.approx(log_loss(np.zeros(3), done.scored.p[done.scored.user == 4]))
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5), st.integers(0, 2)), min_size=1, max_size=30))
-def test_metrics_are_what_their_definitions_say(rows: list[tuple[bool, int, int]]) -> None:
-    y, p = np.array([r[0] for r in rows], float), np.array([r[1] for r in rows]) / 7 + 0.05
-    user = np.array([r[2] for r in rows])
-    found = summarise(Scored(user, user, y, p), resamples=5)
-
-    def pairs(chosen: np.ndarray) -> float:
-        wins = [float(a > b) + 0.5 * (a == b) for a in p[chosen & (y > 0)] for b in p[chosen & (y == 0)]]
-        return float(np.mean(wins)) if wins else float("nan")
-
-    everyone = np.ones(len(y), bool)
-    np.testing.assert_allclose(found["auc"].value, pairs(everyone))
-    areas = [pairs(user == u) for u in np.unique(user)]
-    expected = np.nanmean(areas) if not np.isnan(areas).all() else np.nan
-    np.testing.assert_allclose(found["user_auc"].value, expected)
-    np.testing.assert_allclose(found["log_loss"].value, -np.mean(np.log(np.where(y > 0, p, 1 - p))))
-    gains, ranks = [], []
-    for u in np.unique(user):
-        mine = [label for _, label in sorted(zip(p[user == u], y[user == u], strict=True), key=lambda one: -one[0])]
-        if 0 < sum(mine) < len(mine):
-            ideal = sum(1 / np.log2(i + 2) for i in range(min(10, int(sum(mine)))))
-            gains.append(sum(label / np.log2(i + 2) for i, label in enumerate(mine[:10])) / ideal)
-            ranks.append(1 / (1 + mine.index(1.0)))
-    np.testing.assert_allclose(found["ndcg@10"].value, np.mean(gains) if gains else np.nan)
-    np.testing.assert_allclose(found["mrr"].value, np.mean(ranks) if ranks else np.nan)
-    assert sum(one.n for one in reliability(Scored(user, user, y, p), 5)) == len(y)
+def test_a_user_ages_with_what_they_were_shown_before_whoever_learnt_from_it() -> None:
+    users = told(log(1, 40))
+    for available in (fresh, None):
+        done = replay(MODEL, users, available)
+        assert done.evidence.tolist() == [3 * k for k in range(40) for _ in range(3)]
+    ages = by_age(done.evidence)
+    assert {name: int(chosen.sum()) for name, chosen in ages.items()} == {
+        "new: 0": 3, "few: 1 to 49": 48, "known: 50 or more": 69,
+    }  # fmt: skip
+    assert np.sum(list(ages.values()), axis=0).tolist() == [1] * 120
 
 
-def test_bootstrap_intervals_hold_the_value_and_shrink_with_more_users() -> None:
-    rng = np.random.default_rng(0)
-
-    def interval(n: int) -> tuple[float, float, float]:
-        user, p = np.repeat(np.arange(n), 20), rng.random(20 * n)
-        y = (rng.random(20 * n) < p).astype(float)
-        return summarise(Scored(user, user, y, p))["auc"]
-
-    few, many = interval(20), interval(500)
-    assert few[1] < few[0] < few[2]
-    assert many[2] - many[1] < 0.5 * (few[2] - few[1])
-    assert many[1] < 5 / 6 < many[2]
+def test_the_extent_counts_slates_of_one_class_and_what_was_shown_from_a_time_on() -> None:
+    # One clicked of three; a click too late; all clicked; a click without an impression.
+    events: list[Event] = [
+        shown("a", "1", 1_000), Click("a", 2_000, outcome_key("1", "0")),
+        shown("b", "2", 5_000), Click("b", 65_001, outcome_key("2", "0")),
+        shown("a", "3", 9_000, 1), Click("a", 9_500, outcome_key("3", "0")),
+        Click("c", 9_900, outcome_key("4", "0")),
+    ]  # fmt: skip
+    assert extent(told(events)) == (1_000, 9_000, 2, 3, 7, 2, 1, 1)
+    assert extent(told(events), 5_000) == (5_000, 9_000, 2, 2, 4, 1, 1, 1)
 
 
-def test_reliability_and_coverage_have_intervals_over_users() -> None:
-    rng = np.random.default_rng(1)
-    user, p = np.repeat(np.arange(400), 20), rng.random(8_000)
-    bins = reliability(Scored(user, user, (rng.random(8_000) < p).astype(float), p))
-    assert len(bins) == 10
-    # Each holds the truth 95 times in 100; all ten of this seed do but for one, at most.
-    assert sum(one.low <= one.predicted <= one.high for one in bins) >= 9
-    assert all(one.low < one.actual < one.high for one in bins)
-    # What holds for half of the users or not at all is known worse than what holds by chance.
-    one, other = share_of(user, user % 2 == 0), share_of(user, rng.random(8_000) < 0.5)
-    assert one.value == 0.5
-    assert one.low < 0.5 < one.high
-    assert one.high - one.low > 2 * (other.high - other.low)
-    assert np.isnan(share_of(user[:0], user[:0] > 0).value)
+def evaluation(n_users: int, model: object = MODEL, command: str = "freshet evaluate log.jsonl") -> Evaluation:
+    users = told(log(n_users))
+    cut = cut_at(users, 0.3)
+    results = evaluate(users, variants(model, cut), cut, resamples=10)  # type: ignore[arg-type]
+    return Evaluation("<feed>", "prior.npz", command, extent(users), extent(users, cut), results)
 
 
-def test_auc_of_equal_labels_is_refused() -> None:
-    with pytest.raises(ValueError, match="some of each kind"):
-        auc([1, 1], [0.1, 0.2])
+def test_the_headline_is_the_paired_gain_over_learning_a_day_later() -> None:
+    done = evaluation(20)
+    area = {name: done.of(name).metrics["slate_auc"].value for name in ("fresh", "lag 1 d", "fixed effect")}
+    said = headline(done)
+    assert said.startswith("Learning each event as it came instead of a day later")
+    assert f"{area['fresh'] - area['lag 1 d']:+.4f} [" in said
+    assert f"fixed effect alone: {area['fresh'] - area['fixed effect']:+.4f} [" in said
+    # The log spans three minutes.
+    assert "never counts" in said
+    assert "never counts" not in headline(done._replace(whole=done.whole._replace(first_ms=-(10**9))))
+
+
+@pytest.mark.parametrize(
+    ("gain", "words"), [(0.1, "is worth +0.1000 [0.1000, 0.1000]"), (-0.1, "costs"), (0.0, "no difference")]
+)
+def test_the_headline_claims_no_more_than_the_interval_holds(gain: float, words: str) -> None:
+    done = evaluation(4)
+    (late, now) = done.of("lag 1 d"), done.of("fresh")
+    area = late.metrics["slate_auc"]
+    moved = now._replace(
+        metrics=now.metrics | {"slate_auc": area._replace(value=area.value + gain, samples=area.samples + gain)}
+    )
+    assert words in headline(done._replace(results=[moved if one is now else one for one in done.results]))
+
+
+def test_without_an_order_to_judge_the_headline_is_of_log_loss() -> None:
+    done = evaluation(4)
+    blind = [
+        one._replace(metrics=one.metrics | {"slate_auc": one.metrics["slate_auc"]._replace(value=float("nan"))})
+        for one in done.results
+    ]
+    assert "changes log loss by" in headline(done._replace(results=blind))
 
 
 def test_the_reports_hold_the_numbers_and_the_page_needs_nothing_else() -> None:
-    users = told(log(20))
-    model = replace(MODEL, name="<feed>")
-    cut = cut_at(users, 0.3)
-    results = evaluate(users, variants(model, cut), cut, resamples=10)
-    document = json.loads(as_json(results))
-    value = document["fresh"]["all"]["auc"]["value"]
+    done = evaluation(20, command="freshet evaluate '<log>'")
+    document = json.loads(as_json(done))
+    value = document["ways"]["fresh"]["all"]["slate_auc"]["value"]
     assert 0 <= value <= 1
-    assert f"{value:.4f}" in as_text(results)
-    page = as_html(results, model.name)
-    assert f"{value:.4f}" in page
+    gain = document["ways"]["fixed effect"]["fresh_minus"]["slate_auc"]
+    assert gain["value"] == pytest.approx(value - document["ways"]["fixed effect"]["all"]["slate_auc"]["value"])
+    assert document["ways"]["fresh"]["fresh_minus"]["slate_auc"] == {"value": 0, "low": 0, "high": 0}
+    assert list(document["ways"]["fresh"]["parts"][USER_AGE]) == ["few: 1 to 49"]
+    assert document["log"]["slates"] == 120
+    text, page = as_text(done), as_html(done)
+    for report in (text, page):
+        assert f"{value:.4f}" in report
+        assert f"{gain['value']:+.4f}" in report
+        assert "120 slates" in report
+        assert "1970-01-01 00:00" in report
+    assert text.startswith(headline(done))
+    assert done.command in text
     assert "<feed>" not in page
+    assert "<log>" not in page
     assert "http" not in page.replace('http-equiv="', "")
     assert page.count("<svg") == 3
     # Well-formed, but for the doctype and the meta elements that HTML leaves open.

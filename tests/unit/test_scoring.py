@@ -32,8 +32,8 @@ class Short:
     def pipeline(self) -> Short:
         return self
 
-    async def load(self, user_id: str) -> bytes | None:  # type: ignore[misc]
-        return self._answer(self._store.load([user_id])[0])
+    async def load(self, ids: list[str], effect: str = "user") -> list[bytes | None]:  # type: ignore[misc]
+        return [self._answer(value) for value in self._store.load(ids, effect)]
 
     def close(self) -> None: ...
 
@@ -44,8 +44,8 @@ class Long(Short):
     def pipeline(self) -> Short:
         return Short(self._store, self._answer)
 
-    def load(self, user_ids: Any) -> Any:
-        return self._store.load(user_ids)
+    def load(self, ids: Any, effect: str = "user") -> Any:
+        return self._store.load(ids, effect)
 
 
 @pytest.fixture
