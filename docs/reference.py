@@ -12,7 +12,7 @@ import msgspec
 from prometheus_client import CollectorRegistry
 
 from learner.events.wire import Reason
-from learner.model.file import ClickDelay, EarlierPrior, ModelFile, OffsetRule, Prior
+from learner.model.file import ClickDelay, EarlierPrior, Effects, ItemFile, ItemPrior, ModelFile, OffsetRule, Prior
 from service.environment import PREFIX
 from service.metrics import FATES, LearnerMetrics
 from service.model_file import read_model
@@ -27,7 +27,10 @@ _HEAD = """\
 
 Every key of the model, setting, metric and route. Made from the code by `python -m docs.reference`; change it there.
 """
-_TABLES = {"click_delay": ClickDelay, "offset": OffsetRule, "prior": Prior, "prior.earlier": EarlierPrior}
+_TABLES = {
+    "click_delay": ClickDelay, "effects": Effects, "effects.item": ItemFile, "effects.item.prior": ItemPrior,
+    "offset": OffsetRule, "prior": Prior, "prior.earlier": EarlierPrior,
+}  # fmt: skip
 _NOTHING: Any = None  # What the apps would ask only when they are asked.
 
 
@@ -57,7 +60,8 @@ def _struct(struct: type) -> Iterable[str]:
     said = _attributes(struct)
     rows = []
     for field in msgspec.inspect.type_info(struct).fields:  # type: ignore[attr-defined]
-        shown = "required" if field.required else _value(field.default)
+        default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+        shown = "required" if field.required else _value(default)
         row = [f"`{field.encode_name}`", _words(field.type), shown]
         rows.append([*row, said[field.name]] if said else row)
     yield from _table(["key", "value", "default", *(["meaning"] if said else [])], rows)

@@ -28,7 +28,10 @@ from learner.step.apply import apply as apply_to_bytes
 
 
 class Impression(NamedTuple):
-    """A slate of N items; `keys` identify them within the user, `rows` are (N, d), `offset` and `weight` (N,)."""
+    """A slate of N items; `keys` identify them within the user, `rows` are (N, d), all others (N,).
+
+    `effects` are the rest of the columns: which items they are, and their effects as they were scored.
+    """
 
     user_id: str
     timestamp: int
@@ -36,14 +39,16 @@ class Impression(NamedTuple):
     rows: Rows
     offset: NDArray[np.float32]
     weight: NDArray[np.float32]
+    effects: NDArray[np.void] | None = None
 
 
 class Click(NamedTuple):
-    """A click on the outcome `key` of the user."""
+    """A click on the outcome `key` of the user, and on an item."""
 
     user_id: str
     timestamp: int
     key: int
+    item: int = 0
 
 
 class Erase(NamedTuple):
@@ -52,6 +57,8 @@ class Erase(NamedTuple):
     user_id: str
     timestamp: int
 
+
+EFFECTS = ["item", "other_mean", "other_var"]
 
 Event: TypeAlias = Impression | Click | Erase
 UserEvents: TypeAlias = Sequence[Event]
@@ -72,10 +79,12 @@ def columns(model: Model, events: Sequence[Event]) -> Microbatch:
             event["kind"][place] = ERASE
             continue
         if isinstance(one, Click):
-            event["kind"][place], event["key"][place] = CLICK, one.key
+            event["kind"][place], event["key"][place], event["item"][place] = CLICK, one.key, one.item
             continue
         item = np.zeros(n := len(one.keys), ITEM)
         item["key"], item["offset"], item["weight"] = one.keys, one.offset, one.weight
+        if one.effects is not None:
+            item[EFFECTS] = one.effects
         event["kind"][place], event["first_item"][place], event["n_items"][place] = IMPRESSION, start, n
         start += n
         items.append(item)
@@ -87,13 +96,16 @@ def single(batch: Microbatch, place: int) -> Event:
     """One of the columns' events."""
     event = batch.events.event[place]
     if event["kind"] == CLICK:
-        return Click(batch.user[place], int(event["at"]), int(event["key"]))
+        return Click(batch.user[place], int(event["at"]), int(event["key"]), int(event["item"]))
     if event["kind"] == ERASE:
         return Erase(batch.user[place], int(event["at"]))
     its = batch.items(place)
     item = batch.events.item[its]
     keys = item["key"].tolist()
-    return Impression(batch.user[place], int(event["at"]), keys, batch.events.row[its], item["offset"], item["weight"])
+    return Impression(
+        batch.user[place], int(event["at"]), keys, batch.events.row[its], item["offset"], item["weight"],
+        item[EFFECTS],
+    )  # fmt: skip
 
 
 def parsed(raw: bytes, model: Model) -> Event:

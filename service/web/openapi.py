@@ -17,13 +17,15 @@ from service.web.guard import OPEN_PATHS
 
 _REF = "#/components/schemas/{name}"
 _TYPES = [
-    api.ScoreRequest, api.ScoreResponse, api.EventsResponse, api.PosteriorResponse, api.Erasure, api.ModelResponse,
+    api.ScoreRequest, api.ScoreResponse, api.EventsResponse, api.PosteriorResponse,
+    api.ItemPosteriorResponse, api.Erasure, api.ModelResponse,
     api.Health, api.ErrorResponse, WireImpression, WireClick,
 ]  # fmt: skip
 _ERRORS = {
     400: "The body is not JSON, or the path not UTF-8.",
     401: "The API key is missing or wrong.",
     403: "The API key does not open this route: an admin's would.",
+    404: "The model learns nothing of the kind.",
     408: "The body did not arrive in time.",
     413: "The body is too large, or has too many events.",
     415: "The body is compressed.",

@@ -493,8 +493,8 @@ def test_metrics_count_by_route_and_name_no_user(rig: Rig) -> None:
 def test_the_openapi_document_is_complete(rig: Rig) -> None:
     document = rig.client.get("/openapi.json").json()
     assert set(document["paths"]) == {
-        "/score", "/events", "/users/{user_id}/posterior", "/users/{user_id}", "/model", "/health/live",
-        "/health/ready", "/metrics",
+        "/score", "/events", "/users/{user_id}/posterior", "/users/{user_id}", "/items/{item_id}/posterior", "/model",
+        "/health/live", "/health/ready", "/metrics",
     }  # fmt: skip
     references = set(json.dumps(document).split("#/components/schemas/")[1:])
     assert {one.split('"')[0] for one in references} <= set(document["components"]["schemas"])

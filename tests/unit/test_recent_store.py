@@ -24,9 +24,9 @@ class Watched:
         self.asked: list[str] = []
         self.deaf = False
 
-    def load(self, user_ids: Sequence[str]) -> list[bytes | None]:
-        self.asked += user_ids
-        return self.inner.load(user_ids)
+    def load(self, ids: Sequence[str], effect: str = "user") -> list[bytes | None]:
+        self.asked += ids
+        return self.inner.load(ids, effect)
 
     def commit(self, transactions: Sequence[Transaction]) -> list[bool]:
         done = self.inner.commit(transactions)

@@ -22,7 +22,7 @@ def remembering(rig: Rig) -> RecentStore:
 
 def evict(rig: Rig, *users: str) -> None:
     with closing(sqlite3.connect(rig.url.removeprefix("sqlite:///"))) as db, db:
-        db.executemany("DELETE FROM records WHERE user_id = ?", [(user,) for user in users])
+        db.executemany("DELETE FROM records WHERE id = ?", [(user,) for user in users])
 
 
 def another(user: str) -> dict[str, object]:

@@ -1,0 +1,204 @@
+"""Scores where items have an effect of their own: both beliefs, added up, and logged as they were."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from learner.belief.gaussian import click_probability
+from learner.belief.policies import ItemEffects, item_noise, score_items
+from learner.events.parse import item_key
+from learner.events.wire import WireImpression
+from learner.log import open_log, open_reader
+from learner.loop import Learner
+from learner.model.spec import load_model
+from learner.record import decode_record, encode_record, fresh_record
+from learner.record.served import belief_at
+from learner.step.feed import item_id
+from learner.store import Store, Write, open_store, write_alone
+from service.settings import Settings
+from service.web.app import create_app
+from tests.stepping import apply, parsed
+
+MODEL = load_model(
+    'name = "m"\nhalf_life = "1d"\n[prior]\nintercept_mean = -1.0\n[features]\nprice = { kind = "numeric" }\n'
+    '[effects.item]\nfeatures = ["intercept", "price"]\nhalf_life = "1d"\n[effects.item.prior]\nvariance = 0.5\n'
+)
+PRICES = {"a": 0.5, "b": -2.0, "c": 0.0}
+ITEMS: list[dict[str, Any]] = [{"item_id": item, "features": {"price": p}} for item, p in PRICES.items()]
+
+
+class Counted:
+    """A store that counts the items it is asked for."""
+
+    def __init__(self, inner: Store) -> None:
+        self.inner = inner
+        self.items: list[int] = []
+
+    def load(self, ids: Sequence[str], effect: str = "user") -> list[bytes | None]:
+        if effect == "item":
+            self.items.append(len(ids))
+        return self.inner.load(ids, effect)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+class Rig:
+    """The service and a learner on one SQLite file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.url = f"sqlite:///{folder / 'f.db'}"
+        self.store, self.log = Counted(open_store(self.url, 60)), open_log(self.url)
+        reader = open_reader(self.url, ["events"], "g")
+        self.learner = Learner(MODEL, open_store(self.url, 60), reader, self.log, poll_timeout_ms=1)
+        self.client = self.serve(item_cache_ms=0)
+
+    def serve(self, **settings: Any) -> TestClient:
+        return TestClient(create_app(Settings(**settings), MODEL, self.store, self.log))  # type: ignore[arg-type]
+
+    def score(self, **more: Any) -> dict[str, Any]:
+        answer = self.client.post("/score", json={"user_id": "u", "items": ITEMS, **more})
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def learn(self, *events: dict[str, Any]) -> None:
+        assert self.client.post("/events", json=list(events)).status_code == 202
+        self.learner.turn()
+
+    def show_and_click(self, user: str, item: str, number: int) -> None:
+        at = int(time.time() * 1000) - 1_000
+        about = {"request_id": f"r{number}", "user_id": user, "timestamp": at}
+        self.learn({"type": "impression", **about, "items": ITEMS}, {"type": "click", **about, "item_id": item})
+
+    def close(self) -> None:
+        self.learner.store.close()
+        self.learner.reader.close()
+        self.log.close()
+        self.store.close()
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    one = Rig(tmp_path)
+    yield one
+    one.close()
+
+
+def by_id(answer: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {item["item_id"]: item for item in answer["items"]}
+
+
+def test_an_item_that_nobody_knows_has_the_prior_beside_the_user(rig: Rig) -> None:
+    for item, price in PRICES.items():
+        found = by_id(rig.score())[item]
+        assert found["item_effect"] == [0.0, pytest.approx(0.5 * (1 + price**2))]
+        assert found["item_n_events"] == 0
+        assert found["logit_std"] == pytest.approx(np.sqrt(1.5 * (1 + price**2)))
+        assert found["score"] == pytest.approx(click_probability(np.array([-1.0]), np.array([1.5 * (1 + price**2)]))[0])
+
+
+def test_what_some_click_on_ranks_higher_for_others_whom_nobody_knows(rig: Rig) -> None:
+    before = by_id(rig.score(user_id="new"))
+    for number, user in enumerate(["ann", "bob", "cid"]):
+        rig.show_and_click(user, "c", number)
+    answer = rig.score(user_id="new")
+    assert answer["user_known"] is False
+    after = by_id(answer)
+    assert after["c"]["rank"] == 1
+    assert after["c"]["score"] > before["c"]["score"]
+    assert after["a"]["score"] < before["a"]["score"]
+    assert [after[item]["item_n_events"] for item in "abc"] == [3, 3, 6]
+    assert after["c"]["item_effect"][1] < before["c"]["item_effect"][1]
+    belief = rig.client.get("/items/c/posterior").json()
+    assert (belief["item_known"], belief["posterior"]["n_events"]) == (True, 6)
+    assert belief["coefficients"][0]["mean"] == pytest.approx(after["c"]["item_effect"][0], rel=1e-3)
+
+
+@pytest.mark.parametrize("policy", ["mean", "ucb", "thompson"])
+def test_the_parts_of_an_explanation_add_up_and_the_items_is_one_of_them(rig: Rig, policy: str) -> None:
+    rig.show_and_click("u", "b", 0)
+    for item in rig.score(explain=True, policy=policy)["items"]:
+        told = item["explanation"]
+        parts = [one["logit_mean"] for side in ("user", "item") for one in told[side]]
+        assert item["logit_mean"] == pytest.approx(told["offset"] + sum(parts), abs=1e-9)
+        assert sum(one["logit_mean"] for one in told["item"]) == pytest.approx(item["item_effect"][0], abs=1e-9)
+        assert {one["coefficient"] for one in told["item"]} <= {"intercept", "price"}
+
+
+def test_a_logged_slate_with_items_is_replayed_from_the_log_alone(rig: Rig) -> None:
+    rig.show_and_click("u", "b", 0)
+    answer = rig.score(policy="thompson", log_impression=True, top_k=2)
+    reader = open_reader(rig.url, ["events"], "replay")
+    record = fresh_record(MODEL)
+    *before, last = reader.poll(0, 100)
+    reader.close()
+    for message in before:
+        ((record,), _) = apply(MODEL, [record], [[parsed(message.value, MODEL)]])
+    logged = msgspec.json.decode(last.value, type=WireImpression)
+    assert logged.ranked is not None
+    assert logged.ranked.seed is not None
+    rows = MODEL.rows([one.features for one in logged.items])
+    mean, var = np.array([one.item_effect for one in logged.items]).T
+    effects = ItemEffects(mean, var, item_noise(logged.ranked.seed, [one.item_id for one in logged.items]))
+    generator = np.random.default_rng(logged.ranked.seed)
+    belief = belief_at(MODEL, record, logged.ranked.at)
+    scores = score_items(belief, rows, np.zeros(2), "thompson", 0.0, generator, effects)
+    shown = [(one["item_id"], one["score"]) for one in answer["items"][:2]]
+    assert [(one.item_id, score) for one, score in zip(logged.items, scores.score.tolist(), strict=True)] == shown
+    # What the user learns from it is what was scored, whatever the item has learnt since.
+    rig.learner.turn()
+    ((expected,), _) = apply(MODEL, [record], [[parsed(last.value, MODEL)]])
+    (value,) = rig.store.load(["u"])
+    found = decode_record(value or b"", MODEL, "u")
+    assert encode_record(replace_revision(found), MODEL) == encode_record(replace_revision(expected), MODEL)
+
+
+def replace_revision(record: Any) -> Any:
+    return record._replace(revision=0)
+
+
+def test_each_item_is_read_once_a_second_however_many_slates_it_is_in(rig: Rig) -> None:
+    remembering = rig.serve(item_cache_ms=600_000)
+    body = {"user_id": "u", "items": [*ITEMS, ITEMS[0]]}
+    first = remembering.post("/score", json=body).json()
+    assert rig.store.items == [3]
+    again = remembering.post("/score", json={**body, "items": [*ITEMS, {"item_id": "d"}]}).json()
+    assert rig.store.items == [3, 1]
+    assert by_id(first)["b"]["item_effect"] == by_id(again)["b"]["item_effect"]
+    for _ in range(2):
+        rig.score()
+    assert rig.store.items == [3, 1, 3, 3]
+
+
+def test_an_item_whose_record_is_damaged_is_named(rig: Rig) -> None:
+    write_alone(rig.store, [Write(item_id(item_key("b")), None, b"damaged", effect="item")])  # type: ignore[arg-type]
+    answer = rig.client.post("/score", json={"user_id": "u", "items": ITEMS})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "damaged_record")
+    assert f"record of item {item_id(item_key('b'))!r}" in answer.json()["error"]["message"]
+
+
+def test_a_model_that_learns_no_items_says_so(rig: Rig) -> None:
+    bare = TestClient(create_app(Settings(), replace(MODEL, item=None), rig.store, rig.log))  # type: ignore[arg-type]
+    answer = bare.get("/items/a/posterior")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "no_item_effect")
+    (item, *_) = bare.post("/score", json={"user_id": "u", "items": ITEMS}).json()["items"]
+    assert "item_effect" not in item
+
+
+def test_draws_of_items_are_standard_normal_and_depend_on_seed_and_id_alone() -> None:
+    ids = [f"item-{i}" for i in range(20_000)]
+    draws = item_noise(5, ids)
+    assert abs(draws.mean()) < 0.03
+    assert draws.std() == pytest.approx(1.0, abs=0.02)
+    assert item_noise(5, ids[7:9]).tolist() == draws[7:9].tolist()
+    assert not np.array_equal(item_noise(6, ids), draws)
