@@ -25,6 +25,7 @@ from learner.events.parse import parse_events
 from learner.model.spec import Model
 from learner.record import Record, decode_record, encode_record
 from learner.step.apply import apply as apply_to_bytes
+from learner.step.feed import Transitions
 
 
 class Impression(NamedTuple):
@@ -67,6 +68,7 @@ UserEvents: TypeAlias = Sequence[Event]
 class Report(NamedTuple):
     counts: Counter[str]
     changed: list[bool]
+    transitions: Transitions
 
 
 def columns(model: Model, events: Sequence[Event]) -> Microbatch:
@@ -131,4 +133,4 @@ def apply(model: Model, records: Sequence[Record], events: Sequence[UserEvents])
         record if value is None else decode_record(value, model, f"u{i}")
         for i, (record, value) in enumerate(zip(records, done.values, strict=True))
     ]
-    return after, Report(done.counts, [value is not None for value in done.values])
+    return after, Report(done.counts, [value is not None for value in done.values], done.transitions)

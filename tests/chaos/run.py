@@ -33,12 +33,13 @@ from kafka.admin import NewPartitions, NewTopic
 from kafka.errors import KafkaConnectionError, KafkaError, NodeNotReadyError, TopicAlreadyExistsError
 from tqdm import tqdm
 
+from learner.items import cursor
 from learner.log.position import Partition, Position
 from learner.record import decode_record
 from learner.store import StoreUnavailable, open_store
 from tests.chaos.nodes import Redis
 from tests.chaos.proxy import Proxy
-from tests.chaos.stream import MODEL, MODEL_OF_RUN, Logged, differences, events, expect, with_bot
+from tests.chaos.stream import MODEL, MODEL_OF_RUN, Logged, differences, events, expect, item_differences, with_bot
 from tests.servers import KafkaServer, answers, eventually, free_port, join_cluster
 
 TOPICS = ("impressions", "clicks")
@@ -49,6 +50,9 @@ SETTLE_S = 900
 CUT, EMPTIED = "Redis loses its last 1 to 3 s (append-only file cut)", "Redis emptied (FLUSHALL)"
 REMADE, ADDED = "topic deleted and made again", "partition added"
 COUNTED = re.compile(r'freshet_learner_total\{kind="(\w+)"\} (\S+)')
+
+
+LOST = ("missing", "lost", "letters missing", "items lost")
 
 
 @dataclass
@@ -62,6 +66,8 @@ class Report:
     ordered: int = 0
     bad: int = 0
     letters: int = 0
+    items: int = 0
+    item_outcomes: int = 0
     wrong: dict[str, list[str]] = field(default_factory=dict)
 
     def table(self) -> str:
@@ -71,12 +77,14 @@ class Report:
             ("records in the log", self.log),
             ("users", self.users),
             ("  whose order the log determines (compared to the last bit)", self.ordered),
+            ("items", self.items),
+            ("  outcomes they learnt", self.item_outcomes),
             ("bad records", self.bad),
             ("dead letters (one may be written twice; see docs/guarantees.md)", self.letters),
             *((f"learners at least: {kind}", count) for kind, count in sorted(self.counts.items())),
-            ("lost", sum(len(self.wrong.get(kind, [])) for kind in ("missing", "lost", "letters missing"))),
+            ("lost", sum(len(self.wrong.get(kind, [])) for kind in LOST)),
             ("doubled or otherwise wrong", sum(map(len, self.wrong.values())) - sum(
-                len(self.wrong.get(kind, [])) for kind in ("missing", "lost", "letters missing"))),
+                len(self.wrong.get(kind, [])) for kind in LOST)),
         ]  # fmt: skip
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {count:>8,}" for name, count in rows)
@@ -441,6 +449,9 @@ class Chaos:
                 committed = {place: reader.committed(place) or 0 for place in ends}
                 # A store that stepped back a moment ago is behind what was committed.
                 shards = store.positions([Partition(ids[place.topic], place.partition) for place in ends])
+                cursors = store.positions([cursor(feed) for feed in range(store.shards)])
+                read = {feed: max(0, min(marks).offset) for feed, marks in enumerate(zip(*cursors, strict=True))}
+                untold = sum(map(len, store.read_feed(read, 10).values()))
             except (KafkaError, StoreUnavailable):
                 return False
             stored = dict(zip(ends, (min(marks).offset + 1 for marks in zip(*shards, strict=True)), strict=True))
@@ -452,7 +463,7 @@ class Chaos:
                     if min(committed[place], stored[place]) < end
                 }
             )
-            return not behind
+            return not behind and not untold
 
         eventually(through, SETTLE_S, lambda: f"all that was sent is learnt; committed, stored, end: {behind}")
         reader.close()
@@ -484,18 +495,23 @@ class Chaos:
 
     def _judge(self) -> None:
         expected = expect(self.log)
-        found = {}
+        found, items, effect = {}, {}, MODEL_OF_RUN.item
+        assert effect is not None
         for node in self.nodes:
             client = redis.Redis(port=node.port)
             for key in client.scan_iter("freshet:*:user:*", count=1000):
                 user = key.decode().partition(":user:")[2]
                 found[user] = decode_record(client.get(key), MODEL_OF_RUN, user)
+            for key in client.scan_iter("freshet:*:item:*", count=1000):
+                item = key.decode().partition(":item:")[2]
+                items[item] = decode_record(client.get(key), effect, item)
             client.close()
         letters = self._letters()
         report = self.report
         report.log, report.users, report.ordered = len(self.log), len(expected.records), len(expected.ordered)
         report.bad, report.letters = len(expected.bad), len(letters)
-        report.wrong = differences(expected, found)
+        report.wrong = differences(expected, found) | item_differences(expected.items, items)
+        report.items, report.item_outcomes = len(expected.items), sum(one.outcomes for one in expected.items.values())
         bad = {(topic, Position(place.partition, place.offset)) for topic, place in expected.bad}
         if missing := bad - set(letters):
             report.wrong["letters missing"] = [str(one) for one in missing]

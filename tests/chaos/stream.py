@@ -7,10 +7,14 @@ import random
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+import numpy as np
+
 from learner.events.parse import parse_events
 from learner.log.position import Partition, Position
 from learner.model.spec import Model, load_model
-from learner.record import Record, State, encode_record, fresh_record
+from learner.record import Record, State, decode_record, encode_record, fresh_record
+from learner.step.apply import apply_to_items
+from learner.step.feed import FLIP, NO, Transitions, by_item, item_id
 from tests.stepping import Event, apply, single
 
 MODEL = """\
@@ -24,10 +28,14 @@ intercept_mean = -1.0
 [features]
 price = { kind = "numeric" }
 genre = { kind = "category", values = ["drama", "comedy"] }
+[effects.item]
+half_life = "30d"
 """
 START_MS = 1_700_000_000_000
 LATE_MS = 61 * 86_400_000
 BOT = "one-bot"
+ITEM_BOUND = 0.5
+"""How far an item may be from what it would have learnt in the order of sending, in its own standard deviations."""
 KINDS = ("one", "one", "one", "two", "odd")
 
 
@@ -52,13 +60,14 @@ def events(rng: random.Random, users: int) -> Iterator[Sent]:
         number += 1
         user = f"{rng.choice(KINDS)}-{rng.randrange(users // len(KINDS))}"
         request, at = f"r{number}", START_MS + number * 100
+        shown_items = rng.sample("abcdefgh", 2)
         items = [
             {"item_id": item, "features": {"price": rng.gauss(0, 1), "genre": rng.choice(["drama", "comedy"])}}
-            for item in "ab"
+            for item in shown_items
         ]
         shown = {"type": "impression", "request_id": request, "user_id": user, "timestamp": at, "items": items}
         clicked = {
-            "type": "click", "request_id": request, "user_id": user, "item_id": rng.choice("ab"),
+            "type": "click", "request_id": request, "user_id": user, "item_id": rng.choice(shown_items),
             "timestamp": at + rng.randrange(1, 90_000),
         }  # fmt: skip
         if user.startswith("one-") and rng.random() < 0.02:
@@ -105,15 +114,43 @@ class Logged(NamedTuple):
     value: bytes
 
 
+class InBurst(NamedTuple):
+    """An event, and the number of the burst of events that it was sent with."""
+
+    burst: int
+    event: Event
+
+
 class Expected(NamedTuple):
     """What the log alone says must come of it.
 
-    `records` by user; `ordered` are those users whose order the log determines; `bad` the places of bad records.
+    `records` by user; `ordered` are those users whose order the log determines; `bad` the places of bad records;
+    `items` by the id of their records.
     """
 
     records: dict[str, Record]
     ordered: set[str]
     bad: set[tuple[str, Position]]
+    items: dict[str, ExpectedItem]
+
+
+class ExpectedItem(NamedTuple):
+    """What an item must have learnt.
+
+    Attributes
+    ----------
+    outcomes
+        How often it was shown to somebody for the first time.
+    flips
+        The least and the most clicks that may have come after their impression, where the order is not determined.
+    mean, std
+        What is believed of it if it learnt all in the order in which it is sent.
+    """
+
+    outcomes: int
+    flips: tuple[int, int]
+    mean: float
+    std: float
 
 
 def expect(log: Iterable[Logged]) -> Expected:
@@ -122,22 +159,70 @@ def expect(log: Iterable[Logged]) -> Expected:
     records: dict[str, Record] = {}
     places: dict[str, set[tuple[int, Partition]]] = {}
     bad = set()
-    by_user: dict[str, list[Event]] = {}
+    by_user: dict[str, list[InBurst]] = {}
+    told: dict[str, list[Transitions]] = {}
     for one in log:
         batch, refused = parse_events([one.value], model)
         if refused:
             bad.add((one.topic, one.position))
             continue
         event = single(batch, 0)
-        by_user.setdefault(event.user_id, []).append(event)
+        burst = int(json.loads(one.value).get("request_id", "r0")[1:])
+        by_user.setdefault(event.user_id, []).append(InBurst(burst, event))
         places.setdefault(event.user_id, set()).add((one.epoch, one.position.partition))
+    ordered = {user for user, used in places.items() if len({epoch for epoch, _ in used}) == len(used)}
     for user, mine in by_user.items():
         record = fresh_record(model)
-        for one_event in mine:
-            ((record,), _) = apply(model, [record], [[one_event]])
+        if user not in ordered:
+            # Partition by partition a user would believe in no click until all are read, and tell items so.
+            mine.sort(key=lambda one: one.burst)
+        for _, one_event in mine:
+            ((record,), report) = apply(model, [record], [[one_event]])
+            told.setdefault(user, []).append(report.transitions)
         records[user] = record
-    ordered = {user for user, used in places.items() if len({epoch for epoch, _ in used}) == len(used)}
-    return Expected(records, ordered, bad)
+    return Expected(records, ordered, bad, _expect_items(told, ordered))
+
+
+def _expect_items(told: dict[str, list[Transitions]], ordered: set[str]) -> dict[str, ExpectedItem]:
+    effect = MODEL_OF_RUN.item
+    assert effect is not None
+    flips: dict[str, list[int]] = {}
+    for user, mine in told.items():
+        for one in mine:
+            for key, kind in one.row[["item", "kind"]].tolist():
+                least_and_most = flips.setdefault(item_id(key), [0, 0])
+                if kind != NO:
+                    least_and_most[0] += kind == FLIP and user in ordered
+                    least_and_most[1] += kind == FLIP or user not in ordered
+    everything = [one for mine in told.values() for one in mine]
+    row, x = (np.concatenate([one[part] for one in everything]) for part in (0, 1))
+    # As it is sent: each click beside its impression, however late it is dated.
+    order = np.lexsort((row["kind"], row["shown_at"]))
+    transitions = Transitions(row[order], x[order])
+    items = by_item(transitions)
+    found = {}
+    values = apply_to_items(effect, [None] * len(items.user_ids), transitions, items)
+    for name, value, places in zip(items.user_ids, values, (places for _, places in items), strict=True):
+        belief = decode_record(value, effect, name).settled
+        outcomes = int((transitions.row["kind"][places] != FLIP).sum())
+        least, most = flips[name]
+        found[name] = ExpectedItem(outcomes, (least, most), float(belief.mean[0]), float(belief.variances[0] ** 0.5))
+    return found
+
+
+def item_differences(expected: dict[str, ExpectedItem], found: dict[str, Record]) -> dict[str, list[str]]:
+    """What is wrong with items: outcomes lost or doubled, or a belief that no order of them gives."""
+    wrong: dict[str, list[str]] = {"items lost": [], "items doubled": [], "items different": []}
+    for name in expected.keys() | found.keys():
+        want, have = expected.get(name), found.get(name)
+        outcomes, flips = (0, 0) if have is None else (have.n_learnt, have.n_events - have.n_learnt)
+        if want is None or outcomes > want.outcomes or flips > want.flips[1]:
+            wrong["items doubled"].append(name)
+        elif have is None or outcomes < want.outcomes or flips < want.flips[0]:
+            wrong["items lost"].append(name)
+        elif (off := abs(float(have.settled.mean[0]) - want.mean)) > ITEM_BOUND * want.std:
+            wrong["items different"].append(f"{name} by {off / want.std:.2f} standard deviations")
+    return {kind: items for kind, items in wrong.items() if items}
 
 
 def differences(expected: Expected, found: dict[str, Record]) -> dict[str, list[str]]:
