@@ -71,11 +71,32 @@ def measure(context: Context) -> list[Figure]:
                     higher_is_better=True,
                 )
             )
-    return [*figures, *_scaling(context)]
+    return [*figures, *_with_items(context), *_scaling(context)]
 
 
-def _stream(n_rounds: int, n_items: int) -> Iterator[tuple[bytes, bytes]]:
-    for one in visits(USERS, n_rounds, n_items):
+def _with_items(context: Context) -> list[Figure]:
+    """The same learner with an effect of items, whose shards are all its own: popular items, then a million alike."""
+    figures = []
+    for what, popular in (("popular items", True), ("a million items alike", False)):
+        topic = f"items-{popular}"
+        stream = _stream(2 if context.quick else 6, 10, popular)
+        n = fill_topic(shared(context, KafkaServer), topic, stream)
+        taken: dict[bool, list[Rates]] = {False: [], True: []}
+        for _ in range(context.repetitions):
+            for with_items, mine in taken.items():
+                mine.append(freshet(context, topic, n, with_items))
+        for name, of in (("", "wall"), (", processor time", "cpu")):
+            without, with_them = ([getattr(one, of) for one in taken[which]] for which in (False, True))
+            aim = 0.6 if popular and not name else None
+            figures.append(
+                Figure(f"learner: with an effect of items over without, {what}{name}", "x", ratios(with_them, without),
+                       at_least=aim, higher_is_better=True)
+            )  # fmt: skip
+    return figures
+
+
+def _stream(n_rounds: int, n_items: int, popular: bool = False) -> Iterator[tuple[bytes, bytes]]:
+    for one in visits(USERS, n_rounds, n_items, popular=popular):
         yield one.user, one.value
 
 
@@ -102,7 +123,7 @@ def bare_poll(context: Context, topic: str, n: int, decode: Callable[[bytes], ob
     return rates
 
 
-def freshet(context: Context, topic: str, n: int) -> Rates:
+def freshet(context: Context, topic: str, n: int, with_items: bool = False) -> Rates:
     """Records learnt, stored and committed by one learner into an empty Redis; from the first batch on."""
     server = shared(context, RedisServer)
     client = redis.Redis.from_url(server.url())
@@ -110,7 +131,7 @@ def freshet(context: Context, topic: str, n: int) -> Rates:
     client.close()
     log_url = shared(context, KafkaServer).url
     learner = Learner(
-        model(),
+        model(with_items=with_items),
         RecentStore(open_store(server.url(), 86_400)),
         open_reader(log_url, [topic], f"group-{uuid.uuid4().hex}"),
         open_log(log_url),

@@ -42,9 +42,9 @@ def model_toml(n_features: int = FEATURES) -> str:
     )
 
 
-def model(n_features: int = FEATURES) -> Model:
-    """The model of `model_toml`."""
-    return load_model(model_toml(n_features))
+def model(n_features: int = FEATURES, with_items: bool = False) -> Model:
+    """The model of `model_toml`; with an effect of items if wanted."""
+    return load_model(model_toml(n_features) + ('[effects.item]\nhalf_life = "7d"\n' if with_items else ""))
 
 
 def items(generator: random.Random, n_items: int, n_features: int = FEATURES) -> list[Mapping[str, Any]]:
@@ -76,12 +76,14 @@ class Visit(NamedTuple):
     round: int
 
 
-def visits(n_users: int, n_rounds: int, n_items: int, n_features: int = FEATURES) -> Iterator[Visit]:
+def visits(
+    n_users: int, n_rounds: int, n_items: int, n_features: int = FEATURES, popular: bool = False
+) -> Iterator[Visit]:
     """Slates and clicks in the order of their times, as served users make them; nothing comes after the last slate.
 
     In a round each user is shown a slate; rounds are `SLATE_MS` apart, sessions of `SLATES` rounds `SESSION_MS`. A
     slate is clicked once with probability `CLICKED`, after a log-normal delay, as the model expects; one of twenty
-    clicks comes after the settle age.
+    clicks comes after the settle age. Items are of a million, all alike; or `popular`, the n-th shown 1 / n as often.
     """
     generator = random.Random(1)
     clicks: list[Visit] = []
@@ -92,6 +94,9 @@ def visits(n_users: int, n_rounds: int, n_items: int, n_features: int = FEATURES
         while clicks and clicks[0].at <= at:
             yield heappop(clicks)
         shown = items(generator, n_items, n_features)
+        if popular:
+            places = {int(1_000_000 ** generator.random()) for _ in range(2 * n_items)}
+            shown = [{**one, "item_id": f"item-{place}"} for one, place in zip(shown, places, strict=False)]
         key, request = f"user-{user}".encode(), f"request-{i}"
         yield Visit(at, key, impression_json(request, key.decode(), at, shown), number)
         if generator.random() < CLICKED:

@@ -15,6 +15,7 @@ from hashlib import blake2b
 
 import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from learner.feed import Told, decode_block
 from learner.log.position import NOTHING, Mark, Partition
@@ -92,16 +93,19 @@ class Items:
                 told.append((number, feed, one))
         self._read({source(feed, partition) for _, feed, one in told for partition in one.partitions})
         reached = _Reached(self._known, self._owned)
-        some = [reached.take(self.store, number, feed, one) for number, feed, one in told]
+        shards = self._shards([one for *_, one in told])
+        some = [reached.take(number, feed, one, of) for (number, feed, one), of in zip(told, shards, strict=True)]
         for number, feed, _ in blocks:
             reached.move(cursor(feed), Mark(0, number))
         transitions = Transitions(
             np.concatenate([np.empty(0, TRANSITION), *(one.row for one in some)]),
             np.concatenate([np.empty((0, self.effect.d), np.float32), *(one.x for one in some)]),
         )
-        writes = self._writes(transitions, counts)
+        writes: dict[int, list[Write]] = {}
+        for write in self._writes(transitions, counts):
+            writes.setdefault(self.store.shard_of(write.id), []).append(write)
         transactions = [
-            Transaction(shard, [one for one in writes if self.store.shard_of(one.id) == shard], moves)
+            Transaction(shard, writes.get(shard, ()), moves)
             for shard in sorted(self._owned)
             if (moves := reached.moves(shard))
         ]
@@ -121,6 +125,13 @@ class Items:
                 self._known[move.partition][transaction.shard] = move.reached
         counts["item_outcomes"] += len(transitions.row)
         return any(len(some) == BLOCKS for some in found.values())
+
+    def _shards(self, told: Sequence[Told]) -> list[NDArray[np.int64]]:
+        """The shard of each row's item, block by block."""
+        items = [one.transitions.row["item"] for one in told]
+        keys, inverse = np.unique(np.concatenate([np.empty(0, np.int64), *items]), return_inverse=True)
+        shard = np.array([self.store.shard_of(item_id(key)) for key in keys.tolist()], np.int64)[inverse]
+        return np.split(shard, np.cumsum([len(one) for one in items])[:-1]) if told else []
 
     def _writes(self, transitions: Transitions, counts: Counter[str]) -> list[Write]:
         """The records that come of some rows. One that cannot be used stays as it is, and what it is told is lost."""
@@ -163,11 +174,8 @@ class _Reached:
         self._owned = np.array(sorted(owned))
         self._reached: dict[Partition, list[Mark]] = {}
 
-    def take(self, store: Store, number: int, feed: int, told: Told) -> Transitions:
+    def take(self, number: int, feed: int, told: Told, shard: NDArray[np.int64]) -> Transitions:
         """The rows of a block that are new to their items' shards, which then have them."""
-        row = told.transitions.row
-        keys, inverse = np.unique(row["item"], return_inverse=True)
-        shard = np.array([store.shard_of(item_id(key)) for key in keys.tolist()])[inverse]
         at = np.array([mark.offset for mark in self._known[cursor(feed)]])
         new = np.isin(shard, self._owned) & (at[shard] < number)
         epoch, place, of = (told.sources[name].astype(np.int64) for name in ("epoch", "place", "partition"))
@@ -176,11 +184,12 @@ class _Reached:
             name = source(feed, partition)
             marks = np.array(self._reached.get(name, self._known[name]), np.int64)[shard]
             new &= ~its | (epoch > marks[:, 0]) | ((epoch == marks[:, 0]) & (place > marks[:, 1]))
-            its &= new
             # Of a partition's rows the last is the furthest.
-            for one, last in zip(shard[its].tolist(), np.flatnonzero(its).tolist(), strict=True):
-                self._set(name, one, told.mark(last))
-        return Transitions(row[new], told.transitions.x[new])
+            latest_first = np.flatnonzero(its & new)[::-1]
+            ours, last = np.unique(shard[latest_first], return_index=True)
+            for one, place_of in zip(ours.tolist(), latest_first[last].tolist(), strict=True):
+                self._set(name, one, told.mark(place_of))
+        return Transitions(told.transitions.row[new], told.transitions.x[new])
 
     def move(self, name: Partition, mark: Mark) -> None:
         """All shards that are ours have come to a mark, or further."""
