@@ -6,7 +6,6 @@ joined, sorted and appended to one table, which is read again from its beginning
 
 from __future__ import annotations
 
-import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from typing import IO, Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from learner.batch.disk import on_disk, spool
 from learner.belief.gaussian import Array
 from learner.events.microbatch import CLICK, Microbatch, by_user, item_places
 from learner.model.spec import Model
@@ -45,6 +45,8 @@ class Outcomes:
 
     Attributes
     ----------
+    users
+        The `user_hash` of each user, shape (U,).
     starts
         Those of user i are ``starts[i]:starts[i + 1]``, shape (U + 1,).
     own_offset
@@ -62,6 +64,7 @@ class Outcomes:
         self,
         table: IO[bytes],
         row: np.dtype[np.void],
+        users: NDArray[np.uint64],
         counts: NDArray[np.intp],
         own_offset: bool,
         delay: Array,
@@ -69,6 +72,7 @@ class Outcomes:
         seen: NDArray[np.bool_],
         end: int,
     ) -> None:
+        self.users = users
         self.starts = np.append(0, np.cumsum(counts)).astype(np.intp)
         self.own_offset = own_offset
         self.delay, self.horizon = delay, horizon
@@ -91,23 +95,27 @@ class Outcomes:
         self._table.seek(start * self._row.itemsize)
         return np.frombuffer(self._table.read((end - start) * self._row.itemsize), self._row)
 
-    def chunks(self, fixed_effect: Array, numbers: int = 1 << 20) -> Iterator[Rows]:
+    def chunks(self, fixed_effect: Array, numbers: int = 1 << 20, left_out: int = 0) -> Iterator[Rows]:
         """Whole users, at least one at a time; an outcome without an offset has x'b, as when it is served.
 
-        Rows of about so many numbers, and covariances of four times as many: work in memory is a few times that.
+        Rows of about so many numbers, and covariances of four times as many: work in memory is a few times that. Users
+        of smaller hashes than `left_out` are passed over.
         """
         d, first = len(fixed_effect), 0
         while first < self.n_users:
             last = int(np.searchsorted(self.starts, self.starts[first] + numbers // d, side="right")) - 1
             last = min(max(last, first + 1), first + max(4 * numbers // d**2, 1), self.n_users)
-            part = self.read(first, last)
+            part, sizes = self.read(first, last), np.diff(self.starts[first : last + 1])
+            if left_out:
+                kept = self.users[first:last] >= left_out
+                part, sizes = part[np.repeat(kept, sizes)], sizes[kept]
             X, offset = part["row"].astype(np.float64), part["offset"].astype(np.float64)
             yield Rows(
                 X,
                 part["y"].astype(np.float64),
                 np.where(np.isnan(offset), X @ fixed_effect, offset),
                 part["weight"].astype(np.float64),
-                self.starts[first : last + 1] - self.starts[first],
+                np.append(0, np.cumsum(sizes)).astype(np.intp),
             )
             first = last
 
@@ -123,7 +131,7 @@ def chosen(user_id: str, share: float, seed: int) -> bool:
     >>> sum(chosen(f"u{i}", 0.25, 0) for i in range(10_000))
     2511
     """
-    return _hash(user_id, seed) < share * 2.0**64
+    return user_hash(user_id, seed) < share * 2.0**64
 
 
 def collect(
@@ -132,6 +140,7 @@ def collect(
     share: float = 1.0,
     seed: int = 0,
     until: float = 1.0,
+    since_ms: int = 0,
     advance: Callable[[int], object] = lambda n: None,
 ) -> Outcomes:
     """Join clicks to impressions.
@@ -148,6 +157,8 @@ def collect(
         The sample of users to keep, as `chosen`.
     until
         The first share of outcomes, by time, to keep.
+    since_ms
+        From when on (epoch ms) to keep outcomes; earlier ones count for `until` alone.
     advance
         Called with the number of outcomes sorted, once all events are read.
 
@@ -156,19 +167,10 @@ def collect(
     ValueError
         If the temporary files do not fit on the disk.
     """
-    try:
-        return _collect(batches, model, share, seed, until, advance)
-    except OSError as exc:
-        raise ValueError(f"temporary files in {tempfile.gettempdir()!r}: {exc}; TMPDIR names another folder") from exc
-
-
-def _collect(
-    batches: Iterable[Microbatch], model: Model, share: float, seed: int, until: float, advance: Callable[[int], object]
-) -> Outcomes:
     shown_row = np.dtype([*_CLICKED.descr, ("offset", "<f4"), ("weight", "<f4"), ("row", "<f4", (model.d,))])
-    with ExitStack() as stack:
-        parts = [(stack.enter_context(_spool()), stack.enter_context(_spool())) for _ in range(PARTS)]
-        times = stack.enter_context(_spool())
+    with on_disk(), ExitStack() as stack:
+        parts = [(stack.enter_context(spool()), stack.enter_context(spool())) for _ in range(PARTS)]
+        times = stack.enter_context(spool())
         end = 0
         for batch in batches:
             for user_id, places in by_user(batch):
@@ -176,7 +178,7 @@ def _collect(
                 end = max(end, int(event["at"].max()))
                 if share < 1.0 and not chosen(user_id, share, seed):
                     continue
-                user = _hash(user_id)
+                user = user_hash(user_id)
                 shown, clicked = parts[user % PARTS]
                 is_click = event["kind"] == CLICK
                 clicks = np.empty(is_click.sum(), _CLICKED)
@@ -188,7 +190,7 @@ def _collect(
                 rows["user"], rows["key"], rows["row"] = user, item["key"], batch.events.row[its]
                 rows["at"] = np.repeat(event["at"], event["n_items"])
                 rows["offset"], rows["weight"] = item["offset"], item["weight"]
-                shown.write(rows.tobytes())
+                shown.write(rows[rows["at"] >= since_ms].tobytes())
                 if until < 1.0:
                     times.write(rows["at"].tobytes())
         if until < 1.0:
@@ -196,11 +198,7 @@ def _collect(
         return _sort(parts, shown_row, end, model, advance)
 
 
-def _spool() -> IO[bytes]:
-    return tempfile.TemporaryFile(prefix="freshet-", buffering=1 << 16)
-
-
-def _hash(user_id: str, seed: int | None = None) -> int:
+def user_hash(user_id: str, seed: int | None = None) -> int:
     """64 bits that stand for the user."""
     key = b"" if seed is None else seed.to_bytes(8, "little")
     return int.from_bytes(blake2b(user_id.encode(), digest_size=8, key=key).digest(), "little")
@@ -225,8 +223,8 @@ def _sort(
 ) -> Outcomes:
     """Join and sort part by part."""
     row = np.dtype([(name, shown_row[name]) for name in ("row", "offset", "weight", "at")] + [("y", "<f4")])
-    table = _spool()
-    counts, delays = [np.empty(0, np.intp)], _Delays()
+    table = spool()
+    users, counts, delays = [np.empty(0, np.uint64)], [np.empty(0, np.intp)], _Delays()
     own_offset, seen = False, np.zeros(model.d, dtype=bool)
     try:
         for shown_file, clicked_file in parts:
@@ -239,7 +237,9 @@ def _sort(
                 out[name] = shown[name]
             out["y"] = (clicked_at >= 0) & (delay <= model.window_ms)
             table.write(out.tobytes())
-            counts.append(np.diff(np.flatnonzero(np.diff(shown["user"], prepend=0, append=0))).astype(np.intp))
+            user, count = np.unique(shown["user"], return_counts=True)
+            users.append(user)
+            counts.append(count)
             own_offset |= bool((~np.isnan(shown["offset"])).any())
             seen |= (shown["row"] != 0).any(axis=0)
             advance(len(shown))
@@ -248,8 +248,9 @@ def _sort(
         table.close()
         raise
     return Outcomes(
-        table, row, np.concatenate(counts), own_offset, delays.kept["delay"], delays.kept["horizon"], seen, end
-    )
+        table, row, np.concatenate(users), np.concatenate(counts), own_offset, delays.kept["delay"],
+        delays.kept["horizon"], seen, end,
+    )  # fmt: skip
 
 
 def _load(file: IO[bytes], row: np.dtype[np.void], end: int) -> Structured:

@@ -93,7 +93,7 @@ def log_loss(clicked: ArrayLike, probabilities: ArrayLike) -> float:
     >>> round(log_loss([1, 0], [0.8, 0.4]), 4)
     0.367
     """
-    return float(_losses(np.ravel(clicked), np.ravel(probabilities)).mean())
+    return float(log_losses(np.ravel(clicked), np.ravel(probabilities)).mean())
 
 
 def expected_calibration_error(clicked: Array, probabilities: Array) -> float:
@@ -180,7 +180,7 @@ def _measures(scored: Scored, user: NDArray[np.intp], n_users: int) -> dict[str,
     def per_user(values: Array, owner: NDArray[np.intp] = user) -> Array:
         return np.asarray(np.bincount(owner, values, n_users), dtype=np.float64)
 
-    loss, size, clicks, predicted = (per_user(one) for one in (_losses(y, p), np.ones_like(y), y, p))
+    loss, size, clicks, predicted = (per_user(one) for one in (log_losses(y, p), np.ones_like(y), y, p))
     areas = _grouped_auc(user, y, p)
     slate_user, ndcg, reciprocal = _slate_measures(scored, user)
     ndcg_sum, mrr_sum = per_user(ndcg, slate_user), per_user(reciprocal, slate_user)
@@ -205,7 +205,8 @@ def _measures(scored: Scored, user: NDArray[np.intp], n_users: int) -> dict[str,
     }
 
 
-def _losses(y: ArrayLike, p: ArrayLike) -> Array:
+def log_losses(y: ArrayLike, p: ArrayLike) -> Array:
+    """The negative log likelihood of each label, in nats, shape as given."""
     y, p = np.asarray(y, dtype=np.float64), np.asarray(p, dtype=np.float64)
     with np.errstate(divide="ignore"):
         return np.asarray(-(scipy.special.xlogy(y, p) + scipy.special.xlogy(1.0 - y, 1.0 - p)))

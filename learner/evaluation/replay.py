@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.belief.gaussian import Array, Belief, Rows, click_probability, draw, predict
-from learner.evaluation.metrics import Scored, log_loss
+from learner.evaluation.metrics import Scored, log_losses
 from learner.events.microbatch import IMPRESSION, Microbatch, by_user, grouped
 from learner.model.spec import Model
 from learner.record import decode_record, fresh_record
@@ -171,13 +171,16 @@ def replay(
     return _gather(rows, np.array(pit))
 
 
-def progressive_loss(model: Model, log: Log, advance: Callable[[int], object] = lambda n: None) -> float:
-    """The log loss of a fresh replay: every slate is scored before it is learnt from.
+def progressive_losses(
+    model: Model, log: Log, advance: Callable[[int], object] = lambda n: None
+) -> tuple[Array, Array]:
+    """For each user of a fresh replay the sum of the log losses of their outcomes and the number of these, (U,).
 
-    `advance` is called with the number of slates scored.
+    Every slate is scored before it is learnt from. `advance` is called with the number of slates scored.
     """
-    scored = replay(model, log, fresh, advance=advance).scored
-    return log_loss(scored.y, scored.p)
+    scored, n_users = replay(model, log, fresh, advance=advance).scored, len(log.users)
+    total = np.bincount(scored.user, log_losses(scored.y, scored.p), n_users).astype(np.float64)
+    return total, np.bincount(scored.user, minlength=n_users).astype(np.float64)
 
 
 class _Step(NamedTuple):

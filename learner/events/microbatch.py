@@ -46,13 +46,13 @@ class Microbatch(NamedTuple):
         first: int = self.events.event["first_item"][place]
         return slice(first, first + self.events.event["n_items"][place])
 
-    def only(self, wanted: Callable[[str], bool], until_ms: float = np.inf) -> Microbatch:
-        """The events of the users that are wanted, up to a time (epoch ms), with the items of no others."""
+    def only(self, wanted: Callable[[str], bool], since_ms: float = -np.inf, until_ms: float = np.inf) -> Microbatch:
+        """The events of the users that are wanted, from a time to another (epoch ms), with the items of no others."""
         event = self.events.event
         places = [
             place
             for place, (user, at) in enumerate(zip(self.user, event["at"].tolist(), strict=True))
-            if user and at <= until_ms and wanted(user)
+            if user and since_ms <= at <= until_ms and wanted(user)
         ]
         event = event[places]
         its = item_places(event)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from cachetools import LRUCache
 
@@ -46,6 +46,10 @@ class RecentStore:
         missing = [user_id for user_id, value in zip(user_ids, known, strict=True) if value is None]
         read = iter(self._store.load(missing) if missing else [])
         return [next(read) if value is None else value for value in known]
+
+    def scan(self) -> Iterator[list[tuple[str, bytes]]]:
+        """Ask the store."""
+        return self._store.scan()
 
     def positions(self, partitions: Sequence[Partition]) -> list[list[Mark]]:
         """Ask the store."""

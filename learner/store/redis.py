@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 from zlib import crc32
@@ -15,7 +16,7 @@ from redis.retry import Retry
 
 from learner.log.position import NOTHING, Mark, Partition
 from learner.record import DamagedRecord
-from learner.store import KEY_PREFIX, Lifetimes, Transaction
+from learner.store import KEY_PREFIX, SCANNED_TOGETHER, Lifetimes, Transaction
 from learner.store.redis_errors import translated
 
 SHARDS = 16
@@ -108,6 +109,22 @@ class RedisStore:
             for i, value in zip(places, values, strict=True):
                 found[i] = value
         return found
+
+    def scan(self) -> Iterator[list[tuple[str, bytes]]]:
+        """Walk over the keys, of a cluster those of node after node, and read the records of some users at a time."""
+        with translated():
+            keys = self._redis.scan_iter(match=f"{self._prefix}:{{*}}:user:*", count=SCANNED_TOGETHER)
+        begin = len(record_key("", self._prefix))
+        while True:
+            with translated():
+                found: list[bytes] = list(islice(keys, SCANNED_TOGETHER))
+            if not found:
+                return
+            user_ids = [key[begin:].decode(errors="replace") for key in found]
+            # A pattern also fits keys that are none of ours.
+            ours = [one for one, key in zip(user_ids, found, strict=True) if self._key(one).encode() == key]
+            values = zip(ours, self.load(ours), strict=True)
+            yield [(user_id, value) for user_id, value in values if value is not None]
 
     def positions(self, partitions: Sequence[Partition]) -> list[list[Mark]]:
         """Read positions, in one round trip."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from learner.log.position import NOTHING, Mark, Partition
 from learner.record import IDENTITY
 from learner.sqlite_file import SqliteFile
-from learner.store import Lifetimes, Move, StoreUnavailable, Transaction, Write
+from learner.store import SCANNED_TOGETHER, Lifetimes, Move, StoreUnavailable, Transaction, Write
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS records (
@@ -47,6 +47,18 @@ class SqliteStore:
         with self._file.reading() as db:
             rows = [db.execute(query, (user_id, now)).fetchone() for user_id in user_ids]
         return [row and row[0] for row in rows]
+
+    def scan(self) -> Iterator[list[tuple[str, bytes]]]:
+        """Read records in the order of users, some a query: none holds up those who write."""
+        query = "SELECT user_id, value FROM records WHERE user_id > ? AND expires_at > ? ORDER BY user_id LIMIT ?"
+        last = ""
+        while True:
+            with self._file.reading() as db:
+                rows = db.execute(query, (last, time.time(), SCANNED_TOGETHER)).fetchall()
+            if not rows:
+                return
+            yield rows
+            last = rows[-1][0]
 
     def positions(self, partitions: Sequence[Partition]) -> list[list[Mark]]:
         """Read positions."""

@@ -9,7 +9,7 @@ from learner.belief.gaussian import Gaussian
 from learner.belief.population import Population, rebase
 from learner.events.parse import outcome_key
 from learner.log.position import Partition, Position
-from learner.model.duration import ModelError
+from learner.model.duration import HalfLife, ModelError
 from learner.model.prior_file import PriorFile, decode_prior, encode_prior, with_prior
 from learner.model.spec import Model, load_model
 from learner.record import ForeignRecord, decode_record, encode_record, fresh_record
@@ -39,7 +39,7 @@ def a_population(model: Model, seed: int = 1, fixed: bool = False) -> Population
 
 
 def a_prior(model: Model, population: Population, earlier: tuple[Population, ...] = ()) -> PriorFile:
-    return PriorFile(model.name, model.fingerprint, model.coefficients, population, earlier, (9000.0, 1.1), 1e6)
+    return PriorFile(model.name, model.fingerprint, model.coefficients, population, earlier, (9000.0, 1.1), HalfLife(1e6))
 
 
 def evidence(prior: Gaussian, offset: np.ndarray, seed: int = 3) -> Gaussian:
@@ -87,7 +87,7 @@ def test_a_prior_file_is_read_back_to_the_last_bit_and_written_twice_alike() -> 
     read = decode_prior(data)
     assert read.population.fingerprint == prior.population.fingerprint
     assert [one.fingerprint for one in read.earlier] == [FULL.population_fingerprint]
-    assert (read.click_delay, read.half_life_ms, read.coefficients) == ((9000.0, 1.1), 1e6, FULL.coefficients)
+    assert (read.click_delay, read.half_life, read.coefficients) == ((9000.0, 1.1), HalfLife(1e6), FULL.coefficients)
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-30], lambda b: b"not a prior", lambda b: b""])

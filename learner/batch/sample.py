@@ -1,0 +1,68 @@
+"""The events of a sample of a log's users, kept in memory while the log is read: small enough to be replayed often."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from learner.batch.join import user_hash
+from learner.belief.gaussian import Array
+from learner.events.microbatch import Microbatch, joined
+
+MAX_USERS, MAX_ITEMS = 500, 100_000
+# At most this share of the users: what is chosen on the sample is judged by a prior that is fitted on the others.
+MAX_SHARE = 0.5
+
+
+class Sample:
+    """Users with the smallest hashes, as many as the bounds allow; the same log always gives the same ones.
+
+    Parameters
+    ----------
+    wanted
+        Who may be in it.
+    """
+
+    def __init__(self, wanted: Callable[[str], bool], max_users: int = MAX_USERS, max_items: int = MAX_ITEMS) -> None:
+        self._wanted = wanted
+        self._max_users, self._max_items = max_users, max_items
+        self._limit = int(MAX_SHARE * 2**64)
+        self._batches: list[Microbatch] = []
+        self._hash: dict[str, int] = {}
+        self._n_items = 0
+
+    def keep_of(self, batches: Iterable[Microbatch]) -> Iterator[Microbatch]:
+        """The same microbatches; the events of users in the sample are noted as they pass."""
+        for batch in batches:
+            self._add(batch)
+            yield batch
+
+    @property
+    def limit(self) -> int:
+        """Users with a `user_hash` below it are in the sample."""
+        return self._limit
+
+    def events(self, d: int, fixed_effect: Array, since_ms: float = -np.inf, until_ms: float = np.inf) -> Microbatch:
+        """All events of the sample between two times (epoch ms); an item without an offset has x'b, as when served."""
+        batch = joined((one.only(self._is_in, since_ms, until_ms) for one in self._batches), d)
+        item = batch.events.item.copy()
+        missing = np.isnan(item["offset"])
+        item["offset"][missing] = batch.events.row[missing] @ fixed_effect
+        return batch._replace(events=batch.events._replace(item=item))
+
+    def _is_in(self, user_id: str) -> bool:
+        known = self._hash.get(user_id)
+        return (user_hash(user_id) if known is None else known) < self._limit
+
+    def _add(self, batch: Microbatch) -> None:
+        mine = batch.only(lambda user_id: self._is_in(user_id) and self._wanted(user_id))
+        self._hash |= {user_id: user_hash(user_id) for user_id in set(mine.user) - self._hash.keys()}
+        self._batches.append(mine)
+        self._n_items += len(mine.events.item)
+        # By halves, so that the order of the log chooses nobody.
+        while len(self._hash) > self._max_users or self._n_items > self._max_items:
+            self._limit //= 2
+            self._batches = [one.only(self._is_in) for one in self._batches]
+            self._hash = {user_id: known for user_id, known in self._hash.items() if known < self._limit}
+            self._n_items = sum(len(one.events.item) for one in self._batches)
