@@ -10,23 +10,29 @@ from learner.batch.join import user_hash
 from learner.belief.gaussian import Array
 from learner.events.microbatch import Microbatch, joined
 
-MAX_USERS, MAX_ITEMS = 500, 100_000
+# In time: of so many users and items. In memory: of so many numbers in their rows.
+MAX_USERS, MAX_ITEMS, MAX_NUMBERS = 500, 100_000, 1 << 22
 # At most this share of the users: what is chosen on the sample is judged by a prior that is fitted on the others.
 MAX_SHARE = 0.5
+# While the log is read, so many times as much is kept: which of it is behind its end is known only then.
+_SPARE = 4
 
 
 class Sample:
-    """Users with the smallest hashes, as many as the bounds allow; the same log always gives the same ones.
+    """Users with the smallest hashes, as many as the bounds allow: whatever the order of the log, the same ones.
 
     Parameters
     ----------
     wanted
         Who may be in it.
+    d
+        Coefficients of the model.
     """
 
-    def __init__(self, wanted: Callable[[str], bool], max_users: int = MAX_USERS, max_items: int = MAX_ITEMS) -> None:
+    def __init__(self, wanted: Callable[[str], bool], d: int, max_users: int = MAX_USERS) -> None:
         self._wanted = wanted
-        self._max_users, self._max_items = max_users, max_items
+        self._d = d
+        self._max_users, self._max_items = max_users, min(MAX_ITEMS, MAX_NUMBERS // d)
         self._limit = int(MAX_SHARE * 2**64)
         self._batches: list[Microbatch] = []
         self._hash: dict[str, int] = {}
@@ -38,18 +44,24 @@ class Sample:
             self._add(batch)
             yield batch
 
-    @property
-    def limit(self) -> int:
-        """Users with a `user_hash` below it are in the sample."""
-        return self._limit
+    def take(self, fixed_effect: Array, since_ms: float = -np.inf, until_ms: float = np.inf) -> tuple[Microbatch, int]:
+        """The sample between two times (epoch ms), and the `user_hash` that all of its users are below, and no others.
 
-    def events(self, d: int, fixed_effect: Array, since_ms: float = -np.inf, until_ms: float = np.inf) -> Microbatch:
-        """All events of the sample between two times (epoch ms); an item without an offset has x'b, as when served."""
-        batch = joined((one.only(self._is_in, since_ms, until_ms) for one in self._batches), d)
+        An item without an offset has x'b, as when it is served.
+        """
+        batch = joined((one.only(self._is_in, since_ms, until_ms) for one in self._batches), self._d)
+        users = sorted(set(batch.user), key=self._hash.__getitem__)
+        items = dict.fromkeys(users, 0)
+        for user, n in zip(batch.user, batch.events.event["n_items"].tolist(), strict=True):
+            items[user] += n
+        fits = np.cumsum(list(items.values()))[: self._max_users] <= self._max_items
+        if (n_users := int(fits.sum())) < len(users):
+            self._limit = self._hash[users[n_users]]
+            batch = batch.only(self._is_in)
         item = batch.events.item.copy()
         missing = np.isnan(item["offset"])
         item["offset"][missing] = batch.events.row[missing] @ fixed_effect
-        return batch._replace(events=batch.events._replace(item=item))
+        return batch._replace(events=batch.events._replace(item=item)), self._limit
 
     def _is_in(self, user_id: str) -> bool:
         known = self._hash.get(user_id)
@@ -60,9 +72,9 @@ class Sample:
         self._hash |= {user_id: user_hash(user_id) for user_id in set(mine.user) - self._hash.keys()}
         self._batches.append(mine)
         self._n_items += len(mine.events.item)
-        # By halves, so that the order of the log chooses nobody.
-        while len(self._hash) > self._max_users or self._n_items > self._max_items:
-            self._limit //= 2
+        # By fixed steps, so that the order of the log chooses nobody.
+        while len(self._hash) > _SPARE * self._max_users or self._n_items > _SPARE * self._max_items:
+            self._limit = self._limit // 4 * 3
             self._batches = [one.only(self._is_in) for one in self._batches]
             self._hash = {user_id: known for user_id, known in self._hash.items() if known < self._limit}
             self._n_items = sum(len(one.events.item) for one in self._batches)

@@ -89,7 +89,7 @@ def _fit_from_log(arguments: argparse.Namespace, settings: Settings, model: Mode
 
     skipped = skipping(arguments)
     since_ms = arguments.since or 0
-    sample = Sample(lambda user_id: chosen(user_id, arguments.sample, arguments.seed))
+    sample = Sample(lambda user_id: chosen(user_id, arguments.sample, arguments.seed), model.d)
     with (
         events_of(arguments, settings, without_fixed_effect(model), skipped) as events,
         progress("sorting", " outcomes") as bar,
@@ -118,9 +118,9 @@ def _fit_from_log(arguments: argparse.Namespace, settings: Settings, model: Mode
         else f"fixed effect: {model.d} coefficients by logistic regression, used where an item has no offset"
     )
     delay = _click_delay(outcomes, model)
-    log = sample.events(model.d, fixed_effect, since_ms, outcomes.end)
     fitting = replace(model, fixed_effect=fixed_effect, click_delay=delay or model.click_delay)
-    prior, half_life = choose(fitting, outcomes, log, sample.limit, arguments.iterations, arguments.keep_half_life)
+    sampled = sample.take(fixed_effect, since_ms, outcomes.end)
+    prior, half_life = choose(fitting, outcomes, *sampled, arguments.iterations, arguments.keep_half_life)
     # What the prior in force has put in force stays so, where nothing else was found.
     before = read_prior(settings.model, settings.prior)
     if before is not None:

@@ -39,7 +39,9 @@ def a_population(model: Model, seed: int = 1, fixed: bool = False) -> Population
 
 
 def a_prior(model: Model, population: Population, earlier: tuple[Population, ...] = ()) -> PriorFile:
-    return PriorFile(model.name, model.fingerprint, model.coefficients, population, earlier, (9000.0, 1.1), HalfLife(1e6))
+    return PriorFile(
+        model.name, model.fingerprint, model.coefficients, population, earlier, (9000.0, 1.1), HalfLife(1e6)
+    )
 
 
 def evidence(prior: Gaussian, offset: np.ndarray, seed: int = 3) -> Gaussian:
@@ -166,3 +168,19 @@ def test_a_laplace_posterior_rebased_is_near_the_one_learnt_under_the_new_prior(
     moved, learnt = rebase(posterior(FULL.prior), FULL.population, new), posterior(new.prior)
     deviation = np.sqrt(np.diagonal(learnt.cov))
     assert (np.abs(moved.mean - learnt.mean) < 0.1 * deviation).all()
+
+
+def test_a_fitted_half_life_is_in_force_and_so_is_a_fitted_never() -> None:
+    model = load_model(TEXT.format("full").replace('name = "t"', 'name = "t"\nhalf_life = ["30d", "300 outcomes"]'))
+    fitted = a_prior(model, a_population(model))
+    for half_life in (HalfLife(), HalfLife(3.6e6), HalfLife(None, 100.0), HalfLife(3.6e6, 100.0)):
+        read = with_prior(model, decode_prior(encode_prior(replace(fitted, half_life=half_life))))
+        assert (read.half_life_ms, read.half_life_outcomes) == half_life
+    kept = with_prior(model, decode_prior(encode_prior(replace(fitted, half_life=None))))
+    assert (kept.half_life_ms, kept.half_life_outcomes) == (30 * 86_400_000, 300)
+
+
+def test_a_fitted_half_life_and_a_discount_are_refused_together() -> None:
+    model = load_model(TEXT.format("full").replace('name = "t"', 'name = "t"\ndiscount = 0.8'))
+    with pytest.raises(ModelError, match=r"half_life = \"1h\".*discount = 0\.8"):
+        with_prior(model, replace(a_prior(model, a_population(model)), half_life=HalfLife(3.6e6)))
