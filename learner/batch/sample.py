@@ -70,7 +70,8 @@ class Sample:
     def _add(self, batch: Microbatch) -> None:
         mine = batch.only(lambda user_id: self._is_in(user_id) and self._wanted(user_id))
         self._hash |= {user_id: user_hash(user_id) for user_id in set(mine.user) - self._hash.keys()}
-        self._batches.append(mine)
+        if mine.user:
+            self._batches.append(mine)
         self._n_items += len(mine.events.item)
         # By fixed steps, so that the order of the log chooses nobody.
         while len(self._hash) > _SPARE * self._max_users or self._n_items > _SPARE * self._max_items:

@@ -50,7 +50,8 @@ def choose(
     if not keep_half_life:
         half_life = _half_life(held_out, log)
     if wide:
-        _covariance(held_out if half_life is None else _with(held_out, half_life), outcomes, log, sampled_below)
+        forgetting = held_out if half_life is None else _with(held_out, half_life)
+        _covariance(forgetting, outcomes, log, sampled_below, iterations)
     return _fit(outcomes, model, model.prior, "EM, all users", iterations, initial=held_out.prior), half_life
 
 
@@ -93,12 +94,12 @@ def _half_life(model: Model, log: Log) -> HalfLife | None:
     return None if chosen == own else chosen
 
 
-def _covariance(model: Model, outcomes: Outcomes, log: Log, sampled_below: int) -> None:
+def _covariance(model: Model, outcomes: Outcomes, log: Log, sampled_below: int, iterations: int) -> None:
     """Say which covariance predicts better; it is the model's to change, since it makes another feature space."""
     own, other = ("diagonal", "full") if model.prior.is_diagonal else ("full", "diagonal")
     mean, cov = model.prior
     start = Gaussian(mean, np.diag(cov) if model.prior.is_diagonal else np.diagonal(cov).copy())
-    prior = _fit(outcomes, model, start, f"EM, {other}", 50, left_out=sampled_below, quiet=True)
+    prior = _fit(outcomes, model, start, f"EM, {other}", iterations, left_out=sampled_below, quiet=True)
     with progress("covariance", " slates", 2 * log.n_slates()) as bar:
         losses = {
             own: _losses(model, log, bar.update),
