@@ -53,7 +53,7 @@ def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
         "--since", "--from", dest="since", type=instant, metavar="DATE",
         help="use only outcomes from then on: epoch ms, or ISO 8601 with a zone. Where features or offsets were made "
         "from a log's first part (a film's share of likes, a batch model's scores), give its end: such features know "
-        "the clicks they were made from, and a prior of the same outcomes trusts them too much, at a cost of .0014 to "
+        "the clicks they were made from, and a prior of the same outcomes trusts them too much, at a cost of .0003 to "
         ".008 in log loss",
     )  # fmt: skip
     parser.add_argument(
