@@ -49,7 +49,7 @@ def redis_info(settings: Settings) -> list[tuple[str, Mapping[str, Any]]]:
     """
     import redis
 
-    from learner.store.redis import connect
+    from learner.store.redis_client import connect
 
     try:
         with closing(connect(settings.store_url, settings.store_timeout_s)) as client:

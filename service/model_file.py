@@ -5,24 +5,36 @@ from __future__ import annotations
 from pathlib import Path
 
 from learner.model.duration import ModelError
-from learner.model.prior_file import decode_prior, with_prior
+from learner.model.prior_file import PriorFile, decode_prior, with_prior
 from learner.model.spec import Model, load_model
 
 
 def read_model(path: str, prior: str = "") -> Model:
     """The model at a path, or the sample model if the path is empty; with the prior of a file, if there is one."""
     model = _read_specification(path)
-    file = Path(prior) if prior else None
-    if file is None and model.prior_file is not None:
-        # Where a specification names a file, it stands beside it.
-        file = Path(path).parent / model.prior_file
-    if file is None:
-        return model
+    file = _prior_file(model, path, prior)
+    return model if file is None else with_prior(model, _read_prior(file), str(file))
+
+
+def read_prior(path: str, prior: str = "") -> PriorFile | None:
+    """The prior file that `read_model` puts in force, if there is one."""
+    file = _prior_file(_read_specification(path), path, prior)
+    return None if file is None else _read_prior(file)
+
+
+def _prior_file(model: Model, path: str, prior: str) -> Path | None:
+    if prior:
+        return Path(prior)
+    # Where a specification names a file, it stands beside it.
+    return None if model.prior_file is None else Path(path).parent / model.prior_file
+
+
+def _read_prior(file: Path) -> PriorFile:
     try:
         data = file.read_bytes()
     except OSError as exc:
         raise ModelError(f"prior {str(file)!r}: cannot be read: {exc}") from exc
-    return with_prior(model, decode_prior(data, str(file)), str(file))
+    return decode_prior(data, str(file))
 
 
 def _read_specification(path: str) -> Model:

@@ -1,6 +1,7 @@
 """MovieLens-1M as a log of events: an impression for each group of ratings, a click for each of four stars or more.
 
-Nothing here looks at the last 20 % but to write it down: films are described by the first 80 %.
+Three parts: films are described by the first 60 %, the prior is of the next 20 %, and the last 20 % are replayed. What
+describes a film knows the ratings it was made from: a prior of the same ratings would trust it too much.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ from scipy.sparse.linalg import svds
 Index: TypeAlias = NDArray[np.int64]
 
 COLUMNS = ("user_id", "movie_id", "rating", "timestamp")
-TRAINED_SHARE = 0.8
+DESCRIBED_SHARE, TRAINED_SHARE = 0.6, 0.8
 TASTE_SIZE = 16
 LIKED = 4
 # Ratings by which a film's own share of likes is drawn to the overall one.
 _PSEUDO_RATINGS = 10.0
-# Larger groups in the first 80 %, which are of one moment each, are cut into so many.
+# Larger groups in the first 80 %, which are of two moments, are cut into so many.
 _CUT = 10
 # No page had more.
 _WHOLE = 200
 
 
 def describe_films(user: Index, film: Index, rating: Index) -> list[dict[str, object]]:
-    """The features of films 0 to max(film), from the ratings of the first 80 %; names as in model.toml."""
+    """The features of films 0 to max(film), from the ratings of the first 60 %; names as in model.toml."""
     n_films, n_users = int(film.max()) + 1, int(user.max()) + 1
     liked = (rating >= LIKED).astype(np.float64)
     count, likes = np.bincount(film, minlength=n_films), np.bincount(film, liked, n_films)
@@ -62,7 +63,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--data", type=Path, required=True, help=f"a folder with ratings.parquet ({', '.join(COLUMNS)})"
     )
-    parser.add_argument("--out", type=Path, required=True, help="a folder for train.jsonl.gz and stream.jsonl.gz")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="a folder for batch.jsonl.gz, train.jsonl.gz and stream.jsonl.gz"
+    )
     arguments = parser.parse_args(argv)
     file = arguments.data / "ratings.parquet"
     if not file.is_file():
@@ -78,16 +81,19 @@ def main(argv: list[str] | None = None) -> int:
     order = np.argsort(at, kind="stable")
     user, film, rating = (np.array(table[name], dtype=np.int64)[order] for name in COLUMNS[:3])
     at = at[order]
-    split = round(len(at) * TRAINED_SHARE)
-    features = describe_films(user[:split], film[:split], rating[:split])
-    features += [{}] * (int(film.max()) + 1 - len(features))
-    # Of old ratings some copies lack the time, and those of few stars only. So the first 80 % are taken to be of one
-    # moment, in random order: a sequential approximation would mind if all of a user's dislikes came first.
+    described, split = round(len(at) * DESCRIBED_SHARE), round(len(at) * TRAINED_SHARE)
+    # Of old ratings some copies lack the time, and those of few stars only. So the first 80 % are put in random order,
+    # those that describe films at one moment and the others a second later: a sequential approximation would mind if
+    # all of a user's dislikes came first.
     shuffled = np.random.default_rng(0).permutation(split)
     user[:split], film[:split], rating[:split] = user[shuffled], film[shuffled], rating[shuffled]
     at[:split] = at[split] - 1
+    at[:described] -= 1
+    features = describe_films(user[:described], film[:described], rating[:described])
+    features += [{}] * (int(film.max()) + 1 - len(features))
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for name, part in (("train", slice(0, split)), ("stream", slice(split, None))):
+    parts = {"batch": slice(described), "train": slice(described, split), "stream": slice(split, None)}
+    for name, part in parts.items():
         with gzip.open(arguments.out / f"{name}.jsonl.gz", "wb", compresslevel=3) as out:
             _write(out, user[part], film[part], rating[part], at[part], features, name)
     return 0
@@ -97,7 +103,7 @@ def _write(
     out: gzip.GzipFile, user: Index, film: Index, rating: Index, at: Index, features: list[dict[str, object]], name: str
 ) -> None:
     """Ratings of one user in one second are one slate, as they were one page."""
-    largest = _CUT if name == "train" else _WHOLE
+    largest = _WHOLE if name == "stream" else _CUT
     _, group = np.unique(np.stack([at, user]), axis=1, return_inverse=True)
     order = np.argsort(group, kind="stable")
     for rows in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):

@@ -1,1 +1,1 @@
-"""Learning from a log at rest what is true of all users: the prior, fixed effect, click delay and half-life."""
+"""What is true of all users: prior, fixed effect, click delay and half-life from a log, a prior from a store."""

@@ -2,30 +2,128 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from learner.belief.gaussian import Array
+from learner.model.duration import HalfLife
 
 DAY_MS = 86_400_000.0
-GRID_MS: tuple[float | None, ...] = (None, *(days * DAY_MS for days in (1 / 24, 0.25, 1, 4, 15, 60, 180)))
+TIMES_MS = tuple(days * DAY_MS for days in (1 / 24, 0.25, 1, 4, 15, 60, 180))
+OUTCOMES = (100.0, 300.0, 1_000.0, 3_000.0)
+# A half-life of more lengths of the log than this forgets nothing in it.
+_LENGTHS = 32.0
+# Of fewer users an interval says nothing.
+MIN_USERS = 10
+_WIDTH = 1.959963984540054
+
+
+class Losses(NamedTuple):
+    """How a model predicted: each user's sum of log losses and number of outcomes, shape (U,) each."""
+
+    total: Array
+    outcomes: Array
+
+    @property
+    def mean(self) -> float:
+        """The log loss of an outcome."""
+        return float(self.total.sum() / self.outcomes.sum())
+
+
+class Difference(NamedTuple):
+    """By how much the log loss of one model exceeds another's on the same outcomes: 95 in 100 within the half width."""
+
+    value: float
+    half_width: float
+
+    def __str__(self) -> str:
+        return f"{self.value:+.5f} ±{self.half_width:.5f}"
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        return abs(self.value) > self.half_width
+
+
+def difference(one: Losses, other: Losses) -> Difference:
+    """How much worse one model is than the other, with an interval over users, whose outcomes are not independent.
+
+    The linearised variance of a ratio estimator (Cochran 1977, section 6.3); infinite of a single user.
+    """
+    n, users = one.outcomes.sum(), np.count_nonzero(one.outcomes)
+    value = float((one.total - other.total).sum() / n)
+    residual = one.total - other.total - value * one.outcomes
+    variance = residual @ residual / n**2 * (users / (users - 1)) if users > 1 else np.inf
+    return Difference(value, float(_WIDTH * np.sqrt(variance)))
+
+
+class Tried(NamedTuple):
+    """A half-life and how it predicted."""
+
+    half_life: HalfLife
+    losses: Losses
 
 
 def fit_half_life(
-    progressive_loss: Callable[[float | None], float],
-    grid_ms: Sequence[float | None] = GRID_MS,
-    observe: Callable[[float | None, float], None] = lambda half_life_ms, loss: None,
-) -> float | None:
-    """The half-life of the grid with the least progressive log loss, in ms; None keeps evidence for ever.
+    progressive_losses: Callable[[HalfLife], Losses],
+    own: HalfLife,
+    length_ms: float,
+    observe: Callable[[HalfLife], object] = lambda half_life: None,
+) -> tuple[HalfLife, list[Tried]]:
+    """The half-life with the least progressive log loss: never, times, outcomes, and the best two of these together.
 
     Every slate is scored before it is learnt from, so a half-life that forgets too fast or too slowly pays for it.
+    The model's own is kept where the log does not tell it from the best.
 
     Parameters
     ----------
-    progressive_loss
-        The log loss of a half-life.
+    progressive_losses
+        The losses of a half-life, always of the same users.
+    own
+        The model's.
+    length_ms
+        From the first slate to the last: half-lives of many times that are left out.
     observe
-        Called with each half-life and its log loss.
+        Called before each half-life is tried.
+
+    Returns
+    -------
+    chosen, tried
+        What to use, and all that were compared.
     """
-    losses = []
-    for half_life_ms in grid_ms:
-        losses.append(progressive_loss(half_life_ms))
-        observe(half_life_ms, losses[-1])
-    return grid_ms[losses.index(min(losses))]
+    tried: dict[HalfLife, Losses] = {}
+
+    def best_of(half_lives: list[HalfLife]) -> HalfLife:
+        for one in half_lives:
+            if one not in tried:
+                observe(one)
+                tried[one] = progressive_losses(one)
+        return min(half_lives, key=lambda one: tried[one].mean)
+
+    never = HalfLife()
+    by_time = best_of([never, *(HalfLife(ms) for ms in TIMES_MS if ms <= _LENGTHS * length_ms)])
+    by_outcomes = best_of([never, *(HalfLife(None, n) for n in OUTCOMES)])
+    best = best_of([own, by_time, by_outcomes, HalfLife(by_time.ms, by_outcomes.outcomes)])
+    kept = own if not difference(tried[own], tried[best]).is_clear else best
+    return kept, [Tried(one, losses) for one, losses in tried.items()]
+
+
+def report(chosen: HalfLife, tried: list[Tried], own: HalfLife) -> Iterator[str]:
+    """What was tried, a line each, and what came of it."""
+    best = min(tried, key=lambda one: one.losses.mean)
+    users = np.count_nonzero(best.losses.outcomes)
+    yield (
+        f"half-life: progressive log loss of {best.losses.outcomes.sum():,.0f} outcomes of {users:,} users who had no "
+        f"part in the prior; behind it the difference to the best, and its 95 % interval"
+    )
+    for half_life, losses in tried:
+        to_best = "best" if half_life == best.half_life else str(difference(losses, best.losses))
+        yield f"  {half_life!s:26s} {losses.mean:.5f}   {to_best}"
+    if chosen == best.half_life and chosen != own:
+        yield f"half_life = {chosen} is in force with this prior, in the place of the model's {own}"
+    elif chosen == best.half_life:
+        yield f"half_life = {chosen}, the model's own, is the best"
+    else:
+        yield f"half_life = {chosen}, the model's own, is kept: this log does not tell it from {best.half_life}"

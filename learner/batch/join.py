@@ -6,7 +6,6 @@ joined, sorted and appended to one table, which is read again from its beginning
 
 from __future__ import annotations
 
-import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -16,6 +15,7 @@ from typing import IO, Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from learner.batch.disk import on_disk, spool
 from learner.batch.users import Erasures, chosen, user_hash
 from learner.belief.gaussian import Array
 from learner.events.microbatch import CLICK, Microbatch, by_user, item_places
@@ -28,8 +28,6 @@ MAX_DELAYS = 100_000
 Structured: TypeAlias = NDArray[np.void]
 
 _CLICKED = np.dtype([("user", "<u8"), ("key", "<u8"), ("at", "<i8")])
-
-
 # For `until`: whose outcome was shown, and when.
 _SHOWN = np.dtype([("user", "<u8"), ("at", "<i8")])
 _SHOWN_TOGETHER = 1 << 20
@@ -50,6 +48,8 @@ class Outcomes:
 
     Attributes
     ----------
+    users
+        The `user_hash` of each user, shape (U,).
     starts
         Those of user i are ``starts[i]:starts[i + 1]``, shape (U + 1,).
     n_offsets, mean_offset
@@ -67,6 +67,7 @@ class Outcomes:
         self,
         table: IO[bytes],
         row: np.dtype[np.void],
+        users: NDArray[np.uint64],
         counts: NDArray[np.intp],
         n_offsets: int,
         mean_offset: float | None,
@@ -75,6 +76,7 @@ class Outcomes:
         seen: NDArray[np.bool_],
         end: int,
     ) -> None:
+        self.users = users
         self.starts = np.append(0, np.cumsum(counts)).astype(np.intp)
         self.n_offsets, self.mean_offset = n_offsets, mean_offset
         self.delay, self.horizon = delay, horizon
@@ -97,23 +99,27 @@ class Outcomes:
         self._table.seek(start * self._row.itemsize)
         return np.frombuffer(self._table.read((end - start) * self._row.itemsize), self._row)
 
-    def chunks(self, stand_in: Array, numbers: int = 1 << 20) -> Iterator[Rows]:
+    def chunks(self, stand_in: Array, numbers: int = 1 << 20, left_out: int = 0) -> Iterator[Rows]:
         """Whole users, at least one at a time; one without an offset has x'c, as of `Model.stand_in`, shape (d,).
 
-        Rows of about so many numbers, and covariances of four times as many: work in memory is a few times that.
+        Rows of about so many numbers, and covariances of four times as many: work in memory is a few times that. Users
+        of smaller hashes than `left_out` are passed over.
         """
         d, first = len(stand_in), 0
         while first < self.n_users:
             last = int(np.searchsorted(self.starts, self.starts[first] + numbers // d, side="right")) - 1
             last = min(max(last, first + 1), first + max(4 * numbers // d**2, 1), self.n_users)
-            part = self.read(first, last)
+            part, sizes = self.read(first, last), np.diff(self.starts[first : last + 1])
+            if left_out:
+                kept = self.users[first:last] >= left_out
+                part, sizes = part[np.repeat(kept, sizes)], sizes[kept]
             X, offset = part["row"].astype(np.float64), part["offset"].astype(np.float64)
             yield Rows(
                 X,
                 part["y"].astype(np.float64),
                 np.where(np.isnan(offset), X @ stand_in, offset),
                 part["weight"].astype(np.float64),
-                self.starts[first : last + 1] - self.starts[first],
+                np.append(0, np.cumsum(sizes)).astype(np.intp),
             )
             first = last
 
@@ -129,6 +135,7 @@ def collect(
     share: float = 1.0,
     seed: int = 0,
     until: float = 1.0,
+    since_ms: int = 0,
     advance: Callable[[int], object] = lambda n: None,
 ) -> Outcomes:
     """Join clicks to impressions.
@@ -145,6 +152,8 @@ def collect(
         The sample of users to keep, as `chosen`.
     until
         The first share of outcomes, by time, to keep.
+    since_ms
+        From when on (epoch ms) to keep outcomes; earlier ones count for `until` alone.
     advance
         Called with the number of outcomes sorted, once all events are read.
 
@@ -153,19 +162,10 @@ def collect(
     ValueError
         If the temporary files do not fit on the disk.
     """
-    try:
-        return _collect(batches, model, share, seed, until, advance)
-    except OSError as exc:
-        raise ValueError(f"temporary files in {tempfile.gettempdir()!r}: {exc}; TMPDIR names another folder") from exc
-
-
-def _collect(
-    batches: Iterable[Microbatch], model: Model, share: float, seed: int, until: float, advance: Callable[[int], object]
-) -> Outcomes:
     shown_row = np.dtype([*_CLICKED.descr, ("offset", "<f4"), ("weight", "<f4"), ("row", "<f4", (model.d,))])
-    with ExitStack() as stack:
-        parts = [(stack.enter_context(_spool()), stack.enter_context(_spool())) for _ in range(PARTS)]
-        times = stack.enter_context(_spool())
+    with on_disk(), ExitStack() as stack:
+        parts = [(stack.enter_context(spool()), stack.enter_context(spool())) for _ in range(PARTS)]
+        times = stack.enter_context(spool())
         end = 0
         erasures = Erasures()
         for batch in batches:
@@ -187,7 +187,7 @@ def _collect(
                 rows["user"], rows["key"], rows["row"] = user, item["key"], batch.events.row[its]
                 rows["at"] = np.repeat(event["at"], event["n_items"])
                 rows["offset"], rows["weight"] = item["offset"], item["weight"]
-                shown.write(rows.tobytes())
+                shown.write(rows[rows["at"] >= since_ms].tobytes())
                 if until < 1.0:
                     times.write(rows[["user", "at"]].astype(_SHOWN).tobytes())
         if until < 1.0:
@@ -195,14 +195,10 @@ def _collect(
         return _sort(parts, shown_row, end, erasures, model, advance)
 
 
-def _spool() -> IO[bytes]:
-    return tempfile.TemporaryFile(prefix="freshet-", buffering=1 << 16)
-
-
 def _quantile(times: IO[bytes], share: float, end: int, erasures: Erasures) -> int:
     """The time that the share of outcomes was shown up to, of those not erased; `end` without any."""
     times.seek(0)
-    with _spool() as kept:
+    with spool() as kept:
         while some := times.read(_SHOWN_TOGETHER * _SHOWN.itemsize):
             kept.write(erasures.leave(np.frombuffer(some, _SHOWN))["at"].tobytes())
         kept.flush()
@@ -223,8 +219,8 @@ def _sort(
 ) -> Outcomes:
     """Join and sort part by part."""
     row = np.dtype([(name, shown_row[name]) for name in ("row", "offset", "weight", "at")] + [("y", "<f4")])
-    table = _spool()
-    counts, delays = [np.empty(0, np.intp)], _Delays()
+    table = spool()
+    users, counts, delays = [np.empty(0, np.uint64)], [np.empty(0, np.intp)], _Delays()
     n_offsets, sum_of_offsets, seen = 0, 0.0, np.zeros(model.d, dtype=bool)
     try:
         for shown_file, clicked_file in parts:
@@ -238,7 +234,9 @@ def _sort(
                 out[name] = shown[name]
             out["y"] = (clicked_at >= 0) & (delay <= model.window_ms)
             table.write(out.tobytes())
-            counts.append(np.diff(np.flatnonzero(np.diff(shown["user"], prepend=0, append=0))).astype(np.intp))
+            user, count = np.unique(shown["user"], return_counts=True)
+            users.append(user)
+            counts.append(count)
             own = shown["offset"][~np.isnan(shown["offset"])]
             n_offsets += len(own)
             sum_of_offsets += float(own.sum(dtype=np.float64))
@@ -249,8 +247,9 @@ def _sort(
         table.close()
         raise
     mean_offset = sum_of_offsets / n_offsets if n_offsets else None
+    user, counted = np.concatenate(users), np.concatenate(counts)
     delay, horizon = delays.kept["delay"], delays.kept["horizon"]
-    return Outcomes(table, row, np.concatenate(counts), n_offsets, mean_offset, delay, horizon, seen, end)
+    return Outcomes(table, row, user, counted, n_offsets, mean_offset, delay, horizon, seen, end)
 
 
 def _load(file: IO[bytes], row: np.dtype[np.void], end: int, erasures: Erasures) -> Structured:

@@ -35,80 +35,124 @@ class Iteration(NamedTuple):
     evidence: float
 
 
+class Moments(NamedTuple):
+    """What an E-step says of the users' posteriors N(m_u, S_u) under N(m0, S0).
+
+    Attributes
+    ----------
+    evidence
+        Log marginal likelihood of what is known of them.
+    n
+        How many users they are.
+    step
+        The sum of m_u - m0, shape (d,): about the old mean, which is near, so that no digits are lost.
+    second
+        The sum of S_u + (m_u - m0)(m_u - m0)', shape (d, d), or (d,) when diagonal.
+    """
+
+    evidence: float
+    n: int
+    step: Array
+    second: Array
+
+
 def fit_prior(
     outcomes: Outcomes,
     start: Gaussian,
-    fixed_effect: Array,
+    stand_in: Array,
     max_iterations: int = 50,
     tolerance: float = 1e-4,
     observe: Callable[[Iteration], None] = lambda iteration: None,
     advance: Callable[[int], object] = lambda n: None,
+    initial: Gaussian | None = None,
+    left_out: int = 0,
 ) -> Gaussian:
-    """The population N(m0, S0) that makes the labels most likely.
+    """The population N(m0, S0) that makes the labels most likely, by `expectation_maximisation`.
 
-    E: each user's posterior N(m_u, S_u) by `laplace_posteriors`. M: m0 = mean of m_u; S0 = mean of S_u +
-    (m_u - m0)(m_u - m0)', together with `PSEUDO_USERS` users of the starting covariance, which keep S0 positive
-    definite where there are fewer users than coefficients. With Laplace's approximation in the E-step the evidence
-    rises up to the approximation's error, so the best prior seen is kept, not the last.
+    The E-step is `laplace_posteriors`. With Laplace's approximation the evidence rises up to the approximation's error.
 
     Parameters
     ----------
     start
-        Where to start; full or diagonal, as the result will be.
-    fixed_effect
-        x'b stands in for offsets that are missing, shape (d,).
+        The model's prior; full or diagonal, as the result will be.
+    stand_in
+        c, shape (d,): x'c stands in for offsets that are missing; see `Model.stand_in`.
     max_iterations, tolerance
         Stops once the evidence gains less than `tolerance` of its size, or falls.
     observe
         Called after each iteration.
     advance
         Called with the number of outcomes gone through, for a progress bar.
+    initial
+        Where to begin, if it is known about; else at `start`.
+    left_out
+        As in `Outcomes.chunks`.
 
     Raises
     ------
     ValueError
         If there are no outcomes.
     """
+
+    def e_step(prior: Gaussian) -> Moments:
+        return _laplace_moments(outcomes, prior, stand_in, left_out, advance)
+
     if not len(outcomes):
         raise ValueError("the log has no outcomes: expected impressions")
-    prior = best = start
+    return expectation_maximisation(
+        e_step, start, max_iterations, lambda moments: tolerance * abs(moments.evidence), observe, initial
+    )
+
+
+def expectation_maximisation(
+    e_step: Callable[[Gaussian], Moments],
+    start: Gaussian,
+    max_iterations: int,
+    least_gain: Callable[[Moments], float],
+    observe: Callable[[Iteration], None] = lambda iteration: None,
+    initial: Gaussian | None = None,
+) -> Gaussian:
+    """The population N(m0, S0) that makes what is known of its users most likely.
+
+    M: m0 = mean of m_u; S0 = mean of S_u + (m_u - m0)(m_u - m0)', together with `PSEUDO_USERS` users of the starting
+    covariance, which keep S0 positive definite where there are fewer users than coefficients. The best prior seen is
+    kept, not the last. It stops once the evidence gains less than `least_gain`, or falls.
+    """
+    prior = best = initial or start
     best_evidence = -np.inf
     for number in range(1, max_iterations + 1):
-        evidence, proposed = _em_step(outcomes, prior, start, fixed_effect, advance)
+        moments = e_step(prior)
+        evidence = moments.evidence + _penalty(prior, start)
         observe(Iteration(number, evidence))
         gain = evidence - best_evidence
         if gain > 0:
             best, best_evidence = prior, evidence
-        if gain < tolerance * abs(evidence):
+        if gain < least_gain(moments):
             break
-        prior = proposed
+        prior = _m_step(moments, prior, start)
     return best
 
 
-def _em_step(
-    outcomes: Outcomes,
-    prior: Gaussian,
-    start: Gaussian,
-    fixed_effect: Array,
-    advance: Callable[[int], object],
-) -> tuple[float, Gaussian]:
-    """The evidence of a prior, and the next one."""
+def _m_step(moments: Moments, prior: Gaussian, start: Gaussian) -> Gaussian:
+    n, shift = moments.n, moments.step / moments.n
+    spread = moments.second - n * (shift * shift if prior.is_diagonal else np.outer(shift, shift))
+    return Gaussian(prior.mean + shift, (spread + PSEUDO_USERS * start.cov) / (n + PSEUDO_USERS))
+
+
+def _laplace_moments(
+    outcomes: Outcomes, prior: Gaussian, stand_in: Array, left_out: int, advance: Callable[[int], object]
+) -> Moments:
     d = len(prior.mean)
-    evidence, n = _penalty(prior, start), 0
-    total, second = np.zeros(d), np.zeros_like(prior.cov)
-    for rows in outcomes.chunks(fixed_effect):
+    evidence, n, total, second = 0.0, 0, np.zeros(d), np.zeros_like(prior.cov)
+    for rows in outcomes.chunks(stand_in, left_out=left_out):
         means, factors = laplace_posteriors(rows, prior)
         evidence += _evidence(rows, prior, means, factors)
-        # About the old mean, which is near: no digits are lost.
         step = means - prior.mean
         n += len(means)
         total += step.sum(axis=0)
         second += sum_of_covariances(factors, d) + ((step * step).sum(axis=0) if prior.is_diagonal else step.T @ step)
         advance(len(rows.y))
-    shift = total / n
-    spread = second - n * (shift * shift if prior.is_diagonal else np.outer(shift, shift))
-    cov = (spread + PSEUDO_USERS * start.cov) / (n + PSEUDO_USERS)
-    return evidence, Gaussian(prior.mean + shift, cov)
+    return Moments(evidence, n, total, second)
 
 
 def laplace_posteriors(rows: Rows, prior: Gaussian) -> tuple[Array, Array]:

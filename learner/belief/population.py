@@ -31,14 +31,50 @@ class Population(NamedTuple):
         return hashlib.blake2b(numbers.astype("<f8").tobytes(), digest_size=8).digest()
 
 
+def gained(belief: Belief, under: Population, fixed_effect: Array) -> tuple[Array, Array]:
+    """A user's evidence: what their natural parameters have beyond the prior's, P - P0 and P m - P0 m0, with P = S^-1.
+
+    Where the fixed effect changes from b0 to b1, beliefs are first moved by b0 - b1, so that b + theta, what an item's
+    log-odds depend on, stays what it was. P - P0 is kept positive semidefinite, against rounding.
+
+    Parameters
+    ----------
+    belief
+        One user's; not modified.
+    under
+        The population the belief was learnt under.
+    fixed_effect
+        b1, shape (d,).
+
+    Returns
+    -------
+    precision, shift
+        Shapes (d, d), or (d,) when diagonal, and (d,).
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        If a covariance is singular in float64.
+    """
+    moved = under.fixed_effect - fixed_effect
+    mean, mean_0, cov_0 = belief.mean + moved, under.prior.mean + moved, under.prior.cov
+    if belief.is_diagonal:
+        precision = np.maximum(1.0 / belief.cov - 1.0 / cov_0, 0.0)
+        return precision, precision * mean + (mean - mean_0) / cov_0
+    # P - P0 = L^-T (L'PL - I) L^-1 with S0 = L L'
+    root = np.linalg.cholesky(cov_0)
+    whitened = root.T @ np.linalg.solve(belief.cov, root)
+    values, vectors = np.linalg.eigh(0.5 * (whitened + whitened.T))
+    directions = np.linalg.solve(root.T, vectors)
+    precision = np.asarray((directions * np.maximum(values - 1.0, 0.0)) @ directions.T)
+    return precision, precision @ mean + np.linalg.solve(cov_0, mean - mean_0)
+
+
 def rebase(belief: Belief, old: Population, new: Population) -> Belief:
     """The belief that the same evidence gives under another population, in float32.
 
-    A user's evidence is what their natural parameters have beyond the prior's: P - P0 and P m - P0 m0, with P = S^-1.
-    It is moved onto the new prior: P' = P1 + (P - P0), P' m' = P1 m1 + (P m - P0 m0). A user without evidence comes
-    out at the new prior. Where the fixed effect changes from b0 to b1, beliefs are first moved by b0 - b1, so that
-    b + theta, what an item's log-odds depend on, stays what it was. P - P0 is kept positive semidefinite, so that
-    rounding never makes a belief wider than the new prior, or improper.
+    The evidence, see `gained`, is moved onto the new prior: P' = P1 + (P - P0), P' m' = P1 m1 + (P m - P0 m0). A user
+    without any comes out at the new prior; rounding never makes a belief wider than that, or improper.
 
     Parameters
     ----------
@@ -54,24 +90,15 @@ def rebase(belief: Belief, old: Population, new: Population) -> Belief:
     numpy.linalg.LinAlgError
         If a covariance is singular in float64.
     """
-    shift = old.fixed_effect - new.fixed_effect
-    mean, mean_0 = belief.mean + shift, old.prior.mean + shift
+    precision, shift = gained(belief, old, new.fixed_effect)
     if belief.is_diagonal:
-        gained = np.maximum(1.0 / belief.cov - 1.0 / old.prior.cov, 0.0)
-        natural = gained * mean + (mean - mean_0) / old.prior.cov + new.prior.mean / new.prior.cov
-        cov = 1.0 / (1.0 / new.prior.cov + gained)
-        return _rounded(Gaussian(cov * natural, cov))
-    P_0, P_1 = np.linalg.inv(old.prior.cov), np.linalg.inv(new.prior.cov)
-    # P - P0 = L^-T (L'PL - I) L^-1 with S0 = L L'
-    root = np.linalg.cholesky(old.prior.cov)
-    whitened = root.T @ np.linalg.solve(belief.cov, root)
-    values, vectors = np.linalg.eigh(0.5 * (whitened + whitened.T))
-    directions = np.linalg.solve(root.T, vectors)
-    gained = (directions * np.maximum(values - 1.0, 0.0)) @ directions.T
-    precision = P_1 + gained
-    natural = P_1 @ new.prior.mean + gained @ mean + P_0 @ (mean - mean_0)
-    cov = np.linalg.inv(precision)
-    return _rounded(Gaussian(np.linalg.solve(precision, natural), 0.5 * (cov + cov.T)))
+        cov = 1.0 / (1.0 / new.prior.cov + precision)
+        return _rounded(Gaussian(cov * (new.prior.mean / new.prior.cov + shift), cov))
+    P_1 = np.asarray(np.linalg.inv(new.prior.cov), dtype=np.float64)
+    P = P_1 + precision
+    cov = np.asarray(np.linalg.inv(P), dtype=np.float64)
+    mean = np.asarray(np.linalg.solve(P, P_1 @ new.prior.mean + shift), dtype=np.float64)
+    return _rounded(Gaussian(mean, 0.5 * (cov + cov.T)))
 
 
 def _rounded(gaussian: Gaussian) -> Belief:

@@ -113,8 +113,7 @@ def auc(clicked: ArrayLike, scores: ArrayLike) -> float:
     >>> auc([0, 0, 1, 1], [0.1, 0.4, 0.4, 0.8])
     0.875
     """
-    y = np.ravel(np.asarray(clicked, dtype=np.float64))
-    p = np.ravel(np.asarray(scores, dtype=np.float64))
+    y, p = (np.ravel(np.asarray(one, dtype=np.float64)) for one in (clicked, scores))
     area = float(_pooled_auc(np.zeros(y.size, np.intp), y, p, np.ones((1, 1)))[0])
     if np.isnan(area):
         raise ValueError(f"{int(y.sum())} of {y.size} labels are clicks: expected some of each kind")
@@ -134,7 +133,7 @@ def log_loss(clicked: ArrayLike, probabilities: ArrayLike) -> float:
     >>> round(log_loss([1, 0], [0.8, 0.4]), 4)
     0.367
     """
-    return float(_losses(np.ravel(clicked), np.ravel(probabilities)).mean())
+    return float(log_losses(np.ravel(clicked), np.ravel(probabilities)).mean())
 
 
 def expected_calibration_error(clicked: Array, probabilities: Array) -> float:
@@ -213,7 +212,7 @@ def measure(scored: Scored, resamples: int = 200, seed: int = 0) -> Metrics:
         found = (
             sums(areas[ranks], slate_user) / slates,
             sums(gains[ranks], slate_user) / slates,
-            sums(_losses(y, p)) / size,
+            sums(log_losses(y, p)) / size,
             np.where(clicks > 0, sums(p) / clicks, np.nan),
             np.abs(weights @ gaps).sum(axis=1) / size,
             _pooled_auc(user, y, p, weights),
@@ -272,7 +271,8 @@ def _weights(n_users: int, resamples: int, seed: int) -> Array:
     return weights
 
 
-def _losses(y: ArrayLike, p: ArrayLike) -> Array:
+def log_losses(y: ArrayLike, p: ArrayLike) -> Array:
+    """The negative log likelihood of each label, in nats, shape as given."""
     y, p = np.asarray(y, dtype=np.float64), np.asarray(p, dtype=np.float64)
     with np.errstate(divide="ignore"):
         return np.asarray(-(scipy.special.xlogy(y, p) + scipy.special.xlogy(1.0 - y, 1.0 - p)))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from learner.belief.gaussian import Array, Belief, Rows, click_probability, draw, predict
 from learner.evaluation.items import ReplayedItems
-from learner.evaluation.metrics import Scored, log_loss
+from learner.evaluation.metrics import Scored, log_losses
 from learner.events.microbatch import IMPRESSION, Microbatch, by_user, grouped
 from learner.model.spec import Model
 from learner.record import decode_record, fresh_record
@@ -179,16 +179,14 @@ def replay(
             mean, var = predict(belief, row, offset)
             if items is not None:
                 item_mean, item_var = items.show(shown, now)
-                mean, var = mean + item_mean, var + item_var
-                offset = offset + item_mean
+                mean, var, offset = mean + item_mean, var + item_var, offset + item_mean
             labels = history.labels[step.number]
             rows.append((i, step.number, labels, click_probability(mean, var), now, step.evidence))
             if generator is not None:
                 noise = None if items is None else np.sqrt(item_var)
                 pit.append(_pit(row, offset, belief, labels, generator, noise))
         advance(len(steps))
-    before = None if items is None else items.shown_before()
-    return _gather(rows, np.array(pit), log, before)
+    return _gather(rows, np.array(pit), log, None if items is None else items.shown_before())
 
 
 def _rounds(
@@ -210,13 +208,13 @@ def _rounds(
             yield [(i, mine[i][k]) for i in order]
 
 
-def progressive_loss(model: Model, log: Log, advance: Callable[[int], object] = lambda n: None) -> float:
-    """The log loss of a fresh replay: every slate is scored before it is learnt from.
-
-    `advance` is called with the number of slates scored.
-    """
-    scored = replay(model, log, fresh, advance=advance).scored
-    return log_loss(scored.y, scored.p)
+def progressive_losses(
+    model: Model, log: Log, advance: Callable[[int], object] = lambda n: None
+) -> tuple[Array, Array]:
+    """For each user the sum of log losses in a fresh replay and the number of outcomes, shape (U,) each."""
+    scored, n_users = replay(model, log, fresh, advance=advance).scored, len(log.users)
+    total = np.bincount(scored.user, log_losses(scored.y, scored.p), n_users).astype(np.float64)
+    return total, np.bincount(scored.user, minlength=n_users).astype(np.float64)
 
 
 class _Step(NamedTuple):
@@ -293,8 +291,7 @@ def _gather(
     def spread(column: int) -> NDArray[np.int64]:
         return np.repeat(np.array([row[column] for row in rows], dtype=np.int64), sizes)
 
-    y = np.concatenate([row[2] for row in rows]) if rows else np.empty(0)
-    p = np.concatenate([row[3] for row in rows]) if rows else np.empty(0)
+    y, p = (np.concatenate([np.empty(0), *(row[column] for row in rows)]) for column in (2, 3))
     slate = np.repeat(np.arange(len(rows), dtype=np.int64), sizes)
     if before is not None:
         shown = [before[log.batch.items(log.users[row[0]].places[row[1]])] for row in rows]

@@ -43,15 +43,15 @@ class Microbatch(NamedTuple):
         first: int = self.events.event["first_item"][place]
         return slice(first, first + self.events.event["n_items"][place])
 
-    def only(self, wanted: Callable[[str], bool], until_ms: float = np.inf) -> Microbatch:
-        """The events of the users that are wanted, up to a time (epoch ms), and their erasures at any time."""
+    def only(self, wanted: Callable[[str], bool], since_ms: float = -np.inf, until_ms: float = np.inf) -> Microbatch:
+        """The events of the users that are wanted, from a time to another (epoch ms); their erasures at any time."""
         event = self.events.event
         whose = zip(self.user, event["at"].tolist(), event["kind"].tolist(), strict=True)
         return self._at(
             [
                 place
                 for place, (user, at, kind) in enumerate(whose)
-                if user and (at <= until_ms or kind == ERASE) and wanted(user)
+                if user and (since_ms <= at <= until_ms or kind == ERASE) and wanted(user)
             ]
         )
 

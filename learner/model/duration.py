@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 from learner.limits import MAX_DURATION_MS
 
@@ -11,6 +12,31 @@ _UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 class ModelError(ValueError):
     """The model specification is wrong; the message names the key, the value and what was expected."""
+
+
+class HalfLife(NamedTuple):
+    """What evidence loses half its pull on the mean in; without either it is kept for ever.
+
+    Attributes
+    ----------
+    ms
+        Milliseconds.
+    outcomes
+        Outcomes learnt.
+    """
+
+    ms: float | None = None
+    outcomes: float | None = None
+
+    def __str__(self) -> str:
+        """As `model.toml` has it.
+
+        >>> print(HalfLife(), HalfLife(6 * 3.6e6), HalfLife(2.592e9, 300.0))
+        never "6h" ["30d", "300 outcomes"]
+        """
+        parts = [] if self.ms is None else [f'"{duration_text(self.ms)}"']
+        parts += [] if self.outcomes is None else [f'"{self.outcomes:g} outcomes"']
+        return f"[{', '.join(parts)}]" if len(parts) == 2 else "".join(parts) or "never"
 
 
 def parse_duration_ms(key: str, text: str) -> int:
@@ -31,20 +57,19 @@ def parse_duration_ms(key: str, text: str) -> int:
 
 
 def duration_text(ms: float) -> str:
-    """A duration as a specification writes it.
+    """A duration of milliseconds as `parse_duration_ms` reads it, in the largest unit that leaves a whole number.
 
     >>> duration_text(5_400_000.0)
-    '1.5h'
+    '90m'
     """
-    unit, size = max(((unit, size) for unit, size in _UNITS_MS.items() if size <= ms), key=lambda one: one[1])
-    return f"{ms / size:.6g}{unit}"
+    return next(f"{ms / size:.0f}{unit}" for unit, size in reversed(_UNITS_MS.items()) if size == 1 or ms % size == 0)
 
 
-def parse_half_life(text: str | list[str] | None) -> tuple[float | None, float | None]:
-    """Milliseconds and outcomes in a half-life such as ``30d``, ``300 outcomes``, or a list of one of each.
+def parse_half_life(text: str | list[str] | None) -> HalfLife:
+    """A half-life such as ``30d``, ``300 outcomes``, or a list of one of each.
 
     >>> parse_half_life(["30d", "300 outcomes"])
-    (2592000000.0, 300.0)
+    HalfLife(ms=2592000000.0, outcomes=300.0)
     """
     time_ms = outcomes = None
     for one in [text] if isinstance(text, str) else text or []:
@@ -55,4 +80,4 @@ def parse_half_life(text: str | list[str] | None) -> tuple[float | None, float |
             time_ms = float(parse_duration_ms("half_life", one))
         elif not (outcomes := float(found[1])) >= 1.0:
             raise ModelError(f"half_life = {one!r}: expected at least '1 outcomes'")
-    return time_ms, outcomes
+    return HalfLife(time_ms, outcomes)

@@ -145,9 +145,11 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     method
         How a label moves a belief: by the exact posterior's moments, or, as in the papers, by its mode and curvature.
     half_life
-        Time in which evidence loses half its pull on the mean; without, it is kept for ever.
+        Time, outcomes learnt, or a list of both, in which evidence loses half its pull on the mean; without, it is kept
+        for ever.
     discount
-        Share of the evidence that is kept per microbatch, as the papers have it; in the place of `half_life`.
+        Share of the evidence that is kept per microbatch; in the place of `half_life`. Only for parity with the papers:
+        on held-out logs it costs .0065 to .058 of log loss against a half-life.
     attribution_window
         How long after its impression a click still counts.
     max_ahead

@@ -18,25 +18,30 @@ from numpy.typing import NDArray
 
 from learner.belief.gaussian import Array, Gaussian
 from learner.belief.population import Population
-from learner.model.duration import ModelError
+from learner.model.duration import HalfLife, ModelError
 from learner.model.spec import Model
 
-VERSION = 1
+VERSION = 2
 
 
-class _Header(msgspec.Struct, frozen=True):
-    """The JSON part of the file."""
+class _Version(msgspec.Struct, frozen=True):
+    """What the JSON part of every version has."""
 
     version: int
+
+
+class _Header(_Version, frozen=True):
+    """The JSON part of the file."""
+
     model: str
     feature_space: str
     coefficients: list[str]
     population: str
     earlier: int
     click_delay: tuple[float, float] | None
-    half_life_ms: float | None
+    half_life: HalfLife | None
     scaling: dict[str, tuple[float, float]]
-    mean_offset: float | None = None
+    mean_offset: float | None
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,8 @@ class PriorFile:
         The populations that came before, oldest first.
     click_delay
         Median in ms and sigma; None leaves the model's.
-    half_life_ms
-        None leaves the model's.
+    half_life
+        None leaves the model's; one without time and outcomes never forgets.
     scaling
         Mean and standard deviation seen of each numeric feature: a recommendation for the next `model.toml`. Nothing
         else depends on it, since a prior with full covariance takes up any change of scale.
@@ -68,7 +73,7 @@ class PriorFile:
     population: Population
     earlier: tuple[Population, ...] = ()
     click_delay: tuple[float, float] | None = None
-    half_life_ms: float | None = None
+    half_life: HalfLife | None = None
     scaling: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     mean_offset: float | None = None
 
@@ -91,7 +96,7 @@ def encode_prior(prior: PriorFile) -> bytes:
         prior.population.fingerprint.hex(),
         len(prior.earlier),
         prior.click_delay,
-        prior.half_life_ms,
+        prior.half_life,
         dict(prior.scaling),
         prior.mean_offset,
     )
@@ -113,9 +118,10 @@ def decode_prior(data: bytes, source: str = "prior.npz") -> PriorFile:
     """
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            header = msgspec.json.decode(arrays["header"].tobytes(), type=_Header)
-            if header.version != VERSION:
-                raise ModelError(f"prior {source!r}: format version {header.version}, this release reads {VERSION}")
+            written = arrays["header"].tobytes()
+            if (version := msgspec.json.decode(written, type=_Version).version) != VERSION:
+                raise ModelError(f"prior {source!r}: format version {version}, this release reads {VERSION}")
+            header = msgspec.json.decode(written, type=_Header)
             populations = [_population(arrays, i, len(header.coefficients)) for i in range(header.earlier + 1)]
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, msgspec.MsgspecError) as exc:
         if isinstance(exc, ModelError):
@@ -132,7 +138,7 @@ def decode_prior(data: bytes, source: str = "prior.npz") -> PriorFile:
         populations[-1],
         tuple(populations[:-1]),
         header.click_delay,
-        header.half_life_ms,
+        header.half_life,
         header.scaling,
         header.mean_offset,
     )
@@ -147,10 +153,19 @@ def with_prior(model: Model, prior: PriorFile, source: str = "prior.npz") -> Mod
     Raises
     ------
     ModelError
-        If the prior is of another feature space; the message names what differs.
+        If the prior is of another feature space, or has a half-life and the model a discount; the message names what
+        differs.
     """
     if prior.feature_space != model.fingerprint:
         raise ModelError(f"prior {source!r}: fitted for another feature space: {_difference(model, prior)}")
+    if prior.half_life is not None and model.discount is not None:
+        raise ModelError(
+            f"prior {source!r}: has half_life = {prior.half_life}, and model {model.name!r} discount = "
+            f"{model.discount}: expected at most one of the two"
+        )
+    half_life = prior.half_life
+    if half_life is None:
+        half_life = HalfLife(model.half_life_ms, model.half_life_outcomes)
     known = {one.fingerprint: one for one in (*model.earlier, model.population, *prior.earlier)}
     known.pop(prior.population.fingerprint, None)
     return replace(
@@ -159,7 +174,8 @@ def with_prior(model: Model, prior: PriorFile, source: str = "prior.npz") -> Mod
         fixed_effect=prior.population.fixed_effect,
         earlier=tuple(known.values()),
         click_delay=prior.click_delay or model.click_delay,
-        half_life_ms=model.half_life_ms if prior.half_life_ms is None else prior.half_life_ms,
+        half_life_ms=half_life.ms,
+        half_life_outcomes=half_life.outcomes,
         mean_offset=model.mean_offset if prior.mean_offset is None else prior.mean_offset,
     )
 
@@ -176,8 +192,8 @@ def _flaw(prior: PriorFile) -> str | None:
     for one in (*prior.earlier, prior.population):
         if not all(np.isfinite(part).all() for part in (one.prior.mean, one.prior.cov, one.fixed_effect)):
             return "its mean, covariance or fixed effect is not finite"
-    half_life = () if prior.half_life_ms is None else (prior.half_life_ms,)
-    for name, numbers in (("click_delay", prior.click_delay or ()), ("half_life_ms", half_life)):
+    half_life = tuple(one for one in prior.half_life or () if one is not None)
+    for name, numbers in (("click_delay", prior.click_delay or ()), ("half_life", half_life)):
         if not all(np.isfinite(number) and number > 0 for number in numbers):
             return f"{name} = {numbers}: expected positive numbers"
     if prior.mean_offset is not None and not np.isfinite(prior.mean_offset):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from learner.log.position import Mark, Partition
@@ -11,6 +11,10 @@ from learner.record import IDENTITY
 
 KEY_PREFIX = "freshet"
 """What keys in Redis begin with, unless another prefix is set."""
+
+
+SCANNED_TOGETHER = 1_000
+"""About how many records a scan reads at a time."""
 
 
 class StoreUnavailable(ConnectionError):
@@ -110,6 +114,13 @@ class Store(Protocol):
 
     def trim_feed(self, shard: int, number: int, younger_ms: int) -> None:
         """Drop a feed's blocks up to a number, but for those written less than so long ago, or before its newest."""
+        ...
+
+    def scan(self) -> Iterator[list[tuple[str, bytes]]]:
+        """All users and their records, some at a time, while others may be written.
+
+        A user who has a record from beginning to end comes at least once, others perhaps.
+        """
         ...
 
     def positions(self, partitions: Sequence[Partition]) -> list[list[Mark]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from cachetools import LRUCache
 
@@ -62,6 +62,10 @@ class RecentStore:
         missing = [one for one, value in zip(ids, known, strict=True) if value is None]
         read = iter(self._store.load(missing, effect) if missing else [])
         return [next(read) if value is None else value for value in known]
+
+    def scan(self) -> Iterator[list[tuple[str, bytes]]]:
+        """Ask the store."""
+        return self._store.scan()
 
     def read_feed(self, behind: Mapping[int, int], limit: int) -> dict[int, list[Block]]:
         """Ask the store."""

@@ -5,77 +5,25 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 from zlib import crc32
 
 import redis
-from redis.backoff import NoBackoff
-from redis.cluster import ClusterNode
-from redis.retry import Retry
 
 from learner.log.position import NOTHING, Mark, Partition
 from learner.record import DamagedRecord
-from learner.store import KEY_PREFIX, Block, Lifetimes, Transaction, Write
+from learner.store import KEY_PREFIX, SCANNED_TOGETHER, Block, Lifetimes, Transaction, Write
+from learner.store.redis_client import connect, is_cluster
 from learner.store.redis_errors import translated
 from learner.store.redis_pipeline import RedisPipeline, kept_alive
+from learner.store.redis_scripts import CLAIM, COMPARE_AND_SET
 
 SHARDS = 16
 """Hash tags that keys are spread over. Users of one shard can be read and written in one command on Redis Cluster."""
 
 # Of a stream's ids, which are a time in ms and a sequence number, in one number.
 _SEQUENCE_BITS = 20
-
-# KEYS: positions, feed, records. ARGV: the number of moves; the block to append to the feed (none: no block); for each
-# move its partition, the mark expected (none: no such field) and the new one; for each record the identity expected
-# (none: no record), the new value (none: as it is), and seconds to live (0: for ever). Answers 1 if all is done, 0 if
-# something else was held, -i if the key of the i-th record does not hold a string. All is read before anything is
-# written: Redis may refuse a script's first write, and no other.
-_COMPARE_AND_SET = """
-local n = tonumber(ARGV[1])
-for i = 3, 3 * n, 3 do
-  if (redis.call('HGET', KEYS[1], ARGV[i]) or '') ~= ARGV[i + 1] then
-    return 0
-  end
-end
-for i = 3, #KEYS do
-  local held = redis.pcall('GETRANGE', KEYS[i], 4, 15)
-  if type(held) == 'table' then
-    return 2 - i
-  elseif held ~= ARGV[3 * (n + i) - 6] then
-    return 0
-  end
-end
-for i = 3, 3 * n, 3 do
-  if ARGV[i + 1] ~= ARGV[i + 2] then
-    redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 2])
-  end
-end
-if ARGV[2] ~= '' then
-  redis.call('XADD', KEYS[2], '*', 'b', ARGV[2])
-end
-for i = 3, #KEYS do
-  local at = 3 * (n + i) - 6
-  if ARGV[at + 1] == '' then
-    -- Only compared.
-  elseif ARGV[at + 2] == '0' then
-    redis.call('SET', KEYS[i], ARGV[at + 1])
-  else
-    redis.call('SET', KEYS[i], ARGV[at + 1], 'EX', ARGV[at + 2])
-  end
-end
-return 1
-"""
-
-# KEYS: the owner's key. ARGV: who claims it, or nothing; from whom, or nothing. Answers who has it.
-_CLAIM = """
-local held = redis.call('GET', KEYS[1])
-if ARGV[1] ~= '' and (not held or held == ARGV[2]) then
-  redis.call('SET', KEYS[1], ARGV[1])
-  return ARGV[1]
-end
-return held
-"""
 
 
 class RedisStore:
@@ -101,7 +49,7 @@ class RedisStore:
     def load(self, ids: Sequence[str], effect: str = "user") -> list[bytes | None]:
         """Read records, in one round trip."""
         found: list[bytes | None] = [None] * len(ids)
-        shards = list(_by_shard(ids))
+        shards = _by_shard(ids)
         if not shards:
             return found
         with translated():
@@ -109,14 +57,31 @@ class RedisStore:
                 # GET, unlike MGET, does not call a key absent that holds something else.
                 return [self._get(ids[0], effect)]
             pipeline = self._redis.pipeline(transaction=False)
-            for places in shards:
+            for shard, places in shards.items():
                 # Not `mget`, which redis-py does not let into a cluster's pipeline: these keys share their slot.
-                pipeline.execute_command("MGET", *(self._key(ids[i], effect) for i in places))
+                keys = (record_key(ids[i], self._prefix, effect, shard) for i in places)
+                pipeline.execute_command("MGET", *keys)
             replies = pipeline.execute()
-        for places, values in zip(shards, replies, strict=True):
+        for places, values in zip(shards.values(), replies, strict=True):
             for i, value in zip(places, values, strict=True):
                 found[i] = value
         return found
+
+    def scan(self) -> Iterator[list[tuple[str, bytes]]]:
+        """Walk over the keys, of a cluster those of node after node, and read the records of some users at a time."""
+        with translated():
+            keys = self._redis.scan_iter(match=f"{self._prefix}:{{*}}:user:*", count=SCANNED_TOGETHER)
+        begin = len(record_key("", self._prefix))
+        while True:
+            with translated():
+                found: list[bytes] = list(islice(keys, SCANNED_TOGETHER))
+            if not found:
+                return
+            user_ids = [key[begin:].decode(errors="replace") for key in found]
+            # A pattern also fits keys that are none of ours.
+            ours = [one for one, key in zip(user_ids, found, strict=True) if self._key(one, "user").encode() == key]
+            values = zip(ours, self.load(ours), strict=True)
+            yield [(user_id, value) for user_id, value in values if value is not None]
 
     def positions(self, partitions: Sequence[Partition]) -> list[list[Mark]]:
         """Read positions, in one round trip."""
@@ -140,11 +105,11 @@ class RedisStore:
                 # The script itself and not its hash: a Redis that restarted does not know the hash.
                 pipeline.execute_command(
                     "EVAL",
-                    _COMPARE_AND_SET,
+                    COMPARE_AND_SET,
                     2 + len(writes),
                     positions_key(shard, self._prefix),
                     feed_key(shard, self._prefix),
-                    *(self._key(write.id, write.effect) for write in writes),
+                    *(record_key(write.id, self._prefix, write.effect, shard) for write in writes),
                     len(moves),
                     feed,
                     *(
@@ -191,7 +156,7 @@ class RedisStore:
     def owner(self, claim: bytes = b"", instead_of: bytes = b"") -> bytes | None:
         """Read the owner, or become it."""
         with translated():
-            held: bytes | None = self._redis.eval(_CLAIM, 1, self._owner_key, claim, instead_of)
+            held: bytes | None = self._redis.eval(CLAIM, 1, self._owner_key, claim, instead_of)
         return held
 
     def pipeline(self) -> RedisPipeline | None:
@@ -258,9 +223,9 @@ def shard_of(id: str) -> int:
     return crc32(id.encode()) % SHARDS
 
 
-def record_key(id: str, prefix: str = KEY_PREFIX, effect: str = "user") -> str:
-    """The Redis key of a user's or an item's record."""
-    return f"{prefix}:{{{shard_of(id):02d}}}:{effect}:{id}"
+def record_key(id: str, prefix: str = KEY_PREFIX, effect: str = "user", shard: int | None = None) -> str:
+    """The Redis key of a user's or an item's record; whoever knows its shard need not have it worked out again."""
+    return f"{prefix}:{{{shard_of(id) if shard is None else shard:02d}}}:{effect}:{id}"
 
 
 def feed_key(shard: int, prefix: str = KEY_PREFIX) -> str:
@@ -294,37 +259,9 @@ def _number_of(stream_id: bytes) -> int:
     return int(ms) << _SEQUENCE_BITS | int(sequence)
 
 
-def _by_shard(ids: Sequence[str]) -> Iterator[list[int]]:
-    """The places of those of each shard in turn."""
+def _by_shard(ids: Sequence[str]) -> dict[int, list[int]]:
+    """The places of those of each shard."""
     shards: dict[int, list[int]] = {}
     for i, one in enumerate(ids):
         shards.setdefault(shard_of(one), []).append(i)
-    yield from shards.values()
-
-
-def connect(url: str, timeout_s: float) -> Any:
-    """A client; a cluster's URL may name several nodes, and its client asks them for their slots at once."""
-    options: dict[str, Any] = {
-        "socket_timeout": timeout_s,
-        "socket_connect_timeout": timeout_s,
-        # One retry of a broken connection: pooled ones die when Redis restarts. It is safe because reads are reads and
-        # the only write is a compare-and-set, which reports a conflict where its first try had been applied.
-        "retry": Retry(NoBackoff(), 1, (redis.ConnectionError,)),
-        "health_check_interval": 30,
-        "protocol": 3,
-    }
-    if not is_cluster(url):
-        return redis.Redis.from_url(url, **options)
-    parts = urlsplit(url.replace("+cluster", "", 1))
-    account, _, places = parts.netloc.rpartition("@")
-    first, *others = places.split(",")
-    # A few nodes may be named, in case one of them is away when we start.
-    named = (one.rpartition(":") for one in others)
-    nodes = [ClusterNode(host, int(port)) for host, _, port in named]  # type: ignore[no-untyped-call]
-    one = urlunsplit(parts._replace(netloc=f"{account}@{first}" if account else first))
-    return redis.RedisCluster.from_url(one, startup_nodes=nodes, **options)
-
-
-def is_cluster(url: str) -> bool:
-    """Whether a URL names a Redis Cluster."""
-    return url.partition("://")[0] in {"redis+cluster", "rediss+cluster"}
+    return shards

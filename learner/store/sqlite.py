@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from learner.log.position import NOTHING, Mark, Partition
 from learner.record import IDENTITY
 from learner.sqlite_file import SqliteFile
-from learner.store import Block, Lifetimes, Move, StoreUnavailable, Transaction, Write
+from learner.store import SCANNED_TOGETHER, Block, Lifetimes, Move, StoreUnavailable, Transaction, Write
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS records (
@@ -48,6 +48,20 @@ class SqliteStore:
         with self._file.reading() as db:
             rows = [db.execute(query, (effect, one, now)).fetchone() for one in ids]
         return [row and row[0] for row in rows]
+
+    def scan(self) -> Iterator[list[tuple[str, bytes]]]:
+        """Read records in the order of users, some a query: none holds up those who write."""
+        query = """
+            SELECT id, value FROM records WHERE effect = 'user' AND id > ? AND expires_at > ? ORDER BY id LIMIT ?
+        """
+        last = ""
+        while True:
+            with self._file.reading() as db:
+                rows = db.execute(query, (last, time.time(), SCANNED_TOGETHER)).fetchall()
+            if not rows:
+                return
+            yield rows
+            last = rows[-1][0]
 
     def read_feed(self, behind: Mapping[int, int], limit: int) -> dict[int, list[Block]]:
         """Read the feed."""

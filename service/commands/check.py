@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
+from learner.model.duration import HalfLife
 from learner.model.spec import Model
 from service.commands.command import SQLITE_FILE, Subparsers
 from service.environment import service_links
@@ -42,11 +43,8 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
 
 def check_text(settings: Settings, model: Model) -> str:
     """The settings, secrets hidden, and the model, for people."""
-    half_lives = [
-        *([f"{model.half_life_ms / 86_400_000:g} days"] if model.half_life_ms else []),
-        *([f"{model.half_life_outcomes:g} outcomes"] if model.half_life_outcomes else []),
-    ]
-    forgets = f"half-life {' and '.join(half_lives)}" if half_lives else "never"
+    half_life = HalfLife(model.half_life_ms, model.half_life_outcomes)
+    forgets = f"half_life = {half_life}" if any(half_life) else "never"
     if model.discount is not None:
         forgets = f"keeps {model.discount:g} of the evidence per microbatch"
     delay = "a missing click means no at once"

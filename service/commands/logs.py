@@ -6,10 +6,12 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from learner.events.microbatch import Microbatch
+from learner.limits import MAX_TIMESTAMP_MS, MIN_TIMESTAMP_MS
 from learner.model.spec import Model
 from service.settings import Settings
 
@@ -20,9 +22,9 @@ _LOGS = "files or folders of .jsonl, .json, .ndjson (or with .gz) or .parquet; o
 from the beginning to now"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, at_least: Literal["*", "+"] = "+") -> None:
     """Which logs, and which users of them."""
-    parser.add_argument("logs", nargs="+", metavar="LOG", help=_LOGS)
+    parser.add_argument("logs", nargs=at_least, metavar="LOG", help=_LOGS)
     parser.add_argument("--sample", type=share, default=1.0, metavar="SHARE", help="keep this share of users")
     parser.add_argument("--seed", type=int, default=0, help="of every random choice (default: %(default)s)")
     parser.add_argument(
@@ -42,6 +44,29 @@ def share(text: str) -> float:
     if not 0.0 <= number <= 1.0:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a share from 0 to 1")
     return number
+
+
+def instant(text: str) -> int:
+    """The type of an option that is a time: epoch ms, or ISO 8601 with a zone.
+
+    >>> instant("2026-11-26T03:00:00Z"), instant("1795662000000")
+    (1795662000000, 1795662000000)
+    """
+    expected = argparse.ArgumentTypeError(
+        f"{text!r}: expected epoch milliseconds, or ISO 8601 with a zone such as 2026-11-26T03:00:00Z, of 2000 to 2100"
+    )
+    try:
+        if text.isdecimal():
+            at = int(text)
+        elif (date := datetime.fromisoformat(text)).tzinfo is not None:
+            at = int(date.timestamp() * 1000)
+        else:
+            raise expected
+    except ValueError:
+        raise expected from None
+    if not MIN_TIMESTAMP_MS <= at <= MAX_TIMESTAMP_MS:
+        raise expected
+    return at
 
 
 @contextmanager

@@ -189,6 +189,7 @@ def test_a_cluster_of_three_keeps_the_contract(cluster: list[RedisServer]) -> No
     assert write_alone(store, [Write(user, None, value(1)) for user in users]) == [True] * 200
     assert store.load(users) == [value(1)] * 200
     assert store.load(["u7"]) == [value(1)]
+    assert dict(one for some in store.scan() for one in some) == dict.fromkeys(users, value(1))
     assert write_alone(store, [Write("u0", None, value(9)), Write("u1", value(1), value(2))]) == [False, True]
     sizes = []
     for node in cluster:
@@ -200,4 +201,6 @@ def test_a_cluster_of_three_keeps_the_contract(cluster: list[RedisServer]) -> No
     cluster[1].stop()
     with pytest.raises(StoreUnavailable):
         store.load(users)
+    with pytest.raises(StoreUnavailable):
+        list(store.scan())
     store.close()

@@ -106,6 +106,19 @@ def test_of_records_written_alone_one_loser_does_not_stop_the_others(store: Stor
     assert done == [i != 7 for i in range(40)]
 
 
+def test_a_scan_finds_every_user_and_nothing_else_that_is_in_the_store(opener: Opener) -> None:
+    store, mark = opener(), uuid.uuid4().hex
+    # Some of more bytes than characters, and more than are read at a time.
+    users = [f"{mark}-{i}-é:{{}}" for i in range(2_500)]
+    place = Partition(uuid.uuid4().bytes, 0)
+    assert all(write_alone(store, [Write(u, None, value(1, u.encode())) for u in users]))
+    store.commit([Transaction(0, [], [Move(place, NOTHING, Mark(0, 7))])])
+    items = [f"{mark}-item-{i}" for i in range(20)]
+    assert all(write_alone(store, [Write(one, None, value(1, b"item"), effect="item") for one in items]))
+    found = [(u, v) for some in store.scan() for u, v in some if u.startswith(mark)]
+    assert dict(found) == {u: value(1, u.encode()) for u in users}
+
+
 def of_one_shard(store: Store, user: str, n: int) -> tuple[int, list[str]]:
     """A shard, and n users in it."""
     shard = store.shard_of(user)

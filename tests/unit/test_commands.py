@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -45,13 +46,16 @@ def test_a_fitted_prior_is_put_in_force_by_option_or_by_the_model_and_evaluated(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log, out = str(folder / "log.jsonl"), folder / "prior.npz"
-    assert run(folder, "fit", log, "--out", str(out), "--until", "0.5", "--half-life", "--iterations", "5") == 0
-    assert "EM   1" in capsys.readouterr().out
+    assert run(folder, "fit", log, "--out", str(out), "--until", "0.5", "--iterations", "5") == 0
+    told = capsys.readouterr().out
+    assert "EM   1" in told
+    assert "users who had no part in the prior" in told
+    assert '"300 outcomes"' in told
     fitted = decode_prior(out.read_bytes())
     assert fitted.click_delay is not None
     assert 1_000 < fitted.click_delay[0] < 9_000
     first = out.read_bytes()
-    assert run(folder, "fit", log, "--out", str(out), "--until", "0.5", "--half-life", "--iterations", "5") == 0
+    assert run(folder, "fit", log, "--out", str(out), "--until", "0.5", "--iterations", "5") == 0
     assert out.read_bytes() == first
 
     assert run(folder, "check", "--offline", "--prior", str(out)) == 0
@@ -69,6 +73,44 @@ def test_a_fitted_prior_is_put_in_force_by_option_or_by_the_model_and_evaluated(
     assert results["prior"] == f"{out}, fingerprint {fitted.population.fingerprint.hex()}"
     assert results["command"].startswith(f"freshet evaluate {log} --from 0.5")
     assert "<svg" in page.read_text()
+
+
+def test_what_the_log_says_of_forgetting_is_in_force_with_its_prior_unless_the_model_is_to_keep_its_own(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Tastes stay what they are, and the model forgets them within an outcome.
+    (folder / "model.toml").write_text('half_life = "1 outcomes"\n' + MODEL)
+    log, out = str(folder / "log.jsonl"), folder / "p.npz"
+    assert run(folder, "fit", log, "--out", str(out), "--iterations", "5") == 0
+    chosen = decode_prior(out.read_bytes()).half_life
+    assert chosen is not None
+    assert (chosen.outcomes or 1e9) > 10
+    assert f"half_life = {chosen} is in force with this prior" in capsys.readouterr().out
+    model = read_model(str(folder / "model.toml"), str(out))
+    assert (model.half_life_ms, model.half_life_outcomes) == chosen
+    # A fit that is to leave it alone leaves what the prior in force says.
+    for options, expected in (([], None), (["--prior", str(out)], chosen)):
+        kept = folder / "kept.npz"
+        assert run(folder, "fit", log, "--out", str(kept), "--iterations", "2", "--keep-half-life", *options) == 0
+        assert decode_prior(kept.read_bytes()).half_life == expected
+    assert "half-life" not in capsys.readouterr().out
+
+
+def test_a_wide_model_is_told_which_covariance_predicts_better_and_stays_what_it_is(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "model.toml").write_text(MODEL + 'tags = { kind = "multi", buckets = 16 }\n')
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    rng = np.random.default_rng(1)
+    for line in lines:
+        for item in line.get("items", []):
+            item["features"]["tags"] = [f"t{rng.integers(40)}"]
+    (folder / "wide.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert run(folder, "fit", str(folder / "wide.jsonl"), "--out", str(folder / "p.npz"), "--iterations", "5") == 0
+    told = capsys.readouterr().out
+    assert re.search(r"covariance: .* full 0\.\d+, diagonal 0\.\d+; the model's own, full, .* [+-]0\.\d+ ±0\.\d+", told)
+    assert 'covariance = "' in told
+    assert not decode_prior((folder / "p.npz").read_bytes()).population.prior.is_diagonal
 
 
 def test_the_order_of_the_files_changes_no_byte_of_the_prior(folder: Path) -> None:

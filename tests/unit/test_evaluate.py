@@ -105,8 +105,13 @@ def test_an_erased_user_is_neither_scored_nor_learnt_from_up_to_the_erasure(plac
 
 def test_a_part_of_a_log_keeps_the_erasures_that_came_after_it() -> None:
     whole = columns(MODEL, [*log(), Erase("u1", 10**6)])
-    kept = read_log(whole.only(lambda user: user != "u0", 100_000), MODEL.window_ms)
+    kept = read_log(whole.only(lambda user: user != "u0", until_ms=100_000), MODEL.window_ms)
     assert sorted(kept.batch.user) == sorted(e.user_id for e in log() if e.user_id > "u1" and e.timestamp <= 100_000)
+    late = columns(MODEL, [*log(), Erase("u1", 70_000)])
+    kept = read_log(late.only(lambda user: user == "u1", 60_000), MODEL.window_ms)
+    expected = [e.timestamp for e in log() if e.user_id == "u1" and e.timestamp > 70_000]
+    assert expected
+    assert sorted(kept.batch.events.event["at"].tolist()) == sorted(expected)
 
 
 def test_the_joiner_learns_each_outcome_once_with_its_final_label() -> None:

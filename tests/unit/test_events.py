@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from learner.events.parse import from_the_future, outcome_key, parse_event, parse_events
 from learner.events.wire import BadEvent, Reason, WireClick, WireImpression, user_of
-from learner.model.duration import ModelError, parse_duration_ms
+from learner.model.duration import ModelError, duration_text, parse_duration_ms
 from learner.model.kinds import FeatureError
 from learner.model.spec import load_model
 from tests.stepping import Click, Impression, parsed, single
@@ -228,6 +228,11 @@ def test_a_wrong_model_names_the_key(change: tuple[str, str], names: str) -> Non
         load_model(MODEL_TEXT.replace(*change, 1), "the-file.toml")
     assert "the-file.toml" in str(caught.value)
     assert names in str(caught.value) or names == "TOML"
+
+
+@pytest.mark.parametrize("ms", [1, 999, 1_000, 90_000, 5_400_000, 86_400_001, 2_592_000_000])
+def test_a_duration_is_written_so_that_it_is_read_back_to_the_millisecond(ms: int) -> None:
+    assert parse_duration_ms("half_life", duration_text(ms)) == ms
 
 
 @pytest.mark.parametrize(("text", "ms"), [("500ms", 500), ("10s", 10_000), ("1.5h", 5_400_000), ("30d", 2_592_000_000)])

@@ -15,15 +15,18 @@ from scipy.special import expit
 
 from learner.batch.click_delay import fit_click_delay
 from learner.batch.fixed_effect import fit_fixed_effect
-from learner.batch.half_life import fit_half_life
+from learner.batch.half_life import DAY_MS, Losses, difference, fit_half_life
 from learner.batch.join import Outcomes, Rows, collect
 from learner.batch.prior import Iteration, fit_prior, laplace_posteriors
 from learner.batch.reading import LogError, read_events
+from learner.batch.sample import Sample
 from learner.batch.scaling import feature_scaling
+from learner.batch.users import user_hash
 from learner.belief.gaussian import Belief, Gaussian, sum_of_covariances
-from learner.evaluation.replay import progressive_loss, read_log
+from learner.evaluation.replay import progressive_losses, read_log
 from learner.events.microbatch import Microbatch
 from learner.events.parse import outcome_key
+from learner.model.duration import HalfLife
 from learner.model.spec import Model, load_model
 from tests.stepping import Click, Erase, Event, Impression, columns
 from tests.unit.covariance_form import condition_microbatch
@@ -159,6 +162,13 @@ def test_outcomes_are_sorted_by_user_and_time_and_a_share_ends_the_log() -> None
     assert 0 < sample.n_users < 20
 
 
+def test_outcomes_from_a_date_on_are_kept_and_earlier_ones_still_count_for_the_share() -> None:
+    late = joined(simulated(20, 3), MODEL, since_ms=15_000)
+    assert late.n_users == 5
+    between = joined(simulated(20, 3), MODEL, since_ms=8_000, until=0.5)
+    assert sorted(set(between.read(0, between.n_users)["at"].tolist())) == [8_000, 9_000, 10_000]
+
+
 def test_the_order_of_the_log_changes_no_outcome() -> None:
     events = simulated(20, 5)
     shuffled = [events[i] for i in np.random.default_rng(0).permutation(len(events))]
@@ -235,14 +245,14 @@ def test_an_outcome_without_an_offset_has_the_fixed_effects_as_when_it_is_served
     assert one.offset.tolist() == [0.5, 21.0]
 
 
-def test_the_half_life_that_made_the_tastes_predicts_best() -> None:
+def test_the_half_life_that_made_the_tastes_predicts_best_and_the_models_own_stays_where_nothing_tells() -> None:
     rng = np.random.default_rng(2)
     events: list[Event] = []
     hour = 3_600_000
     for user in range(20):
         theta = rng.normal(size=2)
         for k in range(60):
-            keep = 2.0 ** (-1 / 10)
+            keep = 2.0 ** (-1 / 6)
             theta = keep * theta + np.sqrt(1 - keep**2) * rng.normal(size=2)
             rows = np.column_stack([np.ones(4), 2 * rng.normal(size=4)]).astype(np.float32)
             keys = [outcome_key(f"{user}-{k}", str(i)) for i in range(4)]
@@ -250,9 +260,78 @@ def test_the_half_life_that_made_the_tastes_predicts_best() -> None:
             events.append(Impression(f"u{user}", k * hour, keys, rows, zeros, zeros + 1))
             clicked = rng.random(4) < expit(rows @ theta)
             events += [Click(f"u{user}", k * hour + 1, key) for key, yes in zip(keys, clicked, strict=True) if yes]
-    grid = (None, 1.0 * hour, 10.0 * hour)
     users = read_log(columns(MODEL, events), MODEL.window_ms)
-    assert fit_half_life(lambda one: progressive_loss(replace(MODEL, half_life_ms=one), users), grid) == 10.0 * hour
+
+    def losses(one: HalfLife) -> Losses:
+        model = replace(MODEL, half_life_ms=one.ms, half_life_outcomes=one.outcomes)
+        return Losses(*progressive_losses(model, users))
+
+    six_hours, length = HalfLife(0.25 * DAY_MS), 60.0 * hour
+    chosen, tried = fit_half_life(losses, HalfLife(), length)
+    by_loss = dict(tried)
+    assert {HalfLife(), six_hours, HalfLife(None, 300.0)} < by_loss.keys()
+    assert HalfLife(180 * DAY_MS) not in by_loss  # of a log of two and a half days
+    assert min((one for one in by_loss if one.outcomes is None), key=lambda one: by_loss[one].mean) == six_hours
+    assert chosen.ms == six_hours.ms
+    assert difference(by_loss[HalfLife()], by_loss[chosen]).is_clear
+    # 18 minutes more tell nothing apart.
+    own = HalfLife(6.3 * hour)
+    assert fit_half_life(losses, own, length)[0] == own
+
+
+def test_the_interval_of_a_difference_holds_it_as_often_as_it_says() -> None:
+    rng, held = np.random.default_rng(3), 0
+    for _ in range(400):
+        outcomes = rng.integers(1, 40, size=60).astype(float)
+        total = outcomes * (0.1 + 0.5 * rng.normal(size=60))
+        found = difference(Losses(total, outcomes), Losses(np.zeros(60), outcomes))
+        held += abs(found.value - 0.1) <= found.half_width
+    assert 0.91 < held / 400 < 0.97
+
+
+def test_a_sample_is_of_the_same_users_whatever_the_order_and_the_prior_of_the_others() -> None:
+    events = simulated(60, 5)
+
+    def sampled(some: list[Event]) -> Sample:
+        sample = Sample(lambda user_id: True, 2, max_users=10)
+        assert len(list(sample.keep_of(columns(MODEL, [event]) for event in some))) == len(some)
+        return sample
+
+    batch, below = sampled(events).take(np.zeros(2))
+    users = set(batch.user)
+    assert users == set(sorted((f"u{i}" for i in range(60)), key=user_hash)[:10])
+    assert users == {f"u{i}" for i in range(60) if user_hash(f"u{i}") < below}
+    assert users == set(sampled(events[::-1]).take(np.zeros(2))[0].user)
+    others = joined((event for event in events if event.user_id not in users), MODEL)
+    left = [rows.y for rows in joined(events, MODEL).chunks(np.zeros(2), left_out=below)]
+    np.testing.assert_array_equal(np.concatenate(left), others.read(0, others.n_users)["y"])
+
+
+def test_the_sample_of_a_log_has_its_times_and_the_fixed_effect_where_an_offset_is_missing() -> None:
+    events = simulated(20, 3)
+    sample = Sample(lambda user_id: user_id in {"u3", "u7", "u9", "u12"}, 2)
+    list(sample.keep_of([columns(MODEL, events)]))
+    whole, _ = sample.take(np.array([1.0, 10.0]))
+    assert len(set(whole.user)) > 1
+    item, row = whole.events.item, whole.events.row
+    np.testing.assert_allclose(item["offset"], row @ [1.0, 10.0], rtol=1e-6)
+    part, _ = sample.take(np.zeros(2), 4_000, 11_000)
+    assert {user for user in set(whole.user) if 4 <= int(user[1:]) < 11} == set(part.user)
+
+
+def test_the_sample_of_a_log_passes_over_what_is_dated_up_to_an_erasure_wherever_in_the_log_that_stands() -> None:
+    events = simulated(20, 3)
+    # u3 is erased behind all that it did, u7 before; u9 from the time on that is asked for, and behind its end.
+    erasures: list[Event] = [Erase("u3", 3_010), Erase("u7", 6_999), Erase("u9", 20_000)]
+    for log in ([*events, *erasures], [*erasures, *events]):
+        sample = Sample(lambda user_id: user_id in {"u3", "u7", "u9", "u12"}, 2)
+        list(sample.keep_of(columns(MODEL, [event]) for event in log))
+        batch, _ = sample.take(np.zeros(2), until_ms=15_000)
+        # As many as without them, since half of the users are for the prior.
+        known = {user for user in ("u7", "u12") if user_hash(user) < 2**63}
+        assert known
+        assert set(batch.user) == known
+        assert len(batch.user) == sum(event.user_id in known for event in events)
 
 
 AT = 1_700_000_000_000

@@ -18,9 +18,10 @@ from learner.events.wire import BadEvent, Reason
 from learner.log import open_log
 from learner.model.duration import ModelError
 from learner.model.kinds import ItemError
-from learner.model.prior_file import decode_prior, encode_prior, with_prior
+from learner.model.prior_file import PriorFile, decode_prior, encode_prior, with_prior
 from learner.model.spec import Model, load_model
-from learner.store import open_store
+from learner.record import encode_record, fresh_record
+from learner.store import Write, open_store, write_alone
 from service.commands.main import main
 from service.settings import Settings
 from service.web.app import create_app
@@ -120,6 +121,24 @@ def test_the_mean_is_that_of_the_logs_offsets_and_fit_keeps_it_in_the_prior(
     assert with_prior(by_hand, replace(prior, mean_offset=None)).mean_offset == -9.0
     assert main(["check", "--offline", *asked[1:], "--prior", str(tmp_path / "prior.npz")]) == 0
     assert "offsets       one that is missing: the mean, -2.5" in capsys.readouterr().out
+
+
+def test_a_mean_in_force_stays_so_where_a_log_or_a_store_has_no_offsets(tmp_path: Path) -> None:
+    (tmp_path / "model.toml").write_text(MODEL_TOML.format(offset='[offset]\nmissing = "mean"'))
+    spec = model('[offset]\nmissing = "mean"\nmean = -2.5')
+    before = PriorFile(spec.name, spec.fingerprint, spec.coefficients, spec.population, mean_offset=-2.5)
+    (tmp_path / "before.npz").write_bytes(encode_prior(before))
+    items = [{"item_id": f"i{k}", "features": {"x": k}} for k in range(3)]
+    (tmp_path / "log.jsonl").write_text(json.dumps({**SHOWN, "items": items}))
+    url = f"sqlite:///{tmp_path / 's.db'}"
+    store = open_store(url, 60)
+    record = fresh_record(spec)._replace(settled_at=AT)
+    assert write_alone(store, [Write("u", None, encode_record(record, spec))]) == [True]
+    store.close()
+    asked = ["--model", str(tmp_path / "model.toml"), "--prior", str(tmp_path / "before.npz")]
+    for source in ([str(tmp_path / "log.jsonl")], ["--from-store", url]):
+        assert main(["fit", *source, *asked, "--out", str(tmp_path / "next.npz")]) == 0
+        assert decode_prior((tmp_path / "next.npz").read_bytes()).mean_offset == -2.5
 
 
 def test_a_log_without_offsets_has_no_mean_and_fit_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

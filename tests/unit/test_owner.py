@@ -43,7 +43,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
         ({"half_life": ""}, "half_life = 30d there, none here"),
         ({"half_life": '["30d", "300 outcomes"]'}, "half_life in outcomes = None there, 300.0 here"),
         ({"half_life": "", "discount": "0.8"}, "half_life = 30d there, none here; discount = None there, 0.8 here"),
-        ({"attribution_window": '"90m"'}, "attribution_window = 30m there, 1.5h here"),
+        ({"attribution_window": '"90m"'}, "attribution_window = 30m there, 90m here"),
         ({"max_ahead": '"2h"'}, "max_ahead = 1h there, 2h here"),
         ({"max_open": "300"}, "max_open = 256 there, 300 here"),
         ({"method": '"laplace"'}, "method = adf there, laplace here"),

@@ -8,7 +8,7 @@ import pytest
 from learner.belief.gaussian import Gaussian
 from learner.belief.population import Population, rebase
 from learner.events.parse import outcome_key
-from learner.model.duration import ModelError
+from learner.model.duration import HalfLife, ModelError
 from learner.model.prior_file import PriorFile, decode_prior, encode_prior, with_prior
 from learner.model.spec import Model, load_model
 from learner.record import ForeignRecord, decode_record, encode_record, fresh_record
@@ -38,7 +38,9 @@ def a_population(model: Model, seed: int = 1, fixed: bool = False) -> Population
 
 
 def a_prior(model: Model, population: Population, earlier: tuple[Population, ...] = ()) -> PriorFile:
-    return PriorFile(model.name, model.fingerprint, model.coefficients, population, earlier, (9000.0, 1.1), 1e6)
+    return PriorFile(
+        model.name, model.fingerprint, model.coefficients, population, earlier, (9000.0, 1.1), HalfLife(1e6)
+    )
 
 
 def evidence(prior: Gaussian, offset: np.ndarray, seed: int = 3) -> Gaussian:
@@ -86,7 +88,7 @@ def test_a_prior_file_is_read_back_to_the_last_bit_and_written_twice_alike() -> 
     read = decode_prior(data)
     assert read.population.fingerprint == prior.population.fingerprint
     assert [one.fingerprint for one in read.earlier] == [FULL.population_fingerprint]
-    assert (read.click_delay, read.half_life_ms, read.coefficients) == ((9000.0, 1.1), 1e6, FULL.coefficients)
+    assert (read.click_delay, read.half_life, read.coefficients) == ((9000.0, 1.1), HalfLife(1e6), FULL.coefficients)
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-30], lambda b: b"not a prior", lambda b: b""])
@@ -164,3 +166,19 @@ def test_a_laplace_posterior_rebased_is_near_the_one_learnt_under_the_new_prior(
     moved, learnt = rebase(posterior(FULL.prior), FULL.population, new), posterior(new.prior)
     deviation = np.sqrt(np.diagonal(learnt.cov))
     assert (np.abs(moved.mean - learnt.mean) < 0.1 * deviation).all()
+
+
+def test_a_fitted_half_life_is_in_force_and_so_is_a_fitted_never() -> None:
+    model = load_model(TEXT.format("full").replace('name = "t"', 'name = "t"\nhalf_life = ["30d", "300 outcomes"]'))
+    fitted = a_prior(model, a_population(model))
+    for half_life in (HalfLife(), HalfLife(3.6e6), HalfLife(None, 100.0), HalfLife(3.6e6, 100.0)):
+        read = with_prior(model, decode_prior(encode_prior(replace(fitted, half_life=half_life))))
+        assert (read.half_life_ms, read.half_life_outcomes) == half_life
+    kept = with_prior(model, decode_prior(encode_prior(replace(fitted, half_life=None))))
+    assert (kept.half_life_ms, kept.half_life_outcomes) == (30 * 86_400_000, 300)
+
+
+def test_a_fitted_half_life_and_a_discount_are_refused_together() -> None:
+    model = load_model(TEXT.format("full").replace('name = "t"', 'name = "t"\ndiscount = 0.8'))
+    with pytest.raises(ModelError, match=r"half_life = \"1h\".*discount = 0\.8"):
+        with_prior(model, replace(a_prior(model, a_population(model)), half_life=HalfLife(3.6e6)))

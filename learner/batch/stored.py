@@ -1,0 +1,186 @@
+"""The prior of a store's population, from the beliefs of its users alone.
+
+A user's evidence is what their natural parameters have beyond the prior's (`learner.belief.population.gained`): a
+Gaussian factor exp(h'theta - theta'G theta / 2) of the posterior, whatever the prior. So the E-step under any other
+prior is exact, and needs no log: S_u = (P0 + G_u)^-1, m_u = S_u (P0 m0 + h_u).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.batch.disk import on_disk, spool
+from learner.batch.prior import Iteration, Moments, expectation_maximisation
+from learner.batch.users import user_hash
+from learner.belief.gaussian import Array, Gaussian
+from learner.belief.population import gained
+from learner.model.spec import Model
+from learner.record import NEVER, DamagedRecord, RecordError, decode_record
+
+# Stops once the evidence gains less than so many nats a user.
+TOLERANCE = 1e-4
+
+
+class Evidence:
+    """What is known of users beyond their prior, in a temporary file, without a name and soon gone.
+
+    Memory holds 8 bytes a user; the file has 8 (d + d (d + 1) / 2), or 16 d when diagonal.
+    """
+
+    def __init__(self, table: IO[bytes], d: int, diagonal: bool, once: NDArray[np.bool_]) -> None:
+        self._table, self._d, self._diagonal, self._once = table, d, diagonal, once
+        weakref.finalize(self, table.close)
+
+    def __len__(self) -> int:
+        """How many users there are."""
+        return int(self._once.sum())
+
+    def chunks(self, numbers: int = 1 << 20) -> Iterator[tuple[Array, Array]]:
+        """Precisions gained, shape (n, d, d), or (n, d) when diagonal, and shifts, (n, d), of some users at a time."""
+        d = self._d
+        width, together = _width(d, self._diagonal), max(1, numbers // d**2)
+        upper, lower = np.triu_indices(d), np.tril_indices(d)
+        self._table.seek(0)
+        for first in range(0, len(self._once), together):
+            once = self._once[first : first + together]
+            found = np.frombuffer(self._table.read(8 * width * len(once)), np.float64).reshape(-1, width)[once]
+            if self._diagonal:
+                yield found[:, d:], found[:, :d]
+                continue
+            precision = np.zeros((len(found), d, d))
+            precision[:, *upper] = found[:, d:]
+            precision[:, *lower] = np.swapaxes(precision, 1, 2)[:, *lower]
+            yield precision, found[:, :d]
+
+
+def collect_evidence(
+    records: Iterable[Sequence[tuple[str, bytes]]],
+    model: Model,
+    wanted: Callable[[str], bool] = lambda user_id: True,
+    refuse: Callable[[RecordError], object] | None = None,
+    advance: Callable[[int], object] = lambda n: None,
+) -> Evidence:
+    """The evidence of each user who has any; one who comes twice counts once.
+
+    Parameters
+    ----------
+    records
+        Users and their records. Those of an earlier population are moved to the model's, as when they are served.
+    wanted
+        Whose.
+    refuse
+        Called with what is wrong with a record, which is then passed over. None: the first such ends it.
+    advance
+        Called with the number of records read.
+
+    Raises
+    ------
+    RecordError
+        If a record cannot be used.
+    ValueError
+        If the temporary file does not fit on the disk.
+    """
+    users: list[NDArray[np.uint64]] = [np.empty(0, np.uint64)]
+    table = spool()
+    try:
+        with on_disk():
+            for some in records:
+                found = []
+                for user_id, value in some:
+                    if not wanted(user_id):
+                        continue
+                    try:
+                        mine = _evidence_of(value, model, user_id)
+                    except RecordError as exc:
+                        if refuse is None:
+                            raise
+                        refuse(exc)
+                        continue
+                    if mine is not None:
+                        table.write(mine.tobytes())
+                        found.append(user_hash(user_id))
+                users.append(np.array(found, np.uint64))
+                advance(len(some))
+            table.flush()
+    except BaseException:
+        table.close()
+        raise
+    user = np.concatenate(users)
+    once = np.zeros(len(user), np.bool_)
+    once[np.unique(user, return_index=True)[1]] = True
+    return Evidence(table, model.d, model.prior.is_diagonal, once)
+
+
+def _evidence_of(value: bytes, model: Model, user_id: str) -> Array | None:
+    """A row of the file; None of a user without evidence."""
+    record = decode_record(value, model, user_id)
+    if record.settled_at == NEVER:
+        return None
+    try:
+        precision, shift = gained(record.settled, model.population, model.fixed_effect)
+    except np.linalg.LinAlgError as exc:
+        raise DamagedRecord(user_id, "a covariance that cannot be inverted") from exc
+    return np.concatenate([shift, precision if model.prior.is_diagonal else precision[np.triu_indices(model.d)]])
+
+
+def fit_stored_prior(
+    evidence: Evidence,
+    start: Gaussian,
+    max_iterations: int = 50,
+    observe: Callable[[Iteration], None] = lambda iteration: None,
+    advance: Callable[[int], object] = lambda n: None,
+) -> Gaussian:
+    """The population N(m0, S0) that makes the users' evidence most likely, by `expectation_maximisation`.
+
+    Parameters
+    ----------
+    start
+        The model's prior; full or diagonal, as the evidence is.
+    advance
+        Called with the number of users gone through.
+    """
+    return expectation_maximisation(
+        lambda prior: _moments(evidence, prior, advance),
+        start,
+        max_iterations,
+        lambda moments: TOLERANCE * moments.n,
+        observe,
+    )
+
+
+def _moments(evidence: Evidence, prior: Gaussian, advance: Callable[[int], object]) -> Moments:
+    """The E-step. With r = h - G m0: m_u - m0 = S_u r, and the evidence is that of a Gaussian integral."""
+    d = len(prior.mean)
+    value, n, total, second = 0.0, 0, np.zeros(d), np.zeros_like(prior.cov)
+    P_0 = np.asarray(1.0 / prior.cov if prior.is_diagonal else np.linalg.inv(prior.cov), dtype=np.float64)
+    volume = -np.log(P_0).sum() if prior.is_diagonal else -np.linalg.slogdet(P_0)[1]
+    for precision, shift in evidence.chunks():
+        if prior.is_diagonal:
+            pull = precision * prior.mean
+            S = 1.0 / (P_0 + precision)
+            step = S * (shift - pull)
+            log_volume = np.log(S).sum(axis=1)
+            second += (S + step * step).sum(axis=0)
+        else:
+            pull = precision @ prior.mean
+            P = P_0 + precision
+            S = np.asarray(np.linalg.inv(P), dtype=np.float64)
+            step = (S @ (shift - pull)[:, :, None])[:, :, 0]
+            log_volume = -np.linalg.slogdet(P)[1]
+            second += S.sum(axis=0) + step.T @ step
+        value += float(0.5 * (log_volume - volume).sum() + (shift @ prior.mean).sum())
+        value += 0.5 * float(((shift - pull) * step).sum() - (pull @ prior.mean).sum())
+        n += len(step)
+        total += step.sum(axis=0)
+        advance(len(step))
+    return Moments(value, n, total, second)
+
+
+def _width(d: int, diagonal: bool) -> int:
+    """Numbers a user in the file: the shift, and the precision or its upper triangle."""
+    return 2 * d if diagonal else d + d * (d + 1) // 2

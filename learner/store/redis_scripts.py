@@ -1,0 +1,52 @@
+"""What Redis runs in one go, in Lua, on keys of one shard."""
+
+# KEYS: positions, feed, records. ARGV: the number of moves; the block to append to the feed (none: no block); for each
+# move its partition, the mark expected (none: no such field) and the new one; for each record the identity expected
+# (none: no record), the new value (none: as it is), and seconds to live (0: for ever). Answers 1 if all is done, 0 if
+# something else was held, -i if the key of the i-th record does not hold a string. All is read before anything is
+# written: Redis may refuse a script's first write, and no other.
+COMPARE_AND_SET = """
+local n = tonumber(ARGV[1])
+for i = 3, 3 * n, 3 do
+  if (redis.call('HGET', KEYS[1], ARGV[i]) or '') ~= ARGV[i + 1] then
+    return 0
+  end
+end
+for i = 3, #KEYS do
+  local held = redis.pcall('GETRANGE', KEYS[i], 4, 15)
+  if type(held) == 'table' then
+    return 2 - i
+  elseif held ~= ARGV[3 * (n + i) - 6] then
+    return 0
+  end
+end
+for i = 3, 3 * n, 3 do
+  if ARGV[i + 1] ~= ARGV[i + 2] then
+    redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 2])
+  end
+end
+if ARGV[2] ~= '' then
+  redis.call('XADD', KEYS[2], '*', 'b', ARGV[2])
+end
+for i = 3, #KEYS do
+  local at = 3 * (n + i) - 6
+  if ARGV[at + 1] == '' then
+    -- Only compared.
+  elseif ARGV[at + 2] == '0' then
+    redis.call('SET', KEYS[i], ARGV[at + 1])
+  else
+    redis.call('SET', KEYS[i], ARGV[at + 1], 'EX', ARGV[at + 2])
+  end
+end
+return 1
+"""
+
+# KEYS: the owner's key. ARGV: who claims it, or nothing; from whom, or nothing. Answers who has it.
+CLAIM = """
+local held = redis.call('GET', KEYS[1])
+if ARGV[1] ~= '' and (not held or held == ARGV[2]) then
+  redis.call('SET', KEYS[1], ARGV[1])
+  return ARGV[1]
+end
+return held
+"""

@@ -1,0 +1,69 @@
+"""`freshet fit --from-store`: the prior of the users whose beliefs a store has, without a log."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import msgspec
+
+from learner.batch.stored import collect_evidence, fit_stored_prior
+from learner.batch.users import chosen
+from learner.belief.population import Population
+from learner.model.prior_file import PriorFile
+from learner.model.spec import Model
+from learner.record import RecordError
+from learner.store import open_store
+from service.commands.fit import told, write_prior
+from service.commands.logs import progress
+from service.environment import hide_password
+from service.model_file import read_prior
+from service.settings import Settings, SettingsError
+
+
+def fit_from_store(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
+    """Refit the prior from stored beliefs, and write it with all that is in force beside it."""
+    if arguments.logs or arguments.since is not None or arguments.until < 1.0:
+        raise ValueError("--from-store: expected no LOG, --since or --until beside it: beliefs have no log's times")
+    if arguments.from_store:
+        settings = msgspec.structs.replace(settings, store=arguments.from_store)
+    scheme, _, path = settings.store.partition(":///")
+    if scheme == "sqlite" and not Path(path).exists():
+        raise SettingsError(f"--from-store: {path!r}: no such file")
+    refused: list[RecordError] = []
+    store = open_store(settings.store_url, **settings.store_options)
+    try:
+        with progress("reading", " records") as bar:
+            evidence = collect_evidence(
+                store.scan(),
+                model,
+                lambda user_id: chosen(user_id, arguments.sample, arguments.seed),
+                refused.append if arguments.skip_bad else None,
+                bar.update,
+            )
+    finally:
+        store.close()
+    if not len(evidence):
+        raise ValueError(f"{hide_password(settings.store)}: no user in it of whom anything is learnt")
+    with progress("EM", " users") as bar:
+        bar.write(f"{len(evidence):,} users of whom something is learnt")
+        prior = fit_stored_prior(evidence, model.prior, arguments.iterations, told(bar.write), bar.update)
+    before = read_prior(settings.model, settings.prior)
+    write_prior(
+        arguments.out,
+        PriorFile(
+            model.name,
+            model.fingerprint,
+            model.coefficients,
+            Population(prior, model.fixed_effect),
+            (*model.earlier, model.population),
+            before.click_delay if before else None,
+            before.half_life if before else None,
+            before.scaling if before else {},
+            before.mean_offset if before else None,
+        ),
+        model,
+    )
+    if refused:
+        print(f"passed over {len(refused):,} records that cannot be used; the first: {refused[0]}")
+    return 0
