@@ -21,8 +21,9 @@ from learner.feed import Told, decode_block
 from learner.log.position import NOTHING, Mark, Partition
 from learner.model.effect import ItemEffect
 from learner.record import DamagedRecord, ForeignRecord
+from learner.record.items import item_id
 from learner.step.apply import apply_to_items
-from learner.step.feed import TRANSITION, Transitions, by_item, item_id
+from learner.step.feed import TRANSITION, Transitions, by_item
 from learner.store import Move, Store, Transaction, Write
 
 BLOCKS = 64

@@ -15,6 +15,11 @@ from learner.record import NEVER, Record, check_record, decode_record
 from learner.record.layout import plain_layout
 
 
+def item_id(key: int) -> str:
+    """What the record of an item is kept under, by its key; see `learner.events.parse.item_key`."""
+    return f"{key % (1 << 64):016x}"
+
+
 class ItemBeliefs(NamedTuple):
     """The settled beliefs of N items: as columns, since a slate has many.
 

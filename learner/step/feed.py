@@ -16,6 +16,7 @@ from learner.belief.gaussian import Rows
 from learner.belief.update import project
 from learner.events.microbatch import ByUser
 from learner.record import NEVER
+from learner.record.items import item_id
 from learner.step.columns import Rules, User
 
 NO, YES, FLIP = 0, 1, 2
@@ -54,11 +55,6 @@ class Transitions(NamedTuple):
 
     row: NDArray[np.void]
     x: Rows
-
-
-def item_id(key: int) -> str:
-    """What an item's record is kept under."""
-    return f"{key % (1 << 64):016x}"
 
 
 def by_item(transitions: Transitions) -> ByUser:

@@ -35,7 +35,7 @@ def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     """Print a record."""
     from learner.events.parse import item_key
-    from learner.step.feed import item_id
+    from learner.record.items import item_id
     from service.inspection import as_text, report
 
     effect: Effect = model

@@ -14,8 +14,7 @@ from learner.belief.gaussian import Array, Belief, Rows
 from learner.belief.policies import ItemEffects, item_noise
 from learner.events.parse import item_key
 from learner.model.effect import ItemEffect
-from learner.record.items import ItemBeliefs, effects_at, read_beliefs
-from learner.step.feed import item_id
+from learner.record.items import ItemBeliefs, effects_at, item_id, read_beliefs
 
 
 class ScoredSlate(NamedTuple):

@@ -28,8 +28,8 @@ from learner.record import (
     fresh_record,
     read_header,
 )
+from learner.record.items import item_id
 from learner.record.served import belief_at
-from learner.step.feed import item_id
 from learner.store import Store, StoreUnavailable, Write, write_alone
 from service.settings import Settings
 from service.web import api

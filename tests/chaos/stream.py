@@ -13,8 +13,9 @@ from learner.events.parse import parse_events
 from learner.log.position import Partition, Position
 from learner.model.spec import Model, load_model
 from learner.record import Record, State, decode_record, encode_record, fresh_record
+from learner.record.items import item_id
 from learner.step.apply import apply_to_items
-from learner.step.feed import FLIP, NO, Transitions, by_item, item_id
+from learner.step.feed import FLIP, NO, Transitions, by_item
 from tests.stepping import Event, apply, single
 
 MODEL = """\

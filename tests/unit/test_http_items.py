@@ -21,8 +21,8 @@ from learner.log import open_log, open_reader
 from learner.loop import Learner
 from learner.model.spec import load_model
 from learner.record import decode_record, encode_record, fresh_record
+from learner.record.items import item_id
 from learner.record.served import belief_at
-from learner.step.feed import item_id
 from learner.store import Store, Write, open_store, write_alone
 from service.settings import Settings
 from service.web.app import create_app

@@ -24,8 +24,9 @@ from learner.loop import Learner
 from learner.model.duration import ModelError
 from learner.model.spec import Model, load_model
 from learner.record import Record, decode_record, encode_record, fresh_record
+from learner.record.items import item_id
 from learner.step.apply import apply, apply_to_items
-from learner.step.feed import FLIP, NO, YES, by_item, item_id
+from learner.step.feed import FLIP, NO, YES, by_item
 from learner.store import Store, open_store
 from learner.store.recent import RecentStore
 
