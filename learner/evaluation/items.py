@@ -14,6 +14,23 @@ from learner.step.apply import apply_to_items
 from learner.step.feed import Transitions, by_item
 
 
+def shown_before(events: Events) -> NDArray[np.int64] | None:
+    """For each shown item how often it had been shown before, to whomever, in the order of time.
+
+    None of events that do not tell items apart, since the model that they were read for has no effect of theirs.
+    """
+    if not events.item["item"].any():
+        return None
+    shown = np.flatnonzero(events.event["n_items"] > 0)
+    places = item_places(events.event[shown[np.argsort(events.event["at"][shown], kind="stable")]])
+    _, number, sizes = np.unique(events.item["item"][places], return_inverse=True, return_counts=True)
+    before = np.empty(len(events.item), np.int64)
+    before[places[np.argsort(number, kind="stable")]] = np.arange(len(places)) - np.repeat(
+        np.cumsum(sizes) - sizes, sizes
+    )
+    return before
+
+
 class ReplayedItems:
     """The items of a log while it is replayed.
 
@@ -39,17 +56,6 @@ class ReplayedItems:
         mean, var = effects_at(self._effect, self._beliefs.of(number), self.events.row[shown], now)
         self.events.item["other_mean"][shown], self.events.item["other_var"][shown] = mean, var
         return mean, var
-
-    def shown_before(self) -> NDArray[np.int64]:
-        """For each shown item how often it had been shown before, to whomever; in the order of time."""
-        event = self.events.event
-        shown = np.flatnonzero(event["n_items"] > 0)
-        places = item_places(event[shown[np.argsort(event["at"][shown], kind="stable")]])
-        by_item = np.argsort(self._number[places], kind="stable")
-        sizes = np.bincount(self._number[places], minlength=len(self._keys))
-        before = np.empty(len(self.events.item), np.int64)
-        before[places[by_item]] = np.arange(len(places)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        return before
 
     def learn(self) -> None:
         """Learn what was told, in the order of time."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.belief.gaussian import Array, Belief, Rows, click_probability, draw, predict
-from learner.evaluation.items import ReplayedItems
+from learner.evaluation.items import ReplayedItems, shown_before
 from learner.evaluation.metrics import Scored, log_losses
 from learner.events.microbatch import IMPRESSION, Microbatch, by_user, grouped
 from learner.model.spec import Model
@@ -186,7 +186,7 @@ def replay(
                 noise = None if items is None else np.sqrt(item_var)
                 pit.append(_pit(row, offset, belief, labels, generator, noise))
         advance(len(steps))
-    return _gather(rows, np.array(pit), log, None if items is None else items.shown_before())
+    return _gather(rows, np.array(pit), log, shown_before(log.batch.events))
 
 
 def _rounds(

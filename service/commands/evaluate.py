@@ -35,6 +35,11 @@ def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
         "--from", dest="start", type=share, default=0.5, metavar="SHARE",
         help="score from behind this share of the outcomes; earlier ones are only learnt (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--learn-from", dest="learnt", type=share, default=0.0, metavar="SHARE",
+        help="leave out the log before this share of its outcomes: that from which features or offsets were made, "
+        "which have seen its clicks and hide what items are worth (default: %(default)s, nothing)",
+    )  # fmt: skip
     parser.add_argument("--brief", action="store_true", help="leave out other attributions and approximations")
     parser.add_argument("--resamples", type=int, default=200, help="of the bootstrap (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write all numbers")
@@ -45,6 +50,8 @@ def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     """Replay, print the table and write what was asked for."""
+    import numpy as np
+
     from learner.batch.reading import LogError
     from learner.batch.users import chosen
     from learner.evaluation.compare import cut_at, evaluate, extent, variants
@@ -60,7 +67,11 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     skipped = skipping(arguments)
     with events_of(arguments, settings, model, skipped) as batches:
         log = read_log(joined(map(sampled, batches), model.d), model.window_ms)
-    cut_ms = cut_at(log, arguments.start)
+    if arguments.learnt > arguments.start:
+        raise ValueError(f"--learn-from {arguments.learnt}: expected at most --from, {arguments.start}")
+    cut_ms, learnt_ms = cut_at(log, arguments.start), cut_at(log, arguments.learnt)
+    if np.isfinite(learnt_ms):
+        log = read_log(log.batch.only(lambda user_id: True, since_ms=learnt_ms), model.window_ms)
     ways = variants(model, cut_ms, not arguments.brief)
     slates = log.n_slates(cut_ms)
     if not slates:
