@@ -19,7 +19,7 @@ from kafka import KafkaAdminClient, KafkaProducer
 from learner.model.spec import load_model
 from learner.record import decode_record
 from learner.store import open_store
-from learner.store.owner import Owner, claim
+from learner.store.owner import claim, owner_of
 from learner.store.redis import record_key
 from service.web.server import DRAIN_S
 from tests.e2e.test_path import MODEL, Deployment, click, impression, members, now_ms
@@ -175,7 +175,7 @@ def test_a_learner_with_lag_that_nothing_comes_of_is_red_and_one_that_works_it_o
 ) -> None:
     client = redis.Redis.from_url(freshet.redis_url)
     store = open_store(freshet.redis_url, 60)
-    claim(store, Owner(load_model(MODEL).name, freshet.environ["FRESHET_GROUP"]))
+    claim(store, owner_of(load_model(MODEL), freshet.environ["FRESHET_GROUP"]))
     store.close()
     # Full: whatever it is, it is not written.
     client.config_set("maxmemory", "1")
