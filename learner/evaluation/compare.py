@@ -11,18 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.belief.gaussian import Gaussian, Method
+from learner.evaluation.history import Available, Log, fresh, frozen_at, joined_after, lagging
 from learner.evaluation.metrics import Bin, Estimate, Metrics, Scored, measure, reliability, share_of
-from learner.evaluation.replay import (
-    ITEM_LAG_MS,
-    Available,
-    Log,
-    Replayed,
-    fresh,
-    frozen_at,
-    joined_after,
-    lagging,
-    replay,
-)
+from learner.evaluation.replay import ITEM_LAG_MS, Replayed, replay
 from learner.model.spec import Model
 
 A_DAY = "lag 1 d"

@@ -55,8 +55,8 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     from learner.batch.reading import LogError
     from learner.batch.users import chosen
     from learner.evaluation.compare import cut_at, evaluate, extent, variants
+    from learner.evaluation.history import read_log
     from learner.evaluation.page import as_html
-    from learner.evaluation.replay import read_log
     from learner.evaluation.report import Evaluation, as_json, as_text
 
     def sampled(batch: Microbatch) -> Microbatch:

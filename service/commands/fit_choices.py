@@ -11,7 +11,8 @@ from learner.batch.half_life import MIN_USERS, Losses, difference, fit_half_life
 from learner.batch.join import Outcomes
 from learner.batch.prior import Iteration, fit_prior
 from learner.belief.gaussian import Gaussian
-from learner.evaluation.replay import Log, progressive_losses, read_log
+from learner.evaluation.history import Log, read_log
+from learner.evaluation.replay import progressive_losses
 from learner.events.microbatch import Microbatch
 from learner.model.duration import HalfLife
 from learner.model.spec import Model

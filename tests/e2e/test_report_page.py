@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from learner.evaluation.compare import cut_at, evaluate, extent, variants
+from learner.evaluation.history import read_log
 from learner.evaluation.page import as_html
-from learner.evaluation.replay import read_log
 from learner.evaluation.report import Evaluation
 from learner.evaluation.simulate import World
 from learner.events.parse import parse_events

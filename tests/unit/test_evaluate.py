@@ -10,9 +10,10 @@ import pytest
 
 from learner.belief.gaussian import click_probability, predict
 from learner.evaluation.compare import USER_AGE, by_age, cut_at, evaluate, extent, variants
+from learner.evaluation.history import Log, fresh, frozen_at, joined_after, lagging, read_log
 from learner.evaluation.metrics import log_loss
 from learner.evaluation.page import as_html
-from learner.evaluation.replay import Log, fresh, frozen_at, joined_after, lagging, read_log, replay
+from learner.evaluation.replay import replay
 from learner.evaluation.report import Evaluation, as_json, as_text, headline
 from learner.events.parse import outcome_key
 from learner.model.spec import load_model

@@ -23,7 +23,8 @@ from learner.batch.sample import Sample
 from learner.batch.scaling import feature_scaling
 from learner.batch.users import user_hash
 from learner.belief.gaussian import Belief, Gaussian, sum_of_covariances
-from learner.evaluation.replay import progressive_losses, read_log
+from learner.evaluation.history import read_log
+from learner.evaluation.replay import progressive_losses
 from learner.events.microbatch import Microbatch
 from learner.events.parse import outcome_key
 from learner.model.duration import HalfLife

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from scipy.special import expit
 
 from learner.belief import update
-from learner.belief.gaussian import Gaussian, factorised
+from learner.belief.gaussian import Gaussian, click_probability, factorised, predict
+from learner.evaluation.history import read_log
+from learner.evaluation.replay import replay
 from learner.events.microbatch import by_user
 from learner.events.parse import item_key, parse_events
 from learner.items import Items
@@ -24,9 +26,10 @@ from learner.loop import Learner
 from learner.model.duration import ModelError
 from learner.model.spec import Model, load_model
 from learner.record import Record, decode_record, encode_record, fresh_record
-from learner.record.items import item_id
+from learner.record.items import effects_at, item_id, read_beliefs
+from learner.record.served import belief_at
 from learner.step.apply import apply, apply_to_items
-from learner.step.feed import FLIP, NO, YES, by_item
+from learner.step.feed import FLIP, NO, YES, Transitions, by_item
 from learner.store import Store, open_store
 from learner.store.recent import RecentStore
 
@@ -307,7 +310,7 @@ def test_a_learner_that_is_killed_before_its_items_are_stored_loses_none_of_them
     assert rig.learner._items is not None
     rig.learner._items.turn = die  # type: ignore[method-assign, assignment]
     with pytest.raises(KeyboardInterrupt):
-        rig.turns(1)
+        rig.turns()
     rig.learner.reader.close()
     rig.learner = rig.new_learner()
     rig.turns()
@@ -347,3 +350,61 @@ def test_an_unknown_item_is_its_prior() -> None:
     fresh = fresh_record(MODEL.item)
     np.testing.assert_array_equal(fresh.settled.mean, [0.0, 0.0])
     np.testing.assert_allclose(fresh.settled.variances, [0.5, 0.5])
+
+
+def a_log(n: int) -> list[dict[str, object]]:
+    """Slates of five users at times of their own, and clicks behind them."""
+    rng = random.Random(7)
+    events = []
+    for i in range(n):
+        user, items, at = rng.choice("uvwxy"), "".join(rng.sample("abcdef", 3)), AT + i * 7_001 + rng.randrange(7_000)
+        shown = {**slate(i, user, items), "timestamp": at}
+        events.append((at, shown))
+        if rng.random() < 0.5:
+            later = at + rng.randrange(1, 40_000)
+            events.append((later, {**click(i, user, rng.choice(items), 0), "timestamp": later}))
+    return [event for _, event in sorted(events, key=lambda one: one[0])]
+
+
+@pytest.mark.parametrize("scored_from", [0, 60])
+def test_a_replay_scores_each_slate_with_its_user_as_fresh_and_its_items_as_of_the_last_slice(scored_from: int) -> None:
+    """Against one event at a time, in the order of time; items learn what was told where a slice ends."""
+    effect = MODEL.item
+    assert effect is not None
+    raws = [json.dumps(one).encode() for one in a_log(150)]
+    batch, bad = parse_events(raws, MODEL)
+    assert not bad
+    lag_ms = 45_000.0
+    users: dict[str, bytes | None] = {}
+    items: dict[str, bytes | None] = {}
+    told: list[Transitions] = []
+    expected, of = [], None
+    for raw in raws:
+        one, _ = parse_events([raw], MODEL)
+        at = int(one.events.event["at"][0])
+        if of is not None and at // lag_ms != of:
+            row, x = (np.concatenate([some[part] for some in told]) for part in (0, 1))
+            mine = by_item(Transitions(row, x))
+            stored = [items.get(name) for name in mine.user_ids]
+            items |= zip(mine.user_ids, apply_to_items(effect, stored, Transitions(row, x), mine), strict=True)
+            told = []
+        of = at // lag_ms
+        user = one.user[0]
+        shown = one.events.item
+        if len(shown):
+            names = [item_id(key) for key in shown["item"].tolist()]
+            beliefs, _ = read_beliefs(effect, [items.get(name) for name in names], names)
+            shown["other_mean"], shown["other_var"] = mean, var = effects_at(effect, beliefs, one.events.row, at)
+            record = fresh_record(MODEL) if not users.get(user) else decode_record(users[user] or b"", MODEL, user)
+            mu, v = predict(belief_at(MODEL, record, at), one.events.row, shown["offset"])
+            expected.append((at, click_probability(mu + mean, v + var)))
+        done = apply(MODEL, [users.get(user)], one.events, by_user(one))
+        users[user] = done.values[0] or users.get(user)
+        told.append(done.transitions)
+    start = expected[scored_from][0]
+    found = replay(MODEL, read_log(batch, MODEL.window_ms), score_from_ms=start, item_lag_ms=lag_ms)
+    order = np.lexsort((np.arange(len(found.shown_at)), found.shown_at))
+    wanted = np.concatenate([p for at, p in expected if at >= start])
+    np.testing.assert_allclose(found.scored.p[order], wanted, rtol=1e-12)
+    assert found.item_evidence is not None
+    assert found.item_evidence.max() > 40

@@ -17,7 +17,8 @@ from learner.batch.prior import Iteration, fit_prior
 from learner.batch.stored import Evidence, collect_evidence, fit_stored_prior
 from learner.belief.gaussian import Gaussian
 from learner.belief.population import Population
-from learner.evaluation.replay import progressive_losses, read_log
+from learner.evaluation.history import read_log
+from learner.evaluation.replay import progressive_losses
 from learner.events.parse import outcome_key
 from learner.model.prior_file import PriorFile, decode_prior, with_prior
 from learner.model.spec import Model, load_model
