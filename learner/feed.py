@@ -31,21 +31,19 @@ class Told(NamedTuple):
     transitions
         Its rows, in the order of the events.
     sources
-        Where each one's event stands: the number of its partition among `partitions`, its leader epoch and offset.
+        Where each one's event stands: the number of its partition in `reached`, its leader epoch and offset.
+    reached
+        How far in each partition all is told.
     """
 
     transitions: Transitions
-    partitions: list[Partition]
     sources: NDArray[np.void]
-
-    def mark(self, i: int) -> Mark:
-        """How far one is who has a row."""
-        return Mark(int(self.sources["epoch"][i]), int(self.sources["place"][i]))
+    reached: dict[Partition, Mark]
 
 
 class _Block(msgspec.Struct, array_like=True):
     fingerprint: bytes
-    partitions: list[tuple[bytes, int]]
+    reached: list[tuple[bytes, int, int, int]]
     row: bytes
     x: bytes
 
@@ -56,7 +54,7 @@ _DECODER = msgspec.msgpack.Decoder(_Block)
 def encode_blocks(
     effect: ItemEffect, transitions: Transitions, shards: NDArray[np.int64], places: Sequence[Position]
 ) -> dict[int, bytes]:
-    """By shard the block that tells its users' transitions.
+    """By shard the block that tells its users' transitions; also of a shard whose users tell nothing.
 
     Parameters
     ----------
@@ -67,10 +65,8 @@ def encode_blocks(
     places
         Where each of its events stands in the log.
     """
-    if not len(transitions.row):
-        return {}
-    partitions = list({place.partition: None for place in places})
-    number = {partition: i for i, partition in enumerate(partitions)}
+    reached = {place.partition: place.mark for place in places}
+    number = {partition: i for i, partition in enumerate(reached)}
     source = np.array([(number[one.partition], one.epoch, one.offset) for one in places], np.int64)
     order = np.argsort(transitions.row["event"], kind="stable")
     row, x = transitions.row[order], transitions.x[order]
@@ -79,9 +75,9 @@ def encode_blocks(
         told[name] = row[name]
     told["partition"], told["epoch"], told["place"] = source[row["event"]].T
     of_row = shards[row["user"]]
-    named = [(one.topic_id, one.number) for one in partitions]
+    named = [(one.topic_id, one.number, *mark) for one, mark in reached.items()]
     blocks = {}
-    for shard in np.unique(of_row).tolist():
+    for shard in np.unique(shards).tolist():
         its = of_row == shard
         block = _Block(effect.fingerprint, named, told[its].tobytes(), x[its].tobytes())
         blocks[shard] = msgspec.msgpack.encode(block)
@@ -98,4 +94,5 @@ def decode_block(effect: ItemEffect, data: bytes) -> Told | None:
     for name in _COMMON:
         row[name] = told[name]
     x = np.frombuffer(block.x, "<f4").reshape(len(told), effect.d)
-    return Told(Transitions(row, x), [Partition(*one) for one in block.partitions], told)
+    reached = {Partition(topic_id, number): Mark(*mark) for topic_id, number, *mark in block.reached}
+    return Told(Transitions(row, x), told, reached)

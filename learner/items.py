@@ -92,7 +92,7 @@ class Items:
                 counts["item_blocks_foreign"] += 1
             else:
                 told.append((number, feed, one))
-        self._read({source(feed, partition) for _, feed, one in told for partition in one.partitions})
+        self._read({source(feed, partition) for _, feed, one in told for partition in one.reached})
         reached = _Reached(self._known, self._owned)
         shards = self._shards([one for *_, one in told])
         some = [reached.take(number, feed, one, of) for (number, feed, one), of in zip(told, shards, strict=True)]
@@ -180,27 +180,21 @@ class _Reached:
         at = np.array([mark.offset for mark in self._known[cursor(feed)]])
         new = np.isin(shard, self._owned) & (at[shard] < number)
         epoch, place, of = (told.sources[name].astype(np.int64) for name in ("epoch", "place", "partition"))
-        for i, partition in enumerate(told.partitions):
+        for i, (partition, reached) in enumerate(told.reached.items()):
             its = new & (of == i)
             name = source(feed, partition)
             marks = np.array(self._reached.get(name, self._known[name]), np.int64)[shard]
             new &= ~its | (epoch > marks[:, 0]) | ((epoch == marks[:, 0]) & (place > marks[:, 1]))
-            # Of a partition's rows the last is the furthest.
-            latest_first = np.flatnonzero(its & new)[::-1]
-            ours, last = np.unique(shard[latest_first], return_index=True)
-            for one, place_of in zip(ours.tolist(), latest_first[last].tolist(), strict=True):
-                self._set(name, one, told.mark(place_of))
+            self.move(name, reached)
         return Transitions(told.transitions.row[new], told.transitions.x[new])
 
     def move(self, name: Partition, mark: Mark) -> None:
         """All shards that are ours have come to a mark, or further."""
         for shard in self._owned.tolist():
-            self._set(name, shard, max(mark, self._known[name][shard]))
+            marks = self._reached.setdefault(name, list(self._known[name]))
+            marks[shard] = max(mark, marks[shard])
 
     def moves(self, shard: int) -> list[Move]:
         """Where a shard goes; nowhere if it has all of it."""
         moves = [Move(name, self._known[name][shard], marks[shard]) for name, marks in self._reached.items()]
         return [move for move in moves if move.reached != move.held]
-
-    def _set(self, name: Partition, shard: int, mark: Mark) -> None:
-        self._reached.setdefault(name, list(self._known[name]))[shard] = mark

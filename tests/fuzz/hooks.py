@@ -12,8 +12,18 @@ from learner.limits import MAX_TIMESTAMP_MS, MIN_TIMESTAMP_MS
 
 @schemathesis.hook
 def map_body(context: Any, body: Any) -> Any:
-    """To JSON Schema 5.0 is an integer; we want 5. Nor can it say that an event must not be from the future."""
-    return _past(_integers(body))
+    """To JSON Schema 5.0 is an integer; we want 5.
+
+    Nor can it say that an event must not be from the future, nor that what is shown is among what is to be scored.
+    """
+    return _shown(_past(_integers(body)))
+
+
+def _shown(value: Any) -> Any:
+    """A request to score without what only some may have."""
+    if isinstance(value, dict) and "items" in value:
+        return {name: one for name, one in value.items() if name not in ("shown", "top_k")}
+    return value
 
 
 def _integers(value: Any) -> Any:

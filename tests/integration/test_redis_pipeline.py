@@ -50,7 +50,7 @@ async def connected(pipeline: Pipeline) -> None:
     until = time.monotonic() + 20
     while time.monotonic() < until:
         try:
-            await pipeline.load("nobody")
+            await pipeline.load(["nobody"])
         except NotNow:
             await asyncio.sleep(0.05)
         else:
@@ -63,11 +63,13 @@ def test_everybody_who_asks_at_once_is_told_of_their_own_user(server: RedisServe
     write_alone(store, [Write(f"u{i}", None, value(i)) for i in range(500)])
     store.close()
 
-    async def ask() -> list[bytes | None]:
+    async def ask() -> list[list[bytes | None]]:
         async with pipelined(server.url(2)) as pipeline:
-            return await asyncio.gather(*(pipeline.load(f"u{i}") for i in range(501)))
+            return await asyncio.gather(
+                *(pipeline.load([f"u{i}"]) for i in range(501)), pipeline.load(["u7", "u", "u9"])
+            )
 
-    assert asyncio.run(ask()) == [*(value(i) for i in range(500)), None]
+    assert asyncio.run(ask()) == [*([value(i)] for i in range(500)), [None], [value(7), None, value(9)]]
 
 
 def test_a_request_that_is_given_up_does_not_shift_the_answers_of_others(server: RedisServer) -> None:
@@ -75,14 +77,14 @@ def test_a_request_that_is_given_up_does_not_shift_the_answers_of_others(server:
     write_alone(store, [Write(f"u{i}", None, value(i)) for i in range(3)])
     store.close()
 
-    async def ask() -> list[bytes | None]:
+    async def ask() -> list[list[bytes | None]]:
         async with pipelined(server.url()) as pipeline:
-            asked = [asyncio.ensure_future(pipeline.load(f"u{i}")) for i in range(3)]
+            asked = [asyncio.ensure_future(pipeline.load([f"u{i}"])) for i in range(3)]
             await asyncio.sleep(0)
             asked[0].cancel()
             return await asyncio.gather(*asked[1:])
 
-    assert asyncio.run(ask()) == [value(1), value(2)]
+    assert asyncio.run(ask()) == [[value(1)], [value(2)]]
 
 
 def test_an_answer_that_is_an_error_is_left_to_the_store_and_others_are_told(server: RedisServer) -> None:
@@ -93,8 +95,9 @@ def test_an_answer_that_is_an_error_is_left_to_the_store_and_others_are_told(ser
 
     async def ask() -> None:
         async with pipelined(server.url()) as pipeline:
-            answers = await asyncio.gather(*map(pipeline.load, ("u", "list", "u")), return_exceptions=True)
-            assert answers[::2] == [b"x", b"x"]
+            asked = map(pipeline.load, (["u"], ["list"], ["u"]))
+            answers = await asyncio.gather(*asked, return_exceptions=True)
+            assert answers[::2] == [[b"x"], [b"x"]]
             assert isinstance(answers[1], NotNow)
 
     asyncio.run(ask())
@@ -105,12 +108,12 @@ def test_while_redis_hangs_all_are_told_in_time_and_the_next_at_once(server: Red
         async with pipelined(server.url()) as pipeline:
             server._process.send_signal(signal.SIGSTOP)  # type: ignore[union-attr]
             began = time.monotonic()
-            answers = await asyncio.gather(*(pipeline.load(f"u{i}") for i in range(100)), return_exceptions=True)
+            answers = await asyncio.gather(*(pipeline.load([f"u{i}"]) for i in range(100)), return_exceptions=True)
             assert {type(one) for one in answers} == {StoreUnavailable}
             assert TIMEOUT_S <= time.monotonic() - began < 2 * TIMEOUT_S
             again = time.monotonic()
             with pytest.raises(NotNow):
-                await pipeline.load("u")
+                await pipeline.load(["u"])
             assert time.monotonic() - again < TIMEOUT_S / 2
             server._process.send_signal(signal.SIGCONT)  # type: ignore[union-attr]
             await connected(pipeline)
@@ -124,7 +127,7 @@ def test_a_redis_that_restarts_is_found_again(server: RedisServer) -> None:
             server.stop()
             for _ in range(20):
                 with pytest.raises(NotNow):
-                    await pipeline.load("u")
+                    await pipeline.load(["u"])
                 await asyncio.sleep(0.01)
             server.start()
             await connected(pipeline)
