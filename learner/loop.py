@@ -42,7 +42,6 @@ from learner.sweeps import Sweeps
 from learner.vanished import Vanished
 
 ITEMS_WAIT_MS = 20
-ITEMS_INTERVAL_S = 1.0
 MAX_RECORDS_BYTES = 32 << 20
 """The records of a microbatch, about: in memory there are some copies of each, read, worked on and written."""
 
@@ -83,7 +82,6 @@ class Learner:
     max_slates_per_minute: int = 0
     _committing: bool = field(default=True, init=False)
     _log_time: int = field(default=0, init=False)
-    _items_at: float = field(default=0.0, init=False)
     _held: frozenset[Partition] = field(default=frozenset(), init=False)
 
     def __post_init__(self) -> None:
@@ -142,7 +140,7 @@ class Learner:
             if messages:
                 freshness_ms = self._take(messages, counts, bad)
             self._sweep(counts)
-            if self._items is not None and self._is_time_for_items(len(messages)):
+            if self._items is not None:
                 owned = self.reader.share(self.store.shards)
                 self._patience.call(counts, partial(self._items.turn, owned, counts))
             committing = self._patience.call(counts, partial(self._positions.finish, messages))
@@ -155,17 +153,6 @@ class Learner:
             self._vanished.forget()
         seconds = time.monotonic() - started
         return Progress(len(messages), counts, bad, self.reader.lag(), freshness_ms, seconds, self.reader.health())
-
-    def _is_time_for_items(self, n_messages: int) -> bool:
-        """Whether items are to learn in this turn: in each, unless there is more to read; then about once a second.
-
-        A popular item is then written once for many slates: a learner with items takes MEASURED of the time.
-        """
-        now = time.monotonic()
-        if n_messages >= self._most() and now < self._items_at + ITEMS_INTERVAL_S:
-            return False
-        self._items_at = now
-        return True
 
     def _most(self) -> int:
         """How many messages to take: each may be of another user, whose record is as large as those written last."""
