@@ -18,6 +18,7 @@ from learner.events.wire import impression_json
 from learner.limits import MIN_TIMESTAMP_MS
 from learner.model.spec import load_model
 from learner.record import decode_record
+from learner.record.items import effects_at, unknown
 from learner.record.served import belief_at
 from learner.step.apply import apply, apply_to_items
 from learner.step.feed import by_item
@@ -51,6 +52,7 @@ def compile_all() -> None:
     posteriors(mean, factor, X, yes, one.astype(np.float32), one, starts, mean[None].copy(), factor[None].copy())
     predict(belief, batch.events.row, batch.events.item["offset"])
     draw(belief, np.random.default_rng(0))
+    effects_at(model.item, unknown(model.item, len(X)), X, MIN_TIMESTAMP_MS)
 
 
 if __name__ == "__main__":
