@@ -203,8 +203,8 @@ class Operations:
         for _ in range(ERASE_ATTEMPTS):
             (value,) = self._store.load([user_id])
             record = self._to_erase(value, user_id)
-            # A learner may have been faster.
-            known |= record.n_events > 0 or record.erased_at == at
+            # A learner may have been faster; the tombstone is then a first record only of a user who had none.
+            known |= record.n_events > 0 or (record.erased_at == at and record.revision > 1)
             # A user without a record may have events in the log that are still to be learnt.
             blank = encode_record(erased(record, self._model, at), self._model)
             if write_alone(self._store, [Write(user_id, value, blank, erased=True)]) == [True]:

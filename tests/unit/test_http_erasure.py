@@ -68,3 +68,23 @@ def test_who_may_send_events_may_not_erase_by_one(rig: Rig) -> None:
         answer = client.post("/events", json=event, headers={"X-API-Key": key})
         assert (answer.status_code, answer.json()["error"]["details"]["errors"][0]["reason"]) == (422, "unknown_type")
     assert rig.reader.poll(10, 10) == []
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_whether_a_user_was_known_is_answered_alike_when_a_learner_is_faster(rig: Rig, known: bool) -> None:
+    if known:
+        rig.client.post("/events", json=[SHOWN, CLICKED])
+        rig.learner.turn()
+
+    class FastLearner:
+        """The erasure is learnt as soon as it is in the log."""
+
+        def append(self, entries: Any) -> None:
+            rig.log.append(entries)
+            rig.learner.turn()
+
+        def close(self) -> None: ...
+
+    client = serve(rig, FastLearner())
+    assert client.delete("/users/u").json() == {"user_id": "u", "erased": known}
+    assert rig.score()["user_known"] is False
