@@ -1,8 +1,8 @@
 """The items of one member of the group: what users' shards tell of them is learnt, exactly once.
 
 An item's shard keeps two kinds of positions, moved together with its records: how far it is in the feed of each shard
-of users, and for each of these and each log partition the last event that was learnt. The first says where to read on;
-the second skips what a shard of users that has stepped back tells again. docs/adr/0022 says why that is enough.
+of users, and for each of these and each log partition up to where it was told all. The first says where to read on; the
+second skips what a shard of users that has stepped back tells again. docs/adr/0022 says why that is enough.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from learner.record import DamagedRecord, ForeignRecord
 from learner.record.items import item_id
 from learner.step.apply import apply_to_items
 from learner.step.feed import TRANSITION, Transitions, by_item
-from learner.store import Move, Store, Transaction, Write
+from learner.store import Move, Store, Transaction, Write, marks_by_shard
 
 BLOCKS = 64
 """Of each feed, read at a time."""
@@ -137,15 +137,14 @@ class Items:
     def _writes(self, transitions: Transitions, counts: Counter[str]) -> list[Write]:
         """The records that come of some rows. One that cannot be used stays as it is, and what it is told is lost."""
         items = by_item(transitions)
-        items = items.only([i for i, one in enumerate(items.user_ids) if one not in self._unusable])
         while True:
+            items = items.only([i for i, one in enumerate(items.user_ids) if one not in self._unusable])
             stored = self.store.load(items.user_ids, self.effect.key)
             try:
                 values = apply_to_items(self.effect, stored, transitions, items)
             except (DamagedRecord, ForeignRecord) as exc:
                 log.error("record cannot be used", error=str(exc))
                 self._unusable.add(exc.user_id)
-                items = items.only([i for i, one in enumerate(items.user_ids) if one not in self._unusable])
                 continue
             counts["item_outcomes_lost"] += len(transitions.row) - len(items.order)
             return [
@@ -155,14 +154,12 @@ class Items:
 
     def _read(self, wanted: Iterable[Partition]) -> None:
         """Know these positions."""
-        if missing := [one for one in wanted if one not in self._known]:
-            shards = self.store.positions(missing)
-            self._known |= {one: [marks[i] for marks in shards] for i, one in enumerate(missing)}
+        self._known |= marks_by_shard(self.store, [one for one in wanted if one not in self._known])
 
     def _trim(self) -> None:
         """Drop what every shard of items has, of the feeds of the shards that are this member's."""
         ours = [cursor(feed) for feed in sorted(self._owned)]
-        for one, marks in zip(ours, zip(*self.store.positions(ours), strict=True), strict=True):
+        for one, marks in marks_by_shard(self.store, ours).items():
             if (least := min(marks)) != NOTHING:
                 self.store.trim_feed(one.number, least.offset, KEPT_MS)
 

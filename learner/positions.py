@@ -13,7 +13,7 @@ import structlog
 
 from learner.log import Message, Reader
 from learner.log.position import NOTHING, Mark, Partition, Position
-from learner.store import Move, Store, Transaction, Write
+from learner.store import Move, Store, Transaction, Write, marks_by_shard
 
 NO_FEEDS: Mapping[int, bytes] = {}
 
@@ -183,9 +183,7 @@ class Positions:
             raise StoreRewound(rewound)
 
     def _read(self, partitions: Iterable[Partition]) -> None:
-        if wanted := list(partitions):
-            shards = self.store.positions(wanted)
-            self._known |= {partition: [marks[i] for marks in shards] for i, partition in enumerate(wanted)}
+        self._known |= marks_by_shard(self.store, list(partitions))
 
     def _moves(self, shard: int, goals: Mapping[Partition, Mark]) -> list[Move]:
         moves = []

@@ -161,7 +161,7 @@ def apply_to_items(
     stored
         The record of each item; None for one that has none.
     transitions, items
-        Rows, and which of them are whose; ids as `learner.step.feed.item_id` has them.
+        Rows, and which of them are whose; ids as `learner.record.items.item_id` has them.
 
     Raises
     ------

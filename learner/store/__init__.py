@@ -27,7 +27,7 @@ class Write(NamedTuple):
     Attributes
     ----------
     id
-        Whose record: a user's, or an item's as `learner.step.feed.item_id` has it.
+        Whose record: a user's, or an item's as `learner.record.items.item_id` has it.
     expected
         The bytes that were loaded; None if there were none.
     value
@@ -182,6 +182,12 @@ class Pipelined(Protocol):
     def pipeline(self) -> Pipeline | None:
         """Make it; None if it has none as it is set up."""
         ...
+
+
+def marks_by_shard(store: Store, partitions: Sequence[Partition]) -> dict[Partition, list[Mark]]:
+    """For each of these partitions how far each of the shards is in it; asks nothing of the store if there are none."""
+    shards = store.positions(partitions) if partitions else []
+    return {partition: [marks[i] for marks in shards] for i, partition in enumerate(partitions)}
 
 
 def write_alone(store: Store, writes: Sequence[Write]) -> list[bool]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar, TypeVarTuple
+from typing import Any
 from urllib.parse import unquote
 
 from fastapi.routing import APIRoute
@@ -14,9 +14,6 @@ from starlette.routing import request_response
 
 from learner.limits import MAX_ID_LENGTH
 from service.web import api
-
-T = TypeVar("T")
-Ts = TypeVarTuple("Ts")
 
 _BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
