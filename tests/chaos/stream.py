@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Set
 from typing import NamedTuple
 
 import numpy as np
 
+from learner.belief.gaussian import Belief
 from learner.events.parse import parse_events
 from learner.log.position import Partition, Position
 from learner.model.spec import Model, load_model
@@ -16,7 +18,7 @@ from learner.record import Record, State, decode_record, encode_record, fresh_re
 from learner.record.items import item_id
 from learner.step.apply import apply_to_items
 from learner.step.feed import FLIP, NO, Transitions, by_item
-from tests.stepping import Event, apply, single
+from tests.stepping import Click, Event, apply, single
 
 MODEL = """\
 name = "chaos"
@@ -36,7 +38,7 @@ START_MS = 1_700_000_000_000
 LATE_MS = 61 * 86_400_000
 BOT = "one-bot"
 ITEM_BOUND = 0.5
-"""How far an item may be from what it would have learnt in the order of sending, in its own standard deviations."""
+"""How far an item may be outside of what its two extreme orders give, in its own standard deviations."""
 KINDS = ("one", "one", "one", "two", "odd")
 
 
@@ -144,13 +146,15 @@ class ExpectedItem(NamedTuple):
         How often it was shown to somebody for the first time.
     flips
         The least and the most clicks that may have come after their impression, where the order is not determined.
-    mean, std
-        What is believed of it if it learnt all in the order in which it is sent.
+    means, std
+        The least and the largest mean: all learnt in the order of sending, and with those clicks after all
+        impressions whose order no log determines. A flip moves an item more, the later it comes, since what was
+        learnt in between has taken the unclicked for a "no".
     """
 
     outcomes: int
     flips: tuple[int, int]
-    mean: float
+    means: tuple[float, float]
     std: float
 
 
@@ -162,6 +166,7 @@ def expect(log: Iterable[Logged]) -> Expected:
     bad = set()
     by_user: dict[str, list[InBurst]] = {}
     told: dict[str, list[Transitions]] = {}
+    told_late: dict[str, list[Transitions]] = {}
     for one in log:
         batch, refused = parse_events([one.value], model)
         if refused:
@@ -173,42 +178,61 @@ def expect(log: Iterable[Logged]) -> Expected:
         places.setdefault(event.user_id, set()).add((one.epoch, one.position.partition))
     ordered = {user for user, used in places.items() if len({epoch for epoch, _ in used}) == len(used)}
     for user, mine in by_user.items():
-        record = fresh_record(model)
         if user not in ordered:
             # Partition by partition a user would believe in no click until all are read, and tell items so.
             mine.sort(key=lambda one: one.burst)
-        for _, one_event in mine:
-            ((record,), report) = apply(model, [record], [[one_event]])
-            told.setdefault(user, []).append(report.transitions)
-        records[user] = record
-    return Expected(records, ordered, bad, _expect_items(told, ordered))
+        records[user], told[user] = _learn(model, mine)
+        told_late[user] = told[user]
+        if user not in ordered:
+            mine.sort(key=lambda one: isinstance(one.event, Click))
+            _, told_late[user] = _learn(model, mine)
+    return Expected(records, ordered, bad, _expect_items(told, told_late, ordered))
 
 
-def _expect_items(told: dict[str, list[Transitions]], ordered: set[str]) -> dict[str, ExpectedItem]:
-    effect = MODEL_OF_RUN.item
-    assert effect is not None
-    flips: dict[str, list[int]] = {}
+def _learn(model: Model, mine: list[InBurst]) -> tuple[Record, list[Transitions]]:
+    """What one user's events come to, one at a time, and what they tell items."""
+    record, told = fresh_record(model), []
+    for _, event in mine:
+        ((record,), report) = apply(model, [record], [[event]])
+        told.append(report.transitions)
+    return record, told
+
+
+def _expect_items(
+    told: dict[str, list[Transitions]], told_late: dict[str, list[Transitions]], ordered: set[str]
+) -> dict[str, ExpectedItem]:
+    as_sent = _items_learn(told, set())
+    clicks_last = _items_learn(told_late, told_late.keys() - ordered)
+    outcomes, least, most = Counter[str](), Counter[str](), Counter[str]()
     for user, mine in told.items():
         for one in mine:
             for key, kind in one.row[["item", "kind"]].tolist():
-                least_and_most = flips.setdefault(item_id(key), [0, 0])
-                if kind != NO:
-                    least_and_most[0] += kind == FLIP and user in ordered
-                    least_and_most[1] += kind == FLIP or user not in ordered
-    everything = [one for mine in told.values() for one in mine]
-    row, x = (np.concatenate([one[part] for one in everything]) for part in (0, 1))
-    # As it is sent: each click beside its impression, however late it is dated.
-    order = np.lexsort((row["kind"], row["shown_at"]))
+                name = item_id(key)
+                outcomes[name] += kind != FLIP
+                least[name] += kind == FLIP and user in ordered
+                most[name] += kind != NO and (kind == FLIP or user not in ordered)
+    found = {}
+    for name, belief in as_sent.items():
+        low, high = sorted(float(one[name].mean[0]) for one in (as_sent, clicks_last))
+        std = float(belief.variances[0] ** 0.5)
+        found[name] = ExpectedItem(outcomes[name], (least[name], most[name]), (low, high), std)
+    return found
+
+
+def _items_learn(told: dict[str, list[Transitions]], late: Set[str]) -> dict[str, Belief]:
+    """What items believe, each click learnt beside its impression however late it is dated, or after all if `late`."""
+    effect = MODEL_OF_RUN.item
+    assert effect is not None
+    everything = [(one, user in late) for user, mine in told.items() for one in mine]
+    row, x = (np.concatenate([one[part] for one, _ in everything]) for part in (0, 1))
+    last = np.concatenate([(one.row["kind"] == FLIP) & is_late for one, is_late in everything])
+    order = np.lexsort((row["kind"], row["shown_at"], last))
     transitions = Transitions(row[order], x[order])
     items = by_item(transitions)
-    found = {}
     values = apply_to_items(effect, [None] * len(items.user_ids), transitions, items)
-    for name, value, places in zip(items.user_ids, values, (places for _, places in items), strict=True):
-        belief = decode_record(value, effect, name).settled
-        outcomes = int((transitions.row["kind"][places] != FLIP).sum())
-        least, most = flips[name]
-        found[name] = ExpectedItem(outcomes, (least, most), float(belief.mean[0]), float(belief.variances[0] ** 0.5))
-    return found
+    return {
+        name: decode_record(value, effect, name).settled for name, value in zip(items.user_ids, values, strict=True)
+    }
 
 
 def item_differences(expected: dict[str, ExpectedItem], found: dict[str, Record]) -> dict[str, list[str]]:
@@ -221,9 +245,14 @@ def item_differences(expected: dict[str, ExpectedItem], found: dict[str, Record]
             wrong["items doubled"].append(name)
         elif have is None or outcomes < want.outcomes or flips < want.flips[0]:
             wrong["items lost"].append(name)
-        elif (off := abs(float(have.settled.mean[0]) - want.mean)) > ITEM_BOUND * want.std:
+        elif (off := outside(float(have.settled.mean[0]), want.means)) > ITEM_BOUND * want.std:
             wrong["items different"].append(f"{name} by {off / want.std:.2f} standard deviations")
     return {kind: items for kind, items in wrong.items() if items}
+
+
+def outside(value: float, bounds: tuple[float, float]) -> float:
+    """How far a value is outside of an interval."""
+    return max(bounds[0] - value, value - bounds[1], 0.0)
 
 
 def differences(expected: Expected, found: dict[str, Record]) -> dict[str, list[str]]:
