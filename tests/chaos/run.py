@@ -66,6 +66,7 @@ class Report:
     ordered: int = 0
     bad: int = 0
     letters: int = 0
+    rewinds: int = 0
     items: int = 0
     item_outcomes: int = 0
     wrong: dict[str, list[str]] = field(default_factory=dict)
@@ -82,6 +83,7 @@ class Report:
             ("bad records", self.bad),
             ("dead letters (one may be written twice; see docs/guarantees.md)", self.letters),
             *((f"learners at least: {kind}", count) for kind, count in sorted(self.counts.items())),
+            ("partitions in which a learner saw the store step back", self.rewinds),
             ("lost", sum(len(self.wrong.get(kind, [])) for kind in LOST)),
             ("doubled or otherwise wrong", sum(map(len, self.wrong.values())) - sum(
                 len(self.wrong.get(kind, [])) for kind in LOST)),
@@ -113,12 +115,16 @@ class Learners:
             if process.poll() is not None:
                 raise AssertionError(f"a learner ended with {process.returncode}: {self.tail(port)}")
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=0.5) as answer:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
                     found = COUNTED.findall(answer.read().decode())
             except (OSError, urllib.error.URLError):
                 continue
             self._counts[port] = Counter({kind: int(float(value)) for kind, value in found})
         return sum(self._counts.values(), Counter())
+
+    def rewinds(self) -> int:
+        """How often a learner, also one that was killed, has said of a partition that the store stepped back."""
+        return sum(path.read_text().count("store_rewound") for path in self._folder.glob("learner-*.log"))
 
     def tail(self, port: int) -> str:
         return (self._folder / f"learner-{port}.log").read_text()[-2000:]
@@ -247,6 +253,7 @@ class Chaos:
         self.send(n_events - share * n_faults)
         self.settle()
         self.report.counts = self.learners.count()
+        self.report.rewinds = self.learners.rewinds()
         for port in list(self.learners.alive):
             self.learners.leave(port)
         self._judge()
