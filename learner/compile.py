@@ -18,7 +18,7 @@ from learner.events.wire import impression_json
 from learner.limits import MIN_TIMESTAMP_MS
 from learner.model.spec import load_model
 from learner.record import decode_record
-from learner.record.items import effects_at, unknown
+from learner.record.items import effects_at, read_beliefs
 from learner.record.served import belief_at
 from learner.step.apply import apply, apply_to_items
 from learner.step.feed import by_item
@@ -43,7 +43,8 @@ def compile_all() -> None:
     done = apply(model, [None], batch.events, by_user(batch))
     (value,) = done.values
     assert model.item is not None
-    apply_to_items(model.item, [None], done.transitions, by_item(done.transitions))
+    told = by_item(done.transitions)
+    items = apply_to_items(model.item, [None], done.transitions, told)
     assert value is not None, "a first event is always learnt"
     belief = belief_at(model, decode_record(value, model, "u"), MIN_TIMESTAMP_MS + 2)
     mean, factor = model.prior_belief
@@ -52,7 +53,8 @@ def compile_all() -> None:
     posteriors(mean, factor, X, yes, one.astype(np.float32), one, starts, mean[None].copy(), factor[None].copy())
     predict(belief, batch.events.row, batch.events.item["offset"])
     draw(belief, np.random.default_rng(0))
-    effects_at(model.item, unknown(model.item, len(X)), X, MIN_TIMESTAMP_MS)
+    of_items = read_beliefs(model.item, items, told.user_ids)[0]
+    effects_at(model.item, of_items, X[: len(items)], MIN_TIMESTAMP_MS)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 from learner.belief.gaussian import Array
 from learner.events.microbatch import Events, item_places
 from learner.model.effect import ItemEffect
-from learner.record import decode_record
-from learner.record.items import beliefs_of, effects_at, unknown
+from learner.record.items import effects_at, read_beliefs, unknown
 from learner.step.apply import apply_to_items
 from learner.step.feed import Transitions, by_item
 
@@ -68,5 +67,5 @@ class ReplayedItems:
         stored = [self._records.get(name) for name in items.user_ids]
         self._records |= zip(items.user_ids, apply_to_items(self._effect, stored, told, items), strict=True)
         changed = np.searchsorted(self._keys, np.unique(row["item"]))
-        records = [decode_record(self._records[name], self._effect, name) for name in items.user_ids]
-        self._beliefs.put(changed, beliefs_of(self._effect, records))
+        beliefs, _ = read_beliefs(self._effect, [self._records[name] for name in items.user_ids], items.user_ids)
+        self._beliefs.put(changed, beliefs)

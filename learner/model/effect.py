@@ -8,9 +8,13 @@ from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
+import scipy  # scipy.special is imported at its first use, the click delay's: no scorer waits for it
 
-from learner.belief.gaussian import Array, Belief, Gaussian, Rows, factorised
+from learner.belief.gaussian import Array, Belief, Gaussian, Method, Rows, factorised
 from learner.belief.population import Population
+
+# An open impression counts as a "no" for good once this share of clicks would have come.
+SETTLED_SHARE = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +35,12 @@ class Effect:
         Eight bytes that tell feature spaces apart.
     fixed_effect
         b, shape (d,): an item without an offset of its own has the offset x'b.
+    method
+        ``adf`` or ``laplace``.
+    window_ms
+        How long after its impression a click still counts.
+    click_delay
+        Median in ms and sigma of the log-normal click delay; None: a missing click means "no" at once.
     earlier
         Populations that records may have been written under before this one, oldest first.
     """
@@ -42,6 +52,9 @@ class Effect:
     coefficients: tuple[str, ...]
     fingerprint: bytes
     fixed_effect: Array
+    method: Method = "adf"
+    window_ms: int
+    click_delay: tuple[float, float] | None
     earlier: tuple[Population, ...] = ()
     key: ClassVar[str] = "user"
     """What has the effect."""
@@ -70,6 +83,22 @@ class Effect:
     def d(self) -> int:
         """Number of coefficients, the intercept included."""
         return len(self.coefficients)
+
+    @cached_property
+    def settle_age_ms(self) -> float:
+        """Age at which an impression without a click is final: F(age) >= 0.95, or the window's end if sooner."""
+        if self.click_delay is None:
+            return 0.0
+        median, sigma = self.click_delay
+        return min(float(median * np.exp(sigma * scipy.special.ndtri(SETTLED_SHARE))), float(self.window_ms))
+
+    def clicked_share(self, age_ms: Array) -> Array:
+        """F: the share of clicks that have come `age_ms` after the impression, shape as given."""
+        if self.click_delay is None:
+            return np.ones_like(age_ms)
+        median, sigma = self.click_delay
+        with np.errstate(divide="ignore"):
+            return np.asarray(scipy.special.ndtr(np.log(np.maximum(age_ms, 0.0) / median) / sigma))
 
     def relax_factor(self, elapsed_ms: Array) -> Array:
         """What is left of a belief, 2^(-elapsed / half_life); 1 out of order or without a half-life. Shape as given."""

@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import get_args
 
 import msgspec
 import numpy as np
-import scipy  # scipy.special is imported at its first use, the click delay's: no scorer waits for it
 from numpy.typing import NDArray
 
-from learner.belief.gaussian import Array, Gaussian, Method, Rows
+from learner.belief.gaussian import Array, Gaussian, Rows
 from learner.belief.population import Population
 from learner.model.design import INTERCEPT, Design, item_struct
 from learner.model.duration import ModelError, parse_duration_ms, parse_half_life
@@ -23,8 +22,6 @@ from learner.model.file import EarlierPrior, ItemFile, MissingOffset, ModelFile
 from learner.model.kinds import Category, Feature, FeatureValue, ItemError, Multi, Vector
 from learner.model.toml_errors import explain
 
-# An open impression counts as a "no" for good once this share of clicks would have come.
-SETTLED_SHARE = 0.95
 INTERCEPT_NAME = "intercept"
 
 
@@ -36,16 +33,10 @@ class Model(Effect):
     ----------
     item
         The effect of items; None if items are not learnt.
-    method
-        ``adf`` or ``laplace``.
     discount
         Share of the evidence kept per microbatch; None for all of it.
-    window_ms
-        How long after its impression a click still counts.
     max_ahead_ms
         How long after it came in an event may be dated.
-    click_delay
-        Median in ms and sigma of the log-normal click delay; None: a missing click means "no" at once.
     max_open
         Open impressions kept per user.
     prior_file
@@ -56,11 +47,8 @@ class Model(Effect):
         The log's mean offset, for ``mean``; None if it is not known.
     """
 
-    method: Method
     discount: float | None
-    window_ms: int
     max_ahead_ms: int
-    click_delay: tuple[float, float] | None
     max_open: int
     features: Mapping[str, Feature]
     ignore_unknown: bool
@@ -69,21 +57,11 @@ class Model(Effect):
     missing_offset: MissingOffset = "fixed_effect"
     mean_offset: float | None = None
 
-    @cached_property
-    def settle_age_ms(self) -> float:
-        """Age at which an impression without a click is final: F(age) >= 0.95, or the window's end if sooner."""
-        if self.click_delay is None:
-            return 0.0
-        median, sigma = self.click_delay
-        return min(float(median * np.exp(sigma * scipy.special.ndtri(SETTLED_SHARE))), float(self.window_ms))
-
-    def clicked_share(self, age_ms: Array) -> Array:
-        """F: the share of clicks that have come `age_ms` after the impression, shape as given."""
-        if self.click_delay is None:
-            return np.ones_like(age_ms)
-        median, sigma = self.click_delay
-        with np.errstate(divide="ignore"):
-            return np.asarray(scipy.special.ndtr(np.log(np.maximum(age_ms, 0.0) / median) / sigma))
+    def __post_init__(self) -> None:
+        """Items are shown and clicked as users are: one delay and one window."""
+        if self.item is not None and (self.item.click_delay, self.item.window_ms) != (self.click_delay, self.window_ms):
+            item = replace(self.item, click_delay=self.click_delay, window_ms=self.window_ms)
+            object.__setattr__(self, "item", item)
 
     def rows(self, items: Sequence[Mapping[str, FeatureValue]] | Sequence[msgspec.Struct]) -> Rows:
         """The design matrix of a slate, shape (N, d); see `learner.model.design.Design.rows`."""
@@ -248,6 +226,9 @@ def _item_effect(file: ItemFile, model: str, features: Mapping[str, Feature]) ->
         fingerprint=hashlib.blake2b(space, digest_size=8).digest(),
         fixed_effect=np.zeros(d),
         columns=tuple(columns),
+        # Those of the model, which it gives to it.
+        window_ms=0,
+        click_delay=None,
     )
 
 

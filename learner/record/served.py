@@ -14,7 +14,6 @@ from learner.belief.laplace import condition_jointly
 from learner.belief.moments import sigmoid
 from learner.belief.update import condition, project
 from learner.model.effect import Effect
-from learner.model.spec import Model
 from learner.record import NEVER, Record, State
 
 
@@ -32,14 +31,12 @@ def belief_at(effect: Effect, record: Record, now: int) -> Belief:
     if not known and not len(outcomes):
         return Belief(mean, factor)
     kept = 1.0 if not known else float(effect.relax_factor(np.array(float(now - record.settled_at))))
-    delay = effect.click_delay if isinstance(effect, Model) else None
-    median, sigma = delay or (0.0, 1.0)
+    median, sigma = effect.click_delay or (0.0, 1.0)
     prior = effect.prior_belief
     serve(
         mean, factor, prior.mean, prior.factor, kept, record.rows[is_open], now - outcomes["shown_at"],
         outcomes["offset"].astype(np.float64) + outcomes["other_mean"], outcomes["weight"].astype(np.float64),
-        outcomes["other_var"].astype(np.float64), median, sigma,
-        isinstance(effect, Model) and effect.method == "laplace",
+        outcomes["other_var"].astype(np.float64), median, sigma, effect.method == "laplace",
     )  # fmt: skip
     return Belief(mean, factor)
 
@@ -73,3 +70,23 @@ def serve(
             condition(mean, factor, row[i], False, offset[i], effective[i], False, f, gain, others[i])
     if laplace and n > 0:
         condition_jointly(mean, factor, row, np.zeros(n, np.bool_), offset, effective, np.empty(n), np.empty(n))
+
+
+@compiled
+def serve_each(
+    mean: Any, factor: Any, prior_mean: Any, prior_factor: Any, kept: Any, n_open: Any, row: Any, outcome: Any,
+    now: int, median: float, sigma: float,
+) -> None:  # fmt: skip
+    """As `serve`, for N beliefs at once: open impressions in rows of shape (N, W, d), of which `n_open` are in use."""
+    for n in range(len(mean)):
+        k: Any = n_open[n]
+        age = np.empty(k, np.int64)
+        offset, weight, others = np.empty(k), np.empty(k), np.empty(k)
+        for i in range(k):
+            one = outcome[n, i]
+            age[i], offset[i] = now - one.shown_at, np.float64(one.offset) + one.other_mean
+            weight[i], others[i] = one.weight, one.other_var
+        serve(
+            mean[n], factor[n], prior_mean, prior_factor, kept[n], row[n, :k], age, offset, weight, others, median,
+            sigma, False,
+        )  # fmt: skip

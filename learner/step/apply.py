@@ -14,6 +14,7 @@ from learner.events.microbatch import ByUser, Events, ends_of
 from learner.model.effect import Effect, ItemEffect
 from learner.model.spec import Model
 from learner.record import check_record, decode_record, encode_record, header_template, sealed
+from learner.record.items import MOST_OPEN
 from learner.record.layout import plain_layout
 from learner.step import kernel
 from learner.step.columns import COUNTS, Rules
@@ -62,17 +63,14 @@ def rules(effect: Effect) -> Rules:
     outcome_tick = 1 if outcomes == inf else max(1, round(outcomes / OUTCOME_TICKS_A_HALF_LIFE))
     outcome_kept = 2.0 ** (-outcome_tick / outcomes)
     prior = effect.prior_belief
-    forgetting = Rules(
-        prior.mean, prior.factor, False, half_life, tick, outcome_tick, outcome_kept, 1.0, 0, 0, 0,
-        np.empty(0, np.int64),
+    of_items = Rules(
+        prior.mean, prior.factor, effect.method == "laplace", half_life, tick, outcome_tick, outcome_kept, 1.0,
+        effect.window_ms, ceil(effect.settle_age_ms), MOST_OPEN, np.empty(0, np.int64),
     )  # fmt: skip
     if not isinstance(effect, Model):
-        return forgetting
-    return forgetting._replace(
-        laplace=effect.method == "laplace",
+        return of_items
+    return of_items._replace(
         discount=effect.discount or 1.0,
-        window=effect.window_ms,
-        settle_age=ceil(effect.settle_age_ms),
         max_open=effect.max_open,
         item_columns=np.array(() if effect.item is None else effect.item.columns, np.int64),
     )
@@ -169,9 +167,9 @@ def apply_to_items(
         If a record cannot be used.
     """
     read = _loaded(effect, stored, items.user_ids)
-    length = plain_layout(effect.d, len(effect.prior_belief.factor), 0, 0).length
-    starts = np.arange(len(stored) + 1) * length
-    out, written = np.empty(length * len(stored), np.uint8), np.zeros(len(stored), np.int64)
+    room = np.minimum(read.pending[:, 0] + np.diff(items.first), MOST_OPEN)
+    starts = ends_of(plain_layout(effect.d, len(effect.prior_belief.factor), room, 0).length)
+    out, written = np.empty(int(starts[-1]), np.uint8), np.zeros(len(stored), np.int64)
     learn_items(
         rules(effect), _template(effect), read.data, read.starts, read.revisions + 1, transitions.row, transitions.x,
         items.order, items.first, out, starts, written,

@@ -14,7 +14,7 @@ from learner.belief.gaussian import Array, Belief, Rows
 from learner.belief.policies import ItemEffects, item_noise
 from learner.events.parse import item_key
 from learner.model.effect import ItemEffect
-from learner.record.items import ItemBeliefs, effects_at, item_id, read_beliefs
+from learner.record.items import ItemBeliefs, effects_at, item_id, read_beliefs, unknown
 
 
 class ScoredSlate(NamedTuple):
@@ -105,8 +105,8 @@ class Items:
         missing = [one for one in dict.fromkeys(item_ids) if (found := read.get(one)) is None or found[0] <= oldest]
         return Plan(item_ids, read, missing, [item_id(item_key(one)) for one in missing])
 
-    def of(self, plan: Plan, values: Sequence[bytes | None]) -> SlateOfItems:
-        """The beliefs of a plan's items, with the records that it wants.
+    def of(self, plan: Plan, values: Sequence[bytes | None], now_ms: int) -> SlateOfItems:
+        """The beliefs of a plan's items, with the records that it wants, as they are to be scored with at a time.
 
         Raises
         ------
@@ -116,6 +116,7 @@ class Items:
         new = {}
         if plan.missing:
             read, n_events = read_beliefs(self._effect, values, plan.keys)
+            read = read.at(self._effect, now_ms)
             rows = zip(read.mean, read.factor, read.settled_at.tolist(), n_events, strict=True)
             now = self._clock()
             new = {one: (now, *row) for one, row in zip(plan.missing, rows, strict=True)}
@@ -126,5 +127,8 @@ class Items:
         _, mean, factor, settled_at, events = zip(
             *(new.get(one) or plan.read[one] for one in plan.item_ids), strict=True
         )
-        beliefs = ItemBeliefs(np.array(mean), np.array(factor), np.array(settled_at, np.int64))
+        beliefs = unknown(self._effect, 0)._replace(
+            mean=np.array(mean), factor=np.array(factor), settled_at=np.array(settled_at, np.int64),
+            n_open=np.zeros(len(mean), np.int64),
+        )  # fmt: skip
         return SlateOfItems(self._effect, plan.item_ids, beliefs, list(events))

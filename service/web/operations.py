@@ -88,7 +88,7 @@ class Operations:
             seed = secrets.randbits(63) if wanted.seed is None else wanted.seed
             generator = np.random.default_rng(seed)
         alpha = self._settings.ucb_alpha
-        slate = None if self._items is None or plan is None else self._items.of(plan, values).at(rows, now, seed)
+        slate = None if self._items is None or plan is None else self._items.of(plan, values, now).at(rows, now, seed)
         effects = None if slate is None else slate.effects
         scores = score_items(belief, rows, offset, wanted.policy, alpha, generator, effects)
         ranked = Ranked(

@@ -16,6 +16,7 @@ from learner.log.position import Partition, Position
 from learner.model.spec import Model, load_model
 from learner.record import Record, State, decode_record, encode_record, fresh_record
 from learner.record.items import item_id
+from learner.record.served import belief_at
 from learner.step.apply import apply_to_items
 from learner.step.feed import FLIP, NO, Transitions, by_item
 from tests.stepping import Click, Event, apply, single
@@ -23,6 +24,7 @@ from tests.stepping import Click, Event, apply, single
 MODEL = """\
 name = "chaos"
 half_life = "30d"
+click_delay = { median = "10s", sigma = 1.2 }
 attribution_window = "60d"       # wide, so that every outcome is still in its record when the run ends
 max_open = 1000
 [prior]
@@ -36,6 +38,8 @@ half_life = "30d"
 """
 START_MS = 1_700_000_000_000
 LATE_MS = 61 * 86_400_000
+JUDGED_MS = START_MS + 86_400_000
+"""Behind all that is sent, so that no impression of an item is open any more."""
 BOT = "one-bot"
 ITEM_BOUND = 0.5
 """How far an item may be outside of what its two extreme orders give, in its own standard deviations."""
@@ -231,21 +235,25 @@ def _items_learn(told: dict[str, list[Transitions]], late: Set[str]) -> dict[str
     items = by_item(transitions)
     values = apply_to_items(effect, [None] * len(items.user_ids), transitions, items)
     return {
-        name: decode_record(value, effect, name).settled for name, value in zip(items.user_ids, values, strict=True)
+        name: belief_at(effect, decode_record(value, effect, name), JUDGED_MS)
+        for name, value in zip(items.user_ids, values, strict=True)
     }
 
 
 def item_differences(expected: dict[str, ExpectedItem], found: dict[str, Record]) -> dict[str, list[str]]:
     """What is wrong with items: outcomes lost or doubled, or a belief that no order of them gives."""
     wrong: dict[str, list[str]] = {"items lost": [], "items doubled": [], "items different": []}
+    effect = MODEL_OF_RUN.item
+    assert effect is not None
     for name in expected.keys() | found.keys():
         want, have = expected.get(name), found.get(name)
-        outcomes, flips = (0, 0) if have is None else (have.n_learnt, have.n_events - have.n_learnt)
+        outcomes = 0 if have is None else have.n_learnt + int(have.outcomes["key"].sum())
+        flips = 0 if have is None else have.n_events - outcomes
         if want is None or outcomes > want.outcomes or flips > want.flips[1]:
             wrong["items doubled"].append(name)
         elif have is None or outcomes < want.outcomes or flips < want.flips[0]:
             wrong["items lost"].append(name)
-        elif (off := outside(float(have.settled.mean[0]), want.means)) > ITEM_BOUND * want.std:
+        elif (off := outside(float(belief_at(effect, have, JUDGED_MS).mean[0]), want.means)) > ITEM_BOUND * want.std:
             wrong["items different"].append(f"{name} by {off / want.std:.2f} standard deviations")
     return {kind: items for kind, items in wrong.items() if items}
 
