@@ -98,9 +98,12 @@ def absorb(mean: Any, factor: Any, x: Any, f: Any, gain: Any, v: float, score: f
 @compiled
 def condition(
     mean: Any, factor: Any, x: Any, clicked: bool, offset: float, w: float, laplace: bool, f: Any, gain: Any,
-    others: float = 0.0,
+    others: float = 0.0, shift: float = 0.0,
 ) -> tuple[float, float]:  # fmt: skip
     """Condition on one outcome: row x, label, offset o and weight w. Work space `f`, `gain` of shape (d,).
+
+    With a `shift`, on exp(shift z) as well, both in one step: of n outcomes of one row so many may be clicks, since
+    sigma(z) = sigma(-z) e^z.
 
     With mu = o + x'm and v = x'Sx + `others`, N(z; mu, v) sigma(+-z)^w is replaced by the Gaussian of its moments.
     `others` is the variance that beliefs of other effects, whose means are in o, have of the log-odds: each effect then
@@ -117,7 +120,9 @@ def condition(
         return 0.0, 0.0
     w = np.float64(w)
     total = v + others
+    mu += total * shift
     score, precision = laplace_moments(mu, total, clicked, w) if laplace else adf_moments(mu, total, clicked, w)
+    score += shift
     # To this effect the others are noise of the site.
     precision /= 1.0 + precision * others
     absorb(mean, factor, x, f, gain, v, score, precision)

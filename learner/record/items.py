@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,7 @@ class ItemBeliefs(NamedTuple):
 
     def put(self, places: NDArray[np.int64], others: ItemBeliefs) -> None:
         """Have others at some places."""
+        column: NDArray[Any]
         for column, new in zip(self, others, strict=True):
             column[places] = new
 

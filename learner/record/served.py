@@ -34,9 +34,8 @@ def belief_at(effect: Effect, record: Record, now: int) -> Belief:
     median, sigma = effect.click_delay or (0.0, 1.0)
     prior = effect.prior_belief
     serve(
-        mean, factor, prior.mean, prior.factor, kept, record.rows[is_open], now - outcomes["shown_at"],
-        outcomes["offset"].astype(np.float64) + outcomes["other_mean"], outcomes["weight"].astype(np.float64),
-        outcomes["other_var"].astype(np.float64), median, sigma, effect.method == "laplace",
+        mean, factor, prior.mean, prior.factor, kept, record.rows[is_open], now - outcomes["shown_at"], outcomes,
+        median, sigma, effect.method == "laplace",
     )  # fmt: skip
     return Belief(mean, factor)
 
@@ -53,21 +52,26 @@ def clicked_share(age: float, median: float, sigma: float) -> float:
 
 @compiled
 def serve(
-    mean: Any, factor: Any, prior_mean: Any, prior_factor: Any, kept: float, row: Any, age: Any, offset: Any,
-    weight: Any, others: Any, median: float, sigma: float, laplace: bool,
+    mean: Any, factor: Any, prior_mean: Any, prior_factor: Any, kept: float, row: Any, age: Any, outcome: Any,
+    median: float, sigma: float, laplace: bool,
 ) -> None:  # fmt: skip
-    """Relax a settled belief, and condition it on open impressions of these ages (ms)."""
+    """Relax a settled belief, and condition it on open impressions of these ages (ms).
+
+    One that stands for many of an item has clicks among them: ``precision`` of its weight, with ``shift`` as evidence.
+    """
     relax(mean, factor, prior_mean, prior_factor, kept)
     n, d = row.shape
     f, gain = np.empty(d), np.empty(d)
-    effective = np.empty(n)
+    offset, effective = np.empty(n), np.empty(n)
     for i in range(n):
+        one = outcome[i]
         mu, v = project(mean, factor, row[i], f)
-        q = sigmoid((mu + offset[i]) / sqrt(1.0 + pi * (v + others[i]) / 8.0))
+        offset[i] = np.float64(one.offset) + one.other_mean
+        q = sigmoid((mu + offset[i]) / sqrt(1.0 + pi * (v + one.other_var) / 8.0))
         c = clicked_share(float(age[i]), median, sigma)
-        effective[i] = weight[i] * c if c >= 1.0 else weight[i] * c * (1.0 - q) / (1.0 - c * q)
+        effective[i] = (one.weight - one.precision) * (c if c >= 1.0 else c * (1.0 - q) / (1.0 - c * q)) + one.precision
         if not laplace:
-            condition(mean, factor, row[i], False, offset[i], effective[i], False, f, gain, others[i])
+            condition(mean, factor, row[i], False, offset[i], effective[i], False, f, gain, one.other_var, one.shift)
     if laplace and n > 0:
         condition_jointly(mean, factor, row, np.zeros(n, np.bool_), offset, effective, np.empty(n), np.empty(n))
 
@@ -81,12 +85,8 @@ def serve_each(
     for n in range(len(mean)):
         k: Any = n_open[n]
         age = np.empty(k, np.int64)
-        offset, weight, others = np.empty(k), np.empty(k), np.empty(k)
         for i in range(k):
-            one = outcome[n, i]
-            age[i], offset[i] = now - one.shown_at, np.float64(one.offset) + one.other_mean
-            weight[i], others[i] = one.weight, one.other_var
+            age[i] = now - outcome[n, i].shown_at
         serve(
-            mean[n], factor[n], prior_mean, prior_factor, kept[n], row[n, :k], age, offset, weight, others, median,
-            sigma, False,
-        )  # fmt: skip
+            mean[n], factor[n], prior_mean, prior_factor, kept[n], row[n, :k], age, outcome[n, :k], median, sigma, False
+        )

@@ -13,7 +13,7 @@ import numpy as np
 
 from learner.belief.compiled import compiled, inner
 from learner.belief.moments import log_sigmoid
-from learner.belief.update import condition, flip, project
+from learner.belief.update import condition, flip
 from learner.record.items import MOST_OPEN
 from learner.step.columns import OPEN, Rules, User, begin, load, store, workspace
 from learner.step.evidence import relax_by_evidence, relax_to
@@ -21,39 +21,44 @@ from learner.step.feed import FLIP, NO
 
 YOUNGEST = 1 / 256
 """Ages are told apart by their ratio, but for those below this share of the settle age."""
-LEAST_LEFT = 0.1
-"""A click leaves of the mean probability of those it was merged with no less than this share."""
 
 
 @inner
 def settle(rules: Rules, item: User, now: int) -> None:
-    """Learn as "no" what has been open for the settle age, in due order."""
-    due = 0
-    while due < item.facts[0].n_slots and item.outcome[due].shown_at + rules.settle_age <= now:
-        one = item.outcome[due]
-        relax_to(rules, item, one.shown_at + rules.settle_age)
-        condition(
-            item.mean, item.factor, item.row[due], False, np.float64(one.offset), one.weight, False, item.f, item.gain,
-            one.other_var,
-        )  # fmt: skip
-        relax_by_evidence(rules, item, one.key)
-        due += 1
-    drop(item, 0, due)
+    """Learn what has been open for the settle age, in due order."""
+    while item.facts[0].n_slots > 0 and item.outcome[0].shown_at + rules.settle_age <= now:
+        learn_first(rules, item, item.outcome[0].shown_at + rules.settle_age)
 
 
 @inner
-def drop(item: User, start: int, n: int) -> None:
-    """Take n open outcomes out, from a place on."""
-    if n > 0:
-        for i in range(start, item.facts[0].n_slots - n):
-            item.outcome[i] = item.outcome[i + n]
-            item.row[i] = item.row[i + n]
-        item.facts[0].n_slots -= n
+def learn_first(rules: Rules, item: User, at: int) -> None:
+    """Learn the oldest of the open outcomes, at a time: what of it was not clicked is a "no"."""
+    one = item.outcome[0]
+    relax_to(rules, item, at)
+    condition(
+        item.mean, item.factor, item.row[0], False, np.float64(one.offset), one.weight, False, item.f, item.gain,
+        one.other_var, one.shift,
+    )  # fmt: skip
+    relax_by_evidence(rules, item, one.key)
+    drop(item, 0)
+
+
+@inner
+def drop(item: User, place: int) -> None:
+    """Take an open outcome out."""
+    item.facts[0].n_slots -= 1
+    for i in range(place, item.facts[0].n_slots):
+        item.outcome[i] = item.outcome[i + 1]
+        item.row[i] = item.row[i + 1]
 
 
 @inner
 def show(rules: Rules, item: User, row: Any, x: Any) -> None:
-    """Open an impression; of too many, merge the two neighbours whose ages have the smallest ratio."""
+    """Open an impression; of too many, merge the two neighbours whose ages have the smallest ratio.
+
+    Rows that differ in more than the intercept cannot be merged without losing what tells them apart: there the oldest
+    settles early.
+    """
     place = item.facts[0].n_slots
     while place > 0 and item.outcome[place - 1].shown_at > row.shown_at:
         item.outcome[place] = item.outcome[place - 1]
@@ -67,6 +72,9 @@ def show(rules: Rules, item: User, row: Any, x: Any) -> None:
     n: Any = item.facts[0].n_slots
     if n <= MOST_OPEN:
         return
+    if len(item.mean) > 1:
+        learn_first(rules, item, row.at)
+        return
     from_now = item.outcome[n - 1].shown_at + max(rules.settle_age * YOUNGEST, 1.0)
     best, least = 0, np.inf
     for i in range(n - 1):
@@ -78,60 +86,50 @@ def show(rules: Rules, item: User, row: Any, x: Any) -> None:
 
 
 @inner
+def moderation(v: float) -> float:
+    """What makes one sigmoid of one under N(z; mu, v): E[sigma(z)] is near sigma(mu / sqrt(1 + pi v / 8))."""
+    return 1.0 / sqrt(1.0 + pi * v / 8.0)
+
+
+@inner
 def weigh(item: User, i: int) -> tuple[float, float]:
     """Logarithms of A = k p and B = k^2 p (1 - p) of an open outcome: what "no" has for score and curvature at m.
 
-    Along its features p = sigma(z) is its probability and k its intercept, which is less than 1 where an outcome has
-    been moderated: E[sigma(z)] under N(z; mu, v) is near sigma(mu / sqrt(1 + pi v / 8)), so that factor goes into the
-    row. Each outcome by itself, as E[sigma^n] of n of them is far above (E sigma)^n.
+    Its row is k, its probability p = sigma(z). The variance of the others is taken into both, of each outcome by
+    itself: E[sigma^n] of n of them is far above (E sigma)^n.
     """
     one = item.outcome[i]
-    if one.other_var > 0.0:
-        k = 1.0 / sqrt(1.0 + pi * one.other_var / 8.0)
-        one.offset *= k
-        for j in range(len(item.mean)):
-            item.row[i, j] *= k
-        one.other_var = 0.0
-    return moments(item.row[i, 0], one.offset + project(item.mean, item.factor, item.row[i], item.f)[0])
-
-
-@inner
-def moments(k: float, z: float) -> tuple[float, float]:
-    """Logarithms of k sigma(z) and k^2 sigma(z) sigma(-z)."""
-    p = log_sigmoid(z)
-    return log(k) + p, 2.0 * log(k) + p + log_sigmoid(-z)
-
-
-@inner
-def stand_for(item: User, i: int, log_a: float, log_b: float) -> None:
-    """Give an outcome the k and z that have this score and curvature: k = A + B / A, odds A^2 / B.
-
-    The mean of the log-odds, or of the probabilities, would bias an item of thousands of impressions.
-    """
-    k = exp(log_a) + exp(log_b - log_a)
-    before = item.row[i, 0]
-    for j in range(len(item.mean)):
-        item.row[i, j] *= k / before
-    at_m = project(item.mean, item.factor, item.row[i], item.f)[0]
-    item.outcome[i].offset = 2.0 * log_a - log_b - at_m
+    k = moderation(one.other_var)
+    one.offset *= k
+    item.row[i, 0] *= k
+    one.other_var = 0.0
+    z = one.offset + np.float64(item.row[i, 0]) * item.mean[0]
+    log_k, log_p = log(item.row[i, 0]), log_sigmoid(z)
+    return log_k + log_p, 2.0 * log_k + log_p + log_sigmoid(-z)
 
 
 @inner
 def merge(item: User, i: int) -> None:
-    """Make one outcome of an open one and the next: time, features, score and curvature are the mean by weight."""
+    """Make one outcome of an open one and the next, of as much score and curvature at m, and with the clicks of both.
+
+    Time is the mean by weight. The k and z that have the mean A and B are k = A + B / A and odds of A^2 / B. The mean
+    of the log-odds, or of the probabilities, would bias an item of thousands of impressions.
+    """
     log_a, log_b = weigh(item, i)
     next_a, next_b = weigh(item, i + 1)
     one, other = item.outcome[i], item.outcome[i + 1]
     total = np.float64(one.weight) + other.weight
     share = other.weight / total if total > 0.0 else 0.5
-    k, next_k = item.row[i, 0], item.row[i + 1, 0]
-    for j in range(len(item.mean)):
-        item.row[i, j] = (1.0 - share) * (item.row[i, j] / k) + share * (item.row[i + 1, j] / next_k)
-    stand_for(item, i, mixed(log_a, next_a, share), mixed(log_b, next_b, share))
+    log_a, log_b = mixed(log_a, next_a, share), mixed(log_b, next_b, share)
+    k = exp(log_a) + exp(log_b - log_a)
+    one.shift = (one.shift * item.row[i, 0] + other.shift * item.row[i + 1, 0]) / k
+    item.row[i, 0] = k
+    one.offset = 2.0 * log_a - log_b - k * item.mean[0]
     one.shown_at += np.int64(share * (other.shown_at - one.shown_at))
     one.weight = total
+    one.precision += other.precision
     one.key += other.key
-    drop(item, i + 1, 1)
+    drop(item, i + 1)
 
 
 @inner
@@ -142,52 +140,40 @@ def mixed(log_a: float, log_b: float, share: float) -> float:
 
 
 @inner
-def without(log_mean: float, log_one: float, share: float) -> float:
-    """The inverse of `mixed`: logarithm of the mean of the rest, when one of such a share is taken out."""
-    return log_mean + log(max((1.0 - share * exp(log_one - log_mean)) / (1.0 - share), LEAST_LEFT))
-
-
-@inner
-def close(rules: Rules, item: User, row: Any, x: Any) -> bool:
-    """Take a clicked impression out of the open ones; False if it is none of them any more.
-
-    Who clicks had a higher probability than most: that of the rest is lower.
-    """
-    n: Any = item.facts[0].n_slots
-    if n == 0 or row.at - row.shown_at >= rules.settle_age:
-        return False
-    nearest = 0
-    for i in range(1, n):
-        if abs(item.outcome[i].shown_at - row.shown_at) < abs(item.outcome[nearest].shown_at - row.shown_at):
-            nearest = i
-    one = item.outcome[nearest]
-    if one.key <= 1:
-        drop(item, nearest, 1)
-        return True
-    share = min(row.weight / one.weight if one.weight > 0.0 else 0.0, 0.9)
-    k = 1.0 / sqrt(1.0 + pi * row.variance / 8.0)
-    its_a, its_b = moments(k, k * (row.offset + project(item.mean, item.factor, x, item.f)[0]))
-    log_a, log_b = weigh(item, nearest)
-    stand_for(item, nearest, without(log_a, its_a, share), without(log_b, its_b, share))
-    one.weight = max(one.weight - row.weight, 0.0)
-    one.key -= 1
-    return True
+def click(rules: Rules, item: User, row: Any) -> int:
+    """The open outcome whose click this is, nearest in time; -1 if it is none of them any more."""
+    nearest = -1
+    if row.at - row.shown_at < rules.settle_age:
+        for i in range(item.facts[0].n_slots):
+            if nearest < 0 or abs(item.outcome[i].shown_at - row.shown_at) < abs(
+                item.outcome[nearest].shown_at - row.shown_at
+            ):
+                nearest = i
+    return nearest
 
 
 @inner
 def learn_row(rules: Rules, item: User, row: Any, x: Any) -> None:
     """Learn one change of a label."""
     settle(rules, item, row.at)
+    slot = click(rules, item, row) if row.kind == FLIP else -1
     if row.kind == NO:
         show(rules, item, row, x)
         settle(rules, item, row.at)
-    elif row.kind == FLIP and not close(rules, item, row, x):
+    elif slot >= 0 and item.outcome[slot].key > 1:
+        # Learnt with those it was merged with: clicks alone would move the belief far, and leave it too wide.
+        one = item.outcome[slot]
+        one.precision = min(one.precision + row.weight, one.weight)
+        one.shift += row.weight * moderation(row.variance) / item.row[slot, 0]
+    elif row.kind == FLIP and slot < 0:
         relax_to(rules, item, row.at)
         kept = 1.0
         if rules.half_life < np.inf:
             kept = 2.0 ** (-max(row.at - row.shown_at, 0) / rules.half_life)
         flip(item.mean, item.factor, x, row.offset, row.weight, row.variance, kept, item.f, item.gain)
     else:
+        if slot >= 0:
+            drop(item, slot)
         relax_to(rules, item, row.at)
         condition(item.mean, item.factor, x, True, row.offset, row.weight, False, item.f, item.gain, row.variance)
         relax_by_evidence(rules, item, 1)
