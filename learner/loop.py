@@ -151,6 +151,8 @@ class Learner:
             counts["store_rewound"] += len(exc.partitions)
             self._positions.rewind(exc.partitions)
             self._vanished.forget()
+            if self._items is not None:
+                self._items.forget()
         seconds = time.monotonic() - started
         return Progress(len(messages), counts, bad, self.reader.lag(), freshness_ms, seconds, self.reader.health())
 

@@ -35,11 +35,13 @@ VERSION = 6
 NEVER = -1
 IDENTITY = slice(4, 16)
 """Where the bytes of a record have what tells it from every other record of its user."""
+_ERASED_AT = slice(48, 56)
 
 Structured: TypeAlias = NDArray[np.void]
 
 _HEADER = struct.Struct("<3sBIq8s8sqqqIIII")
 _CHECKSUM = struct.Struct("<I")
+_NEVER_ERASED = struct.pack("<q", NEVER)
 
 
 class RecordError(ValueError):
@@ -148,6 +150,11 @@ def read_header(data: bytes) -> Header | None:
     if len(data) < HEADER_BYTES or data[:3] != MAGIC or data[3] != VERSION:
         return None
     return Header(*_HEADER.unpack_from(data)[1:])
+
+
+def is_tombstone(data: bytes) -> bool:
+    """Whether a record is of someone who was ever erased."""
+    return data[_ERASED_AT] != _NEVER_ERASED
 
 
 def header_template(effect: Effect) -> bytes:

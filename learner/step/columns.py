@@ -144,6 +144,13 @@ def begin(rules: Rules, user: User, n_outcomes: int) -> None:
 
 
 @inner
+def erase(rules: Rules, user: User, now: int) -> None:
+    """Leave a tombstone: nothing but the time."""
+    begin(rules, user, (user.facts[0].mask + 1) // 2)
+    user.facts[0].erased_at = now
+
+
+@inner
 def load(user: User, data: Any) -> None:
     """Read a record that is known to be whole."""
     facts, head = user.facts[0], data[:HEADER_BYTES].view(HEADER)[0]

@@ -8,14 +8,19 @@ import numpy as np
 
 from learner.belief.compiled import compiled, inner
 from learner.belief.update import condition, flip
-from learner.step.columns import Rules, User, begin, load, store, workspace
+from learner.step.columns import Rules, User, begin, erase, load, store, workspace
 from learner.step.evidence import relax_by_evidence, relax_to
-from learner.step.feed import FLIP, YES
+from learner.step.feed import ERASED, FLIP, YES
 
 
 @inner
 def learn_row(rules: Rules, item: User, row: Any, x: Any) -> None:
-    """Learn one change of a label."""
+    """Learn one change of a label; nothing of what was shown up to the item's erasure."""
+    if row.shown_at <= item.facts[0].erased_at:
+        return
+    if row.kind == ERASED:
+        erase(rules, item, row.at)
+        return
     relax_to(rules, item, row.at)
     if row.kind == FLIP:
         kept = 1.0
