@@ -154,7 +154,7 @@ class Items:
                 continue
             counts["item_outcomes_lost"] += len(transitions.row) - len(items.order)
             return [
-                Write(one, before, value, is_tombstone(value), self.effect.key)
+                Write(one, before, value, is_tombstone(value), self.effect.key, self.effect.ttl_s)
                 for one, before, value in zip(items.user_ids, stored, values, strict=True)
             ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import ceil
 from typing import ClassVar
 
 import numpy as np
@@ -33,6 +34,8 @@ class Effect:
         b, shape (d,): an item without an offset of its own has the offset x'b.
     earlier
         Populations that records may have been written under before this one, oldest first.
+    max_age_ms
+        How long after its last event a record is dropped from the store; None leaves it to the store.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Effect:
     fingerprint: bytes
     fixed_effect: Array
     earlier: tuple[Population, ...] = ()
+    max_age_ms: int | None = None
     key: ClassVar[str] = "user"
     """What has the effect."""
 
@@ -65,6 +69,11 @@ class Effect:
     def earlier_populations(self) -> Mapping[bytes, Population]:
         """`earlier`, by fingerprint."""
         return {one.fingerprint: one for one in self.earlier}
+
+    @property
+    def ttl_s(self) -> int:
+        """`max_age_ms` in whole seconds, at least one; 0 if the store is to know."""
+        return 0 if self.max_age_ms is None else ceil(self.max_age_ms / 1000)
 
     @property
     def d(self) -> int:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from learner.belief.gaussian import Array, Gaussian, Method, Rows
 from learner.belief.population import Population
 from learner.model.design import INTERCEPT, Design, item_struct
-from learner.model.duration import ModelError, parse_duration_ms, parse_half_life
+from learner.model.duration import ModelError, duration_text, parse_duration_ms, parse_half_life
 from learner.model.effect import Effect, ItemEffect
 from learner.model.file import EarlierPrior, ItemFile, MissingOffset, ModelFile
 from learner.model.kinds import Category, Feature, FeatureValue, ItemError, Multi, Vector
@@ -193,6 +193,7 @@ def _build(file: ModelFile) -> Model:
     if file.effects.item is not None and (file.method == "laplace" or file.discount is not None):
         given = "method = 'laplace'" if file.method == "laplace" else f"discount = {file.discount}"
         raise ModelError(f"{given}: expected method = 'adf' and no discount where there is an [effects.item]")
+    window_ms = parse_duration_ms("attribution_window", file.attribution_window)
     return Model(
         name=file.name,
         prior=_gaussian(file.prior, d, diagonal),
@@ -200,7 +201,7 @@ def _build(file: ModelFile) -> Model:
         half_life_ms=half_life_ms,
         half_life_outcomes=half_life_outcomes,
         discount=file.discount,
-        window_ms=parse_duration_ms("attribution_window", file.attribution_window),
+        window_ms=window_ms,
         max_ahead_ms=parse_duration_ms("max_ahead", file.max_ahead),
         click_delay=None
         if file.click_delay is None
@@ -212,14 +213,26 @@ def _build(file: ModelFile) -> Model:
         fingerprint=hashlib.blake2b(space, digest_size=8).digest(),
         fixed_effect=np.zeros(d),
         earlier=tuple(Population(_gaussian(one, d, diagonal), np.zeros(d)) for one in file.prior.earlier),
-        item=None if file.effects.item is None else _item_effect(file.effects.item, file.name, plain),
+        max_age_ms=_max_age_ms("effects.user.max_age", file.effects.user.max_age, window_ms),
+        item=None if file.effects.item is None else _item_effect(file.effects.item, file.name, plain, window_ms),
         prior_file=file.prior.file,
         missing_offset=file.offset.missing,
         mean_offset=file.offset.mean,
     )
 
 
-def _item_effect(file: ItemFile, model: str, features: Mapping[str, Feature]) -> ItemEffect:
+def _max_age_ms(key: str, text: str | None, window_ms: int) -> int | None:
+    if text is None:
+        return None
+    # What a record waits for has come or not two windows after its last event; then it is swept.
+    if (age_ms := parse_duration_ms(key, text)) < 4 * window_ms:
+        raise ModelError(
+            f"{key} = {text!r}: expected at least four attribution windows, {duration_text(4 * window_ms)}"
+        )
+    return age_ms
+
+
+def _item_effect(file: ItemFile, model: str, features: Mapping[str, Feature], window_ms: int) -> ItemEffect:
     wanted = [name for name in file.features if name != INTERCEPT_NAME]
     if unknown := [name for name in wanted if name not in features]:
         raise ModelError(
@@ -248,6 +261,7 @@ def _item_effect(file: ItemFile, model: str, features: Mapping[str, Feature]) ->
         fingerprint=hashlib.blake2b(space, digest_size=8).digest(),
         fixed_effect=np.zeros(d),
         columns=tuple(columns),
+        max_age_ms=_max_age_ms("effects.item.max_age", file.max_age, window_ms),
     )
 
 

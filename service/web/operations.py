@@ -224,7 +224,8 @@ class Operations:
                 return known
             # One without a record may have events in the log that are still to be learnt.
             blank = encode_record(erased(record, effect, at), effect)
-            if write_alone(self._store, [Write(id, value, blank, erased=True, effect=effect.key)]) == [True]:
+            write = Write(id, value, blank, erased=True, effect=effect.key, ttl_s=effect.ttl_s)
+            if write_alone(self._store, [write]) == [True]:
                 return known
         raise StoreUnavailable(f"{effect.key} {id!r} was written {ERASE_ATTEMPTS} times while being erased")
 
