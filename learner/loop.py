@@ -195,7 +195,7 @@ class Learner:
             # Not of whom the store may have dropped by now.
             oldest = time.time() * 1000 - (self.model.max_age_ms or inf) + self.model.window_ms
             self._vanished.expect(user_id for user_id, at in due.items() if at > oldest)
-            self._learn(sweeps(due, self.model.d), counts)
+            self._learn(sweeps(due, self.model.width), counts)
 
     @uncollected()
     def _parse(self, messages: Sequence[Message]) -> Parsed:

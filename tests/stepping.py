@@ -74,7 +74,7 @@ class Report(NamedTuple):
 def columns(model: Model, events: Sequence[Event]) -> Microbatch:
     """Events as columns."""
     event = np.zeros(len(events), EVENT)
-    items, rows, start = [np.empty(0, ITEM)], [np.empty((0, model.d), np.float32)], 0
+    items, rows, start = [np.empty(0, ITEM)], [np.empty((0, model.width), np.float32)], 0
     for place, one in enumerate(events):
         event["at"][place] = one.timestamp
         if isinstance(one, Erase):

@@ -26,7 +26,7 @@ class Sample:
     wanted
         Who may be in it.
     d
-        Coefficients of the model.
+        Columns of the model's rows.
     """
 
     def __init__(self, wanted: Callable[[str], bool], d: int, max_users: int = MAX_USERS) -> None:

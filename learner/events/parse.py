@@ -86,7 +86,7 @@ def parse_events(raws: Sequence[bytes], model: Model) -> Parsed:
     """
     parts = [_parse_together(raws[start : start + TOGETHER], model) for start in range(0, len(raws), TOGETHER)]
     bad = {i * TOGETHER + place: why for i, part in enumerate(parts) for place, why in part.bad.items()}
-    return Parsed(joined([part.batch for part in parts], model.d), bad)
+    return Parsed(joined([part.batch for part in parts], model.width), bad)
 
 
 def _parse_together(raws: Sequence[bytes], model: Model) -> Parsed:
@@ -104,7 +104,7 @@ def _parse_together(raws: Sequence[bytes], model: Model) -> Parsed:
         wires.append(_alone(raw, model) if wire is None else wire)
     slow = [place for place in sorted({*range(len(raws))} - {*quick}) if isinstance(wires[place], WireImpression)]
     shown: Any = [wires[place] for place in quick]
-    n_numbers = model.d * sum(len(wire.items) for wire in shown)
+    n_numbers = model.width * sum(len(wire.items) for wire in shown)
     slates = [quick] if quick and n_numbers <= TOGETHER_NUMBERS else [[place] for place in quick]
     try:
         return _columns(wires, [*slates, *([place] for place in slow)], model)
@@ -152,7 +152,7 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[list[int]], model: M
     item["weight"] = [one.weight for wire in shown for one in wire.items]
     if model.item is not None:
         item["item"] = [item_key(one.item_id) for wire in shown for one in wire.items]
-    row, start = np.empty((len(item), model.d), np.float32), 0
+    row, start = np.empty((len(item), model.width), np.float32), 0
     for slate in slates:
         items = [one for place in slate for one in wires[place].items]  # type: ignore[union-attr]
         its = slice(start, start := start + len(items))

@@ -31,7 +31,7 @@ class Effect:
     fingerprint
         Eight bytes that tell feature spaces apart.
     fixed_effect
-        b, shape (d,): an item without an offset of its own has the offset x'b.
+        b, shape (width,): an item without an offset of its own has the offset x'b.
     earlier
         Populations that records may have been written under before this one, oldest first.
     max_age_ms
@@ -79,6 +79,11 @@ class Effect:
     def d(self) -> int:
         """Number of coefficients, the intercept included."""
         return len(self.coefficients)
+
+    @property
+    def width(self) -> int:
+        """Columns of a row, of which the effect is on the first d."""
+        return self.d
 
     def relax_factor(self, elapsed_ms: Array) -> Array:
         """What is left of a belief, 2^(-elapsed / half_life); 1 out of order or without a half-life. Shape as given."""

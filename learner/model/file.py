@@ -108,10 +108,14 @@ class UserFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes
     ----------
+    features
+        Which of the model's features a user's belief is on; the intercept always is. Without, all of them. The fixed
+        effect has all in any case, so that what is true of everybody alike need not be in every user's record.
     max_age
         How long after their last event a user is dropped, as of an item.
     """
 
+    features: Annotated[list[str], msgspec.Meta(max_length=MAX_FEATURES)] | None = None
     max_age: str | None = None
 
 

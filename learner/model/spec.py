@@ -16,21 +16,22 @@ from numpy.typing import NDArray
 
 from learner.belief.gaussian import Array, Gaussian, Method, Rows
 from learner.belief.population import Population
-from learner.model.design import INTERCEPT, Design, item_struct
+from learner.model.design import INTERCEPT, Design, check_feature, coefficients, item_struct, named
 from learner.model.duration import ModelError, duration_text, parse_duration_ms, parse_half_life
 from learner.model.effect import Effect, ItemEffect
 from learner.model.file import EarlierPrior, ItemFile, MissingOffset, ModelFile
-from learner.model.kinds import Category, Feature, FeatureValue, ItemError, Multi, Vector
+from learner.model.kinds import Feature, FeatureValue, ItemError, Vector
 from learner.model.toml_errors import explain
 
 # An open impression counts as a "no" for good once this share of clicks would have come.
 SETTLED_SHARE = 0.95
-INTERCEPT_NAME = "intercept"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model(Effect):
-    """A click model: its feature space, effects and attribution. As an effect it is that of users, on all columns.
+    """A click model: its feature space, effects and attribution. As an effect it is that of users.
+
+    Rows have the columns of the features that users' beliefs are on first.
 
     Attributes
     ----------
@@ -70,6 +71,11 @@ class Model(Effect):
     mean_offset: float | None = None
 
     @cached_property
+    def width(self) -> int:
+        """Columns of a row, those of all features."""
+        return self._design.d
+
+    @cached_property
     def settle_age_ms(self) -> float:
         """Age at which an impression without a click is final: F(age) >= 0.95, or the window's end if sooner."""
         if self.click_delay is None:
@@ -86,7 +92,7 @@ class Model(Effect):
             return np.asarray(scipy.special.ndtr(np.log(np.maximum(age_ms, 0.0) / median) / sigma))
 
     def rows(self, items: Sequence[Mapping[str, FeatureValue]] | Sequence[msgspec.Struct]) -> Rows:
-        """The design matrix of a slate, shape (N, d); see `learner.model.design.Design.rows`."""
+        """The design matrix of a slate, shape (N, width); see `learner.model.design.Design.rows`."""
         return self._design.rows(items)
 
     @cached_property
@@ -100,7 +106,7 @@ class Model(Effect):
 
     @cached_property
     def stand_in(self) -> Array:
-        """What makes up for a missing offset: c, shape (d,), of the offset x'c. The mean is the intercept's alone.
+        """What makes up for a missing offset: c, shape (width,), of the offset x'c. The mean is the intercept's alone.
 
         Raises
         ------
@@ -114,7 +120,7 @@ class Model(Effect):
                 f"model {self.name!r}: offset.missing = 'mean', and the mean is not known: expected offset.mean, or a "
                 "prior that `freshet fit` made from a log with offsets"
             )
-        mean = np.zeros(self.d)
+        mean = np.zeros(self.width)
         mean[INTERCEPT] = self.mean_offset
         return mean
 
@@ -177,19 +183,21 @@ def _build(file: ModelFile) -> Model:
     if file.offset.mean is not None and file.offset.missing != "mean":
         raise ModelError(f"offset.mean = {file.offset.mean}: expected offset.missing = 'mean' with it")
     half_life_ms, half_life_outcomes = parse_half_life(file.half_life)
-    names = [INTERCEPT_NAME]
     for name, feature in file.features.items():
-        _check_feature(name, feature)
-        names += feature.coefficients(name)
-    d = len(names)
+        check_feature(name, feature)
+    of_user = file.effects.user.features
+    mine = named("effects.user.features", [*file.features] if of_user is None else of_user, file.features)
+    features = mine | file.features
+    names, all_names = coefficients(mine), coefficients(features)
+    d, width = len(names), len(all_names)
     diagonal = file.covariance == "diagonal"
     # How a value is read makes no other feature space. Nor does what a missing offset stands for: a record keeps the
     # offset of each outcome as it was learnt, and its belief is about what is beyond the offsets that came.
     plain = {
         name: feature if isinstance(feature, Vector) else msgspec.structs.replace(feature, coerce=False)
-        for name, feature in file.features.items()
+        for name, feature in features.items()
     }
-    space = msgspec.json.encode([file.covariance, plain, names])
+    space = msgspec.json.encode([file.covariance, plain, names, *([all_names] if d < width else [])])
     if file.effects.item is not None and (file.method == "laplace" or file.discount is not None):
         given = "method = 'laplace'" if file.method == "laplace" else f"discount = {file.discount}"
         raise ModelError(f"{given}: expected method = 'adf' and no discount where there is an [effects.item]")
@@ -207,12 +215,12 @@ def _build(file: ModelFile) -> Model:
         if file.click_delay is None
         else (float(parse_duration_ms("click_delay.median", file.click_delay.median)), file.click_delay.sigma),
         max_open=file.max_open,
-        features=file.features,
+        features=features,
         ignore_unknown=file.unknown_features == "ignore",
         coefficients=tuple(names),
         fingerprint=hashlib.blake2b(space, digest_size=8).digest(),
-        fixed_effect=np.zeros(d),
-        earlier=tuple(Population(_gaussian(one, d, diagonal), np.zeros(d)) for one in file.prior.earlier),
+        fixed_effect=np.zeros(width),
+        earlier=tuple(Population(_gaussian(one, d, diagonal), np.zeros(width)) for one in file.prior.earlier),
         max_age_ms=_max_age_ms("effects.user.max_age", file.effects.user.max_age, window_ms),
         item=None if file.effects.item is None else _item_effect(file.effects.item, file.name, plain, window_ms),
         prior_file=file.prior.file,
@@ -233,15 +241,10 @@ def _max_age_ms(key: str, text: str | None, window_ms: int) -> int | None:
 
 
 def _item_effect(file: ItemFile, model: str, features: Mapping[str, Feature], window_ms: int) -> ItemEffect:
-    wanted = [name for name in file.features if name != INTERCEPT_NAME]
-    if unknown := [name for name in wanted if name not in features]:
-        raise ModelError(
-            f"effects.item.features: {unknown[0]!r}: expected 'intercept' or some of {', '.join(features) or 'none'}"
-        )
-    names, columns, start = [INTERCEPT_NAME], [0], 1
+    wanted = named("effects.item.features", file.features, features)
+    names, columns, start = coefficients(wanted), [0], 1
     for name, feature in features.items():
         if name in wanted:
-            names += feature.coefficients(name)
             columns += range(start, start + feature.width)
         start += feature.width
     diagonal = file.covariance == "diagonal"
@@ -250,7 +253,8 @@ def _item_effect(file: ItemFile, model: str, features: Mapping[str, Feature], wi
     variance = np.full(d, file.prior.variance)
     if file.prior.intercept_variance is not None:
         variance[0] = file.prior.intercept_variance
-    space = msgspec.json.encode(["item", file.covariance, {name: features[name] for name in wanted}, names])
+    said = {name: features[name] for name in file.features if name in wanted}
+    space = msgspec.json.encode(["item", file.covariance, said, names])
     return ItemEffect(
         name=model,
         # The level of all items is the intercept of users: a mean here as well could not be told from it.
@@ -272,18 +276,3 @@ def _gaussian(prior: EarlierPrior, d: int, diagonal: bool) -> Gaussian:
     if prior.intercept_variance is not None:
         variance[0] = prior.intercept_variance
     return Gaussian(mean, variance if diagonal else np.diag(variance))
-
-
-def _check_feature(name: str, feature: Feature) -> None:
-    if name == INTERCEPT_NAME:
-        raise ModelError("features.intercept: the intercept is always there; expected another name")
-    if isinstance(feature, Multi) and (feature.values is None) == (feature.buckets is None):
-        raise ModelError(f"features.{name}: expected either values or buckets")
-    values = feature.values if isinstance(feature, Category | Multi) else None
-    if values is None:
-        return
-    if not values or len(set(values)) != len(values):
-        raise ModelError(f"features.{name}.values = {values!r}: expected a list of distinct values")
-    assert isinstance(feature, Category | Multi)
-    if feature.unknown not in {"reject", "ignore", *values}:
-        raise ModelError(f"features.{name}.unknown = {feature.unknown!r}: expected 'reject', 'ignore' or one of values")

@@ -72,7 +72,7 @@ def read_beliefs(
         If a record cannot be used.
     """
     beliefs, n_events = unknown(effect, len(values)), [0] * len(values)
-    at = plain_layout(effect.d, len(effect.prior_belief.factor), 0, 0)
+    at = plain_layout(effect.d, len(effect.prior_belief.factor), 0, 0, effect.width)
     known = []
     for n, value in enumerate(values):
         if value is None:

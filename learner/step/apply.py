@@ -64,7 +64,7 @@ def rules(effect: Effect) -> Rules:
     prior = effect.prior_belief
     forgetting = Rules(
         prior.mean, prior.factor, False, half_life, tick, outcome_tick, outcome_kept, 1.0, 0, 0, 0,
-        np.empty(0, np.int64),
+        np.empty(0, np.int64), effect.width,
     )  # fmt: skip
     if not isinstance(effect, Model):
         return forgetting
@@ -130,7 +130,7 @@ def apply(model: Model, stored: Sequence[bytes | None], events: Events, users: B
     n_items[n_events == 0] = 0
     # The most that each may come to: every event may bring a click.
     room = read.pending + np.stack([n_items, n_events], axis=1)
-    starts = ends_of(plain_layout(model.d, len(model.prior_belief.factor), *room.T).length)
+    starts = ends_of(plain_layout(model.d, len(model.prior_belief.factor), *room.T, model.width).length)
     out = np.empty(int(starts[-1]), np.uint8)
     written, counts = np.zeros(n_users, np.int64), np.zeros(len(COUNTS), np.int64)
     erased, ends = np.zeros(n_users, np.bool_), np.zeros(n_users, np.int64)
@@ -169,7 +169,7 @@ def apply_to_items(
         If a record cannot be used.
     """
     read = _loaded(effect, stored, items.user_ids)
-    length = plain_layout(effect.d, len(effect.prior_belief.factor), 0, 0).length
+    length = plain_layout(effect.d, len(effect.prior_belief.factor), 0, 0, effect.width).length
     starts = np.arange(len(stored) + 1) * length
     out, written = np.empty(length * len(stored), np.uint8), np.zeros(len(stored), np.int64)
     learn_items(

@@ -47,7 +47,7 @@ def learn_items(
     row, x
         Of `learner.step.feed.Transitions`.
     """
-    item = workspace(len(rules.prior_mean), len(rules.prior_factor), 0, 0)
+    item = workspace(len(rules.prior_mean), len(rules.prior_factor), 0, 0, rules.width)
     for i in range(len(revisions)):
         begin(rules, item, 0)
         if starts[i + 1] > starts[i]:

@@ -95,7 +95,7 @@ def apply_all(
     counts
         What became of the events is added to it, in the order of `COUNTS`.
     """
-    user = workspace(len(rules.prior_mean), len(rules.prior_factor), room[0], room[1])
+    user = workspace(len(rules.prior_mean), len(rules.prior_factor), room[0], room[1], rules.width)
     for u in range(len(revisions)):
         n_outcomes: Any = 0
         for place in range(first[u], first[u + 1]):

@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     check_output("--html", arguments.html)
     skipped = skipping(arguments)
     with events_of(arguments, settings, model, skipped) as batches:
-        log = read_log(joined(map(sampled, batches), model.d), model.window_ms)
+        log = read_log(joined(map(sampled, batches), model.width), model.window_ms)
     if arguments.learnt > arguments.start:
         raise ValueError(f"--learn-from {arguments.learnt}: expected at most --from, {arguments.start}")
     cut_ms, learnt_ms = cut_at(log, arguments.start), cut_at(log, arguments.learnt)
