@@ -58,7 +58,7 @@ def serve(
 ) -> None:  # fmt: skip
     """Relax a settled belief, and condition it on open impressions of these ages (ms)."""
     relax(mean, factor, prior_mean, prior_factor, kept)
-    n, d = row.shape
+    n, d = len(row), len(mean)
     f, gain = np.empty(d), np.empty(d)
     effective = np.empty(n)
     for i in range(n):
