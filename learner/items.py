@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from learner.feed import Told, decode_block
 from learner.log.position import NOTHING, Mark, Partition
 from learner.model.effect import ItemEffect
-from learner.record import DamagedRecord, ForeignRecord
+from learner.record import DamagedRecord, ForeignRecord, is_tombstone
 from learner.record.items import item_id
 from learner.step.apply import apply_to_items
-from learner.step.feed import TRANSITION, Transitions, by_item
+from learner.step.feed import ERASED, TRANSITION, Transitions, by_item
 from learner.store import Move, Store, Transaction, Write, marks_by_shard
 
 BLOCKS = 64
@@ -76,6 +76,12 @@ class Items:
         if self.clock() - self._trimmed_at >= TRIM_S:
             self._trim()
             self._trimmed_at = self.clock()
+            # Those that were erased or repaired meanwhile learn again.
+            self._unusable.clear()
+
+    def forget(self) -> None:
+        """Know no positions: the store has stepped back, be it to where its feeds have no block that is behind ours."""
+        self._known.clear()
 
     def _learn_some(self, counts: Counter[str]) -> bool:
         """Learn a few blocks of each feed; say whether there may be more."""
@@ -124,7 +130,7 @@ class Items:
         for transaction in transactions:
             for move in transaction.moves:
                 self._known[move.partition][transaction.shard] = move.reached
-        counts["item_outcomes"] += len(transitions.row)
+        counts["item_outcomes"] += int((transitions.row["kind"] != ERASED).sum())
         return any(len(some) == BLOCKS for some in found.values())
 
     def _shards(self, told: Sequence[Told]) -> list[NDArray[np.int64]]:
@@ -148,7 +154,7 @@ class Items:
                 continue
             counts["item_outcomes_lost"] += len(transitions.row) - len(items.order)
             return [
-                Write(one, before, value, effect=self.effect.key)
+                Write(one, before, value, is_tombstone(value), self.effect.key, self.effect.ttl_s)
                 for one, before, value in zip(items.user_ids, stored, values, strict=True)
             ]
 

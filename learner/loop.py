@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import repeat
+from math import inf
 
 import numpy as np
 import structlog
@@ -151,6 +153,8 @@ class Learner:
             counts["store_rewound"] += len(exc.partitions)
             self._positions.rewind(exc.partitions)
             self._vanished.forget()
+            if self._items is not None:
+                self._items.forget()
         seconds = time.monotonic() - started
         return Progress(len(messages), counts, bad, self.reader.lag(), freshness_ms, seconds, self.reader.health())
 
@@ -188,8 +192,10 @@ class Learner:
         """Sweep the records of users who are due."""
         if due := self._sweeps.take(self._log_time, self._most()):
             counts["swept"] += len(due)
-            self._vanished.expect(due)
-            self._learn(sweeps(due, self.model.d), counts)
+            # Not of whom the store may have dropped by now.
+            oldest = time.time() * 1000 - (self.model.max_age_ms or inf) + self.model.window_ms
+            self._vanished.expect(user_id for user_id, at in due.items() if at > oldest)
+            self._learn(sweeps(due, self.model.width), counts)
 
     @uncollected()
     def _parse(self, messages: Sequence[Message]) -> Parsed:
@@ -270,7 +276,8 @@ class Learner:
         if sizes := [len(value) for value in applied.values if value is not None]:
             self._record_bytes = sum(sizes) // len(sizes)
         # Those that nothing has to be written of, too: that holds for what was read.
-        writes = list(map(Write, pending.user_ids, stored, applied.values, applied.erased))
+        whose = repeat(self.model.key), repeat(self.model.ttl_s)
+        writes = list(map(Write, pending.user_ids, stored, applied.values, applied.erased, *whose))
         self._check.records(len(stored) - stored.count(None))
         feeds = {}
         if self.model.item is not None and messages:

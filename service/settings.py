@@ -45,7 +45,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     key_prefix
         What every key in Redis begins with: deployments that share a Redis need different ones.
     ttl_days
-        Days after its last write at which a user's record expires.
+        Days after its last write at which a record expires, unless the `max_age` of its effect says when.
     tombstone_days
         The same for users who were ever erased: longer than the log can be replayed. 0: for ever.
     impressions_topic, clicks_topic

@@ -86,9 +86,10 @@ def make_learner(
     # Now, for its first use would be at the first event.
     import scipy.special  # noqa: F401
 
+    ages = [one.ttl_s for one in (model, model.item) if one is not None and one.ttl_s]
     return Learner(
         model,
-        RecentStore(store, ttl_s=settings.ttl_days * DAY_S),
+        RecentStore(store, ttl_s=min([settings.ttl_days * DAY_S, *ages])),
         reader,
         open_log(settings.log, **settings.kafka_options),
         monitor.observe,

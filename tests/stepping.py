@@ -13,6 +13,7 @@ from learner.belief.gaussian import Rows
 from learner.events.microbatch import (
     CLICK,
     ERASE,
+    ERASE_ITEM,
     EVENT,
     IMPRESSION,
     ITEM,
@@ -59,9 +60,17 @@ class Erase(NamedTuple):
     timestamp: int
 
 
+class EraseItem(NamedTuple):
+    """An item is to begin again from its prior; whose event it is, is nobody."""
+
+    user_id: str
+    timestamp: int
+    item: int
+
+
 EFFECTS = ["item", "other_mean", "other_var"]
 
-Event: TypeAlias = Impression | Click | Erase
+Event: TypeAlias = Impression | Click | Erase | EraseItem
 UserEvents: TypeAlias = Sequence[Event]
 
 
@@ -74,11 +83,14 @@ class Report(NamedTuple):
 def columns(model: Model, events: Sequence[Event]) -> Microbatch:
     """Events as columns."""
     event = np.zeros(len(events), EVENT)
-    items, rows, start = [np.empty(0, ITEM)], [np.empty((0, model.d), np.float32)], 0
+    items, rows, start = [np.empty(0, ITEM)], [np.empty((0, model.width), np.float32)], 0
     for place, one in enumerate(events):
         event["at"][place] = one.timestamp
         if isinstance(one, Erase):
             event["kind"][place] = ERASE
+            continue
+        if isinstance(one, EraseItem):
+            event["kind"][place], event["item"][place] = ERASE_ITEM, one.item
             continue
         if isinstance(one, Click):
             event["kind"][place], event["key"][place], event["item"][place] = CLICK, one.key, one.item
@@ -101,6 +113,8 @@ def single(batch: Microbatch, place: int) -> Event:
         return Click(batch.user[place], int(event["at"]), int(event["key"]), int(event["item"]))
     if event["kind"] == ERASE:
         return Erase(batch.user[place], int(event["at"]))
+    if event["kind"] == ERASE_ITEM:
+        return EraseItem(batch.user[place], int(event["at"]), int(event["item"]))
     its = batch.items(place)
     item = batch.events.item[its]
     keys = item["key"].tolist()

@@ -58,7 +58,7 @@ class Outcomes:
         Of clicks (of a sample, if they are many) the delay, in ms, and the greatest that the log could have shown, from
         the impression to the log's end. Clicks behind the window are among them.
     seen
-        Whether each coefficient ever had a value other than 0, shape (d,).
+        Whether each column ever had a value other than 0, shape (width,).
     end
         The time of the log's last event, epoch ms.
     """
@@ -126,7 +126,7 @@ class Outcomes:
 
 def without_stand_in(model: Model) -> Model:
     """The model to read a log with for `collect`: an item that came without an offset has NaN, if it is not refused."""
-    return replace(model, fixed_effect=np.full(model.d, np.nan), mean_offset=np.nan)
+    return replace(model, fixed_effect=np.full(model.width, np.nan), mean_offset=np.nan)
 
 
 def collect(
@@ -162,7 +162,7 @@ def collect(
     ValueError
         If the temporary files do not fit on the disk.
     """
-    shown_row = np.dtype([*_CLICKED.descr, ("offset", "<f4"), ("weight", "<f4"), ("row", "<f4", (model.d,))])
+    shown_row = np.dtype([*_CLICKED.descr, ("offset", "<f4"), ("weight", "<f4"), ("row", "<f4", (model.width,))])
     with on_disk(), ExitStack() as stack:
         parts = [(stack.enter_context(spool()), stack.enter_context(spool())) for _ in range(PARTS)]
         times = stack.enter_context(spool())
@@ -221,7 +221,7 @@ def _sort(
     row = np.dtype([(name, shown_row[name]) for name in ("row", "offset", "weight", "at")] + [("y", "<f4")])
     table = spool()
     users, counts, delays = [np.empty(0, np.uint64)], [np.empty(0, np.intp)], _Delays()
-    n_offsets, sum_of_offsets, seen = 0, 0.0, np.zeros(model.d, dtype=bool)
+    n_offsets, sum_of_offsets, seen = 0, 0.0, np.zeros(model.width, dtype=bool)
     try:
         for shown_file, clicked_file in parts:
             shown = _load(shown_file, shown_row, end, erasures)

@@ -170,7 +170,7 @@ def laplace_posteriors(rows: Rows, prior: Gaussian) -> tuple[Array, Array]:
 def _evidence(rows: Rows, prior: Gaussian, means: Array, factors: Array) -> float:
     """Laplace's approximation of log p(y): at each mode, log p(y, theta) + log |S_u| / 2 + d log(2 pi) / 2."""
     user = np.repeat(np.arange(len(means)), np.diff(rows.starts))
-    z = rows.offset + (rows.X * means[user]).sum(axis=1)
+    z = rows.offset + (rows.X[:, : means.shape[1]] * means[user]).sum(axis=1)
     fit = (rows.weight * scipy.special.log_expit(np.where(rows.y > 0, z, -z))).sum()
     step = means - prior.mean
     if prior.is_diagonal:

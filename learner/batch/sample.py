@@ -8,7 +8,7 @@ import numpy as np
 
 from learner.batch.users import user_hash
 from learner.belief.gaussian import Array
-from learner.events.microbatch import Microbatch, joined
+from learner.events.microbatch import Microbatch, is_of_item, joined
 
 # In time: of so many users and items. In memory: of so many numbers in their rows.
 MAX_USERS, MAX_ITEMS, MAX_NUMBERS = 500, 100_000, 1 << 22
@@ -26,7 +26,7 @@ class Sample:
     wanted
         Who may be in it.
     d
-        Coefficients of the model.
+        Columns of the model's rows.
     """
 
     def __init__(self, wanted: Callable[[str], bool], d: int, max_users: int = MAX_USERS) -> None:
@@ -68,7 +68,7 @@ class Sample:
         return (user_hash(user_id) if known is None else known) < self._limit
 
     def _add(self, batch: Microbatch) -> None:
-        mine = batch.only(lambda user_id: self._is_in(user_id) and self._wanted(user_id))
+        mine = batch.only(lambda user_id: self._is_in(user_id) and self._wanted(user_id) and not is_of_item(user_id))
         self._hash |= {user_id: user_hash(user_id) for user_id in set(mine.user) - self._hash.keys()}
         if mine.user:
             self._batches.append(mine)

@@ -13,8 +13,8 @@ from learner.model.spec import Model
 
 def feature_scaling(outcomes: Outcomes, model: Model) -> dict[str, tuple[float, float]]:
     """Mean and standard deviation of each numeric feature in its own unit, the recommendation for `model.toml`."""
-    n, total, squares = 0, np.zeros(model.d), np.zeros(model.d)
-    for rows in outcomes.chunks(np.zeros(model.d)):
+    n, total, squares = 0, np.zeros(model.width), np.zeros(model.width)
+    for rows in outcomes.chunks(np.zeros(model.width)):
         n, total, squares = n + len(rows.X), total + rows.X.sum(axis=0), squares + (rows.X**2).sum(axis=0)
     mean = total / n
     std = np.sqrt(np.maximum(squares / n - mean**2, 0.0))
@@ -37,6 +37,8 @@ def features_unseen(outcomes: Outcomes, model: Model) -> list[str]:
 
 
 def _numeric(model: Model) -> Iterator[tuple[str, Numeric, int]]:
+    start = 1
     for name, feature in model.features.items():
         if isinstance(feature, Numeric):
-            yield name, feature, model.coefficients.index(name)
+            yield name, feature, start
+        start += feature.width

@@ -128,7 +128,7 @@ def predict(belief: Belief, X: NDArray[Any], offset: NDArray[Any]) -> tuple[Arra
     Parameters
     ----------
     X
-        Shape (N, d), contiguous.
+        Shape (N, d), or of more columns that are left alone.
     offset
         Shape (N,).
 

@@ -57,11 +57,11 @@ def condition_jointly(
     Parameters
     ----------
     X, clicked, offset, weight
-        Shapes (N, d), (N,), (N,), (N,).
+        Shapes (N, d), or of more columns that are left alone, (N,), (N,), (N,).
     precision, shift
         Shape (N,): filled with the sites that the outcomes leave.
     """
-    n_rows, d = X.shape
+    n_rows, d = len(X), len(mean)
     m = mean.astype(np.float64)
     diagonal = is_diagonal(mean, factor)
     F = np.zeros(d * (d + 1) // 2)

@@ -74,7 +74,7 @@ def score_items(
     belief
         One user's.
     rows
-        Shape (N, d).
+        Shape (N, d), or of more columns that are left alone.
     offset
         Log-odds from an upstream model, shape (N,).
     policy
@@ -98,7 +98,8 @@ def score_items(
         score = sigmoid(mean + alpha * std)
     else:
         assert generator is not None, "thompson draws"
-        sampled = offset + rows @ draw(belief, generator)
+        theta = draw(belief, generator)
+        sampled = offset + rows[:, : len(theta)] @ theta
         if items is not None and items.noise is not None:
             sampled = sampled + items.mean + np.sqrt(items.var) * items.noise
         score = sigmoid(sampled)

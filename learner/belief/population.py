@@ -18,7 +18,8 @@ class Population(NamedTuple):
     prior
         N(m0, S0), shapes (d,) and (d, d), or (d,) with a diagonal covariance.
     fixed_effect
-        b, shape (d,): an outcome without an offset of its own has the offset x'b. Zeros without a fixed effect.
+        b, shape (d,) or longer: an outcome without an offset of its own has the offset x'b. Zeros without a fixed
+        effect. The prior is on its first coefficients.
     """
 
     prior: Gaussian
@@ -35,7 +36,8 @@ def gained(belief: Belief, under: Population, fixed_effect: Array) -> tuple[Arra
     """A user's evidence: what their natural parameters have beyond the prior's, P - P0 and P m - P0 m0, with P = S^-1.
 
     Where the fixed effect changes from b0 to b1, beliefs are first moved by b0 - b1, so that b + theta, what an item's
-    log-odds depend on, stays what it was. P - P0 is kept positive semidefinite, against rounding.
+    log-odds depend on, stays what it was; where users have no coefficient of their own, it does not. P - P0 is kept
+    positive semidefinite, against rounding.
 
     Parameters
     ----------
@@ -44,7 +46,7 @@ def gained(belief: Belief, under: Population, fixed_effect: Array) -> tuple[Arra
     under
         The population the belief was learnt under.
     fixed_effect
-        b1, shape (d,).
+        b1, shape (d,) or longer.
 
     Returns
     -------
@@ -56,7 +58,7 @@ def gained(belief: Belief, under: Population, fixed_effect: Array) -> tuple[Arra
     numpy.linalg.LinAlgError
         If a covariance is singular in float64.
     """
-    moved = under.fixed_effect - fixed_effect
+    moved = (under.fixed_effect - fixed_effect)[: len(belief.mean)]
     mean, mean_0, cov_0 = belief.mean + moved, under.prior.mean + moved, under.prior.cov
     if belief.is_diagonal:
         precision = np.maximum(1.0 / belief.cov - 1.0 / cov_0, 0.0)

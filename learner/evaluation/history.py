@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.belief.gaussian import Array
-from learner.events.microbatch import IMPRESSION, Microbatch, by_user
+from learner.events.microbatch import IMPRESSION, Microbatch, by_user, is_of_item
 
 Available: TypeAlias = Callable[["History", int], tuple[float, float]]
 """When the learner gets the event of a number, and where among those of the same time; inf for never."""
@@ -49,9 +49,13 @@ class Log(NamedTuple):
 
 
 def read_log(batch: Microbatch, window_ms: int) -> Log:
-    """A log with the labels that it gives as a whole; an erased user has no events up to the erasure."""
+    """A log with the labels that it gives as a whole; an erased user has no events up to the erasure.
+
+    Behind the users come the erasures of items, which are theirs to learn, and of no slate.
+    """
     batch = batch.without_erased()
-    return Log(batch, [_history(batch, places, window_ms) for _, places in by_user(batch)])
+    users = sorted(by_user(batch), key=lambda one: is_of_item(one[0]))
+    return Log(batch, [_history(batch, places, window_ms) for _, places in users])
 
 
 def fresh(history: History, number: int) -> tuple[float, float]:

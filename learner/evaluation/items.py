@@ -45,7 +45,9 @@ class ReplayedItems:
         self.events = events._replace(item=events.item.copy())
         self.told: list[Transitions] = []
         self._effect = effect
-        self._keys, self._number = np.unique(events.item["item"], return_inverse=True)
+        # Items are erased, too, that nobody was shown.
+        self._keys = np.union1d(events.item["item"], events.event["item"])
+        self._number = np.searchsorted(self._keys, events.item["item"])
         self._records: dict[str, bytes] = {}
         self._beliefs = unknown(effect, len(self._keys))
 

@@ -197,7 +197,7 @@ def _pit(
 ) -> float:
     """The randomised probability integral transform of a slate's number of clicks (Czado et al. 2009)."""
     theta = np.stack([draw(belief, generator) for _ in range(draws)])
-    X = rows.astype(np.float64)
+    X = rows[:, : theta.shape[1]].astype(np.float64)
     z = offset + theta @ X.T
     if noise is not None:
         z += generator.standard_normal(z.shape) * noise

@@ -48,7 +48,10 @@ class World:
 
     def log_odds(self, user: int, rows: Rows) -> Array:
         """True log-odds of a click on each item, shape (N,)."""
-        return np.asarray(self._model.offsets([None] * len(rows), rows) + rows @ self.theta[user], dtype=np.float64)
+        return np.asarray(
+            self._model.offsets([None] * len(rows), rows) + rows[:, : self._model.d] @ self.theta[user],
+            dtype=np.float64,
+        )
 
     def clicks(self, log_odds: Array) -> NDArray[np.bool_]:
         """Who clicks, shape as given."""

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 # Kinds of events; a bad one is never applied.
-BAD, IMPRESSION, CLICK, SWEEP, ERASE = -1, 0, 1, 2, 3
+BAD, IMPRESSION, CLICK, SWEEP, ERASE, ERASE_ITEM = -1, 0, 1, 2, 3, 4
 
 EVENT = np.dtype([(name, np.int64) for name in ("kind", "at", "key", "item", "first_item", "n_items")])
-"""One event: a kind, a time (epoch ms), the outcome's key and the item of a click, and which items are an
-impression's. Items are known by a 64-bit key, and by none (0) where the model has no effect of theirs."""
+"""One event: a kind, a time (epoch ms), the outcome's key and the item of a click, or an erased item, and which items
+are an impression's. Items are known by a 64-bit key, and by none (0) where the model has no effect of theirs."""
 ITEM = np.dtype(
     [
         ("key", np.int64), ("item", np.int64), ("offset", np.float32), ("weight", np.float32),
@@ -32,8 +32,24 @@ class Events(NamedTuple):
     row: Any
 
 
+_OF_ITEM = "item:"
+
+
+def of_item(item_id: str) -> str:
+    """What stands for the user of an item's erasure; a user who is called so has events of their own beside it."""
+    return _OF_ITEM + item_id
+
+
+def is_of_item(user_id: str) -> bool:
+    """Whether it may be the erasure of an item, which is of no sample of users and of all of them."""
+    return user_id.startswith(_OF_ITEM)
+
+
 class Microbatch(NamedTuple):
-    """Events and the user of each, E ids; a bad event has none, ``""``."""
+    """Events and the user of each, E ids; a bad event has none, ``""``.
+
+    An item's erasure is nobody's: it has an id of its own, `of_item`, so that it stands in a shard as a user's does.
+    """
 
     user: list[str]
     events: Events
@@ -44,14 +60,14 @@ class Microbatch(NamedTuple):
         return slice(first, first + self.events.event["n_items"][place])
 
     def only(self, wanted: Callable[[str], bool], since_ms: float = -np.inf, until_ms: float = np.inf) -> Microbatch:
-        """The events of the users that are wanted, from a time to another (epoch ms); their erasures at any time."""
+        """The events of the users that are wanted, from a time to another (epoch ms); erasures at any time."""
         event = self.events.event
         whose = zip(self.user, event["at"].tolist(), event["kind"].tolist(), strict=True)
         return self._at(
             [
                 place
                 for place, (user, at, kind) in enumerate(whose)
-                if user and (since_ms <= at <= until_ms or kind == ERASE) and wanted(user)
+                if user and (since_ms <= at <= until_ms or kind in (ERASE, ERASE_ITEM)) and wanted(user)
             ]
         )
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Iterable, Sequence
+from codecs import BOM_UTF8
+from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import chain
@@ -14,27 +13,28 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.events.microbatch import BAD, CLICK, ERASE, EVENT, ITEM, Events, Microbatch, joined
-from learner.events.wire import BadEvent, Reason, Wire, WireClick, WireErase, WireImpression, WireItem, with_features
-from learner.limits import MAX_EVENT_BYTES, MAX_TIMESTAMP_MS, MIN_TIMESTAMP_MS
+from learner.events.microbatch import BAD, CLICK, ERASE, ERASE_ITEM, EVENT, ITEM, Events, Microbatch, joined, of_item
+from learner.events.why import why
+from learner.events.wire import (
+    BadEvent,
+    Reason,
+    Wire,
+    WireClick,
+    WireErase,
+    WireEraseItem,
+    WireImpression,
+    WireItem,
+    with_features,
+)
+from learner.limits import MAX_EVENT_BYTES, MAX_TIMESTAMP_MS
 from learner.model.kinds import ItemError
 from learner.model.spec import Model
-from learner.wire_errors import UNREADABLE, explain
+from learner.wire_errors import UNREADABLE
 
 # Events read at a time: enough to share the cost of an array, few enough to stay in the processor's cache.
 TOGETHER = 64
 # Unless their design matrix would have more numbers than this: 32 MiB.
 TOGETHER_NUMBERS = 4_000_000
-# How values begin that are not JSON though a producer thought so.
-_NOT_JSON = (
-    (b"\x1f\x8b", "a compressed value (gzip)"),
-    (b"\x28\xb5\x2f\xfd", "a compressed value (zstd)"),
-    (b"\x00", "a schema registry's framing, a zero byte and a schema id, before the value"),
-    (BOM_UTF16_LE, "UTF-16"),
-    (BOM_UTF16_BE, "UTF-16"),
-)
-# What a timestamp out of range may have been meant in, and how many of it make a millisecond.
-UNITS = {"seconds": 1e-3, "microseconds": 1e3, "nanoseconds": 1e6}
 
 
 class Parsed(NamedTuple):
@@ -86,7 +86,7 @@ def parse_events(raws: Sequence[bytes], model: Model) -> Parsed:
     """
     parts = [_parse_together(raws[start : start + TOGETHER], model) for start in range(0, len(raws), TOGETHER)]
     bad = {i * TOGETHER + place: why for i, part in enumerate(parts) for place, why in part.bad.items()}
-    return Parsed(joined([part.batch for part in parts], model.d), bad)
+    return Parsed(joined([part.batch for part in parts], model.width), bad)
 
 
 def _parse_together(raws: Sequence[bytes], model: Model) -> Parsed:
@@ -104,7 +104,7 @@ def _parse_together(raws: Sequence[bytes], model: Model) -> Parsed:
         wires.append(_alone(raw, model) if wire is None else wire)
     slow = [place for place in sorted({*range(len(raws))} - {*quick}) if isinstance(wires[place], WireImpression)]
     shown: Any = [wires[place] for place in quick]
-    n_numbers = model.d * sum(len(wire.items) for wire in shown)
+    n_numbers = model.width * sum(len(wire.items) for wire in shown)
     slates = [quick] if quick and n_numbers <= TOGETHER_NUMBERS else [[place] for place in quick]
     try:
         return _columns(wires, [*slates, *([place] for place in slow)], model)
@@ -118,11 +118,15 @@ def _parse_together(raws: Sequence[bytes], model: Model) -> Parsed:
 def _columns(wires: Sequence[Wire | BadEvent], slates: list[list[int]], model: Model) -> Parsed:
     """The columns of these events; `slates` are the places of impressions, those together that are decoded alike."""
     event = np.zeros(len(wires), EVENT)
-    users, keys, clicks, erasures, bad = [], [], [], [], {}
+    users, keys, clicks, bad = [], [], [], {}
     for place, wire in enumerate(wires):
         if isinstance(wire, BadEvent):
             bad[place] = wire
             users.append("")
+            continue
+        if isinstance(wire, WireEraseItem):
+            users.append(of_item(wire.item_id))
+            event["kind"][place], event["item"][place] = ERASE_ITEM, item_key(wire.item_id)
             continue
         users.append(wire.user_id)
         if isinstance(wire, WireClick):
@@ -131,10 +135,9 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[list[int]], model: M
             if model.item is not None:
                 event["item"][place] = item_key(wire.item_id)
         elif isinstance(wire, WireErase):
-            erasures.append(place)
+            event["kind"][place] = ERASE
     event["kind"][list(bad)] = BAD
     event["kind"][clicks] = CLICK
-    event["kind"][erasures] = ERASE
     event["key"][clicks] = np.frombuffer(b"".join(keys), "<i8")
     event["at"] = [0 if isinstance(wire, BadEvent) else wire.timestamp for wire in wires]
     order = [place for slate in slates for place in slate]
@@ -149,7 +152,7 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[list[int]], model: M
     item["weight"] = [one.weight for wire in shown for one in wire.items]
     if model.item is not None:
         item["item"] = [item_key(one.item_id) for wire in shown for one in wire.items]
-    row, start = np.empty((len(item), model.d), np.float32), 0
+    row, start = np.empty((len(item), model.width), np.float32), 0
     for slate in slates:
         items = [one for place in slate for one in wires[place].items]  # type: ignore[union-attr]
         its = slice(start, start := start + len(items))
@@ -197,7 +200,8 @@ def _alone(raw: bytes, model: Model) -> Wire | BadEvent:
 @lru_cache(maxsize=8)
 def _decoder(features: type[msgspec.Struct]) -> msgspec.json.Decoder[Wire]:
     """Of events whose items' features are of that type."""
-    return msgspec.json.Decoder(with_features(features, WireImpression, WireItem) | WireClick | WireErase)
+    slate = with_features(features, WireImpression, WireItem)
+    return msgspec.json.Decoder(slate | WireClick | WireErase | WireEraseItem)
 
 
 def _decode(raw: bytes) -> Wire:
@@ -207,7 +211,7 @@ def _decode(raw: bytes) -> Wire:
     try:
         wire: Wire = _DECODER.decode(raw)
     except UNREADABLE as exc:
-        raise _why(raw, exc) from exc
+        raise why(raw, exc) from exc
     return wire
 
 
@@ -231,66 +235,3 @@ def digests(request_id: str, item_ids: Sequence[str]) -> list[bytes]:
         both.update(item_id.encode())
         digests.append(both.digest())
     return digests
-
-
-def _why(raw: bytes, exc: Exception) -> BadEvent:
-    """Which kind of bad event the decoder's error stands for."""
-    for start, what in _NOT_JSON:
-        if raw.startswith(start):
-            return BadEvent(Reason.NOT_JSON, f"{what}: expected JSON in UTF-8 alone")
-    flaw = explain(raw, exc, {"type": "'impression' or 'click'"})
-    if flaw.field == "timestamp" and flaw.expected.startswith(("Expected `int` >=", "Expected `int` <=")):
-        expected = "expected epoch milliseconds between 2000 and 2100"
-        return BadEvent(Reason.BAD_TIMESTAMP, f"timestamp: {expected}{_other_unit(raw)}")
-    if "out of range" in flaw.expected:
-        reason = Reason.NON_FINITE_NUMBER
-    elif flaw.over_limit:
-        reason = {"": Reason.TOO_DEEP, "items": Reason.TOO_MANY_ITEMS}.get(flaw.field, Reason.TOO_LONG)
-    elif flaw.is_json:
-        reason = Reason.UNKNOWN_TYPE if flaw.field == "type" and "Invalid" in flaw.expected else Reason.BAD_FIELD
-    else:
-        if place := _constant(raw):
-            return BadEvent(Reason.NON_FINITE_NUMBER, f"{place}: NaN or Infinity, which JSON does not have")
-        reason = Reason.NOT_JSON
-    return BadEvent(reason, str(flaw))
-
-
-def _other_unit(raw: bytes) -> str:
-    """What a timestamp that is not in milliseconds looks like, to end a message with."""
-    try:
-        sent = msgspec.json.decode(raw, type=_TimestampOnly).timestamp
-    except UNREADABLE:
-        return ""
-    looks = (
-        f"; this looks like {unit}" for unit, n in UNITS.items() if MIN_TIMESTAMP_MS <= sent / n <= MAX_TIMESTAMP_MS
-    )
-    return next(looks, "")
-
-
-class _TimestampOnly(msgspec.Struct):
-    timestamp: float
-
-
-def _constant(raw: bytes) -> str | None:
-    """Where bytes have NaN or Infinity, which many encoders write; None if that is not all that is wrong."""
-    constant = object()
-    try:
-        place = _place_of(constant, json.loads(raw, parse_constant=lambda name: constant))
-    except (ValueError, RecursionError):
-        return None
-    return place and place.lstrip(".")
-
-
-def _place_of(wanted: object, value: object) -> str | None:
-    """The path to an object in nested dictionaries and lists, as in ``items[0].features.price``."""
-    if value is wanted:
-        return ""
-    parts: Iterable[tuple[str, object]] = ()
-    if isinstance(value, dict):
-        parts = ((f".{name}", one) for name, one in value.items())
-    elif isinstance(value, list):
-        parts = ((f"[{i}]", one) for i, one in enumerate(value))
-    for place, one in parts:
-        if (inner := _place_of(wanted, one)) is not None:
-            return place + inner
-    return None

@@ -113,7 +113,14 @@ class WireErase(msgspec.Struct, frozen=True, tag_field="type", tag="erase"):
     timestamp: Timestamp
 
 
-Wire: TypeAlias = WireImpression | WireClick | WireErase
+class WireEraseItem(msgspec.Struct, frozen=True, tag_field="type", tag="erase_item"):
+    """An item is to begin again from its prior: what was shown up to then teaches it nothing; the service sends it."""
+
+    item_id: Id
+    timestamp: Timestamp
+
+
+Wire: TypeAlias = WireImpression | WireClick | WireErase | WireEraseItem
 
 
 def with_features(features: type[msgspec.Struct], slate: type[S], item: type[msgspec.Struct]) -> type[S]:

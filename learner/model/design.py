@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from learner.belief.gaussian import Array, Rows
-from learner.model.kinds import Feature, FeatureError, FeatureValue, Filler, Numeric, some
+from learner.model.duration import ModelError
+from learner.model.kinds import Category, Feature, FeatureError, FeatureValue, Filler, Multi, Numeric, some
 
 INTERCEPT = 0
 """Its column."""
+INTERCEPT_NAME = "intercept"
 # A struct of more is read more slowly than a dictionary where the events have another order than the model.
 MAX_FIELDS = 128
 
@@ -127,3 +129,31 @@ def item_struct(features: Mapping[str, Feature]) -> type[msgspec.Struct] | None:
     return msgspec.defstruct(
         "Item", fields, rename=names, frozen=True, gc=False, forbid_unknown_fields=True, omit_defaults=True
     )
+
+
+def check_feature(name: str, feature: Feature) -> None:
+    """Raise `ModelError` for a feature that cannot be."""
+    if name == INTERCEPT_NAME:
+        raise ModelError("features.intercept: the intercept is always there; expected another name")
+    if isinstance(feature, Multi) and (feature.values is None) == (feature.buckets is None):
+        raise ModelError(f"features.{name}: expected either values or buckets")
+    values = feature.values if isinstance(feature, Category | Multi) else None
+    if values is None:
+        return
+    if not values or len(set(values)) != len(values):
+        raise ModelError(f"features.{name}.values = {values!r}: expected a list of distinct values")
+    assert isinstance(feature, Category | Multi)
+    if feature.unknown not in {"reject", "ignore", *values}:
+        raise ModelError(f"features.{name}.unknown = {feature.unknown!r}: expected 'reject', 'ignore' or one of values")
+
+
+def named(key: str, names: Sequence[str], features: Mapping[str, Feature]) -> dict[str, Feature]:
+    """Those of the features that an effect is on, in their order."""
+    if unknown := [name for name in names if name != INTERCEPT_NAME and name not in features]:
+        raise ModelError(f"{key}: {unknown[0]!r}: expected 'intercept' or some of {', '.join(features) or 'none'}")
+    return {name: feature for name, feature in features.items() if name in names}
+
+
+def coefficients(features: Mapping[str, Feature]) -> list[str]:
+    """The names of an effect's coefficients on some features."""
+    return [INTERCEPT_NAME, *chain.from_iterable(feature.coefficients(name) for name, feature in features.items())]

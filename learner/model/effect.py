@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import ceil
 from typing import ClassVar
 
 import numpy as np
@@ -34,7 +35,7 @@ class Effect:
     fingerprint
         Eight bytes that tell feature spaces apart.
     fixed_effect
-        b, shape (d,): an item without an offset of its own has the offset x'b.
+        b, shape (width,): an item without an offset of its own has the offset x'b.
     method
         ``adf`` or ``laplace``.
     window_ms
@@ -43,6 +44,8 @@ class Effect:
         Median in ms and sigma of the log-normal click delay; None: a missing click means "no" at once.
     earlier
         Populations that records may have been written under before this one, oldest first.
+    max_age_ms
+        How long after its last event a record is dropped from the store; None leaves it to the store.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Effect:
     window_ms: int
     click_delay: tuple[float, float] | None
     earlier: tuple[Population, ...] = ()
+    max_age_ms: int | None = None
     key: ClassVar[str] = "user"
     """What has the effect."""
 
@@ -80,6 +84,11 @@ class Effect:
         return {one.fingerprint: one for one in self.earlier}
 
     @property
+    def ttl_s(self) -> int:
+        """`max_age_ms` in whole seconds, at least one; 0 if the store is to know."""
+        return 0 if self.max_age_ms is None else ceil(self.max_age_ms / 1000)
+
+    @property
     def d(self) -> int:
         """Number of coefficients, the intercept included."""
         return len(self.coefficients)
@@ -99,6 +108,11 @@ class Effect:
         median, sigma = self.click_delay
         with np.errstate(divide="ignore"):
             return np.asarray(scipy.special.ndtr(np.log(np.maximum(age_ms, 0.0) / median) / sigma))
+
+    @property
+    def width(self) -> int:
+        """Columns of a row, of which the effect is on the first d."""
+        return self.d
 
     def relax_factor(self, elapsed_ms: Array) -> Array:
         """What is left of a belief, 2^(-elapsed / half_life); 1 out of order or without a half-life. Shape as given."""

@@ -89,6 +89,9 @@ class ItemFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Time, or outcomes, in which an item's evidence loses half its pull on the mean; without, it is kept for ever.
     prior
         What is believed of an item nobody knows.
+    max_age
+        How long after its last event an item is dropped, by the store's clock: one that comes back begins from the
+        prior. At least four attribution windows; without, `FRESHET_TTL_DAYS` says how long.
     """
 
     features: Annotated[list[str], msgspec.Meta(max_length=MAX_FEATURES)] = msgspec.field(
@@ -97,17 +100,37 @@ class ItemFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     covariance: Literal["full", "diagonal"] = "full"
     half_life: str | Annotated[list[str], msgspec.Meta(min_length=1, max_length=2)] | None = None
     prior: ItemPrior = ItemPrior()
+    max_age: str | None = None
 
 
-class Effects(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The effects that are learnt beside that of users.
+class UserFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The effect of users, of which the rest stands at the top.
 
     Attributes
     ----------
+    features
+        Which of the model's features a user's belief is on; the intercept always is. Without, all of them. The fixed
+        effect has all in any case, so that what is true of everybody alike need not be in every user's record.
+    max_age
+        How long after their last event a user is dropped, as of an item.
+    """
+
+    features: Annotated[list[str], msgspec.Meta(max_length=MAX_FEATURES)] | None = None
+    max_age: str | None = None
+
+
+class Effects(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The effects that are learnt.
+
+    Attributes
+    ----------
+    user
+        That of users.
     item
         That of items; without, items are not learnt.
     """
 
+    user: UserFile = UserFile()
     item: ItemFile | None = None
 
 
@@ -163,7 +186,7 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prior
         What is believed of a user nobody knows.
     effects
-        What is learnt beside the effect of users.
+        What is learnt of users, and of items.
     offset
         What an item without an offset gets.
     """

@@ -182,7 +182,7 @@ def with_prior(model: Model, prior: PriorFile, source: str = "prior.npz") -> Mod
 
 def _population(arrays: Mapping[str, Array], i: int, d: int) -> Population:
     mean, cov, fixed_effect = arrays[f"mean_{i}"], arrays[f"cov_{i}"], arrays[f"fixed_effect_{i}"]
-    if mean.shape != (d,) or fixed_effect.shape != (d,) or cov.shape not in {(d,), (d, d)}:
+    if mean.shape != (d,) or fixed_effect.ndim != 1 or len(fixed_effect) < d or cov.shape not in {(d,), (d, d)}:
         raise ValueError(f"arrays of {mean.shape} and {cov.shape} for {d} coefficients")
     return Population(Gaussian(mean, cov), fixed_effect)
 

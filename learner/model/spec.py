@@ -15,19 +15,19 @@ from numpy.typing import NDArray
 
 from learner.belief.gaussian import Array, Gaussian, Rows
 from learner.belief.population import Population
-from learner.model.design import INTERCEPT, Design, item_struct
-from learner.model.duration import ModelError, parse_duration_ms, parse_half_life
+from learner.model.design import INTERCEPT, Design, check_feature, coefficients, item_struct, named
+from learner.model.duration import ModelError, duration_text, parse_duration_ms, parse_half_life
 from learner.model.effect import Effect, ItemEffect
 from learner.model.file import EarlierPrior, ItemFile, MissingOffset, ModelFile
-from learner.model.kinds import Category, Feature, FeatureValue, ItemError, Multi, Vector
+from learner.model.kinds import Feature, FeatureValue, ItemError, Vector
 from learner.model.toml_errors import explain
-
-INTERCEPT_NAME = "intercept"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model(Effect):
-    """A click model: its feature space, effects and attribution. As an effect it is that of users, on all columns.
+    """A click model: its feature space, effects and attribution. As an effect it is that of users.
+
+    Rows have the columns of the features that users' beliefs are on first.
 
     Attributes
     ----------
@@ -57,6 +57,11 @@ class Model(Effect):
     missing_offset: MissingOffset = "fixed_effect"
     mean_offset: float | None = None
 
+    @cached_property
+    def width(self) -> int:
+        """Columns of a row, those of all features."""
+        return self._design.d
+
     def __post_init__(self) -> None:
         """Items are shown and clicked as users are: one delay and one window."""
         if self.item is not None and (self.item.click_delay, self.item.window_ms) != (self.click_delay, self.window_ms):
@@ -64,7 +69,7 @@ class Model(Effect):
             object.__setattr__(self, "item", item)
 
     def rows(self, items: Sequence[Mapping[str, FeatureValue]] | Sequence[msgspec.Struct]) -> Rows:
-        """The design matrix of a slate, shape (N, d); see `learner.model.design.Design.rows`."""
+        """The design matrix of a slate, shape (N, width); see `learner.model.design.Design.rows`."""
         return self._design.rows(items)
 
     @cached_property
@@ -78,7 +83,7 @@ class Model(Effect):
 
     @cached_property
     def stand_in(self) -> Array:
-        """What makes up for a missing offset: c, shape (d,), of the offset x'c. The mean is the intercept's alone.
+        """What makes up for a missing offset: c, shape (width,), of the offset x'c. The mean is the intercept's alone.
 
         Raises
         ------
@@ -92,7 +97,7 @@ class Model(Effect):
                 f"model {self.name!r}: offset.missing = 'mean', and the mean is not known: expected offset.mean, or a "
                 "prior that `freshet fit` made from a log with offsets"
             )
-        mean = np.zeros(self.d)
+        mean = np.zeros(self.width)
         mean[INTERCEPT] = self.mean_offset
         return mean
 
@@ -155,22 +160,25 @@ def _build(file: ModelFile) -> Model:
     if file.offset.mean is not None and file.offset.missing != "mean":
         raise ModelError(f"offset.mean = {file.offset.mean}: expected offset.missing = 'mean' with it")
     half_life_ms, half_life_outcomes = parse_half_life(file.half_life)
-    names = [INTERCEPT_NAME]
     for name, feature in file.features.items():
-        _check_feature(name, feature)
-        names += feature.coefficients(name)
-    d = len(names)
+        check_feature(name, feature)
+    of_user = file.effects.user.features
+    mine = named("effects.user.features", [*file.features] if of_user is None else of_user, file.features)
+    features = mine | file.features
+    names, all_names = coefficients(mine), coefficients(features)
+    d, width = len(names), len(all_names)
     diagonal = file.covariance == "diagonal"
     # How a value is read makes no other feature space. Nor does what a missing offset stands for: a record keeps the
     # offset of each outcome as it was learnt, and its belief is about what is beyond the offsets that came.
     plain = {
         name: feature if isinstance(feature, Vector) else msgspec.structs.replace(feature, coerce=False)
-        for name, feature in file.features.items()
+        for name, feature in features.items()
     }
-    space = msgspec.json.encode([file.covariance, plain, names])
+    space = msgspec.json.encode([file.covariance, plain, names, *([all_names] if d < width else [])])
     if file.effects.item is not None and (file.method == "laplace" or file.discount is not None):
         given = "method = 'laplace'" if file.method == "laplace" else f"discount = {file.discount}"
         raise ModelError(f"{given}: expected method = 'adf' and no discount where there is an [effects.item]")
+    window_ms = parse_duration_ms("attribution_window", file.attribution_window)
     return Model(
         name=file.name,
         prior=_gaussian(file.prior, d, diagonal),
@@ -178,35 +186,42 @@ def _build(file: ModelFile) -> Model:
         half_life_ms=half_life_ms,
         half_life_outcomes=half_life_outcomes,
         discount=file.discount,
-        window_ms=parse_duration_ms("attribution_window", file.attribution_window),
+        window_ms=window_ms,
         max_ahead_ms=parse_duration_ms("max_ahead", file.max_ahead),
         click_delay=None
         if file.click_delay is None
         else (float(parse_duration_ms("click_delay.median", file.click_delay.median)), file.click_delay.sigma),
         max_open=file.max_open,
-        features=file.features,
+        features=features,
         ignore_unknown=file.unknown_features == "ignore",
         coefficients=tuple(names),
         fingerprint=hashlib.blake2b(space, digest_size=8).digest(),
-        fixed_effect=np.zeros(d),
-        earlier=tuple(Population(_gaussian(one, d, diagonal), np.zeros(d)) for one in file.prior.earlier),
-        item=None if file.effects.item is None else _item_effect(file.effects.item, file.name, plain),
+        fixed_effect=np.zeros(width),
+        earlier=tuple(Population(_gaussian(one, d, diagonal), np.zeros(width)) for one in file.prior.earlier),
+        max_age_ms=_max_age_ms("effects.user.max_age", file.effects.user.max_age, window_ms),
+        item=None if file.effects.item is None else _item_effect(file.effects.item, file.name, plain, window_ms),
         prior_file=file.prior.file,
         missing_offset=file.offset.missing,
         mean_offset=file.offset.mean,
     )
 
 
-def _item_effect(file: ItemFile, model: str, features: Mapping[str, Feature]) -> ItemEffect:
-    wanted = [name for name in file.features if name != INTERCEPT_NAME]
-    if unknown := [name for name in wanted if name not in features]:
+def _max_age_ms(key: str, text: str | None, window_ms: int) -> int | None:
+    if text is None:
+        return None
+    # What a record waits for has come or not two windows after its last event; then it is swept.
+    if (age_ms := parse_duration_ms(key, text)) < 4 * window_ms:
         raise ModelError(
-            f"effects.item.features: {unknown[0]!r}: expected 'intercept' or some of {', '.join(features) or 'none'}"
+            f"{key} = {text!r}: expected at least four attribution windows, {duration_text(4 * window_ms)}"
         )
-    names, columns, start = [INTERCEPT_NAME], [0], 1
+    return age_ms
+
+
+def _item_effect(file: ItemFile, model: str, features: Mapping[str, Feature], window_ms: int) -> ItemEffect:
+    wanted = named("effects.item.features", file.features, features)
+    names, columns, start = coefficients(wanted), [0], 1
     for name, feature in features.items():
         if name in wanted:
-            names += feature.coefficients(name)
             columns += range(start, start + feature.width)
         start += feature.width
     diagonal = file.covariance == "diagonal"
@@ -215,7 +230,8 @@ def _item_effect(file: ItemFile, model: str, features: Mapping[str, Feature]) ->
     variance = np.full(d, file.prior.variance)
     if file.prior.intercept_variance is not None:
         variance[0] = file.prior.intercept_variance
-    space = msgspec.json.encode(["item", file.covariance, {name: features[name] for name in wanted}, names])
+    said = {name: features[name] for name in file.features if name in wanted}
+    space = msgspec.json.encode(["item", file.covariance, said, names])
     return ItemEffect(
         name=model,
         # The level of all items is the intercept of users: a mean here as well could not be told from it.
@@ -226,6 +242,7 @@ def _item_effect(file: ItemFile, model: str, features: Mapping[str, Feature]) ->
         fingerprint=hashlib.blake2b(space, digest_size=8).digest(),
         fixed_effect=np.zeros(d),
         columns=tuple(columns),
+        max_age_ms=_max_age_ms("effects.item.max_age", file.max_age, window_ms),
         # Those of the model, which it gives to it.
         window_ms=0,
         click_delay=None,
@@ -239,18 +256,3 @@ def _gaussian(prior: EarlierPrior, d: int, diagonal: bool) -> Gaussian:
     if prior.intercept_variance is not None:
         variance[0] = prior.intercept_variance
     return Gaussian(mean, variance if diagonal else np.diag(variance))
-
-
-def _check_feature(name: str, feature: Feature) -> None:
-    if name == INTERCEPT_NAME:
-        raise ModelError("features.intercept: the intercept is always there; expected another name")
-    if isinstance(feature, Multi) and (feature.values is None) == (feature.buckets is None):
-        raise ModelError(f"features.{name}: expected either values or buckets")
-    values = feature.values if isinstance(feature, Category | Multi) else None
-    if values is None:
-        return
-    if not values or len(set(values)) != len(values):
-        raise ModelError(f"features.{name}.values = {values!r}: expected a list of distinct values")
-    assert isinstance(feature, Category | Multi)
-    if feature.unknown not in {"reject", "ignore", *values}:
-        raise ModelError(f"features.{name}.unknown = {feature.unknown!r}: expected 'reject', 'ignore' or one of values")

@@ -7,7 +7,7 @@ Little-endian, checksummed, no pickle; the length is a multiple of 8::
                 i64, erased_at i64, n_events u32, n_learnt u32, outcomes u32, clicks u32
     clicks      a click: key i64, clicked_at i64
     belief      mean d x f32, factor f32 (see `learner.belief.gaussian`)
-    rows        d x f32 an outcome
+    rows        as many f32 as the model's rows have columns, an outcome
     outcomes    an outcome: key i64, shown_at i64, offset f32, weight f32, mean and variance of its item's effect f32,
                 precision f32, shift f32, state i32
 
@@ -35,11 +35,13 @@ VERSION = 6
 NEVER = -1
 IDENTITY = slice(4, 16)
 """Where the bytes of a record have what tells it from every other record of its user."""
+_ERASED_AT = slice(48, 56)
 
 Structured: TypeAlias = NDArray[np.void]
 
 _HEADER = struct.Struct("<3sBIq8s8sqqqIIII")
 _CHECKSUM = struct.Struct("<I")
+_NEVER_ERASED = struct.pack("<q", NEVER)
 
 
 class RecordError(ValueError):
@@ -91,7 +93,7 @@ class Record(NamedTuple):
         ``other_var`` are what the item's effect was when it was shown; ``precision`` and ``shift`` the site that a "no"
         left, faded by what forgetting has left of it.
     rows
-        What each had for features, shape (N, d), float32.
+        What each had for features, shape (N, width), float32.
     clicks
         Clicks that wait for their impression.
     erased_at
@@ -114,7 +116,7 @@ def fresh_record(effect: Effect) -> Record:
     """The record of a user of whom nothing is known."""
     mean, factor = effect.prior_belief
     settled = Belief(mean.astype(np.float32), factor.astype(np.float32))
-    none = np.empty((0, effect.d), np.float32)
+    none = np.empty((0, effect.width), np.float32)
     return Record(0, NEVER, NEVER, 0, 0, settled, np.empty(0, OUTCOME), none, np.empty(0, WAITING_CLICK))
 
 
@@ -148,6 +150,11 @@ def read_header(data: bytes) -> Header | None:
     if len(data) < HEADER_BYTES or data[:3] != MAGIC or data[3] != VERSION:
         return None
     return Header(*_HEADER.unpack_from(data)[1:])
+
+
+def is_tombstone(data: bytes) -> bool:
+    """Whether a record is of someone who was ever erased."""
+    return data[_ERASED_AT] != _NEVER_ERASED
 
 
 def header_template(effect: Effect) -> bytes:
@@ -233,7 +240,7 @@ def decode_record(data: bytes, effect: Effect, user_id: str) -> Record:
             np.frombuffer(data, "<f4", (at.rows - at.factor) // 4, at.factor),
         ),
         np.frombuffer(data, OUTCOME, header.n_outcomes, at.outcomes),
-        np.frombuffer(data, "<f4", header.n_outcomes * effect.d, at.rows).reshape(-1, effect.d),
+        np.frombuffer(data, "<f4", header.n_outcomes * effect.width, at.rows).reshape(-1, effect.width),
         np.frombuffer(data, WAITING_CLICK, header.n_clicks, at.clicks),
         header.erased_at,
     )
@@ -243,7 +250,8 @@ def decode_record(data: bytes, effect: Effect, user_id: str) -> Record:
 
 
 def _layout(effect: Effect, header: Header) -> Layout:
-    found: Layout = plain_layout(effect.d, len(effect.prior_belief.factor), header.n_outcomes, header.n_clicks)
+    n_factor = len(effect.prior_belief.factor)
+    found: Layout = plain_layout(effect.d, n_factor, header.n_outcomes, header.n_clicks, effect.width)
     return found
 
 

@@ -89,7 +89,7 @@ def read_beliefs(
     """
     beliefs, n_events = unknown(effect, len(values)), [0] * len(values)
     n_factor = len(effect.prior_belief.factor)
-    at = plain_layout(effect.d, n_factor, 0, 0)
+    at = plain_layout(effect.d, n_factor, 0, 0, effect.width)
     plain = []
     for n, value in enumerate(values):
         if value is None:
@@ -102,7 +102,7 @@ def read_beliefs(
         else:
             plain.append(n)
         if k := header.n_outcomes:
-            its = plain_layout(effect.d, n_factor, k, 0)
+            its = plain_layout(effect.d, n_factor, k, 0, effect.width)
             beliefs.n_open[n] = k
             beliefs.outcome[n, :k] = np.frombuffer(value, OUTCOME, k, its.outcomes)
             beliefs.row[n, :k] = np.frombuffer(value, "<f4", k * effect.d, its.rows).reshape(k, effect.d)

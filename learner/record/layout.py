@@ -38,13 +38,13 @@ class Layout(NamedTuple):
 
 
 @compiled
-def layout(d: int, n_factor: int, n_outcomes: int, n_clicks: int) -> Layout:
-    """The layout of a record of d coefficients whose factor has so many numbers."""
+def layout(d: int, n_factor: int, n_outcomes: int, n_clicks: int, width: int) -> Layout:
+    """The layout of a record of d coefficients whose factor has so many numbers, and whose rows so many columns."""
     clicks = HEADER_BYTES
     mean = clicks + CLICK_BYTES * n_clicks
     factor = mean + 4 * d
     rows = factor + 4 * n_factor
-    outcomes = rows + 4 * d * n_outcomes
+    outcomes = rows + 4 * width * n_outcomes
     end = outcomes + OUTCOME_BYTES * n_outcomes
     return Layout(clicks, mean, factor, rows, outcomes, end, (end + 7) // 8 * 8)
 

@@ -60,7 +60,7 @@ def serve(
     One that stands for many of an item has clicks among them: ``precision`` of its weight, with ``shift`` as evidence.
     """
     relax(mean, factor, prior_mean, prior_factor, kept)
-    n, d = row.shape
+    n, d = len(row), len(mean)
     f, gain = np.empty(d), np.empty(d)
     offset, effective = np.empty(n), np.empty(n)
     for i in range(n):

@@ -65,7 +65,7 @@ def rules(effect: Effect) -> Rules:
     prior = effect.prior_belief
     of_items = Rules(
         prior.mean, prior.factor, effect.method == "laplace", half_life, tick, outcome_tick, outcome_kept, 1.0,
-        effect.window_ms, ceil(effect.settle_age_ms), MOST_OPEN, np.empty(0, np.int64),
+        effect.window_ms, ceil(effect.settle_age_ms), MOST_OPEN, np.empty(0, np.int64), effect.width,
     )  # fmt: skip
     if not isinstance(effect, Model):
         return of_items
@@ -128,7 +128,7 @@ def apply(model: Model, stored: Sequence[bytes | None], events: Events, users: B
     n_items[n_events == 0] = 0
     # The most that each may come to: every event may bring a click.
     room = read.pending + np.stack([n_items, n_events], axis=1)
-    starts = ends_of(plain_layout(model.d, len(model.prior_belief.factor), *room.T).length)
+    starts = ends_of(plain_layout(model.d, len(model.prior_belief.factor), *room.T, model.width).length)
     out = np.empty(int(starts[-1]), np.uint8)
     written, counts = np.zeros(n_users, np.int64), np.zeros(len(COUNTS), np.int64)
     erased, ends = np.zeros(n_users, np.bool_), np.zeros(n_users, np.int64)
@@ -168,7 +168,7 @@ def apply_to_items(
     """
     read = _loaded(effect, stored, items.user_ids)
     room = np.minimum(read.pending[:, 0] + np.diff(items.first), MOST_OPEN)
-    starts = ends_of(plain_layout(effect.d, len(effect.prior_belief.factor), room, 0).length)
+    starts = ends_of(plain_layout(effect.d, len(effect.prior_belief.factor), room, 0, effect.width).length)
     out, written = np.empty(int(starts[-1]), np.uint8), np.zeros(len(stored), np.int64)
     learn_items(
         rules(effect), _template(effect), read.data, read.starts, read.revisions + 1, transitions.row, transitions.x,

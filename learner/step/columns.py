@@ -40,6 +40,7 @@ class Rules(NamedTuple):
     `prior_factor` is float64, as `learner.belief.update` has factors; `half_life` is infinite and `discount` 1 where
     the model does not forget; `tick` is the step of event time in which beliefs relax. Of every `outcome_tick` outcomes
     learnt, `outcome_kept` is left. `item_columns` are the columns of the effect of items, none where there is none.
+    A row has `width` columns, of which the belief is on the first.
     """
 
     prior_mean: Any
@@ -54,6 +55,7 @@ class Rules(NamedTuple):
     settle_age: int
     max_open: int
     item_columns: Any
+    width: int
 
 
 class User(NamedTuple):
@@ -112,14 +114,14 @@ def keep(user: User, slot: int) -> None:
 
 
 @inner
-def workspace(d: int, n_factor: int, n_outcomes: int, n_clicks: int) -> User:
-    """Room for a user with at most so many outcomes and clicks."""
+def workspace(d: int, n_factor: int, n_outcomes: int, n_clicks: int, width: int) -> User:
+    """Room for a user with at most so many outcomes, whose rows have so many columns, and clicks."""
     size = 4
     while size < 2 * n_outcomes:
         size *= 2
     return User(
         np.empty(1, FACTS), np.empty(d, np.float32), np.empty(n_factor, np.float32), np.empty(n_outcomes, OUTCOME),
-        np.empty((n_outcomes, d), np.float32), np.empty(n_outcomes, np.int64), np.empty(size, np.int64),
+        np.empty((n_outcomes, width), np.float32), np.empty(n_outcomes, np.int64), np.empty(size, np.int64),
         np.empty(n_clicks, WAITING_CLICK), np.empty(n_outcomes, np.int64),
         np.empty(n_outcomes, np.bool_), np.empty(d), np.empty(d),
     )  # fmt: skip
@@ -144,6 +146,13 @@ def begin(rules: Rules, user: User, n_outcomes: int) -> None:
 
 
 @inner
+def erase(rules: Rules, user: User, now: int) -> None:
+    """Leave a tombstone: nothing but the time."""
+    begin(rules, user, (user.facts[0].mask + 1) // 2)
+    user.facts[0].erased_at = now
+
+
+@inner
 def load(user: User, data: Any) -> None:
     """Read a record that is known to be whole."""
     facts, head = user.facts[0], data[:HEADER_BYTES].view(HEADER)[0]
@@ -151,11 +160,11 @@ def load(user: User, data: Any) -> None:
     facts.n_events, facts.n_learnt = head.n_events, head.n_learnt
     facts.n_clicks = head.n_clicks
     n: Any = np.int64(head.n_outcomes)
-    at = layout(len(user.mean), len(user.factor), n, facts.n_clicks)
+    at = layout(len(user.mean), len(user.factor), n, facts.n_clicks, user.row.shape[1])
     user.click[: facts.n_clicks] = data[at.clicks : at.mean].view(WAITING_CLICK)
     user.mean[:] = data[at.mean : at.factor].view(np.float32)
     user.factor[:] = data[at.factor : at.rows].view(np.float32)
-    user.row[:n] = data[at.rows : at.outcomes].view(np.float32).reshape(n, len(user.mean))
+    user.row[:n] = data[at.rows : at.outcomes].view(np.float32).reshape(n, user.row.shape[1])
     user.outcome[:n] = data[at.outcomes : at.end].view(OUTCOME)
     for slot in range(n):
         keep(user, slot)
@@ -166,7 +175,7 @@ def store(user: User, template: Any, revision: int, out: Any) -> int:
     """Write a record, all but its checksum; its length."""
     facts = user.facts[0]
     n: Any = facts.n_kept
-    at = layout(len(user.mean), len(user.factor), n, facts.n_clicks)
+    at = layout(len(user.mean), len(user.factor), n, facts.n_clicks, user.row.shape[1])
     out[:HEADER_BYTES] = template
     head = out[:HEADER_BYTES].view(HEADER)[0]
     head.revision = revision
@@ -176,7 +185,7 @@ def store(user: User, template: Any, revision: int, out: Any) -> int:
     out[at.clicks : at.mean].view(WAITING_CLICK)[:] = user.click[: facts.n_clicks]
     out[at.mean : at.factor].view(np.float32)[:] = user.mean
     out[at.factor : at.rows].view(np.float32)[:] = user.factor
-    row = out[at.rows : at.outcomes].view(np.float32).reshape(n, len(user.mean))
+    row = out[at.rows : at.outcomes].view(np.float32).reshape(n, user.row.shape[1])
     outcome = out[at.outcomes : at.end].view(OUTCOME)
     i = 0
     for place in range(facts.head, facts.n_slots):

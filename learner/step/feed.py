@@ -19,8 +19,8 @@ from learner.record import NEVER
 from learner.record.items import item_id
 from learner.step.columns import Rules, User
 
-NO, YES, FLIP = 0, 1, 2
-"""Shown; shown, and its click had come before it; clicked after it was shown."""
+NO, YES, FLIP, ERASED = 0, 1, 2, 3
+"""Shown; shown, and its click had come before it; clicked after it was shown; to begin again from its prior."""
 
 TRANSITION = np.dtype(
     [
@@ -28,8 +28,8 @@ TRANSITION = np.dtype(
         ("offset", "<f4"), ("variance", "<f4"), ("weight", "<f4"),
     ]
 )  # fmt: skip
-"""One change of a label: whose, when, the place of the event in its microbatch, and mean and variance of the log-odds
-without the item."""
+"""One change of a label, or an item's erasure: whose, when, the place of the event in its microbatch, and mean and
+variance of the log-odds without the item."""
 
 
 class Feed(NamedTuple):
@@ -94,3 +94,13 @@ def tell(rules: Rules, user: User, feed: Feed, e: int, slot: int, item: int, at:
     for j in range(len(rules.item_columns)):
         feed.x[n, j] = x[rules.item_columns[j]]
     feed.state[0] = n + 1
+
+
+@inner
+def tell_erasure(rules: Rules, feed: Feed, e: int, item: int, at: int) -> None:
+    """Add a row: what was shown up to its time is to be forgotten."""
+    if len(rules.item_columns) == 0:
+        return
+    row = feed.row[feed.state[0]]
+    row.item, row.at, row.shown_at, row.event, row.user, row.kind = item, at, at, e, feed.state[1], ERASED
+    feed.state[0] += 1

@@ -15,9 +15,9 @@ from learner.belief.compiled import compiled, inner
 from learner.belief.moments import log_sigmoid
 from learner.belief.update import condition, flip
 from learner.record.items import MOST_OPEN
-from learner.step.columns import OPEN, Rules, User, begin, load, store, workspace
+from learner.step.columns import OPEN, Rules, User, begin, erase, load, store, workspace
 from learner.step.evidence import relax_by_evidence, relax_to
-from learner.step.feed import FLIP, NO
+from learner.step.feed import ERASED, FLIP, NO
 
 YOUNGEST = 1 / 256
 """Ages are told apart by their ratio, but for those below this share of the settle age."""
@@ -154,7 +154,12 @@ def click(rules: Rules, item: User, row: Any) -> int:
 
 @inner
 def learn_row(rules: Rules, item: User, row: Any, x: Any) -> None:
-    """Learn one change of a label."""
+    """Learn one change of a label; nothing of what was shown up to the item's erasure."""
+    if row.shown_at <= item.facts[0].erased_at:
+        return
+    if row.kind == ERASED:
+        erase(rules, item, row.at)
+        return
     settle(rules, item, row.at)
     slot = click(rules, item, row) if row.kind == FLIP else -1
     if row.kind == NO:
@@ -193,7 +198,7 @@ def learn_items(
     row, x
         Of `learner.step.feed.Transitions`.
     """
-    item = workspace(len(rules.prior_mean), len(rules.prior_factor), MOST_OPEN + 1, 0)
+    item = workspace(len(rules.prior_mean), len(rules.prior_factor), MOST_OPEN + 1, 0, rules.width)
     for i in range(len(revisions)):
         begin(rules, item, MOST_OPEN + 1)
         if starts[i + 1] > starts[i]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from learner.belief.compiled import compiled, inner
 from learner.belief.forget import discount
-from learner.events.microbatch import CLICK, ERASE, SWEEP, Events
+from learner.events.microbatch import CLICK, ERASE, ERASE_ITEM, SWEEP, Events
 from learner.record import NEVER
 from learner.record.layout import HEADER, HEADER_BYTES
 from learner.step.attribution import advance, bound, click, is_late, show
@@ -19,19 +19,13 @@ from learner.step.columns import (
     Rules,
     User,
     begin,
+    erase,
     load,
     store,
     workspace,
 )
 from learner.step.evidence import fade, learn_jointly
-from learner.step.feed import Feed
-
-
-@inner
-def erase(rules: Rules, user: User, now: int) -> None:
-    """Leave a tombstone: nothing but the time."""
-    begin(rules, user, (user.facts[0].mask + 1) // 2)
-    user.facts[0].erased_at = now
+from learner.step.feed import Feed, tell_erasure
 
 
 @inner
@@ -42,6 +36,10 @@ def apply_event(rules: Rules, user: User, events: Events, e: int, feed: Feed, co
         before: int = user.facts[0].n_kept + user.facts[0].n_clicks
         advance(rules, user, now, counts)
         return bool(before != user.facts[0].n_kept + user.facts[0].n_clicks)
+    if kind == ERASE_ITEM:
+        tell_erasure(rules, feed, e, events.event[e].item, now)
+        counts[ERASED] += 1
+        return False
     if now <= user.facts[0].erased_at:
         counts[ERASED] += 1
         return True
@@ -97,7 +95,7 @@ def apply_all(
     counts
         What became of the events is added to it, in the order of `COUNTS`.
     """
-    user = workspace(len(rules.prior_mean), len(rules.prior_factor), room[0], room[1])
+    user = workspace(len(rules.prior_mean), len(rules.prior_factor), room[0], room[1], rules.width)
     for u in range(len(revisions)):
         n_outcomes: Any = 0
         for place in range(first[u], first[u + 1]):

@@ -36,6 +36,8 @@ class Write(NamedTuple):
         Whether the user was ever erased: the record is then kept as long as a tombstone.
     effect
         What has the record, see `learner.model.effect.Effect.key`.
+    ttl_s
+        Seconds for which the record is kept, if the effect has a say in it; 0: as the store is set up.
     """
 
     id: str
@@ -43,6 +45,7 @@ class Write(NamedTuple):
     value: bytes | None
     erased: bool = False
     effect: str = "user"
+    ttl_s: int = 0
 
     @property
     def expected_identity(self) -> bytes:
@@ -201,7 +204,7 @@ class Lifetimes(NamedTuple):
     Attributes
     ----------
     ttl_s
-        Seconds for most users.
+        Seconds for most users and items, unless their effect says how long.
     tombstone_ttl_s
         Seconds for users who were ever erased: while the log can be replayed, the record has to say so. 0: for ever.
     """
@@ -211,9 +214,10 @@ class Lifetimes(NamedTuple):
 
     def of(self, write: Write) -> int:
         """The seconds for which a write stays; 0: for ever."""
+        ttl_s = write.ttl_s or self.ttl_s
         if not write.erased:
-            return self.ttl_s
-        return max(self.ttl_s, self.tombstone_ttl_s) if self.tombstone_ttl_s else 0
+            return ttl_s
+        return max(ttl_s, self.tombstone_ttl_s) if self.tombstone_ttl_s else 0
 
 
 def open_store(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from learner.model.duration import duration_text
-from learner.model.effect import ItemEffect
+from learner.model.effect import Effect, ItemEffect
 from learner.model.spec import Model
 from learner.store import Store
 
@@ -39,6 +39,7 @@ def owner_of(model: Model, group: str) -> Owner:
         "max_open": str(model.max_open),
         "unknown_features": "ignore" if model.ignore_unknown else "reject",
         "prior": model.population_fingerprint.hex(),
+        "effects.user.max_age": _age(model),
         "effects.item": "none" if model.item is None else _items(model.item),
     }
     if model.click_delay is not None:
@@ -49,7 +50,12 @@ def owner_of(model: Model, group: str) -> Owner:
 
 def _items(effect: ItemEffect) -> str:
     half_life = f"half_life {effect.half_life_ms} ms, {effect.half_life_outcomes} outcomes"
-    return f"features {effect.fingerprint.hex()}, prior {effect.population_fingerprint.hex()}, {half_life}"
+    features, prior = effect.fingerprint.hex(), effect.population_fingerprint.hex()
+    return f"features {features}, prior {prior}, {half_life}, max_age {_age(effect)}"
+
+
+def _age(effect: Effect) -> str:
+    return "none" if effect.max_age_ms is None else duration_text(effect.max_age_ms)
 
 
 def claim(store: Store, owner: Owner) -> Owner:

@@ -6,7 +6,7 @@ import argparse
 import textwrap
 
 from learner.evaluation.metrics import METRICS, Metric
-from learner.events.microbatch import Microbatch, joined
+from learner.events.microbatch import Microbatch, is_of_item, joined
 from learner.model.spec import Model
 from service.commands.command import Subparsers
 from service.commands.logs import add_arguments, check_output, events_of, progress, share, skipping, write_output
@@ -60,13 +60,13 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     from learner.evaluation.report import Evaluation, as_json, as_text
 
     def sampled(batch: Microbatch) -> Microbatch:
-        return batch.only(lambda user_id: chosen(user_id, arguments.sample, arguments.seed))
+        return batch.only(lambda user_id: is_of_item(user_id) or chosen(user_id, arguments.sample, arguments.seed))
 
     check_output("--json", arguments.json)
     check_output("--html", arguments.html)
     skipped = skipping(arguments)
     with events_of(arguments, settings, model, skipped) as batches:
-        log = read_log(joined(map(sampled, batches), model.d), model.window_ms)
+        log = read_log(joined(map(sampled, batches), model.width), model.window_ms)
     if arguments.learnt > arguments.start:
         raise ValueError(f"--learn-from {arguments.learnt}: expected at most --from, {arguments.start}")
     cut_ms, learnt_ms = cut_at(log, arguments.start), cut_at(log, arguments.learnt)

@@ -90,7 +90,7 @@ def _fit_from_log(arguments: argparse.Namespace, settings: Settings, model: Mode
 
     skipped = skipping(arguments)
     since_ms = arguments.since or 0
-    sample = Sample(lambda user_id: chosen(user_id, arguments.sample, arguments.seed), model.d)
+    sample = Sample(lambda user_id: chosen(user_id, arguments.sample, arguments.seed), model.width)
     with (
         events_of(arguments, settings, without_stand_in(model), skipped) as events,
         progress("sorting", " outcomes") as bar,
@@ -112,7 +112,7 @@ def _fit_from_log(arguments: argparse.Namespace, settings: Settings, model: Mode
     in_force = model
     with progress("fixed effect", " outcomes") as bar:
         if model.missing_offset == "fixed_effect" and not outcomes.n_offsets:
-            in_force = replace(model, fixed_effect=fit_fixed_effect(outcomes, model.d, bar.update))
+            in_force = replace(model, fixed_effect=fit_fixed_effect(outcomes, model.width, bar.update))
     stand_in = in_force.stand_in
     clicked = sum(float(rows.y.sum()) for rows in outcomes.chunks(stand_in)) / len(outcomes)
     print(f"{len(outcomes):,} outcomes of {outcomes.n_users:,} users, {clicked:.3f} clicked")
@@ -148,7 +148,7 @@ def _offsets(model: Model, outcomes: Outcomes) -> str:
     """What offsets the log has, and what the outcomes have that came without."""
     missing = len(outcomes) - outcomes.n_offsets
     if not outcomes.n_offsets and model.missing_offset == "fixed_effect":
-        return f"fixed effect: {model.d} coefficients by logistic regression, used where an item has no offset"
+        return f"fixed effect: {model.width} coefficients by logistic regression, used where an item has no offset"
     mean = "none" if outcomes.mean_offset is None else f"mean {outcomes.mean_offset:.4g}"
     said = f"fixed effect: none is fitted; offsets of the log: {mean}"
     if not missing:

@@ -77,7 +77,7 @@ def _explanation(
     if slate is not None and model.item is not None:
         mean, deviation = slate.coefficients(i)
         of_item = _parts(model.item, row[list(model.item.columns)], mean, deviation)
-    explanation = api.Explanation(offset, _parts(model, row, belief.mean, deviations), of_item)
+    explanation = api.Explanation(offset, _parts(model, row[: model.d], belief.mean, deviations), of_item)
     return cast(api.Explanation, msgspec.Raw(msgspec.json.encode(explanation)))
 
 

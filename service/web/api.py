@@ -171,6 +171,13 @@ class Erasure(msgspec.Struct, frozen=True):
     erased: bool
 
 
+class ItemErasure(msgspec.Struct, frozen=True):
+    """Whether there was anything to erase."""
+
+    item_id: str
+    erased: bool
+
+
 class ModelResponse(msgspec.Struct, frozen=True):
     """The model that scores."""
 

@@ -224,6 +224,21 @@ def create_app(
         at = await in_thread(with_log, operations.log_erasure, user_id)
         return json_response(await in_thread(with_store, operations.erase, user_id, at))
 
+    @app.delete(
+        "/items/{item_id}",
+        responses=responses(api.ItemErasure, 400, 404, 422, 500, says="Nothing is known of the item."),
+        openapi_extra=OF_AN_ITEM,
+    )
+    async def erase_item(request: Request) -> Response:
+        """Erase an item: it begins again from its prior, and learns nothing of what was shown until now.
+
+        Scorers may remember it for `FRESHET_ITEM_CACHE_MS`. The erasure is in the log before the answer is sent.
+        Whatever fails, ask again: nothing is undone. 404 if the model learns no items.
+        """
+        item_id = id_in_path(request, "item_id")
+        at = await in_thread(with_log, operations.log_item_erasure, item_id)
+        return json_response(await in_thread(with_store, operations.erase_item, item_id, at))
+
     @app.get("/model", responses=responses(api.ModelResponse, says="The model."))
     async def describe(request: Request) -> Response:
         """The model that scores."""

@@ -18,7 +18,7 @@ from service.web.guard import OPEN_PATHS
 _REF = "#/components/schemas/{name}"
 _TYPES = [
     api.ScoreRequest, api.ScoreResponse, api.EventsResponse, api.PosteriorResponse,
-    api.ItemPosteriorResponse, api.Erasure, api.ModelResponse,
+    api.ItemPosteriorResponse, api.Erasure, api.ItemErasure, api.ModelResponse,
     api.Health, api.ErrorResponse, WireImpression, WireClick,
 ]  # fmt: skip
 _ERRORS = {

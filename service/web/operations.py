@@ -14,9 +14,10 @@ import structlog
 from learner.belief.gaussian import Array, Rows
 from learner.belief.policies import score_items
 from learner.events.parse import from_the_future, item_key, parse_event
-from learner.events.wire import BadEvent, Ranked, Reason, WireClick, WireErase, WireImpression
+from learner.events.wire import BadEvent, Ranked, Reason, WireClick, WireErase, WireEraseItem, WireImpression
 from learner.limits import MAX_EVENT_BYTES
 from learner.log import Entry, EventLog
+from learner.model.effect import Effect, ItemEffect
 from learner.model.spec import Model
 from learner.record import (
     DamagedRecord,
@@ -79,7 +80,7 @@ class Operations:
         """
         api.check_shown(wanted)
         rows = self._model.rows([item.features for item in wanted.items])
-        record = self._decoded(value, wanted.user_id)
+        record = self._decoded(value, wanted.user_id, self._model)
         now = _now_ms()
         belief = belief_at(self._model, record, now)
         offset = self._offsets([item.offset for item in wanted.items], rows)
@@ -135,8 +136,9 @@ class Operations:
         for index, one in enumerate(split_events(raw)):
             try:
                 event = parse_event(one, self._model)
-                if isinstance(event, WireErase):
-                    raise BadEvent(Reason.UNKNOWN_TYPE, "type: 'erase' is not taken here: expected DELETE /users/{id}")
+                if isinstance(event, WireErase | WireEraseItem):
+                    expected = "DELETE /users/{id} or /items/{id}"
+                    raise BadEvent(Reason.UNKNOWN_TYPE, f"type: an erasure is not taken here: expected {expected}")
                 if why := from_the_future(event.timestamp, now, self._model):
                     raise why
             except BadEvent as exc:
@@ -155,7 +157,7 @@ class Operations:
     def posterior(self, user_id: str) -> api.PosteriorResponse:
         """The belief of a user."""
         (value,) = self._store.load([user_id])
-        record = self._decoded(value, user_id)
+        record = self._decoded(value, user_id, self._model)
         now = _now_ms()
         return api.PosteriorResponse(
             user_id=user_id,
@@ -175,12 +177,9 @@ class Operations:
         ApiError
             404, if the model learns no items.
         """
-        effect = self._model.item
-        if effect is None:
-            raise api.ApiError(404, "no_item_effect", f"model {self._model.name!r} has no [effects.item]")
-        key = item_id(item_key(id))
+        effect, key = self._item_effect(), item_id(item_key(id))
         (value,) = self._store.load([key], effect.key)
-        record = fresh_record(effect) if value is None else decode_record(value, effect, key)
+        record = self._decoded(value, key, effect)
         now = _now_ms()
         return api.ItemPosteriorResponse(
             item_id=id,
@@ -192,24 +191,48 @@ class Operations:
 
     def log_erasure(self, user_id: str) -> int:
         """Have the log say that a user was erased: a store that is lost and learnt anew forgets again; returns when."""
-        now = _now_ms()
-        event = msgspec.json.encode(WireErase(user_id, now))
-        self._log.append([Entry(self._settings.impressions_topic, user_id.encode(), event)])
-        return now
+        return self._log_erasure(WireErase, user_id)
+
+    def log_item_erasure(self, id: str) -> int:
+        """As `log_erasure`, of an item; it may raise as `item_posterior` does."""
+        self._item_effect()
+        return self._log_erasure(WireEraseItem, id)
+
+    def _log_erasure(self, kind: type[WireErase] | type[WireEraseItem], id: str) -> int:
+        event = kind(id, _now_ms())
+        self._log.append([Entry(self._settings.impressions_topic, id.encode(), msgspec.json.encode(event))])
+        return event.timestamp
 
     def erase(self, user_id: str, at: int) -> api.Erasure:
-        """Forget a user, against learners that write meanwhile; also one whose record is damaged."""
+        """Forget a user."""
+        return api.Erasure(user_id, erased=self._erase(self._model, user_id, at))
+
+    def erase_item(self, id: str, at: int) -> api.ItemErasure:
+        """Forget what an item has learnt."""
+        return api.ItemErasure(id, erased=self._erase(self._item_effect(), item_id(item_key(id)), at))
+
+    def _erase(self, effect: Effect, id: str, at: int) -> bool:
+        """Leave a tombstone, against learners that write meanwhile; also for a damaged record. Says if it was known."""
         known = False
         for _ in range(ERASE_ATTEMPTS):
-            (value,) = self._store.load([user_id])
-            record = self._to_erase(value, user_id)
-            # A learner may have been faster; the tombstone is then a first record only of a user who had none.
+            (value,) = self._store.load([id], effect.key)
+            record = self._to_erase(value, id, effect)
+            # A learner may have been faster; the tombstone is then a first record only of one who had none.
             known |= record.n_events > 0 or (record.erased_at == at and record.revision > 1)
-            # A user without a record may have events in the log that are still to be learnt.
-            blank = encode_record(erased(record, self._model, at), self._model)
-            if write_alone(self._store, [Write(user_id, value, blank, erased=True)]) == [True]:
-                return api.Erasure(user_id, erased=known)
-        raise StoreUnavailable(f"user {user_id!r} was written {ERASE_ATTEMPTS} times while being erased")
+            if record.erased_at >= at:
+                # What is known by now is of later.
+                return known
+            # One without a record may have events in the log that are still to be learnt.
+            blank = encode_record(erased(record, effect, at), effect)
+            write = Write(id, value, blank, erased=True, effect=effect.key, ttl_s=effect.ttl_s)
+            if write_alone(self._store, [write]) == [True]:
+                return known
+        raise StoreUnavailable(f"{effect.key} {id!r} was written {ERASE_ATTEMPTS} times while being erased")
+
+    def _item_effect(self) -> ItemEffect:
+        if self._model.item is None:
+            raise api.ApiError(404, "no_item_effect", f"model {self._model.name!r} has no [effects.item]")
+        return self._model.item
 
     def _offsets(self, given: list[float | None], rows: Rows) -> Array:
         """The offsets of a slate, shape (N,); the log says so when, for the first time, some stand for nothing."""
@@ -221,19 +244,19 @@ class Operations:
             )
         return self._model.offsets(given, rows).astype(np.float64)
 
-    def _to_erase(self, value: bytes | None, user_id: str) -> Record:
+    def _to_erase(self, value: bytes | None, id: str, effect: Effect) -> Record:
         """What a tombstone is made from; of a damaged record, which may stand for any number of events, for one."""
         try:
-            record = self._decoded(value, user_id)
+            record = self._decoded(value, id, effect)
         except DamagedRecord:
             # Whatever it is, the compare-and-set has to find it and to leave another one.
             header = read_header(value or b"")
-            record = fresh_record(self._model)._replace(revision=header.revision if header else 0, n_events=1)
+            record = fresh_record(effect)._replace(revision=header.revision if header else 0, n_events=1)
         # The tombstone's, one more, is of 64 bits with a sign.
         return record._replace(revision=record.revision % (2**63 - 1))
 
-    def _decoded(self, value: bytes | None, user_id: str) -> Record:
-        return fresh_record(self._model) if value is None else decode_record(value, self._model, user_id)
+    def _decoded(self, value: bytes | None, id: str, effect: Effect) -> Record:
+        return fresh_record(effect) if value is None else decode_record(value, effect, id)
 
 
 def _now_ms() -> int:

@@ -19,7 +19,7 @@ from learner.record.items import item_id
 from learner.record.served import belief_at
 from learner.step.apply import apply_to_items
 from learner.step.feed import FLIP, NO, Transitions, by_item
-from tests.stepping import Click, Event, apply, single
+from tests.stepping import Click, EraseItem, Event, apply, single
 
 MODEL = """\
 name = "chaos"
@@ -43,6 +43,8 @@ JUDGED_MS = START_MS + 86_400_000
 BOT = "one-bot"
 ITEM_BOUND = 0.5
 """How far an item may be outside of what its two extreme orders give, in its own standard deviations."""
+GONE_AFTER = 100
+"""Slates that an item which will be erased is in."""
 KINDS = ("one", "one", "one", "two", "odd")
 
 
@@ -57,7 +59,7 @@ class Sent(NamedTuple):
 def events(rng: random.Random, users: int) -> Iterator[Sent]:
     """Impressions and clicks, with repeats, clicks first, late clicks, bad records, wrong and missing keys; endless.
 
-    Now and then one of the others is erased.
+    Now and then one of the others is erased, and of each slate the last item, once it is shown no more.
 
     Of five users one (``two-…``) has the clicks in a topic of their own and one (``odd-…``) has wrong keys: there no
     log says in which order all their events act. These have no click so late that it would age their other outcomes.
@@ -67,7 +69,7 @@ def events(rng: random.Random, users: int) -> Iterator[Sent]:
         number += 1
         user = f"{rng.choice(KINDS)}-{rng.randrange(users // len(KINDS))}"
         request, at = f"r{number}", START_MS + number * 100
-        shown_items = rng.sample("abcdefgh", 2)
+        shown_items = [*rng.sample("abcdefgh", 2), gone := f"gone-{number // GONE_AFTER}"]
         items = [
             {"item_id": item, "features": {"price": rng.gauss(0, 1), "genre": rng.choice(["drama", "comedy"])}}
             for item in shown_items
@@ -93,6 +95,9 @@ def events(rng: random.Random, users: int) -> Iterator[Sent]:
         if user.startswith("one-") and rng.random() < 0.01:
             erasure = {"type": "erase", "user_id": user, "timestamp": at + 50}
             yield Sent(0, user.encode(), json.dumps(erasure).encode())
+        if number % GONE_AFTER == GONE_AFTER - 1:
+            erasure = {"type": "erase_item", "item_id": gone, "timestamp": at + 50}
+            yield Sent(0, gone.encode(), json.dumps(erasure).encode())
         if rng.random() < 0.02:
             bad = [b"{", b"", json.dumps({**shown, "timestamp": "now"}).encode(), json.dumps({"type": "view"}).encode()]
             yield Sent(0, user.encode(), rng.choice(bad))
@@ -171,12 +176,16 @@ def expect(log: Iterable[Logged]) -> Expected:
     by_user: dict[str, list[InBurst]] = {}
     told: dict[str, list[Transitions]] = {}
     told_late: dict[str, list[Transitions]] = {}
+    erased: dict[int, int] = {}
     for one in log:
         batch, refused = parse_events([one.value], model)
         if refused:
             bad.add((one.topic, one.position))
             continue
         event = single(batch, 0)
+        if isinstance(event, EraseItem):
+            erased[event.item] = event.timestamp
+            continue
         burst = int(json.loads(one.value).get("request_id", "r0")[1:])
         by_user.setdefault(event.user_id, []).append(InBurst(burst, event))
         places.setdefault(event.user_id, set()).add((one.epoch, one.position.partition))
@@ -190,7 +199,18 @@ def expect(log: Iterable[Logged]) -> Expected:
         if user not in ordered:
             mine.sort(key=lambda one: isinstance(one.event, Click))
             _, told_late[user] = _learn(model, mine)
-    return Expected(records, ordered, bad, _expect_items(told, told_late, ordered))
+    told, told_late = (
+        {user: [_left(one, erased) for one in its] for user, its in of.items()} for of in (told, told_late)
+    )
+    gone = {item_id(key): ExpectedItem(0, (0, 0), (0.0, 0.0), 0.0) for key in erased}
+    return Expected(records, ordered, bad, gone | _expect_items(told, told_late, ordered))
+
+
+def _left(told: Transitions, erased: dict[int, int]) -> Transitions:
+    """What was shown after the erasure of its item, wherever in the log that stands."""
+    until = np.array([erased.get(key, -1) for key in told.row["item"].tolist()], np.int64)
+    left = told.row["shown_at"] > until
+    return Transitions(told.row[left], told.x[left])
 
 
 def _learn(model: Model, mine: list[InBurst]) -> tuple[Record, list[Transitions]]:

@@ -142,10 +142,10 @@ def forged_record_law(data: bytes, which: int) -> None:
             assert read.settled.mean.shape == (model.d,)
             assert read.settled.factor.shape == model.prior_belief.factor.shape
             assert read.outcomes.dtype == OUTCOME
-            assert read.rows.shape == (len(read.outcomes), model.d)
+            assert read.rows.shape == (len(read.outcomes), model.width)
             key, now = int(read.outcomes["key"][0]) if len(read.outcomes) else 1, MAX_TIMESTAMP_MS
             one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
-            shown = Impression("u", now, [0], np.ones((1, model.d), np.float32), zero, one)
+            shown = Impression("u", now, [0], np.ones((1, model.width), np.float32), zero, one)
             belief_at(model, read, now)
             for events in ([], [Click("u", now, key), shown]):
                 (after,) = apply(model, [data], *microbatch(model, [events])).values
@@ -197,7 +197,7 @@ def records(draw: st.DrawFn) -> tuple[int, Record]:
 
     n = draw(st.integers(0, 4))
     outcomes = np.frombuffer(generator.bytes(n * OUTCOME.itemsize), OUTCOME).copy()
-    rows = np.frombuffer(generator.bytes(4 * n * model.d), "<f4").reshape(n, model.d)
+    rows = np.frombuffer(generator.bytes(4 * n * model.width), "<f4").reshape(n, model.width)
     outcomes["state"] %= 3
     if draw(st.booleans()):
         outcomes["key"] = 1

@@ -296,6 +296,21 @@ def test_a_record_expires_after_its_last_write(opener: Callable[[int], Store], u
     assert write_alone(brief, [Write(user, None, value(1))]) == [True]
 
 
+def test_a_record_whose_write_says_how_long_is_kept_so_long_whatever_others_are(opener: Opener, user: str) -> None:
+    store = opener(1, 4)
+    brief, long, gone, erased = (f"{user}-{i}" for i in range(4))
+    write_alone(store, [Write(brief, None, value(1)), Write(long, None, value(1), ttl_s=60)])
+    write_alone(store, [Write(gone, None, value(1), effect="item", ttl_s=60)])
+    write_alone(store, [Write(gone, value(1), value(2), effect="item", ttl_s=1)])
+    write_alone(store, [Write(erased, None, value(1), erased=True, effect="item", ttl_s=1)])
+    eventually(lambda: store.load([brief]) == [None], 5, "it expires as the store is set up")
+    eventually(lambda: store.load([gone], "item") == [None], 5, "it expires by its last write")
+    assert store.load([long]) == [value(1)]
+    # But no tombstone before its time.
+    assert store.load([erased], "item") == [value(1)]
+    eventually(lambda: store.load([erased], "item") == [None], 10, "it expires as tombstones do")
+
+
 def test_a_store_that_answers_pings(store: Store) -> None:
     store.ping()
 

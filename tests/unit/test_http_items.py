@@ -27,6 +27,7 @@ from learner.store import Store, Write, open_store, write_alone
 from service.settings import Settings
 from service.web.app import create_app
 from tests.stepping import apply, parsed
+from tests.unit.test_http import Away, NoLog
 
 MODEL = load_model(
     'name = "m"\nhalf_life = "1d"\n[prior]\nintercept_mean = -1.0\n[features]\nprice = { kind = "numeric" }\n'
@@ -189,8 +190,11 @@ def test_an_item_whose_record_is_damaged_is_named(rig: Rig) -> None:
 
 def test_a_model_that_learns_no_items_says_so(rig: Rig) -> None:
     bare = TestClient(create_app(Settings(), replace(MODEL, item=None), rig.store, rig.log))  # type: ignore[arg-type]
-    answer = bare.get("/items/a/posterior")
-    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "no_item_effect")
+    for answer in (bare.get("/items/a/posterior"), bare.delete("/items/a")):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "no_item_effect")
+    reader = open_reader(rig.url, ["events"], "reader")
+    assert reader.poll(0, 10) == []
+    reader.close()
     (item, *_) = bare.post("/score", json={"user_id": "u", "items": ITEMS}).json()["items"]
     assert "item_effect" not in item
 
@@ -202,3 +206,96 @@ def test_draws_of_items_are_standard_normal_and_depend_on_seed_and_id_alone() ->
     assert draws.std() == pytest.approx(1.0, abs=0.02)
     assert item_noise(5, ids[7:9]).tolist() == draws[7:9].tolist()
     assert not np.array_equal(item_noise(6, ids), draws)
+
+
+def test_an_erased_item_is_its_prior_at_once_and_learns_nothing_of_what_was_shown_before(rig: Rig) -> None:
+    before = by_id(rig.score())
+    rig.show_and_click("ann", "c", 0)
+    rig.show_and_click("bob", "b", 1)
+    assert rig.client.delete("/items/b").json() == {"item_id": "b", "erased": True}
+    after = by_id(rig.score(user_id="new"))
+    assert (after["b"]["item_effect"], after["b"]["item_n_events"]) == (before["b"]["item_effect"], 0)
+    assert after["c"]["item_n_events"] == 3
+    # The click that comes now has no "no" to turn: it teaches its user, and the item nothing.
+    late = {"type": "click", "request_id": "r0", "user_id": "ann", "item_id": "b"}
+    rig.learn({**late, "timestamp": int(time.time() * 1000)})
+    assert rig.client.get("/users/ann/posterior").json()["posterior"]["n_events"] == 3
+    assert rig.client.get("/items/b/posterior").json()["item_known"] is False
+    # What is shown from now on is learnt.
+    at = int(time.time() * 1000) + 5
+    rig.learn({"type": "impression", "request_id": "new", "user_id": "ann", "timestamp": at, "items": ITEMS})
+    assert [by_id(rig.score())[item]["item_n_events"] for item in "bc"] == [1, 4]
+    assert rig.client.delete("/items/nobody").json() == {"item_id": "nobody", "erased": False}
+
+
+def test_an_items_erasure_is_an_event_of_the_log_and_a_store_that_is_lost_forgets_it_again(
+    rig: Rig, tmp_path: Path
+) -> None:
+    rig.show_and_click("ann", "c", 0)
+    rig.client.delete("/items/c")
+    store = open_store(f"sqlite:///{tmp_path / 'other.db'}", 60)
+    reader = open_reader(rig.url, ["events"], "other")
+    learner = Learner(MODEL, store, reader, rig.log, poll_timeout_ms=1)
+    learner.turn()
+    learner.turn()
+    effect = MODEL.item
+    assert effect is not None
+    values = store.load([item_id(item_key(item)) for item in "ac"], "item")
+    a, c = (decode_record(value or b"", effect, "") for value in values)
+    assert (a.n_events, c.n_events) == (1, 0)
+    assert c.erased_at > 0
+    reader.close()
+    store.close()
+    reader = open_reader(rig.url, ["events"], "reader")
+    event = msgspec.json.decode(reader.poll(0, 100)[-1].value)
+    assert (event["type"], event["item_id"], event["timestamp"]) == ("erase_item", "c", c.erased_at)
+    reader.close()
+
+
+def test_without_the_log_no_item_is_erased_and_with_the_store_away_the_learner_does_it(rig: Rig) -> None:
+    rig.show_and_click("ann", "c", 0)
+    mute = TestClient(create_app(Settings(), MODEL, rig.store, NoLog()), raise_server_exceptions=False)  # type: ignore[arg-type]
+    assert mute.delete("/items/c").json()["error"]["code"] == "log_unavailable"
+    rig.learner.turn()
+    assert rig.client.get("/items/c/posterior").json()["item_known"] is True
+    away = TestClient(create_app(Settings(), MODEL, Away(), rig.log), raise_server_exceptions=False)  # type: ignore[arg-type]
+    assert away.delete("/items/c").json()["error"]["code"] == "store_unavailable"
+    rig.learner.turn()
+    assert rig.client.get("/items/c/posterior").json()["item_known"] is False
+
+
+def test_what_an_item_learns_between_its_erasure_in_the_log_and_the_tombstone_is_kept(rig: Rig) -> None:
+    rig.show_and_click("ann", "c", 0)
+
+    class FastLearner:
+        """The erasure, and a slate behind it, are learnt as soon as they are in the log."""
+
+        def append(self, entries: Any) -> None:
+            rig.log.append(entries)
+            at = int(time.time() * 1000) + 5
+            shown = {"type": "impression", "request_id": "new", "user_id": "bob", "timestamp": at, "items": ITEMS}
+            rig.learn(shown)
+
+        def close(self) -> None: ...
+
+    client = TestClient(create_app(Settings(), MODEL, rig.store, FastLearner()))  # type: ignore[arg-type]
+    client.delete("/items/c")
+    assert rig.client.get("/items/c/posterior").json()["posterior"]["n_events"] == 1
+
+
+def test_a_damaged_item_is_scored_again_once_it_is_erased(rig: Rig) -> None:
+    write_alone(rig.store, [Write(item_id(item_key("b")), None, b"damaged", effect="item")])  # type: ignore[arg-type]
+    assert rig.client.delete("/items/b").json() == {"item_id": "b", "erased": True}
+    assert by_id(rig.score())["b"]["item_n_events"] == 0
+
+
+def test_an_item_is_erased_by_the_admins_key_alone_and_not_by_an_event(rig: Rig) -> None:
+    client = rig.serve(api_key="client", admin_key="admin")
+    event = {"type": "erase_item", "item_id": "c", "timestamp": int(time.time() * 1000)}
+    for key in ("client", "admin"):
+        answer = client.post("/events", json=event, headers={"X-API-Key": key})
+        (error,) = answer.json()["error"]["details"]["errors"]
+        assert (answer.status_code, error["reason"]) == (422, "unknown_type")
+        assert "expected DELETE /users/{id} or /items/{id}" in error["message"]
+    assert client.delete("/items/c", headers={"X-API-Key": "client"}).status_code == 403
+    assert client.delete("/items/c", headers={"X-API-Key": "admin"}).status_code == 200

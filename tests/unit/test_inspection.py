@@ -49,9 +49,13 @@ def test_all_that_is_in_a_record_is_said_in_readable_units() -> None:
         assert said in text
 
 
-def test_a_tombstone_says_when_the_user_was_erased() -> None:
-    blank = encode_record(erased(fresh_record(MODEL), MODEL, AT), MODEL)
-    facts = report(blank, MODEL, "ann", AT)
+@pytest.mark.parametrize("key", ["user", "item"])
+def test_a_tombstone_says_when_the_user_or_the_item_was_erased(key: str) -> None:
+    effect = load_model(TOML + "[effects.item]\n").item if key == "item" else MODEL
+    assert effect is not None
+    blank = encode_record(erased(fresh_record(effect), effect, AT), effect)
+    facts = report(blank, effect, "ann", AT)
+    assert facts[f"{key}_id"] == "ann"
     assert facts["erased_at"] == "2023-11-14T22:13:20.000+00:00"
     assert facts["n_events"] == 0
     assert "erased_at" in as_text(facts)

@@ -18,19 +18,19 @@ from learner.belief import update
 from learner.belief.gaussian import Gaussian, click_probability, factorised, predict
 from learner.evaluation.history import read_log
 from learner.evaluation.replay import replay
-from learner.events.microbatch import by_user
+from learner.events.microbatch import ERASE_ITEM, by_user
 from learner.events.parse import item_key, parse_events
-from learner.items import Items
+from learner.items import TRIM_S, Items
 from learner.log import Entry, open_log, open_reader
 from learner.loop import Learner
 from learner.model.duration import ModelError
 from learner.model.spec import Model, load_model
-from learner.record import Record, decode_record, encode_record, fresh_record
+from learner.record import Record, decode_record, encode_record, erased, fresh_record, is_tombstone
 from learner.record.items import effects_at, item_id, read_beliefs
 from learner.record.served import belief_at
 from learner.step.apply import apply, apply_to_items
-from learner.step.feed import FLIP, NO, YES, Transitions, by_item
-from learner.store import Store, open_store
+from learner.step.feed import ERASED, FLIP, NO, YES, Transitions, by_item
+from learner.store import Store, Write, open_store, write_alone
 from learner.store.recent import RecentStore
 
 TEXT = """
@@ -125,6 +125,10 @@ def click(i: int, user: str, item: str, later: int) -> dict[str, object]:
     return {"type": "click", "request_id": f"r{i}", "user_id": user, "item_id": item, "timestamp": at}
 
 
+def erasure(item: str, at: int) -> dict[str, object]:
+    return {"type": "erase_item", "item_id": item, "timestamp": at}
+
+
 def told(events: list[dict[str, object]], model: Model = MODEL) -> list[tuple[int, int]]:
     batch, bad = parse_events([json.dumps(one).encode() for one in events], model)
     assert not bad
@@ -144,7 +148,8 @@ def test_an_item_is_told_of_a_no_when_it_is_shown_and_of_a_flip_at_the_click_and
 
 
 def test_without_an_effect_of_items_nobody_is_told_anything() -> None:
-    assert told([slate(0, "u", "ab")], load_model(TEXT.partition("[effects")[0])) == []
+    events = [slate(0, "u", "ab"), erasure("a", AT)]
+    assert told(events, load_model(TEXT.partition("[effects")[0])) == []
 
 
 def test_a_users_belief_takes_the_items_effect_from_the_impression_and_the_prior_where_there_is_none() -> None:
@@ -207,6 +212,8 @@ class Rig:
             events = [slate(i, user, items)]
             if rng.random() < 0.5:
                 events.insert(rng.randrange(2), click(i, user, rng.choice(items), 4_000))
+            if rng.random() < 0.1:
+                events.insert(rng.randrange(2), erasure(rng.choice(items), AT + i * 20_000 - rng.randrange(30_000)))
             self.log.append([Entry("events", b"k", json.dumps(event).encode()) for event in events])
             self.sent += 1
 
@@ -239,6 +246,8 @@ class Rig:
             batch, _ = parse_events([message.value], MODEL)
             one = by_user(batch)
             done = apply(MODEL, [users.get(one.user_ids[0])], batch.events, one)
+            if batch.events.event["kind"][0] == ERASE_ITEM:
+                assert done.values == [None]
             users[one.user_ids[0]] = done.values[0] or users.get(one.user_ids[0])
             of = by_item(done.transitions)
             values = apply_to_items(MODEL.item, [items.get(name) for name in of.user_ids], done.transitions, of)
@@ -317,6 +326,17 @@ def test_a_learner_that_is_killed_before_its_items_are_stored_loses_none_of_them
     assert rig.items() == rig.by_the_log_alone()
 
 
+def test_a_store_that_is_emptied_is_rebuilt_from_the_log_with_its_items_and_their_erasures(rig: Rig) -> None:
+    empty = rig.keep()
+    rig.send(30)
+    rig.turns()
+    before = rig.items()
+    rig.put_back(empty)
+    assert rig.turns()["store_rewound"] >= 1
+    assert rig.items() == before == rig.by_the_log_alone()
+    assert any(is_tombstone(value) for value in before.values())
+
+
 def test_two_owners_of_a_shard_cost_conflicts_and_nothing_else(rig: Rig) -> None:
     rig.send(30)
     assert MODEL.item is not None
@@ -345,6 +365,68 @@ def test_a_feed_that_was_told_is_trimmed_but_for_its_last_minute(rig: Rig, monke
     assert [one.number for one in rig.store.read_feed({0: 0}, 1_000)[0]] == [last]
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.integers(-1, 21))
+def test_an_erased_item_is_as_if_nothing_had_been_shown_until_then_whenever_it_is_told(seed: int, after: int) -> None:
+    """Clicks on what was shown until then among them: there is no "no" left that they could turn."""
+    assert MODEL.item is not None
+    rng = random.Random(seed)
+    events, whole = [], [slate(i, rng.choice("uv"), "ab") for i in range(20)]
+    for i, shown in enumerate(whole):
+        events.append((AT + i * 20_000, shown))
+        if rng.random() < 0.6:
+            later = rng.randrange(1, 200_000)
+            events.append((AT + i * 20_000 + later, click(i, str(shown["user_id"]), "a", later)))
+    events.sort(key=lambda one: one[0])
+    at = AT + after * 20_000
+    batch, bad = parse_events([json.dumps(event).encode() for _, event in [*events, (at, erasure("a", at))]], MODEL)
+    assert not bad
+    of = by_user(batch)
+    row, x = apply(MODEL, [None] * len(of.user_ids), batch.events, of).transitions
+    order = np.argsort(row["event"], kind="stable")
+    mine = order[row["item"][order] == item_key("a")]
+    # The erasure is told behind all that was shown until then, and before all else: as its event stands in the log.
+    is_erasure = row["kind"][mine] == ERASED
+    early = row["at"][mine] <= at
+    told = [*mine[early & ~is_erasure], *mine[is_erasure], *mine[~early & ~is_erasure]]
+    left = [place for place in told if row["kind"][place] != ERASED and row["shown_at"][place] > at]
+
+    def learnt(places: list[int], stored: bytes | None = None) -> Record:
+        rows = Transitions(row[places], x[places])
+        (value,) = apply_to_items(MODEL.item, [stored], rows, by_item(rows))  # type: ignore[arg-type]
+        return decode_record(value, MODEL.item, "a")  # type: ignore[arg-type]
+
+    found = learnt(told)
+    assert found.erased_at == at
+    expected = learnt(left) if left else fresh_record(MODEL.item)
+    assert encode_record(found._replace(revision=0), MODEL.item) == encode_record(
+        expected._replace(revision=0, erased_at=at), MODEL.item
+    )
+    # A tombstone that came before its event, and the event again, are the same.
+    blank = encode_record(erased(fresh_record(MODEL.item), MODEL.item, at), MODEL.item)
+    twice = learnt([*told, *mine[is_erasure]], blank)
+    assert encode_record(twice._replace(revision=0), MODEL.item) == encode_record(
+        found._replace(revision=0), MODEL.item
+    )
+
+
+def test_an_item_whose_record_was_damaged_learns_again_once_it_is_erased(rig: Rig) -> None:
+    assert MODEL.item is not None
+    key = item_id(item_key("a"))
+    write_alone(rig.store, [Write(key, None, b"damaged", effect="item")])
+    rig.log.append([Entry("events", b"k", json.dumps(slate(0, "u", "ab")).encode())])
+    assert rig.turns(3)["item_outcomes_lost"] == 1
+    blank = encode_record(erased(fresh_record(MODEL.item), MODEL.item, AT), MODEL.item)
+    write_alone(rig.store, [Write(key, b"damaged", blank, erased=True, effect="item")])
+    assert rig.learner._items is not None
+    rig.learner._items._trimmed_at = -TRIM_S
+    rig.turns(1)
+    rig.log.append([Entry("events", b"k", json.dumps(slate(1, "u", "ab")).encode())])
+    rig.turns(3)
+    (value,) = rig.store.load([key], "item")
+    assert decode_record(value or b"", MODEL.item, "a").n_events == 1
+
+
 def test_an_unknown_item_is_its_prior() -> None:
     assert MODEL.item is not None
     fresh = fresh_record(MODEL.item)
@@ -363,6 +445,9 @@ def a_log(n: int) -> list[dict[str, object]]:
         if rng.random() < 0.5:
             later = at + rng.randrange(1, 40_000)
             events.append((later, {**click(i, user, rng.choice(items), 0), "timestamp": later}))
+        if rng.random() < 0.1:
+            # Also of an item that nobody sees.
+            events.append((at + 1, erasure(rng.choice("abcz"), at + 1)))
     return [event for _, event in sorted(events, key=lambda one: one[0])]
 
 

@@ -285,9 +285,11 @@ def test_fit_and_evaluate_of_a_log_with_an_erased_user_are_those_of_the_log_with
     erased_at = AT + 100_000
     left = [one for one in events if one["user_id"] != "u1" or one["timestamp"] > erased_at]
     erasure = {"type": "erase", "user_id": "u1", "timestamp": erased_at}
+    # Nothing is learnt of items: their erasures are passed over, and are no users.
+    of_an_item = {"type": "erase_item", "item_id": "i1", "timestamp": erased_at}
     results = []
     log, out, told = (tmp_path / f"log.{end}" for end in ("jsonl", "npz", "json"))
-    for lines in ([*events, erasure], left):
+    for lines in ([of_an_item, *events, erasure], left):
         log.write_text("\n".join(map(json.dumps, lines)))
         assert run("fit", str(log), "--out", str(out), "--until", "0.6") == 0
         assert run("evaluate", str(log), "--brief", "--resamples", "5", "--json", str(told)) == 0

@@ -41,6 +41,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
     [
         ({"half_life": '"10d"'}, "half_life = 30d there, 10d here"),
         ({"half_life": ""}, "half_life = 30d there, none here"),
+        ({"effects": '{ user = { max_age = "90d" } }'}, "effects.user.max_age = none there, 90d here"),
         ({"half_life": '["30d", "300 outcomes"]'}, "half_life in outcomes = None there, 300.0 here"),
         ({"half_life": "", "discount": "0.8"}, "half_life = 30d there, none here; discount = None there, 0.8 here"),
         ({"attribution_window": '"90m"'}, "attribution_window = 30m there, 90m here"),
