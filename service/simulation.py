@@ -184,7 +184,7 @@ class Outcome(NamedTuple):
     ece: float
 
 
-def simulate(freshet: Freshet, world: World, model: Model, policy: Policy, rounds: int, name: str = "demo") -> Outcome:
+def simulate(freshet: Freshet, world: World, policy: Policy, rounds: int, name: str = "demo") -> Outcome:
     """Every user asks for a slate in every round, sees five of twenty candidates, and clicks by their true taste."""
     regret: list[float] = []
     covered: list[NDArray[np.bool_]] = []
@@ -195,8 +195,8 @@ def simulate(freshet: Freshet, world: World, model: Model, policy: Policy, round
         world.drift(freshet.pass_time())
         lost = 0.0
         for user in range(len(world.theta)):
-            items = world.items(CANDIDATES)
-            truth = world.log_odds(user, model.rows(items))
+            places = world.candidates(CANDIDATES)
+            items, truth = [world.features[place] for place in places.tolist()], world.log_odds(user, places)
             ranking = freshet.rank(f"{name}-{user}", items, policy)
             top = ranking.order[:SHOWN]
             lost += float(np.sort(sigmoid(truth))[-SHOWN:].sum() - sigmoid(truth[top]).sum())

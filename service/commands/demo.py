@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
         if arguments.service:
             freshet = Running(Client(arguments.service, settings.admin_key or settings.api_key), arguments.pause)
             name = f"demo-{policy}-{time.time_ns()}"
-        done = simulate(freshet, world, model, policy, arguments.rounds, name)
+        done = simulate(freshet, world, policy, arguments.rounds, name)
         tenth = max(1, arguments.rounds // 10)
         first, last = np.mean(done.regret[:tenth]), np.mean(done.regret[-tenth:])
         half = np.mean(done.regret[len(done.regret) // 2 :][:tenth])

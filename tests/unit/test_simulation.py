@@ -20,7 +20,7 @@ MODEL = load_model(
 def run(policy: Policy) -> Outcome:
     # So many users that chance alone moves a share of 0.9 by 0.007.
     world = World(MODEL, 240, np.random.default_rng(1))
-    return simulate(Embedded(MODEL, np.random.default_rng(2)), world, MODEL, policy, 20)
+    return simulate(Embedded(MODEL, np.random.default_rng(2)), world, policy, 20)
 
 
 @pytest.mark.parametrize("policy", ["mean", "ucb", "thompson"])
@@ -46,6 +46,6 @@ def test_drifting_tastes_keep_their_distribution() -> None:
 def test_the_same_seed_gives_the_same_simulation() -> None:
     def once() -> Outcome:
         world = World(MODEL, 5, np.random.default_rng(3))
-        return simulate(Embedded(MODEL, np.random.default_rng(4)), world, MODEL, "thompson", 4)
+        return simulate(Embedded(MODEL, np.random.default_rng(4)), world, "thompson", 4)
 
     assert once() == once()
