@@ -10,25 +10,19 @@ import heapq
 import itertools
 from collections import deque
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.belief.gaussian import Array, Rows, click_probability, predict, sigmoid
-from learner.evaluation.simulate import World, drifted
-from learner.events.microbatch import Microbatch, by_user, sweeps
-from learner.events.parse import item_key, parse_events
+from learner.belief.gaussian import Array, Belief, Rows, click_probability, predict, sigmoid
+from learner.evaluation.in_memory import InMemory
+from learner.evaluation.simulate import Catalogue, World, drifted
+from learner.events.microbatch import sweeps
+from learner.events.parse import parse_events
 from learner.events.wire import impression_json
-from learner.model.effect import Effect
 from learner.model.spec import Model, load_model
-from learner.record import decode_record, fresh_record
-from learner.record.items import effects_at, item_id, read_beliefs
-from learner.record.served import belief_at
-from learner.step.apply import apply, apply_to_items
-from learner.step.feed import by_item
 
 START_MS = 1_700_000_000_000
 SHOWN = 6
@@ -89,10 +83,10 @@ class Run(NamedTuple):
     user_errors, item_errors
         How far the truth is from what is believed, in standard deviations: of users at the end, and of each item when
         it had not been shown for a while.
-    world
-        As it is at the end.
-    end, end_ms
-        What is believed at the end, when all labels are known, and when that is.
+    world, catalogue
+        As they are at the end.
+    model, end, end_ms
+        What learns, what is believed at the end, when all labels are known, and when that is.
     """
 
     y: Array
@@ -107,63 +101,32 @@ class Run(NamedTuple):
     user_errors: Array
     item_errors: Array
     world: World
-    end: Learner
+    catalogue: Catalogue
+    model: Model
+    end: InMemory
     end_ms: int
 
     def predict_at_end(self, user: NDArray[np.int64], item: NDArray[np.int64], x: Rows) -> Array:
         """The probability of clicks, by what is believed at the end."""
-        each = [self.end.of_user(one, row[np.newaxis], self.end_ms) for one, row in zip(user.tolist(), x, strict=True)]
-        mu, v = np.array(each)[:, :, 0].T
-        mean, var = self.end.of_items(item, x, self.end_ms)
+        of_users = [
+            predict(self.end.user(str(one), self.end_ms), row[np.newaxis], np.zeros(1))
+            for one, row in zip(user.tolist(), x, strict=True)
+        ]
+        mu, v = np.array(of_users)[:, :, 0].T
+        mean, var = self.end.effects(_ids(item), x, self.end_ms)
         return click_probability(mu + mean, v + var)
-
-
-class Learner:
-    """The records of users and items, in memory."""
-
-    def __init__(self, model: Model) -> None:
-        assert model.item is not None
-        self.model, self.effect = model, model.item
-        self._users: dict[str, bytes] = {}
-        self._items: dict[str, bytes] = {}
-
-    def learn(self, batch: Microbatch) -> None:
-        """A microbatch of events, and what it tells of items."""
-        users = by_user(batch)
-        done = apply(self.model, [self._users.get(name) for name in users.user_ids], batch.events, users)
-        written = zip(users.user_ids, done.values, strict=True)
-        self._users |= {name: value for name, value in written if value is not None}
-        items = by_item(done.transitions)
-        stored = [self._items.get(name) for name in items.user_ids]
-        self._items |= zip(items.user_ids, apply_to_items(self.effect, stored, done.transitions, items), strict=True)
-
-    def of_user(self, user: int, rows: Rows, now: int) -> tuple[Array, Array]:
-        """Mean and variance of the user's part of the log-odds."""
-        record = _record(self.model, self._users.get(str(user)))
-        return predict(belief_at(self.model, record, now), rows, np.zeros(len(rows)))
-
-    def of_items(self, items: NDArray[np.int64], rows: Rows, now: int) -> tuple[Array, Array]:
-        """Mean and variance of the items' part."""
-        names = [_name(item) for item in items.tolist()]
-        beliefs, _ = read_beliefs(self.effect, [self._items.get(name) for name in names], names)
-        return effects_at(self.effect, beliefs, rows, now)
-
-    def user_error(self, user: int, truth: Array, now: int) -> Array:
-        """How far the truth is from what is believed of a user, in standard deviations, shape (d,)."""
-        return _error(self.model, self._users.get(str(user)), truth, now)
-
-    def item_error(self, item: int, truth: Array, now: int) -> Array:
-        """The same of an item."""
-        return _error(self.effect, self._items.get(_name(item)), truth, now)
 
 
 def simulate(setting: Setting, seed: int = SEED) -> Run:
     """Let the world run, and the learner with it."""
     model = setting.model()
-    learner = Learner(model)
-    effect, quiet_ms = learner.effect, max(60_000, 3 * int(model.settle_age_ms))
+    learner, effect = InMemory(model), model.item
+    assert effect is not None
+    quiet_ms = max(60_000, 3 * int(model.settle_age_ms))
     # The same users, items and labels whatever the clicks' delay.
-    world = World(model, setting.users, np.random.default_rng(seed), setting.items)
+    truly = np.random.default_rng(seed)
+    world = World(model, setting.users, truly)
+    catalogue = Catalogue(model, world, truly, setting.items)
     rng, delays, after = (np.random.default_rng([seed, n]) for n in (1, 2, 3))
     coming: list[tuple[int, int, bytes]] = []
     number = itertools.count()
@@ -186,28 +149,31 @@ def simulate(setting: Setting, seed: int = SEED) -> Run:
         while retired and retired[0][1] + quiet_ms <= now:
             item, at, truth = retired.popleft()
             true = drifted(effect, truth[np.newaxis], now - at, after)[0]
-            item_errors.append(learner.item_error(item, true, now))
+            item_errors.append(_error(true, learner.item(str(item), now)))
 
     turn_ms = int(1_000 * setting.turn_s)
     for turn in range(setting.turns):
         now = START_MS + turn * turn_ms
         learn_until(now)
         leaving = int(setting.arrivals_a_turn * (turn + 1)) - int(setting.arrivals_a_turn * turn)
-        old_numbers, old_gamma = world.numbers.copy(), world.gamma.copy()
-        places = world.replace(leaving)
+        old_numbers, old_gamma = catalogue.numbers.copy(), catalogue.gamma.copy()
+        places = catalogue.replace(leaving)
         retired.extend((int(old_numbers[place]), now, old_gamma[place]) for place in places)
-        came_at[world.numbers[places]] = now
+        came_at[catalogue.numbers[places]] = now
         # A user at most once, so that each slate is scored with all that was known.
         users = rng.choice(setting.users, setting.slates_a_turn, replace=False)
         user = np.repeat(users, SHOWN)
-        places = np.concatenate([world.candidates(SHOWN) for _ in users])
-        items, rows = world.numbers[places], world.rows[places]
-        truth = world.log_odds(user, places)
+        places = np.concatenate([catalogue.met(SHOWN) for _ in users])
+        items, rows = catalogue.numbers[places], catalogue.rows[places]
+        truth = world.log_odds(user, rows) + catalogue.effects(places)
         y = world.clicks(truth)
         slates = np.arange(len(user)).reshape(len(users), SHOWN)
-        by_users = [learner.of_user(one, rows[its], now) for one, its in zip(users.tolist(), slates, strict=True)]
+        by_users = [
+            predict(learner.user(name, now), rows[its], np.zeros(SHOWN))
+            for name, its in zip(_ids(users), slates, strict=True)
+        ]
         mu, v = (np.concatenate(part) for part in zip(*by_users, strict=True))
-        mean, var = learner.of_items(items, rows, now)
+        mean, var = learner.effects(_ids(items), rows, now)
         seen.append(
             (
                 y, sigmoid(truth), click_probability(mu + mean, v + var), click_probability(mu, v),
@@ -215,25 +181,31 @@ def simulate(setting: Setting, seed: int = SEED) -> Run:
             )
         )  # fmt: skip
         np.add.at(shown, items, 1)
-        for name, its in zip(users.astype(str).tolist(), slates, strict=True):
+        for name, its in zip(_ids(users), slates, strict=True):
             about = {"request_id": f"{now}-{name}", "user_id": name}
-            clicked = items[its][y[its]].tolist()
+            clicked = _ids(items[its][y[its]])
             for item, delay in zip(clicked, late_ms(setting, len(clicked), delays), strict=True):
-                click = {"type": "click", **about, "item_id": str(item), "timestamp": now + delay}
+                click = {"type": "click", **about, "item_id": item, "timestamp": now + delay}
                 will_come(now + delay, msgspec.json.encode(click))
-            will_come(now, impression_json(*about.values(), now, _wire(items[its], rows[its], mean[its], var[its])))
+            will_come(
+                now, impression_json(*about.values(), now, _wire(_ids(items[its]), rows[its], mean[its], var[its]))
+            )
         world.drift(float(turn_ms))
+        catalogue.drift(float(turn_ms))
     end = START_MS + setting.turns * turn_ms + quiet_ms
     learn_until(end)
     learner.learn(sweeps({str(user): end for user in range(setting.users)}, model.d))
     world.drift(float(quiet_ms))
+    catalogue.drift(float(quiet_ms))
     item_errors += [
-        learner.item_error(item, gamma, end) for item, gamma in zip(world.numbers.tolist(), world.gamma, strict=True)
+        _error(gamma, learner.item(item, end))
+        for item, gamma in zip(_ids(catalogue.numbers), catalogue.gamma, strict=True)
     ]
-    user_errors = [learner.user_error(user, theta, end) for user, theta in enumerate(world.theta)]
+    user_errors = [_error(theta, learner.user(str(user), end)) for user, theta in enumerate(world.theta)]
     y, *columns = (np.concatenate(column) for column in zip(*seen, strict=True))
     return Run(
-        y.astype(float), *columns, np.concatenate(user_errors), np.concatenate(item_errors), world, learner, end
+        y.astype(float), *columns, np.concatenate(user_errors), np.concatenate(item_errors), world, catalogue, model,
+        learner, end,
     )  # fmt: skip
 
 
@@ -244,23 +216,17 @@ def late_ms(setting: Setting, n: int, delays: np.random.Generator) -> list[int]:
     return (1_000 * setting.click_delay_s * np.exp(SIGMA * delays.standard_normal(n))).astype(int).tolist()
 
 
-def _wire(items: NDArray[np.int64], rows: Rows, mean: Array, var: Array) -> list[dict[str, Any]]:
+def _ids(numbers: NDArray[np.int64]) -> list[str]:
+    return [str(number) for number in numbers.tolist()]
+
+
+def _wire(items: list[str], rows: Rows, mean: Array, var: Array) -> list[dict[str, Any]]:
     return [
-        {"item_id": str(item), "features": {"x": float(row[1])}, "item_effect": effect}
-        for item, row, *effect in zip(items.tolist(), rows, mean.tolist(), var.tolist(), strict=True)
+        {"item_id": item, "features": {"x": float(row[1])}, "item_effect": effect}
+        for item, row, *effect in zip(items, rows, mean.tolist(), var.tolist(), strict=True)
     ]
 
 
-@cache
-def _name(item: int) -> str:
-    return item_id(item_key(str(item)))
-
-
-def _record(effect: Effect, value: bytes | None) -> Any:
-    return fresh_record(effect) if value is None else decode_record(value, effect, "one")
-
-
-def _error(effect: Effect, value: bytes | None, truth: Array, now: int) -> Array:
-    belief = belief_at(effect, _record(effect, value), now)
+def _error(truth: Array, belief: Belief) -> Array:
     errors: Array = (truth - belief.mean) / np.sqrt(belief.variances)
     return errors

@@ -54,8 +54,9 @@ def test_what_is_learnt_in_the_stream_predicts_as_the_batch_job_on_the_same_log(
     # Of slates yet to come, once all labels are known to both.
     rng = np.random.default_rng(5)
     user = rng.integers(STEADY.users, size=2_000)
-    places = np.concatenate([run.world.candidates(1) for _ in user])
-    items, x, truth = run.world.numbers[places], run.world.rows[places], expit(run.world.log_odds(user, places))
+    places = np.concatenate([run.catalogue.met(1) for _ in user])
+    items, x = run.catalogue.numbers[places], run.catalogue.rows[places]
+    truth = expit(run.world.log_odds(user, x) + run.catalogue.effects(places))
     by_batch = loss(truth, batch.predict(user, items, x)).mean()
     in_stream = loss(truth, run.predict_at_end(user, items, x)).mean()
     at_best = loss(truth, truth).mean()
@@ -70,11 +71,12 @@ class BatchJob:
     """
 
     def __init__(self, run: Run) -> None:
-        self._n_users, n_items = run.world.theta.shape[0], int(run.world.numbers.max()) + 1
+        self._n_users, n_items = run.world.theta.shape[0], int(run.catalogue.numbers.max()) + 1
         self._n_items = n_items
-        model = run.end.model
+        model, effect = run.model, run.model.item
+        assert effect is not None
         mean = np.concatenate([np.tile(model.prior.mean, self._n_users), np.zeros(n_items)])
-        variance = [np.tile(np.diag(model.prior.cov), self._n_users), np.repeat(run.end.effect.prior.cov, n_items)]
+        variance = [np.tile(np.diag(model.prior.cov), self._n_users), np.repeat(effect.prior.cov, n_items)]
         precision = 1.0 / np.concatenate(variance)
         X = self._design(run.user, run.item, run.x)
         self._mode, moved = mean, np.inf
