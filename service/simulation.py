@@ -114,20 +114,23 @@ class Embedded:
 
 
 class Running:
-    """A service and its learner, wherever their log is; real time, so that tastes hardly drift."""
+    """A service and its learner, wherever their log is.
 
-    def __init__(self, client: Client, pause_s: float) -> None:
+    Rounds are dated so far apart that a slate is settled when the user's next one comes, and the last is dated now:
+    clicks are sent with their impressions, and would promise more of their kind if they came before their time.
+    """
+
+    def __init__(self, client: Client, pause_s: float, apart_ms: float, rounds: int) -> None:
         self._client = client
         self._pause_s = pause_s
-        self._clicks: list[Sent] = []
+        self._apart_ms = int(apart_ms)
+        self._at = time.time_ns() // 1_000_000 - rounds * self._apart_ms
 
     def pass_time(self) -> float:
-        """Send the clicks of the last round, then give the learner time."""
-        if self._clicks:
-            self._client.post("/events", self._clicks)
-            self._clicks = []
+        """Give the learner time."""
         time.sleep(self._pause_s)
-        return 1000 * self._pause_s
+        self._at += self._apart_ms
+        return self._apart_ms
 
     def rank(self, user: str, items: Sequence[Sent], policy: Policy) -> Ranking:
         """POST /score."""
@@ -143,11 +146,10 @@ class Running:
         return np.array([one["mean"] for one in told]), np.array([one["std"] for one in told])
 
     def show(self, user: str, request: str, items: Sequence[Sent], click_delays_ms: Mapping[str, int]) -> None:
-        """POST /events, the clicks in the next round."""
-        now = time.time_ns() // 1_000_000
-        ids = {"request_id": request, "user_id": user}
-        self._client.post("/events", {"type": "impression", **ids, "timestamp": now, "items": items})
-        self._clicks += _clicks(user, request, now, click_delays_ms)
+        """POST /events."""
+        ids = {"request_id": request, "user_id": user, "timestamp": self._at}
+        clicks = _clicks(user, request, self._at, click_delays_ms)
+        self._client.post("/events", [{"type": "impression", **ids, "items": items}, *clicks])
 
 
 class Simulated(NamedTuple):

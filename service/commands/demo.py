@@ -106,7 +106,9 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
         freshet: Freshet = Embedded(model, np.random.default_rng([arguments.seed, 1]), settings.ucb_alpha)
         name = "demo"
         if arguments.service:
-            freshet = Running(Client(arguments.service, settings.admin_key or settings.api_key), arguments.pause)
+            client = Client(arguments.service, settings.admin_key or settings.api_key)
+            apart = max(2 * model.settle_age_ms, 60_000.0)
+            freshet = Running(client, arguments.pause, apart, arguments.rounds)
             name = f"demo-{policy}-{time.time_ns()}"
         done = simulate(freshet, world, catalogue, policy, arguments.rounds, name)
         slates[policy] = done.slates
