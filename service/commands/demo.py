@@ -32,8 +32,8 @@ _AGES = (("0", 0, 1), ("1-9", 1, 10), ("10-99", 10, 100), ("100 or more", 100, n
 _ITEM_EFFECT = 'name = "demo"\n[features]\n[effects.item]\nhalf_life = "7d"\nprior = { variance = 0.5 }\n'
 _EPILOG = f"""\
 Without --service it runs in memory, in simulated time: rounds are half a day apart. With it, the same users go through
-a running service, its log and its learner; rounds are dated minutes apart, up to now, so that tastes hardly drift. To go
-through Kafka and Redis:
+a running service, its log and its learner. Rounds are dated minutes apart, up to now, so that tastes hardly drift. To
+go through Kafka and Redis:
   freshet learn & freshet serve &           # FRESHET_LOG, FRESHET_STORE say where they are
   freshet demo --service http://localhost:8000 --users 20 --rounds 20
 
