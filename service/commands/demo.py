@@ -22,7 +22,7 @@ from learner.evaluation.simulate import (
     Slates,
     World,
     best_of,
-)  # fmt: skip
+)
 from learner.model.spec import Model, load_model
 from service.commands.command import Subparsers
 from service.settings import Settings
@@ -85,11 +85,12 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     from service.simulation import Embedded, Freshet, Running, simulate
 
     learns = "the model's own effect of items"
-    if model.item is None and arguments.service:
-        learns = "the model has no [effects.item]: items differ by their features alone"
-    elif model.item is None and model.method == "adf" and model.discount is None:
-        model = replace(model, item=load_model(_ITEM_EFFECT).item)
-        learns = "an intercept of each item's own, beside the model"
+    if model.item is None:
+        learns = "they differ by their features alone, since the model has no [effects.item]"
+        # Beside the papers' method, and a discount, no effect of items can be.
+        if not arguments.service and model.method == "adf" and model.discount is None:
+            model = replace(model, item=load_model(_ITEM_EFFECT).item)
+            learns = "an intercept of each item's own, beside the model"
     print(f"{arguments.users} users, {arguments.rounds} slates each, {SHOWN} of {CANDIDATES} items shown")
     print(f"{ITEMS} items, {ARRIVALS} of them new in each round; {learns}\n")
     print(f"{'':10s} {'regret':>35s}   {'calibration':>23s}   {f'{NOMINAL:.0%} intervals hold':>22s}")

@@ -101,3 +101,12 @@ def test_the_demo_tells_what_items_add_and_how_new_ones_rank(
     ]  # fmt: skip
     new = next(line for line in told.splitlines() if line.startswith("0 ")).split()
     assert len(new) == 1 + 3 * 3
+
+
+def test_where_items_cannot_have_an_effect_the_demo_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "model.toml"
+    file.write_text('method = "laplace"\n' + TEXT.partition("[effects.item]")[0], encoding="utf-8")
+    assert main(["demo", "--model", str(file), "--users", "3", "--rounds", "2"]) == 0
+    told = capsys.readouterr().out
+    assert "the model has no [effects.item]" in told
+    assert "nan" not in told
