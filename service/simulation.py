@@ -1,42 +1,41 @@
-"""Simulated users against Freshet, with the truth known, and so the regret of each policy."""
+"""Simulated users and items against Freshet, with the truth known."""
 
 from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from learner.belief.gaussian import Array, sigmoid
-from learner.belief.policies import Policy, score_items
-from learner.evaluation.metrics import expected_calibration_error
-from learner.evaluation.simulate import CANDIDATES, SHOWN, WIDTH, Item, World
-from learner.events.microbatch import by_user
+from learner.belief.gaussian import Array, click_probability, sigmoid
+from learner.belief.policies import ItemEffects, Policy, score_items
+from learner.evaluation.in_memory import InMemory
+from learner.evaluation.simulate import ARRIVALS, CANDIDATES, SHOWN, Catalogue, Slates, World
 from learner.events.parse import parse_events
 from learner.events.wire import impression_json
 from learner.model.spec import Model
-from learner.record import Record, decode_record, fresh_record
-from learner.record.served import belief_at
-from learner.step.apply import apply
 from service.client import Client
 
 _ROUND_MS = 12 * 3_600_000
 _START_MS = 1_700_000_000_000
 
+Sent: TypeAlias = dict[str, Any]
+"""An item as a page sends it."""
+
 
 class Ranking(NamedTuple):
-    """Places of the candidates, best first, and for each candidate probability, mean and deviation; shapes (N,)."""
+    """Places of the candidates, best first; mean and variance of the log-odds, and of the item's part; shape (N,)."""
 
     order: list[int]
-    probability: Array
-    logit_mean: Array
-    logit_std: Array
+    mean: Array
+    var: Array
+    item_mean: Array
+    item_var: Array
 
 
 class Freshet(Protocol):
@@ -46,7 +45,7 @@ class Freshet(Protocol):
         """Go on to the next round; returns the ms that have passed."""
         ...
 
-    def rank(self, user: str, items: Sequence[Item], policy: Policy) -> Ranking:
+    def rank(self, user: str, items: Sequence[Sent], policy: Policy) -> Ranking:
         """Score candidates."""
         ...
 
@@ -54,14 +53,13 @@ class Freshet(Protocol):
         """What is believed of the user's tastes: means and deviations, shape (d,) each."""
         ...
 
-    def show(self, user: str, request: str, items: Sequence[Item], click_delays_ms: dict[int, int]) -> None:
-        """Show a slate; the items at some places are clicked after these delays."""
+    def show(self, user: str, request: str, items: Sequence[Sent], click_delays_ms: Mapping[str, int]) -> None:
+        """Show a slate; some items, by their ids, are clicked after these delays."""
         ...
 
 
-@dataclass
 class Embedded:
-    """The learner's own `apply` and the service's own scoring, in memory and in simulated time.
+    """The learner's own step and the service's own scoring, in memory and in simulated time.
 
     Attributes
     ----------
@@ -69,150 +67,155 @@ class Embedded:
         All events so far, as bytes, in the order they were made.
     """
 
-    model: Model
-    generator: np.random.Generator
-    alpha: float = 1.0
-    now: int = _START_MS
-    values: dict[str, bytes] = field(default_factory=dict)
-    log: list[bytes] = field(default_factory=list)
-    _coming: list[tuple[int, int, bytes]] = field(default_factory=list)
+    def __init__(self, model: Model, generator: np.random.Generator, alpha: float = 1.0) -> None:
+        self._model, self._generator, self._alpha = model, generator, alpha
+        self._learner = InMemory(model)
+        self._now = _START_MS
+        self.log: list[bytes] = []
+        self._coming: list[tuple[int, int, bytes]] = []
 
     def pass_time(self) -> float:
         """Learn all that happens until the next round."""
-        self.now += _ROUND_MS
+        self._now += _ROUND_MS
         raws = []
-        while self._coming and self._coming[0][0] <= self.now:
+        while self._coming and self._coming[0][0] <= self._now:
             raws.append(heapq.heappop(self._coming)[2])
-        batch, _ = parse_events(raws, self.model)
-        users = by_user(batch)
-        learnt = apply(self.model, [self.values.get(user) for user in users.user_ids], batch.events, users).values
-        self.values |= {user: value for user, value in zip(users.user_ids, learnt, strict=True) if value is not None}
+        batch, bad = parse_events(raws, self._model)
+        assert not bad, bad
+        self._learner.learn(batch)
         return _ROUND_MS
 
-    def rank(self, user: str, items: Sequence[Item], policy: Policy) -> Ranking:
+    def rank(self, user: str, items: Sequence[Sent], policy: Policy) -> Ranking:
         """As POST /score does."""
-        rows = self.model.rows(items)
-        offset = self.model.offsets([None] * len(items), rows).astype(np.float64)
-        belief = belief_at(self.model, self._record(user), self.now)
-        mean = score_items(belief, rows, offset, "mean", self.alpha, self.generator)
-        scores = score_items(belief, rows, offset, policy, self.alpha, self.generator)
-        return Ranking(scores.order.tolist(), mean.score, scores.logit_mean, scores.logit_std)
+        rows = self._model.rows([item["features"] for item in items])
+        offset = self._model.offsets([item.get("offset") for item in items], rows).astype(np.float64)
+        mean, var = self._learner.effects([item["item_id"] for item in items], rows, self._now)
+        effects = None
+        if self._model.item is not None:
+            effects = ItemEffects(mean, var, self._generator.standard_normal(len(items)))
+        belief = self._learner.user(user, self._now)
+        scores = score_items(belief, rows, offset, policy, self._alpha, self._generator, effects)
+        return Ranking(scores.order.tolist(), scores.logit_mean, scores.logit_std**2, mean, var)
 
     def coefficients(self, user: str) -> tuple[Array, Array]:
         """As GET /users/{id}/posterior tells."""
-        belief = belief_at(self.model, self._record(user), self.now)
+        belief = self._learner.user(user, self._now)
         return belief.mean, np.sqrt(belief.variances)
 
-    def show(self, user: str, request: str, items: Sequence[Item], click_delays_ms: dict[int, int]) -> None:
+    def show(self, user: str, request: str, items: Sequence[Sent], click_delays_ms: Mapping[str, int]) -> None:
         """Put the events where they will be learnt when their time has come."""
-        ids = {"request_id": request, "user_id": user}
-        self._will_come(self.now, impression_json(request, user, self.now, _wire(items)))
-        for place, delay in click_delays_ms.items():
-            click = {"type": "click", **ids, "item_id": str(place), "timestamp": self.now + delay}
-            self._will_come(self.now + delay, msgspec.json.encode(click))
+        self._will_come(self._now, impression_json(request, user, self._now, items))
+        for click in _clicks(user, request, self._now, click_delays_ms):
+            self._will_come(click["timestamp"], msgspec.json.encode(click))
 
     def _will_come(self, at: int, raw: bytes) -> None:
         heapq.heappush(self._coming, (at, len(self.log), raw))
         self.log.append(raw)
 
-    def _record(self, user: str) -> Record:
-        value = self.values.get(user)
-        return fresh_record(self.model) if value is None else decode_record(value, self.model, user)
-
 
 class Running:
-    """A service and its learner, wherever their log is; real time, so that tastes hardly drift."""
+    """A service and its learner, wherever their log is.
 
-    def __init__(self, client: Client, pause_s: float) -> None:
+    Rounds are dated so far apart that a slate is settled when the user's next one comes, and the last is dated now:
+    clicks are sent with their impressions, and would promise more of their kind if they came before their time.
+    """
+
+    def __init__(self, client: Client, pause_s: float, apart_ms: float, rounds: int) -> None:
         self._client = client
         self._pause_s = pause_s
-        self._clicks: list[dict[str, object]] = []
+        self._apart_ms = int(apart_ms)
+        self._at = time.time_ns() // 1_000_000 - rounds * self._apart_ms
 
     def pass_time(self) -> float:
-        """Send the clicks of the last round, then give the learner time."""
-        if self._clicks:
-            self._client.post("/events", self._clicks)
-            self._clicks = []
+        """Give the learner time."""
         time.sleep(self._pause_s)
-        return 1000 * self._pause_s
+        self._at += self._apart_ms
+        return self._apart_ms
 
-    def rank(self, user: str, items: Sequence[Item], policy: Policy) -> Ranking:
+    def rank(self, user: str, items: Sequence[Sent], policy: Policy) -> Ranking:
         """POST /score."""
-        body = {"user_id": user, "policy": policy, "items": _wire(items)}
-        scored = self._client.post("/score", body)["items"]
-        by_place = sorted(scored, key=lambda one: int(one["item_id"]))
-        mean, std = (np.array([one[name] for one in by_place]) for name in ("logit_mean", "logit_std"))
-        probability = sigmoid(mean / np.sqrt(1.0 + np.pi * std**2 / 8.0))
-        return Ranking([int(one["item_id"]) for one in scored], probability, mean, std)
+        scored = self._client.post("/score", {"user_id": user, "policy": policy, "items": items})["items"]
+        place = {item["item_id"]: n for n, item in enumerate(items)}
+        by_place = sorted(scored, key=lambda one: place[one["item_id"]])
+        told = [(one["logit_mean"], one["logit_std"] ** 2, *one.get("item_effect", (0.0, 0.0))) for one in by_place]
+        return Ranking([place[one["item_id"]] for one in scored], *np.array(told).T)
 
     def coefficients(self, user: str) -> tuple[Array, Array]:
         """GET /users/{id}/posterior."""
         told = self._client.get(f"/users/{user}/posterior")["coefficients"]
         return np.array([one["mean"] for one in told]), np.array([one["std"] for one in told])
 
-    def show(self, user: str, request: str, items: Sequence[Item], click_delays_ms: dict[int, int]) -> None:
-        """POST /events, the clicks in the next round."""
-        now = time.time_ns() // 1_000_000
-        ids = {"request_id": request, "user_id": user}
-        self._client.post("/events", {"type": "impression", **ids, "timestamp": now, "items": _wire(items)})
-        for place, delay in click_delays_ms.items():
-            click = {"type": "click", **ids, "item_id": str(place), "timestamp": now + delay}
-            self._clicks.append(click)
+    def show(self, user: str, request: str, items: Sequence[Sent], click_delays_ms: Mapping[str, int]) -> None:
+        """POST /events."""
+        ids = {"request_id": request, "user_id": user, "timestamp": self._at}
+        clicks = _clicks(user, request, self._at, click_delays_ms)
+        self._client.post("/events", [{"type": "impression", **ids, "items": items}, *clicks])
 
 
-class Outcome(NamedTuple):
-    """What a simulation came to.
+class Simulated(NamedTuple):
+    """A simulation: its slates, and how far users' true coefficients were from what was believed.
 
     Attributes
     ----------
-    regret
-        True probability of a click that the best slate would have had beyond the shown one, per slate, by round.
-    coverage, recovery
-        Share of candidates' true log-odds, and of users' true coefficients, that lie in their 90 in 100 credible
-        intervals.
-    predicted, actual
-        Clicks on the shown slates.
-    ece
-        Mean gap between predicted and actual clicks over ten bins of equal count.
+    user_error
+        In standard deviations, shape (S, d).
     """
 
-    regret: list[float]
-    coverage: float
-    recovery: float
-    predicted: float
-    actual: int
-    ece: float
+    slates: Slates
+    user_error: Array
 
 
-def simulate(freshet: Freshet, world: World, model: Model, policy: Policy, rounds: int, name: str = "demo") -> Outcome:
-    """Every user asks for a slate in every round, sees five of twenty candidates, and clicks by their true taste."""
-    regret: list[float] = []
-    covered: list[NDArray[np.bool_]] = []
-    recovered: list[NDArray[np.bool_]] = []
-    promised: list[Array] = []
-    came: list[NDArray[np.bool_]] = []
+def simulate(
+    freshet: Freshet, world: World, catalogue: Catalogue, policy: Policy, rounds: int, name: str = "demo"
+) -> Simulated:
+    """Every user asks for a slate in every round, sees five of twenty candidates, and clicks by what is true.
+
+    Between two rounds new items take the places of the oldest.
+    """
+    slates: list[Slates] = []
+    user_error: list[Array] = []
+    shown_before: Counter[int] = Counter()
     for number in tqdm(range(rounds), desc=policy, unit=" rounds", disable=None, leave=False):
-        world.drift(freshet.pass_time())
-        lost = 0.0
+        elapsed = freshet.pass_time()
+        world.drift(elapsed)
+        catalogue.drift(elapsed)
+        catalogue.replace(ARRIVALS if number else 0)
+        shown_now: Counter[int] = Counter()
         for user in range(len(world.theta)):
-            items = world.items(CANDIDATES)
-            truth = world.log_odds(user, model.rows(items))
+            places = catalogue.met(CANDIDATES)
+            rows, effect, numbers = catalogue.rows[places], catalogue.effects(places), catalogue.numbers[places]
+            items = catalogue.sent(places, name)
+            truth = world.log_odds(user, rows) + effect
             ranking = freshet.rank(f"{name}-{user}", items, policy)
-            top = ranking.order[:SHOWN]
-            lost += float(np.sort(sigmoid(truth))[-SHOWN:].sum() - sigmoid(truth[top]).sum())
-            covered.append(np.abs(truth - ranking.logit_mean) <= WIDTH * ranking.logit_std)
             mean, std = freshet.coefficients(f"{name}-{user}")
-            recovered.append(np.abs(world.theta[user] - mean) <= WIDTH * std)
-            promised.append(ranking.probability[top])
-            came.append(world.clicks(truth[top]))
-            clicked = np.flatnonzero(came[-1]).tolist()
-            delays = dict(zip(clicked, world.delays_ms(len(clicked)), strict=True))
-            freshet.show(f"{name}-{user}", f"{name}-{number}-{user}", [items[i] for i in top], delays)
-        regret.append(lost / len(world.theta))
-    p, y = np.concatenate(promised), np.concatenate(came).astype(np.float64)
-    ece = expected_calibration_error(y, p)
-    return Outcome(regret, float(np.mean(covered)), float(np.mean(recovered)), float(p.sum()), int(y.sum()), ece)
+            user_error.append((world.theta[user] - mean) / std)
+            top = ranking.order[:SHOWN]
+            shown, clicked = np.zeros((2, CANDIDATES), np.bool_)
+            shown[top], clicked[top] = True, world.clicks(truth[top])
+            ids = [items[place]["item_id"] for place in np.flatnonzero(clicked)]
+            delays = dict(zip(ids, world.delays_ms(len(ids)), strict=True))
+            item_mean, item_var = ranking.item_mean, ranking.item_var
+            if catalogue.learnt:
+                for place in top:
+                    items[place]["item_effect"] = (float(item_mean[place]), float(item_var[place]))
+            freshet.show(f"{name}-{user}", f"{name}-{number}-{user}", [items[place] for place in top], delays)
+            with np.errstate(invalid="ignore"):
+                slates.append(
+                    Slates(
+                        sigmoid(truth), world.fixed(rows),
+                        click_probability(ranking.mean - item_mean, ranking.var - item_var),
+                        click_probability(ranking.mean, ranking.var), (truth - ranking.mean) / np.sqrt(ranking.var),
+                        (effect - item_mean) / np.sqrt(item_var), np.array([shown_before[one] for one in numbers]),
+                        shown, clicked,
+                    )
+                )  # fmt: skip
+            shown_now.update(numbers[top].tolist())
+        shown_before += shown_now
+    return Simulated(Slates._make(map(np.stack, zip(*slates, strict=True))), np.stack(user_error))
 
 
-def _wire(items: Sequence[Item]) -> list[dict[str, object]]:
-    return [{"item_id": str(place), "features": features} for place, features in enumerate(items)]
+def _clicks(user: str, request: str, shown_at: int, delays_ms: Mapping[str, int]) -> list[Sent]:
+    ids = {"request_id": request, "user_id": user}
+    return [
+        {"type": "click", **ids, "item_id": item, "timestamp": shown_at + delay} for item, delay in delays_ms.items()
+    ]

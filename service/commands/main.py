@@ -50,7 +50,7 @@ from these posteriors over HTTP.
   freshet check    print the model and the settings, and look at log and store
   freshet fit      learn the prior, click delay and half-life from a log
   freshet evaluate what freshness would have gained on a log
-  freshet demo     simulated users whose tastes drift, and the regret of each policy
+  freshet demo     simulated users and items that come and go, and the regret of each policy
   freshet inspect  print the record of a user
   freshet replay-dlq  put dead letters back into their topics
 """

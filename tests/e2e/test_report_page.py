@@ -13,7 +13,7 @@ from learner.evaluation.compare import cut_at, evaluate, extent, variants
 from learner.evaluation.history import read_log
 from learner.evaluation.page import as_html
 from learner.evaluation.report import Evaluation
-from learner.evaluation.simulate import World
+from learner.evaluation.simulate import Catalogue, World
 from learner.events.parse import parse_events
 from learner.model.spec import load_model
 from service.simulation import Embedded, simulate
@@ -41,7 +41,9 @@ document.title = JSON.stringify({
 
 def test_the_page_is_drawn_whole_and_asks_for_nothing(browser: str, tmp_path: Path) -> None:
     freshet = Embedded(MODEL, np.random.default_rng(0))
-    simulate(freshet, World(MODEL, 30, np.random.default_rng(1)), MODEL, "mean", 8)
+    generator = np.random.default_rng(1)
+    world = World(MODEL, 30, generator)
+    simulate(freshet, world, Catalogue(MODEL, world, generator), "mean", 8)
     log = read_log(parse_events(freshet.log, MODEL).batch, MODEL.window_ms)
     cut = cut_at(log, 0.3)
     results = evaluate(log, variants(MODEL, cut), cut, resamples=20)

@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 
 from learner.belief.gaussian import click_probability
 from learner.belief.policies import ItemEffects, item_noise, score_items
+from learner.evaluation.simulate import WIDTH, Catalogue, World, best_of
 from learner.events.parse import item_key
 from learner.events.wire import WireImpression
 from learner.log import open_log, open_reader
@@ -24,7 +25,9 @@ from learner.record import decode_record, encode_record, fresh_record
 from learner.record.items import item_id
 from learner.record.served import belief_at
 from learner.store import Store, Write, open_store, write_alone
+from service.client import Client
 from service.settings import Settings
+from service.simulation import Running, simulate
 from service.web.app import create_app
 from tests.stepping import apply, parsed
 from tests.unit.test_http import Away, NoLog
@@ -299,3 +302,33 @@ def test_an_item_is_erased_by_the_admins_key_alone_and_not_by_an_event(rig: Rig)
         assert "expected DELETE /users/{id} or /items/{id}" in error["message"]
     assert client.delete("/items/c", headers={"X-API-Key": "client"}).status_code == 403
     assert client.delete("/items/c", headers={"X-API-Key": "admin"}).status_code == 200
+
+
+class Direct(Client):
+    """A client of a rig's service, whose learner learns what it sends at once."""
+
+    def __init__(self, rig: Rig) -> None:
+        self._rig = rig
+
+    def post(self, path: str, body: object) -> Any:
+        answer = self._rig.client.post(path, json=body)
+        assert answer.status_code in {200, 202}, answer.text
+        if path == "/events":
+            self._rig.learner.turn()
+        return answer.json()
+
+    def get(self, path: str) -> Any:
+        return self._rig.client.get(path).json()
+
+
+def test_simulated_users_of_a_running_service_teach_it_which_items_are_good(rig: Rig) -> None:
+    rounds, generator = 12, np.random.default_rng(1)
+    world = World(MODEL, 15, generator)
+    catalogue = Catalogue(MODEL, world, generator, n_items=60)
+    done = simulate(Running(Direct(rig), 0.0, 60_000.0, rounds), world, catalogue, "mean", rounds).slates
+    late = done.of(slice(len(done.truth) // 2, None))
+    fixed, user, both = (late.regret(best_of(score)).mean() for score in (late.fixed, late.user, late.both))
+    assert both < user < fixed
+    assert late.shown.sum() == 5 * len(late.shown)
+    assert late.calibration()[0] == pytest.approx(1.0, abs=0.15)
+    assert (np.abs(late.item_error) <= WIDTH).mean() == pytest.approx(0.9, abs=0.1)

@@ -2,38 +2,57 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from learner.belief.policies import Policy
-from learner.evaluation.simulate import World
-from learner.model.spec import load_model
-from service.simulation import Embedded, Outcome, simulate
+from learner.evaluation.simulate import ARRIVALS, ITEMS, WIDTH, Catalogue, World, best_of
+from learner.model.spec import Model, load_model
+from service.commands.main import main
+from service.simulation import Embedded, Simulated, simulate
 
-MODEL = load_model(
+TEXT = (
     'name = "sim"\nhalf_life = "30d"\nclick_delay = { median = "30s", sigma = 1.2 }\n[prior]\nvariance = 0.5\n'
     'intercept_mean = -1.0\n[features]\nprice = { kind = "numeric", mean = 20.0, std = 8.0 }\n'
     'genre = { kind = "category", values = ["drama", "comedy", "news"] }\ntaste = { kind = "vector", size = 2 }\n'
+    '[effects.item]\nhalf_life = "15d"\nprior = { variance = 0.5 }\n'
 )
+MODEL = load_model(TEXT)
 
 
-def run(policy: Policy) -> Outcome:
-    # So many users that chance alone moves a share of 0.9 by 0.007.
-    world = World(MODEL, 240, np.random.default_rng(1))
-    return simulate(Embedded(MODEL, np.random.default_rng(2)), world, MODEL, policy, 20)
+def run(policy: Policy, users: int = 240, rounds: int = 20, model: Model = MODEL) -> Simulated:
+    # So many users that chance alone moves a share of 0.9 by 0.007; items are fewer.
+    generator = np.random.default_rng(1)
+    world = World(model, users, generator)
+    catalogue = Catalogue(model, world, generator)
+    return simulate(Embedded(model, np.random.default_rng(2)), world, catalogue, policy, rounds)
 
 
 @pytest.mark.parametrize("policy", ["mean", "ucb", "thompson"])
-def test_credible_intervals_hold_drifting_tastes_nine_times_in_ten_and_regret_falls(policy: Policy) -> None:
+def test_credible_intervals_hold_what_drifts_nine_times_in_ten_and_regret_falls(policy: Policy) -> None:
     done = run(policy)
-    assert done.coverage == pytest.approx(0.9, abs=0.02)
-    assert done.recovery == pytest.approx(0.9, abs=0.02)
-    assert done.ece < 0.03
-    assert done.predicted / done.actual == pytest.approx(1.0, abs=0.05)
-    assert np.mean(done.regret[-5:]) < 0.6 * np.mean(done.regret[:3])
+    slates = done.slates
+    for error, bound in ((slates.error, 0.02), (done.user_error, 0.02), (slates.item_error, 0.04)):
+        assert (np.abs(error) <= WIDTH).mean() == pytest.approx(0.9, abs=bound)
+    ratio, gap = slates.calibration()
+    assert gap < 0.03
+    assert ratio == pytest.approx(1.0, abs=0.05)
+    regret = slates.regret(slates.shown).reshape(20, 240).mean(axis=1)
+    assert regret[-5:].mean() < 0.6 * regret[:3].mean()
+    # What is known of the user helps, and what is known of the items helps further.
+    late = slates.of(slice(len(slates.truth) // 2, None))
+    fixed, user, both = (late.regret(best_of(score)) for score in (late.fixed, late.user, late.both))
+    for worse, better in ((fixed, user), (user, both)):
+        assert (worse - better).mean() > 5 * (worse - better).std() / np.sqrt(len(worse))
+    # New items get what they deserve, and keep what they promise.
+    new = late.age == 0
+    assert late.shown[new].mean() == pytest.approx(late.best()[new].mean(), abs=0.06)
+    assert late.of(new).calibration()[0] == pytest.approx(1.0, abs=0.1)
 
 
-def test_drifting_tastes_keep_their_distribution() -> None:
+def test_what_drifts_keeps_its_distribution() -> None:
     world = World(MODEL, 20_000, np.random.default_rng(0))
     before = world.theta
     world.drift(30 * 86_400_000.0)
@@ -43,9 +62,51 @@ def test_drifting_tastes_keep_their_distribution() -> None:
     assert correlation == pytest.approx(0.5, abs=0.02)
 
 
-def test_the_same_seed_gives_the_same_simulation() -> None:
-    def once() -> Outcome:
-        world = World(MODEL, 5, np.random.default_rng(3))
-        return simulate(Embedded(MODEL, np.random.default_rng(4)), world, MODEL, "thompson", 4)
+def test_items_are_replaced_in_the_order_they_came_and_some_are_met_more_often() -> None:
+    generator = np.random.default_rng(0)
+    catalogue = Catalogue(MODEL, World(MODEL, 1, generator), generator)
+    first = catalogue.rows.copy()
+    for _ in range(ITEMS // ARRIVALS):
+        catalogue.replace(ARRIVALS)
+    assert sorted(catalogue.numbers) == list(range(ITEMS, 2 * ITEMS))
+    assert (catalogue.rows[:, 1] != first[:, 1]).all()
+    np.testing.assert_array_equal(catalogue.rows, MODEL.rows(catalogue.features))
+    met = np.bincount(np.concatenate([catalogue.met(5) for _ in range(2_000)]), minlength=ITEMS)
+    assert met[:20].sum() > met[-100:].sum()
+    assert met.min() > 0
 
-    assert once() == once()
+
+def test_the_same_seed_gives_the_same_simulation() -> None:
+    for one, other in zip(run("thompson", 5, 4).slates, run("thompson", 5, 4).slates, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_model_that_refuses_items_without_an_offset_is_sent_that_of_its_fixed_effect() -> None:
+    refusing = load_model('offset = { missing = "refuse" }\n' + TEXT)
+    for one, other in zip(run("mean", 5, 4).slates, run("mean", 5, 4, refusing).slates, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("offset", ["fixed_effect", "refuse"])
+def test_the_demo_tells_what_items_add_and_how_new_ones_rank(
+    offset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "model.toml"
+    file.write_text(f'offset = {{ missing = "{offset}" }}\n' + TEXT.partition("[effects.item]")[0], encoding="utf-8")
+    assert main(["demo", "--model", str(file), "--users", "4", "--rounds", "6"]) == 0
+    told = capsys.readouterr().out
+    assert "an intercept of each item's own" in told
+    assert [line.split()[0] for line in told.splitlines() if line[:3] in {"mea", "ucb", "tho"}] == 2 * [
+        "mean", "ucb", "thompson",
+    ]  # fmt: skip
+    new = next(line for line in told.splitlines() if line.startswith("0 ")).split()
+    assert len(new) == 1 + 3 * 3
+
+
+def test_where_items_cannot_have_an_effect_the_demo_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "model.toml"
+    file.write_text('method = "laplace"\n' + TEXT.partition("[effects.item]")[0], encoding="utf-8")
+    assert main(["demo", "--model", str(file), "--users", "3", "--rounds", "2"]) == 0
+    told = capsys.readouterr().out
+    assert "the model has no [effects.item]" in told
+    assert "nan" not in told
