@@ -12,6 +12,8 @@ from learner.events.microbatch import Microbatch, joined
 
 # In time: of so many users and items. In memory: of so many numbers in their rows.
 MAX_USERS, MAX_ITEMS, MAX_NUMBERS = 500, 100_000, 1 << 22
+# Where items learn too: what is known of an item is from many users.
+MAX_USERS_OF_ITEMS = 5_000
 # At most this share of the users: what is chosen on the sample is judged by a prior that is fitted on the others.
 MAX_SHARE = 0.5
 # While the log is read, so many times as much is kept: which of it is behind its end is known only then.

@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 from learner.belief.gaussian import Array
 from learner.events.microbatch import Events, item_places
 from learner.model.effect import ItemEffect
-from learner.record import decode_record
-from learner.record.items import beliefs_of, effects_at, unknown
+from learner.record.items import effects_at, read_beliefs, unknown
 from learner.step.apply import apply_to_items
 from learner.step.feed import Transitions, by_item
 
@@ -29,6 +28,15 @@ def shown_before(events: Events) -> NDArray[np.int64] | None:
         np.cumsum(sizes) - sizes, sizes
     )
     return before
+
+
+def without_items(events: Events) -> Events:
+    """The events of a model that knows no items: what they were scored with beside users is not there to learn from."""
+    if not events.item["other_var"].any():
+        return events
+    item = events.item.copy()
+    item["other_mean"] = item["other_var"] = 0.0
+    return events._replace(item=item)
 
 
 class ReplayedItems:
@@ -57,6 +65,12 @@ class ReplayedItems:
         self.events.item["other_mean"][shown], self.events.item["other_var"][shown] = mean, var
         return mean, var
 
+    def learnt(self) -> dict[str, bytes]:
+        """The record of each item that was told of, by id, once all that was told is learnt."""
+        if self.told:
+            self.learn()
+        return self._records
+
     def learn(self) -> None:
         """Learn what was told, in the order of time."""
         row = np.concatenate([one.row for one in self.told])
@@ -68,5 +82,5 @@ class ReplayedItems:
         stored = [self._records.get(name) for name in items.user_ids]
         self._records |= zip(items.user_ids, apply_to_items(self._effect, stored, told, items), strict=True)
         changed = np.searchsorted(self._keys, np.unique(row["item"]))
-        records = [decode_record(self._records[name], self._effect, name) for name in items.user_ids]
-        self._beliefs.put(changed, beliefs_of(self._effect, records))
+        learnt = [self._records[name] for name in items.user_ids]
+        self._beliefs.put(changed, read_beliefs(self._effect, learnt, items.user_ids)[0])

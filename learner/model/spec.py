@@ -241,7 +241,7 @@ def _item_effect(file: ItemFile, model: str, features: Mapping[str, Feature]) ->
     return ItemEffect(
         name=model,
         # The level of all items is the intercept of users: a mean here as well could not be told from it.
-        prior=Gaussian(np.zeros(d), variance if diagonal else np.diag(variance)),
+        prior=_independent(np.zeros(d), variance, diagonal),
         half_life_ms=half_life_ms,
         half_life_outcomes=half_life_outcomes,
         coefficients=tuple(names),
@@ -257,7 +257,12 @@ def _gaussian(prior: EarlierPrior, d: int, diagonal: bool) -> Gaussian:
         mean[0] = prior.intercept_mean
     if prior.intercept_variance is not None:
         variance[0] = prior.intercept_variance
-    return Gaussian(mean, variance if diagonal else np.diag(variance))
+    return _independent(mean, variance, diagonal)
+
+
+def _independent(mean: Array, variance: Array, diagonal: bool) -> Gaussian:
+    """Of independent coefficients; of a single one the covariance is its variance, as it is in a belief's factor."""
+    return Gaussian(mean, variance if diagonal or len(mean) == 1 else np.diag(variance))
 
 
 def _check_feature(name: str, feature: Feature) -> None:

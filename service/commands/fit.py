@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from learner.belief.gaussian import Gaussian
 from learner.belief.population import Population
-from learner.model.prior_file import PriorFile, decode_prior, encode_prior, with_prior
+from learner.model.effect import ItemEffect
+from learner.model.prior_file import EffectPrior, PriorFile, decode_prior, encode_prior, fitted_prior, with_prior
 from learner.model.spec import Model
 from service.commands.command import Subparsers
 from service.commands.logs import (
@@ -83,14 +85,15 @@ def _fit_from_log(arguments: argparse.Namespace, settings: Settings, model: Mode
     from learner.batch.fixed_effect import fit_fixed_effect
     from learner.batch.join import collect, without_stand_in
     from learner.batch.reading import LogError
-    from learner.batch.sample import Sample
+    from learner.batch.sample import MAX_USERS, MAX_USERS_OF_ITEMS, Sample
     from learner.batch.scaling import feature_scaling, features_unseen
     from learner.batch.users import chosen
     from service.commands.fit_choices import choose
 
     skipped = skipping(arguments)
     since_ms = arguments.since or 0
-    sample = Sample(lambda user_id: chosen(user_id, arguments.sample, arguments.seed), model.d)
+    max_users = MAX_USERS if model.item is None else MAX_USERS_OF_ITEMS
+    sample = Sample(lambda user_id: chosen(user_id, arguments.sample, arguments.seed), model.d, max_users)
     with (
         events_of(arguments, settings, without_stand_in(model), skipped) as events,
         progress("sorting", " outcomes") as bar,
@@ -120,28 +123,38 @@ def _fit_from_log(arguments: argparse.Namespace, settings: Settings, model: Mode
     delay = _click_delay(outcomes, model)
     fitting = replace(in_force, click_delay=delay or model.click_delay)
     sampled = sample.take(stand_in, since_ms, outcomes.end)
-    prior, half_life = choose(fitting, outcomes, *sampled, arguments.iterations, arguments.keep_half_life)
+    if model.item is not None and not since_ms:
+        print(
+            "effects.item: fitted on all of the log: features or offsets that were made from its clicks hide what "
+            "items are worth (an sd of .125 in the place of .48 on one log); --since gives the time at which they end"
+        )
+    prior, half_life, item = choose(fitting, outcomes, *sampled, arguments.iterations, arguments.keep_half_life)
     # What the prior in force has put in force stays so, where nothing else was found.
     before = read_prior(settings.model, settings.prior)
     mean_offset = outcomes.mean_offset
     if before is not None:
         delay, half_life = delay or before.click_delay, before.half_life if half_life is None else half_life
         mean_offset = before.mean_offset if mean_offset is None else mean_offset
+        item = still_in_force(item, before)
     fitted = PriorFile(
-        model.name,
-        model.fingerprint,
-        model.coefficients,
-        Population(prior, in_force.fixed_effect),
-        (*model.earlier, model.population),
-        delay,
-        half_life,
-        feature_scaling(outcomes, model),
-        mean_offset,
+        **vars(fitted_prior(model, Population(prior, in_force.fixed_effect), half_life)),
+        model_name=model.name,
+        click_delay=delay,
+        scaling=feature_scaling(outcomes, model),
+        mean_offset=mean_offset,
+        item=item,
     )
     write_prior(arguments.out, fitted, model)
     if skipped is not None:
         print(skipped)
     return 0
+
+
+def still_in_force(item: EffectPrior | None, before: PriorFile) -> EffectPrior | None:
+    """What is to be in force of items: what was found, and what the prior in force has beside it."""
+    if item is None or item.half_life is not None or before.item is None:
+        return before.item if item is None else item
+    return replace(item, half_life=before.item.half_life)
 
 
 def _offsets(model: Model, outcomes: Outcomes) -> str:
@@ -168,6 +181,13 @@ def write_prior(out: str, fitted: PriorFile, model: Model) -> None:
     for name, (mean, std) in fitted.scaling.items():
         print(f'scaling seen: {name} = {{ kind = "numeric", mean = {mean:.4g}, std = {std:.4g} }}')
     print(f"wrote {out}, prior {fitted.population.fingerprint.hex()}")
+
+
+def say_prior_of_items(own: ItemEffect, prior: Gaussian) -> None:
+    """Say by how much items differ."""
+    was, found = (one.cov if one.is_diagonal else np.diagonal(one.cov) for one in (own.prior, prior))
+    for name, before, now in zip(own.coefficients, was.tolist(), found.tolist(), strict=True):
+        print(f"effects.item: prior of {name}: variance {now:.4g} (sd {now**0.5:.3g}), in the model {before:.4g}")
 
 
 def told(write: Callable[[str], object]) -> Callable[[Iteration], None]:
