@@ -29,13 +29,17 @@ class Sample:
         Who may be in it.
     d
         Coefficients of the model.
+    max_share
+        At most this share of the users.
     """
 
-    def __init__(self, wanted: Callable[[str], bool], d: int, max_users: int = MAX_USERS) -> None:
+    def __init__(
+        self, wanted: Callable[[str], bool], d: int, max_users: int = MAX_USERS, max_share: float = MAX_SHARE
+    ) -> None:
         self._wanted = wanted
         self._d = d
         self._max_users, self._max_items = max_users, min(MAX_ITEMS, MAX_NUMBERS // d)
-        self._limit = int(MAX_SHARE * 2**64)
+        self._limit = int(max_share * 2**64)
         self._batches: list[Microbatch] = []
         self._hash: dict[str, int] = {}
         self._n_items = 0

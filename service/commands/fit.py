@@ -92,15 +92,21 @@ def _fit_from_log(arguments: argparse.Namespace, settings: Settings, model: Mode
 
     skipped = skipping(arguments)
     since_ms = arguments.since or 0
+
+    def wanted(user_id: str) -> bool:
+        return chosen(user_id, arguments.sample, arguments.seed)
+
     max_users = MAX_USERS if model.item is None else MAX_USERS_OF_ITEMS
-    sample = Sample(lambda user_id: chosen(user_id, arguments.sample, arguments.seed), model.d, max_users)
+    sample = Sample(wanted, model.d, max_users)
+    everyone = None if model.item is None else Sample(wanted, model.d, max_users, 1.0)
     with (
         events_of(arguments, settings, without_stand_in(model), skipped) as events,
         progress("sorting", " outcomes") as bar,
     ):
-        outcomes = collect(
-            sample.keep_of(events), model, arguments.sample, arguments.seed, arguments.until, since_ms, bar.update
-        )
+        events = sample.keep_of(events)
+        if everyone is not None:
+            events = everyone.keep_of(events)
+        outcomes = collect(events, model, arguments.sample, arguments.seed, arguments.until, since_ms, bar.update)
     if not len(outcomes):
         without = f"; {skipped}" if skipped else ""
         when = " from --since on" if since_ms else ""
@@ -123,12 +129,13 @@ def _fit_from_log(arguments: argparse.Namespace, settings: Settings, model: Mode
     delay = _click_delay(outcomes, model)
     fitting = replace(in_force, click_delay=delay or model.click_delay)
     sampled = sample.take(stand_in, since_ms, outcomes.end)
+    of_all = None if everyone is None else everyone.take(stand_in, since_ms, outcomes.end)[0]
     if model.item is not None and not since_ms:
         print(
             "effects.item: fitted on all of the log: features or offsets that were made from its clicks hide what "
             "items are worth (an sd of .125 in the place of .48 on one log); --since gives the time at which they end"
         )
-    prior, half_life, item = choose(fitting, outcomes, *sampled, arguments.iterations, arguments.keep_half_life)
+    prior, half_life, item = choose(fitting, outcomes, *sampled, of_all, arguments.iterations, arguments.keep_half_life)
     # What the prior in force has put in force stays so, where nothing else was found.
     before = read_prior(settings.model, settings.prior)
     mean_offset = outcomes.mean_offset

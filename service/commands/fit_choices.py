@@ -18,7 +18,7 @@ from learner.model.duration import HalfLife
 from learner.model.prior_file import EffectPrior
 from learner.model.spec import Model
 from service.commands.fit import told
-from service.commands.fit_items import choose_of_items, prior_of_items, with_items
+from service.commands.fit_items import Refit, choose_of_items, jointly, prior_of_items
 from service.commands.fit_trial import Trial, half_life_of, is_to_be_tried, say_which_covariance, trial_of
 from service.commands.logs import progress
 
@@ -45,7 +45,13 @@ class Chosen(NamedTuple):
 
 
 def choose(
-    model: Model, outcomes: Outcomes, sample: Microbatch, sampled_below: int, iterations: int, keep_half_life: bool
+    model: Model,
+    outcomes: Outcomes,
+    sample: Microbatch,
+    sampled_below: int,
+    of_all: Microbatch | None,
+    iterations: int,
+    keep_half_life: bool,
 ) -> Chosen:
     """The prior of all users, the half-life, and the same of items.
 
@@ -55,6 +61,8 @@ def choose(
         With the fixed effect and the click delay that were found.
     sample
         Events of users with hashes below `sampled_below`: the prior that they are predicted with is of the others.
+    of_all
+        Of as many users as are for the prior of items; None without an effect of theirs.
     """
     trial = trial_of(sample, model, len(outcomes))
     wide = is_to_be_tried(model, WIDE)
@@ -71,9 +79,10 @@ def choose(
             )
         return Chosen(_fit(outcomes, model, model.prior, "EM", iterations), None, None)
 
-    def of_others(beside_model: Model, beside: ItemsBeside) -> Gaussian:
-        title, initial = "EM, users held out, beside items", beside_model.prior
-        return _fit(outcomes, model, model.prior, title, iterations, initial, sampled_below, True, beside)
+    def beside_items(title: str, left_out: int) -> Refit:
+        return lambda known, beside: _fit(
+            outcomes, model, model.prior, title, iterations, known.prior, left_out, quiet=bool(left_out), beside=beside
+        )
 
     held_out = replace(
         model, prior=_fit(outcomes, model, model.prior, "EM, users held out", iterations, left_out=sampled_below)
@@ -83,12 +92,13 @@ def choose(
         held_out = _with(held_out, half_life)
     if wide:
         _covariance(replace(held_out, item=None), outcomes, trial, sampled_below, iterations)
-    beside = item = None
-    if model.item is not None:
-        held_out, beside = with_items(choose_of_items(held_out, trial, of_others, keep_half_life), trial)
-        item = prior_of_items(model.item, held_out)
-    prior = _fit(outcomes, model, model.prior, "EM, all users", iterations, initial=held_out.prior, beside=beside)
-    return Chosen(prior, half_life, item)
+    if model.item is None or of_all is None:
+        prior = _fit(outcomes, model, model.prior, "EM, all users", iterations, initial=held_out.prior)
+        return Chosen(prior, half_life, None)
+    title = "EM, users held out, beside items"
+    held_out = choose_of_items(held_out, trial, beside_items(title, sampled_below), keep_half_life)
+    found = jointly(held_out, trial_of(of_all, model, len(outcomes)), beside_items("EM, all users, beside items", 0))
+    return Chosen(found.prior, half_life, prior_of_items(model.item, found))
 
 
 def _fit(

@@ -53,7 +53,9 @@ def choose_of_items(model: Model, trial: Trial, refit: Refit, keep_half_life: bo
             )
         for line in report(chosen, tried, own, _OF, WHAT):
             print(line)
-        fitted = _with(fitted, chosen)
+        if chosen != own:
+            # From the beginning: what the other half-life made of the priors would be there for long.
+            fitted = jointly(_with(model, chosen), early, refit)
     assert fitted.item is not None
     with progress("items", " slates") as bar:
         ours = trial.losses(fitted, bar.update, "item", middle)
