@@ -12,7 +12,17 @@ import msgspec
 from prometheus_client import CollectorRegistry
 
 from learner.events.wire import Reason
-from learner.model.file import ClickDelay, EarlierPrior, Effects, ItemFile, ItemPrior, ModelFile, OffsetRule, Prior
+from learner.model.file import (
+    ClickDelay,
+    EarlierItemPrior,
+    EarlierPrior,
+    Effects,
+    ItemFile,
+    ItemPrior,
+    ModelFile,
+    OffsetRule,
+    Prior,
+)
 from service.environment import PREFIX
 from service.metrics import FATES, LearnerMetrics
 from service.model_file import read_model
@@ -29,7 +39,8 @@ Every key of the model, setting, metric and route. Made from the code by `python
 """
 _TABLES = {
     "click_delay": ClickDelay, "effects": Effects, "effects.item": ItemFile, "effects.item.prior": ItemPrior,
-    "offset": OffsetRule, "prior": Prior, "prior.earlier": EarlierPrior,
+    "effects.item.prior.earlier": EarlierItemPrior, "offset": OffsetRule, "prior": Prior,
+    "prior.earlier": EarlierPrior,
 }  # fmt: skip
 _NOTHING: Any = None  # What the apps would ask only when they are asked.
 

@@ -19,7 +19,7 @@ from learner.belief.population import Population
 from learner.model.design import INTERCEPT, Design, item_struct
 from learner.model.duration import ModelError, parse_duration_ms, parse_half_life
 from learner.model.effect import Effect, ItemEffect
-from learner.model.file import EarlierPrior, ItemFile, MissingOffset, ModelFile
+from learner.model.file import EarlierItemPrior, EarlierPrior, ItemFile, MissingOffset, ModelFile
 from learner.model.kinds import Category, Feature, FeatureValue, ItemError, Multi, Vector
 from learner.model.toml_errors import explain
 
@@ -234,19 +234,24 @@ def _item_effect(file: ItemFile, model: str, features: Mapping[str, Feature]) ->
     diagonal = file.covariance == "diagonal"
     half_life_ms, half_life_outcomes = parse_half_life(file.half_life)
     d = len(names)
-    variance = np.full(d, file.prior.variance)
-    if file.prior.intercept_variance is not None:
-        variance[0] = file.prior.intercept_variance
+
+    def population(prior: EarlierItemPrior) -> Population:
+        variance = np.full(d, prior.variance)
+        if prior.intercept_variance is not None:
+            variance[0] = prior.intercept_variance
+        # The level of all items is the intercept of users: a mean here as well could not be told from it.
+        return Population(_independent(np.zeros(d), variance, diagonal), np.zeros(d))
+
     space = msgspec.json.encode(["item", file.covariance, {name: features[name] for name in wanted}, names])
     return ItemEffect(
         name=model,
-        # The level of all items is the intercept of users: a mean here as well could not be told from it.
-        prior=_independent(np.zeros(d), variance, diagonal),
+        prior=population(file.prior).prior,
         half_life_ms=half_life_ms,
         half_life_outcomes=half_life_outcomes,
         coefficients=tuple(names),
         fingerprint=hashlib.blake2b(space, digest_size=8).digest(),
         fixed_effect=np.zeros(d),
+        earlier=tuple(map(population, file.prior.earlier)),
         columns=tuple(columns),
     )
 

@@ -164,7 +164,9 @@ def test_both_priors_are_recovered_jointly(found: tuple[Path, PriorFile, str]) -
     assert np.sqrt(users.cov[0, 0]) == pytest.approx(USER_SD, abs=0.15)
 
 
-def test_what_was_fitted_of_items_is_in_force_half_life_too(found: tuple[Path, PriorFile, str]) -> None:
+def test_what_was_fitted_of_items_is_in_force_half_life_too(
+    found: tuple[Path, PriorFile, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, prior, told = found
     assert prior.item is not None
     half_life = prior.item.half_life
@@ -173,6 +175,9 @@ def test_what_was_fitted_of_items_is_in_force_half_life_too(found: tuple[Path, P
     assert f"effects.item: half_life = {half_life} is in force with this prior" in told
     assert "effects.item: it is worth it" in told
     assert "--since gives the time at which they end" in told
+    assert main(["check", "--offline", "--model", str(folder / "model.toml"), "--prior", str(folder / "p.npz")]) == 0
+    variance = prior.item.population.prior.cov[0]
+    assert f"variance of the intercept {variance:.4g}, half_life = {half_life}" in capsys.readouterr().out
     effect = item_of(read_model(str(folder / "model.toml"), str(folder / "p.npz")))
     assert (effect.half_life_ms, effect.half_life_outcomes) == half_life
     assert effect.prior.cov.tolist() == prior.item.population.prior.cov.tolist()
@@ -218,34 +223,33 @@ def test_a_log_of_one_moment_gives_a_prior_and_judges_nothing(
 
 
 def test_the_store_gives_the_prior_of_items_that_its_log_gives(
-    found: tuple[Path, PriorFile, str], capsys: pytest.CaptureFixture[str]
+    found: tuple[Path, PriorFile, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, from_log, _ = found
-    model = model_of()
+    (tmp_path / "before.npz").write_bytes(encode_prior(from_log))
+    model = with_prior(model_of(), from_log)
     batch = joined(read_events([str(folder / "log.jsonl")], model), model.d)
     users = by_user(batch)
     done = apply(model, [None] * len(users.user_ids), batch.events, users)
     items = by_item(done.transitions)
     of_items = apply_to_items(item_of(model), [None] * len(items.user_ids), done.transitions, items)
-    url = f"sqlite:///{folder / 's.db'}"
+    url = f"sqlite:///{tmp_path / 's.db'}"
     store = open_store(url, 10_000)
     writes = [Write(one, None, value) for one, value in zip(users.user_ids, done.values, strict=True)]
     writes += [Write(one, None, value, effect="item") for one, value in zip(items.user_ids, of_items, strict=True)]
     assert all(write_alone(store, writes))
+    assert sum(len(some) for some in store.scan("item")) == ITEMS
     store.close()
-    stored = fitted(folder, TEXT.format(""), "--from-store", url)
+    stored = fitted(tmp_path, TEXT.format(""), "--from-store", url, "--prior", str(tmp_path / "before.npz"))
     assert f"{ITEMS} items of which something is learnt" in capsys.readouterr().out
     assert sd_of_items(stored) == pytest.approx(sd_of_items(from_log), abs=0.1)
     assert sd_of_items(stored) == pytest.approx(ITEM_SD, abs=0.15)
+    # It knows the priors before it, and the half-life that is in force stays so.
     assert stored.item is not None
-    assert [one.fingerprint for one in stored.item.earlier] == [item_of(model).population_fingerprint]
-    # What is in force beside the priors stays so.
-    half_life = HalfLife(None, 300.0)
-    prior = replace(stored, item=replace(stored.item, half_life=half_life))
-    (folder / "before.npz").write_bytes(encode_prior(prior))
-    again = fitted(folder, TEXT.format(""), "--from-store", url, "--prior", str(folder / "before.npz"))
-    assert again.item is not None
-    assert again.item.half_life == half_life
+    assert from_log.item is not None
+    known = {one.fingerprint for one in stored.item.earlier}
+    assert {from_log.item.population.fingerprint, item_of(model_of()).population_fingerprint} <= known
+    assert stored.item.half_life == from_log.item.half_life
 
 
 @pytest.mark.parametrize("more", ["", 'features = ["x"]', 'features = ["x"]\ncovariance = "diagonal"'])
@@ -264,6 +268,8 @@ def test_an_items_record_of_an_earlier_prior_is_moved_to_the_one_in_force_with_i
     )
     for before, after in zip(was, now, strict=True):
         np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5)
+    by_hand = item_of(model_of(f"{more}\n[effects.item.prior]\nvariance = 0.75\n[[effects.item.prior.earlier]]\n"))
+    assert decode_record(value, by_hand, "one").settled.mean.tolist() == read.settled.mean.tolist()
     # The scorer's and the learner's way of reading give the same.
     beliefs, n_events = read_beliefs(new, [value], ["one"])
     np.testing.assert_array_equal(beliefs.mean[0], read.settled.mean)
