@@ -41,10 +41,11 @@ def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
         description="Learn from a log what is true of all users: the prior's mean and covariance by empirical Bayes, a "
         "fixed effect if the log has no offsets of its own, the click delay, the half-life. The half-life is the one "
         "that predicts users best who had no part in the prior; the model's own is kept where the log cannot tell. "
-        "Where the model is wide, it is also said whether full or diagonal covariance predicts them better. With "
-        "--from-store the prior alone is refitted, from the beliefs of a running system and without a log. The result "
-        "replaces the prior of a running system: users keep their evidence. A log that does not fit the model is "
-        "refused.",
+        "Where the model is wide, it is also said whether full or diagonal covariance predicts them better. Of a "
+        "model with [effects.item] the same is learnt of items, and it is said whether their effect is worth it. With "
+        "--from-store the priors alone are refitted, from the beliefs of a running system and without a log. The "
+        "result replaces the prior of a running system: users and items keep their evidence. A log that does not fit "
+        "the model is refused.",
     )  # fmt: skip
     parser.add_argument("--out", required=True, metavar="FILE", help="the prior to write, for example prior.npz")
     parser.add_argument(
@@ -56,12 +57,13 @@ def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
         help="use only outcomes from then on: epoch ms, or ISO 8601 with a zone. Where features or offsets were made "
         "from a log's first part (a film's share of likes, a batch model's scores), give its end: such features know "
         "the clicks they were made from, and a prior of the same outcomes trusts them too much, at a cost of .0003 to "
-        ".008 in log loss",
+        ".008 in log loss, and items come out too much alike",
     )  # fmt: skip
     parser.add_argument(
         "--from-store", nargs="?", const="", metavar="URL",
-        help="no log: refit the prior from the records of users in the store (default: FRESHET_STORE). Run it with the "
-        "prior in force (--prior or FRESHET_PRIOR), so that the new file knows it. It reads, and changes nothing",
+        help="no log: refit the prior from the records of users, and of items, in the store (default: FRESHET_STORE). "
+        "Run it with the prior in force (--prior or FRESHET_PRIOR), so that the new file knows it. It reads, and "
+        "changes nothing",
     )  # fmt: skip
     parser.add_argument("--iterations", type=int, default=50, help="of EM, at most (default: %(default)s)")
     parser.add_argument("--keep-half-life", action="store_true", help="leave the half-life as the model has it")
