@@ -135,7 +135,7 @@ def _fit_from_log(arguments: argparse.Namespace, settings: Settings, model: Mode
     if model.item is not None and not since_ms:
         print(
             "effects.item: fitted on all of the log: features or offsets that were made from its clicks hide what "
-            "items are worth (an sd of .125 in the place of .48 on one log); --since gives the time at which they end"
+            "items are worth (an sd of .04 in the place of .31 on one log); --since gives the time at which they end"
         )
     prior, half_life, item = choose(fitting, outcomes, *sampled, of_all, arguments.iterations, arguments.keep_half_life)
     # What the prior in force has put in force stays so, where nothing else was found.
