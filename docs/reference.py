@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from learner.events.wire import Reason
 from learner.model.file import (
     ClickDelay,
+    EarlierItemPrior,
     EarlierPrior,
     Effects,
     ItemFile,
@@ -39,7 +40,8 @@ Every key of the model, setting, metric and route. Made from the code by `python
 """
 _TABLES = {
     "click_delay": ClickDelay, "effects": Effects, "effects.user": UserFile, "effects.item": ItemFile,
-    "effects.item.prior": ItemPrior, "offset": OffsetRule, "prior": Prior, "prior.earlier": EarlierPrior,
+    "effects.item.prior": ItemPrior, "effects.item.prior.earlier": EarlierItemPrior, "offset": OffsetRule,
+    "prior": Prior, "prior.earlier": EarlierPrior,
 }  # fmt: skip
 _NOTHING: Any = None  # What the apps would ask only when they are asked.
 

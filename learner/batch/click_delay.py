@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import scipy  # its modules are imported at their first use: no other command waits for them
+from numpy.typing import NDArray
 
 from learner.belief.gaussian import Array
 
 MIN_CLICKS = 20
 """Of fewer the spread says next to nothing."""
+# Of more clicks than this a sample is as good.
+MAX_DELAYS = 100_000
 # Delays that are all the same, as converters write them, would leave no spread at all. Those without any scale, as fat
 # as 1 / delay, would leave no end of it: at the upper bound one click in forty takes 20,000 times the median.
 _MIN_SIGMA, _MAX_SIGMA = 0.25, 5.0
@@ -62,3 +65,27 @@ def fit_click_delay(delay: Array, horizon: Array, window_ms: float) -> tuple[flo
         options={"xatol": 1e-6, "fatol": 1e-10, "maxiter": 2_000},
     )
     return float(np.exp(fit.x[0])), float(np.exp(fit.x[1]))
+
+
+class Delays:
+    """Click delays: all of them, or those of the smallest hashes.
+
+    Attributes
+    ----------
+    kept
+        ``delay`` and ``horizon``, as in `Outcomes`, and the outcome's ``id``.
+    """
+
+    def __init__(self) -> None:
+        self.kept = np.empty(0, np.dtype([("id", "<u8"), ("delay", "<f8"), ("horizon", "<f8")]))
+        self._limit = 2**64 - 1
+
+    def add(self, ids: NDArray[np.uint64], delay: NDArray[np.int64], horizon: NDArray[np.int64]) -> None:
+        """Take some more, each known by a hash; in ms, those below 1 as 1."""
+        new = np.empty(len(ids), self.kept.dtype)
+        new["id"] = ids
+        new["delay"], new["horizon"] = np.maximum(delay, 1), np.maximum(horizon, 1)
+        self.kept = np.concatenate([self.kept, new[new["id"] <= self._limit]])
+        while len(self.kept) > MAX_DELAYS:
+            self._limit //= 2
+            self.kept = self.kept[self.kept["id"] <= self._limit]

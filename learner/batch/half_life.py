@@ -21,7 +21,7 @@ _WIDTH = 1.959963984540054
 
 
 class Losses(NamedTuple):
-    """How a model predicted: each user's sum of log losses and number of outcomes, shape (U,) each."""
+    """How a model predicted: each user's (or item's) sum of log losses and number of outcomes, shape (U,) each."""
 
     total: Array
     outcomes: Array
@@ -48,9 +48,10 @@ class Difference(NamedTuple):
 
 
 def difference(one: Losses, other: Losses) -> Difference:
-    """How much worse one model is than the other, with an interval over users, whose outcomes are not independent.
+    """How much worse one model is than the other, with an interval over users (or items).
 
-    The linearised variance of a ratio estimator (Cochran 1977, section 6.3); infinite of a single user.
+    Outcomes of one are not independent: the linearised variance of a ratio estimator (Cochran 1977, section 6.3);
+    infinite of a single user.
     """
     n, users = one.outcomes.sum(), np.count_nonzero(one.outcomes)
     value = float((one.total - other.total).sum() / n)
@@ -110,20 +111,30 @@ def fit_half_life(
     return kept, [Tried(one, losses) for one, losses in tried.items()]
 
 
-def report(chosen: HalfLife, tried: list[Tried], own: HalfLife) -> Iterator[str]:
-    """What was tried, a line each, and what came of it."""
+def report(
+    chosen: HalfLife, tried: list[Tried], own: HalfLife, of: str = "users who had no part in the prior", what: str = ""
+) -> Iterator[str]:
+    """What was tried, a line each, and what came of it.
+
+    Parameters
+    ----------
+    of
+        Whose losses they are.
+    what
+        Whose half-life it is, if not that of users: before ``half-life``.
+    """
     best = min(tried, key=lambda one: one.losses.mean)
-    users = np.count_nonzero(best.losses.outcomes)
+    whose = np.count_nonzero(best.losses.outcomes)
     yield (
-        f"half-life: progressive log loss of {best.losses.outcomes.sum():,.0f} outcomes of {users:,} users who had no "
-        f"part in the prior; behind it the difference to the best, and its 95 % interval"
+        f"{what}half-life: progressive log loss of {best.losses.outcomes.sum():,.0f} outcomes of {whose:,} {of}; "
+        "behind it the difference to the best, and its 95 % interval"
     )
     for half_life, losses in tried:
         to_best = "best" if half_life == best.half_life else str(difference(losses, best.losses))
         yield f"  {half_life!s:26s} {losses.mean:.5f}   {to_best}"
     if chosen == best.half_life and chosen != own:
-        yield f"half_life = {chosen} is in force with this prior, in the place of the model's {own}"
+        yield f"{what}half_life = {chosen} is in force with this prior, in the place of the model's {own}"
     elif chosen == best.half_life:
-        yield f"half_life = {chosen}, the model's own, is the best"
+        yield f"{what}half_life = {chosen}, the model's own, is the best"
     else:
-        yield f"half_life = {chosen}, the model's own, is kept: this log does not tell it from {best.half_life}"
+        yield f"{what}half_life = {chosen}, the model's own, is kept: this log does not tell it from {best.half_life}"

@@ -15,6 +15,8 @@ from typing import IO, Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from learner.batch.beside import ItemsBeside
+from learner.batch.click_delay import Delays
 from learner.batch.disk import on_disk, spool
 from learner.batch.users import Erasures, chosen, user_hash
 from learner.belief.gaussian import Array
@@ -23,8 +25,6 @@ from learner.model.spec import Model
 
 # One of them is in memory at a time.
 PARTS = 64
-# Of more clicks than this a sample is as good.
-MAX_DELAYS = 100_000
 Structured: TypeAlias = NDArray[np.void]
 
 _CLICKED = np.dtype([("user", "<u8"), ("key", "<u8"), ("at", "<i8")])
@@ -94,16 +94,21 @@ class Outcomes:
         return len(self.starts) - 1
 
     def read(self, first: int, last: int) -> Structured:
-        """The outcomes of users first to last - 1: ``row``, ``y``, ``offset`` (NaN for none), ``weight``, ``at``."""
+        """The outcomes of users first to last - 1: ``row``, ``y``, ``offset`` (NaN for none), ``weight``, ``at``.
+
+        Of a model with an effect of items also ``item``, the item's key.
+        """
         start, end = int(self.starts[first]), int(self.starts[last])
         self._table.seek(start * self._row.itemsize)
         return np.frombuffer(self._table.read((end - start) * self._row.itemsize), self._row)
 
-    def chunks(self, stand_in: Array, numbers: int = 1 << 20, left_out: int = 0) -> Iterator[Rows]:
+    def chunks(
+        self, stand_in: Array, numbers: int = 1 << 20, left_out: int = 0, beside: ItemsBeside | None = None
+    ) -> Iterator[Rows]:
         """Whole users, at least one at a time; one without an offset has x'c, as of `Model.stand_in`, shape (d,).
 
         Rows of about so many numbers, and covariances of four times as many: work in memory is a few times that. Users
-        of smaller hashes than `left_out` are passed over.
+        of smaller hashes than `left_out` are passed over. With items `beside`, rows and offsets have what these add.
         """
         d, first = len(stand_in), 0
         while first < self.n_users:
@@ -114,10 +119,13 @@ class Outcomes:
                 kept = self.users[first:last] >= left_out
                 part, sizes = part[np.repeat(kept, sizes)], sizes[kept]
             X, offset = part["row"].astype(np.float64), part["offset"].astype(np.float64)
+            offset = np.where(np.isnan(offset), X @ stand_in, offset)
+            if beside is not None:
+                X, offset = beside.moderated(part["item"], part["row"], offset)
             yield Rows(
                 X,
                 part["y"].astype(np.float64),
-                np.where(np.isnan(offset), X @ stand_in, offset),
+                offset,
                 part["weight"].astype(np.float64),
                 np.append(0, np.cumsum(sizes)).astype(np.intp),
             )
@@ -142,7 +150,8 @@ def collect(
 
     A click counts inside the model's attribution window; of repeats the earliest counts; what is dated up to its user's
     erasure does not. The result does not depend on the order of the log. Memory holds one of `PARTS` parts of the users
-    at a time; everything else is in temporary files, about 4 d + 40 bytes an outcome, and 24 more with `until`.
+    at a time; everything else is in temporary files, about 4 d + 40 bytes an outcome, 8 more with an effect of items,
+    and 24 more with `until`.
 
     Parameters
     ----------
@@ -162,7 +171,10 @@ def collect(
     ValueError
         If the temporary files do not fit on the disk.
     """
-    shown_row = np.dtype([*_CLICKED.descr, ("offset", "<f4"), ("weight", "<f4"), ("row", "<f4", (model.width,))])
+    columns = [("offset", "<f4"), ("weight", "<f4"), ("row", "<f4", (model.width,))]
+    if model.item is not None:
+        columns.append(("item", "<i8"))
+    shown_row = np.dtype([*_CLICKED.descr, *columns])
     with on_disk(), ExitStack() as stack:
         parts = [(stack.enter_context(spool()), stack.enter_context(spool())) for _ in range(PARTS)]
         times = stack.enter_context(spool())
@@ -187,6 +199,8 @@ def collect(
                 rows["user"], rows["key"], rows["row"] = user, item["key"], batch.events.row[its]
                 rows["at"] = np.repeat(event["at"], event["n_items"])
                 rows["offset"], rows["weight"] = item["offset"], item["weight"]
+                if model.item is not None:
+                    rows["item"] = item["item"]
                 shown.write(rows[rows["at"] >= since_ms].tobytes())
                 if until < 1.0:
                     times.write(rows[["user", "at"]].astype(_SHOWN).tobytes())
@@ -218,9 +232,10 @@ def _sort(
     advance: Callable[[int], object],
 ) -> Outcomes:
     """Join and sort part by part."""
-    row = np.dtype([(name, shown_row[name]) for name in ("row", "offset", "weight", "at")] + [("y", "<f4")])
+    kept = [name for name in shown_row.names or () if name not in ("user", "key")]
+    row = np.dtype([*((name, shown_row[name]) for name in kept), ("y", "<f4")])
     table = spool()
-    users, counts, delays = [np.empty(0, np.uint64)], [np.empty(0, np.intp)], _Delays()
+    users, counts, delays = [np.empty(0, np.uint64)], [np.empty(0, np.intp)], Delays()
     n_offsets, sum_of_offsets, seen = 0, 0.0, np.zeros(model.width, dtype=bool)
     try:
         for shown_file, clicked_file in parts:
@@ -228,9 +243,10 @@ def _sort(
             clicked = _load(clicked_file, _CLICKED, end, erasures)
             clicked_at = _first_clicks(shown, clicked)
             delay = clicked_at - shown["at"]
-            delays.add(shown[clicked_at >= 0], delay[clicked_at >= 0], end)
+            clicked = shown[clicked_at >= 0]
+            delays.add(_ids(clicked), delay[clicked_at >= 0], end - clicked["at"])
             out = np.empty(len(shown), row)
-            for name in ("row", "offset", "weight", "at"):
+            for name in kept:
                 out[name] = shown[name]
             out["y"] = (clicked_at >= 0) & (delay <= model.window_ms)
             table.write(out.tobytes())
@@ -281,20 +297,3 @@ def _first_clicks(shown: Structured, clicked: Structured) -> NDArray[np.int64]:
 def _ids(rows: Structured) -> NDArray[np.uint64]:
     """64 bits that stand for an outcome: both halves are hashes already."""
     return np.asarray(rows["user"] ^ rows["key"], dtype=np.uint64)
-
-
-class _Delays:
-    """Click delays: all of them, or those with the smallest hashes."""
-
-    def __init__(self) -> None:
-        self.kept = np.empty(0, np.dtype([("id", "<u8"), ("delay", "<f8"), ("horizon", "<f8")]))
-        self._limit = 2**64 - 1
-
-    def add(self, shown: Structured, delay: NDArray[np.int64], end: int) -> None:
-        new = np.empty(len(shown), self.kept.dtype)
-        new["id"] = _ids(shown)
-        new["delay"], new["horizon"] = np.maximum(delay, 1), np.maximum(end - shown["at"], 1)
-        self.kept = np.concatenate([self.kept, new[new["id"] <= self._limit]])
-        while len(self.kept) > MAX_DELAYS:
-            self._limit //= 2
-            self.kept = self.kept[self.kept["id"] <= self._limit]

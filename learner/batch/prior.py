@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy  # its modules are imported at their first use: no other command waits for them
 
+from learner.batch.beside import ItemsBeside
 from learner.batch.join import Outcomes, Rows
 from learner.belief.gaussian import Array, Gaussian, diagonal_of, factorised, sum_of_covariances
 from learner.belief.laplace import posteriors
@@ -66,6 +67,7 @@ def fit_prior(
     advance: Callable[[int], object] = lambda n: None,
     initial: Gaussian | None = None,
     left_out: int = 0,
+    beside: ItemsBeside | None = None,
 ) -> Gaussian:
     """The population N(m0, S0) that makes the labels most likely, by `expectation_maximisation`.
 
@@ -85,7 +87,7 @@ def fit_prior(
         Called with the number of outcomes gone through, for a progress bar.
     initial
         Where to begin, if it is known about; else at `start`.
-    left_out
+    left_out, beside
         As in `Outcomes.chunks`.
 
     Raises
@@ -95,7 +97,7 @@ def fit_prior(
     """
 
     def e_step(prior: Gaussian) -> Moments:
-        return _laplace_moments(outcomes, prior, stand_in, left_out, advance)
+        return _laplace_moments(outcomes, prior, stand_in, left_out, beside, advance)
 
     if not len(outcomes):
         raise ValueError("the log has no outcomes: expected impressions")
@@ -111,12 +113,14 @@ def expectation_maximisation(
     least_gain: Callable[[Moments], float],
     observe: Callable[[Iteration], None] = lambda iteration: None,
     initial: Gaussian | None = None,
+    keep_mean: bool = False,
 ) -> Gaussian:
-    """The population N(m0, S0) that makes what is known of its users most likely.
+    """The population N(m0, S0) that makes what is known of its users, or items, most likely.
 
     M: m0 = mean of m_u; S0 = mean of S_u + (m_u - m0)(m_u - m0)', together with `PSEUDO_USERS` users of the starting
-    covariance, which keep S0 positive definite where there are fewer users than coefficients. The best prior seen is
-    kept, not the last. It stops once the evidence gains less than `least_gain`, or falls.
+    covariance, which keep S0 positive definite where there are fewer users than coefficients. With `keep_mean` m0 stays
+    what it is. The best prior seen is kept, not the last. It stops once the evidence gains less than `least_gain`, or
+    falls.
     """
     prior = best = initial or start
     best_evidence = -np.inf
@@ -129,22 +133,28 @@ def expectation_maximisation(
             best, best_evidence = prior, evidence
         if gain < least_gain(moments):
             break
-        prior = _m_step(moments, prior, start)
+        prior = _m_step(moments, prior, start, keep_mean)
     return best
 
 
-def _m_step(moments: Moments, prior: Gaussian, start: Gaussian) -> Gaussian:
-    n, shift = moments.n, moments.step / moments.n
+def _m_step(moments: Moments, prior: Gaussian, start: Gaussian, keep_mean: bool) -> Gaussian:
+    n = moments.n
+    shift = np.zeros_like(prior.mean) if keep_mean else moments.step / n
     spread = moments.second - n * (shift * shift if prior.is_diagonal else np.outer(shift, shift))
     return Gaussian(prior.mean + shift, (spread + PSEUDO_USERS * start.cov) / (n + PSEUDO_USERS))
 
 
 def _laplace_moments(
-    outcomes: Outcomes, prior: Gaussian, stand_in: Array, left_out: int, advance: Callable[[int], object]
+    outcomes: Outcomes,
+    prior: Gaussian,
+    stand_in: Array,
+    left_out: int,
+    beside: ItemsBeside | None,
+    advance: Callable[[int], object],
 ) -> Moments:
     d = len(prior.mean)
     evidence, n, total, second = 0.0, 0, np.zeros(d), np.zeros_like(prior.cov)
-    for rows in outcomes.chunks(stand_in, left_out=left_out):
+    for rows in outcomes.chunks(stand_in, left_out=left_out, beside=beside):
         means, factors = laplace_posteriors(rows, prior)
         evidence += _evidence(rows, prior, means, factors)
         step = means - prior.mean

@@ -1,4 +1,4 @@
-"""The prior of a store's population, from the beliefs of its users alone.
+"""The prior of a population of users or items, from their beliefs alone, as a store has them.
 
 A user's evidence is what their natural parameters have beyond the prior's (`learner.belief.population.gained`): a
 Gaussian factor exp(h'theta - theta'G theta / 2) of the posterior, whatever the prior. So the E-step under any other
@@ -19,15 +19,17 @@ from learner.batch.prior import Iteration, Moments, expectation_maximisation
 from learner.batch.users import user_hash
 from learner.belief.gaussian import Array, Gaussian
 from learner.belief.population import gained
-from learner.model.spec import Model
+from learner.model.effect import Effect
 from learner.record import NEVER, DamagedRecord, RecordError, decode_record
 
 # Stops once the evidence gains less than so many nats a user.
 TOLERANCE = 1e-4
+# Of fewer items a variance says nothing. EM is slow where an item has little evidence, and its steps are cheap.
+MIN_ITEMS, ITEM_ITERATIONS, ITEM_TOLERANCE = 10, 500, 1e-6
 
 
 class Evidence:
-    """What is known of users beyond their prior, in a temporary file, without a name and soon gone.
+    """What is known of users, or items, beyond their prior, in a temporary file, without a name and soon gone.
 
     Memory holds 8 bytes a user; the file has 8 (d + d (d + 1) / 2), or 16 d when diagonal.
     """
@@ -37,7 +39,7 @@ class Evidence:
         weakref.finalize(self, table.close)
 
     def __len__(self) -> int:
-        """How many users there are."""
+        """How many there are."""
         return int(self._once.sum())
 
     def chunks(self, numbers: int = 1 << 20) -> Iterator[tuple[Array, Array]]:
@@ -60,17 +62,17 @@ class Evidence:
 
 def collect_evidence(
     records: Iterable[Sequence[tuple[str, bytes]]],
-    model: Model,
+    effect: Effect,
     wanted: Callable[[str], bool] = lambda user_id: True,
     refuse: Callable[[RecordError], object] | None = None,
     advance: Callable[[int], object] = lambda n: None,
 ) -> Evidence:
-    """The evidence of each user who has any; one who comes twice counts once.
+    """The evidence of each user, or item, that has any; one who comes twice counts once.
 
     Parameters
     ----------
     records
-        Users and their records. Those of an earlier population are moved to the model's, as when they are served.
+        Ids and records. Those of an earlier population are moved to the effect's, as when they are served.
     wanted
         Whose.
     refuse
@@ -95,7 +97,7 @@ def collect_evidence(
                     if not wanted(user_id):
                         continue
                     try:
-                        mine = _evidence_of(value, model, user_id)
+                        mine = _evidence_of(value, effect, user_id)
                     except RecordError as exc:
                         if refuse is None:
                             raise
@@ -113,19 +115,19 @@ def collect_evidence(
     user = np.concatenate(users)
     once = np.zeros(len(user), np.bool_)
     once[np.unique(user, return_index=True)[1]] = True
-    return Evidence(table, model.d, model.prior.is_diagonal, once)
+    return Evidence(table, effect.d, effect.prior.is_diagonal, once)
 
 
-def _evidence_of(value: bytes, model: Model, user_id: str) -> Array | None:
+def _evidence_of(value: bytes, effect: Effect, user_id: str) -> Array | None:
     """A row of the file; None of a user without evidence."""
-    record = decode_record(value, model, user_id)
+    record = decode_record(value, effect, user_id)
     if record.settled_at == NEVER:
         return None
     try:
-        precision, shift = gained(record.settled, model.population, model.fixed_effect)
+        precision, shift = gained(record.settled, effect.population, effect.fixed_effect)
     except np.linalg.LinAlgError as exc:
-        raise DamagedRecord(user_id, "a covariance that cannot be inverted") from exc
-    return np.concatenate([shift, precision if model.prior.is_diagonal else precision[np.triu_indices(model.d)]])
+        raise DamagedRecord(user_id, "a covariance that cannot be inverted", effect.key) from exc
+    return np.concatenate([shift, precision if effect.prior.is_diagonal else precision[np.triu_indices(effect.d)]])
 
 
 def fit_stored_prior(
@@ -134,23 +136,39 @@ def fit_stored_prior(
     max_iterations: int = 50,
     observe: Callable[[Iteration], None] = lambda iteration: None,
     advance: Callable[[int], object] = lambda n: None,
+    keep_mean: bool = False,
+    tolerance: float = TOLERANCE,
 ) -> Gaussian:
-    """The population N(m0, S0) that makes the users' evidence most likely, by `expectation_maximisation`.
+    """The population N(m0, S0) that makes the evidence most likely, by `expectation_maximisation`.
 
     Parameters
     ----------
     start
-        The model's prior; full or diagonal, as the evidence is.
+        The effect's prior; full or diagonal, as the evidence is.
     advance
-        Called with the number of users gone through.
+        Called with the number of users, or items, gone through.
+    keep_mean
+        See `expectation_maximisation`.
+    tolerance
+        Nats of each of them.
     """
     return expectation_maximisation(
         lambda prior: _moments(evidence, prior, advance),
         start,
         max_iterations,
-        lambda moments: TOLERANCE * moments.n,
+        lambda moments: tolerance * moments.n,
         observe,
+        keep_mean=keep_mean,
     )
+
+
+def fit_stored_item_prior(
+    evidence: Evidence, start: Gaussian, advance: Callable[[int], object] = lambda n: None
+) -> Gaussian:
+    """The same of items, whose mean stays 0: their level is the intercept of users. Of too few the one given."""
+    if len(evidence) < MIN_ITEMS:
+        return start
+    return fit_stored_prior(evidence, start, ITEM_ITERATIONS, advance=advance, keep_mean=True, tolerance=ITEM_TOLERANCE)
 
 
 def _moments(evidence: Evidence, prior: Gaussian, advance: Callable[[int], object]) -> Moments:

@@ -30,6 +30,15 @@ def shown_before(events: Events) -> NDArray[np.int64] | None:
     return before
 
 
+def without_items(events: Events) -> Events:
+    """The events of a model that knows no items: what they were scored with beside users is not there to learn from."""
+    if not events.item["other_var"].any():
+        return events
+    item = events.item.copy()
+    item["other_mean"] = item["other_var"] = 0.0
+    return events._replace(item=item)
+
+
 class ReplayedItems:
     """The items of a log while it is replayed.
 
@@ -58,6 +67,12 @@ class ReplayedItems:
         self.events.item["other_mean"][shown], self.events.item["other_var"][shown] = mean, var
         return mean, var
 
+    def learnt(self) -> dict[str, bytes]:
+        """The record of each item that was told of, by id, once all that was told is learnt."""
+        if self.told:
+            self.learn()
+        return self._records
+
     def learn(self) -> None:
         """Learn what was told, in the order of time."""
         row = np.concatenate([one.row for one in self.told])
@@ -69,5 +84,5 @@ class ReplayedItems:
         stored = [self._records.get(name) for name in items.user_ids]
         self._records |= zip(items.user_ids, apply_to_items(self._effect, stored, told, items), strict=True)
         changed = np.searchsorted(self._keys, np.unique(row["item"]))
-        beliefs, _ = read_beliefs(self._effect, [self._records[name] for name in items.user_ids], items.user_ids)
-        self._beliefs.put(changed, beliefs)
+        learnt = [self._records[name] for name in items.user_ids]
+        self._beliefs.put(changed, read_beliefs(self._effect, learnt, items.user_ids)[0])

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from learner.belief.gaussian import Array, Belief, Rows, click_probability, draw, predict
 from learner.evaluation.history import Available, History, Log, fresh
-from learner.evaluation.items import ReplayedItems, shown_before
+from learner.evaluation.items import ReplayedItems, shown_before, without_items
 from learner.evaluation.metrics import Scored, log_losses
-from learner.events.microbatch import grouped
+from learner.events.microbatch import grouped, item_places
 from learner.model.spec import Model
 from learner.record import decode_record, fresh_record
 from learner.record.served import belief_at
@@ -40,6 +40,10 @@ class Replayed(NamedTuple):
     item_evidence
         Outcomes of the item's that were shown before the slate, to whomever, shape (N,); None if the log does not tell
         items apart, since the model has no effect of theirs.
+    place
+        Where each outcome stands among the log's items, shape (N,).
+    items
+        The records of items at the end, by id; none without an effect of theirs.
     """
 
     scored: Scored
@@ -47,6 +51,8 @@ class Replayed(NamedTuple):
     evidence: NDArray[np.int64]
     pit: Array
     item_evidence: NDArray[np.int64] | None
+    place: NDArray[np.int64]
+    items: Mapping[str, bytes]
 
 
 def replay(
@@ -78,7 +84,7 @@ def replay(
     """
     # Each user learns in the order in which the learner gets their events.
     items = None if model.item is None else ReplayedItems(model.item, log.batch.events)
-    events = log.batch.events if items is None else items.events
+    events = without_items(log.batch.events) if items is None else items.events
     slice_ms = np.inf if items is None else item_lag_ms
     plans = [_plan(history, available, score_from_ms, slice_ms) for history in log.users]
     values: dict[int, bytes | None] = dict.fromkeys(i for i, plan in enumerate(plans) if plan)
@@ -117,7 +123,7 @@ def replay(
                 noise = None if items is None else np.sqrt(item_var)
                 pit.append(_pit(row, offset, belief, labels, generator, noise))
         advance(sum(step.is_scored for _, step in steps))
-    return _gather(rows, np.array(pit), log, shown_before(log.batch.events))
+    return _gather(rows, np.array(pit), log, {} if items is None else items.learnt())
 
 
 def _rounds(plans: Sequence[list[_Step]]) -> Iterator[list[tuple[int, _Step]]]:
@@ -137,12 +143,24 @@ def _rounds(plans: Sequence[list[_Step]]) -> Iterator[list[tuple[int, _Step]]]:
 
 
 def progressive_losses(
-    model: Model, log: Log, advance: Callable[[int], object] = lambda n: None
+    model: Model,
+    log: Log,
+    advance: Callable[[int], object] = lambda n: None,
+    score_from_ms: float = -np.inf,
+    item_lag_ms: float = ITEM_LAG_MS,
+    of: Literal["user", "item"] = "user",
 ) -> tuple[Array, Array]:
-    """For each user the sum of log losses in a fresh replay and the number of outcomes, shape (U,) each."""
-    scored, n_users = replay(model, log, fresh, advance=advance).scored, len(log.users)
-    total = np.bincount(scored.user, log_losses(scored.y, scored.p), n_users).astype(np.float64)
-    return total, np.bincount(scored.user, minlength=n_users).astype(np.float64)
+    """For each user, or item, the sum of log losses in a fresh replay and the number of outcomes, shape (U,) each.
+
+    The numbers of users or items are the same in each replay of a log; the other parameters as of `replay`.
+    """
+    done = replay(model, log, fresh, score_from_ms, advance=advance, item_lag_ms=item_lag_ms)
+    whose, n = done.scored.user, len(log.users)
+    if of == "item":
+        keys, number = np.unique(log.batch.events.item["item"], return_inverse=True)
+        whose, n = number[done.place], len(keys)
+    total = np.bincount(whose, log_losses(done.scored.y, done.scored.p), n).astype(np.float64)
+    return total, np.bincount(whose, minlength=n).astype(np.float64)
 
 
 class _Step(NamedTuple):
@@ -207,7 +225,7 @@ def _pit(
 
 
 def _gather(
-    rows: list[tuple[int, int, Array, Array, int, int]], pit: Array, log: Log, before: NDArray[np.int64] | None
+    rows: list[tuple[int, int, Array, Array, int, int]], pit: Array, log: Log, items: Mapping[str, bytes]
 ) -> Replayed:
     sizes = np.array([len(row[2]) for row in rows], dtype=np.intp)
 
@@ -216,7 +234,8 @@ def _gather(
 
     y, p = (np.concatenate([np.empty(0), *(row[column] for row in rows)]) for column in (2, 3))
     slate = np.repeat(np.arange(len(rows), dtype=np.int64), sizes)
+    event = log.batch.events.event[[log.users[row[0]].places[row[1]] for row in rows]]
+    place, before = item_places(event), shown_before(log.batch.events)
     if before is not None:
-        shown = [before[log.batch.items(log.users[row[0]].places[row[1]])] for row in rows]
-        before = np.concatenate([np.empty(0, np.int64), *shown])
-    return Replayed(Scored(spread(0), slate, y, p), spread(4), spread(5), pit, before)
+        before = before[place]
+    return Replayed(Scored(spread(0), slate, y, p), spread(4), spread(5), pit, before, place, items)

@@ -61,7 +61,7 @@ class Prior(EarlierPrior, frozen=True, forbid_unknown_fields=True):
     earlier: list[EarlierPrior] = []
 
 
-class ItemPrior(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class EarlierItemPrior(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is believed of an item nobody knows; its mean is 0.
 
     Attributes
@@ -74,6 +74,22 @@ class ItemPrior(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     variance: Positive = 0.25
     intercept_variance: Positive | None = None
+
+
+class ItemPrior(EarlierItemPrior, frozen=True, forbid_unknown_fields=True):
+    """The prior of items in force, unless the `file` of the model's prior has one that `freshet fit` found.
+
+    Attributes
+    ----------
+    variance
+        Of every coefficient.
+    intercept_variance
+        Of the intercept; without, as of the others.
+    earlier
+        What stood here before, oldest first: records may still have been written under it.
+    """
+
+    earlier: list[EarlierItemPrior] = []
 
 
 class ItemFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -19,9 +19,13 @@ from numpy.typing import NDArray
 from learner.belief.gaussian import Array, Gaussian
 from learner.belief.population import Population
 from learner.model.duration import HalfLife, ModelError
+from learner.model.effect import Effect
 from learner.model.spec import Model
 
 VERSION = 2
+# What the names of arrays of the effect of items begin with.
+_ITEM = "item_"
+_E = TypeVar("_E", bound=Effect)
 
 
 class _Version(msgspec.Struct, frozen=True):
@@ -30,52 +34,83 @@ class _Version(msgspec.Struct, frozen=True):
     version: int
 
 
-class _Header(_Version, frozen=True):
-    """The JSON part of the file."""
+class _EffectHeader(msgspec.Struct, frozen=True):
+    """The JSON part of one effect."""
 
-    model: str
     feature_space: str
     coefficients: list[str]
     population: str
     earlier: int
-    click_delay: tuple[float, float] | None
     half_life: HalfLife | None
+
+
+class _Header(_EffectHeader, frozen=True, kw_only=True):
+    """The JSON part of the file."""
+
+    version: int
+    model: str
+    click_delay: tuple[float, float] | None
     scaling: dict[str, tuple[float, float]]
     mean_offset: float | None
+    item: _EffectHeader | None = None
 
 
-@dataclass(frozen=True)
-class PriorFile:
-    """What was learnt from a log.
+@dataclass(frozen=True, kw_only=True)
+class EffectPrior:
+    """What was learnt of an effect.
 
     Attributes
     ----------
-    model_name, feature_space, coefficients
-        Of the model it was fitted for: name, fingerprint, and the d names.
+    feature_space, coefficients
+        Of the effect it was fitted for: fingerprint, and the d names.
     population
-        The prior and the fixed effect.
+        The prior, full or diagonal, and the fixed effect.
     earlier
         The populations that came before, oldest first.
-    click_delay
-        Median in ms and sigma; None leaves the model's.
     half_life
         None leaves the model's; one without time and outcomes never forgets.
+    """
+
+    feature_space: bytes
+    coefficients: tuple[str, ...]
+    population: Population
+    earlier: tuple[Population, ...] = ()
+    half_life: HalfLife | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorFile(EffectPrior):
+    """What was learnt from a log. As that of an effect it is that of users.
+
+    Attributes
+    ----------
+    model_name
+        Of the model it was fitted for.
+    click_delay
+        Median in ms and sigma; None leaves the model's.
     scaling
         Mean and standard deviation seen of each numeric feature: a recommendation for the next `model.toml`. Nothing
         else depends on it, since a prior with full covariance takes up any change of scale.
     mean_offset
         The mean of the log's offsets; None if it has none, which leaves the model's.
+    item
+        That of the effect of items; None leaves the model's. A model that learns no items does without it.
     """
 
     model_name: str
-    feature_space: bytes
-    coefficients: tuple[str, ...]
-    population: Population
-    earlier: tuple[Population, ...] = ()
     click_delay: tuple[float, float] | None = None
-    half_life: HalfLife | None = None
     scaling: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     mean_offset: float | None = None
+    item: EffectPrior | None = None
+
+
+def fitted_prior(effect: Effect, population: Population, half_life: HalfLife | None) -> EffectPrior:
+    """What was fitted with the effect's own population in force, which it knows as an earlier one."""
+    earlier = (*effect.earlier, effect.population)
+    return EffectPrior(
+        feature_space=effect.fingerprint, coefficients=effect.coefficients, population=population, earlier=earlier,
+        half_life=half_life,
+    )  # fmt: skip
 
 
 def encode_prior(prior: PriorFile) -> bytes:
@@ -89,20 +124,19 @@ def encode_prior(prior: PriorFile) -> bytes:
     if flaw := _flaw(prior):
         raise ModelError(f"prior of model {prior.model_name!r}: {flaw}")
     header = _Header(
-        VERSION,
-        prior.model_name,
-        prior.feature_space.hex(),
-        list(prior.coefficients),
-        prior.population.fingerprint.hex(),
-        len(prior.earlier),
-        prior.click_delay,
-        prior.half_life,
-        dict(prior.scaling),
-        prior.mean_offset,
+        *_facts(prior),
+        version=VERSION,
+        model=prior.model_name,
+        click_delay=prior.click_delay,
+        scaling=dict(prior.scaling),
+        mean_offset=prior.mean_offset,
+        item=None if prior.item is None else _EffectHeader(*_facts(prior.item)),
     )
     arrays: dict[str, NDArray[Any]] = {"header": np.frombuffer(msgspec.json.encode(header), np.uint8)}
-    for i, one in enumerate([*prior.earlier, prior.population]):
-        arrays |= {f"mean_{i}": one.prior.mean, f"cov_{i}": one.prior.cov, f"fixed_effect_{i}": one.fixed_effect}
+    for name, effect in _effects(prior).items():
+        for i, one in enumerate([*effect.earlier, effect.population]):
+            parts = (("mean", one.prior.mean), ("cov", one.prior.cov), ("fixed_effect", one.fixed_effect))
+            arrays |= {f"{name}{part}_{i}": numbers for part, numbers in parts}
     out = io.BytesIO()
     np.savez(out, allow_pickle=False, **arrays)
     return out.getvalue()
@@ -122,26 +156,25 @@ def decode_prior(data: bytes, source: str = "prior.npz") -> PriorFile:
             if (version := msgspec.json.decode(written, type=_Version).version) != VERSION:
                 raise ModelError(f"prior {source!r}: format version {version}, this release reads {VERSION}")
             header = msgspec.json.decode(written, type=_Header)
-            populations = [_population(arrays, i, len(header.coefficients)) for i in range(header.earlier + 1)]
+            user = _decoded(header, arrays, "")
+            item = None if header.item is None else _decoded(header.item, arrays, _ITEM)
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, msgspec.MsgspecError) as exc:
         if isinstance(exc, ModelError):
             raise
         raise ModelError(f"prior {source!r}: is not a file that `freshet fit` wrote: {exc}") from exc
-    if populations[-1].fingerprint.hex() != header.population:
-        raise ModelError(
-            f"prior {source!r}: its numbers do not have the fingerprint {header.population}; is it damaged?"
-        )
     prior = PriorFile(
-        header.model,
-        bytes.fromhex(header.feature_space),
-        tuple(header.coefficients),
-        populations[-1],
-        tuple(populations[:-1]),
-        header.click_delay,
-        header.half_life,
-        header.scaling,
-        header.mean_offset,
+        **vars(user),
+        model_name=header.model,
+        click_delay=header.click_delay,
+        scaling=header.scaling,
+        mean_offset=header.mean_offset,
+        item=item,
     )
+    for effect, expected in zip(_effects(prior).values(), (header, header.item), strict=False):
+        if expected is not None and effect.population.fingerprint.hex() != expected.population:
+            raise ModelError(
+                f"prior {source!r}: its numbers do not have the fingerprint {expected.population}; is it damaged?"
+            )
     if flaw := _flaw(prior):
         raise ModelError(f"prior {source!r}: {flaw}")
     return prior
@@ -156,32 +189,72 @@ def with_prior(model: Model, prior: PriorFile, source: str = "prior.npz") -> Mod
         If the prior is of another feature space, or has a half-life and the model a discount; the message names what
         differs.
     """
-    if prior.feature_space != model.fingerprint:
-        raise ModelError(f"prior {source!r}: fitted for another feature space: {_difference(model, prior)}")
     if prior.half_life is not None and model.discount is not None:
         raise ModelError(
             f"prior {source!r}: has half_life = {prior.half_life}, and model {model.name!r} discount = "
             f"{model.discount}: expected at most one of the two"
         )
-    half_life = prior.half_life
-    if half_life is None:
-        half_life = HalfLife(model.half_life_ms, model.half_life_outcomes)
-    known = {one.fingerprint: one for one in (*model.earlier, model.population, *prior.earlier)}
-    known.pop(prior.population.fingerprint, None)
+    item = model.item
+    if item is not None and prior.item is not None:
+        item = in_force(item, prior.item, source)
     return replace(
-        model,
-        prior=prior.population.prior,
-        fixed_effect=prior.population.fixed_effect,
-        earlier=tuple(known.values()),
+        in_force(model, prior, source),
         click_delay=prior.click_delay or model.click_delay,
-        half_life_ms=half_life.ms,
-        half_life_outcomes=half_life.outcomes,
         mean_offset=model.mean_offset if prior.mean_offset is None else prior.mean_offset,
+        item=item,
     )
 
 
-def _population(arrays: Mapping[str, Array], i: int, d: int) -> Population:
-    mean, cov, fixed_effect = arrays[f"mean_{i}"], arrays[f"cov_{i}"], arrays[f"fixed_effect_{i}"]
+def in_force(effect: _E, fitted: EffectPrior, source: str = "prior.npz") -> _E:
+    """The effect with a fitted prior, and its half-life if it has one; it still reads records of those before.
+
+    Raises
+    ------
+    ModelError
+        If the prior is of another feature space; the message names what differs.
+    """
+    if fitted.feature_space != effect.fingerprint:
+        which = " of items" if effect.key == "item" else ""
+        raise ModelError(f"prior {source!r}: fitted for another feature space{which}: {_difference(effect, fitted)}")
+    half_life = fitted.half_life
+    # "Never" is a half-life too.
+    if half_life is None:
+        half_life = HalfLife(effect.half_life_ms, effect.half_life_outcomes)
+    known = {one.fingerprint: one for one in (*effect.earlier, effect.population, *fitted.earlier)}
+    known.pop(fitted.population.fingerprint, None)
+    return replace(
+        effect,
+        prior=fitted.population.prior,
+        fixed_effect=fitted.population.fixed_effect,
+        earlier=tuple(known.values()),
+        half_life_ms=half_life.ms,
+        half_life_outcomes=half_life.outcomes,
+    )
+
+
+def _effects(prior: PriorFile) -> dict[str, EffectPrior]:
+    return {"": prior} if prior.item is None else {"": prior, _ITEM: prior.item}
+
+
+def _facts(effect: EffectPrior) -> tuple[str, list[str], str, int, HalfLife | None]:
+    """The fields of an `_EffectHeader`."""
+    population = effect.population.fingerprint.hex()
+    return effect.feature_space.hex(), list(effect.coefficients), population, len(effect.earlier), effect.half_life
+
+
+def _decoded(header: _EffectHeader, arrays: Mapping[str, Array], name: str) -> EffectPrior:
+    *earlier, population = (_population(arrays, name, i, len(header.coefficients)) for i in range(header.earlier + 1))
+    return EffectPrior(
+        feature_space=bytes.fromhex(header.feature_space),
+        coefficients=tuple(header.coefficients),
+        population=population,
+        earlier=tuple(earlier),
+        half_life=header.half_life,
+    )
+
+
+def _population(arrays: Mapping[str, Array], name: str, i: int, d: int) -> Population:
+    mean, cov, fixed_effect = (arrays[f"{name}{part}_{i}"] for part in ("mean", "cov", "fixed_effect"))
     if mean.shape != (d,) or fixed_effect.ndim != 1 or len(fixed_effect) < d or cov.shape not in {(d,), (d, d)}:
         raise ValueError(f"arrays of {mean.shape} and {cov.shape} for {d} coefficients")
     return Population(Gaussian(mean, cov), fixed_effect)
@@ -189,11 +262,15 @@ def _population(arrays: Mapping[str, Array], i: int, d: int) -> Population:
 
 def _flaw(prior: PriorFile) -> str | None:
     """Why nothing can be learnt under a prior; None if it can."""
-    for one in (*prior.earlier, prior.population):
-        if not all(np.isfinite(part).all() for part in (one.prior.mean, one.prior.cov, one.fixed_effect)):
-            return "its mean, covariance or fixed effect is not finite"
-    half_life = tuple(one for one in prior.half_life or () if one is not None)
-    for name, numbers in (("click_delay", prior.click_delay or ()), ("half_life", half_life)):
+    positive: dict[str, Sequence[float]] = {"click_delay": prior.click_delay or ()}
+    for of, effect in _effects(prior).items():
+        for one in (*effect.earlier, effect.population):
+            if not all(np.isfinite(part).all() for part in (one.prior.mean, one.prior.cov, one.fixed_effect)):
+                return "its mean, covariance or fixed effect is not finite"
+        positive[f"{of}half_life"] = tuple(one for one in effect.half_life or () if one is not None)
+    if prior.item is not None and prior.item.population.prior.mean.any():
+        return "its mean of items is not 0: expected 0, since their level is that of users"
+    for name, numbers in positive.items():
         if not all(np.isfinite(number) and number > 0 for number in numbers):
             return f"{name} = {numbers}: expected positive numbers"
     if prior.mean_offset is not None and not np.isfinite(prior.mean_offset):
@@ -204,18 +281,18 @@ def _flaw(prior: PriorFile) -> str | None:
     return None
 
 
-def _difference(model: Model, prior: PriorFile) -> str:
+def _difference(effect: Effect, prior: EffectPrior) -> str:
     """What tells the feature space of a prior from the model's."""
-    lacking = [name for name in prior.coefficients if name not in model.coefficients]
-    new = [name for name in model.coefficients if name not in prior.coefficients]
+    lacking = [name for name in prior.coefficients if name not in effect.coefficients]
+    new = [name for name in effect.coefficients if name not in prior.coefficients]
     parts = []
     if lacking:
-        parts.append(f"it has {', '.join(lacking)}, which model {model.name!r} does not")
+        parts.append(f"it has {', '.join(lacking)}, which model {effect.name!r} does not")
     if new:
-        parts.append(f"model {model.name!r} has {', '.join(new)}, which it does not")
-    if prior.population.prior.is_diagonal != model.prior.is_diagonal:
+        parts.append(f"model {effect.name!r} has {', '.join(new)}, which it does not")
+    if prior.population.prior.is_diagonal != effect.prior.is_diagonal:
         parts.append(
             f"its covariance is {'diagonal' if prior.population.prior.is_diagonal else 'full'}, "
-            f"the model's {'diagonal' if model.prior.is_diagonal else 'full'}"
+            f"the model's {'diagonal' if effect.prior.is_diagonal else 'full'}"
         )
     return "; ".join(parts) or "the coefficients are the same, but their order or the features' scaling is not"

@@ -18,7 +18,7 @@ from learner.belief.population import Population
 from learner.model.design import INTERCEPT, Design, check_feature, coefficients, item_struct, named
 from learner.model.duration import ModelError, duration_text, parse_duration_ms, parse_half_life
 from learner.model.effect import Effect, ItemEffect
-from learner.model.file import EarlierPrior, ItemFile, MissingOffset, ModelFile
+from learner.model.file import EarlierItemPrior, EarlierPrior, ItemFile, MissingOffset, ModelFile
 from learner.model.kinds import Feature, FeatureValue, ItemError, Vector
 from learner.model.toml_errors import explain
 
@@ -227,20 +227,25 @@ def _item_effect(file: ItemFile, model: str, features: Mapping[str, Feature], wi
     diagonal = file.covariance == "diagonal"
     half_life_ms, half_life_outcomes = parse_half_life(file.half_life)
     d = len(names)
-    variance = np.full(d, file.prior.variance)
-    if file.prior.intercept_variance is not None:
-        variance[0] = file.prior.intercept_variance
+
+    def population(prior: EarlierItemPrior) -> Population:
+        variance = np.full(d, prior.variance)
+        if prior.intercept_variance is not None:
+            variance[0] = prior.intercept_variance
+        # The level of all items is the intercept of users: a mean here as well could not be told from it.
+        return Population(_independent(np.zeros(d), variance, diagonal), np.zeros(d))
+
     said = {name: features[name] for name in file.features if name in wanted}
     space = msgspec.json.encode(["item", file.covariance, said, names])
     return ItemEffect(
         name=model,
-        # The level of all items is the intercept of users: a mean here as well could not be told from it.
-        prior=Gaussian(np.zeros(d), variance if diagonal else np.diag(variance)),
+        prior=population(file.prior).prior,
         half_life_ms=half_life_ms,
         half_life_outcomes=half_life_outcomes,
         coefficients=tuple(names),
         fingerprint=hashlib.blake2b(space, digest_size=8).digest(),
         fixed_effect=np.zeros(d),
+        earlier=tuple(map(population, file.prior.earlier)),
         columns=tuple(columns),
         max_age_ms=_max_age_ms("effects.item.max_age", file.max_age, window_ms),
         # Those of the model, which it gives to it.
@@ -255,4 +260,9 @@ def _gaussian(prior: EarlierPrior, d: int, diagonal: bool) -> Gaussian:
         mean[0] = prior.intercept_mean
     if prior.intercept_variance is not None:
         variance[0] = prior.intercept_variance
-    return Gaussian(mean, variance if diagonal else np.diag(variance))
+    return _independent(mean, variance, diagonal)
+
+
+def _independent(mean: Array, variance: Array, diagonal: bool) -> Gaussian:
+    """Of independent coefficients; of a single one the covariance is its variance, as it is in a belief's factor."""
+    return Gaussian(mean, variance if diagonal or len(mean) == 1 else np.diag(variance))

@@ -259,11 +259,12 @@ def _under_this_population(record: Record, fingerprint: bytes, effect: Effect, u
     """The record as the same evidence gives it under the model's population."""
     old = effect.earlier_populations.get(fingerprint)
     if old is None:
+        earlier = "[[prior.earlier]]" if effect.key == "user" else "[[effects.item.prior.earlier]]"
         raise ForeignRecord(
             user_id,
             f"learnt under prior {fingerprint.hex()}, which model {effect.name!r} does not "
             f"know; it has {effect.population_fingerprint.hex()}. Expected a prior file that was fitted with "
-            "that prior in force, or that prior among [[prior.earlier]] of the model",
+            f"that prior in force, or that prior among {earlier} of the model",
             effect.key,
         )
     outcomes = record.outcomes

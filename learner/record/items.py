@@ -52,8 +52,8 @@ class ItemBeliefs(NamedTuple):
 
     def put(self, places: NDArray[np.int64], others: ItemBeliefs) -> None:
         """Have others at some places."""
-        column: NDArray[Any]
-        for column, new in zip(self, others, strict=True):
+        mine: tuple[NDArray[Any], ...] = self
+        for column, new in zip(mine, others, strict=True):
             column[places] = new
 
     def kept(self, effect: ItemEffect, now: int) -> Array:

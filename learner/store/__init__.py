@@ -119,10 +119,10 @@ class Store(Protocol):
         """Drop a feed's blocks up to a number, but for those written less than so long ago, or before its newest."""
         ...
 
-    def scan(self) -> Iterator[list[tuple[str, bytes]]]:
-        """All users and their records, some at a time, while others may be written.
+    def scan(self, effect: str = "user") -> Iterator[list[tuple[str, bytes]]]:
+        """All users, or items, and their records, some at a time, while others may be written.
 
-        A user who has a record from beginning to end comes at least once, others perhaps.
+        One that has a record from beginning to end comes at least once, others perhaps.
         """
         ...
 

@@ -63,9 +63,9 @@ class RecentStore:
         read = iter(self._store.load(missing, effect) if missing else [])
         return [next(read) if value is None else value for value in known]
 
-    def scan(self) -> Iterator[list[tuple[str, bytes]]]:
+    def scan(self, effect: str = "user") -> Iterator[list[tuple[str, bytes]]]:
         """Ask the store."""
-        return self._store.scan()
+        return self._store.scan(effect)
 
     def read_feed(self, behind: Mapping[int, int], limit: int) -> dict[int, list[Block]]:
         """Ask the store."""

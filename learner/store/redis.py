@@ -67,21 +67,21 @@ class RedisStore:
                 found[i] = value
         return found
 
-    def scan(self) -> Iterator[list[tuple[str, bytes]]]:
-        """Walk over the keys, of a cluster those of node after node, and read the records of some users at a time."""
+    def scan(self, effect: str = "user") -> Iterator[list[tuple[str, bytes]]]:
+        """Walk over the keys, of a cluster those of node after node, and read some records at a time."""
         with translated():
-            keys = self._redis.scan_iter(match=f"{self._prefix}:{{*}}:user:*", count=SCANNED_TOGETHER)
-        begin = len(record_key("", self._prefix))
+            keys = self._redis.scan_iter(match=f"{self._prefix}:{{*}}:{effect}:*", count=SCANNED_TOGETHER)
+        begin = len(record_key("", self._prefix, effect))
         while True:
             with translated():
                 found: list[bytes] = list(islice(keys, SCANNED_TOGETHER))
             if not found:
                 return
-            user_ids = [key[begin:].decode(errors="replace") for key in found]
+            ids = [key[begin:].decode(errors="replace") for key in found]
             # A pattern also fits keys that are none of ours.
-            ours = [one for one, key in zip(user_ids, found, strict=True) if self._key(one, "user").encode() == key]
-            values = zip(ours, self.load(ours), strict=True)
-            yield [(user_id, value) for user_id, value in values if value is not None]
+            ours = [one for one, key in zip(ids, found, strict=True) if self._key(one, effect).encode() == key]
+            values = zip(ours, self.load(ours, effect), strict=True)
+            yield [(one, value) for one, value in values if value is not None]
 
     def positions(self, partitions: Sequence[Partition]) -> list[list[Mark]]:
         """Read positions, in one round trip."""

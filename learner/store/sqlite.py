@@ -49,15 +49,13 @@ class SqliteStore:
             rows = [db.execute(query, (effect, one, now)).fetchone() for one in ids]
         return [row and row[0] for row in rows]
 
-    def scan(self) -> Iterator[list[tuple[str, bytes]]]:
-        """Read records in the order of users, some a query: none holds up those who write."""
-        query = """
-            SELECT id, value FROM records WHERE effect = 'user' AND id > ? AND expires_at > ? ORDER BY id LIMIT ?
-        """
+    def scan(self, effect: str = "user") -> Iterator[list[tuple[str, bytes]]]:
+        """Read records in the order of their ids, some a query: none holds up those who write."""
+        query = "SELECT id, value FROM records WHERE effect = ? AND id > ? AND expires_at > ? ORDER BY id LIMIT ?"
         last = ""
         while True:
             with self._file.reading() as db:
-                rows = db.execute(query, (last, time.time(), SCANNED_TOGETHER)).fetchall()
+                rows = db.execute(query, (effect, last, time.time(), SCANNED_TOGETHER)).fetchall()
             if not rows:
                 return
             yield rows

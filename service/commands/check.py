@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
+from learner.belief.gaussian import factorised
 from learner.model.duration import HalfLife
 from learner.model.spec import Model
 from service.commands.command import SQLITE_FILE, Subparsers
@@ -58,11 +59,22 @@ def check_text(settings: Settings, model: Model) -> str:
         f"model {model.name!r}, fingerprint {model.fingerprint.hex()}, prior {model.population_fingerprint.hex()}",
         f"  method        {model.method}, {covariance} covariance, {model.d} coefficients",
         f"  forgetting    {forgets}",
+        f"  items         {_items(model)}",
         f"  attribution   window {model.window_ms / 60_000:g} min, click delay: {delay}",
         f"  offsets       one that is missing: {_missing_offset(model)}",
         f"  coefficients  {', '.join(model.coefficients)}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _items(model: Model) -> str:
+    if (item := model.item) is None:
+        return "not learnt"
+    half_life = HalfLife(item.half_life_ms, item.half_life_outcomes)
+    variance = factorised(item.prior).variances[0]
+    return (
+        f"prior {item.population_fingerprint.hex()}, variance of the intercept {variance:.4g}, half_life = {half_life}"
+    )
 
 
 def _missing_offset(model: Model) -> str:

@@ -4,29 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
-from learner.batch.half_life import MIN_USERS, Losses, difference, fit_half_life, report
+from learner.batch.beside import ItemsBeside
+from learner.batch.half_life import MIN_USERS, fit_half_life, report
 from learner.batch.join import Outcomes
 from learner.batch.prior import Iteration, fit_prior
 from learner.belief.gaussian import Gaussian
-from learner.evaluation.history import Log, read_log
-from learner.evaluation.replay import progressive_losses
 from learner.events.microbatch import Microbatch
 from learner.model.duration import HalfLife
+from learner.model.prior_file import EffectPrior
 from learner.model.spec import Model
 from service.commands.fit import told
+from service.commands.fit_items import Refit, choose_of_items, jointly, prior_of_items
+from service.commands.fit_trial import Trial, half_life_of, is_to_be_tried, say_which_covariance, trial_of
 from service.commands.logs import progress
 
-# A full covariance has so many coefficients that it may overfit, and so few that it is worth trying in time.
-WIDE, TOO_WIDE = 16, 64
+# A full covariance of more coefficients may overfit.
+WIDE = 16
+
+
+class Chosen(NamedTuple):
+    """What a log says of users, and of items.
+
+    Attributes
+    ----------
+    prior
+        Of all users.
+    half_life
+        What to put in force; None leaves the model's.
+    item
+        Prior and half-life of the effect of items; None leaves the model's, or there is none.
+    """
+
+    prior: Gaussian
+    half_life: HalfLife | None
+    item: EffectPrior | None
 
 
 def choose(
-    model: Model, outcomes: Outcomes, sample: Microbatch, sampled_below: int, iterations: int, keep_half_life: bool
-) -> tuple[Gaussian, HalfLife | None]:
-    """The prior of all users, and the half-life to put in force; None leaves the model's.
+    model: Model,
+    outcomes: Outcomes,
+    sample: Microbatch,
+    sampled_below: int,
+    of_all: Microbatch | None,
+    iterations: int,
+    keep_half_life: bool,
+) -> Chosen:
+    """The prior of all users, the half-life, and the same of items.
 
     Parameters
     ----------
@@ -34,26 +61,44 @@ def choose(
         With the fixed effect and the click delay that were found.
     sample
         Events of users with hashes below `sampled_below`: the prior that they are predicted with is of the others.
+    of_all
+        Of as many users as are for the prior of items; None without an effect of theirs.
     """
-    log = read_log(sample, model.window_ms)
-    wide = model.d > WIDE and (model.d <= TOO_WIDE or not model.prior.is_diagonal)
-    half_life = None
+    trial = trial_of(sample, model, len(outcomes))
+    wide = is_to_be_tried(model, WIDE)
+    keeps_own = keep_half_life or model.discount is not None
     if model.discount is not None:
         print("half-life: none, since the model has discount, which predicts worse")
-        keep_half_life = True
-    if (keep_half_life and not wide) or len(log.users) < MIN_USERS:
-        if not keep_half_life:
-            print(f"half-life: the model's is kept: {len(log.users)} users to try it on, {MIN_USERS} are needed")
-        return _fit(outcomes, model, model.prior, "EM", iterations), None
+    nothing_to_try = keeps_own and not wide and model.item is None
+    if nothing_to_try or len(trial.log.users) < MIN_USERS:
+        if not nothing_to_try:
+            items = "" if model.item is None else ", and all of items"
+            print(
+                f"half-life{items}: the model's is kept: {len(trial.log.users)} users to try it on, "
+                f"{MIN_USERS} are needed"
+            )
+        return Chosen(_fit(outcomes, model, model.prior, "EM", iterations), None, None)
+
+    def beside_items(title: str, left_out: int) -> Refit:
+        return lambda known, beside: _fit(
+            outcomes, model, model.prior, title, iterations, known.prior, left_out, quiet=bool(left_out), beside=beside
+        )
+
     held_out = replace(
         model, prior=_fit(outcomes, model, model.prior, "EM, users held out", iterations, left_out=sampled_below)
     )
-    if not keep_half_life:
-        half_life = _half_life(held_out, log)
+    half_life = None if keeps_own else _half_life(replace(held_out, item=None), trial)
+    if half_life is not None:
+        held_out = _with(held_out, half_life)
     if wide:
-        forgetting = held_out if half_life is None else _with(held_out, half_life)
-        _covariance(forgetting, outcomes, log, sampled_below, iterations)
-    return _fit(outcomes, model, model.prior, "EM, all users", iterations, initial=held_out.prior), half_life
+        _covariance(replace(held_out, item=None), outcomes, trial, sampled_below, iterations)
+    if model.item is None or of_all is None:
+        prior = _fit(outcomes, model, model.prior, "EM, all users", iterations, initial=held_out.prior)
+        return Chosen(prior, half_life, None)
+    title = "EM, users held out, beside items"
+    held_out = choose_of_items(held_out, trial, beside_items(title, sampled_below), keep_half_life)
+    found = jointly(held_out, trial_of(of_all, model, len(outcomes)), beside_items("EM, all users, beside items", 0))
+    return Chosen(found.prior, half_life, prior_of_items(model.item, found))
 
 
 def _fit(
@@ -65,6 +110,7 @@ def _fit(
     initial: Gaussian | None = None,
     left_out: int = 0,
     quiet: bool = False,
+    beside: ItemsBeside | None = None,
 ) -> Gaussian:
     with progress(title, " outcomes") as bar:
         if not quiet:
@@ -79,52 +125,31 @@ def _fit(
             advance=bar.update,
             initial=initial,
             left_out=left_out,
+            beside=beside,
         )
 
 
-def _half_life(model: Model, log: Log) -> HalfLife | None:
+def _half_life(model: Model, trial: Trial) -> HalfLife | None:
     """What to put in force; None if that is the model's own."""
-    own = HalfLife(model.half_life_ms, model.half_life_outcomes)
-    at = log.batch.events.event["at"]
+    own = half_life_of(model)
+    first, last = trial.span_ms
     with progress("half-life", " slates") as bar:
-        chosen, tried = fit_half_life(
-            lambda one: _losses(_with(model, one), log, bar.update), own, float(at.max() - at.min())
-        )
+        chosen, tried = fit_half_life(lambda one: trial.losses(_with(model, one), bar.update), own, last - first)
     for line in report(chosen, tried, own):
         print(line)
     return None if chosen == own else chosen
 
 
-def _covariance(model: Model, outcomes: Outcomes, log: Log, sampled_below: int, iterations: int) -> None:
-    """Say which covariance predicts better; it is the model's to change, since it makes another feature space."""
-    own, other = ("diagonal", "full") if model.prior.is_diagonal else ("full", "diagonal")
+def _covariance(model: Model, outcomes: Outcomes, trial: Trial, sampled_below: int, iterations: int) -> None:
+    """Say which covariance predicts better."""
+    other = "full" if model.prior.is_diagonal else "diagonal"
     mean, cov = model.prior
     start = Gaussian(mean, np.diag(cov) if model.prior.is_diagonal else np.diagonal(cov).copy())
     prior = _fit(outcomes, model, start, f"EM, {other}", iterations, left_out=sampled_below, quiet=True)
-    with progress("covariance", " slates", 2 * log.n_slates()) as bar:
-        losses = {
-            own: _losses(model, log, bar.update),
-            other: _losses(replace(model, prior=prior), log, bar.update),
-        }
-    gap = difference(losses[own], losses[other])
-    print(
-        f"covariance: progressive log loss of the same users, full {losses['full'].mean:.5f}, diagonal "
-        f"{losses['diagonal'].mean:.5f}; the model's own, {own}, against the other {gap}"
-    )
-    if gap.is_clear and gap.value > 0:
-        why = "warning: full covariance overfits here" if own == "full" else "warning: diagonal loses what full knows"
-        print(
-            f'{why}: choose covariance = "{other}" in the model and fit again. That makes another feature space: '
-            "records of this one cannot be read under it, so the log has to be learnt anew"
-        )
-    else:
-        told_apart = "is the better one" if gap.is_clear else "is kept: this log does not tell them apart"
-        print(f'covariance = "{own}", the model\'s own, {told_apart}')
+    with progress("covariance", " slates", 2 * trial.log.n_slates()) as bar:
+        own, others = (trial.losses(one, bar.update) for one in (model, replace(model, prior=prior)))
+    say_which_covariance("", model.prior.is_diagonal, own, others)
 
 
 def _with(model: Model, half_life: HalfLife) -> Model:
     return replace(model, half_life_ms=half_life.ms, half_life_outcomes=half_life.outcomes)
-
-
-def _losses(model: Model, log: Log, advance: Callable[[int], object]) -> Losses:
-    return Losses(*progressive_losses(model, log, advance))

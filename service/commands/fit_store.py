@@ -7,14 +7,14 @@ from pathlib import Path
 
 import msgspec
 
-from learner.batch.stored import collect_evidence, fit_stored_prior
+from learner.batch.stored import MIN_ITEMS, collect_evidence, fit_stored_item_prior, fit_stored_prior
 from learner.batch.users import chosen
 from learner.belief.population import Population
-from learner.model.prior_file import PriorFile
+from learner.model.prior_file import PriorFile, fitted_prior
 from learner.model.spec import Model
 from learner.record import RecordError
 from learner.store import open_store
-from service.commands.fit import told, write_prior
+from service.commands.fit import say_prior_of_items, told, write_prior
 from service.commands.logs import progress
 from service.environment import hide_password
 from service.model_file import read_prior
@@ -31,6 +31,7 @@ def fit_from_store(arguments: argparse.Namespace, settings: Settings, model: Mod
     if scheme == "sqlite" and not Path(path).exists():
         raise SettingsError(f"--from-store: {path!r}: no such file")
     refused: list[RecordError] = []
+    refuse = refused.append if arguments.skip_bad else None
     store = open_store(settings.store_url, **settings.store_options)
     try:
         with progress("reading", " records") as bar:
@@ -38,29 +39,38 @@ def fit_from_store(arguments: argparse.Namespace, settings: Settings, model: Mod
                 store.scan(),
                 model,
                 lambda user_id: chosen(user_id, arguments.sample, arguments.seed),
-                refused.append if arguments.skip_bad else None,
+                refuse,
                 bar.update,
+            )
+            of_items = (
+                None
+                if model.item is None
+                else collect_evidence(store.scan("item"), model.item, refuse=refuse, advance=bar.update)
             )
     finally:
         store.close()
     if not len(evidence):
         raise ValueError(f"{hide_password(settings.store)}: no user in it of whom anything is learnt")
+    before = read_prior(settings.model, settings.prior)
     with progress("EM", " users") as bar:
         bar.write(f"{len(evidence):,} users of whom something is learnt")
         prior = fit_stored_prior(evidence, model.prior, arguments.iterations, told(bar.write), bar.update)
-    before = read_prior(settings.model, settings.prior)
+        item = None
+        if model.item is not None and of_items is not None:
+            bar.write(f"{len(of_items):,} items of which something is learnt; {MIN_ITEMS} are needed")
+            prior_of_items = fit_stored_item_prior(of_items, model.item.prior, bar.update)
+            say_prior_of_items(model.item, prior_of_items)
+            half_life = before.item.half_life if before is not None and before.item is not None else None
+            item = fitted_prior(model.item, Population(prior_of_items, model.item.fixed_effect), half_life)
     write_prior(
         arguments.out,
         PriorFile(
-            model.name,
-            model.fingerprint,
-            model.coefficients,
-            Population(prior, model.fixed_effect),
-            (*model.earlier, model.population),
-            before.click_delay if before else None,
-            before.half_life if before else None,
-            before.scaling if before else {},
-            before.mean_offset if before else None,
+            **vars(fitted_prior(model, Population(prior, model.fixed_effect), before.half_life if before else None)),
+            model_name=model.name,
+            click_delay=before.click_delay if before else None,
+            scaling=before.scaling if before else {},
+            mean_offset=before.mean_offset if before else None,
+            item=item,
         ),
         model,
     )

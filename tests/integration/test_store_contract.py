@@ -106,7 +106,7 @@ def test_of_records_written_alone_one_loser_does_not_stop_the_others(store: Stor
     assert done == [i != 7 for i in range(40)]
 
 
-def test_a_scan_finds_every_user_and_nothing_else_that_is_in_the_store(opener: Opener) -> None:
+def test_a_scan_finds_every_user_or_every_item_and_nothing_else_that_is_in_the_store(opener: Opener) -> None:
     store, mark = opener(), uuid.uuid4().hex
     # Some of more bytes than characters, and more than are read at a time.
     users = [f"{mark}-{i}-é:{{}}" for i in range(2_500)]
@@ -117,6 +117,8 @@ def test_a_scan_finds_every_user_and_nothing_else_that_is_in_the_store(opener: O
     assert all(write_alone(store, [Write(one, None, value(1, b"item"), effect="item") for one in items]))
     found = [(u, v) for some in store.scan() for u, v in some if u.startswith(mark)]
     assert dict(found) == {u: value(1, u.encode()) for u in users}
+    of_items = dict(one for some in store.scan("item") for one in some if one[0].startswith(mark))
+    assert of_items == dict.fromkeys(items, value(1, b"item"))
 
 
 def of_one_shard(store: Store, user: str, n: int) -> tuple[int, list[str]]:

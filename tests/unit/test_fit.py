@@ -231,7 +231,7 @@ def test_of_many_clicks_a_sample_of_delays_is_kept_that_does_not_depend_on_the_l
 ) -> None:
     events = simulated(100, 20)
     whole = joined(events, MODEL)
-    monkeypatch.setattr("learner.batch.join.MAX_DELAYS", 200)
+    monkeypatch.setattr("learner.batch.click_delay.MAX_DELAYS", 200)
     sample = joined(events, MODEL)
     assert 50 < len(sample.delay) <= 200 < len(whole.delay)
     assert sorted(joined(events[::-1], MODEL).horizon) == sorted(sample.horizon)

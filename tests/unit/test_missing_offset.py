@@ -18,7 +18,7 @@ from learner.events.wire import BadEvent, Reason
 from learner.log import open_log
 from learner.model.duration import ModelError
 from learner.model.kinds import ItemError
-from learner.model.prior_file import PriorFile, decode_prior, encode_prior, with_prior
+from learner.model.prior_file import PriorFile, decode_prior, encode_prior, fitted_prior, with_prior
 from learner.model.spec import Model, load_model
 from learner.record import encode_record, fresh_record
 from learner.store import Write, open_store, write_alone
@@ -126,7 +126,9 @@ def test_the_mean_is_that_of_the_logs_offsets_and_fit_keeps_it_in_the_prior(
 def test_a_mean_in_force_stays_so_where_a_log_or_a_store_has_no_offsets(tmp_path: Path) -> None:
     (tmp_path / "model.toml").write_text(MODEL_TOML.format(offset='[offset]\nmissing = "mean"'))
     spec = model('[offset]\nmissing = "mean"\nmean = -2.5')
-    before = PriorFile(spec.name, spec.fingerprint, spec.coefficients, spec.population, mean_offset=-2.5)
+    before = PriorFile(
+        **vars(fitted_prior(spec, spec.population, None)), model_name=spec.name, click_delay=None, mean_offset=-2.5
+    )
     (tmp_path / "before.npz").write_bytes(encode_prior(before))
     items = [{"item_id": f"i{k}", "features": {"x": k}} for k in range(3)]
     (tmp_path / "log.jsonl").write_text(json.dumps({**SHOWN, "items": items}))

@@ -39,7 +39,13 @@ def a_population(model: Model, seed: int = 1, fixed: bool = False) -> Population
 
 def a_prior(model: Model, population: Population, earlier: tuple[Population, ...] = ()) -> PriorFile:
     return PriorFile(
-        model.name, model.fingerprint, model.coefficients, population, earlier, (9000.0, 1.1), HalfLife(1e6)
+        model_name=model.name,
+        feature_space=model.fingerprint,
+        coefficients=model.coefficients,
+        population=population,
+        earlier=earlier,
+        click_delay=(9000.0, 1.1),
+        half_life=HalfLife(1e6),
     )
 
 

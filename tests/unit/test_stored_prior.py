@@ -20,7 +20,7 @@ from learner.belief.population import Population
 from learner.evaluation.history import read_log
 from learner.evaluation.replay import progressive_losses
 from learner.events.parse import outcome_key
-from learner.model.prior_file import PriorFile, decode_prior, with_prior
+from learner.model.prior_file import decode_prior, fitted_prior, in_force
 from learner.model.spec import Model, load_model
 from learner.record import DamagedRecord, Record, decode_record, encode_record, erased, fresh_record
 from learner.store import Write, open_store, write_alone
@@ -83,8 +83,7 @@ def refitted(records: Sequence[Record], model: Model) -> Model:
     """The model with the prior that its store gives, which knows the one before."""
     prior = fit_stored_prior(collect_evidence(stored(records, model), model), model.prior)
     population = Population(prior, model.fixed_effect)
-    earlier = (*model.earlier, model.population)
-    return with_prior(model, PriorFile(model.name, model.fingerprint, model.coefficients, population, earlier))
+    return in_force(model, fitted_prior(model, population, None))
 
 
 def moved(records: Sequence[Record], old: Model, new: Model) -> list[Record]:
