@@ -290,16 +290,43 @@ def test_two_owners_of_a_shard_cost_conflicts_and_nothing_else(rig: Shown) -> No
     assert rig.items() == rig.by_the_log_alone()
 
 
-def test_a_feed_that_was_told_is_trimmed_but_for_its_last_minute(rig: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_block_stays_for_a_minute_after_the_last_shard_of_items_has_read_it_however_old_it_was(rig: Shown) -> None:
+    def blocks() -> list[int]:
+        return [one.number for one in rig.store.read_feed({0: 0}, 1_000)[0]]
+
+    items = rig.learner._items
+    assert items is not None
+    items.clock = lambda: rig.clock
+    # The items are an hour behind, and then read all.
+    rig.learner._items = None
     rig.send_slates(10)
     rig.turns(10)
-    assert rig.store.read_feed({0: 0}, 1_000)[0]
-    assert rig.learner._items is not None
-    last = rig.store.read_feed({0: 0}, 1_000)[0][-1].number
-    rig.store.trim_feed(0, last - 1, 0)
-    assert [one.number for one in rig.store.read_feed({0: 0}, 1_000)[0]] == [last]
-    rig.store.trim_feed(0, last, 60_000)
-    assert [one.number for one in rig.store.read_feed({0: 0}, 1_000)[0]] == [last]
+    told = blocks()
+    assert told
+    rig.clock += 3_600.0
+    rig.learner._items = items
+    rig.turns(1)
+    rig.turns(3, seconds=15.0)
+    assert blocks() == told
+    rig.turns(2, seconds=15.0)
+    assert blocks() == []
+
+
+def test_items_that_have_stepped_back_are_made_good_though_nothing_comes(rig: Shown) -> None:
+    items = rig.learner._items
+    assert items is not None
+    items.clock = lambda: rig.clock
+    rig.learner._items = None
+    rig.send_slates(10)
+    rig.turns(10)
+    before = rig.keep()
+    rig.learner._items = items
+    rig.turns(2)
+    # Users have lost nothing, and tell nothing again.
+    rig.put_back(before)
+    assert rig.items() == {}
+    rig.turns(2, seconds=10.0)
+    assert rig.items() == rig.by_the_log_alone()
 
 
 def test_an_unknown_item_is_its_prior() -> None:
