@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from learner.belief.gaussian import Array, Belief, Gaussian, Rows, factorised
+from learner.belief.gaussian import Array, Belief, Gaussian, Method, Rows, factorised
 from learner.belief.population import Population
 
 
@@ -33,6 +33,10 @@ class Effect:
         b, shape (d,): an item without an offset of its own has the offset x'b.
     earlier
         Populations that records may have been written under before this one, oldest first.
+    method
+        ``adf`` or ``laplace``.
+    click_delay
+        Median in ms and sigma of the log-normal click delay; None: a missing click means "no" at once.
     """
 
     name: str
@@ -43,6 +47,8 @@ class Effect:
     fingerprint: bytes
     fixed_effect: Array
     earlier: tuple[Population, ...] = ()
+    method: Method = "adf"
+    click_delay: tuple[float, float] | None = None
     key: ClassVar[str] = "user"
     """What has the effect."""
 

@@ -14,7 +14,7 @@ import numpy as np
 import scipy  # scipy.special is imported at its first use, the click delay's: no scorer waits for it
 from numpy.typing import NDArray
 
-from learner.belief.gaussian import Array, Gaussian, Method, Rows
+from learner.belief.gaussian import Array, Gaussian, Rows
 from learner.belief.population import Population
 from learner.model.design import INTERCEPT, Design, item_struct
 from learner.model.duration import ModelError, parse_duration_ms, parse_half_life
@@ -36,16 +36,12 @@ class Model(Effect):
     ----------
     item
         The effect of items; None if items are not learnt.
-    method
-        ``adf`` or ``laplace``.
     discount
         Share of the evidence kept per microbatch; None for all of it.
     window_ms
         How long after its impression a click still counts.
     max_ahead_ms
         How long after it came in an event may be dated.
-    click_delay
-        Median in ms and sigma of the log-normal click delay; None: a missing click means "no" at once.
     max_open
         Open impressions kept per user.
     prior_file
@@ -56,11 +52,9 @@ class Model(Effect):
         The log's mean offset, for ``mean``; None if it is not known.
     """
 
-    method: Method
     discount: float | None
     window_ms: int
     max_ahead_ms: int
-    click_delay: tuple[float, float] | None
     max_open: int
     features: Mapping[str, Feature]
     ignore_unknown: bool

@@ -14,7 +14,6 @@ from learner.belief.laplace import condition_jointly
 from learner.belief.moments import sigmoid
 from learner.belief.update import condition, project
 from learner.model.effect import Effect
-from learner.model.spec import Model
 from learner.record import NEVER, Record, State
 
 
@@ -32,14 +31,13 @@ def belief_at(effect: Effect, record: Record, now: int) -> Belief:
     if not known and not len(outcomes):
         return Belief(mean, factor)
     kept = 1.0 if not known else float(effect.relax_factor(np.array(float(now - record.settled_at))))
-    delay = effect.click_delay if isinstance(effect, Model) else None
-    median, sigma = delay or (0.0, 1.0)
+    median, sigma = effect.click_delay or (0.0, 1.0)
     prior = effect.prior_belief
     serve(
         mean, factor, prior.mean, prior.factor, kept, record.rows[is_open], now - outcomes["shown_at"],
         outcomes["offset"].astype(np.float64) + outcomes["other_mean"], outcomes["weight"].astype(np.float64),
         outcomes["other_var"].astype(np.float64), median, sigma,
-        isinstance(effect, Model) and effect.method == "laplace",
+        effect.method == "laplace",
     )  # fmt: skip
     return Belief(mean, factor)
 
