@@ -205,6 +205,9 @@ class _Reached:
             marks[shard] = max(mark, marks[shard])
 
     def moves(self, shard: int) -> list[Move]:
-        """Where a shard goes; nowhere if it has all of it."""
+        """Where a shard goes; nowhere if it has all of it.
+
+        What stays is compared too: rows were passed over for it, and the shard may have stepped back since it was read.
+        """
         moves = [Move(name, self._known[name][shard], marks[shard]) for name, marks in self._reached.items()]
-        return [move for move in moves if move.reached != move.held]
+        return moves if any(move.reached != move.held for move in moves) else []
