@@ -18,7 +18,7 @@ import structlog
 from numpy.typing import NDArray
 
 from learner.feed import Told, decode_block
-from learner.log.position import NOTHING, Mark, Partition
+from learner.log.position import Mark, Partition
 from learner.model.effect import ItemEffect
 from learner.record import DamagedRecord, ForeignRecord, is_tombstone
 from learner.record.items import item_id
@@ -29,8 +29,11 @@ from learner.store import Move, Store, Transaction, Write, marks_by_shard
 BLOCKS = 64
 """Of each feed, read at a time."""
 TRIM_S = 10.0
-KEPT_MS = 60_000
-"""Blocks are kept for so long: a shard of items that loses less than its last minute is made good from them."""
+KEPT_S = 60.0
+"""Blocks stay for so long after all shards of items have read them: one that loses its last minute reads them again.
+
+They are old already where items were far behind.
+"""
 
 log = structlog.get_logger("freshet.learner")
 
@@ -64,7 +67,8 @@ class Items:
     # What the shards hold, as this member last read or wrote it: forgotten whenever one of them held something else.
     _known: dict[Partition, list[Mark]] = field(default_factory=dict, init=False)
     _unusable: set[str] = field(default_factory=set, init=False)
-    _trimmed_at: float = field(default=-float("inf"), init=False)
+    # When feeds of ours were looked at, and how far all shards were in each: of the last `KEPT_S`, and once before.
+    _looks: list[tuple[float, dict[int, int]]] = field(default_factory=list, init=False)
 
     def turn(self, owned: Set[int], counts: Counter[str]) -> None:
         """Learn what the feeds tell of items in these shards: all that there is, unless another member got ahead."""
@@ -73,10 +77,10 @@ class Items:
             self._known.clear()
         while self._owned and self._learn_some(counts):
             pass
-        if self.clock() - self._trimmed_at >= TRIM_S:
+        if not self._looks or self.clock() - self._looks[-1][0] >= TRIM_S:
             self._trim()
-            self._trimmed_at = self.clock()
-            # Those that were erased or repaired meanwhile learn again.
+            # A shard that has stepped back while nothing came is noticed, and those erased or repaired learn again.
+            self._known.clear()
             self._unusable.clear()
 
     def forget(self) -> None:
@@ -163,11 +167,19 @@ class Items:
         self._known |= marks_by_shard(self.store, [one for one in wanted if one not in self._known])
 
     def _trim(self) -> None:
-        """Drop what every shard of items has, of the feeds of the shards that are this member's."""
+        """Drop what every shard of items has had for `KEPT_S`, of the feeds of the shards that are this member's."""
         ours = [cursor(feed) for feed in sorted(self._owned)]
-        for one, marks in marks_by_shard(self.store, ours).items():
-            if (least := min(marks)) != NOTHING:
-                self.store.trim_feed(one.number, least.offset, KEPT_MS)
+        now = self.clock()
+        found = marks_by_shard(self.store, ours)
+        self._looks.append((now, {one.number: min(marks).offset for one, marks in found.items()}))
+        while len(self._looks) > 1 and self._looks[1][0] <= now - KEPT_S:
+            del self._looks[0]
+        if self._looks[0][0] > now - KEPT_S:
+            return
+        for feed in self._owned:
+            # The least: in between a shard may have stepped back, and may again, to where it had read no more.
+            if (least := min(at.get(feed, 0) for _, at in self._looks)) > 0:
+                self.store.trim_feed(feed, least)
 
 
 class _Reached:
@@ -198,6 +210,9 @@ class _Reached:
             marks[shard] = max(mark, marks[shard])
 
     def moves(self, shard: int) -> list[Move]:
-        """Where a shard goes; nowhere if it has all of it."""
+        """Where a shard goes; nowhere if it has all of it.
+
+        What stays is compared too: rows were passed over for it, and the shard may have stepped back since it was read.
+        """
         moves = [Move(name, self._known[name][shard], marks[shard]) for name, marks in self._reached.items()]
-        return [move for move in moves if move.reached != move.held]
+        return moves if any(move.reached != move.held for move in moves) else []

@@ -14,6 +14,8 @@ from tests.servers import eventually, free_port
 
 KEY = "schlüssel-CANARYkey"
 TIMEOUT_S = 1.0
+ROOT = Path(__file__).parents[1]
+"""Of what is tested: the command that is installed may be of another tree."""
 
 
 class Freshet:
@@ -31,7 +33,8 @@ class Freshet:
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
                 [str(Path(sys.executable).parent / "freshet"), command],
-                cwd=folder, env={"PATH": os.environ["PATH"], **environ}, stdout=output, stderr=output,
+                cwd=folder, env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **environ},
+                stdout=output, stderr=output,
             )  # fmt: skip
         eventually(self._live, 30, f"freshet {command} answers")
 

@@ -108,9 +108,10 @@ class KafkaReader:
             if Partition(self._ids[place.topic], place.partition) == partition:
                 if mark == NOTHING:
                     self._consumer.seek_to_beginning(place)
+                    self._watch.restart(place)
                 else:
                     self._go_to(place, mark.offset + 1, mark.epoch)
-                self._watch.expect(place, None if mark == NOTHING else mark.offset + 1)
+                    self._watch.expect(place, mark.offset + 1)
                 self._next.pop(place, None)
                 self._owed.pop(place, None)
 

@@ -83,6 +83,11 @@ class Watch:
         else:
             self._expected[place] = offset
 
+    def restart(self, place: TopicPartition) -> None:
+        """Note that a partition is read from its beginning again: at offset 0, until kafka-python has found where."""
+        self.expect(place, None)
+        self._begins[place] = 0
+
     def took(self, fetched: Mapping[TopicPartition, Sequence[Any]]) -> None:
         """Note how far partitions were read, and find what retention took before."""
         for place in list(self._fetcher.resets):

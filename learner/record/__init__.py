@@ -270,6 +270,8 @@ def _under_this_population(record: Record, fingerprint: bytes, effect: Effect, u
     outcomes = record.outcomes
     shift = effect.fixed_effect - old.fixed_effect
     if shift.any() and len(outcomes):
+        # Of those too that came with an offset: the belief has moved by as much, and what is learnt or taken back of
+        # them stays at the same log-odds.
         outcomes = outcomes.copy()
         outcomes["offset"] += (record.rows * shift).sum(axis=1).astype(np.float32)
     try:

@@ -115,8 +115,8 @@ class Store(Protocol):
         """For each of these shards the blocks of its feed behind a number, at most so many, in one round trip."""
         ...
 
-    def trim_feed(self, shard: int, number: int, younger_ms: int) -> None:
-        """Drop a feed's blocks up to a number, but for those written less than so long ago, or before its newest."""
+    def trim_feed(self, shard: int, number: int) -> None:
+        """Drop a feed's blocks up to a number."""
         ...
 
     def scan(self, effect: str = "user") -> Iterator[list[tuple[str, bytes]]]:

@@ -71,9 +71,9 @@ class RecentStore:
         """Ask the store."""
         return self._store.read_feed(behind, limit)
 
-    def trim_feed(self, shard: int, number: int, younger_ms: int) -> None:
+    def trim_feed(self, shard: int, number: int) -> None:
         """See the store."""
-        self._store.trim_feed(shard, number, younger_ms)
+        self._store.trim_feed(shard, number)
 
     def positions(self, partitions: Sequence[Partition]) -> list[list[Mark]]:
         """Ask the store."""

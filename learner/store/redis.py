@@ -142,13 +142,10 @@ class RedisStore:
             for shard, reply in zip(behind, replies, strict=True)
         }
 
-    def trim_feed(self, shard: int, number: int, younger_ms: int) -> None:
-        """Drop blocks; the newest one's id tells Redis's time."""
-        key = feed_key(shard, self._prefix)
+    def trim_feed(self, shard: int, number: int) -> None:
+        """Drop blocks; the stream remembers the id of the last one."""
         with translated():
-            if newest := self._redis.execute_command("XREVRANGE", key, "+", "-", "COUNT", 1):
-                until = min(number + 1, max(0, _number_of(newest[0][0]) - (younger_ms << _SEQUENCE_BITS)))
-                self._redis.execute_command("XTRIM", key, "MINID", _stream_id(until))
+            self._redis.execute_command("XTRIM", feed_key(shard, self._prefix), "MINID", _stream_id(number + 1))
 
     def forget(self) -> None:
         """Do nothing: nothing is remembered."""

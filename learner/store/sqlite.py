@@ -20,7 +20,7 @@ CREATE TABLE IF NOT EXISTS positions (
     topic_id BLOB NOT NULL, number INTEGER NOT NULL, epoch INTEGER NOT NULL, "offset" INTEGER NOT NULL,
     PRIMARY KEY (topic_id, number)
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS feed (number INTEGER PRIMARY KEY AUTOINCREMENT, data BLOB NOT NULL, made_at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS feed (number INTEGER PRIMARY KEY AUTOINCREMENT, data BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS owner (value BLOB NOT NULL);
 """
 
@@ -67,10 +67,10 @@ class SqliteStore:
         with self._file.reading() as db:
             return {shard: [Block(*row) for row in db.execute(query, (at, limit))] for shard, at in behind.items()}
 
-    def trim_feed(self, shard: int, number: int, younger_ms: int) -> None:
+    def trim_feed(self, shard: int, number: int) -> None:
         """Drop blocks."""
         with self._file.writing() as db:
-            db.execute("DELETE FROM feed WHERE number <= ? AND made_at < ?", (number, time.time() - younger_ms / 1000))
+            db.execute("DELETE FROM feed WHERE number <= ?", (number,))
 
     def positions(self, partitions: Sequence[Partition]) -> list[list[Mark]]:
         """Read positions."""
@@ -91,7 +91,7 @@ class SqliteStore:
                 for move in transaction.moves:
                     _move(db, move)
                 if transaction.feed:
-                    db.execute("INSERT INTO feed (data, made_at) VALUES (?, ?)", (transaction.feed, now))
+                    db.execute("INSERT INTO feed (data) VALUES (?)", (transaction.feed,))
                 for write in transaction.writes:
                     _write(db, write, now + (self._lifetimes.of(write) or float("inf")))
         except _Refused:

@@ -24,6 +24,7 @@ def describe_model(model: Model) -> api.ModelResponse:
         covariance="diagonal" if model.prior.is_diagonal else "full",
         method=model.method,
         half_life_seconds=None if model.half_life_ms is None else model.half_life_ms / 1000,
+        half_life_outcomes=model.half_life_outcomes,
         discount=model.discount,
         attribution_window_seconds=model.window_ms / 1000,
         missing_offset=model.missing_offset,

@@ -186,6 +186,7 @@ class ModelResponse(msgspec.Struct, frozen=True):
     covariance: str
     method: str
     half_life_seconds: float | None
+    half_life_outcomes: float | None
     discount: float | None
     attribution_window_seconds: float
     missing_offset: MissingOffset

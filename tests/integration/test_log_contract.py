@@ -113,6 +113,21 @@ def test_a_reader_goes_on_behind_the_mark_that_it_is_told(logs: Logs, topic: str
     assert read(logs.reader(topic), 3) == messages[2:]
 
 
+def test_a_reader_that_is_sent_back_to_the_beginning_has_all_of_it_still_to_poll(logs: Logs, topic: str) -> None:
+    logs.log().append([Entry(topic, b"k", str(i).encode()) for i in range(5)])
+    first = logs.reader(topic)
+    messages = read(first, 5)
+    first.commit(messages)
+    first.close()
+    second = logs.reader(topic)
+    eventually(lambda: second.poll(WAIT_MS, 1) == [] and bool(second.assigned()), 30, "the second has the partition")
+    assert second.lag() == 0
+    second.seek(messages[0].position.partition, NOTHING)
+    # At once: a learner that takes 0 for the end of the log ends the windows of its users.
+    assert second.lag() == 5
+    assert read(second, 5) == messages
+
+
 def test_a_partition_that_is_not_ours_is_not_sought(logs: Logs, topic: str) -> None:
     reader = logs.reader(topic)
     reader.poll(WAIT_MS, 1)

@@ -21,6 +21,7 @@ from learner.record import decode_record, encode_record, fresh_record
 from learner.record.served import belief_at
 from learner.store import Store, StoreUnavailable, Transaction, Write, open_store, write_alone
 from service.settings import Settings, SettingsError, describe, read_settings
+from service.web.answers import describe_model
 from service.web.app import create_app
 from tests.stepping import Impression, apply, parsed
 
@@ -90,6 +91,11 @@ class NoLog:
         raise LogUnavailable("away")
 
     def close(self) -> None: ...
+
+
+def test_a_model_tells_its_half_life_in_time_and_in_outcomes() -> None:
+    told = describe_model(load_model('name = "m"\nhalf_life = ["30d", "300 outcomes"]\n[features]\n'))
+    assert (told.half_life_seconds, told.half_life_outcomes) == (30 * 86_400.0, 300.0)
 
 
 def test_an_unknown_user_is_scored_with_the_prior_best_first(rig: Rig) -> None:

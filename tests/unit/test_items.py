@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-import sqlite3
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,17 +21,18 @@ from learner.evaluation.replay import replay
 from learner.events.microbatch import ERASE_ITEM, by_user
 from learner.events.parse import item_key, parse_events
 from learner.items import TRIM_S, Items
-from learner.log import Entry, open_log, open_reader
-from learner.loop import Learner
+from learner.log import open_reader
 from learner.model.duration import ModelError
 from learner.model.spec import Model, load_model
+from learner.progress import Progress
 from learner.record import Record, decode_record, encode_record, erased, fresh_record, is_tombstone
 from learner.record.items import effects_at, item_id, read_beliefs
 from learner.record.served import belief_at
 from learner.step.apply import apply, apply_to_items
 from learner.step.feed import ERASED, FLIP, NO, YES, Transitions, by_item
-from learner.store import Store, Write, open_store, write_alone
+from learner.store import Write, open_store, write_alone
 from learner.store.recent import RecentStore
+from tests.rig import SteppingBack, without_revision
 
 TEXT = """
 name = "t"
@@ -46,6 +47,7 @@ prior = { variance = 0.5 }
 """
 MODEL = load_model(TEXT)
 AT = 1_700_000_000_000
+ITEM_IDS = [item_id(item_key(item)) for item in "abcdef"]
 
 
 def work(d: int) -> tuple[np.ndarray, np.ndarray]:
@@ -185,26 +187,15 @@ def test_an_effect_that_cannot_be_is_refused_by_its_key(more: str, said: str) ->
         load_model(TEXT.replace('half_life = "10d"', 'method = "laplace"'))
 
 
-class Rig:
-    """Log and store in files of their own, and learners on them."""
+class Shown(SteppingBack):
+    """Slates of some users and items."""
 
-    def __init__(self, folder: Path, name: str = "g") -> None:
-        self.folder, self.name = folder, name
-        self.log_url = f"sqlite:///{folder / 'log.db'}"
-        self.log = open_log(self.log_url)
-        self.file = folder / f"{name}.db"
-        self.store: Store = open_store(f"sqlite:///{self.file}", 10**9)
-        self.clock = 0.0
-        self.learner = self.new_learner()
-        self.sent = 0
+    turn_s = 0.3
 
-    def new_learner(self) -> Learner:
-        reader = open_reader(self.log_url, ["events"], self.name)
-        learner = Learner(MODEL, RecentStore(self.store), reader, self.log, poll_timeout_ms=0, max_messages=5)
-        learner._positions.clock = lambda: self.clock
-        return learner
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, MODEL, max_messages=5)
 
-    def send(self, n: int, seed: int = 0) -> None:
+    def send_slates(self, n: int, seed: int = 0) -> None:
         rng = random.Random(seed)
         for _ in range(n):
             i, user = self.sent, rng.choice("uvw")
@@ -214,32 +205,17 @@ class Rig:
                 events.insert(rng.randrange(2), click(i, user, rng.choice(items), 4_000))
             if rng.random() < 0.1:
                 events.insert(rng.randrange(2), erasure(rng.choice(items), AT + i * 20_000 - rng.randrange(30_000)))
-            self.log.append([Entry("events", b"k", json.dumps(event).encode()) for event in events])
+            self.send(*events)
             self.sent += 1
 
-    def turns(self, n: int = 60, seconds: float = 0.3) -> dict[str, int]:
-        counts: dict[str, int] = {}
-        for _ in range(n):
-            self.clock += seconds
-            for name, value in self.learner.turn().counts.items():
-                counts[name] = counts.get(name, 0) + value
-        return counts
-
     def items(self) -> dict[str, bytes]:
-        """All but the number of writes."""
         assert MODEL.item is not None
-        found = {}
-        for item in "abcdef":
-            (value,) = self.store.load([item_id(item_key(item))], "item")
-            if value is not None:
-                record = decode_record(value, MODEL.item, item)
-                found[item] = encode_record(record._replace(revision=0), MODEL.item)
-        return found
+        return without_revision(self.store, ITEM_IDS, MODEL.item)
 
     def by_the_log_alone(self) -> dict[str, bytes]:
         """Every user one event at a time, and what they tell, in the order of the log: no feed, no store."""
         assert MODEL.item is not None
-        reader = open_reader(self.log_url, ["events"], f"oracle-{self.name}-{self.clock}")
+        reader = open_reader(self.log_url, ["events"], f"oracle-{self.clock}")
         users: dict[str, bytes | None] = {}
         items: dict[str, bytes | None] = {}
         for message in reader.poll(0, 10_000):
@@ -254,63 +230,45 @@ class Rig:
             items |= zip(of.user_ids, values, strict=True)
         reader.close()
         found = {}
-        for item in "abcdef":
-            if value := items.get(item_id(item_key(item))):
-                record = decode_record(value, MODEL.item, item)
-                found[item] = encode_record(record._replace(revision=0), MODEL.item)
+        for item, value in items.items():
+            record = decode_record(value or b"", MODEL.item, item)
+            found[item] = encode_record(record._replace(revision=0), MODEL.item)
         return found
 
-    def keep(self) -> Path:
-        copy = self.folder / "copy.db"
-        copy.unlink(missing_ok=True)
-        with sqlite3.connect(self.file) as db:
-            db.execute("VACUUM INTO ?", (str(copy),))
-        return copy
 
-    def put_back(self, copy: Path) -> None:
-        with sqlite3.connect(self.file, isolation_level=None) as db:
-            db.execute("ATTACH ? AS old", (str(copy),))
-            db.execute("BEGIN IMMEDIATE")
-            for table in ("records", "positions", "feed", "sqlite_sequence"):
-                db.execute(f"DELETE FROM {table}")
-                db.execute(f"INSERT INTO {table} SELECT * FROM old.{table}")
-            db.execute("COMMIT")
-
-    def close(self) -> None:
-        self.learner.reader.close()
-        self.store.close()
-        self.log.close()
+def counted(turns: list[Progress]) -> Counter[str]:
+    return sum((turn.counts for turn in turns), Counter())
 
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    one = Rig(tmp_path)
+def rig(tmp_path: Path) -> Iterator[Shown]:
+    one = Shown(tmp_path)
     yield one
     one.close()
 
 
-def test_what_items_have_learnt_is_what_the_log_alone_gives_to_the_last_bit(rig: Rig) -> None:
-    rig.send(40)
-    counts = rig.turns()
+def test_what_items_have_learnt_is_what_the_log_alone_gives_to_the_last_bit(rig: Shown) -> None:
+    rig.send_slates(40)
+    counts = counted(rig.turns())
     assert rig.items() == rig.by_the_log_alone()
     assert len(rig.items()) == 6
     assert counts["item_outcomes"] == counts["impressions"] * 3 + counts["clicks"]
 
 
-def test_a_store_that_steps_back_teaches_no_item_twice_and_none_less(rig: Rig) -> None:
-    rig.send(20)
+def test_a_store_that_steps_back_teaches_no_item_twice_and_none_less(rig: Shown) -> None:
+    rig.send_slates(20)
     rig.turns(4)
     copy = rig.keep()
     rig.turns(3)
     rig.put_back(copy)
-    rig.send(10, seed=1)
-    counts = rig.turns()
+    rig.send_slates(10, seed=1)
+    counts = counted(rig.turns())
     assert counts["store_rewound"] >= 1
     assert rig.items() == rig.by_the_log_alone()
 
 
-def test_a_learner_that_is_killed_before_its_items_are_stored_loses_none_of_them(rig: Rig) -> None:
-    rig.send(15)
+def test_a_learner_that_is_killed_before_its_items_are_stored_loses_none_of_them(rig: Shown) -> None:
+    rig.send_slates(15)
     rig.turns(2)
 
     def die(*_: object) -> None:
@@ -320,32 +278,30 @@ def test_a_learner_that_is_killed_before_its_items_are_stored_loses_none_of_them
     rig.learner._items.turn = die  # type: ignore[method-assign, assignment]
     with pytest.raises(KeyboardInterrupt):
         rig.turns()
-    rig.learner.reader.close()
-    rig.learner = rig.new_learner()
+    rig.restart()
     rig.turns()
     assert rig.items() == rig.by_the_log_alone()
 
 
-def test_a_store_that_is_emptied_is_rebuilt_from_the_log_with_its_items_and_their_erasures(rig: Rig) -> None:
-    empty = rig.keep()
-    rig.send(30)
+def test_a_store_that_is_emptied_is_rebuilt_from_the_log_with_its_items_and_their_erasures(rig: Shown) -> None:
+    rig.send_slates(30)
     rig.turns()
     before = rig.items()
-    rig.put_back(empty)
-    assert rig.turns()["store_rewound"] >= 1
+    rig.put_back(None)
+    assert counted(rig.turns())["store_rewound"] >= 1
     assert rig.items() == before == rig.by_the_log_alone()
     assert any(is_tombstone(value) for value in before.values())
 
 
-def test_two_owners_of_a_shard_cost_conflicts_and_nothing_else(rig: Rig) -> None:
-    rig.send(30)
+def test_two_owners_of_a_shard_cost_conflicts_and_nothing_else(rig: Shown) -> None:
+    rig.send_slates(30)
     assert MODEL.item is not None
-    other = Items(MODEL.item, RecentStore(open_store(f"sqlite:///{rig.file}", 10**9)))
+    other = Items(MODEL.item, RecentStore(open_store(f"sqlite:///{rig.folder / 'g.db'}", 10**9)))
     conflicts = 0
     for _ in range(20):
         counts = rig.learner.turn().counts
         other.turn({0}, counts)
-        rig.send(1, seed=rig.sent)
+        rig.send_slates(1, seed=rig.sent)
         other.turn({0}, counts)
         conflicts += counts["item_conflicts"]
     rig.turns()
@@ -353,16 +309,43 @@ def test_two_owners_of_a_shard_cost_conflicts_and_nothing_else(rig: Rig) -> None
     assert rig.items() == rig.by_the_log_alone()
 
 
-def test_a_feed_that_was_told_is_trimmed_but_for_its_last_minute(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    rig.send(10)
+def test_a_block_stays_for_a_minute_after_the_last_shard_of_items_has_read_it_however_old_it_was(rig: Shown) -> None:
+    def blocks() -> list[int]:
+        return [one.number for one in rig.store.read_feed({0: 0}, 1_000)[0]]
+
+    items = rig.learner._items
+    assert items is not None
+    items.clock = lambda: rig.clock
+    # The items are an hour behind, and then read all.
+    rig.learner._items = None
+    rig.send_slates(10)
     rig.turns(10)
-    assert rig.store.read_feed({0: 0}, 1_000)[0]
-    assert rig.learner._items is not None
-    last = rig.store.read_feed({0: 0}, 1_000)[0][-1].number
-    rig.store.trim_feed(0, last - 1, 0)
-    assert [one.number for one in rig.store.read_feed({0: 0}, 1_000)[0]] == [last]
-    rig.store.trim_feed(0, last, 60_000)
-    assert [one.number for one in rig.store.read_feed({0: 0}, 1_000)[0]] == [last]
+    told = blocks()
+    assert told
+    rig.clock += 3_600.0
+    rig.learner._items = items
+    rig.turns(1)
+    rig.turns(3, seconds=15.0)
+    assert blocks() == told
+    rig.turns(2, seconds=15.0)
+    assert blocks() == []
+
+
+def test_items_that_have_stepped_back_are_made_good_though_nothing_comes(rig: Shown) -> None:
+    items = rig.learner._items
+    assert items is not None
+    items.clock = lambda: rig.clock
+    rig.learner._items = None
+    rig.send_slates(10)
+    rig.turns(10)
+    before = rig.keep()
+    rig.learner._items = items
+    rig.turns(2)
+    # Users have lost nothing, and tell nothing again.
+    rig.put_back(before)
+    assert rig.items() == {}
+    rig.turns(2, seconds=10.0)
+    assert rig.items() == rig.by_the_log_alone()
 
 
 @settings(max_examples=20, deadline=None)
@@ -410,18 +393,18 @@ def test_an_erased_item_is_as_if_nothing_had_been_shown_until_then_whenever_it_i
     )
 
 
-def test_an_item_whose_record_was_damaged_learns_again_once_it_is_erased(rig: Rig) -> None:
+def test_an_item_whose_record_was_damaged_learns_again_once_it_is_erased(rig: Shown) -> None:
     assert MODEL.item is not None
     key = item_id(item_key("a"))
     write_alone(rig.store, [Write(key, None, b"damaged", effect="item")])
-    rig.log.append([Entry("events", b"k", json.dumps(slate(0, "u", "ab")).encode())])
-    assert rig.turns(3)["item_outcomes_lost"] == 1
+    rig.send(slate(0, "u", "ab"))
+    assert counted(rig.turns(3))["item_outcomes_lost"] == 1
     blank = encode_record(erased(fresh_record(MODEL.item), MODEL.item, AT), MODEL.item)
     write_alone(rig.store, [Write(key, b"damaged", blank, erased=True, effect="item")])
     assert rig.learner._items is not None
-    rig.learner._items._trimmed_at = -TRIM_S
+    rig.learner._items._looks = [(-2 * TRIM_S, {})]
     rig.turns(1)
-    rig.log.append([Entry("events", b"k", json.dumps(slate(1, "u", "ab")).encode())])
+    rig.send(slate(1, "u", "ab"))
     rig.turns(3)
     (value,) = rig.store.load([key], "item")
     assert decode_record(value or b"", MODEL.item, "a").n_events == 1

@@ -12,83 +12,26 @@ from pathlib import Path
 import pytest
 
 from learner.events.wire import Reason
-from learner.log import Entry, EntryTooLarge, EventLog, LogUnavailable, Message, Reader, open_log, open_reader
-from learner.loop import Learner
+from learner.log import Entry, EntryTooLarge, EventLog, LogUnavailable, Message, Reader, open_reader
 from learner.model.spec import load_model
 from learner.model_check import ModelMismatch
 from learner.progress import Progress
 from learner.record import Record, checksum, decode_record, encode_record, fresh_record
-from learner.store import Store, StoreUnavailable, Write, open_store, write_alone
+from learner.store import StoreUnavailable, Write, write_alone
 from learner.sweeps import Sweeps
+from tests.rig import Around, Rig, once
 
 MODEL = load_model('name = "t"\n[prior]\nvariance = 0.5\n[features]\nx = { kind = "numeric" }\n')
 AT = 1_700_000_000_000
 SHOWN = {"request_id": "r", "timestamp": AT, "items": [{"item_id": "a", "features": {"x": 1.0}}]}
 
 
-@dataclass
-class Around:
-    """A store or a log, with something done before or after one of its methods."""
-
-    inner: object
-    method: str
-    before: Callable[[], None] = lambda: None
-    after: Callable[[], None] = lambda: None
-
-    def __getattr__(self, name: str) -> object:
-        attribute = getattr(self.inner, name)
-        if name != self.method:
-            return attribute
-
-        def called(*args: object) -> object:
-            self.before()
-            result = attribute(*args)
-            self.after()
-            return result
-
-        return called
-
-
-def once(action: Exception | Callable[[], object]) -> Callable[[], None]:
-    """Raise or do something, at the first call only."""
-    actions = [action]
-
-    def call() -> None:
-        if actions:
-            todo = actions.pop()
-            if isinstance(todo, Exception):
-                raise todo
-            todo()
-
-    return call
-
-
-class Rig:
-    """One learner on one SQLite file; each `learner()` is a process of its own as far as the file can tell."""
+class Loop(Rig):
+    """What is sent, and what learners see and write of it."""
 
     def __init__(self, folder: Path) -> None:
-        self.url = f"sqlite:///{folder / 'freshet.db'}"
-        self.store: Store = open_store(self.url, 1_000_000)
-        self.log: EventLog = open_log(self.url)
         self.seen: list[Progress] = []
-        self._opened: list[Learner] = []
-
-    def learner(self, store: object = None, dead_letters: object = None) -> Learner:
-        one = Learner(
-            MODEL,
-            store or self.store,  # type: ignore[arg-type]
-            open_reader(self.url, ["events"], "g"),
-            dead_letters or self.log,  # type: ignore[arg-type]
-            observe=self.seen.append,
-            poll_timeout_ms=0,
-            commit_interval_s=0,
-        )
-        self._opened.append(one)
-        return one
-
-    def send(self, *events: dict[str, object] | bytes) -> None:
-        raw = [event if isinstance(event, bytes) else json.dumps(event).encode() for event in events]
-        self.log.append([Entry("events", b"k", value) for value in raw])
+        super().__init__(folder, MODEL, observe=self.seen.append, commit_interval_s=0)
 
     def record(self, user: str) -> Record:
         (value,) = self.store.load([user])
@@ -96,21 +39,15 @@ class Rig:
         return decode_record(value, MODEL, user)
 
     def letters(self) -> list[bytes]:
-        reader = open_reader(self.url, ["events.dlq"], "dlq")
+        reader = open_reader(self.log_url, ["events.dlq"], "dlq")
         values = [message.value for message in reader.poll(0, 100)]
         reader.close()
         return values
 
-    def close(self) -> None:
-        for one in self._opened:
-            one.reader.close()
-        self.store.close()
-        self.log.close()
-
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    one = Rig(tmp_path)
+def rig(tmp_path: Path) -> Iterator[Loop]:
+    one = Loop(tmp_path)
     yield one
     one.close()
 
@@ -128,29 +65,29 @@ def belief(record: Record) -> bytes:
     return encode_record(record._replace(revision=0), MODEL)
 
 
-def test_a_commit_that_was_applied_but_answered_with_an_error_is_not_applied_again(rig: Rig) -> None:
+def test_a_commit_that_was_applied_but_answered_with_an_error_is_not_applied_again(rig: Loop) -> None:
     rig.send(shown("ann"), shown("bob"), clicked("ann"))
-    rig.learner().turn()
+    rig.new_learner().turn()
     undisturbed = [belief(rig.record(user)) for user in ("ann", "bob")]
     rig.send(shown("ann2"), shown("bob2"), clicked("ann2"))
     deaf = Around(rig.store, "commit", after=once(StoreUnavailable("no answer")))
-    progress = rig.learner(store=deaf).turn()
+    progress = rig.new_learner(store=deaf).turn()
     assert progress.counts["retries"] == 1
     assert [belief(rig.record(user)) for user in ("ann2", "bob2")] == undisturbed
     assert rig.record("ann2").revision == 1
 
 
-def test_a_commit_that_never_arrived_is_sent_again(rig: Rig) -> None:
+def test_a_commit_that_never_arrived_is_sent_again(rig: Loop) -> None:
     rig.send(shown("ann"))
     away = Around(rig.store, "commit", before=once(StoreUnavailable("away")))
-    assert rig.learner(store=away).turn().counts["retries"] == 1
+    assert rig.new_learner(store=away).turn().counts["retries"] == 1
     assert rig.record("ann").n_events == 1
 
 
-def test_a_write_that_another_learner_beat_is_made_anew_from_what_that_one_wrote(rig: Rig) -> None:
+def test_a_write_that_another_learner_beat_is_made_anew_from_what_that_one_wrote(rig: Loop) -> None:
     rig.send(shown("ann"))
-    beaten = rig.learner(store=Around(rig.store, "commit", before=once(lambda: rival.turn())))
-    rival = rig.learner()
+    beaten = rig.new_learner(store=Around(rig.store, "commit", before=once(lambda: rival.turn())))
+    rival = rig.new_learner()
     progress = beaten.turn()
     assert progress.counts["conflicts"] == 1
     assert progress.counts["replayed"] == 1
@@ -158,11 +95,11 @@ def test_a_write_that_another_learner_beat_is_made_anew_from_what_that_one_wrote
     assert rig.record("ann").revision == 1
 
 
-def test_a_dead_letter_is_tried_again_until_it_is_written_and_nothing_is_committed_before(rig: Rig) -> None:
+def test_a_dead_letter_is_tried_again_until_it_is_written_and_nothing_is_committed_before(rig: Loop) -> None:
     rig.send(shown("ann"), b"not JSON", clicked("ann"))
     lags: list[int] = []
     mute = Around(rig.log, "append", before=once(LogUnavailable("no answer")), after=lambda: lags.append(_lag(rig)))
-    progress = rig.learner(dead_letters=mute).turn()
+    progress = rig.new_learner(dead_letters=mute).turn()
     assert progress.counts["retries"] == 1
     assert progress.bad == Counter({Reason.NOT_JSON: 1})
     assert rig.letters() == [b"not JSON"]
@@ -170,18 +107,18 @@ def test_a_dead_letter_is_tried_again_until_it_is_written_and_nothing_is_committ
     assert _lag(rig) == 0
 
 
-def test_told_to_stop_before_its_dead_letter_is_written_the_next_start_changes_nothing_else(rig: Rig) -> None:
+def test_told_to_stop_before_its_dead_letter_is_written_the_next_start_changes_nothing_else(rig: Loop) -> None:
     rig.send(shown("ann"), b"not JSON", clicked("ann"))
 
     def away() -> None:
         waiting.stop.set()
         raise LogUnavailable("no answer")
 
-    waiting = rig.learner(dead_letters=Around(rig.log, "append", before=away))
+    waiting = rig.new_learner(dead_letters=Around(rig.log, "append", before=away))
     waiting.run()
     before = belief(rig.record("ann"))
     assert rig.letters() == []
-    progress = rig.learner().turn()
+    progress = rig.new_learner().turn()
     assert progress.messages == 3
     assert rig.letters() == [b"not JSON"]
     assert rig.record("ann").revision == 1
@@ -189,10 +126,10 @@ def test_told_to_stop_before_its_dead_letter_is_written_the_next_start_changes_n
     assert _lag(rig) == 0
 
 
-def test_a_dead_letter_too_large_for_the_log_goes_without_its_body_and_the_others_with_theirs(rig: Rig) -> None:
+def test_a_dead_letter_too_large_for_the_log_goes_without_its_body_and_the_others_with_theirs(rig: Loop) -> None:
     large = b"not JSON either" * 10
     rig.send(b"not JSON", large, shown("ann"))
-    progress = rig.learner(dead_letters=Narrow(rig.log)).turn()
+    progress = rig.new_learner(dead_letters=Narrow(rig.log)).turn()
     assert progress.bad == Counter({Reason.NOT_JSON: 2})
     assert rig.letters() == [b"not JSON", b""]
     assert _lag(rig) == 0
@@ -228,13 +165,13 @@ class Dated:
         return [one._replace(timestamp=at) for one, at in zip(messages, self.timestamps, strict=True)]
 
 
-def turn_of_dated(rig: Rig, *timestamps: int) -> Progress:
-    learner = rig.learner()
+def turn_of_dated(rig: Loop, *timestamps: int) -> Progress:
+    learner = rig.new_learner()
     learner.reader = Dated(learner.reader, timestamps)  # type: ignore[assignment]
     return learner.turn()
 
 
-def test_an_event_dated_too_far_after_its_record_is_dead_lettered_and_one_within_reach_is_learnt(rig: Rig) -> None:
+def test_an_event_dated_too_far_after_its_record_is_dead_lettered_and_one_within_reach_is_learnt(rig: Loop) -> None:
     rig.send(shown("ann"), shown("bob"), shown("cy"))
     progress = turn_of_dated(rig, AT - 3_600_000, AT - 3_600_001, AT + 10**9)
     assert progress.bad == Counter({Reason.FROM_THE_FUTURE: 1})
@@ -244,7 +181,7 @@ def test_an_event_dated_too_far_after_its_record_is_dead_lettered_and_one_within
 
 
 @pytest.mark.parametrize("none", [0, -1])
-def test_a_record_without_a_timestamp_is_compared_with_nothing_and_gives_no_freshness(rig: Rig, none: int) -> None:
+def test_a_record_without_a_timestamp_is_compared_with_nothing_and_gives_no_freshness(rig: Loop, none: int) -> None:
     rig.send(shown("ann"), shown("bob"))
     progress = turn_of_dated(rig, none, none)
     assert (progress.bad, progress.freshness_ms) == (Counter(), None)
@@ -255,31 +192,31 @@ def test_a_record_without_a_timestamp_is_compared_with_nothing_and_gives_no_fres
     assert 5_000 <= freshness_ms < 60_000
 
 
-def _lag(rig: Rig) -> int:
-    reader = open_reader(rig.url, ["events"], "g")
+def _lag(rig: Loop) -> int:
+    reader = open_reader(rig.log_url, ["events"], "g")
     lag = reader.lag()
     reader.close()
     return lag
 
 
-def test_told_to_stop_while_the_store_is_away_it_leaves_the_events_to_the_next(rig: Rig) -> None:
+def test_told_to_stop_while_the_store_is_away_it_leaves_the_events_to_the_next(rig: Loop) -> None:
     rig.send(shown("ann"))
 
     def away() -> None:
         waiting.stop.set()
         raise StoreUnavailable("away")
 
-    waiting = rig.learner(store=Around(rig.store, "load", before=away))
+    waiting = rig.new_learner(store=Around(rig.store, "load", before=away))
     waiting.run()
     assert rig.seen == []
-    assert rig.learner().turn().messages == 1
+    assert rig.new_learner().turn().messages == 1
 
 
-def test_a_damaged_record_stays_as_it_is_and_only_its_own_events_are_dead_lettered(rig: Rig) -> None:
+def test_a_damaged_record_stays_as_it_is_and_only_its_own_events_are_dead_lettered(rig: Loop) -> None:
     damaged = b"FRSH" + b"\0" * 60
     write_alone(rig.store, [Write("ann", None, damaged)])
     rig.send(shown("ann"), shown("bob"), clicked("ann"))
-    progress = rig.learner().turn()
+    progress = rig.new_learner().turn()
     assert progress.bad == Counter({Reason.DAMAGED_RECORD: 2})
     assert rig.letters() == [json.dumps(event).encode() for event in (shown("ann"), clicked("ann"))]
     assert rig.store.load(["ann"]) == [damaged]
@@ -289,33 +226,33 @@ def test_a_damaged_record_stays_as_it_is_and_only_its_own_events_are_dead_letter
 OTHER = load_model('name = "o"\n[features]\ny = { kind = "numeric" }\n')
 
 
-def test_the_events_of_a_record_of_another_model_are_dead_lettered_and_all_others_are_learnt(rig: Rig) -> None:
+def test_the_events_of_a_record_of_another_model_are_dead_lettered_and_all_others_are_learnt(rig: Loop) -> None:
     foreign = encode_record(fresh_record(OTHER), OTHER)
     later_format = foreign[:3] + bytes([99]) + foreign[4:]
     later_format = later_format[:4] + checksum(later_format).to_bytes(4, "little") + later_format[8:]
     write_alone(rig.store, [Write("ann", None, foreign), Write("bob", None, later_format)])
     users = [f"u{i}" for i in range(400)]
     rig.send(shown("ann"), *map(shown, users), shown("bob"), clicked("ann"))
-    progress = rig.learner().turn()
+    progress = rig.new_learner().turn()
     assert progress.bad == Counter({Reason.FOREIGN_RECORD: 3})
     assert rig.letters() == [json.dumps(event).encode() for event in (shown("ann"), shown("bob"), clicked("ann"))]
     assert rig.store.load(["ann", "bob"]) == [foreign, later_format]
     assert {rig.record(user).n_events for user in users} == {1}
 
 
-def test_a_store_whose_records_are_another_models_stops_the_learner_before_anything_is_committed(rig: Rig) -> None:
+def test_a_store_whose_records_are_another_models_stops_the_learner_before_anything_is_committed(rig: Loop) -> None:
     foreign = encode_record(fresh_record(OTHER), OTHER)
     users = [f"u{i}" for i in range(100)]
     write_alone(rig.store, [Write(user, None, foreign) for user in users])
     rig.send(*map(shown, users))
     with pytest.raises(ModelMismatch, match=r"cannot be the store's: .* 20 are of another model"):
-        rig.learner().run()
+        rig.new_learner().run()
     assert rig.letters() == []
     assert rig.store.load(users) == [foreign] * 100
     assert _lag(rig) == 100
 
 
-def test_a_topic_of_another_model_stops_the_learner_before_it_is_dead_lettered(rig: Rig) -> None:
+def test_a_topic_of_another_model_stops_the_learner_before_it_is_dead_lettered(rig: Loop) -> None:
     def strange(i: int) -> dict[str, object]:
         items = [{"item_id": "a", "features": {"y": 1.0} if i % 2 else {"x": "red"}}]
         return {"type": "impression", "user_id": f"u{i}", "request_id": "r", "timestamp": AT, "items": items}
@@ -323,19 +260,19 @@ def test_a_topic_of_another_model_stops_the_learner_before_it_is_dead_lettered(r
     # Clicks fit every model.
     rig.send(*(event for i in range(700) for event in (strange(i), clicked(f"u{i}"))))
     with pytest.raises(ModelMismatch, match=r"first 500 impressions 500 were refused .*250, .*_feature 250\)"):
-        rig.learner().run()
+        rig.new_learner().run()
     assert (rig.letters(), _lag(rig)) == ([], 1_400)
-    few_at_a_time = rig.learner()
+    few_at_a_time = rig.new_learner()
     few_at_a_time.max_messages = 100
     with pytest.raises(ModelMismatch):
         few_at_a_time.run()
     assert _lag(rig) == 500
 
 
-def test_a_microbatch_is_as_large_as_its_users_records_allow(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_microbatch_is_as_large_as_its_users_records_allow(rig: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     bare = len(encode_record(fresh_record(MODEL), MODEL))
     monkeypatch.setattr("learner.loop.MAX_RECORDS_BYTES", 10 * bare)
-    learner = rig.learner()
+    learner = rig.new_learner()
     rig.send(*(shown(f"u{i}") for i in range(30)))
     assert learner.turn().messages == 10
     # Records with an outcome are larger.
@@ -345,22 +282,22 @@ def test_a_microbatch_is_as_large_as_its_users_records_allow(rig: Rig, monkeypat
     assert learner.turn().messages == 1
 
 
-def test_a_topic_with_half_of_its_impressions_bad_is_dead_lettered_as_before(rig: Rig) -> None:
+def test_a_topic_with_half_of_its_impressions_bad_is_dead_lettered_as_before(rig: Loop) -> None:
     bad = {**shown("bob"), "items": [{"item_id": "a", "features": {"y": 1.0}}]}
     rig.send(*(event for i in range(600) for event in (shown(f"u{i}"), bad)))
-    learner = rig.learner()
+    learner = rig.new_learner()
     assert sum(learner.turn().bad.total() for _ in range(2)) == 600
 
 
 def test_an_idle_users_record_becomes_the_belief_alone_once_the_log_has_gone_on_for_two_windows(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    rig: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = time.time()
 
     def at(minutes: float) -> None:
         monkeypatch.setattr(time, "time", lambda: start + 60 * minutes)
 
-    learner = rig.learner()
+    learner = rig.new_learner()
     rig.send(shown("u"), clicked("u"), clicked("early"), shown("v"))
     learner.turn()
     before = rig.record("u")
@@ -382,14 +319,14 @@ def test_an_idle_users_record_becomes_the_belief_alone_once_the_log_has_gone_on_
 
 
 def test_while_a_backlog_is_read_no_window_ends_before_the_log_has_come_so_far(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    rig: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = time.time()
     rig.send(clicked("u"))
     monkeypatch.setattr(time, "time", lambda: start + 600)
     rig.send(shown("u"))
     monkeypatch.setattr(time, "time", lambda: start + 86_400)
-    learner = rig.learner()
+    learner = rig.new_learner()
     learner.max_messages = 1
     counts: Counter[str] = Counter()
     for _ in range(4):
@@ -401,9 +338,9 @@ def test_while_a_backlog_is_read_no_window_ends_before_the_log_has_come_so_far(
 
 
 def test_a_click_is_matched_though_its_microbatch_began_hours_before_and_the_next_one_ends_soon_after(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    rig: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learner = rig.learner()
+    learner = rig.new_learner()
     learner.max_messages = 2
     counts: Counter[str] = Counter()
     minutes = {"x": 0, "u": 300, "y": 301}

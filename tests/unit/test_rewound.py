@@ -2,111 +2,55 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from learner.log import Entry, open_log, open_reader
+from learner.log import open_reader
 from learner.log.position import NOTHING, Mark
 from learner.loop import Learner
 from learner.model.spec import load_model
 from learner.progress import Progress
-from learner.record import Record, decode_record, encode_record
-from learner.store import Store, open_store
+from learner.record import Record, decode_record
 from learner.store.recent import RecentStore
-from tests.unit.test_loop import Around, once
+from tests.rig import Around, SteppingBack, once, without_revision
 
 MODEL = load_model('name = "t"\nhalf_life = "1d"\n[features]\nx = { kind = "numeric" }\n')
 AT = 1_700_000_000_000
 
 
-class Rig:
-    """Log and store in files of their own; the store's can be put back."""
+class Rewound(SteppingBack):
+    """Slates of three users."""
 
     def __init__(self, folder: Path, group: str = "g") -> None:
-        self.folder = folder
-        self.group = group
-        self.log_url = f"sqlite:///{folder / 'log.db'}"
-        self.log = open_log(self.log_url)
-        self.clock = 0.0
-        self.sent = 0
-        self.file = folder / f"{group}.db"
-        self.store: Store = open_store(f"sqlite:///{self.file}", 10**9)
-        self.learner = self.new_learner()
+        super().__init__(folder, MODEL, group, max_messages=4)
 
-    def new_learner(self, store: object = None) -> Learner:
-        reader = open_reader(self.log_url, ["events"], self.group)
-        cached = RecentStore(store or self.store)  # type: ignore[arg-type]
-        learner = Learner(MODEL, cached, reader, self.log, poll_timeout_ms=0, max_messages=4)
-        learner._positions.clock = lambda: self.clock
-        return learner
-
-    def send(self, n: int) -> None:
+    def send_slates(self, n: int) -> None:
         """Slates, each with a click on it, of three users in turn."""
         for _ in range(n):
             i = self.sent
             about = {"request_id": f"r{i}", "user_id": "abc"[i % 3], "timestamp": AT + i * 1_000}
             shown = {"type": "impression", **about, "items": [{"item_id": "a", "features": {"x": i / 10}}]}
-            clicked = {"type": "click", **about, "item_id": "a"}
-            self.log.append([Entry("events", b"k", json.dumps(event).encode()) for event in (shown, clicked)])
+            self.send(shown, {"type": "click", **about, "item_id": "a"})
             self.sent += 1
 
-    def keep(self) -> Path:
-        """A copy of the store as it is."""
-        copy = self.folder / "copy.db"
-        copy.unlink(missing_ok=True)
-        with sqlite3.connect(self.file) as db:
-            db.execute("VACUUM INTO ?", (str(copy),))
-        return copy
-
-    def put_back(self, copy: Path | None) -> None:
-        """The store is as it was when the copy was made, or empty; nobody is told."""
-        with sqlite3.connect(self.file, isolation_level=None) as db:
-            if copy:
-                db.execute("ATTACH ? AS old", (str(copy),))
-            db.execute("BEGIN IMMEDIATE")
-            for table in ("records", "positions"):
-                db.execute(f"DELETE FROM {table}")
-                if copy:
-                    db.execute(f"INSERT INTO {table} SELECT * FROM old.{table}")
-            db.execute("COMMIT")
-
-    def turns(self, n: int = 40, seconds: float = 0.0) -> list[Progress]:
-        done = []
-        for _ in range(n):
-            self.clock += seconds
-            done.append(self.learner.turn())
-        return done
-
     def records(self) -> dict[str, bytes]:
-        """All but the number of writes."""
-        found = {}
-        for user, value in zip("abc", self.store.load(list("abc")), strict=True):
-            if value is not None:
-                record = decode_record(value, MODEL, user)
-                found[user] = encode_record(record._replace(revision=0), MODEL)
-        return found
+        return without_revision(self.store, list("abc"), MODEL)
 
     def by_the_log_alone(self) -> dict[str, bytes]:
         """What another group comes to, whose store never stepped back."""
-        other = Rig(self.folder, f"other-{self.clock}-{self.sent}")
+        other = Rewound(self.folder, f"other-{self.clock}-{self.sent}")
         other.turns(60)
         records = other.records()
         other.close()
         return records
 
-    def close(self) -> None:
-        self.learner.reader.close()
-        self.store.close()
-        self.log.close()
-
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    one = Rig(tmp_path)
+def rig(tmp_path: Path) -> Iterator[Rewound]:
+    one = Rewound(tmp_path)
     yield one
     one.close()
 
@@ -117,15 +61,15 @@ def rewound(turns: list[Progress]) -> int:
 
 @pytest.mark.parametrize("emptied", [False, True])
 def test_a_store_that_steps_back_under_a_learner_is_noticed_before_anything_is_learnt_on_it(
-    rig: Rig, emptied: bool
+    rig: Rewound, emptied: bool
 ) -> None:
-    rig.send(10)
+    rig.send_slates(10)
     rig.turns(3)
     copy = None if emptied else rig.keep()
     rig.turns(5)
     rig.put_back(copy)
     before = rig.records()
-    rig.send(1)
+    rig.send_slates(1)
     # The next microbatch is refused, though the time to compare positions has not come.
     (turn,) = rig.turns(1)
     assert rewound([turn]) == 1
@@ -138,9 +82,9 @@ def test_a_store_that_steps_back_under_a_learner_is_noticed_before_anything_is_l
 
 @pytest.mark.parametrize("emptied", [False, True])
 def test_a_store_that_steps_back_while_nothing_comes_is_noticed_when_positions_are_compared(
-    rig: Rig, emptied: bool
+    rig: Rewound, emptied: bool
 ) -> None:
-    rig.send(6)
+    rig.send_slates(6)
     rig.turns(1)
     copy = None if emptied else rig.keep()
     rig.turns(8)
@@ -152,49 +96,48 @@ def test_a_store_that_steps_back_while_nothing_comes_is_noticed_when_positions_a
 
 
 @pytest.mark.parametrize("emptied", [False, True])
-def test_a_store_that_stepped_back_while_nobody_learnt_is_noticed_at_the_start(rig: Rig, emptied: bool) -> None:
-    rig.send(6)
+def test_a_store_that_stepped_back_while_nobody_learnt_is_noticed_at_the_start(rig: Rewound, emptied: bool) -> None:
+    rig.send_slates(6)
     rig.turns(1)
     copy = None if emptied else rig.keep()
     rig.turns(8, seconds=1.0)
     rig.learner.reader.close()
     rig.put_back(copy)
-    rig.send(2)
+    rig.send_slates(2)
     rig.learner = rig.new_learner()
     turns = rig.turns()
     assert rewound(turns[:1]) == rewound(turns) == 1
     assert rig.records() == rig.by_the_log_alone()
 
 
-def test_a_new_store_for_a_new_log_is_nothing_to_shout_about(rig: Rig) -> None:
-    rig.send(3)
+def test_a_new_store_for_a_new_log_is_nothing_to_shout_about(rig: Rewound) -> None:
+    rig.send_slates(3)
     assert rewound(rig.turns(seconds=1.0)) == 0
     assert rig.records() == rig.by_the_log_alone()
 
 
-def test_a_store_that_steps_back_between_reading_records_and_writing_them_stores_nothing(rig: Rig) -> None:
-    rig.send(8)
+def test_a_store_that_steps_back_between_reading_records_and_writing_them_stores_nothing(rig: Rewound) -> None:
+    rig.send_slates(8)
     rig.turns(2)
     copy = rig.keep()
     rig.turns(1)
-    rig.learner.reader.close()
     # Users are read anew, and are those from before the store stepped back: nothing in them is missing.
-    rig.learner = rig.new_learner(Around(rig.store, "load", after=once(lambda: rig.put_back(copy))))
+    rig.restart(RecentStore(Around(rig.store, "load", after=once(lambda: rig.put_back(copy)))))  # type: ignore[arg-type]
     assert rewound(rig.turns()) >= 1
     assert rig.records() == rig.by_the_log_alone()
 
 
-def test_that_another_has_learnt_something_counts_only_if_it_is_so_when_the_position_moves(rig: Rig) -> None:
+def test_that_another_has_learnt_something_counts_only_if_it_is_so_when_the_position_moves(rig: Rewound) -> None:
     """A zombie writes, its work is read and found to be done, and then is lost."""
-    armed: list[Path] = []
-    rig.learner = rig.new_learner(
-        Around(rig.store, "positions", after=lambda: rig.put_back(armed.pop()) if armed else None)
+    armed: list[sqlite3.Connection] = []
+    rig.restart(
+        RecentStore(Around(rig.store, "positions", after=lambda: rig.put_back(armed.pop()) if armed else None))  # type: ignore[arg-type]
     )
-    rig.send(2)
+    rig.send_slates(2)
     rig.turns(1)
     copy = rig.keep()
-    rig.send(2)
-    zombie = Rig(rig.folder, "zombie")
+    rig.send_slates(2)
+    zombie = Rewound(rig.folder, "zombie")
     zombie.learner = Learner(MODEL, rig.store, zombie.learner.reader, rig.log, poll_timeout_ms=0)
     zombie.turns(2)
     zombie.close()
@@ -208,11 +151,11 @@ def test_that_another_has_learnt_something_counts_only_if_it_is_so_when_the_posi
     assert rig.records() == rig.by_the_log_alone()
 
 
-def test_no_offset_is_committed_that_a_shard_has_not_reached(rig: Rig) -> None:
-    rig.send(6)
+def test_no_offset_is_committed_that_a_shard_has_not_reached(rig: Rewound) -> None:
+    rig.send_slates(6)
     rig.turns(2, seconds=1.0)
     # Another bad event follows: no shard has anything of it.
-    rig.log.append([Entry("events", b"k", b"not JSON")])
+    rig.send(b"not JSON")
     rig.turns(8, seconds=1.0)
     partition = next(iter(rig.learner.reader.held()))
     assert rig.store.positions([partition]) == [[Mark(0, 12)]]
@@ -221,8 +164,8 @@ def test_no_offset_is_committed_that_a_shard_has_not_reached(rig: Rig) -> None:
     other.close()
 
 
-def test_a_partition_that_was_anothers_meanwhile_is_not_moved_by_what_was_learnt_before(rig: Rig) -> None:
-    rig.send(6)
+def test_a_partition_that_was_anothers_meanwhile_is_not_moved_by_what_was_learnt_before(rig: Rewound) -> None:
+    rig.send_slates(6)
     rig.turns(1, seconds=1.0)
     (partition,) = rig.learner.reader.held()
     copy = rig.keep()
@@ -240,38 +183,36 @@ def test_a_partition_that_was_anothers_meanwhile_is_not_moved_by_what_was_learnt
     assert rig.records() == rig.by_the_log_alone()
 
 
-def test_a_learner_that_was_killed_leaves_no_position_beyond_what_is_applied(rig: Rig) -> None:
-    rig.send(2)
-    partition = None
+def test_a_learner_that_was_killed_leaves_no_position_beyond_what_is_applied(rig: Rewound) -> None:
+    rig.send_slates(2)
 
     def die() -> None:
         raise KeyboardInterrupt
 
-    rig.learner = rig.new_learner(Around(rig.store, "commit", before=once(lambda: None), after=die))
+    rig.restart(Around(rig.store, "commit", after=die))
     with pytest.raises(KeyboardInterrupt):
         rig.turns()
     partition = next(iter(rig.learner.reader.held()))
     assert rig.store.positions([partition]) == [[Mark(0, 3)]]
     assert rig.records() == rig.by_the_log_alone()
-    rig.learner.reader.close()
-    rig.learner = rig.new_learner()
-    rig.send(2)
+    rig.restart()
+    rig.send_slates(2)
     turns = rig.turns()
     assert sum(turn.counts["replayed"] for turn in turns) == 4
     assert rig.records() == rig.by_the_log_alone()
 
 
-def test_a_store_without_positions_for_a_log_says_nothing_of_it(rig: Rig) -> None:
-    rig.send(1)
+def test_a_store_without_positions_for_a_log_says_nothing_of_it(rig: Rewound) -> None:
+    rig.send_slates(1)
     rig.turns(1)
     (partition,) = rig.learner.reader.held()
     assert rig.store.positions([partition._replace(number=1)]) == [[NOTHING]]
 
 
-def test_an_erasure_in_the_log_survives_the_store(rig: Rig) -> None:
-    rig.send(6)
+def test_an_erasure_in_the_log_survives_the_store(rig: Rewound) -> None:
+    rig.send_slates(6)
     erasure = {"type": "erase", "user_id": "a", "timestamp": AT + 60_000}
-    rig.log.append([Entry("events", b"k", json.dumps(erasure).encode())])
+    rig.send(erasure)
     rig.turns(seconds=1.0)
     erased = _record(rig, "a")
     assert (erased.erased_at, erased.n_events, len(erased.outcomes)) == (AT + 60_000, 0, 0)
@@ -282,13 +223,13 @@ def test_an_erasure_in_the_log_survives_the_store(rig: Rig) -> None:
     assert _record(rig, "b").n_events > 0
     # Repeated, it does not take what came after.
     rig.sent = 66
-    rig.send(1)
-    rig.log.append([Entry("events", b"k", json.dumps(erasure).encode())])
+    rig.send_slates(1)
+    rig.send(erasure)
     rig.turns()
     assert _record(rig, "a").n_events == 2
 
 
-def _record(rig: Rig, user: str) -> Record:
+def _record(rig: Rewound, user: str) -> Record:
     (value,) = rig.store.load([user])
     assert value is not None
     return decode_record(value, MODEL, user)

@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 
 from learner.store.recent import RecentStore
-from tests.unit.test_loop import Rig, clicked, shown
+from tests.unit.test_loop import Loop, clicked, shown
 from tests.unit.test_loop import rig as rig
-from tests.unit.test_rewound import Rig as Rewound
+from tests.unit.test_rewound import Rewound
 
 
 @pytest.fixture
-def remembering(rig: Rig) -> RecentStore:
+def remembering(rig: Loop) -> RecentStore:
     return RecentStore(rig.store)
 
 
-def evict(rig: Rig, *users: str) -> None:
-    with closing(sqlite3.connect(rig.url.removeprefix("sqlite:///"))) as db, db:
+def evict(rig: Loop, *users: str) -> None:
+    with closing(sqlite3.connect(rig.folder / f"{rig.group}.db")) as db, db:
         db.executemany("DELETE FROM records WHERE id = ?", [(user,) for user in users])
 
 
@@ -30,9 +30,9 @@ def another(user: str) -> dict[str, object]:
 
 
 def test_a_record_that_the_learner_remembers_and_the_store_lost_is_counted_and_its_user_learnt_anew(
-    rig: Rig, remembering: RecentStore
+    rig: Loop, remembering: RecentStore
 ) -> None:
-    learner = rig.learner(store=remembering)
+    learner = rig.new_learner(store=remembering)
     rig.send(shown("ann"), shown("bob"), shown("cid"))
     assert learner.turn().counts["vanished"] == 0
     evict(rig, "ann", "bob")
@@ -46,9 +46,9 @@ def test_a_record_that_the_learner_remembers_and_the_store_lost_is_counted_and_i
 
 
 def test_one_whose_window_is_to_be_ended_is_known_to_have_had_a_record(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    rig: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learner = rig.learner()
+    learner = rig.new_learner()
     rig.send(shown("ann"), shown("bob"))
     learner.turn()
     evict(rig, "ann")
@@ -59,9 +59,9 @@ def test_one_whose_window_is_to_be_ended_is_known_to_have_had_a_record(
 
 
 def test_a_record_that_another_learner_changed_or_an_erasure_blanked_has_not_vanished(
-    rig: Rig, remembering: RecentStore
+    rig: Loop, remembering: RecentStore
 ) -> None:
-    learner, other = rig.learner(store=remembering), rig.learner()
+    learner, other = rig.new_learner(store=remembering), rig.new_learner()
     rig.send(shown("ann"), shown("bob"))
     learner.turn()
     rig.send({"type": "erase", "user_id": "bob", "timestamp": 1_700_000_000_001}, another("ann"))
@@ -71,10 +71,10 @@ def test_a_record_that_another_learner_changed_or_an_erasure_blanked_has_not_van
     assert (counts["conflicts"] > 0, counts["vanished"]) == (True, 0)
 
 
-def test_a_record_whose_time_is_over_is_no_longer_remembered(rig: Rig) -> None:
+def test_a_record_whose_time_is_over_is_no_longer_remembered(rig: Loop) -> None:
     now = 0.0
     store = RecentStore(rig.store, ttl_s=100.0, clock=lambda: now)
-    learner = rig.learner(store=store)
+    learner = rig.new_learner(store=store)
     rig.send(shown("ann"))
     learner.turn()
     evict(rig, "ann")
@@ -84,13 +84,13 @@ def test_a_record_whose_time_is_over_is_no_longer_remembered(rig: Rig) -> None:
     assert (counts["conflicts"], counts["vanished"]) == (0, 0)
 
 
-def test_a_restarted_learner_cannot_know_of_a_record_that_is_gone(rig: Rig) -> None:
+def test_a_restarted_learner_cannot_know_of_a_record_that_is_gone(rig: Loop) -> None:
     """What is promised is no more than what can be known."""
     rig.send(shown("ann"))
-    rig.learner(store=RecentStore(rig.store)).turn()
+    rig.new_learner(store=RecentStore(rig.store)).turn()
     evict(rig, "ann")
     rig.send(another("ann"))
-    assert rig.learner(store=RecentStore(rig.store)).turn().counts["vanished"] == 0
+    assert rig.new_learner(store=RecentStore(rig.store)).turn().counts["vanished"] == 0
 
 
 @pytest.mark.parametrize("emptied", [False, True])
@@ -98,12 +98,12 @@ def test_a_store_that_stepped_back_is_told_as_that_and_its_users_are_not_counted
     tmp_path: Path, emptied: bool
 ) -> None:
     rewound = Rewound(tmp_path)
-    rewound.send(4)
+    rewound.send_slates(4)
     rewound.turns(1)
     copy = None if emptied else rewound.keep()
     rewound.turns(3)
     rewound.put_back(copy)
-    rewound.send(4)
+    rewound.send_slates(4)
     turns = rewound.turns()
     assert sum(turn.counts["store_rewound"] for turn in turns) == 1
     assert sum(turn.counts["vanished"] for turn in turns) == 0
