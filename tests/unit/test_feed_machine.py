@@ -38,7 +38,6 @@ MODEL = load_model(f"""
 name = "t"
 covariance = "diagonal"
 attribution_window = "60d"
-click_delay = {{ median = "10s", sigma = 1.2 }}
 prior = {{ variance = 1e-9 }}
 [features]
 slate = {{ kind = "category", values = {[str(i) for i in range(SLATES)]} }}
