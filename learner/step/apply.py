@@ -63,9 +63,10 @@ def rules(effect: Effect) -> Rules:
     outcome_tick = 1 if outcomes == inf else max(1, round(outcomes / OUTCOME_TICKS_A_HALF_LIFE))
     outcome_kept = 2.0 ** (-outcome_tick / outcomes)
     prior = effect.prior_belief
+    median, sigma = effect.click_delay or (0.0, 1.0)
     of_items = Rules(
         prior.mean, prior.factor, effect.method == "laplace", half_life, tick, outcome_tick, outcome_kept, 1.0,
-        effect.window_ms, ceil(effect.settle_age_ms), MOST_OPEN, np.empty(0, np.int64), effect.width,
+        effect.window_ms, ceil(effect.settle_age_ms), median, sigma, MOST_OPEN, np.empty(0, np.int64), effect.width,
     )  # fmt: skip
     if not isinstance(effect, Model):
         return of_items

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from learner.belief.compiled import inner
+from learner.belief.update import project
 from learner.events.microbatch import Events
 from learner.step.columns import (
     CLICKED,
@@ -29,7 +32,7 @@ from learner.step.columns import (
     keep,
 )
 from learner.step.evidence import learn
-from learner.step.feed import FLIP, NO, YES, Feed, tell
+from learner.step.feed import FLIP, NO, YES, Feed, relaxed, served, tell
 
 # Outcomes kept per user, open or not, as a multiple of `max_open`: what a busy user can cost.
 MAX_KEPT_FACTOR = 4
@@ -128,6 +131,9 @@ def show(rules: Rules, user: User, events: Events, e: int, feed: Feed, counts: A
     """Open the outcomes of a slate, and learn those whose click has been waiting; say whether any of them was new."""
     now = events.event[e].at
     any_new = False
+    mean, factor = np.empty(0), np.empty(0)
+    if len(rules.item_columns) > 0:
+        mean, factor = served(rules, user, now)
     for i in range(events.event[e].first_item, events.event[e].first_item + events.event[e].n_items):
         key = events.item[i].key
         if find(user, key) >= 0:
@@ -143,7 +149,9 @@ def show(rules: Rules, user: User, events: Events, e: int, feed: Feed, counts: A
         keep(user, slot)
         click = waiting(user, key)
         clicked = click >= 0 and user.click[click].clicked_at - now <= rules.window
-        tell(rules, user, feed, e, slot, events.item[i].item, now, YES if clicked else NO)
+        if len(rules.item_columns) > 0:
+            mu, v = project(mean, factor, user.row[slot], user.f)
+            tell(rules, user, feed, e, slot, events.item[i].item, now, YES if clicked else NO, mu, v)
         if click >= 0:
             if clicked:
                 learn(rules, user, slot, now, True, counts)
@@ -172,7 +180,9 @@ def click(rules: Rules, user: User, events: Events, e: int, feed: Feed, counts: 
         counts[WAITING_CLICKS] += 1
         return True
     counts[CLICKS] += 1
-    tell(rules, user, feed, e, slot, events.event[e].item, now, FLIP)
+    if len(rules.item_columns) > 0:
+        mu, v = relaxed(rules, user, user.row[slot], now)
+        tell(rules, user, feed, e, slot, events.event[e].item, now, FLIP, mu, v)
     learn(rules, user, slot, now, True, counts)
     return True
 

@@ -17,7 +17,8 @@ from learner.belief.update import project
 from learner.events.microbatch import ByUser
 from learner.record import NEVER
 from learner.record.items import item_id
-from learner.step.columns import Rules, User
+from learner.record.served import serve
+from learner.step.columns import OPEN, Rules, User
 
 NO, YES, FLIP, ERASED = 0, 1, 2, 3
 """Shown; shown, and its click had come before it; clicked after it was shown; to begin again from its prior."""
@@ -30,6 +31,9 @@ TRANSITION = np.dtype(
 )  # fmt: skip
 """One change of a label, or an item's erasure: whose, when, the place of the event in its microbatch, and mean and
 variance of the log-odds without the item."""
+
+MOST_WEIGHED = 100
+"""Of a user's open impressions so many are weighed in what items are told: the oldest, whose clicks would have come."""
 
 
 class Feed(NamedTuple):
@@ -71,14 +75,11 @@ def room_for(n: int, d: int) -> Feed:
 
 
 @inner
-def tell(rules: Rules, user: User, feed: Feed, e: int, slot: int, item: int, at: int, kind: int) -> None:
-    """Add a row: what the user's settled belief, relaxed to the event, says of an outcome before it is learnt.
+def relaxed(rules: Rules, user: User, x: Any, at: int) -> tuple[float, float]:
+    """Mean and variance of x'theta by the settled belief, relaxed to a time.
 
-    Mean and variance of a relaxed belief along x are those of the belief and of the prior along x, relaxed.
+    Those of a relaxed belief along x are those of the belief and of the prior along x, relaxed.
     """
-    if len(rules.item_columns) == 0:
-        return
-    x = user.row[slot]
     mu, v = project(user.mean, user.factor, x, user.f)
     elapsed = at - user.facts[0].settled_at
     if user.facts[0].settled_at != NEVER and elapsed > 0 and rules.half_life < np.inf:
@@ -86,13 +87,45 @@ def tell(rules: Rules, user: User, feed: Feed, e: int, slot: int, item: int, at:
         mu_0, v_0 = project(rules.prior_mean, rules.prior_factor, x, user.f)
         mu = a * mu + (1.0 - a) * mu_0
         v = v_0 + a * a * (v - v_0)
+    return mu, v
+
+
+@inner
+def served(rules: Rules, user: User, now: int) -> tuple[Any, Any]:
+    """Mean and factor of what the user would be scored with; see `learner.record.served.belief_at`.
+
+    The settled belief has clicks at once and each "no" late: items that are told of it take the user's part for theirs.
+    """
+    n, slots = 0, np.empty(MOST_WEIGHED, np.int64)
+    for place in range(user.facts[0].open_from, user.facts[0].n_slots):
+        if n < MOST_WEIGHED and user.outcome[user.order[place]].state == OPEN:
+            slots[n] = user.order[place]
+            n += 1
+    mean, factor = user.mean.astype(np.float64), user.factor.astype(np.float64)
+    elapsed = now - user.facts[0].settled_at
+    kept = 1.0
+    if user.facts[0].settled_at != NEVER and elapsed > 0 and rules.half_life < np.inf:
+        kept = 2.0 ** (-elapsed / rules.half_life)
+    outcome = user.outcome[slots[:n]]
+    serve(
+        mean, factor, rules.prior_mean, rules.prior_factor, kept, user.row[slots[:n]], now - outcome["shown_at"],
+        outcome, rules.median, rules.sigma, False,
+    )  # fmt: skip
+    return mean, factor
+
+
+@inner
+def tell(
+    rules: Rules, user: User, feed: Feed, e: int, slot: int, item: int, at: int, kind: int, mu: float, v: float
+) -> None:
+    """Add a row: mean and variance of what the user brings to an outcome, before it is learnt."""
     n = feed.state[0]
     row = feed.row[n]
     row.item, row.at, row.shown_at, row.event, row.user = item, at, user.outcome[slot].shown_at, e, feed.state[1]
     row.kind, row.offset, row.variance = kind, mu + user.outcome[slot].offset, v
     row.weight = user.outcome[slot].weight
     for j in range(len(rules.item_columns)):
-        feed.x[n, j] = x[rules.item_columns[j]]
+        feed.x[n, j] = user.row[slot, rules.item_columns[j]]
     feed.state[0] = n + 1
 
 

@@ -177,10 +177,13 @@ def learn_row(rules: Rules, item: User, row: Any, x: Any) -> None:
             kept = 2.0 ** (-max(row.at - row.shown_at, 0) / rules.half_life)
         flip(item.mean, item.factor, x, row.offset, row.weight, row.variance, kept, item.f, item.gain)
     else:
+        offset, others = row.offset, row.variance
         if slot >= 0:
+            # As it was when it was shown.
+            offset, others = item.outcome[slot].offset, item.outcome[slot].other_var
             drop(item, slot)
         relax_to(rules, item, row.at)
-        condition(item.mean, item.factor, x, True, row.offset, row.weight, False, item.f, item.gain, row.variance)
+        condition(item.mean, item.factor, x, True, offset, row.weight, False, item.f, item.gain, others)
         relax_by_evidence(rules, item, 1)
     item.facts[0].n_events += 1
     item.facts[0].updated_at = max(item.facts[0].updated_at, row.at)
