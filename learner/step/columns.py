@@ -39,8 +39,8 @@ class Rules(NamedTuple):
 
     `prior_factor` is float64, as `learner.belief.update` has factors; `half_life` is infinite and `discount` 1 where
     the model does not forget; `tick` is the step of event time in which beliefs relax. Of every `outcome_tick` outcomes
-    learnt, `outcome_kept` is left. `median` and `sigma` are of the click delay, 0 and 1 if there is none. `item_columns`
-    are the columns of the effect of items, none where there is none. A row has `width` columns, of which the belief is
+    learnt, `outcome_kept` is left. `median` and `sigma` are of the click delay, 0 and 1 if there is none. Columns of
+    the effect of items are `item_columns`, none where there is none. A row has `width` columns, of which the belief is
     on the first.
     """
 

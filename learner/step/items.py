@@ -17,7 +17,7 @@ from learner.belief.update import condition, flip
 from learner.record.items import MOST_OPEN
 from learner.step.columns import OPEN, Rules, User, begin, erase, load, store, workspace
 from learner.step.evidence import relax_by_evidence, relax_to
-from learner.step.feed import ERASED, FLIP, NO
+from learner.step.feed import ERASED, FLIP, YES
 
 YOUNGEST = 1 / 256
 """Ages are told apart by their ratio, but for those below this share of the settle age."""
@@ -27,14 +27,14 @@ YOUNGEST = 1 / 256
 def settle(rules: Rules, item: User, now: int) -> None:
     """Learn what has been open for the settle age, in due order."""
     while item.facts[0].n_slots > 0 and item.outcome[0].shown_at + rules.settle_age <= now:
-        learn_first(rules, item, item.outcome[0].shown_at + rules.settle_age)
+        learn_first(rules, item)
 
 
 @inner
-def learn_first(rules: Rules, item: User, at: int) -> None:
-    """Learn the oldest of the open outcomes, at a time: what of it was not clicked is a "no"."""
+def learn_first(rules: Rules, item: User) -> None:
+    """Learn the oldest of the open outcomes, of the time when it was shown: what of it was not clicked is a "no"."""
     one = item.outcome[0]
-    relax_to(rules, item, at)
+    relax_to(rules, item, one.shown_at)
     condition(
         item.mean, item.factor, item.row[0], False, np.float64(one.offset), one.weight, False, item.f, item.gain,
         one.other_var, one.shift,
@@ -66,14 +66,15 @@ def show(rules: Rules, item: User, row: Any, x: Any) -> None:
         place -= 1
     one = item.outcome[place]
     one.key, one.shown_at, one.offset, one.weight = 1, row.shown_at, row.offset, row.weight
-    one.other_mean, one.other_var, one.precision, one.shift, one.state = 0.0, row.variance, 0.0, 0.0, OPEN
+    one.other_mean, one.other_var, one.state = 0.0, row.variance, OPEN
+    one.precision = one.shift = row.weight if row.kind == YES else 0.0
     item.row[place] = x
     item.facts[0].n_slots += 1
     n: Any = item.facts[0].n_slots
     if n <= MOST_OPEN:
         return
     if len(item.mean) > 1:
-        learn_first(rules, item, row.at)
+        learn_first(rules, item)
         return
     from_now = item.outcome[n - 1].shown_at + max(rules.settle_age * YOUNGEST, 1.0)
     best, least = 0, np.inf
@@ -140,7 +141,7 @@ def mixed(log_a: float, log_b: float, share: float) -> float:
 
 
 @inner
-def click(rules: Rules, item: User, row: Any) -> int:
+def open_one(rules: Rules, item: User, row: Any) -> int:
     """The open outcome whose click this is, nearest in time; -1 if it is none of them any more."""
     nearest = -1
     if row.at - row.shown_at < rules.settle_age:
@@ -153,6 +154,29 @@ def click(rules: Rules, item: User, row: Any) -> int:
 
 
 @inner
+def click(item: User, slot: int, row: Any) -> None:
+    """An open outcome was clicked, which is learnt when it settles, with those it was merged with.
+
+    Clicks alone, learnt at once, would move the belief far and leave it too wide; and each "no", learnt later, would be
+    forgotten later.
+    """
+    one = item.outcome[slot]
+    k = 1.0 if one.other_var > 0.0 else moderation(row.variance) / item.row[slot, 0]
+    one.precision = min(one.precision + row.weight, one.weight)
+    one.shift += row.weight * k
+
+
+@inner
+def flip_settled(rules: Rules, item: User, row: Any, x: Any) -> None:
+    """A click on what has settled as a "no"."""
+    relax_to(rules, item, row.at)
+    kept = 1.0
+    if rules.half_life < np.inf:
+        kept = 2.0 ** (-max(row.at - row.shown_at, 0) / rules.half_life)
+    flip(item.mean, item.factor, x, row.offset, row.weight, row.variance, kept, item.f, item.gain)
+
+
+@inner
 def learn_row(rules: Rules, item: User, row: Any, x: Any) -> None:
     """Learn one change of a label; nothing of what was shown up to the item's erasure."""
     if row.shown_at <= item.facts[0].erased_at:
@@ -161,30 +185,15 @@ def learn_row(rules: Rules, item: User, row: Any, x: Any) -> None:
         erase(rules, item, row.at)
         return
     settle(rules, item, row.at)
-    slot = click(rules, item, row) if row.kind == FLIP else -1
-    if row.kind == NO:
+    if row.kind == FLIP:
+        slot = open_one(rules, item, row)
+        if slot >= 0:
+            click(item, slot, row)
+        else:
+            flip_settled(rules, item, row, x)
+    else:
         show(rules, item, row, x)
         settle(rules, item, row.at)
-    elif slot >= 0 and item.outcome[slot].key > 1:
-        # Learnt with those it was merged with: clicks alone would move the belief far, and leave it too wide.
-        one = item.outcome[slot]
-        one.precision = min(one.precision + row.weight, one.weight)
-        one.shift += row.weight * moderation(row.variance) / item.row[slot, 0]
-    elif row.kind == FLIP and slot < 0:
-        relax_to(rules, item, row.at)
-        kept = 1.0
-        if rules.half_life < np.inf:
-            kept = 2.0 ** (-max(row.at - row.shown_at, 0) / rules.half_life)
-        flip(item.mean, item.factor, x, row.offset, row.weight, row.variance, kept, item.f, item.gain)
-    else:
-        offset, others = row.offset, row.variance
-        if slot >= 0:
-            # As it was when it was shown.
-            offset, others = item.outcome[slot].offset, item.outcome[slot].other_var
-            drop(item, slot)
-        relax_to(rules, item, row.at)
-        condition(item.mean, item.factor, x, True, offset, row.weight, False, item.f, item.gain, others)
-        relax_by_evidence(rules, item, 1)
     item.facts[0].n_events += 1
     item.facts[0].updated_at = max(item.facts[0].updated_at, row.at)
 

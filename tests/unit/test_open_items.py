@@ -81,13 +81,15 @@ def test_an_open_impression_weighs_what_no_click_yet_says_at_the_time_of_the_req
     assert_near(belief_at(effect(), found, AT + age), wanted)
 
 
-def test_a_click_on_an_open_impression_leaves_what_a_click_alone_does() -> None:
+def test_a_click_on_an_open_impression_is_all_that_is_said_of_it_and_no_no() -> None:
     clicked = record(learn(rows((NO, 0, 0, -1.0), (FLIP, 0, 20_000, -1.0))))
-    alone = record(learn(rows((YES, 20_000, 20_000, -1.0))))
-    assert len(clicked.outcomes) == 0
-    assert clicked.n_learnt == 1
-    for part, other in zip(clicked.settled, alone.settled, strict=True):
-        np.testing.assert_array_equal(part, other)
+    first = record(learn(rows((YES, 0, 0, -1.0))))
+    wanted = prior()
+    condition(wanted, True, -1.0, 1.0)
+    for found in (clicked, first):
+        for age in (20_000, 10**7):
+            assert_near(belief_at(effect(), found, AT + age), wanted)
+    assert (clicked.n_events, first.n_events) == (2, 1)
 
 
 def test_an_impression_settles_as_a_no_at_the_first_row_behind_its_settle_age_and_then_a_click_flips_it() -> None:

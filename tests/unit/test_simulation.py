@@ -48,7 +48,9 @@ def test_credible_intervals_hold_what_drifts_nine_times_in_ten_and_regret_falls(
         assert (worse - better).mean() > 5 * (worse - better).std() / np.sqrt(len(worse))
     # New items get what they deserve, and keep what they promise.
     new = late.age == 0
-    assert late.shown[new].mean() == pytest.approx(late.best()[new].mean(), abs=0.06)
+    share, deserved = late.shown[new].mean(), late.best()[new].mean()
+    # Those that nobody knows are what `ucb` explores.
+    assert -0.06 < share - deserved < (0.12 if policy == "ucb" else 0.06)
     assert late.of(new).calibration()[0] == pytest.approx(1.0, abs=0.1)
 
 

@@ -266,7 +266,16 @@ def test_an_explanation_adds_up_and_names_what_users_have_coefficients_of(tmp_pa
 def test_a_prior_file_keeps_a_fixed_effect_that_is_longer_than_the_prior() -> None:
     model = some()
     population = model.population._replace(fixed_effect=np.arange(5.0))
-    again = decode_prior(encode_prior(PriorFile(model.name, model.fingerprint, model.coefficients, population)))
+    again = decode_prior(
+        encode_prior(
+            PriorFile(
+                model_name=model.name,
+                feature_space=model.fingerprint,
+                coefficients=model.coefficients,
+                population=population,
+            )
+        )
+    )
     np.testing.assert_array_equal(again.population.fixed_effect, np.arange(5.0))
 
 
