@@ -1,6 +1,6 @@
 """What a user's events tell the items that were shown: rows of a feed, as the compiled loop makes them.
 
-An item learns a "no" when it is shown, and turns it into a "yes" at the click. Waiting for the user's label instead
+An item is told of an impression when it is shown, and of the click when it comes. Waiting for the user's label instead
 would let clicks through at once and hold the "no"s back.
 """
 
