@@ -106,8 +106,8 @@ def install(app: FastAPI, model: Model, needs_key: bool) -> None:
 
 
 def _features(model: Model) -> dict[str, Any]:
-    """The schema of an item's features: those of the model, each as it is taken."""
-    known = {name: _feature(feature) for name, feature in model.features.items()}
+    """The schema of an item's features: those of the model, each as it is taken, or null, which is none."""
+    known = {name: {"anyOf": [_feature(feature), {"type": "null"}]} for name, feature in model.features.items()}
     return {"properties": known} if model.ignore_unknown else {"properties": known, "additionalProperties": False}
 
 

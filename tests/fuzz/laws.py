@@ -75,7 +75,8 @@ def wire_law(raws: list[bytes]) -> None:
             assert one.user_id == wire.user_id
             for field, same in zip(one[3:], other[3:], strict=True):
                 assert np.asarray(field).tobytes() == np.asarray(same).tobytes()
-                assert np.isfinite(field).all()
+                if np.asarray(field).dtype.kind == "f":
+                    assert np.isfinite(field).all()
 
 
 def body_law(body: bytes) -> None:
