@@ -22,13 +22,26 @@ from learner.step.columns import (
 
 
 @inner
+def kept(rules: Rules, elapsed: int) -> float:
+    """What forgetting leaves after a time (ms), 2^(-elapsed / half_life); all of it out of order."""
+    left: float = 2.0 ** (-max(elapsed, 0) / rules.half_life)
+    return left
+
+
+@inner
+def kept_of_settled(rules: Rules, user: User, now: int) -> float:
+    """What forgetting leaves of the settled belief at a time; all of the prior."""
+    return 1.0 if user.facts[0].settled_at == NEVER else kept(rules, now - user.facts[0].settled_at)
+
+
+@inner
 def relax_to(rules: Rules, user: User, at: int) -> None:
     """Relax the settled belief to the last tick before `at`; evidence that can still be taken back fades with it."""
     now = at - at % rules.tick
     if user.facts[0].settled_at != NEVER and now <= user.facts[0].settled_at:
         return
     if user.facts[0].settled_at != NEVER and rules.half_life < np.inf:
-        a = 2.0 ** (-(now - user.facts[0].settled_at) / rules.half_life)
+        a = kept_of_settled(rules, user, now)
         relax(user.mean, user.factor, rules.prior_mean, rules.prior_factor, a)
         fade(user, a * a)
     user.facts[0].settled_at = now

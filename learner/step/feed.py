@@ -15,10 +15,10 @@ from learner.belief.compiled import inner
 from learner.belief.gaussian import Rows
 from learner.belief.update import project
 from learner.events.microbatch import ByUser
-from learner.record import NEVER
 from learner.record.items import item_id
 from learner.record.served import serve
 from learner.step.columns import OPEN, Rules, User
+from learner.step.evidence import kept_of_settled
 
 NO, YES, FLIP, ERASED = 0, 1, 2, 3
 """Shown; shown, and its click had come before it; clicked after it was shown; to begin again from its prior."""
@@ -81,9 +81,8 @@ def relaxed(rules: Rules, user: User, x: Any, at: int) -> tuple[float, float]:
     Those of a relaxed belief along x are those of the belief and of the prior along x, relaxed.
     """
     mu, v = project(user.mean, user.factor, x, user.f)
-    elapsed = at - user.facts[0].settled_at
-    if user.facts[0].settled_at != NEVER and elapsed > 0 and rules.half_life < np.inf:
-        a = 2.0 ** (-elapsed / rules.half_life)
+    a = kept_of_settled(rules, user, at)
+    if a < 1.0:
         mu_0, v_0 = project(rules.prior_mean, rules.prior_factor, x, user.f)
         mu = a * mu + (1.0 - a) * mu_0
         v = v_0 + a * a * (v - v_0)
@@ -102,14 +101,10 @@ def served(rules: Rules, user: User, now: int) -> tuple[Any, Any]:
             slots[n] = user.order[place]
             n += 1
     mean, factor = user.mean.astype(np.float64), user.factor.astype(np.float64)
-    elapsed = now - user.facts[0].settled_at
-    kept = 1.0
-    if user.facts[0].settled_at != NEVER and elapsed > 0 and rules.half_life < np.inf:
-        kept = 2.0 ** (-elapsed / rules.half_life)
     outcome = user.outcome[slots[:n]]
     serve(
-        mean, factor, rules.prior_mean, rules.prior_factor, kept, user.row[slots[:n]], now - outcome["shown_at"],
-        outcome, rules.median, rules.sigma, False,
+        mean, factor, rules.prior_mean, rules.prior_factor, kept_of_settled(rules, user, now), user.row[slots[:n]],
+        now - outcome["shown_at"], outcome, rules.median, rules.sigma, False,
     )  # fmt: skip
     return mean, factor
 

@@ -16,7 +16,7 @@ from learner.belief.moments import log_sigmoid
 from learner.belief.update import condition, flip
 from learner.record.items import MOST_OPEN
 from learner.step.columns import OPEN, Rules, User, begin, erase, load, store, workspace
-from learner.step.evidence import relax_by_evidence, relax_to
+from learner.step.evidence import kept, relax_by_evidence, relax_to
 from learner.step.feed import ERASED, FLIP, YES
 
 YOUNGEST = 1 / 256
@@ -170,10 +170,8 @@ def click(item: User, slot: int, row: Any) -> None:
 def flip_settled(rules: Rules, item: User, row: Any, x: Any) -> None:
     """A click on what has settled as a "no"."""
     relax_to(rules, item, row.at)
-    kept = 1.0
-    if rules.half_life < np.inf:
-        kept = 2.0 ** (-max(row.at - row.shown_at, 0) / rules.half_life)
-    flip(item.mean, item.factor, x, row.offset, row.weight, row.variance, kept, item.f, item.gain)
+    left = kept(rules, row.at - row.shown_at)
+    flip(item.mean, item.factor, x, row.offset, row.weight, row.variance, left, item.f, item.gain)
 
 
 @inner
