@@ -199,7 +199,9 @@ def test_neither_log_nor_answer_of_either_process_repeats_keys_features_or_bodie
         eventually(lambda: letters.lag() == len(HOSTILE), 20, "all are dead letters")
         assert learner.ask(head("GET", "/metrics", 0).replace(b"CANARY", b"wrong"))[0] == 401
         assert learner.request("/metrics")[0] == 200
-        assert learner.ask(b"GET /health/ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")[0] == 200
+        # The letters are written within a turn of the loop; the learner is ready once its first turn has ended.
+        ready = b"GET /health/ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        eventually(lambda: learner.ask(ready)[0] == 200, 20, "the learner is ready, and says so without a key")
         for message in letters.poll(1000, 100):
             assert CANARY.encode() not in b"".join(value for _, value in message.headers)
         letters.close()
