@@ -12,6 +12,7 @@ import msgspec
 from prometheus_client import CollectorRegistry
 
 from learner.events.wire import Reason
+from learner.model.events_file import ClickRule, EventsFile, ImpressionRule
 from learner.model.file import (
     ClickDelay,
     EarlierItemPrior,
@@ -41,7 +42,8 @@ Every key of the model, setting, metric and route. Made from the code by `python
 _TABLES = {
     "click_delay": ClickDelay, "effects": Effects, "effects.user": UserFile, "effects.item": ItemFile,
     "effects.item.prior": ItemPrior, "effects.item.prior.earlier": EarlierItemPrior, "offset": OffsetRule,
-    "prior": Prior, "prior.earlier": EarlierPrior,
+    "prior": Prior, "prior.earlier": EarlierPrior, "events": EventsFile, "events.impression": ImpressionRule,
+    "events.click": ClickRule,
 }  # fmt: skip
 _NOTHING: Any = None  # What the apps would ask only when they are asked.
 
@@ -177,6 +179,8 @@ def _words(kind: Any) -> str:
             return "text"
         case i.BoolType():
             return "true or false"
+        case i.ListType(item_type=i.UnionType()):
+            return "list of such"
         case i.ListType(item_type=one):
             return f"list of {_words(one)}s"
         case i.StructType() | i.DictType():

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from codecs import BOM_UTF8
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from learner.events.foreign import OtherType, PassedOver, columns_of, read_alone, read_quickly
 from learner.events.microbatch import BAD, CLICK, ERASE, ERASE_ITEM, EVENT, ITEM, Events, Microbatch, joined, of_item
 from learner.events.why import why
 from learner.events.wire import (
@@ -24,9 +26,11 @@ from learner.events.wire import (
     WireEraseItem,
     WireImpression,
     WireItem,
+    has_our_type,
     with_features,
 )
 from learner.limits import MAX_EVENT_BYTES, MAX_TIMESTAMP_MS
+from learner.model.foreign import Foreign
 from learner.model.kinds import ItemError
 from learner.model.spec import Model
 from learner.wire_errors import UNREADABLE
@@ -59,7 +63,7 @@ def parse_event(raw: bytes, model: Model) -> Wire:
     Parameters
     ----------
     raw
-        JSON in UTF-8.
+        JSON in UTF-8, of our shape or of that which the model's `[events]` says.
     model
         Whose features the items have.
 
@@ -68,7 +72,7 @@ def parse_event(raw: bytes, model: Model) -> Wire:
     BadEvent
         With a reason and a message that names the field.
     """
-    wire = _decode(raw)
+    wire = _decode(raw, model)
     if isinstance(wire, WireImpression):
         try:
             rows = model.rows([item.features for item in wire.items])
@@ -90,38 +94,58 @@ def parse_events(raws: Sequence[bytes], model: Model) -> Parsed:
 
 
 def _parse_together(raws: Sequence[bytes], model: Model) -> Parsed:
-    item = model.item_struct
+    item, events, foreign = model.item_struct, model.events, model.foreign
     decode = (_DECODER if item is None else _decoder(item)).decode
     wires: list[Wire | BadEvent] = []
-    quick: list[int] = []
+    ours: list[int] = []
+    theirs: list[int] = []
     for place, raw in enumerate(raws):
-        try:
-            wire = decode(raw) if len(raw) <= MAX_EVENT_BYTES else None
-        except UNREADABLE:
-            wire = None
+        wire: Wire | BadEvent | None = None
+        quick = ours
+        if len(raw) <= MAX_EVENT_BYTES:
+            if foreign is not None and events is not None:
+                wire, quick = read_quickly(raw, foreign, events), theirs
+            # What is ours stands beside what is foreign: the service writes it.
+            if wire is None or isinstance(wire, PassedOver):
+                with suppress(*UNREADABLE):
+                    wire, quick = decode(raw), ours
         if isinstance(wire, WireImpression):
             quick.append(place)
         wires.append(_alone(raw, model) if wire is None else wire)
-    slow = [place for place in sorted({*range(len(raws))} - {*quick}) if isinstance(wires[place], WireImpression)]
-    shown: Any = [wires[place] for place in quick]
-    n_numbers = model.width * sum(len(wire.items) for wire in shown)
-    slates = [quick] if quick and n_numbers <= TOGETHER_NUMBERS else [[place] for place in quick]
+    slow = _impressions(wires) - {*ours, *theirs}
+    slates = [_Slates([place], None) for place in sorted(slow)]
+    for together, shape in ((ours, None), (theirs, foreign)):
+        shown: Any = [wires[place] for place in together]
+        n_numbers = model.width * sum(len(wire.items) for wire in shown)
+        alike = [together] if together and n_numbers <= TOGETHER_NUMBERS else [[place] for place in together]
+        slates += [_Slates(places, shape) for places in alike]
     try:
-        return _columns(wires, [*slates, *([place] for place in slow)], model)
+        return _columns(wires, slates, model)
     except ItemError:
         # One of them is bad: read each alone to tell which.
         wires = [_alone(raw, model) for raw in raws]
-        shown = [place for place, wire in enumerate(wires) if isinstance(wire, WireImpression)]
-        return _columns(wires, [[place] for place in shown], model)
+        return _columns(wires, [_Slates([place], None) for place in sorted(_impressions(wires))], model)
 
 
-def _columns(wires: Sequence[Wire | BadEvent], slates: list[list[int]], model: Model) -> Parsed:
-    """The columns of these events; `slates` are the places of impressions, those together that are decoded alike."""
+def _impressions(wires: Sequence[Wire | BadEvent]) -> set[int]:
+    return {place for place, wire in enumerate(wires) if isinstance(wire, WireImpression)}
+
+
+class _Slates(NamedTuple):
+    """Places of impressions that were decoded alike, and what reads their items if these are foreign."""
+
+    places: list[int]
+    foreign: Foreign | None
+
+
+def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Model) -> Parsed:
+    """The columns of these events; `slates` has the place of every impression."""
     event = np.zeros(len(wires), EVENT)
     users, keys, clicks, bad = [], [], [], {}
     for place, wire in enumerate(wires):
         if isinstance(wire, BadEvent):
-            bad[place] = wire
+            if not isinstance(wire, PassedOver):
+                bad[place] = wire
             users.append("")
             continue
         if isinstance(wire, WireEraseItem):
@@ -136,32 +160,40 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[list[int]], model: M
                 event["item"][place] = item_key(wire.item_id)
         elif isinstance(wire, WireErase):
             event["kind"][place] = ERASE
-    event["kind"][list(bad)] = BAD
+    event["kind"][[place for place, user in enumerate(users) if not user]] = BAD
     event["kind"][clicks] = CLICK
     event["key"][clicks] = np.frombuffer(b"".join(keys), "<i8")
     event["at"] = [0 if isinstance(wire, BadEvent) else wire.timestamp for wire in wires]
-    order = [place for slate in slates for place in slate]
+    order = [place for one in slates for place in one.places]
     shown: Any = [wires[place] for place in order]
     event["n_items"][order] = n_items = [len(wire.items) for wire in shown]
     event["first_item"][order] = np.cumsum([0, *n_items])[:-1]
-    item = np.zeros(sum(n_items), ITEM)
-    item["key"] = np.frombuffer(
-        b"".join(chain.from_iterable(digests(wire.request_id, [one.item_id for one in wire.items]) for wire in shown)),
-        "<i8",
-    )
-    item["weight"] = [one.weight for wire in shown for one in wire.items]
-    if model.item is not None:
-        item["item"] = [item_key(one.item_id) for wire in shown for one in wire.items]
-    row, start = np.empty((len(item), model.width), np.float32), 0
-    for slate in slates:
-        items = [one for place in slate for one in wires[place].items]  # type: ignore[union-attr]
+    item, row = np.zeros(sum(n_items), ITEM), np.empty((sum(n_items), model.width), np.float32)
+    start = 0
+    for places, foreign in slates:
+        slate: Any = [wires[place] for place in places]
+        items = [one for wire in slate for one in wire.items]
         its = slice(start, start := start + len(items))
-        row[its] = model.rows([one.features for one in items])
-        item["offset"][its] = model.offsets([one.offset for one in items], row[its])
+        ids, weights, offsets, effects, features = _of_items(items) if foreign is None else columns_of(items, foreign)
+        ends = list(accumulate((len(wire.items) for wire in slate), initial=0))
+        of_each = zip(slate, ends, ends[1:], strict=False)
+        keys = list(chain.from_iterable(digests(wire.request_id, ids[a:b]) for wire, a, b in of_each))
+        item["key"][its] = np.frombuffer(b"".join(keys), "<i8")
+        item["weight"][its] = weights
+        row[its] = model.rows(features)
+        item["offset"][its] = model.offsets(offsets, row[its])
         if model.item is not None:
-            effects = [one.item_effect for one in items]
+            item["item"][its] = list(map(item_key, ids))
             item["other_mean"][its], item["other_var"][its] = model.item.as_scored(effects, row[its])
     return Parsed(Microbatch(users, Events(event, item, row)), bad)
+
+
+def _of_items(items: Sequence[Any]) -> tuple[list[str], list[Any], list[Any], list[Any], Any]:
+    """Ids, weights, offsets, effects and features."""
+    return (
+        [one.item_id for one in items], [one.weight for one in items], [one.offset for one in items],
+        [one.item_effect for one in items], [one.features for one in items],
+    )  # fmt: skip
 
 
 def times_in_log(timestamps: Sequence[int]) -> NDArray[np.int64]:
@@ -204,10 +236,22 @@ def _decoder(features: type[msgspec.Struct]) -> msgspec.json.Decoder[Wire]:
     return msgspec.json.Decoder(slate | WireClick | WireErase | WireEraseItem)
 
 
-def _decode(raw: bytes) -> Wire:
+def _decode(raw: bytes, model: Model) -> Wire:
     if len(raw) > MAX_EVENT_BYTES:
         raise BadEvent(Reason.TOO_LARGE, f"{len(raw)} bytes: expected at most {MAX_EVENT_BYTES}")
     raw = raw.removeprefix(BOM_UTF8)
+    if model.events is None:
+        return _ours(raw)
+    try:
+        return read_alone(raw, model.events, model.features, _ours)
+    except BadEvent as foreign:
+        try:
+            return _ours(raw)
+        except BadEvent as exc:
+            raise exc if isinstance(foreign, OtherType) and has_our_type(raw) else foreign from None
+
+
+def _ours(raw: bytes) -> Wire:
     try:
         wire: Wire = _DECODER.decode(raw)
     except UNREADABLE as exc:

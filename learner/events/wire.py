@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Annotated, Any, TypeAlias, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast
 
 import msgspec
 
-from learner.limits import MAX_ID_LENGTH, MAX_ITEMS, MAX_OFFSET, MAX_TIMESTAMP_MS, MIN_TIMESTAMP_MS
+from learner.limits import MAX_ITEMS
+from learner.model.fields import Id, Offset, Timestamp, Variance, Weight
 from learner.model.kinds import Features
 from learner.wire_errors import UNREADABLE
-
-Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
-Timestamp: TypeAlias = Annotated[int, msgspec.Meta(ge=MIN_TIMESTAMP_MS, le=MAX_TIMESTAMP_MS)]
-Offset: TypeAlias = Annotated[float, msgspec.Meta(ge=-MAX_OFFSET, le=MAX_OFFSET)]
-Variance: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
-Weight: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1_000)]
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -140,6 +135,19 @@ def user_of(raw: bytes) -> str | None:
 
 class _UserOnly(msgspec.Struct):
     user_id: str
+
+
+def has_our_type(raw: bytes) -> bool:
+    """Whether an event says that it is of a type of ours, whatever else is wrong with it."""
+    try:
+        msgspec.json.decode(raw, type=_TypeOnly)
+    except UNREADABLE:
+        return False
+    return True
+
+
+class _TypeOnly(msgspec.Struct):
+    type: Literal["impression", "click", "erase", "erase_item"]
 
 
 def impression_json(request_id: str, user_id: str, timestamp: int, items: Sequence[Mapping[str, Any]]) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, chain
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
@@ -23,6 +23,10 @@ INTERCEPT = 0
 INTERCEPT_NAME = "intercept"
 # A struct of more is read more slowly than a dictionary where the events have another order than the model.
 MAX_FIELDS = 128
+
+
+Items: TypeAlias = Sequence[Mapping[str, FeatureValue]] | Sequence[msgspec.Struct] | Sequence[tuple[Any, ...]]
+"""The features of items; a tuple or a struct has those of the model, in order, of the types that they want."""
 
 
 class Design:
@@ -54,8 +58,10 @@ class Design:
         self._numbers = _Numbers(plain, [ends[i] for i in plain])
         self._others = [i for i in range(len(features)) if i not in plain]
 
-    def rows(self, items: Sequence[Mapping[str, FeatureValue]] | Sequence[msgspec.Struct]) -> Rows:
-        """The rows of N items, shape (N, d): dictionaries, or all of the struct of `item_struct`; the same to the bit.
+    def rows(self, items: Items) -> Rows:
+        """The rows of N items, shape (N, d), the same to the bit whatever they are.
+
+        Dictionaries; or all of the struct of `item_struct`; or all tuples of what such a struct has.
 
         Raises
         ------
@@ -65,8 +71,9 @@ class Design:
         some_items: Sequence[Any] = items
         X = np.zeros((len(items), self.d))
         X[:, INTERCEPT] = 1.0
-        if some_items and isinstance(some_items[0], msgspec.Struct):
-            values = list(map(msgspec.structs.astuple, some_items))
+        if some_items and isinstance(some_items[0], msgspec.Struct | tuple):
+            are_structs = isinstance(some_items[0], msgspec.Struct)
+            values = list(map(msgspec.structs.astuple, some_items)) if are_structs else some_items
             if not self._others:
                 self._numbers.fill(X, values)
                 return self._rounded(X)

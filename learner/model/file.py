@@ -7,6 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 
 from learner.limits import MAX_FEATURES, MAX_OFFSET
+from learner.model.events_file import EventsFile
 from learner.model.kinds import Feature, FeatureName, Positive
 
 
@@ -205,6 +206,8 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         What is learnt of users, and of items.
     offset
         What an item without an offset gets.
+    events
+        Where events of a foreign shape have what ours have; without, events come in our shape alone.
     """
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
@@ -221,3 +224,4 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prior: Prior = Prior()
     effects: Effects = Effects()
     offset: OffsetRule = OffsetRule()
+    events: EventsFile | None = None

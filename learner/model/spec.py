@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from learner.belief.gaussian import Array, Gaussian, Rows
 from learner.belief.population import Population
-from learner.model.design import INTERCEPT, Design, check_feature, coefficients, item_struct, named
+from learner.model.design import INTERCEPT, Design, Items, check_feature, coefficients, item_struct, named
 from learner.model.duration import ModelError, duration_text, parse_duration_ms, parse_half_life
 from learner.model.effect import Effect, ItemEffect
+from learner.model.events_file import EventsFile
 from learner.model.file import EarlierItemPrior, EarlierPrior, ItemFile, MissingOffset, ModelFile
-from learner.model.kinds import Feature, FeatureValue, ItemError, Vector
+from learner.model.foreign import Foreign, check_events, compile_events
+from learner.model.kinds import Feature, ItemError, Vector
 from learner.model.toml_errors import explain
 
 
@@ -45,6 +47,8 @@ class Model(Effect):
         What an item without an offset gets; see `learner.model.file.OffsetRule`.
     mean_offset
         The log's mean offset, for ``mean``; None if it is not known.
+    events
+        How events of a foreign shape are read; None if there are none.
     """
 
     discount: float | None
@@ -56,6 +60,7 @@ class Model(Effect):
     prior_file: str | None = None
     missing_offset: MissingOffset = "fixed_effect"
     mean_offset: float | None = None
+    events: EventsFile | None = None
 
     @cached_property
     def width(self) -> int:
@@ -68,7 +73,7 @@ class Model(Effect):
             item = replace(self.item, click_delay=self.click_delay, window_ms=self.window_ms)
             object.__setattr__(self, "item", item)
 
-    def rows(self, items: Sequence[Mapping[str, FeatureValue]] | Sequence[msgspec.Struct]) -> Rows:
+    def rows(self, items: Items) -> Rows:
         """The design matrix of a slate, shape (N, width); see `learner.model.design.Design.rows`."""
         return self._design.rows(items)
 
@@ -76,6 +81,11 @@ class Model(Effect):
     def item_struct(self) -> type[msgspec.Struct] | None:
         """What decodes an item's features, all of which it knows; see `learner.model.design.item_struct`."""
         return None if self.ignore_unknown else item_struct(self.features)
+
+    @cached_property
+    def foreign(self) -> Foreign | None:
+        """What reads events of a foreign shape quickly; see `learner.model.foreign.compile_events`."""
+        return None if self.events is None else compile_events(self.events, self.features)
 
     @cached_property
     def _design(self) -> Design:
@@ -178,6 +188,8 @@ def _build(file: ModelFile) -> Model:
     if file.effects.item is not None and (file.method == "laplace" or file.discount is not None):
         given = "method = 'laplace'" if file.method == "laplace" else f"discount = {file.discount}"
         raise ModelError(f"{given}: expected method = 'adf' and no discount where there is an [effects.item]")
+    if file.events is not None:
+        check_events(file.events, features)
     window_ms = parse_duration_ms("attribution_window", file.attribution_window)
     return Model(
         name=file.name,
@@ -203,6 +215,7 @@ def _build(file: ModelFile) -> Model:
         prior_file=file.prior.file,
         missing_offset=file.offset.missing,
         mean_offset=file.offset.mean,
+        events=file.events,
     )
 
 

@@ -62,6 +62,7 @@ def check_text(settings: Settings, model: Model) -> str:
         f"  items         {_items(model)}",
         f"  attribution   window {model.window_ms / 60_000:g} min, click delay: {delay}",
         f"  offsets       one that is missing: {_missing_offset(model)}",
+        f"  events        {_events(model)}",
         f"  coefficients  {', '.join(model.coefficients)}",
     ]
     return "\n".join(lines) + "\n"
@@ -75,6 +76,14 @@ def _items(model: Model) -> str:
     return (
         f"prior {item.population_fingerprint.hex()}, variance of the intercept {variance:.4g}, half_life = {half_life}"
     )
+
+
+def _events(model: Model) -> str:
+    if (events := model.events) is None:
+        return "of our shape"
+    told = "what has items is an impression" if events.type is None else f"told apart by {events.type}"
+    slow = "" if model.foreign is not None else "; read slowly, since a path leads to what must be of two types"
+    return f"of our shape, or as [events] says: {told}{slow}"
 
 
 def _missing_offset(model: Model) -> str:

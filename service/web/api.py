@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import msgspec
 
 from learner.belief.policies import Policy
-from learner.events.wire import Id, Offset, Ranked, Reason, WireItem, with_features
+from learner.events.wire import Ranked, Reason, WireItem, with_features
 from learner.limits import MAX_ITEMS
+from learner.model.fields import Id, Offset
 from learner.model.file import MissingOffset
 from learner.model.kinds import Features
 
