@@ -21,7 +21,7 @@ from learner.events.wire import BadEvent, Reason
 from learner.log import Message, read_to_end
 from learner.model.spec import Model
 
-__all__ = ["LogError", "Skipped", "read_events"]
+__all__ = ["LogError", "Skipped", "raw_events", "read_events"]
 
 _EVENTS_TOGETHER = 1_024
 # Behind the first event with a foreign feature, to name all of them at once.
@@ -65,7 +65,7 @@ def read_events(
     for source in sources:
         # A generator that holds a connection must be closed here and now: when Python ends, kafka-python's own thread
         # is gone, and closing its consumer would wait for it without end.
-        with closing(_raw_events(source, model, topics, kafka or {})) as raws:
+        with closing(raw_events(source, model, topics, kafka or {})) as raws:
             while some := list(islice(raws, _EVENTS_TOGETHER)):
                 parsed = _parse(some, model)
                 for at, why in sorted(parsed.bad.items()):
@@ -115,7 +115,8 @@ def _misfit(why: BadEvent, some: Sequence[Raw], following: Iterator[Raw], model:
     )
 
 
-def _raw_events(source: str, model: Model, topics: Sequence[str], kafka: Mapping[str, Any]) -> Generator[Raw]:
+def raw_events(source: str, model: Model, topics: Sequence[str], kafka: Mapping[str, Any]) -> Generator[Raw]:
+    """The events of one source as they stand there; see `read_events`. Close it, if it is not read to its end."""
     if "://" in source:
         yield from _from_log(source, topics, kafka)
         return

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+from contextlib import closing, suppress
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from learner.belief.gaussian import factorised
 from learner.model.duration import HalfLife
@@ -11,6 +15,11 @@ from learner.model.spec import Model
 from service.commands.command import SQLITE_FILE, Subparsers
 from service.environment import service_links
 from service.settings import Settings, describe
+
+if TYPE_CHECKING:
+    from learner.batch.raw import Raw
+
+SAMPLED, READ_TO_SUGGEST = 100, 10_000
 
 
 def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
@@ -20,7 +29,19 @@ def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
         description="Read the model and the settings as the other commands would, and print them with secrets hidden. "
         "Then connect to the log and the store and say, a line each, whether they are as docs/guarantees.md needs "
         "them: topics, dead letter topics, numbers of partitions, eviction, persistence, the API key. Changes nothing. "
-        "Exit status 1 if anything failed.",
+        "Exit status 1 if anything failed. With --sample it looks at events instead, and says what the model makes of "
+        "them; with --suggest it writes a model for events that have none yet.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--sample", metavar="SOURCE",
+        help=f"read the first {SAMPLED} records of a file, of a topic of FRESHET_LOG by its name, or of a log by its "
+        "URL, and say for each path of [events] what it found, and what would be refused and why; no values are shown. "
+        "Exit status 1 if anything would be",
+    )  # fmt: skip
+    parser.add_argument(
+        "--suggest", metavar="SOURCE",
+        help=f"read up to {READ_TO_SUGGEST:,} records, and print a model.toml for them: a mapping, and features with "
+        "their kinds, means and values. Read it before you use it, and try it with --sample",
     )  # fmt: skip
     parser.add_argument("--offline", action="store_true", help="only print; connect to nothing")
     parser.add_argument("--file", help=SQLITE_FILE)
@@ -29,6 +50,10 @@ def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     """Print both, and what was found."""
+    if arguments.suggest is not None:
+        return _suggest(arguments.suggest, settings, model)
+    if arguments.sample is not None:
+        return _sample(arguments.sample, settings, model)
     print(check_text(settings, model), end="", flush=True)
     if arguments.offline:
         return 0
@@ -40,6 +65,42 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
         print(f"  {finding}", flush=True)
         findings.append(finding)
     return status_of(findings)
+
+
+def _sample(source: str, settings: Settings, model: Model) -> int:
+    from service.sample import described
+
+    report, n_refused = described(_records(source, SAMPLED, settings, model), model)
+    print(report, end="")
+    return 1 if n_refused else 0
+
+
+def _suggest(source: str, settings: Settings, model: Model) -> int:
+    import msgspec
+
+    from learner.wire_errors import UNREADABLE
+    from service.suggestion import suggest
+
+    events = []
+    for raw in _records(source, READ_TO_SUGGEST, settings, model):
+        with suppress(*UNREADABLE):
+            events.append(msgspec.json.decode(raw.value if isinstance(raw.value, bytes) else b""))
+    print(suggest(events, source), end="")
+    return 0
+
+
+def _records(source: str, most: int, settings: Settings, model: Model) -> list[Raw]:
+    """The first records of a source, as they stand there."""
+    from learner.batch.reading import raw_events
+
+    topics = settings.topics
+    if "://" not in source and not Path(source).exists():
+        source, topics = settings.log, [source]
+    with closing(raw_events(source, model, topics, settings.kafka_options)) as raws:
+        found = list(islice(raws, most))
+    if not found:
+        raise ValueError(f"{source}: no records to look at")
+    return found
 
 
 def check_text(settings: Settings, model: Model) -> str:
