@@ -56,10 +56,10 @@ def described(raws: Sequence[Raw], model: Model) -> tuple[str, int]:
                 counts["erasures"] += 1
             elif isinstance(event, WireClick):
                 counts["clicks"] += 1
-                clicked.append((event.request_id, event.item_id))
+                clicked.append((_request(event, model), event.item_id))
             else:
                 counts["impressions"] += 1
-                shown |= _showings(event)
+                shown |= {(_request(event, model), item.item_id) for item in event.items}
         if (found := _body(value, events)) is not None:
             bodies[found[0]].append(found[1])
     told = ", ".join(f"{counts[name]:,} {name}" for name in ("impressions", "clicks", "refused"))
@@ -77,8 +77,9 @@ def described(raws: Sequence[Raw], model: Model) -> tuple[str, int]:
     return "\n".join(lines) + "\n", counts["refused"]
 
 
-def _showings(event: WireImpression) -> set[tuple[str, str]]:
-    return {(event.request_id, item.item_id) for item in event.items}
+def _request(event: WireImpression | WireClick, model: Model) -> str:
+    """What a click and its impression have in common beside the item."""
+    return event.user_id if model.by_item else event.request_id or ""
 
 
 def _body(raw: bytes, events: EventsFile) -> tuple[str, Any] | None:

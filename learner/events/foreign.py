@@ -33,7 +33,7 @@ class PassedOver(OtherType):
     """One that the mapping says to pass over: it is of no user, and no dead letter."""
 
 
-def read_quickly(raw: bytes, foreign: Foreign, events: EventsFile) -> Wire | PassedOver | None:
+def read_quickly(raw: bytes, foreign: Foreign, events: EventsFile, by_item: bool) -> Wire | PassedOver | None:
     """An event that is as expected; None of any other.
 
     The items of an impression are as they were decoded: `Foreign.item` reads them.
@@ -50,12 +50,16 @@ def read_quickly(raw: bytes, foreign: Foreign, events: EventsFile) -> Wire | Pas
                 return other if isinstance(other, PassedOver) else None
             is_click = isinstance(rule, ClickRule)
         fields = foreign.click if is_click else foreign.impression
-        user, request, at = fields.user_id(event), fields.request_id(event), epoch_ms(fields.timestamp(event))
+        user, at = fields.user_id(event), epoch_ms(fields.timestamp(event))
+        request = None if fields.request_id is None else fields.request_id(event)
+        if request is None and by_item:
+            # A showing that names no request is known by its time.
+            request = at
         if user is None or request is None or at is None:
             return None
         if is_click:
             item = fields.item_id(event)
-            return None if item is None else WireClick(str(request), str(user), str(item), at)
+            return None if item is None else WireClick(str(user), str(item), at, str(request))
         items = [event] if foreign.items is None else foreign.items(event)
     except (*UNREADABLE, AttributeError):
         # An attribute of None: an object on the way to a value is null.
@@ -124,7 +128,9 @@ def _rest_ms(text: str) -> int | None:
     return (round(1000 * float(f"0.{fraction}")) if fraction else 0) - ahead * 60_000
 
 
-def read_alone(raw: bytes, events: EventsFile, features: Mapping[str, Feature], ours: Callable[[bytes], Wire]) -> Wire:
+def read_alone(
+    raw: bytes, events: EventsFile, features: Mapping[str, Feature], by_item: bool, ours: Callable[[bytes], Wire]
+) -> Wire:
     """A foreign event, by way of our JSON that says the same, which `ours` reads: what it lacks is missing there.
 
     Raises
@@ -142,7 +148,7 @@ def read_alone(raw: bytes, events: EventsFile, features: Mapping[str, Feature], 
     rule = rule_of(base, events)
     try:
         try:
-            return ours(msgspec.json.encode(_in_our_words(base, rule, events, features)))
+            return ours(msgspec.json.encode(_in_our_words(base, rule, events, features, by_item)))
         except OverflowError as exc:
             raise BadEvent(Reason.BAD_FIELD, "a whole number beyond 64 bits") from exc
     except BadEvent as exc:
@@ -150,7 +156,9 @@ def read_alone(raw: bytes, events: EventsFile, features: Mapping[str, Feature], 
         raise BadEvent(exc.reason, f"{exc}{_read_from(found[1] if found else '', events, rule)}") from exc
 
 
-def _in_our_words(base: Any, rule: EventRule, events: EventsFile, features: Mapping[str, Feature]) -> Mapping[str, Any]:
+def _in_our_words(
+    base: Any, rule: EventRule, events: EventsFile, features: Mapping[str, Feature], by_item: bool
+) -> Mapping[str, Any]:
     fields = {name: at_path(base, path) for name, path in paths_of(events, rule).items()}
     sent = fields.pop("timestamp")
     at = epoch_ms(sent)
@@ -158,6 +166,8 @@ def _in_our_words(base: Any, rule: EventRule, events: EventsFile, features: Mapp
         expected = "epoch seconds, milli-, micro- or nanoseconds between 2000 and 2100, or ISO 8601 with a zone"
         raise BadEvent(Reason.BAD_TIMESTAMP, f"timestamp: expected {expected}")
     ours = {name: _as_id(value) for name, value in fields.items()} | {"timestamp": at}
+    if by_item and at is not None and ours.get("request_id") is None:
+        ours["request_id"] = str(at)
     if isinstance(rule, ImpressionRule):
         items = [base] if rule.items is None else at_path(base, rule.items)
         if isinstance(items, list):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from codecs import BOM_UTF8
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import blake2b
 from itertools import accumulate, chain
 from typing import Any, NamedTuple
@@ -104,11 +104,12 @@ def _parse_together(raws: Sequence[bytes], model: Model) -> Parsed:
         quick = ours
         if len(raw) <= MAX_EVENT_BYTES:
             if foreign is not None and events is not None:
-                wire, quick = read_quickly(raw, foreign, events), theirs
+                wire, quick = read_quickly(raw, foreign, events, model.by_item), theirs
             # What is ours stands beside what is foreign: the service writes it.
             if wire is None or isinstance(wire, PassedOver):
                 with suppress(*UNREADABLE):
-                    wire, quick = decode(raw), ours
+                    our, quick = decode(raw), ours
+                    wire = None if _lacks_request(our, model) else our
         if isinstance(wire, WireImpression):
             quick.append(place)
         wires.append(_alone(raw, model) if wire is None else wire)
@@ -155,7 +156,7 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
         users.append(wire.user_id)
         if isinstance(wire, WireClick):
             clicks.append(place)
-            keys += digests(wire.request_id, [wire.item_id])
+            keys += _keys(wire.request_id or "", [wire.item_id], model)
             if model.item is not None:
                 event["item"][place] = item_key(wire.item_id)
         elif isinstance(wire, WireErase):
@@ -177,7 +178,7 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
         ids, weights, offsets, effects, features = _of_items(items) if foreign is None else columns_of(items, foreign)
         ends = list(accumulate((len(wire.items) for wire in slate), initial=0))
         of_each = zip(slate, ends, ends[1:], strict=False)
-        keys = list(chain.from_iterable(digests(wire.request_id, ids[a:b]) for wire, a, b in of_each))
+        keys = list(chain.from_iterable(_keys(wire.request_id, ids[a:b], model) for wire, a, b in of_each))
         item["key"][its] = np.frombuffer(b"".join(keys), "<i8")
         item["weight"][its] = weights
         row[its] = model.rows(features)
@@ -241,28 +242,46 @@ def _decode(raw: bytes, model: Model) -> Wire:
         raise BadEvent(Reason.TOO_LARGE, f"{len(raw)} bytes: expected at most {MAX_EVENT_BYTES}")
     raw = raw.removeprefix(BOM_UTF8)
     if model.events is None:
-        return _ours(raw)
+        return _ours(raw, model)
     try:
-        return read_alone(raw, model.events, model.features, _ours)
+        return read_alone(raw, model.events, model.features, model.by_item, partial(_ours, model=model))
     except BadEvent as foreign:
         try:
-            return _ours(raw)
+            return _ours(raw, model)
         except BadEvent as exc:
             raise exc if isinstance(foreign, OtherType) and has_our_type(raw) else foreign from None
 
 
-def _ours(raw: bytes) -> Wire:
+def _ours(raw: bytes, model: Model) -> Wire:
     try:
         wire: Wire = _DECODER.decode(raw)
     except UNREADABLE as exc:
         raise why(raw, exc) from exc
+    if _lacks_request(wire, model):
+        raise BadEvent(
+            Reason.BAD_FIELD,
+            "request_id: Object missing required field `request_id`; without it, clicks are those of items where the "
+            "model says match_clicks = 'item'",
+        )
     return wire
+
+
+def _lacks_request(wire: Wire, model: Model) -> bool:
+    """Whether nothing says what a click is of."""
+    return isinstance(wire, WireClick) and wire.request_id is None and not model.by_item
 
 
 @lru_cache(maxsize=100_000)
 def item_key(item_id: str) -> int:
     """A 64-bit identity of an item: what its record is kept under."""
     return int.from_bytes(blake2b(item_id.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def _keys(request_id: str, item_ids: Sequence[str], model: Model) -> list[bytes]:
+    """The keys of outcomes, as `digests`, or where clicks are matched by item those of the items."""
+    if not model.by_item:
+        return digests(request_id, item_ids)
+    return [item_key(one).to_bytes(8, "little", signed=True) for one in item_ids]
 
 
 def outcome_key(request_id: str, item_id: str) -> int:

@@ -93,12 +93,12 @@ class WireImpression(msgspec.Struct, frozen=True, tag_field="type", tag="impress
 
 
 class WireClick(msgspec.Struct, frozen=True, tag_field="type", tag="click"):
-    """A click on one item of a slate, as sent."""
+    """A click on one item of a slate, as sent; it may lack the request where the model matches clicks by item."""
 
-    request_id: Id
     user_id: Id
     item_id: Id
     timestamp: Timestamp
+    request_id: Id | None = None
 
 
 class WireErase(msgspec.Struct, frozen=True, tag_field="type", tag="erase"):

@@ -192,6 +192,9 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         on held-out logs it costs .0065 to .058 of log loss against a half-life.
     attribution_window
         How long after its impression a click still counts.
+    match_clicks
+        Which outcome a click is of: that of its ``request`` and item; or, where clicks name no request, the user's
+        latest showing of the ``item`` up to the time of the click.
     max_ahead
         How long after it came in an event may be dated.
     click_delay
@@ -217,6 +220,7 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     half_life: str | Annotated[list[str], msgspec.Meta(min_length=1, max_length=2)] | None = None
     discount: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
     attribution_window: str = "30m"
+    match_clicks: Literal["request", "item"] = "request"
     max_ahead: str = "1h"
     click_delay: ClickDelay | None = None
     unknown_features: Literal["reject", "ignore"] = "reject"

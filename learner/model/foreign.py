@@ -24,11 +24,11 @@ Get: TypeAlias = Callable[[Any], Any]
 
 
 class Fields(NamedTuple):
-    """What reads an event; its `item_id` if it is a click."""
+    """What reads an event; its `item_id` if it is a click. Without `request_id` it names none."""
 
     user_id: Get
     timestamp: Get
-    request_id: Get
+    request_id: Get | None
     item_id: Get
 
 
@@ -80,8 +80,8 @@ def kinds_of_events(events: EventsFile) -> dict[TypeValue, EventRule]:
     return rules
 
 
-def check_events(events: EventsFile, features: Mapping[str, Feature]) -> None:
-    """Raise `ModelError` for a mapping that cannot be."""
+def check_events(events: EventsFile, features: Mapping[str, Feature], by_item: bool) -> None:
+    """Raise `ModelError` for a mapping that cannot be; `by_item` says that a click need not name a request."""
     impression, click = events.impression, events.click
     if events.type is not None:
         for name, rule in (("impression", impression), ("click", click)):
@@ -100,9 +100,10 @@ def check_events(events: EventsFile, features: Mapping[str, Feature]) -> None:
             f"events.impression.features.{min(unknown)}: the model's features are {some(features) or 'none'}"
         )
     for name, rule in (("impression", impression), ("click", click)):
-        if "request_id" not in paths_of(events, rule):
+        if not by_item and "request_id" not in paths_of(events, rule):
             raise ModelError(
-                f"events.{name}.request_id is missing: expected the path of what a click and its impression both have"
+                f"events.{name}.request_id is missing: expected the path of what a click and its impression both "
+                "have, or match_clicks = 'item'"
             )
     compile_events(events, features)
 
@@ -128,7 +129,7 @@ def compile_events(events: EventsFile, features: Mapping[str, Feature]) -> Forei
         kinds = {"user_id": Id | int, "timestamp": int | float | str, "request_id": Id | int}
         found = {name: attrgetter(base.value(path, kinds[name], to)) for name, path in paths_of(events, rule).items()}
         item_id = attrgetter(base.value(rule.item_id, Id | int, to)) if isinstance(rule, ClickRule) else item.item_id
-        return Fields(found["user_id"], found["timestamp"], found["request_id"], item_id)
+        return Fields(found["user_id"], found["timestamp"], found.get("request_id"), item_id)
 
     kind = None if events.type is None else attrgetter(base.value(events.type, str | int | float | bool, to))
     both = fields(events.impression), fields(events.click)

@@ -47,6 +47,8 @@ class Model(Effect):
         What an item without an offset gets; see `learner.model.file.OffsetRule`.
     mean_offset
         The log's mean offset, for ``mean``; None if it is not known.
+    by_item
+        Whether a click is of the latest showing of its item, whatever its request.
     events
         How events of a foreign shape are read; None if there are none.
     """
@@ -60,6 +62,7 @@ class Model(Effect):
     prior_file: str | None = None
     missing_offset: MissingOffset = "fixed_effect"
     mean_offset: float | None = None
+    by_item: bool = False
     events: EventsFile | None = None
 
     @cached_property
@@ -189,7 +192,7 @@ def _build(file: ModelFile) -> Model:
         given = "method = 'laplace'" if file.method == "laplace" else f"discount = {file.discount}"
         raise ModelError(f"{given}: expected method = 'adf' and no discount where there is an [effects.item]")
     if file.events is not None:
-        check_events(file.events, features)
+        check_events(file.events, features, file.match_clicks == "item")
     window_ms = parse_duration_ms("attribution_window", file.attribution_window)
     return Model(
         name=file.name,
@@ -215,6 +218,7 @@ def _build(file: ModelFile) -> Model:
         prior_file=file.prior.file,
         missing_offset=file.offset.missing,
         mean_offset=file.offset.mean,
+        by_item=file.match_clicks == "item",
         events=file.events,
     )
 

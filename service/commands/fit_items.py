@@ -43,7 +43,7 @@ def choose_of_items(model: Model, trial: Trial, refit: Refit, keep_half_life: bo
         print(f"{WHAT}the log is of one moment: no item is known before it is scored, so what they are worth is not")
         return jointly(model, trial, refit)
     middle, own = trial.middle_ms(), half_life_of(model.item)
-    early = trial.until(middle, model.window_ms)
+    early = trial.until(middle, model)
     fitted = jointly(model, early, refit)
     if not keep_half_life:
         with progress("half-life of items", " slates") as bar:

@@ -87,6 +87,9 @@ def install(app: FastAPI, model: Model, needs_key: bool) -> None:
             components["schemas"] = schemas
             for name in ("ScoreItem", "WireItem"):
                 schemas[name]["properties"]["features"] |= _features(model)
+            if not model.by_item:
+                schemas["WireClick"]["required"].append("request_id")
+                schemas["WireClick"]["properties"]["request_id"] = schemas["WireImpression"]["properties"]["request_id"]
             guarded = [
                 operation
                 for path, operations in document["paths"].items()
