@@ -77,13 +77,14 @@ class Visit(NamedTuple):
 
 
 def visits(
-    n_users: int, n_rounds: int, n_items: int, n_features: int = FEATURES, popular: bool = False
+    n_users: int, n_rounds: int, n_items: int, n_features: int = FEATURES, popular_of: int = 0
 ) -> Iterator[Visit]:
     """Slates and clicks in the order of their times, as served users make them; nothing comes after the last slate.
 
     In a round each user is shown a slate; rounds are `SLATE_MS` apart, sessions of `SLATES` rounds `SESSION_MS`. A
     slate is clicked once with probability `CLICKED`, after a log-normal delay, as the model expects; one of twenty
-    clicks comes after the settle age. Items are of a million, all alike; or `popular`, the n-th shown 1 / n as often.
+    clicks comes after the settle age. Items are of a million, all alike; or of `popular_of`, the
+    n-th shown 1 / n as often.
     """
     generator = random.Random(1)
     clicks: list[Visit] = []
@@ -94,8 +95,8 @@ def visits(
         while clicks and clicks[0].at <= at:
             yield heappop(clicks)
         shown = items(generator, n_items, n_features)
-        if popular:
-            places = {int(1_000_000 ** generator.random()) for _ in range(2 * n_items)}
+        if popular_of:
+            places = {int(popular_of ** generator.random()) for _ in range(3 * n_items)}
             shown = [{**one, "item_id": f"item-{place}"} for one, place in zip(shown, places, strict=False)]
         key, request = f"user-{user}".encode(), f"request-{i}"
         yield Visit(at, key, impression_json(request, key.decode(), at, shown), number)

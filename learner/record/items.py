@@ -24,6 +24,12 @@ def item_id(key: int) -> str:
     return f"{key % (1 << 64):016x}"
 
 
+def item_ids(keys: NDArray[np.int64]) -> list[str]:
+    """What the records of items are kept under, by their keys, shape (N,)."""
+    digits = keys.astype(">i8").tobytes().hex()
+    return [digits[i : i + 16] for i in range(0, len(digits), 16)]
+
+
 class ItemBeliefs(NamedTuple):
     """The beliefs of N items, and their open impressions, of at most W ages each: as columns, since a slate has many.
 
