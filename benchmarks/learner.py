@@ -42,7 +42,7 @@ def measure(context: Context) -> list[Figure]:
     for n_items, aim in ((10, 0.85), (1, 0.35)):
         topic = f"visits-of-{n_items}"
         rounds = {10: 6, 1: 12}[n_items] // (3 if context.quick else 1)
-        n = fill_topic(shared(context, KafkaServer), topic, _stream(rounds, n_items))
+        n = fill_topic(shared(context, KafkaServer), topic, stream_of(rounds, n_items))
         contenders: dict[str, Callable[[], Rates]] = {
             "freshet": partial(freshet, context, topic, n),
             "json": partial(bare_poll, context, topic, n, json.loads),
@@ -84,7 +84,7 @@ def _with_items(context: Context) -> list[Figure]:
     catalogs = {"10,000 items, some popular": 10_000, "a million, some popular": 1_000_000, "a million alike": 0}
     for what, popular_of in catalogs.items():
         topic = f"items-{popular_of}"
-        stream = _stream(3 if context.quick else 6, 10, popular_of)
+        stream = stream_of(3 if context.quick else 6, 10, popular_of)
         n = fill_topic(shared(context, KafkaServer), topic, stream)
         taken: dict[bool, list[Rates]] = {False: [], True: []}
         for _ in range(context.repetitions):
@@ -100,7 +100,8 @@ def _with_items(context: Context) -> list[Figure]:
     return figures
 
 
-def _stream(n_rounds: int, n_items: int, popular_of: int = 0) -> Iterator[tuple[bytes, bytes]]:
+def stream_of(n_rounds: int, n_items: int, popular_of: int = 0) -> Iterator[tuple[bytes, bytes]]:
+    """Keys and values of `visits` by `USERS`."""
     for one in visits(USERS, n_rounds, n_items, popular_of=popular_of):
         yield one.user, one.value
 
@@ -165,13 +166,13 @@ def _scaling(context: Context) -> list[Figure]:
     other.
     """
     topic = "two-partitions"
-    n = fill_topic(shared(context, KafkaServer), topic, _stream(4 if context.quick else 10, 10), n_partitions=2)
+    n = fill_topic(shared(context, KafkaServer), topic, stream_of(4 if context.quick else 10, 10), n_partitions=2)
     used_by_one: list[float] = []
     used_by_two: list[float] = []
     values = interleave(
         {
-            "one": partial(_processes, context, topic, n, 1, used_by_one),
-            "two": partial(_processes, context, topic, n, 2, used_by_two),
+            "one": partial(processes, context, topic, n, 1, used_by_one),
+            "two": partial(processes, context, topic, n, 2, used_by_two),
         },
         1 if context.quick else context.repetitions,
     )
@@ -187,7 +188,10 @@ def _scaling(context: Context) -> list[Figure]:
     ]
 
 
-def _processes(context: Context, topic: str, n: int, count: int, processor_s: list[float]) -> float:
+def processes(
+    context: Context, topic: str, n: int, count: int, processor_s: list[float], partitions: int = 2,
+    with_items: bool = False,
+) -> float:  # fmt: skip
     """Records a second that `count` learners commit, from the first fifth to the last.
 
     Adds the seconds of processor time for each to `processor_s`.
@@ -198,13 +202,13 @@ def _processes(context: Context, topic: str, n: int, count: int, processor_s: li
     client.close()
     group = f"group-{uuid.uuid4().hex}"
     environ = {
-        **freshet_environ(context, server.url(), shared(context, KafkaServer).url, topic, group),
+        **freshet_environ(context, server.url(), shared(context, KafkaServer).url, topic, group, with_items),
         "FRESHET_LEARNER_PORT": "0",
     }
     watcher = KafkaConsumer(
         bootstrap_servers=shared(context, KafkaServer).bootstrap, group_id=group, enable_auto_commit=False
     )
-    places = [TopicPartition(topic, number) for number in range(2)]
+    places = [TopicPartition(topic, number) for number in range(partitions)]
 
     def committed() -> int:
         return sum(watcher.committed(place) or 0 for place in places)

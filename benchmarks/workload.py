@@ -32,6 +32,8 @@ REVISIT_MS = 300_000
 SLATES, SLATE_MS, SESSION_MS = 3, 40_000, 3_600_000
 CLICKED, CLICK_MEDIAN_MS, CLICK_SIGMA = 0.3, 10_000, 1.2
 
+ITEMS_TOML = '[effects.item]\nhalf_life = "7d"\n'
+
 
 def model_toml(n_features: int = FEATURES) -> str:
     """A model of an intercept and numeric features, with a click delay."""
@@ -44,7 +46,7 @@ def model_toml(n_features: int = FEATURES) -> str:
 
 def model(n_features: int = FEATURES, with_items: bool = False) -> Model:
     """The model of `model_toml`; with an effect of items if wanted."""
-    return load_model(model_toml(n_features) + ('[effects.item]\nhalf_life = "7d"\n' if with_items else ""))
+    return load_model(model_toml(n_features) + (ITEMS_TOML if with_items else ""))
 
 
 def items(generator: random.Random, n_items: int, n_features: int = FEATURES) -> list[Mapping[str, Any]]:
@@ -165,10 +167,12 @@ def shared(context: Context, kind: type[AnyServer]) -> AnyServer:
     return server
 
 
-def freshet_environ(context: Context, store: str, log: str, topic: str = "events", group: str = "g") -> dict[str, str]:
+def freshet_environ(
+    context: Context, store: str, log: str, topic: str = "events", group: str = "g", with_items: bool = False
+) -> dict[str, str]:
     """Environment of a Freshet process: the model of this module, one topic."""
-    path = context.folder / "model.toml"
-    path.write_text(model_toml())
+    path = context.folder / ("items.toml" if with_items else "model.toml")
+    path.write_text(model_toml() + (ITEMS_TOML if with_items else ""))
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith("FRESHET_")},
         "FRESHET_MODEL": str(path),
