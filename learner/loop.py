@@ -164,7 +164,8 @@ class Learner:
 
     def _take(self, messages: Sequence[Message], counts: Counter[str], bad: Counter[str]) -> float | None:
         """Learn what can be learnt of some messages, and bury the rest; returns the freshness, in ms."""
-        batch, refused = self._parse(messages)
+        # A schema registry may be away, too.
+        batch, refused = self._patience.call(counts, partial(self._parse, messages))
         impressions = int((batch.events.event["kind"] == IMPRESSION).sum())
         self._check.events(len(messages), impressions, Counter(why.reason for why in refused.values()))
 

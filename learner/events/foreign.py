@@ -230,12 +230,15 @@ def _value(feature: Feature, value: Any) -> Any:
     """A feature's value, numbers that are text as numbers; an empty text where a number is expected is none."""
     if value == "" and isinstance(feature, Numeric):
         return None
-    return _as(feature.schema() | None, value)
+    # Anything else the decoder would have as it is.
+    is_other = isinstance(value, list) or (isinstance(value, str) and (isinstance(feature, Numeric) or len(value) == 4))
+    return _as(feature.schema() | None, value) if is_other else value
 
 
 def _as_id(value: Any) -> Any:
-    found = _as(str | int | None, value)
-    return str(found) if isinstance(found, int) and not isinstance(value, bool) else value
+    if isinstance(value, float):
+        value = _as(int | None, value)
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _as(kind: Any, value: Any) -> Any:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from codecs import BOM_UTF8
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
-from hashlib import blake2b
 from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.events.foreign import OtherType, PassedOver, columns_of, read_alone, read_quickly
+from learner.events.keys import digests, item_key
 from learner.events.microbatch import BAD, CLICK, ERASE, ERASE_ITEM, EVENT, ITEM, Events, Microbatch, joined, of_item
 from learner.events.why import why
 from learner.events.wire import (
@@ -65,14 +65,14 @@ def parse_event(raw: bytes, model: Model) -> Wire:
     raw
         JSON in UTF-8, of our shape or of that which the model's `[events]` says.
     model
-        Whose features the items have.
+        Whose features the items have, and whose schema registry makes JSON of Avro.
 
     Raises
     ------
     BadEvent
         With a reason and a message that names the field.
     """
-    wire = _decode(raw, model)
+    wire = _decode(raw if model.unframed is None else model.unframed(raw), model)
     if isinstance(wire, WireImpression):
         try:
             rows = model.rows([item.features for item in wire.items])
@@ -88,9 +88,24 @@ def parse_events(raws: Sequence[bytes], model: Model) -> Parsed:
     The items are decoded to structs made for the model, and those of many impressions become one design matrix. An
     event that cannot be read so is left to `parse_event`, which says what is wrong with it.
     """
+    unreadable: dict[int, BadEvent] = {}
+    if model.unframed is not None:
+        raws, unreadable = _unframed(raws, model.unframed)
     parts = [_parse_together(raws[start : start + TOGETHER], model) for start in range(0, len(raws), TOGETHER)]
     bad = {i * TOGETHER + place: why for i, part in enumerate(parts) for place, why in part.bad.items()}
-    return Parsed(joined([part.batch for part in parts], model.width), bad)
+    return Parsed(joined([part.batch for part in parts], model.width), bad | unreadable)
+
+
+def _unframed(raws: Sequence[bytes], one: Callable[[bytes], bytes]) -> tuple[list[bytes], dict[int, BadEvent]]:
+    """The JSON of events, and why others, now empty, have none."""
+    found, bad = [], {}
+    for place, raw in enumerate(raws):
+        try:
+            found.append(one(raw))
+        except BadEvent as exc:
+            found.append(b"")
+            bad[place] = exc
+    return found, bad
 
 
 def _parse_together(raws: Sequence[bytes], model: Model) -> Parsed:
@@ -271,30 +286,8 @@ def _lacks_request(wire: Wire, model: Model) -> bool:
     return isinstance(wire, WireClick) and wire.request_id is None and not model.by_item
 
 
-@lru_cache(maxsize=100_000)
-def item_key(item_id: str) -> int:
-    """A 64-bit identity of an item: what its record is kept under."""
-    return int.from_bytes(blake2b(item_id.encode(), digest_size=8).digest(), "little", signed=True)
-
-
 def _keys(request_id: str, item_ids: Sequence[str], model: Model) -> list[bytes]:
     """The keys of outcomes, as `digests`, or where clicks are matched by item those of the items."""
     if not model.by_item:
         return digests(request_id, item_ids)
     return [item_key(one).to_bytes(8, "little", signed=True) for one in item_ids]
-
-
-def outcome_key(request_id: str, item_id: str) -> int:
-    """A 64-bit identity of an outcome within its user."""
-    return int.from_bytes(digests(request_id, [item_id])[0], "little", signed=True)
-
-
-def digests(request_id: str, item_ids: Sequence[str]) -> list[bytes]:
-    """The outcomes' keys, little-endian; the length keeps the two ids from running together."""
-    request = blake2b(f"{len(request_id)}:{request_id}".encode(), digest_size=8)
-    digests = []
-    for item_id in item_ids:
-        both = request.copy()
-        both.update(item_id.encode())
-        digests.append(both.digest())
-    return digests

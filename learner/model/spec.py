@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import get_args
@@ -49,6 +49,8 @@ class Model(Effect):
         The log's mean offset, for ``mean``; None if it is not known.
     by_item
         Whether a click is of the latest showing of its item, whatever its request.
+    unframed
+        What makes JSON of a value that came with a schema registry's framing; None where there is no registry.
     events
         How events of a foreign shape are read; None if there are none.
     """
@@ -63,6 +65,7 @@ class Model(Effect):
     missing_offset: MissingOffset = "fixed_effect"
     mean_offset: float | None = None
     by_item: bool = False
+    unframed: Callable[[bytes], bytes] | None = None
     events: EventsFile | None = None
 
     @cached_property

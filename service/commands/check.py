@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from learner.belief.gaussian import factorised
+from learner.events.wire import BadEvent
 from learner.model.duration import HalfLife
 from learner.model.spec import Model
 from service.commands.command import SQLITE_FILE, Subparsers
@@ -97,10 +98,20 @@ def _records(source: str, most: int, settings: Settings, model: Model) -> list[R
     if "://" not in source and not Path(source).exists():
         source, topics = settings.log, [source]
     with closing(raw_events(source, model, topics, settings.kafka_options)) as raws:
-        found = list(islice(raws, most))
+        found = [_unframed(raw, model) for raw in islice(raws, most)]
     if not found:
         raise ValueError(f"{source}: no records to look at")
     return found
+
+
+def _unframed(raw: Raw, model: Model) -> Raw:
+    """With JSON in the place of what has a schema registry's framing."""
+    if model.unframed is None or not isinstance(raw.value, bytes):
+        return raw
+    try:
+        return raw._replace(value=model.unframed(raw.value))
+    except BadEvent as exc:
+        return raw._replace(value=exc)
 
 
 def check_text(settings: Settings, model: Model) -> str:

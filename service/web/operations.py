@@ -13,7 +13,8 @@ import structlog
 
 from learner.belief.gaussian import Array, Rows
 from learner.belief.policies import score_items
-from learner.events.parse import from_the_future, item_key, parse_event
+from learner.events.keys import item_key
+from learner.events.parse import from_the_future, parse_event
 from learner.events.wire import BadEvent, Ranked, Reason, WireClick, WireErase, WireEraseItem, WireImpression
 from learner.limits import MAX_EVENT_BYTES
 from learner.log import Entry, EventLog

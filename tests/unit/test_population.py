@@ -7,7 +7,7 @@ import pytest
 
 from learner.belief.gaussian import Gaussian
 from learner.belief.population import Population, rebase
-from learner.events.parse import outcome_key
+from learner.events.keys import outcome_key
 from learner.model.duration import HalfLife, ModelError
 from learner.model.prior_file import PriorFile, decode_prior, encode_prior, with_prior
 from learner.model.spec import Model, load_model

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from learner.events import parse as events
+from learner.events.keys import outcome_key
 from learner.events.microbatch import BAD
-from learner.events.parse import outcome_key, parse_event, parse_events
+from learner.events.parse import parse_event, parse_events
 from learner.events.wire import BadEvent, Reason, WireClick, impression_json
 from learner.model.design import MAX_FIELDS
 from learner.model.kinds import Category, Feature, Multi, Numeric, Vector

@@ -19,7 +19,7 @@ from learner.belief.gaussian import Gaussian
 from learner.belief.population import Population
 from learner.evaluation.history import read_log
 from learner.evaluation.replay import progressive_losses
-from learner.events.parse import outcome_key
+from learner.events.keys import outcome_key
 from learner.model.prior_file import decode_prior, fitted_prior, in_force
 from learner.model.spec import Model, load_model
 from learner.record import DamagedRecord, Record, decode_record, encode_record, erased, fresh_record
