@@ -167,6 +167,8 @@ class Learner:
         # A schema registry may be away, too.
         batch, refused = self._patience.call(counts, partial(self._parse, messages))
         impressions = int((batch.events.event["kind"] == IMPRESSION).sum())
+        if passed_over := batch.user.count("") - len(refused):
+            counts["passed_over"] += passed_over
         self._check.events(len(messages), impressions, Counter(why.reason for why in refused.values()))
 
         def bury(refused: Mapping[int, BadEvent]) -> None:

@@ -388,7 +388,7 @@ def test_what_is_ours_and_bad_is_told_in_our_words() -> None:
         parse_event(b'{"event": "view", "ts": NaN}', SHOP)
 
 
-def test_other_types_are_refused_or_passed_over_as_the_mapping_says() -> None:
+def test_other_types_are_refused_or_passed_over_as_the_mapping_says(tmp_path: Path) -> None:
     search = {"event": "search", "q": "boots"}
     assert list(parse_events(raws([search, VIEW]), SHOP).bad) == [0]
     lax = model(
@@ -399,6 +399,27 @@ def test_other_types_are_refused_or_passed_over_as_the_mapping_says() -> None:
     assert parsed.batch.user == ["", "17", "17"]
     erasure = {"type": "erase", "user_id": "17", "timestamp": AT}
     assert parse_events(raws([erasure]), lax).batch.user == ["17"]
+    # A learner counts them, and goes on behind them.
+    rig = Rig(tmp_path, lax)
+    for events in ([search] * 5, [search, VIEW, CLICK]):
+        rig.send(*events)
+        learner = rig.new_learner(dead_letters=NoLetters())
+        progress = learner.turn()
+        learner._positions.finish_now()
+        learner.reader.close()
+        assert (progress.messages, progress.counts["passed_over"]) == (len(events), events.count(search))
+        assert not progress.bad
+    assert rig.store.load(["17"]) != [None]
+    rig.close()
+
+
+class NoLetters:
+    """A log that nothing may be written to."""
+
+    def append(self, entries: object) -> None:
+        raise AssertionError(entries)
+
+    def close(self) -> None: ...
 
 
 @pytest.mark.parametrize(
