@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -142,8 +142,23 @@ class Coefficient(msgspec.Struct, frozen=True):
     std: float
 
 
+class Outcome(msgspec.Struct, frozen=True):
+    """What was shown, and what is known of it: open, learnt as a "no" (settled), or clicked; `shown_at` in epoch ms.
+
+    A record has outcomes while a click may come, and knows neither their items nor their requests. An item's open
+    outcomes stand for several `impressions` of about one age.
+    """
+
+    state: Literal["open", "settled", "clicked"]
+    shown_at: int
+    age_seconds: float
+    offset: float
+    weight: float
+    impressions: int
+
+
 class PosteriorResponse(msgspec.Struct, frozen=True):
-    """The belief of a user, relaxed to now, and what is pending."""
+    """The belief of a user, relaxed to now, what is pending, and the newest outcomes, newest first."""
 
     user_id: str
     user_known: bool
@@ -152,16 +167,18 @@ class PosteriorResponse(msgspec.Struct, frozen=True):
     coefficients: list[Coefficient]
     open_impressions: int
     waiting_clicks: int
+    outcomes: list[Outcome]
 
 
 class ItemPosteriorResponse(msgspec.Struct, frozen=True):
-    """The belief of an item, relaxed to now."""
+    """The belief of an item, relaxed to now, and what is open of it, newest first."""
 
     item_id: str
     item_known: bool
     model: str
     posterior: Posterior
     coefficients: list[Coefficient]
+    outcomes: list[Outcome]
 
 
 class Erasure(msgspec.Struct, frozen=True):

@@ -39,6 +39,7 @@ from service.web.impressions import Impressions
 from service.web.metrics import ServiceMetrics
 from service.web.openapi import EVENT, OF_A_USER, OF_AN_ITEM, body, install, reference, responses
 from service.web.operations import Operations
+from service.web.pages import add_pages
 from service.web.readiness import Readiness
 from service.web.routing import PlainRoute, id_in_path
 from service.web.scoring import Scoring, in_thread
@@ -111,6 +112,9 @@ def create_app(
         summary="Scores from per-user Bayesian click models that learn from every click.",
         lifespan=lifespan,
         redirect_slashes=False,
+        # Those of FastAPI ask another host for their scripts.
+        docs_url=None,
+        redoc_url=None,
     )
     app.router.route_class = PlainRoute
     app.add_middleware(RouteAsSent)
@@ -265,6 +269,7 @@ def create_app(
         """Metrics for Prometheus."""
         return Response(exposition(registry), media_type=CONTENT_TYPE_LATEST)
 
+    add_pages(app)
     # Routes are tried in turn: the one that is asked for most comes first.
     app.router.routes.sort(key=lambda route: getattr(route, "path", "") != "/score")
     return app

@@ -115,14 +115,14 @@ def _feature(feature: Feature) -> dict[str, Any]:
     text: dict[str, Any] = {"type": "string", "maxLength": MAX_STRING_LENGTH}
     number = {"type": "number", "minimum": -MAX_NUMBER, "maximum": MAX_NUMBER}
     match feature:
-        case Numeric():
-            return number
+        case Numeric(mean=mean, std=std):
+            return number | {"examples": [mean, mean + std, mean - std]}
         case Vector(size=size):
             return {"type": "array", "items": number, "minItems": size, "maxItems": size}
         case Category(values=values, unknown="reject"):
             return {"type": "string", "enum": values}
-        case Category():
-            return text
+        case Category(values=values):
+            return text | {"examples": values}
         case Multi(values=list(values), unknown="reject"):
             return {"type": "array", "items": {"type": "string", "enum": values}, "maxItems": MAX_LIST_LENGTH}
         case Multi():
