@@ -127,6 +127,8 @@ function plot(box, spec) {
   }, data);
 }
 
+const WHOLE = [1, 2, 5].flatMap((one) => [one, 10 * one, 100 * one, 1e3 * one, 1e4 * one, 1e5 * one, 1e6 * one, 1e7 * one]).sort((a, b) => a - b);
+
 /** A line over the last minutes: x in seconds before now. */
 function overTime(box, title, minutes) {
   const splits = Array.from({ length: minutes + 1 }, (_, i) => -60 * i).reverse();
@@ -139,8 +141,8 @@ function overTime(box, title, minutes) {
       y: { range: (u, low, high) => [0, Math.max(1, (high ?? 0) * 1.15)] },
     },
     axes: [
-      axis("minutes ago", { splits: () => splits, values: (u, found) => found.map((one) => String(-one / 60)) }),
-      axis(title, { size: 56 }),
+      axis("minutes ago", { size: 28, splits: () => splits, values: (u, found) => found.map((one) => String(-one / 60)) }),
+      axis(title, { size: 56, incrs: WHOLE }),
     ],
     series: [{}, { stroke: () => colour("--mark"), fill: () => colour("--mark-soft"), width: 2, points: { show: false } }],
   }, [[], []]);

@@ -82,7 +82,9 @@ function askKey(why) {
   return asking;
 }
 
-/** A time span for people. */
+const span = (s) => (s < 1 ? `${Math.round(1000 * s)} ms` : s < 60 ? `${Number(s.toFixed(1))} s` : `${s / 60} min`);
+
+/** How long ago, for people. */
 function ago(seconds) {
   const units = [["d", 86400], ["h", 3600], ["min", 60], ["s", 1]];
   const [unit, size] = units.find(([, one]) => seconds >= one) ?? ["s", 1];

@@ -139,7 +139,7 @@ async function clickOn(item) {
   const after = await onceLearnt(scored.expected);
   const [was, is] = [before, after].map((answer) => answer.items.find((one) => one.item_id === id).score);
   show(after, before);
-  $("said").textContent = `The click on ${id} was learnt within ${((performance.now() - sent) / 1000).toFixed(1)} s: `
+  $("said").textContent = `The click on ${id} was learnt within ${span((performance.now() - sent) / 1000)}: `
     + `its score went from ${percent(was)} to ${percent(is)}.`;
   await drawUser(belief);
 }

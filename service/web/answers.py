@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import cast
 
 import msgspec
 import numpy as np
@@ -11,16 +11,9 @@ from learner.belief.gaussian import Array, Belief, Rows
 from learner.belief.policies import Scores
 from learner.model.effect import Effect
 from learner.model.spec import Model
-from learner.record import NEVER, Record, State
+from learner.record import NEVER, Record
 from service.web import api
 from service.web.items import ScoredSlate
-
-SHOWN_OUTCOMES = 20
-_STATES: dict[int, Literal["open", "settled", "clicked"]] = {
-    State.OPEN: "open",
-    State.SETTLED: "settled",
-    State.CLICKED: "clicked",
-}
 
 
 def describe_model(model: Model) -> api.ModelResponse:
@@ -109,23 +102,6 @@ def coefficients(effect: Effect, belief: Belief) -> list[api.Coefficient]:
     """Mean and standard deviation of each coefficient."""
     deviations = np.sqrt(belief.variances).tolist()
     return [api.Coefficient(*one) for one in zip(effect.coefficients, belief.mean.tolist(), deviations, strict=True)]
-
-
-def outcomes(record: Record, effect: Effect, now: int) -> list[api.Outcome]:
-    """The newest outcomes of a record, newest first."""
-    of_item = effect.key == "item"
-    return [
-        api.Outcome(
-            _STATES[one["state"]],
-            int(one["shown_at"]),
-            (now - int(one["shown_at"])) / 1000,
-            float(one["offset"]),
-            float(one["weight"]),
-            # See `learner.record.items.MOST_OPEN`.
-            int(one["key"]) if of_item else 1,
-        )
-        for one in record.outcomes[::-1][:SHOWN_OUTCOMES]
-    ]
 
 
 def state(record: Record, now: int) -> api.Posterior:

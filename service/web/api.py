@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 
@@ -12,6 +12,7 @@ from learner.events.wire import Id, Offset, Ranked, Reason, WireItem, with_featu
 from learner.limits import MAX_ITEMS
 from learner.model.file import MissingOffset
 from learner.model.kinds import Features
+from service.web.outcomes import Outcome
 
 Seed = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 TopK = Annotated[int, msgspec.Meta(ge=1, le=MAX_ITEMS)]
@@ -140,21 +141,6 @@ class Coefficient(msgspec.Struct, frozen=True):
     name: str
     mean: float
     std: float
-
-
-class Outcome(msgspec.Struct, frozen=True):
-    """What was shown, and what is known of it: open, learnt as a "no" (settled), or clicked; `shown_at` in epoch ms.
-
-    A record has outcomes while a click may come, and knows neither their items nor their requests. An item's open
-    outcomes stand for several `impressions` of about one age.
-    """
-
-    state: Literal["open", "settled", "clicked"]
-    shown_at: int
-    age_seconds: float
-    offset: float
-    weight: float
-    impressions: int
 
 
 class PosteriorResponse(msgspec.Struct, frozen=True):

@@ -36,6 +36,7 @@ from service.web.http import (
     read_body,
 )
 from service.web.impressions import Impressions
+from service.web.learners import Learners, add_learners
 from service.web.metrics import ServiceMetrics
 from service.web.openapi import EVENT, OF_A_USER, OF_AN_ITEM, body, install, reference, responses
 from service.web.operations import Operations
@@ -90,6 +91,7 @@ def create_app(
 
     readiness = Readiness(look)
     scoring = Scoring(operations, model, store, with_store, explaining)
+    learners = Learners(model.name, store, with_store)
     for_model = api.score_decoder(model.item_struct)
 
     @asynccontextmanager
@@ -270,6 +272,8 @@ def create_app(
         return Response(exposition(registry), media_type=CONTENT_TYPE_LATEST)
 
     add_pages(app)
+    add_learners(app, learners)
+    app.state.end = learners.end
     # Routes are tried in turn: the one that is asked for most comes first.
     app.router.routes.sort(key=lambda route: getattr(route, "path", "") != "/score")
     return app

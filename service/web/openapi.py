@@ -14,12 +14,13 @@ from learner.model.kinds import Category, Feature, Multi, Numeric, Vector
 from learner.model.spec import Model
 from service.web import api
 from service.web.guard import OPEN_PATHS
+from service.web.status import LearnersResponse
 
 _REF = "#/components/schemas/{name}"
 _TYPES = [
     api.ScoreRequest, api.ScoreResponse, api.EventsResponse, api.PosteriorResponse,
     api.ItemPosteriorResponse, api.Erasure, api.ItemErasure, api.ModelResponse,
-    api.Health, api.ErrorResponse, WireImpression, WireClick,
+    api.Health, api.ErrorResponse, LearnersResponse, WireImpression, WireClick,
 ]  # fmt: skip
 _ERRORS = {
     400: "The body is not JSON, or the path not UTF-8.",

@@ -34,9 +34,10 @@ from learner.record.served import belief_at
 from learner.store import Store, StoreUnavailable, Write, write_alone
 from service.settings import Settings
 from service.web import api
-from service.web.answers import coefficients, outcomes, ranked_items, state
+from service.web.answers import coefficients, ranked_items, state
 from service.web.http import split_events
 from service.web.items import Items, Plan
+from service.web.outcomes import outcomes
 
 ERASE_ATTEMPTS = 10
 

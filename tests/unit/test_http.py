@@ -78,6 +78,9 @@ class Away:
     def commit(self, transactions: Sequence[Transaction]) -> list[bool]:
         raise StoreUnavailable("away")
 
+    def told(self) -> list[bytes]:
+        raise StoreUnavailable("away")
+
     def ping(self) -> None:
         raise StoreUnavailable("away")
 
