@@ -70,7 +70,7 @@ function askKey(why) {
       el("label", { for: "key" }, "Key"), input,
       el("menu", {}, el("button", { class: "main" }, "Use it")));
     const dialog = el("dialog", { "aria-labelledby": "key-title", cancel: (event) => event.preventDefault() }, form);
-    form.addEventListener("submit", () => {
+    dialog.addEventListener("close", () => {
       sessionStorage.setItem(KEY, input.value);
       dialog.remove();
       asking = null;

@@ -5,7 +5,7 @@ const FIRST_ITEMS = 3;
 const LEARNT_WITHIN_MS = 10_000;
 const MOST_MOVED = 8; // Coefficients drawn of the user.
 const LOOK_AGAIN_MS = 250;
-const play = { features: {}, items: [], made: 0, scored: null };
+const play = { features: {}, items: [], made: 0, scored: null, busy: false };
 
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
@@ -55,7 +55,7 @@ function addItem() {
   const inputs = Object.entries(play.features).map(([name, schema]) => [name, inputOf(name, typeOf(schema), place)]);
   const legend = el("legend", {}, `Item ${start}`);
   const score = el("p", { class: "score" });
-  const click = el("button", { type: "button", disabled: true, click: () => act(() => clickOn(item)) }, "Click it");
+  const click = el("button", { type: "button", "aria-disabled": "true", click: () => act(click, () => clickOn(item)) }, "Click it");
   const remove = el("button", {
     type: "button", "aria-label": `Remove item ${start}`,
     click: () => {
@@ -80,17 +80,24 @@ function addItem() {
   return box;
 }
 
-/** Do something that the service may refuse; the form is not to be used meanwhile. */
-async function act(what) {
-  const waiting = [$("score"), ...play.items.map((one) => one.click)].filter((one) => !one.disabled);
-  for (const one of waiting) one.disabled = true;
+/** Whether buttons may be pressed now; one that may not keeps the focus, which a disabled one would lose. */
+function allow() {
+  $("score").setAttribute("aria-disabled", play.busy);
+  for (const one of play.items) one.click.setAttribute("aria-disabled", play.busy || !play.scored?.clickable.has(one.id()));
+}
+
+/** Do something that the service may refuse, unless something is being done, or this button may not be pressed. */
+async function act(button, what) {
+  if (button.getAttribute("aria-disabled") === "true") return;
+  play.busy = true;
+  allow();
   try {
     await what();
   } catch (error) {
     sayWhy(error, $("said"));
   } finally {
-    for (const one of waiting) one.disabled = false;
-    for (const one of play.items) one.click.disabled = !play.scored?.clickable.has(one.id());
+    play.busy = false;
+    allow();
   }
 }
 
@@ -190,7 +197,7 @@ async function drawUser(before) {
 async function startPlayground() {
   $("slate").addEventListener("submit", (event) => {
     event.preventDefault();
-    act(scoreSlate);
+    act($("score"), scoreSlate);
   });
   $("add").addEventListener("click", () => addItem().querySelector("input").focus());
   try {
