@@ -10,6 +10,8 @@ from importlib.resources import files
 
 CHARTS_STYLES = ("uPlot.min.css", "base.css")
 CHARTS_SCRIPTS = ("uPlot.iife.min.js", "charts.js")
+REPORT_STYLES = (*CHARTS_STYLES, "report.css")
+REPORT_SCRIPTS = (*CHARTS_SCRIPTS, "report.js")
 _INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 

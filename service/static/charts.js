@@ -90,10 +90,12 @@ function plot(box, spec) {
     for (let n = name.length; n > 1 && widthOf(text) > most; n--) text = `${name.slice(0, n - 1)}…`;
     return text;
   };
+  const longest = names ? Math.max(...names.map((name) => widthOf(short(name)))) : 0;
+  const crowded = names && !horizontal && longest + 12 > (box.clientWidth - 80) / names.length;
   const ordinal = names && {
     splits: () => names.map((_, i) => i),
-    values: () => (horizontal ? names.map(short) : names),
-    ...(horizontal ? { size: Math.max(...names.map((name) => widthOf(short(name)))) + 16 } : {}),
+    values: () => names.map(short),
+    ...(horizontal ? { size: longest + 16 } : crowded ? { rotate: -40, size: 0.65 * longest + 34 } : {}),
   };
   return make(box, {
     height: spec.height ?? 320,
@@ -105,7 +107,7 @@ function plot(box, spec) {
       y: { ori: horizontal ? 0 : 1, range: () => range(ends) },
     },
     axes: [
-      axis(horizontal ? undefined : spec.x, { ...ordinal, ...(horizontal ? { side: 3 } : {}) }),
+      axis(horizontal ? undefined : spec.x, { size: 28, ...ordinal, ...(horizontal ? { side: 3 } : {}) }),
       axis(spec.y, horizontal ? { side: 2, size: 28 } : { size: 60 }),
     ],
     series: [
@@ -117,12 +119,13 @@ function plot(box, spec) {
         value: (u, value, series, place) => {
           const one = place === null ? undefined : at(line, u.data[0][place]);
           if (!one) return "–";
+          if (!names && one.label) return `${one.label}, ${format(one.value)} (${format(one.low)} to ${format(one.high)})`;
           return one.low === null ? format(one.value) : `${format(one.value)} (${format(one.low)} to ${format(one.high)})`;
         },
       })),
     ],
     legend: { live: !horizontal },
-    cursor: horizontal ? { show: false } : { drag: { x: false, y: false }, x: false, y: false, dataIdx: nearest },
+    cursor: horizontal ? { show: false } : { drag: { x: false, y: false }, x: false, y: false, points: { show: false }, dataIdx: nearest },
     hooks: { drawSeries: [whiskers] },
   }, data);
 }
