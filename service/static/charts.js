@@ -159,7 +159,7 @@ function bars(box, x, y, names) {
     cursor: { show: false },
     scales: { x: { time: false, range: () => [-0.6, names.length - 0.4] }, y: { range: (u, low, high) => [0, Math.max(1, (high ?? 0) * 1.1)] } },
     axes: [
-      axis(x, { splits: () => names.map((_, i) => i), values: () => names, grid: { show: false }, rotate: -50, size: 52 }),
+      axis(x, { splits: () => names.map((_, i) => i), values: (u) => names.map((name, i) => (u.width < 400 && i % 2 ? "" : name)), grid: { show: false }, rotate: -50, size: 52 }),
       axis(y, { size: 56 }),
     ],
     series: [{}, {

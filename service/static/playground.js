@@ -8,7 +8,7 @@ const LOOK_AGAIN_MS = 250;
 const play = { features: {}, items: [], made: 0, scored: null, busy: false };
 
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
-const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
 const sigmoid = (z) => 1 / (1 + Math.exp(-z));
 
 /** The score of an item with its interval, as probabilities: {value, low, high}. */
@@ -66,7 +66,7 @@ function addItem() {
   }, "Remove");
   id.addEventListener("input", () => { legend.textContent = `Item ${id.value}`; });
   const box = el("fieldset", {}, legend, el("label", {}, "item_id", id), ...inputs.map(([, one]) => one.label),
-    el("label", {}, "offset: log-odds of your own model", offset), score, el("div", { class: "actions" }, click, remove));
+    el("label", {}, "offset (log-odds)", offset), score, el("div", { class: "actions" }, click, remove));
   const item = {
     box, score, click, id: () => id.value,
     read: () => ({

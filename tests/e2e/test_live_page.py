@@ -31,7 +31,7 @@ more  = { kind = "multi", buckets = 4 }
 taste = { kind = "vector", size = 2 }
 [effects.item]
 """
-SHARE = re.compile(r"(\d+\.\d) %")
+SHARE = re.compile(r"(\d+\.\d)\s%")
 FOCUSED = "(e => e === document.body ? '' : (e.labels?.[0] ?? e).textContent)(document.activeElement)"
 HOSTILE = "<img src=x onerror=alert(1)>"
 
@@ -106,7 +106,7 @@ def test_a_click_raises_the_score_of_what_was_clicked_and_the_page_says_so(chrom
         page.get_by_role("group", name="Item b").get_by_role("button", name="Click it").click()
         said(page, "The click on b was learnt")
         assert score_of(page, "b") > before + 1
-        assert page.locator("#said").inner_text().endswith(f"to {score_of(page, 'b'):.1f} %.")
+        said(page, f"to {score_of(page, 'b'):.1f}\u00a0%.")
         assert page.get_by_role("group", name="Item b").get_by_role("button", name="Click it").is_disabled()
         status, body = service.request("/users/ann/posterior")
         assert status == 200
