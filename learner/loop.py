@@ -90,7 +90,7 @@ class Learner:
         self._sweeps = Sweeps(self.model.window_ms)
         self._record_bytes = len(encode_record(fresh_record(self.model), self.model))
         self._positions = Positions(self.store, self.reader, self.commit_interval_s)
-        self._check = ModelCheck(self.model.name)
+        self._check = ModelCheck(self.model.name, self.model.events is not None)
         self._letters = DeadLetters(self.dead_letters)
         self._busy = BusyUsers(self.max_slates_per_minute)
         self._patience = Patience(self.reader, self.stop)

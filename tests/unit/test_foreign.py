@@ -20,6 +20,7 @@ from learner.events.microbatch import Microbatch, item_places, joined
 from learner.events.parse import Parsed, parse_event, parse_events
 from learner.events.wire import BadEvent, Reason
 from learner.model.spec import Model, ModelError, load_model
+from learner.model_check import ModelMismatch
 from service.settings import Settings
 from service.web.app import create_app
 from tests.rig import Rig
@@ -410,6 +411,16 @@ def test_other_types_are_refused_or_passed_over_as_the_mapping_says(tmp_path: Pa
         assert (progress.messages, progress.counts["passed_over"]) == (len(events), events.count(search))
         assert not progress.bad
     assert rig.store.load(["17"]) != [None]
+    rig.close()
+
+
+def test_a_learner_stops_before_a_mapping_that_is_wrong_buries_its_topic(tmp_path: Path) -> None:
+    wrong = model(SHAPES["nested ids, a list of items, features flat"].replace("ctx.uid", "ctx.user"))
+    rig = Rig(tmp_path, wrong)
+    rig.send(*views(260), *views(260))
+    learner = rig.new_learner(dead_letters=NoLetters())
+    with pytest.raises(ModelMismatch, match=r"refused as \[events\] reads them.*bad_field 1,000.*check --sample"):
+        learner.run()
     rig.close()
 
 
