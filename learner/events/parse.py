@@ -27,6 +27,7 @@ from learner.events.wire import (
     with_features,
 )
 from learner.limits import MAX_EVENT_BYTES, MAX_TIMESTAMP_MS
+from learner.model.design import Shown
 from learner.model.kinds import ItemError
 from learner.model.spec import Model
 from learner.wire_errors import UNREADABLE
@@ -71,7 +72,7 @@ def parse_event(raw: bytes, model: Model) -> Wire:
     wire = _decode(raw)
     if isinstance(wire, WireImpression):
         try:
-            rows = model.rows([item.features for item in wire.items])
+            rows = model.rows([item.features for item in wire.items], _requests([wire]))
             model.offsets([item.offset for item in wire.items], rows)
         except ItemError as exc:
             raise BadEvent(Reason(exc.reason), str(exc)) from exc
@@ -90,8 +91,8 @@ def parse_events(raws: Sequence[bytes], model: Model) -> Parsed:
 
 
 def _parse_together(raws: Sequence[bytes], model: Model) -> Parsed:
-    item = model.item_struct
-    decode = (_DECODER if item is None else _decoder(item)).decode
+    structs = model.structs
+    decode = (_DECODER if structs is None else _decoder(structs)).decode
     wires: list[Wire | BadEvent] = []
     quick: list[int] = []
     for place, raw in enumerate(raws):
@@ -154,14 +155,22 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[list[int]], model: M
         item["item"] = [item_key(one.item_id) for wire in shown for one in wire.items]
     row, start = np.empty((len(item), model.width), np.float32), 0
     for slate in slates:
-        items = [one for place in slate for one in wires[place].items]  # type: ignore[union-attr]
+        requests: Any = [wires[place] for place in slate]
+        items = [one for wire in requests for one in wire.items]
         its = slice(start, start := start + len(items))
-        row[its] = model.rows([one.features for one in items])
+        row[its] = model.rows([one.features for one in items], _requests(requests))
         item["offset"][its] = model.offsets([one.offset for one in items], row[its])
         if model.item is not None:
             effects = [one.item_effect for one in items]
             item["other_mean"][its], item["other_var"][its] = model.item.as_scored(effects, row[its])
     return Parsed(Microbatch(users, Events(event, item, row)), bad)
+
+
+def _requests(wires: Sequence[WireImpression]) -> Shown:
+    """What the items of impressions have in common: the event's own time, never a clock's, and its context."""
+    return Shown(
+        [len(wire.items) for wire in wires], [wire.timestamp for wire in wires], [one.context for one in wires]
+    )
 
 
 def times_in_log(timestamps: Sequence[int]) -> NDArray[np.int64]:
@@ -198,9 +207,9 @@ def _alone(raw: bytes, model: Model) -> Wire | BadEvent:
 
 
 @lru_cache(maxsize=8)
-def _decoder(features: type[msgspec.Struct]) -> msgspec.json.Decoder[Wire]:
-    """Of events whose items' features are of that type."""
-    slate = with_features(features, WireImpression, WireItem)
+def _decoder(structs: tuple[type[msgspec.Struct], ...]) -> msgspec.json.Decoder[Wire]:
+    """Of events whose items' features, and whose contexts, are of these types."""
+    slate = with_features(structs, WireImpression, WireItem)
     return msgspec.json.Decoder(slate | WireClick | WireErase | WireEraseItem)
 
 

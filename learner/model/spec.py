@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from learner.belief.gaussian import Array, Gaussian, Rows
 from learner.belief.population import Population
-from learner.model.design import INTERCEPT, Design, check_feature, coefficients, item_struct, named
+from learner.model.design import INTERCEPT, Design, Shown, check_features, coefficients, named, structs, taken
 from learner.model.duration import ModelError, duration_text, parse_duration_ms, parse_half_life
 from learner.model.effect import Effect, ItemEffect
 from learner.model.file import EarlierItemPrior, EarlierPrior, ItemFile, MissingOffset, ModelFile
-from learner.model.kinds import Feature, FeatureValue, ItemError, Vector
+from learner.model.kinds import Feature, FeatureValue, ItemError
 from learner.model.toml_errors import explain
 
 
@@ -39,6 +39,8 @@ class Model(Effect):
         How long after it came in an event may be dated.
     max_open
         Open impressions kept per user.
+    specification
+        What it was made from.
     prior_file
         Where the specification says that the prior stands; its numbers are not in `prior` until they are read.
     missing_offset
@@ -52,6 +54,7 @@ class Model(Effect):
     max_open: int
     features: Mapping[str, Feature]
     ignore_unknown: bool
+    specification: ModelFile
     item: ItemEffect | None = None
     prior_file: str | None = None
     missing_offset: MissingOffset = "fixed_effect"
@@ -68,14 +71,36 @@ class Model(Effect):
             item = replace(self.item, click_delay=self.click_delay, window_ms=self.window_ms)
             object.__setattr__(self, "item", item)
 
-    def rows(self, items: Sequence[Mapping[str, FeatureValue]] | Sequence[msgspec.Struct]) -> Rows:
-        """The design matrix of a slate, shape (N, width); see `learner.model.design.Design.rows`."""
-        return self._design.rows(items)
+    def rows(
+        self, items: Sequence[Mapping[str, FeatureValue]] | Sequence[msgspec.Struct], shown: Shown | None = None
+    ) -> Rows:
+        """The design matrix of slates, shape (N, width); see `learner.model.design.Design.rows`."""
+        return self._design.rows(items, shown)
 
     @cached_property
-    def item_struct(self) -> type[msgspec.Struct] | None:
-        """What decodes an item's features, all of which it knows; see `learner.model.design.item_struct`."""
-        return None if self.ignore_unknown else item_struct(self.features)
+    def structs(self) -> tuple[type[msgspec.Struct], type[msgspec.Struct]] | None:
+        """What decodes an item's features and a context, all of which it knows; see `learner.model.design.structs`."""
+        return None if self.ignore_unknown else structs(self.features)
+
+    @cached_property
+    def item_features(self) -> Mapping[str, Feature]:
+        """Those that each item says."""
+        return taken(self.features, "item")
+
+    @cached_property
+    def context_features(self) -> Mapping[str, Feature]:
+        """Those that the context says."""
+        return taken(self.features, "context")
+
+    @property
+    def unfitted(self) -> list[str]:
+        """The features whose scale or edges are still to be found in a log; without them there are no rows."""
+        return [name for name, feature in self.features.items() if feature.unfitted]
+
+    @property
+    def needs_shown(self) -> bool:
+        """Whether rows depend on the request: its context or its time."""
+        return self._design.needs_shown
 
     @cached_property
     def _design(self) -> Design:
@@ -114,7 +139,7 @@ class Model(Effect):
             if self.missing_offset == "refuse":
                 at = given.index(None)
                 expected = "expected a number, the log-odds of the model that stands before this one"
-                raise ItemError("missing_offset", at, "offset", f"items[{at}].offset: missing: {expected}")
+                raise ItemError("missing_offset", f"items[{at}].offset", f"items[{at}].offset: missing: {expected}")
             stand_in: Array = (rows * self.stand_in).sum(axis=1)
             if missing == len(given):
                 return stand_in.astype(np.float32)
@@ -147,12 +172,13 @@ def load_model(text: str, source: str = "model.toml") -> Model:
     except msgspec.ValidationError as exc:
         raise ModelError(f"{source}: {explain(document, exc, ModelFile, get_args(Feature))}") from exc
     try:
-        return _build(file)
+        return build_model(file)
     except ModelError as exc:
         raise ModelError(f"{source}: {exc}") from None
 
 
-def _build(file: ModelFile) -> Model:
+def build_model(file: ModelFile) -> Model:
+    """The model of a specification; raises `ModelError`, without its source, if it cannot be."""
     if file.half_life is not None and file.discount is not None:
         raise ModelError(
             f"half_life = {file.half_life!r} and discount = {file.discount}: expected at most one of the two"
@@ -160,8 +186,7 @@ def _build(file: ModelFile) -> Model:
     if file.offset.mean is not None and file.offset.missing != "mean":
         raise ModelError(f"offset.mean = {file.offset.mean}: expected offset.missing = 'mean' with it")
     half_life_ms, half_life_outcomes = parse_half_life(file.half_life)
-    for name, feature in file.features.items():
-        check_feature(name, feature)
+    check_features(file.features)
     of_user = file.effects.user.features
     mine = named("effects.user.features", [*file.features] if of_user is None else of_user, file.features)
     features = mine | file.features
@@ -170,11 +195,8 @@ def _build(file: ModelFile) -> Model:
     diagonal = file.covariance == "diagonal"
     # How a value is read makes no other feature space. Nor does what a missing offset stands for: a record keeps the
     # offset of each outcome as it was learnt, and its belief is about what is beyond the offsets that came.
-    plain = {
-        name: feature if isinstance(feature, Vector) else msgspec.structs.replace(feature, coerce=False)
-        for name, feature in features.items()
-    }
-    space = msgspec.json.encode([file.covariance, plain, names, *([all_names] if d < width else [])])
+    of_features = {name: feature.space() for name, feature in features.items()}
+    space = msgspec.json.encode([file.covariance, of_features, names, *([all_names] if d < width else [])])
     if file.effects.item is not None and (file.method == "laplace" or file.discount is not None):
         given = "method = 'laplace'" if file.method == "laplace" else f"discount = {file.discount}"
         raise ModelError(f"{given}: expected method = 'adf' and no discount where there is an [effects.item]")
@@ -199,8 +221,9 @@ def _build(file: ModelFile) -> Model:
         fixed_effect=np.zeros(width),
         earlier=tuple(Population(_gaussian(one, d, diagonal), np.zeros(width)) for one in file.prior.earlier),
         max_age_ms=_max_age_ms("effects.user.max_age", file.effects.user.max_age, window_ms),
-        item=None if file.effects.item is None else _item_effect(file.effects.item, file.name, plain, window_ms),
+        item=None if file.effects.item is None else _item_effect(file.effects.item, file.name, features, window_ms),
         prior_file=file.prior.file,
+        specification=file,
         missing_offset=file.offset.missing,
         mean_offset=file.offset.mean,
     )
@@ -235,7 +258,7 @@ def _item_effect(file: ItemFile, model: str, features: Mapping[str, Feature], wi
         # The level of all items is the intercept of users: a mean here as well could not be told from it.
         return Population(_independent(np.zeros(d), variance, diagonal), np.zeros(d))
 
-    said = {name: features[name] for name in file.features if name in wanted}
+    said = {name: features[name].space() for name in file.features if name in wanted}
     space = msgspec.json.encode(["item", file.covariance, said, names])
     return ItemEffect(
         name=model,

@@ -68,7 +68,7 @@ def fit_from_store(arguments: argparse.Namespace, settings: Settings, model: Mod
             **vars(fitted_prior(model, Population(prior, model.fixed_effect), before.half_life if before else None)),
             model_name=model.name,
             click_delay=before.click_delay if before else None,
-            scaling=before.scaling if before else {},
+            found=before.found if before else {},
             mean_offset=before.mean_offset if before else None,
             item=item,
         ),

@@ -44,8 +44,8 @@ MODELS = [
 ]
 # A record of the model before it may have been learnt under another prior.
 MOVED = load_model(f'name = "m"\n[prior]\nvariance = 2.0\nearlier = [{{ variance = 1.0 }}]\n{_FEATURES}')
-assert MODELS[0].item_struct is not None
-_SCORE, _QUICK = api.score_decoder(None), api.score_decoder(MODELS[0].item_struct)
+assert MODELS[0].structs is not None
+_SCORE, _QUICK = api.score_decoder(None), api.score_decoder(MODELS[0].structs)
 
 
 class Target(NamedTuple):
