@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from learner.belief.gaussian import Array, Rows
+from learner.limits import MAX_RECORD_BYTES
 from learner.model.duration import ModelError
 from learner.model.kind import TIME, Filler, some
 from learner.model.kinds import Feature, FeatureError, FeatureValue, Numeric
@@ -247,6 +248,20 @@ def check_features(features: Mapping[str, Feature]) -> None:
         if name == INTERCEPT_NAME:
             raise ModelError("features.intercept: the intercept is always there; expected another name")
         feature.check(f"features.{name}", features)
+
+
+def check_size(key: str, d: int, diagonal: bool, width: int, max_open: int) -> None:
+    """Raise `ModelError` if a record with d coefficients would be larger than `MAX_RECORD_BYTES`."""
+    belief = 4 * (d + (d if diagonal else d * (d + 1) // 2))
+    rows = 4 * width * max_open
+    if belief + rows > MAX_RECORD_BYTES:
+        total, of_belief, of_rows = (f"{one / 2**20:,.1f}" for one in (belief + rows, belief, rows))
+        raise ModelError(
+            f"{key}: a record would have {total} MiB: {of_belief} for {d:,} coefficients with covariance = "
+            f"{'diagonal' if diagonal else 'full'!r}, {of_rows} for max_open = {max_open:,} rows of {width:,} numbers; "
+            f"expected at most {MAX_RECORD_BYTES >> 20} MiB: fewer values or buckets, covariance = 'diagonal', or "
+            "fewer features by [effects.user]"
+        )
 
 
 def named(key: str, names: Sequence[str], features: Mapping[str, Feature]) -> dict[str, Feature]:

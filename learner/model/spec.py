@@ -15,9 +15,19 @@ from numpy.typing import NDArray
 
 from learner.belief.gaussian import Array, Gaussian, Rows
 from learner.belief.population import Population
-from learner.model.design import INTERCEPT, Design, Shown, check_features, coefficients, named, structs, taken
-from learner.model.duration import ModelError, duration_text, parse_duration_ms, parse_half_life
-from learner.model.effect import Effect, ItemEffect
+from learner.model.design import (
+    INTERCEPT,
+    Design,
+    Shown,
+    check_features,
+    check_size,
+    coefficients,
+    named,
+    structs,
+    taken,
+)
+from learner.model.duration import ModelError, parse_duration_ms, parse_half_life, parse_max_age_ms
+from learner.model.effect import Effect, ItemEffect, independent
 from learner.model.file import EarlierItemPrior, EarlierPrior, ItemFile, MissingOffset, ModelFile
 from learner.model.kinds import Feature, FeatureValue, ItemError
 from learner.model.toml_errors import explain
@@ -193,6 +203,7 @@ def build_model(file: ModelFile) -> Model:
     names, all_names = coefficients(mine), coefficients(features)
     d, width = len(names), len(all_names)
     diagonal = file.covariance == "diagonal"
+    check_size("features", d, diagonal, width, file.max_open)
     # How a value is read makes no other feature space. Nor does what a missing offset stands for: a record keeps the
     # offset of each outcome as it was learnt, and its belief is about what is beyond the offsets that came.
     of_features = {name: feature.space() for name, feature in features.items()}
@@ -220,8 +231,8 @@ def build_model(file: ModelFile) -> Model:
         fingerprint=hashlib.blake2b(space, digest_size=8).digest(),
         fixed_effect=np.zeros(width),
         earlier=tuple(Population(_gaussian(one, d, diagonal), np.zeros(width)) for one in file.prior.earlier),
-        max_age_ms=_max_age_ms("effects.user.max_age", file.effects.user.max_age, window_ms),
-        item=None if file.effects.item is None else _item_effect(file.effects.item, file.name, features, window_ms),
+        max_age_ms=parse_max_age_ms("effects.user.max_age", file.effects.user.max_age, window_ms),
+        item=None if file.effects.item is None else _item_effect(file, file.effects.item, features, window_ms),
         prior_file=file.prior.file,
         specification=file,
         missing_offset=file.offset.missing,
@@ -229,18 +240,7 @@ def build_model(file: ModelFile) -> Model:
     )
 
 
-def _max_age_ms(key: str, text: str | None, window_ms: int) -> int | None:
-    if text is None:
-        return None
-    # What a record waits for has come or not two windows after its last event; then it is swept.
-    if (age_ms := parse_duration_ms(key, text)) < 4 * window_ms:
-        raise ModelError(
-            f"{key} = {text!r}: expected at least four attribution windows, {duration_text(4 * window_ms)}"
-        )
-    return age_ms
-
-
-def _item_effect(file: ItemFile, model: str, features: Mapping[str, Feature], window_ms: int) -> ItemEffect:
+def _item_effect(model: ModelFile, file: ItemFile, features: Mapping[str, Feature], window_ms: int) -> ItemEffect:
     wanted = named("effects.item.features", file.features, features)
     names, columns, start = coefficients(wanted), [0], 1
     for name, feature in features.items():
@@ -250,18 +250,19 @@ def _item_effect(file: ItemFile, model: str, features: Mapping[str, Feature], wi
     diagonal = file.covariance == "diagonal"
     half_life_ms, half_life_outcomes = parse_half_life(file.half_life)
     d = len(names)
+    check_size("effects.item.features", d, diagonal, d, model.max_open)
 
     def population(prior: EarlierItemPrior) -> Population:
         variance = np.full(d, prior.variance)
         if prior.intercept_variance is not None:
             variance[0] = prior.intercept_variance
         # The level of all items is the intercept of users: a mean here as well could not be told from it.
-        return Population(_independent(np.zeros(d), variance, diagonal), np.zeros(d))
+        return Population(independent(np.zeros(d), variance, diagonal), np.zeros(d))
 
     said = {name: features[name].space() for name in file.features if name in wanted}
     space = msgspec.json.encode(["item", file.covariance, said, names])
     return ItemEffect(
-        name=model,
+        name=model.name,
         prior=population(file.prior).prior,
         half_life_ms=half_life_ms,
         half_life_outcomes=half_life_outcomes,
@@ -270,7 +271,7 @@ def _item_effect(file: ItemFile, model: str, features: Mapping[str, Feature], wi
         fixed_effect=np.zeros(d),
         earlier=tuple(map(population, file.prior.earlier)),
         columns=tuple(columns),
-        max_age_ms=_max_age_ms("effects.item.max_age", file.max_age, window_ms),
+        max_age_ms=parse_max_age_ms("effects.item.max_age", file.max_age, window_ms),
         # Those of the model, which it gives to it.
         window_ms=0,
         click_delay=None,
@@ -283,9 +284,4 @@ def _gaussian(prior: EarlierPrior, d: int, diagonal: bool) -> Gaussian:
         mean[0] = prior.intercept_mean
     if prior.intercept_variance is not None:
         variance[0] = prior.intercept_variance
-    return _independent(mean, variance, diagonal)
-
-
-def _independent(mean: Array, variance: Array, diagonal: bool) -> Gaussian:
-    """Of independent coefficients; of a single one the covariance is its variance, as it is in a belief's factor."""
-    return Gaussian(mean, variance if diagonal or len(mean) == 1 else np.diag(variance))
+    return independent(mean, variance, diagonal)

@@ -6,10 +6,12 @@ import argparse
 import os
 
 from learner.belief.gaussian import factorised
+from learner.limits import MAX_RECORD_BYTES
 from learner.model.duration import HalfLife
 from learner.model.spec import Model
 from service.commands.command import SQLITE_FILE, Subparsers
 from service.environment import service_links
+from service.footprint import footprint
 from service.settings import Settings, describe
 
 
@@ -17,7 +19,9 @@ def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
     """Add `check` to the command."""
     parser = commands.add_parser(
         "check", help="print the model and the settings, and look at log and store",
-        description="Read the model and the settings as the other commands would, and print them with secrets hidden. "
+        description="Read the model and the settings as the other commands would, and print them with secrets hidden, "
+        "with the bytes of a user's record and about how long an outcome takes to be learnt. A model whose records "
+        f"would have more than {MAX_RECORD_BYTES >> 20} MiB is refused, here as by every command. "
         "Then connect to the log and the store and say, a line each, whether they are as docs/guarantees.md needs "
         "them: topics, dead letter topics, numbers of partitions, eviction, persistence, the API key. Changes nothing. "
         "Exit status 1 if anything failed.",
@@ -58,6 +62,7 @@ def check_text(settings: Settings, model: Model) -> str:
         *(f"  passed over {name}: a service link of Kubernetes" for name in service_links(os.environ)),
         f"model {model.name!r}, fingerprint {model.fingerprint.hex()}, prior {model.population_fingerprint.hex()}",
         f"  method        {model.method}, {covariance} covariance, {model.d} coefficients",
+        f"  users         {footprint(model)}",
         f"  forgetting    {forgets}",
         f"  items         {_items(model)}",
         f"  attribution   window {model.window_ms / 60_000:g} min, click delay: {delay}",
@@ -72,9 +77,8 @@ def _items(model: Model) -> str:
         return "not learnt"
     half_life = HalfLife(item.half_life_ms, item.half_life_outcomes)
     variance = factorised(item.prior).variances[0]
-    return (
-        f"prior {item.population_fingerprint.hex()}, variance of the intercept {variance:.4g}, half_life = {half_life}"
-    )
+    prior = f"prior {item.population_fingerprint.hex()}, variance of the intercept {variance:.4g}"
+    return f"{prior}, half_life = {half_life}; {footprint(item)}"
 
 
 def _missing_offset(model: Model) -> str:
