@@ -125,6 +125,8 @@ def test_without_a_prior_every_command_but_fit_refuses_and_says_what_is_missing(
     for command in (["check", "--offline"], ["evaluate", str(folder / "log.jsonl")], ["serve"], ["learn"]):
         assert main([*command, "--model", model]) == 2
         assert "features.price: its scale or edges are to be found by `freshet fit`" in capsys.readouterr().err
+    assert main(["fit", "--from-store", f"sqlite:///{folder / 's.db'}", "--model", model, "--out", "p.npz"]) == 2
+    assert "features.price: its scale or edges are to be found by `freshet fit`" in capsys.readouterr().err
     assert fit(folder, "p.npz") == 0
     assert main(["check", "--offline", "--model", model, "--prior", str(folder / "p.npz")]) == 0
     options = ["--from", "0.5", "--resamples", "5", "--brief", "--prior", str(folder / "p.npz")]

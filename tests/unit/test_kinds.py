@@ -9,9 +9,10 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from learner.evaluation.simulate import World
 from learner.events.microbatch import BAD
 from learner.events.parse import parse_event, parse_events
 from learner.events.wire import BadEvent
@@ -131,6 +132,7 @@ def event(at: int, context: dict[str, Any], items: list[dict[str, Any]]) -> byte
     return msgspec.json.encode(said)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_rows_of_any_model_are_finite_and_the_same_one_by_one_and_many_at_once(data: st.DataObject) -> None:
     model = data.draw(models())
@@ -171,6 +173,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_what_the_schema_refuses_is_refused_however_it_comes(data: st.DataObject) -> None:
     model = data.draw(models())
@@ -192,6 +195,7 @@ def test_what_the_schema_refuses_is_refused_however_it_comes(data: st.DataObject
         assert alone is not None or whole
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_what_a_model_does_not_have_is_refused_and_where_it_ought_to_be_is_said(data: st.DataObject) -> None:
     model = data.draw(models())
@@ -208,6 +212,7 @@ def test_what_a_model_does_not_have_is_refused_and_where_it_ought_to_be_is_said(
             assert ("is made from others" if made else where) in str(raised.value)
 
 
+@settings(deadline=None)
 @given(models())
 def test_a_model_is_described_in_full(model: Model) -> None:
     said = {name: msgspec.to_builtins(one) for name, one in model.features.items()}
@@ -287,7 +292,7 @@ def test_a_cross_has_a_bucket_for_a_pair_and_none_where_one_is_missing() -> None
     features = """
 device = { kind = "category", values = ["phone", "web"], unknown = "web", from = "context" }
 genre = { kind = "hashed", buckets = 2 }
-both = { kind = "cross", of = ["device", "genre"], buckets = 4096 }
+both = { kind = "cross", of = ["device", "genre"], buckets = 512 }
 """
     model = load_model(HEAD + features)
 
@@ -326,6 +331,32 @@ def test_a_feature_that_cannot_be_is_refused_by_its_key(feature: str, message: s
     with pytest.raises(ModelError) as raised:
         load_model(f"{HEAD}{others}x = {{ {feature} }}", "feed.toml")
     assert str(raised.value).startswith(f"feed.toml: {message}")
+
+
+def test_simulated_items_have_features_of_every_kind_that_needs_no_request() -> None:
+    features = """
+price = { kind = "numeric", transform = "log1p", mean = 2.0 }
+root = { kind = "numeric", transform = "sqrt", mean = 3.0 }
+range = { kind = "bucket", edges = [0, 1] }
+sale = { kind = "boolean" }
+genre = { kind = "hashed", buckets = 4 }
+both = { kind = "cross", of = ["sale", "genre"], buckets = 4 }
+taste = { kind = "vector", size = 2, normalize = true }
+"""
+    model = load_model(HEAD + features)
+    world = World(model, 2, np.random.default_rng(0))
+    X = model.rows(world.items(400))
+    # As numbers are told to be.
+    assert np.abs(X[:, 1].mean()) < 0.2
+    assert all(X[:, i].any() for i in range(model.width))
+    for feature in ('kind = "time", of = "hour_of_day"', 'kind = "age"', 'kind = "numeric", from = "context"'):
+        with pytest.raises(ValueError, match="features of the context, or of the time: the simulation has neither"):
+            World(load_model(f"{HEAD}x = {{ {feature} }}"), 2, np.random.default_rng(0))
+
+
+def test_rows_that_depend_on_the_request_are_not_made_without_one() -> None:
+    with pytest.raises(ValueError, match="expected `shown`"):
+        load_model(f'{HEAD}t = {{ kind = "time", of = "hour_of_day" }}').rows([{}])
 
 
 def test_where_a_value_comes_from_and_how_it_is_read_are_no_other_feature_space() -> None:
