@@ -59,8 +59,8 @@ class RedisStore:
             pipeline = self._redis.pipeline(transaction=False)
             for shard, places in shards.items():
                 # Not `mget`, which redis-py does not let into a cluster's pipeline: these keys share their slot.
-                keys = (record_key(ids[i], self._prefix, effect, shard) for i in places)
-                pipeline.execute_command("MGET", *keys)
+                head = record_key("", self._prefix, effect, shard)
+                pipeline.execute_command("MGET", *[head + ids[i] for i in places])
             replies = pipeline.execute()
         for places, values in zip(shards.values(), replies, strict=True):
             for i, value in zip(places, values, strict=True):
@@ -102,6 +102,7 @@ class RedisStore:
         with translated():
             pipeline = self._redis.pipeline(transaction=False)
             for shard, writes, moves, feed in transactions:
+                head = {write.effect: record_key("", self._prefix, write.effect, shard) for write in writes}
                 # The script itself and not its hash: a Redis that restarted does not know the hash.
                 pipeline.execute_command(
                     "EVAL",
@@ -109,7 +110,7 @@ class RedisStore:
                     2 + len(writes),
                     positions_key(shard, self._prefix),
                     feed_key(shard, self._prefix),
-                    *(record_key(write.id, self._prefix, write.effect, shard) for write in writes),
+                    *[head[write.effect] + write.id for write in writes],
                     len(moves),
                     feed,
                     *(
@@ -117,11 +118,11 @@ class RedisStore:
                         for move in moves
                         for part in (_field(move.partition), _write_mark(move.held), _write_mark(move.reached))
                     ),
-                    *(
+                    *[
                         part
                         for write in writes
                         for part in (write.expected_identity, write.value or b"", self._lifetimes.of(write))
-                    ),
+                    ],
                 )
             replies = pipeline.execute()
         for transaction, reply in zip(transactions, replies, strict=True):
