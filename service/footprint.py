@@ -11,6 +11,8 @@ from learner.record.layout import plain_layout
 # Of the learning step on one core, ten items to an impression, d from 8 to 4,000 and either covariance: within a factor
 # of 1.5 of what was measured there. Reading the event comes on top, see docs/scaling.md.
 STEP_US, NUMBER_US = 2.0, 0.0035
+# Full covariance of so many times the bytes of a diagonal one: from about 60 coefficients on.
+WIDE = 16
 
 
 class Footprint(NamedTuple):
@@ -39,7 +41,17 @@ class Footprint(NamedTuple):
 
 def footprint(effect: Effect) -> Footprint:
     """What an effect costs for each user, or item, and outcome."""
-    mean, factor = effect.prior_belief
-    empty, some = (plain_layout(effect.d, len(factor), n, 0, effect.width).end for n in (0, 1))
-    length = plain_layout(effect.d, len(factor), 0, 0, effect.width).length
-    return Footprint(length, some - empty, STEP_US + NUMBER_US * (len(mean) + len(factor)))
+    return _of(effect.d, len(effect.prior_belief.factor), effect.width)
+
+
+def told(effect: Effect) -> str:
+    """The same for people; of a wide one also what a diagonal covariance would cost."""
+    own, diagonal = footprint(effect), _of(effect.d, effect.d, effect.width)
+    if own.record < WIDE * diagonal.record:
+        return str(own)
+    return f"{own} (diagonal covariance: {diagonal.record:,} bytes, {diagonal.outcome_us:.2g} us)"
+
+
+def _of(d: int, n_factor: int, width: int) -> Footprint:
+    none, one = (plain_layout(d, n_factor, n, 0, width) for n in (0, 1))
+    return Footprint(none.length, one.end - none.end, STEP_US + NUMBER_US * (d + n_factor))

@@ -191,7 +191,7 @@ class Boolean(Kind, frozen=True, tag="boolean"):
 
 
 class Cross(Kind, frozen=True, tag="cross"):
-    """Each pair of values of two features that are categories, hashed features or booleans: hashed into `buckets`.
+    """Each pair of values of two features that are categories, hashed, booleans or buckets: hashed into `buckets`.
 
     So the taste for a genre may be another on a phone: `of = ["device", "genre"]`. It takes no value of its own. Where
     one of the two is missing, or sets no column, it sets none.

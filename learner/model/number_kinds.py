@@ -23,6 +23,7 @@ from learner.model.kind import (
     Kind,
     Number,
     Positive,
+    Reader,
     Scalar,
     Size,
     coerced,
@@ -222,6 +223,15 @@ class Bucket(Kind, frozen=True, tag="bucket"):
                 mark_missing(columns[:, len(edges) + 1], values)
 
         return fill
+
+    def reader(self, name: str) -> Reader:
+        """The number of the range."""
+        edges = list(self.edges or [])
+
+        def read(index: int, value: Any) -> str:
+            return str(bisect_right(edges, _number(index, name, value, self.coerce)))
+
+        return read
 
 
 class Vector(Kind, frozen=True, tag="vector"):

@@ -11,7 +11,7 @@ from learner.model.duration import HalfLife
 from learner.model.spec import Model
 from service.commands.command import SQLITE_FILE, Subparsers
 from service.environment import service_links
-from service.footprint import footprint
+from service.footprint import told
 from service.settings import Settings, describe
 
 
@@ -62,7 +62,7 @@ def check_text(settings: Settings, model: Model) -> str:
         *(f"  passed over {name}: a service link of Kubernetes" for name in service_links(os.environ)),
         f"model {model.name!r}, fingerprint {model.fingerprint.hex()}, prior {model.population_fingerprint.hex()}",
         f"  method        {model.method}, {covariance} covariance, {model.d} coefficients",
-        f"  users         {footprint(model)}",
+        f"  users         {told(model)}",
         f"  forgetting    {forgets}",
         f"  items         {_items(model)}",
         f"  attribution   window {model.window_ms / 60_000:g} min, click delay: {delay}",
@@ -78,7 +78,7 @@ def _items(model: Model) -> str:
     half_life = HalfLife(item.half_life_ms, item.half_life_outcomes)
     variance = factorised(item.prior).variances[0]
     prior = f"prior {item.population_fingerprint.hex()}, variance of the intercept {variance:.4g}"
-    return f"{prior}, half_life = {half_life}; {footprint(item)}"
+    return f"{prior}, half_life = {half_life}; {told(item)}"
 
 
 def _missing_offset(model: Model) -> str:

@@ -41,6 +41,9 @@ def test_full_covariance_of_many_values_costs_what_it_does_and_diagonal_little()
     assert full.record == pytest.approx(4 * (1001 + 1001 * 1002 / 2), rel=0.001)
     assert diagonal.record < 9_000
     assert full.outcome_us > 50 * diagonal.outcome_us
+    said = {one: check_text(Settings(), load_model(text.format(one))) for one in ("full", "diagonal")}
+    assert f"(diagonal covariance: {diagonal.record:,} bytes" in said["full"]
+    assert "(diagonal covariance" not in said["diagonal"]
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ FEATURES = st.one_of(
     ),
     of_kind("time", {"of": st.sampled_from(["hour_of_day", "day_of_week"])}, encoding=st.just("one_hot")),
 )  # fmt: skip
-CROSSED = {"category", "hashed", "boolean"}
+CROSSED = {"category", "hashed", "boolean", "bucket"}
 
 
 def toml(features: dict[str, dict[str, Any]], head: str = HEAD) -> str:
@@ -305,6 +305,20 @@ both = { kind = "cross", of = ["device", "genre"], buckets = 512 }
     # A value that is read as another is that one.
     assert bucket({"device": "tv"}, {"genre": "drama"}) == bucket({"device": "web"}, {"genre": "drama"})
     assert bucket({}, {"genre": "drama"}) == bucket({"device": "web"}, {}) == []
+
+
+def test_a_cross_of_ranges_tells_ranges_apart_and_not_numbers() -> None:
+    features = """
+price = { kind = "bucket", edges = [10] }
+sale = { kind = "boolean" }
+both = { kind = "cross", of = ["price", "sale"], buckets = 512 }
+"""
+    model = load_model(HEAD + features)
+    X = model.rows([{"price": price, "sale": sale} for sale in (True, False) for price in (3, 9.5, 10, 99)])[:, 4:]
+    found = np.flatnonzero(X)
+    assert len(found) == 8
+    assert [len({*pair}) for pair in (found % 512).reshape(4, 2).tolist()] == [1] * 4
+    assert len({*(found % 512).tolist()}) == 4
 
 
 @pytest.mark.parametrize(
