@@ -83,7 +83,7 @@ class Design:
             sources = feature.sources(name)
             of_request = all(one is TIME or one in self._of_context for one in sources)
             parts.append(_Part(name, slice(start, end), feature.filler(name, features), sources, of_request))
-            if isinstance(feature, Numeric) and feature.is_plain:
+            if isinstance(feature, Numeric) and feature.is_decoded:
                 plain[start] = feature
         self._places = [(part.name, part.place) for part in parts]
         # What is made of other features comes after them, which say what is wrong with their values.
@@ -115,12 +115,14 @@ class Design:
         X[:, INTERCEPT] = 1.0
         if some_items and isinstance(some_items[0], msgspec.Struct):
             values = list(map(msgspec.structs.astuple, some_items))
-            if not self._others:
+            columns: list[Any] = []
+            if len(self._numbers.features) == len(self._of_item):
                 self._numbers.fill(X, values)
-                return self._rounded(X)
-            columns = list(zip(*values, strict=True))
-            self._numbers.fill(X, list(zip(*map(columns.__getitem__, self._numbers.features), strict=True)))
-            self._fill(X, self._others, lambda name: columns[self._item_place[name]], shown)
+            else:
+                columns = list(zip(*values, strict=True))
+                self._numbers.fill(X, list(zip(*map(columns.__getitem__, self._numbers.features), strict=True)))
+            if self._others:
+                self._fill(X, self._others, lambda name: columns[self._item_place[name]], shown)
             return self._rounded(X)
         if not self._ignore_unknown:
             self._refuse_unknown(some_items, shown)
@@ -201,6 +203,9 @@ class _Numbers:
         self.features, self._columns = list(places), list(features)
         self._mean = np.array([one.mean for one in features.values()])
         self._std = np.array([one.std for one in features.values()])
+        self._transformed = [(i, one) for i, one in enumerate(features.values()) if one.transform is not None]
+        self._marked = [i for i, one in enumerate(features.values()) if one.missing == "indicator"]
+        self._marks = [self._columns[i] + 1 for i in self._marked]
 
     def fill(self, X: Array, values: Sequence[Sequence[float | None]]) -> None:
         """Fill their columns; `values` has those of each item."""
@@ -208,7 +213,12 @@ class _Numbers:
             return
         # None becomes NaN, which JSON does not have, and enters as the mean.
         numbers = np.array(values, dtype=np.float64)
-        numbers = np.where(np.isnan(numbers), self._mean, numbers)
+        for i, feature in self._transformed:
+            numbers[:, i] = feature.transformed(numbers[:, i])
+        missing = np.isnan(numbers)
+        if self._marked:
+            X[:, self._marks] = missing[:, self._marked]
+        numbers = np.where(missing, self._mean, numbers)
         X[:, self._columns] = (numbers - self._mean) / self._std
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from math import hypot, isfinite, log1p
+from math import hypot, isfinite
 from typing import Annotated, Any, Literal, Self
 
 import msgspec
@@ -75,17 +75,23 @@ class Scaled(Kind, frozen=True):
         """The feature's own name, and one of its being missing if that is wanted."""
         return [name, missing_name(name)] if self.missing == "indicator" else [name]
 
+    def transformed(self, numbers: Array) -> Array:
+        """Numbers that `transform` takes, or NaN, on the scale's own axis, shape as given."""
+        match self.transform:
+            case "log1p":
+                return np.log1p(numbers)
+            case "sqrt":
+                return np.sqrt(numbers)
+            case "clip":
+                return np.clip(numbers, self.low, self.high)
+        return numbers
+
     def _enter(self, name: str, columns: Array, numbers: Array, values: Sequence[Any]) -> None:
         """Transform numbers, NaN where a value is missing, and put them on the scale."""
-        if self.transform in ("log1p", "sqrt"):
-            if (below := np.flatnonzero(numbers < 0)).size:
-                expected = f"expected a number >= 0, since transform = {self.transform!r}"
-                raise FeatureError("bad_feature", int(below[0]), name, expected)
-            # One by one: NumPy's own may differ in the last bit by how many there are.
-            numbers = np.sqrt(numbers) if self.transform == "sqrt" else np.array([*map(log1p, numbers.tolist())])
-        elif self.transform == "clip":
-            numbers = np.clip(numbers, self.low, self.high)
-        columns[:, 0] = numbers
+        if self.transform in ("log1p", "sqrt") and (below := np.flatnonzero(numbers < 0)).size:
+            expected = f"expected a number >= 0, since transform = {self.transform!r}"
+            raise FeatureError("bad_feature", int(below[0]), name, expected)
+        columns[:, 0] = self.transformed(numbers)
         columns[:, 0] -= self.mean
         columns[:, 0] /= self.std
         if None in values:
@@ -107,9 +113,9 @@ class Numeric(Scaled, frozen=True, tag="numeric"):
     coerce: bool = False
 
     @property
-    def is_plain(self) -> bool:
-        """Whether a number goes to the scale as it is, and a missing one to its mean."""
-        return self.transform is None and self.missing == "mean" and not self.coerce and self.origin == "item"
+    def is_decoded(self) -> bool:
+        """Whether items come with a number, or none, once they are decoded to structs."""
+        return not self.coerce and self.origin == "item"
 
     def schema(self) -> Any:
         """A number."""
@@ -253,16 +259,17 @@ class Vector(Kind, frozen=True, tag="vector"):
 
     def filler(self, name: str, features: Mapping[str, Kind]) -> Filler:
         """The numbers."""
+        size, normalize = self.size, self.normalize
 
         def fill(columns: Array, values: Sequence[Any]) -> None:
             for i, value in enumerate(values):
                 if value is None:
                     continue
-                if type(value) is not list or len(value) != self.size or not NUMBERS.issuperset(map(type, value)):
+                if type(value) is not list or len(value) != size or not NUMBERS.issuperset(map(type, value)):
                     got = f"{len(value)} values" if isinstance(value, list) else type_name(value)
-                    raise FeatureError("bad_feature", i, name, f"expected a list of {self.size} numbers, got {got}")
+                    raise FeatureError("bad_feature", i, name, f"expected a list of {size} numbers, got {got}")
                 columns[i] = value
-                if self.normalize and (length := hypot(*value)):
+                if normalize and (length := hypot(*value)):
                     columns[i] /= length
 
         return fill

@@ -347,6 +347,19 @@ def test_a_feature_that_cannot_be_is_refused_by_its_key(feature: str, message: s
     assert str(raised.value).startswith(f"feed.toml: {message}")
 
 
+def test_a_transform_is_of_the_value_alone_whatever_stands_beside_it() -> None:
+    model = load_model(f'{HEAD}x = {{ kind = "numeric", transform = "log1p" }}\ny = {{ kind = "numeric" }}')
+    values = np.exp(np.random.default_rng(0).normal(0, 8, size=3_000)).tolist()
+    together = model.rows([{"x": one} for one in values])
+    for n in (1, 3, 5):
+        parts = [model.rows([{"x": one} for one in values[i : i + n]]) for i in range(0, len(values), n)]
+        assert np.concatenate(parts).tobytes() == together.tobytes()
+    batch = parse_events(
+        [event(AT, {}, [{"x": one, "y": 1} for one in values[i : i + 7]]) for i in range(0, 2_100, 7)], model
+    )
+    assert batch.batch.events.row[:, 1].tobytes() == together[:2_100, 1].tobytes()
+
+
 def test_simulated_items_have_features_of_every_kind_that_needs_no_request() -> None:
     features = """
 price = { kind = "numeric", transform = "log1p", mean = 2.0 }
