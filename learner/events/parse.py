@@ -153,12 +153,14 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[list[int]], model: M
     item["weight"] = [one.weight for wire in shown for one in wire.items]
     if model.item is not None:
         item["item"] = [item_key(one.item_id) for wire in shown for one in wire.items]
+    # A struct has seen to it that a context is none where the model wants none.
+    has_requests = model.needs_shown or model.structs is None
     row, start = np.empty((len(item), model.width), np.float32), 0
     for slate in slates:
         requests: Any = [wires[place] for place in slate]
         items = [one for wire in requests for one in wire.items]
         its = slice(start, start := start + len(items))
-        row[its] = model.rows([one.features for one in items], _requests(requests))
+        row[its] = model.rows([one.features for one in items], _requests(requests) if has_requests else None)
         item["offset"][its] = model.offsets([one.offset for one in items], row[its])
         if model.item is not None:
             effects = [one.item_effect for one in items]

@@ -381,6 +381,14 @@ taste = { kind = "vector", size = 2, normalize = true }
             World(load_model(f"{HEAD}x = {{ {feature} }}"), 2, np.random.default_rng(0))
 
 
+def test_a_context_that_a_model_does_not_have_is_refused_however_wide_the_model_is() -> None:
+    for n in (1, 200):
+        model = load_model(HEAD + "\n".join(f'x{i} = {{ kind = "numeric" }}' for i in range(n)))
+        assert (model.structs is None) == (n > 128)
+        _, bad = parse_events([event(AT, {}, [{}]), event(AT, {"device": "web"}, [{}])], model)
+        assert {place: one.reason.value for place, one in bad.items()} == {1: "unknown_feature"}
+
+
 def test_rows_that_depend_on_the_request_are_not_made_without_one() -> None:
     with pytest.raises(ValueError, match="expected `shown`"):
         load_model(f'{HEAD}t = {{ kind = "time", of = "hour_of_day" }}').rows([{}])
