@@ -103,6 +103,14 @@ class RecentStore:
         """See the store."""
         return self._store.owner(claim, instead_of)
 
+    def tell(self, name: str, status: bytes, ttl_s: int) -> None:
+        """See the store."""
+        self._store.tell(name, status, ttl_s)
+
+    def told(self) -> list[bytes]:
+        """See the store."""
+        return self._store.told()
+
     def ping(self) -> None:
         """Return if the store answers."""
         self._store.ping()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -17,7 +18,7 @@ from learner.store import KEY_PREFIX, SCANNED_TOGETHER, Block, Lifetimes, Transa
 from learner.store.redis_client import connect, is_cluster
 from learner.store.redis_errors import translated
 from learner.store.redis_pipeline import RedisPipeline, kept_alive
-from learner.store.redis_scripts import CLAIM, COMPARE_AND_SET
+from learner.store.redis_scripts import CLAIM, COMPARE_AND_SET, TELL
 
 SHARDS = 16
 """Hash tags that keys are spread over. Users of one shard can be read and written in one command on Redis Cluster."""
@@ -157,6 +158,18 @@ class RedisStore:
             held: bytes | None = self._redis.eval(CLAIM, 1, self._owner_key, claim, instead_of)
         return held
 
+    def tell(self, name: str, status: bytes, ttl_s: int) -> None:
+        """Keep a status, and no others that are over, in one script; without learners the keys expire."""
+        now = time.time()
+        with translated():
+            self._redis.eval(TELL, 2, *self._told_keys, name, status, now, now + ttl_s, ttl_s)
+
+    def told(self) -> list[bytes]:
+        """Read statuses, in the order of their names."""
+        with translated():
+            held: dict[bytes, bytes] = self._redis.hgetall(self._told_keys[0])
+        return [held[name] for name in sorted(held)]
+
     def pipeline(self) -> RedisPipeline | None:
         """One connection for an event loop; None for a cluster, and by TLS, whose sockets a loop has to open."""
         if is_cluster(self._url) or self._url.startswith("rediss://"):
@@ -187,6 +200,11 @@ class RedisStore:
     @property
     def _owner_key(self) -> str:
         return f"{self._prefix}:owner"
+
+    @property
+    def _told_keys(self) -> tuple[str, str]:
+        """In one slot of a cluster."""
+        return f"{self._prefix}:{{told}}:status", f"{self._prefix}:{{told}}:until"
 
     def _key(self, id: str, effect: str) -> str:
         return record_key(id, self._prefix, effect)

@@ -12,6 +12,7 @@ from learner.events.wire import Id, Offset, Ranked, Reason, Timestamp, WireItem,
 from learner.limits import MAX_ITEMS
 from learner.model.file import MissingOffset
 from learner.model.kinds import Features
+from service.web.outcomes import Outcome
 
 Seed = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 TopK = Annotated[int, msgspec.Meta(ge=1, le=MAX_ITEMS)]
@@ -147,7 +148,7 @@ class Coefficient(msgspec.Struct, frozen=True):
 
 
 class PosteriorResponse(msgspec.Struct, frozen=True):
-    """The belief of a user, relaxed to now, and what is pending."""
+    """The belief of a user, relaxed to now, what is pending, and the newest outcomes, newest first."""
 
     user_id: str
     user_known: bool
@@ -156,16 +157,18 @@ class PosteriorResponse(msgspec.Struct, frozen=True):
     coefficients: list[Coefficient]
     open_impressions: int
     waiting_clicks: int
+    outcomes: list[Outcome]
 
 
 class ItemPosteriorResponse(msgspec.Struct, frozen=True):
-    """The belief of an item, relaxed to now."""
+    """The belief of an item, relaxed to now, and what is open of it, newest first."""
 
     item_id: str
     item_known: bool
     model: str
     posterior: Posterior
     coefficients: list[Coefficient]
+    outcomes: list[Outcome]
 
 
 class Erasure(msgspec.Struct, frozen=True):

@@ -11,16 +11,17 @@ from fastapi.openapi.utils import get_openapi
 
 from learner.events.wire import WireClick, WireImpression
 from learner.limits import MAX_ID_LENGTH
-from learner.model.kinds import Feature
+from learner.model.kinds import Category, Feature, Numeric
 from learner.model.spec import Model
 from service.web import api
 from service.web.guard import OPEN_PATHS
+from service.web.status import LearnersResponse
 
 _REF = "#/components/schemas/{name}"
 _TYPES = [
     api.ScoreRequest, api.ScoreResponse, api.EventsResponse, api.PosteriorResponse,
     api.ItemPosteriorResponse, api.Erasure, api.ItemErasure, api.ModelResponse,
-    api.Health, api.ErrorResponse, WireImpression, WireClick,
+    api.Health, api.ErrorResponse, LearnersResponse, WireImpression, WireClick,
 ]  # fmt: skip
 _ERRORS = {
     400: "The body is not JSON, or the path not UTF-8.",
@@ -110,8 +111,19 @@ def install(app: FastAPI, model: Model, needs_key: bool) -> None:
 
 def _features(features: Mapping[str, Feature], model: Model) -> dict[str, Any]:
     """The schema of features: those of the model, each as it is taken, or null, which is none."""
-    known = {name: msgspec.json.schema(feature.plain().schema() | None) for name, feature in features.items()}
+    known = {name: _feature(feature) for name, feature in features.items()}
     return {"properties": known} if model.ignore_unknown else {"properties": known, "additionalProperties": False}
+
+
+def _feature(feature: Feature) -> dict[str, Any]:
+    """The schema of a feature as it is taken, or null, which is none; with examples for a page to begin with."""
+    schema = msgspec.json.schema(feature.plain().schema() | None)
+    match feature:
+        case Numeric(mean=mean, std=std, transform=None):
+            schema["anyOf"][0]["examples"] = [mean, mean + std, mean - std]
+        case Category(values=values, unknown=unknown):
+            schema["anyOf"][0] |= {"type": "string"} | ({} if unknown == "reject" else {"examples": values})
+    return schema
 
 
 def _error(status: int) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from service.web import api
 from service.web.answers import coefficients, ranked_items, state
 from service.web.http import split_events
 from service.web.items import Items, Plan
+from service.web.outcomes import outcomes
 
 ERASE_ATTEMPTS = 10
 
@@ -170,6 +171,7 @@ class Operations:
             coefficients=coefficients(self._model, belief_at(self._model, record, now)),
             open_impressions=int((record.outcomes["state"] == State.OPEN).sum()),
             waiting_clicks=len(record.clicks),
+            outcomes=outcomes(record, self._model, now),
         )
 
     def item_posterior(self, id: str) -> api.ItemPosteriorResponse:
@@ -190,6 +192,7 @@ class Operations:
             model=self._model.name,
             posterior=state(record, now),
             coefficients=coefficients(effect, belief_at(effect, record, now)),
+            outcomes=outcomes(record, effect, now),
         )
 
     def log_erasure(self, user_id: str) -> int:

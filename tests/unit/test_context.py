@@ -171,7 +171,7 @@ def test_the_openapi_document_has_the_features_of_items_and_of_the_context_where
         assert set(features["properties"]) == {"price", "genre", "published_at"}
         assert set(context["properties"]) == {"device", "query"}
         assert {"type": "number", "minimum": 0, "maximum": 1e30} in features["properties"]["price"]["anyOf"]
-        assert {"enum": ["phone", "web"]} in context["properties"]["device"]["anyOf"]
+        assert {"type": "string", "enum": ["phone", "web"]} in context["properties"]["device"]["anyOf"]
         assert features["properties"]["published_at"]["anyOf"][0]["type"] == "integer"
 
 

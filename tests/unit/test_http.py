@@ -78,6 +78,9 @@ class Away:
     def commit(self, transactions: Sequence[Transaction]) -> list[bool]:
         raise StoreUnavailable("away")
 
+    def told(self) -> list[bytes]:
+        raise StoreUnavailable("away")
+
     def ping(self) -> None:
         raise StoreUnavailable("away")
 
@@ -500,7 +503,7 @@ def test_the_openapi_document_is_complete(rig: Rig) -> None:
     document = rig.client.get("/openapi.json").json()
     assert set(document["paths"]) == {
         "/score", "/events", "/users/{user_id}/posterior", "/users/{user_id}", "/items/{item_id}/posterior",
-        "/items/{item_id}", "/model", "/health/live", "/health/ready", "/metrics",
+        "/items/{item_id}", "/model", "/learners", "/health/live", "/health/ready", "/metrics",
     }  # fmt: skip
     references = set(json.dumps(document).split("#/components/schemas/")[1:])
     assert {one.split('"')[0] for one in references} <= set(document["components"]["schemas"])
