@@ -64,6 +64,10 @@ def _model() -> Iterable[str]:
         yield f"### `{title}`\n\n{_summary(struct)}\n"
         yield from _struct(struct)
     yield "### `features`\n\nA table by the feature's name; `kind` says which of these it is.\n"
+    yield (
+        'With `from = "context"` its value is in the `context` of the impression or the request to score, said once.\n'
+        "What is made of the time, or of other features, takes no value.\n"
+    )
     feature = get_args(get_args(get_type_hints(ModelFile, include_extras=True)["features"])[0])[1]
     for kind in get_args(feature):
         yield f'#### `kind = "{kind.__struct_config__.tag}"`\n\n{_summary(kind)}\n'
@@ -182,7 +186,10 @@ def _words(kind: Any) -> str:
         case i.ListType(item_type=i.UnionType()):
             return "list of such"
         case i.ListType(item_type=one):
-            return f"list of {_words(one)}s"
+            what, sign, bounds = _words(one).partition(" >")
+            return f"list of {what}s{sign}{bounds}"
+        case i.TupleType(item_types=types):
+            return f"list of {len(types)} {_words(types[0])}s"
         case i.StructType() | i.DictType():
             return "table"
     return str(kind)

@@ -103,8 +103,11 @@ def _rule(name: str, rule: EventRule, bodies: Sequence[Any], events: EventsFile,
             lists = [at_path(one, rule.items) for one in bodies]
             rows.append(("items", rule.items, lists))
             its, outer = [item for one in lists if isinstance(one, list) for item in one], f"{rule.items}[]."
+        for one, path in feature_paths(rule.context, model.context_features).items():
+            rows.append((f"context {one}", path, [at_path(each, path) for each in bodies]))
+            read.add(path)
         of_item = {field: getattr(rule, field) for field in ("item_id", "offset", "weight", "item_effect")}
-        of_item |= {f"feature {one}": path for one, path in feature_paths(rule, model.features).items()}
+        of_item |= {f"feature {one}": path for one, path in feature_paths(rule.features, model.item_features).items()}
     else:
         of_item = {"item_id": rule.item_id}
     for field, path in of_item.items():

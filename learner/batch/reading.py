@@ -101,15 +101,15 @@ class _Slate(msgspec.Struct):
 
 def _misfit(why: BadEvent, some: Sequence[Raw], following: Iterator[Raw], model: Model) -> str:
     """How the features of these events differ from the model's, if one of them is unknown."""
-    if why.reason is not Reason.UNKNOWN_FEATURE:
+    if why.reason is not Reason.UNKNOWN_FEATURE or str(why).startswith("context"):
         return ""
     items: Counter[str] = Counter()
     for raw in chain(some, islice(following, _EVENTS_LOOKED_AT)):
         with suppress(msgspec.MsgspecError, UnicodeDecodeError):
             sent = raw.value if isinstance(raw.value, bytes) else b""
             items.update(name for item in msgspec.json.decode(sent, type=_Slate).items for name in item.features)
-    unknown = [f"{name} ({n:,} items)" for name, n in sorted(items.items()) if name not in model.features]
-    absent = [name for name in model.features if name not in items]
+    unknown = [f"{name} ({n:,} items)" for name, n in sorted(items.items()) if name not in model.item_features]
+    absent = [name for name in model.item_features if name not in items]
     return f"; from there on the log has {', '.join(unknown)}, which model {model.name!r} has not" + (
         f", and lacks {', '.join(absent)}" if absent else ""
     )

@@ -13,9 +13,13 @@ import numpy as np
 from learner.events.why import UNITS, why
 from learner.events.wire import BadEvent, Reason, Wire, WireClick, WireImpression
 from learner.limits import MAX_ITEMS, MAX_TIMESTAMP_MS, MIN_TIMESTAMP_MS
+from learner.model.category_kinds import Boolean
+from learner.model.design import taken
 from learner.model.events_file import ClickRule, EventRule, EventsFile, ImpressionRule
 from learner.model.foreign import Foreign, feature_paths, kinds_of_events, paths_of
-from learner.model.kinds import Feature, ItemError, Numeric, some
+from learner.model.kind import some
+from learner.model.kinds import Feature, ItemError
+from learner.model.number_kinds import Bucket, Scaled
 from learner.wire_errors import UNREADABLE
 
 _PER_MS = (1.0, *UNITS.values())
@@ -61,10 +65,13 @@ def read_quickly(raw: bytes, foreign: Foreign, events: EventsFile, by_item: bool
             item = fields.item_id(event)
             return None if item is None else WireClick(str(user), str(item), at, str(request))
         items = [event] if foreign.items is None else foreign.items(event)
+        context = {name: get(event) for name, get in foreign.context.items()}
     except (*UNREADABLE, AttributeError):
         # An attribute of None: an object on the way to a value is null.
         return None
-    return WireImpression(str(request), str(user), at, items) if items and len(items) <= MAX_ITEMS else None
+    if not items or len(items) > MAX_ITEMS:
+        return None
+    return WireImpression(str(request), str(user), at, items, context=context)
 
 
 def columns_of(items: Sequence[Any], foreign: Foreign) -> tuple[list[str], list[Any], list[Any], list[Any], Any]:
@@ -85,9 +92,9 @@ def columns_of(items: Sequence[Any], foreign: Foreign) -> tuple[list[str], list[
         features = get.features(items)
     except AttributeError as exc:
         # An attribute of None, as above.
-        raise ItemError("bad_field", 0, "items", "null in the place of an object") from exc
+        raise ItemError("bad_field", "items", "null in the place of an object") from exc
     if None in ids:
-        raise ItemError("bad_field", 0, "item_id", "missing")
+        raise ItemError("bad_field", "item_id", "missing")
     return list(map(str, ids)), weights, offsets, effects, features
 
 
@@ -171,8 +178,10 @@ def _in_our_words(
     if isinstance(rule, ImpressionRule):
         items = [base] if rule.items is None else at_path(base, rule.items)
         if isinstance(items, list):
-            items = [_item(one, rule, features) for one in items]
-        return _present(ours | {"type": "impression", "items": items})
+            of_item = taken(features, "item")
+            items = [_item(one, rule, of_item) for one in items]
+        context = _values(base, rule.context, taken(features, "context"))
+        return _present(ours | {"type": "impression", "items": items, "context": context or None})
     return _present(ours | {"type": "click", "item_id": _as_id(at_path(base, rule.item_id))})
 
 
@@ -222,17 +231,21 @@ def _item(sent: Any, rule: ImpressionRule, features: Mapping[str, Feature]) -> d
         "weight": _as(float | None, at_path(sent, rule.weight)) if rule.weight else None,
         "item_effect": at_path(sent, rule.item_effect) if rule.item_effect else None,
     }
-    values = ((name, at_path(sent, path)) for name, path in feature_paths(rule, features).items())
-    return _present(item) | {"features": _present({name: _value(features[name], value) for name, value in values})}
+    return _present(item) | {"features": _values(sent, rule.features, features)}
+
+
+def _values(sent: Any, said: str | Mapping[str, str], features: Mapping[str, Feature]) -> dict[str, Any]:
+    """The features that there are, of an item or an event, by a rule's `features` or `context`."""
+    paths = feature_paths(said, features).items()
+    return _present({name: _value(features[name], at_path(sent, path)) for name, path in paths})
 
 
 def _value(feature: Feature, value: Any) -> Any:
     """A feature's value, numbers that are text as numbers; an empty text where a number is expected is none."""
-    if value == "" and isinstance(feature, Numeric):
+    if value == "" and isinstance(feature, Scaled | Bucket | Boolean):
         return None
     # Anything else the decoder would have as it is.
-    is_other = isinstance(value, list) or (isinstance(value, str) and (isinstance(feature, Numeric) or len(value) == 4))
-    return _as(feature.schema() | None, value) if is_other else value
+    return _as(feature.schema() | None, value) if isinstance(value, list | str) else value
 
 
 def _as_id(value: Any) -> Any:

@@ -30,6 +30,7 @@ from learner.events.wire import (
     with_features,
 )
 from learner.limits import MAX_EVENT_BYTES, MAX_TIMESTAMP_MS
+from learner.model.design import Shown
 from learner.model.foreign import Foreign
 from learner.model.kinds import ItemError
 from learner.model.spec import Model
@@ -75,7 +76,7 @@ def parse_event(raw: bytes, model: Model) -> Wire:
     wire = _decode(raw if model.unframed is None else model.unframed(raw), model)
     if isinstance(wire, WireImpression):
         try:
-            rows = model.rows([item.features for item in wire.items])
+            rows = model.rows([item.features for item in wire.items], _requests([wire]))
             model.offsets([item.offset for item in wire.items], rows)
         except ItemError as exc:
             raise BadEvent(Reason(exc.reason), str(exc)) from exc
@@ -109,8 +110,8 @@ def _unframed(raws: Sequence[bytes], one: Callable[[bytes], bytes]) -> tuple[lis
 
 
 def _parse_together(raws: Sequence[bytes], model: Model) -> Parsed:
-    item, events, foreign = model.item_struct, model.events, model.foreign
-    decode = (_DECODER if item is None else _decoder(item)).decode
+    structs, events, foreign = model.structs, model.events, model.foreign
+    decode = (_DECODER if structs is None else _decoder(structs)).decode
     wires: list[Wire | BadEvent] = []
     ours: list[int] = []
     theirs: list[int] = []
@@ -184,6 +185,8 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
     shown: Any = [wires[place] for place in order]
     event["n_items"][order] = n_items = [len(wire.items) for wire in shown]
     event["first_item"][order] = np.cumsum([0, *n_items])[:-1]
+    # A struct has seen to it that a context is none where the model wants none.
+    has_requests = model.needs_shown or model.structs is None
     item, row = np.zeros(sum(n_items), ITEM), np.empty((sum(n_items), model.width), np.float32)
     start = 0
     for places, foreign in slates:
@@ -196,7 +199,7 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
         keys = list(chain.from_iterable(_keys(wire.request_id, ids[a:b], model) for wire, a, b in of_each))
         item["key"][its] = np.frombuffer(b"".join(keys), "<i8")
         item["weight"][its] = weights
-        row[its] = model.rows(features)
+        row[its] = model.rows(features, _requests(slate) if has_requests else None)
         item["offset"][its] = model.offsets(offsets, row[its])
         if model.item is not None:
             item["item"][its] = list(map(item_key, ids))
@@ -210,6 +213,13 @@ def _of_items(items: Sequence[Any]) -> tuple[list[str], list[Any], list[Any], li
         [one.item_id for one in items], [one.weight for one in items], [one.offset for one in items],
         [one.item_effect for one in items], [one.features for one in items],
     )  # fmt: skip
+
+
+def _requests(wires: Sequence[WireImpression]) -> Shown:
+    """What the items of impressions have in common: the event's own time, never a clock's, and its context."""
+    return Shown(
+        [len(wire.items) for wire in wires], [wire.timestamp for wire in wires], [one.context for one in wires]
+    )
 
 
 def times_in_log(timestamps: Sequence[int]) -> NDArray[np.int64]:
@@ -246,9 +256,9 @@ def _alone(raw: bytes, model: Model) -> Wire | BadEvent:
 
 
 @lru_cache(maxsize=8)
-def _decoder(features: type[msgspec.Struct]) -> msgspec.json.Decoder[Wire]:
-    """Of events whose items' features are of that type."""
-    slate = with_features(features, WireImpression, WireItem)
+def _decoder(structs: tuple[type[msgspec.Struct], ...]) -> msgspec.json.Decoder[Wire]:
+    """Of events whose items' features, and whose contexts, are of these types."""
+    slate = with_features(structs, WireImpression, WireItem)
     return msgspec.json.Decoder(slate | WireClick | WireErase | WireEraseItem)
 
 

@@ -83,13 +83,14 @@ class Ranked(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class WireImpression(msgspec.Struct, frozen=True, tag_field="type", tag="impression", omit_defaults=True):
-    """A slate that was shown to a user, as sent; learning takes no notice of `ranked`."""
+    """A slate that was shown to a user, as sent; `context` is of all items; learning takes no notice of `ranked`."""
 
     request_id: Id
     user_id: Id
     timestamp: Timestamp
     items: Annotated[list[WireItem], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
     ranked: Ranked | None = None
+    context: Features = {}
 
 
 class WireClick(msgspec.Struct, frozen=True, tag_field="type", tag="click"):
@@ -118,11 +119,17 @@ class WireEraseItem(msgspec.Struct, frozen=True, tag_field="type", tag="erase_it
 Wire: TypeAlias = WireImpression | WireClick | WireErase | WireEraseItem
 
 
-def with_features(features: type[msgspec.Struct], slate: type[S], item: type[msgspec.Struct]) -> type[S]:
-    """A kind of slate whose items are of a kind that has features of that type."""
+def with_features(structs: tuple[type[msgspec.Struct], ...], slate: type[S], item: type[msgspec.Struct]) -> type[S]:
+    """A kind of slate whose items have features, and which has a context, of the types of a model's `structs`."""
+    features, context = structs
     one = msgspec.defstruct("Item", [("features", features, features())], bases=(item,), frozen=True, gc=False)
     items = Annotated[list[one], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]  # type: ignore[valid-type]
-    return cast(type[S], msgspec.defstruct("Slate", [("items", items)], bases=(slate,), frozen=True, kw_only=True))
+    return cast(
+        type[S],
+        msgspec.defstruct(
+            "Slate", [("items", items), ("context", context, context())], bases=(slate,), frozen=True, kw_only=True
+        ),
+    )
 
 
 def user_of(raw: bytes) -> str | None:

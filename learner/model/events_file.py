@@ -50,12 +50,15 @@ class ImpressionRule(EventRule, frozen=True, forbid_unknown_fields=True, kw_only
     features
         The path of the object that has the features by the model's names; or a table with a path for each feature whose
         name or place is another: the others are looked for in the item itself, as all are by default.
+    context
+        The same of the features of the context, which are looked for in the event.
     offset, weight, item_effect
         Paths; without, items have none.
     """
 
     items: Path | None = None
     features: Path | dict[str, Path] = msgspec.field(default_factory=dict)
+    context: Path | dict[str, Path] = msgspec.field(default_factory=dict)
     offset: Path | None = None
     weight: Path | None = None
     item_effect: Path | None = None

@@ -14,10 +14,12 @@ from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
+from learner.model.design import taken
 from learner.model.duration import ModelError
-from learner.model.events_file import ClickRule, EventRule, EventsFile, ImpressionRule, TypeValue
+from learner.model.events_file import ClickRule, EventRule, EventsFile, TypeValue
 from learner.model.fields import Id, Offset, Variance, Weight
-from learner.model.kinds import Feature, some
+from learner.model.kind import some
+from learner.model.kinds import Feature
 
 Get: TypeAlias = Callable[[Any], Any]
 """What one value of a decoded event or item is read by. An object that is null on the way is an AttributeError."""
@@ -55,6 +57,7 @@ class Foreign(NamedTuple):
     click: Fields
     items: Get | None
     item: ItemFields
+    context: Mapping[str, Get]
 
 
 def paths_of(events: EventsFile, rule: EventRule) -> dict[str, str]:
@@ -64,11 +67,11 @@ def paths_of(events: EventsFile, rule: EventRule) -> dict[str, str]:
     return {name: path for name, path in found.items() if path is not None}
 
 
-def feature_paths(rule: ImpressionRule, features: Mapping[str, Feature]) -> dict[str, str]:
-    """The path of each feature, within its item."""
-    if isinstance(rule.features, str):
-        return {name: f"{rule.features}.{name}" for name in features}
-    return {name: rule.features.get(name, name) for name in features}
+def feature_paths(said: str | Mapping[str, str], features: Mapping[str, Feature]) -> dict[str, str]:
+    """The path of each feature, within its item or the event, by a rule's `features` or `context`."""
+    if isinstance(said, str):
+        return {name: f"{said}.{name}" for name in features}
+    return {name: said.get(name, name) for name in features}
 
 
 def kinds_of_events(events: EventsFile) -> dict[TypeValue, EventRule]:
@@ -95,33 +98,47 @@ def check_events(events: EventsFile, features: Mapping[str, Feature], by_item: b
         raise ModelError("events.type is missing: expected the path of what `when` is compared with")
     elif impression.items is None:
         raise ModelError("events.type is missing: impressions without `items` are told from clicks by nothing else")
-    if isinstance(impression.features, dict) and (unknown := impression.features.keys() - features.keys()):
-        raise ModelError(
-            f"events.impression.features.{min(unknown)}: the model's features are {some(features) or 'none'}"
-        )
+    of_item, of_context = taken(features, "item"), taken(features, "context")
+    for key, said, known in (("features", impression.features, of_item), ("context", impression.context, of_context)):
+        if isinstance(said, dict) and (unknown := said.keys() - known.keys()):
+            expected = f"the model's features of the {'item' if key == 'features' else key} are {some(known) or 'none'}"
+            raise ModelError(f"events.impression.{key}.{min(unknown)}: {expected}")
     for name, rule in (("impression", impression), ("click", click)):
         if not by_item and "request_id" not in paths_of(events, rule):
             raise ModelError(
                 f"events.{name}.request_id is missing: expected the path of what a click and its impression both "
                 "have, or match_clicks = 'item'"
             )
-    compile_events(events, features)
+    compile_events(events, of_item, of_context)
 
 
-def compile_events(events: EventsFile, features: Mapping[str, Feature]) -> Foreign | None:
-    """The mapping compiled; None if it cannot be, as a path leads to what must be of two types."""
+def compile_events(
+    events: EventsFile, features: Mapping[str, Feature], context: Mapping[str, Feature]
+) -> Foreign | None:
+    """The mapping compiled; None if it cannot be, as a path leads to what must be of two types.
+
+    Parameters
+    ----------
+    features, context
+        Those that each item says, and those that the event says once.
+    """
     root = _Object()
     base, to = (root, "") if events.within is None else root.object(events.within)
     rule = events.impression
     inside, to_item = (base, to) if rule.items is None else (_Object(), "")
     values = [
-        inside.value(path, features[name].schema(), to_item) for name, path in feature_paths(rule, features).items()
+        inside.value(path, features[name].schema(), to_item)
+        for name, path in feature_paths(rule.features, features).items()
     ]
     item_id = inside.value(rule.item_id, Id | int, to_item)
     offset, weight, item_effect = (
         None if path is None else attrgetter(inside.value(path, kind, to_item))
         for path, kind in ((rule.offset, Offset), (rule.weight, Weight), (rule.item_effect, tuple[Offset, Variance]))
     )
+    of_context = {
+        name: attrgetter(base.value(path, context[name].schema(), to))
+        for name, path in feature_paths(rule.context, context).items()
+    }
     item = ItemFields(attrgetter(item_id), offset, weight, item_effect, _tuples(values))
     items = None if rule.items is None else attrgetter(base.list(rule.items, inside, to))
 
@@ -138,7 +155,7 @@ def compile_events(events: EventsFile, features: Mapping[str, Feature]) -> Forei
         decode = msgspec.json.Decoder(root.struct(), strict=False).decode
     except TypeError:
         return None
-    return Foreign(decode, kind, kinds_of_events(events), *both, items, item)
+    return Foreign(decode, kind, kinds_of_events(events), *both, items, item, of_context)
 
 
 def _tuples(paths: Sequence[str]) -> Callable[[Sequence[Any]], Sequence[tuple[Any, ...]]]:

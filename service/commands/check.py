@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 
 from learner.belief.gaussian import factorised
 from learner.events.wire import BadEvent
+from learner.limits import MAX_RECORD_BYTES
 from learner.model.duration import HalfLife
 from learner.model.spec import Model
 from service.commands.command import SQLITE_FILE, Subparsers
 from service.environment import service_links
+from service.footprint import told
 from service.settings import Settings, describe
 
 if TYPE_CHECKING:
@@ -27,7 +29,9 @@ def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
     """Add `check` to the command."""
     parser = commands.add_parser(
         "check", help="print the model and the settings, and look at log and store",
-        description="Read the model and the settings as the other commands would, and print them with secrets hidden. "
+        description="Read the model and the settings as the other commands would, and print them with secrets hidden, "
+        "with the bytes of a user's record and about how long an outcome takes to be learnt. A model whose records "
+        f"would have more than {MAX_RECORD_BYTES >> 20} MiB is refused, here as by every command. "
         "Then connect to the log and the store and say, a line each, whether they are as docs/guarantees.md needs "
         "them: topics, dead letter topics, numbers of partitions, eviction, persistence, the API key. Changes nothing. "
         "Exit status 1 if anything failed. With --sample it looks at events instead, and says what the model makes of "
@@ -130,6 +134,7 @@ def check_text(settings: Settings, model: Model) -> str:
         *(f"  passed over {name}: a service link of Kubernetes" for name in service_links(os.environ)),
         f"model {model.name!r}, fingerprint {model.fingerprint.hex()}, prior {model.population_fingerprint.hex()}",
         f"  method        {model.method}, {covariance} covariance, {model.d} coefficients",
+        f"  users         {told(model)}",
         f"  forgetting    {forgets}",
         f"  items         {_items(model)}",
         f"  attribution   window {model.window_ms / 60_000:g} min, click delay: {delay}",
@@ -145,9 +150,8 @@ def _items(model: Model) -> str:
         return "not learnt"
     half_life = HalfLife(item.half_life_ms, item.half_life_outcomes)
     variance = factorised(item.prior).variances[0]
-    return (
-        f"prior {item.population_fingerprint.hex()}, variance of the intercept {variance:.4g}, half_life = {half_life}"
-    )
+    prior = f"prior {item.population_fingerprint.hex()}, variance of the intercept {variance:.4g}"
+    return f"{prior}, half_life = {half_life}; {told(item)}"
 
 
 def _events(model: Model) -> str:

@@ -14,7 +14,8 @@ from learner.belief.gaussian import Gaussian
 from learner.belief.population import Population
 from learner.model.duration import HalfLife
 from learner.model.effect import ItemEffect
-from learner.model.prior_file import EffectPrior, fitted_prior, in_force
+from learner.model.in_force import in_force
+from learner.model.prior_file import EffectPrior, fitted_prior
 from learner.model.spec import Model
 from service.commands.fit import say_prior_of_items
 from service.commands.fit_trial import Trial, half_life_of, is_to_be_tried, say_which_covariance

@@ -84,8 +84,9 @@ def main(argv: list[str] | None = None) -> int:
         if settings.schemas:
             model = replace(model, unframed=Schemas(settings.schemas).json_of)
         if arguments.command != "fit":
-            # `fit` is what finds the mean of the offsets; all others must know what stands for one that is missing.
-            _ = model.stand_in
+            # `fit` is what finds the mean of the offsets, and scales and edges; all others must know what stands for an
+            # offset that is missing, and make rows.
+            _ = model.stand_in, model.width
         return COMMANDS[arguments.command].run(arguments, settings, model)
     except (LogUnavailable, StoreUnavailable, RecordError) as exc:
         print(f"freshet: {exc}", file=sys.stderr)

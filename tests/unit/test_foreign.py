@@ -521,3 +521,48 @@ def test_a_log_that_does_not_fit_the_mapping_is_refused_with_its_place(tmp_path:
     skipped = Skipped()
     assert sum(len(batch.user) for batch in read_events([str(log)], SHOP, skipped=skipped)) == 3
     assert skipped.counts == {Reason.BAD_FIELD: 1}
+
+
+def test_the_context_of_a_foreign_event_is_read_once_for_all_its_items_quickly_or_alone() -> None:
+    declared = """
+    device = { kind = "category", values = ["phone", "desk"], from = "context" }
+    hour = { kind = "numeric", from = "context" }
+    """
+    mapping = """
+    [events]
+    type = "event"
+    user_id = "ctx.uid"
+    timestamp = "ts"
+    request_id = "ctx.sid"
+    click = { when = "click", item_id = "pid" }
+    [events.impression]
+    when = "view"
+    items = "results"
+    item_id = "pid"
+    context = { device = "ctx.ua.device", hour = "ctx.hour" }
+    """
+    ours, theirs = load_model(HEAD + declared), load_model(HEAD + declared + mapping)
+    at, shown = "2023-11-14T22:13:20.123Z", [{"pid": "a", "price": 12.5}, {"pid": "b", "brand": "b2"}]
+
+    def sent(ctx: dict[str, Any]) -> bytes:
+        return json.dumps({"event": "view", "ts": at, "ctx": {"uid": 7, "sid": "r", **ctx}, "results": shown}).encode()
+
+    for ctx, context in (
+        ({"ua": {"device": "desk"}, "hour": "9"}, {"device": "desk", "hour": 9}),
+        ({"ua": {"device": "phone"}}, {"device": "phone"}),
+        # An object that is null on the way: read alone.
+        ({"ua": None, "hour": 3}, {"hour": 3}),
+    ):
+        features = [{"price": 12.5}, {"brand": "b2"}]
+        items = [{"item_id": one["pid"], "features": each} for one, each in zip(shown, features, strict=True)]
+        said = {"type": "impression", "request_id": "r", "user_id": "7", "timestamp": AT, "items": items}
+        expected, bad = parse_events([json.dumps(said | {"context": context}).encode()], ours)
+        assert not bad
+        read, bad = parse_events([sent(ctx)], theirs)
+        assert not bad
+        np.testing.assert_array_equal(read.events.row, expected.events.row)
+        assert parse_event(sent(ctx), theirs) == parse_event(json.dumps(said | {"context": context}).encode(), ours)
+    _, bad = parse_events([sent({"ua": {"device": "watch"}})], theirs)
+    assert "context" in str(bad[0])
+    with pytest.raises(ModelError, match="price: the model's features of the context are"):
+        load_model(HEAD + declared + mapping.replace('device = "ctx', 'price = "ctx'))
