@@ -21,6 +21,7 @@ from learner.model.file import (
     ItemPrior,
     ModelFile,
     OffsetRule,
+    PositionRule,
     Prior,
     UserFile,
 )
@@ -41,7 +42,7 @@ Every key of the model, setting, metric and route. Made from the code by `python
 _TABLES = {
     "click_delay": ClickDelay, "effects": Effects, "effects.user": UserFile, "effects.item": ItemFile,
     "effects.item.prior": ItemPrior, "effects.item.prior.earlier": EarlierItemPrior, "offset": OffsetRule,
-    "prior": Prior, "prior.earlier": EarlierPrior,
+    "position": PositionRule, "prior": Prior, "prior.earlier": EarlierPrior,
 }  # fmt: skip
 _NOTHING: Any = None  # What the apps would ask only when they are asked.
 

@@ -152,6 +152,12 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[list[int]], model: M
     item["weight"] = [one.weight for wire in shown for one in wire.items]
     if model.item is not None:
         item["item"] = [item_key(one.item_id) for wire in shown for one in wire.items]
+    if model.examination is not None:
+        item["position"] = [
+            place if one.position is None else one.position - 1
+            for wire in shown
+            for place, one in enumerate(wire.items)
+        ]
     row, start = np.empty((len(item), model.width), np.float32), 0
     for slate in slates:
         items = [one for place in slate for one in wires[place].items]  # type: ignore[union-attr]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeAlias, TypeVar, cast
 
 import msgspec
 
-from learner.limits import MAX_ID_LENGTH, MAX_ITEMS, MAX_OFFSET, MAX_TIMESTAMP_MS, MIN_TIMESTAMP_MS
+from learner.limits import MAX_ID_LENGTH, MAX_ITEMS, MAX_OFFSET, MAX_POSITION, MAX_TIMESTAMP_MS, MIN_TIMESTAMP_MS
 from learner.model.kinds import Features
 from learner.wire_errors import UNREADABLE
 
@@ -16,6 +16,7 @@ Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENG
 Timestamp: TypeAlias = Annotated[int, msgspec.Meta(ge=MIN_TIMESTAMP_MS, le=MAX_TIMESTAMP_MS)]
 Offset: TypeAlias = Annotated[float, msgspec.Meta(ge=-MAX_OFFSET, le=MAX_OFFSET)]
 Variance: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
+Position: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=MAX_POSITION)]
 Weight: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1_000)]
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -62,6 +63,7 @@ class WireItem(msgspec.Struct, frozen=True, omit_defaults=True):
     """One shown item, as sent; without an `offset` it has what the model's `[offset]` says.
 
     `item_effect` is mean and variance of the item's effect on the log-odds as it was scored; without, the prior's.
+    `position` is the rank at which it was shown, 1 at the top; without, its place among the items.
     """
 
     item_id: Id
@@ -69,6 +71,7 @@ class WireItem(msgspec.Struct, frozen=True, omit_defaults=True):
     offset: Offset | None = None
     weight: Weight = 1.0
     item_effect: tuple[Offset, Variance] | None = None
+    position: Position | None = None
 
 
 class Ranked(msgspec.Struct, frozen=True, omit_defaults=True):

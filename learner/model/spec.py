@@ -20,6 +20,7 @@ from learner.model.duration import ModelError, duration_text, parse_duration_ms,
 from learner.model.effect import Effect, ItemEffect
 from learner.model.file import EarlierItemPrior, EarlierPrior, ItemFile, MissingOffset, ModelFile
 from learner.model.kinds import Feature, FeatureValue, ItemError, Vector
+from learner.model.position import Examination, parse_examination
 from learner.model.toml_errors import explain
 
 
@@ -45,6 +46,8 @@ class Model(Effect):
         What an item without an offset gets; see `learner.model.file.OffsetRule`.
     mean_offset
         The log's mean offset, for ``mean``; None if it is not known.
+    examination
+        How likely an item is looked at, by its rank; None where every item is.
     """
 
     discount: float | None
@@ -56,6 +59,7 @@ class Model(Effect):
     prior_file: str | None = None
     missing_offset: MissingOffset = "fixed_effect"
     mean_offset: float | None = None
+    examination: Examination | None = None
 
     @cached_property
     def width(self) -> int:
@@ -203,6 +207,7 @@ def _build(file: ModelFile) -> Model:
         prior_file=file.prior.file,
         missing_offset=file.offset.missing,
         mean_offset=file.offset.mean,
+        examination=parse_examination(file.position.examination),
     )
 
 

@@ -32,7 +32,8 @@ class ScoreRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A slate to rank for a user.
 
     `log_impression` logs what the user is shown: the first `top_k` as ranked (all, if there are fewer), or the items
-    whose ids `shown` has, in that order. Without either it logs all items, in the order they came.
+    whose ids `shown` has, in that order. Without either it logs all items, in the order they came; where the model has
+    a `[position]`, each with its rank.
     """
 
     user_id: Id
@@ -241,7 +242,7 @@ class ApiError(Exception):
 
 
 def shown_items(
-    wanted: ScoreRequest, order: Sequence[int], effects: Sequence[tuple[float, float]] | None
+    wanted: ScoreRequest, order: Sequence[int], effects: Sequence[tuple[float, float]] | None, ranks: bool = False
 ) -> list[WireItem]:
     """The items that an impression has, exactly as they were scored, in the order they are shown.
 
@@ -251,6 +252,8 @@ def shown_items(
         Places of the items, best first.
     effects
         Mean and variance of each item's effect; None without one.
+    ranks
+        Whether positions count: items that do not come in the order in which they are shown then have theirs.
 
     Raises
     ------
@@ -258,12 +261,18 @@ def shown_items(
         422, if `shown` names an item that is not there once.
     """
     places: Sequence[int] = range(len(wanted.items))
+    position: dict[int, int] = {}
     if wanted.top_k is not None:
         places = order[: wanted.top_k]
     elif wanted.shown is not None:
         places = _places(wanted.shown, wanted.items)
-    shown = ((wanted.items[i], None if effects is None else effects[i]) for i in places)
-    return [WireItem(one.item_id, one.features, one.offset, item_effect=effect) for one, effect in shown]
+    elif ranks:
+        position = {place: rank for rank, place in enumerate(order, start=1)}
+    shown = ((wanted.items[i], None if effects is None else effects[i], position.get(i)) for i in places)
+    return [
+        WireItem(one.item_id, one.features, one.offset, item_effect=effect, position=rank)
+        for one, effect, rank in shown
+    ]
 
 
 def check_shown(wanted: ScoreRequest) -> None:

@@ -104,7 +104,8 @@ class Operations:
         request_id = wanted.request_id or uuid.uuid4().hex
         entry = None
         if wanted.log_impression:
-            items = api.shown_items(wanted, scores.order.tolist(), None if effects is None else effects.pairs())
+            pairs = None if effects is None else effects.pairs()
+            items = api.shown_items(wanted, scores.order.tolist(), pairs, self._model.examination is not None)
             raw = msgspec.json.encode(WireImpression(request_id, wanted.user_id, now, items, ranked))
             if len(raw) > MAX_EVENT_BYTES:
                 # It says more than the request did, and learners would refuse it.
