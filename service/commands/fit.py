@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
 def _fit_from_log(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     from learner.batch.join import collect, without_stand_in
     from learner.batch.reading import LogError
-    from learner.batch.sample import MAX_USERS, MAX_USERS_OF_ITEMS, Sample
+    from learner.batch.sample import MAX_USERS, MAX_USERS_OF_ITEMS, TIMES_FOR_RANKS, Sample
     from learner.batch.scaling import feature_scaling, features_unseen
     from learner.batch.users import chosen
     from service.commands.fit_choices import choose
@@ -103,7 +103,8 @@ def _fit_from_log(arguments: argparse.Namespace, settings: Settings, model: Mode
     sample = Sample(wanted, model.width, MAX_USERS if model.item is None else MAX_USERS_OF_ITEMS)
     everyone = None
     if model.item is not None or model.examination is not None:
-        everyone = Sample(wanted, model.width, MAX_USERS_OF_ITEMS, 1.0)
+        times = 1 if model.examination is None else TIMES_FOR_RANKS
+        everyone = Sample(wanted, model.width, MAX_USERS_OF_ITEMS, 1.0, times)
     with (
         events_of(arguments, settings, without_stand_in(model), skipped) as events,
         progress("sorting", " outcomes") as bar,
