@@ -1,6 +1,6 @@
 # `make help` lists the targets.
 PYTHON ?= python3
-SOURCES := $(shell find learner service -name '*.py') deploy/model.toml pyproject.toml README.md requirements-build.lock
+SOURCES := $(shell find learner service -name '*.py' -o -path '*/static/*') deploy/model.toml pyproject.toml README.md requirements-build.lock
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
@@ -12,7 +12,7 @@ help: ## List the targets
 up: .venv/installed ## Run learner and service in one process on one SQLite file, freshet.db
 	.venv/bin/freshet up --port $(PORT)
 
-test: .venv-test/installed ## Run all tests; those of Kafka and Redis where redis-server, java and mvn are found
+test: .venv-test/installed ## Run all tests; those of Kafka, Redis and pages where redis-server, java, mvn and chromium are found
 	@.venv-test/bin/python -m learner.compile
 	OMP_NUM_THREADS=1 .venv-test/bin/python -m pytest $(ARGS)
 

@@ -42,7 +42,7 @@ def measure(context: Context) -> list[Figure]:
     for n_items, aim in ((10, 0.85), (1, 0.35)):
         topic = f"visits-of-{n_items}"
         rounds = {10: 6, 1: 12}[n_items] // (3 if context.quick else 1)
-        n = fill_topic(shared(context, KafkaServer), topic, _stream(rounds, n_items))
+        n = fill_topic(shared(context, KafkaServer), topic, stream_of(rounds, n_items))
         contenders: dict[str, Callable[[], Rates]] = {
             "freshet": partial(freshet, context, topic, n),
             "json": partial(bare_poll, context, topic, n, json.loads),
@@ -75,11 +75,16 @@ def measure(context: Context) -> list[Figure]:
 
 
 def _with_items(context: Context) -> list[Figure]:
-    """The same learner with an effect of items, whose shards are all its own: popular items, then a million alike."""
+    """The same learner with an effect of items, whose shards are all its own.
+
+    What a record costs is shared by all that a microbatch tells of one item: so the more items there are, and the more
+    alike, the more it is.
+    """
     figures = []
-    for what, popular in (("popular items", True), ("a million items alike", False)):
-        topic = f"items-{popular}"
-        stream = _stream(2 if context.quick else 6, 10, popular)
+    catalogs = {"10,000 items, some popular": 10_000, "a million, some popular": 1_000_000, "a million alike": 0}
+    for what, popular_of in catalogs.items():
+        topic = f"items-{popular_of}"
+        stream = stream_of(3 if context.quick else 6, 10, popular_of)
         n = fill_topic(shared(context, KafkaServer), topic, stream)
         taken: dict[bool, list[Rates]] = {False: [], True: []}
         for _ in range(context.repetitions):
@@ -87,7 +92,7 @@ def _with_items(context: Context) -> list[Figure]:
                 mine.append(freshet(context, topic, n, with_items))
         for name, of in (("", "wall"), (", processor time", "cpu")):
             without, with_them = ([getattr(one, of) for one in taken[which]] for which in (False, True))
-            aim = 0.6 if popular and not name else None
+            aim = 0.6 if popular_of == 10_000 and not name else None
             figures.append(
                 Figure(f"learner: with an effect of items over without, {what}{name}", "x", ratios(with_them, without),
                        at_least=aim, higher_is_better=True)
@@ -95,8 +100,9 @@ def _with_items(context: Context) -> list[Figure]:
     return figures
 
 
-def _stream(n_rounds: int, n_items: int, popular: bool = False) -> Iterator[tuple[bytes, bytes]]:
-    for one in visits(USERS, n_rounds, n_items, popular=popular):
+def stream_of(n_rounds: int, n_items: int, popular_of: int = 0) -> Iterator[tuple[bytes, bytes]]:
+    """Keys and values of `visits` by `USERS`."""
+    for one in visits(USERS, n_rounds, n_items, popular_of=popular_of):
         yield one.user, one.value
 
 
@@ -160,13 +166,13 @@ def _scaling(context: Context) -> list[Figure]:
     other.
     """
     topic = "two-partitions"
-    n = fill_topic(shared(context, KafkaServer), topic, _stream(4 if context.quick else 10, 10), n_partitions=2)
+    n = fill_topic(shared(context, KafkaServer), topic, stream_of(4 if context.quick else 10, 10), n_partitions=2)
     used_by_one: list[float] = []
     used_by_two: list[float] = []
     values = interleave(
         {
-            "one": partial(_processes, context, topic, n, 1, used_by_one),
-            "two": partial(_processes, context, topic, n, 2, used_by_two),
+            "one": partial(processes, context, topic, n, 1, used_by_one),
+            "two": partial(processes, context, topic, n, 2, used_by_two),
         },
         1 if context.quick else context.repetitions,
     )
@@ -182,7 +188,10 @@ def _scaling(context: Context) -> list[Figure]:
     ]
 
 
-def _processes(context: Context, topic: str, n: int, count: int, processor_s: list[float]) -> float:
+def processes(
+    context: Context, topic: str, n: int, count: int, processor_s: list[float], partitions: int = 2,
+    with_items: bool = False,
+) -> float:  # fmt: skip
     """Records a second that `count` learners commit, from the first fifth to the last.
 
     Adds the seconds of processor time for each to `processor_s`.
@@ -193,13 +202,13 @@ def _processes(context: Context, topic: str, n: int, count: int, processor_s: li
     client.close()
     group = f"group-{uuid.uuid4().hex}"
     environ = {
-        **freshet_environ(context, server.url(), shared(context, KafkaServer).url, topic, group),
+        **freshet_environ(context, server.url(), shared(context, KafkaServer).url, topic, group, with_items),
         "FRESHET_LEARNER_PORT": "0",
     }
     watcher = KafkaConsumer(
         bootstrap_servers=shared(context, KafkaServer).bootstrap, group_id=group, enable_auto_commit=False
     )
-    places = [TopicPartition(topic, number) for number in range(2)]
+    places = [TopicPartition(topic, number) for number in range(partitions)]
 
     def committed() -> int:
         return sum(watcher.committed(place) or 0 for place in places)

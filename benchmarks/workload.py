@@ -32,6 +32,8 @@ REVISIT_MS = 300_000
 SLATES, SLATE_MS, SESSION_MS = 3, 40_000, 3_600_000
 CLICKED, CLICK_MEDIAN_MS, CLICK_SIGMA = 0.3, 10_000, 1.2
 
+ITEMS_TOML = '[effects.item]\nhalf_life = "7d"\n'
+
 
 def model_toml(n_features: int = FEATURES) -> str:
     """A model of an intercept and numeric features, with a click delay."""
@@ -44,7 +46,7 @@ def model_toml(n_features: int = FEATURES) -> str:
 
 def model(n_features: int = FEATURES, with_items: bool = False) -> Model:
     """The model of `model_toml`; with an effect of items if wanted."""
-    return load_model(model_toml(n_features) + ('[effects.item]\nhalf_life = "7d"\n' if with_items else ""))
+    return load_model(model_toml(n_features) + (ITEMS_TOML if with_items else ""))
 
 
 def items(generator: random.Random, n_items: int, n_features: int = FEATURES) -> list[Mapping[str, Any]]:
@@ -77,13 +79,14 @@ class Visit(NamedTuple):
 
 
 def visits(
-    n_users: int, n_rounds: int, n_items: int, n_features: int = FEATURES, popular: bool = False
+    n_users: int, n_rounds: int, n_items: int, n_features: int = FEATURES, popular_of: int = 0
 ) -> Iterator[Visit]:
     """Slates and clicks in the order of their times, as served users make them; nothing comes after the last slate.
 
     In a round each user is shown a slate; rounds are `SLATE_MS` apart, sessions of `SLATES` rounds `SESSION_MS`. A
     slate is clicked once with probability `CLICKED`, after a log-normal delay, as the model expects; one of twenty
-    clicks comes after the settle age. Items are of a million, all alike; or `popular`, the n-th shown 1 / n as often.
+    clicks comes after the settle age. Items are of a million, all alike; or of `popular_of`, the
+    n-th shown 1 / n as often.
     """
     generator = random.Random(1)
     clicks: list[Visit] = []
@@ -94,8 +97,8 @@ def visits(
         while clicks and clicks[0].at <= at:
             yield heappop(clicks)
         shown = items(generator, n_items, n_features)
-        if popular:
-            places = {int(1_000_000 ** generator.random()) for _ in range(2 * n_items)}
+        if popular_of:
+            places = {int(popular_of ** generator.random()) for _ in range(3 * n_items)}
             shown = [{**one, "item_id": f"item-{place}"} for one, place in zip(shown, places, strict=False)]
         key, request = f"user-{user}".encode(), f"request-{i}"
         yield Visit(at, key, impression_json(request, key.decode(), at, shown), number)
@@ -164,10 +167,12 @@ def shared(context: Context, kind: type[AnyServer]) -> AnyServer:
     return server
 
 
-def freshet_environ(context: Context, store: str, log: str, topic: str = "events", group: str = "g") -> dict[str, str]:
+def freshet_environ(
+    context: Context, store: str, log: str, topic: str = "events", group: str = "g", with_items: bool = False
+) -> dict[str, str]:
     """Environment of a Freshet process: the model of this module, one topic."""
-    path = context.folder / "model.toml"
-    path.write_text(model_toml())
+    path = context.folder / ("items.toml" if with_items else "model.toml")
+    path.write_text(model_toml() + (ITEMS_TOML if with_items else ""))
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith("FRESHET_")},
         "FRESHET_MODEL": str(path),

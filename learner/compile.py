@@ -18,7 +18,7 @@ from learner.events.wire import impression_json
 from learner.limits import MIN_TIMESTAMP_MS
 from learner.model.spec import load_model
 from learner.record import decode_record
-from learner.record.items import effects_at, read_beliefs
+from learner.record.items import read_items
 from learner.record.served import belief_at
 from learner.step.apply import apply, apply_to_items
 from learner.step.feed import by_item
@@ -53,8 +53,8 @@ def compile_all() -> None:
     posteriors(mean, factor, X, yes, one.astype(np.float32), one, starts, mean[None].copy(), factor[None].copy())
     predict(belief, batch.events.row, batch.events.item["offset"])
     draw(belief, np.random.default_rng(0))
-    of_items = read_beliefs(model.item, items, told.user_ids)[0]
-    effects_at(model.item, of_items, X[: len(items)], MIN_TIMESTAMP_MS)
+    of_items = read_items(model.item, items, told.user_ids)
+    of_items.at(model.item, MIN_TIMESTAMP_MS).effects(model.item, X[: len(items)], MIN_TIMESTAMP_MS)
 
 
 if __name__ == "__main__":

@@ -17,11 +17,12 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from learner.collector import uncollected
 from learner.feed import Told, decode_block
 from learner.log.position import Mark, Partition
 from learner.model.effect import ItemEffect
 from learner.record import DamagedRecord, ForeignRecord, is_tombstone
-from learner.record.items import item_id
+from learner.record.items import item_ids
 from learner.step.apply import apply_to_items
 from learner.step.feed import ERASED, TRANSITION, Transitions, by_item
 from learner.store import Move, Store, Transaction, Write, marks_by_shard
@@ -87,6 +88,7 @@ class Items:
         """Know no positions: the store has stepped back, be it to where its feeds have no block that is behind ours."""
         self._known.clear()
 
+    @uncollected()
     def _learn_some(self, counts: Counter[str]) -> bool:
         """Learn a few blocks of each feed; say whether there may be more."""
         cursors = [cursor(feed) for feed in range(self.store.shards)]
@@ -141,7 +143,7 @@ class Items:
         """The shard of each row's item, block by block."""
         items = [one.transitions.row["item"] for one in told]
         keys, inverse = np.unique(np.concatenate([np.empty(0, np.int64), *items]), return_inverse=True)
-        shard = np.array([self.store.shard_of(item_id(key)) for key in keys.tolist()], np.int64)[inverse]
+        shard = np.array([self.store.shard_of(one) for one in item_ids(keys)], np.int64)[inverse]
         return np.split(shard, np.cumsum([len(one) for one in items])[:-1]) if told else []
 
     def _writes(self, transitions: Transitions, counts: Counter[str]) -> list[Write]:

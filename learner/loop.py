@@ -156,7 +156,7 @@ class Learner:
             if self._items is not None:
                 self._items.forget()
         seconds = time.monotonic() - started
-        return Progress(len(messages), counts, bad, self.reader.lag(), freshness_ms, seconds, self.reader.health())
+        return Progress(len(messages), counts, bad, self.reader.lags(), freshness_ms, seconds, self.reader.health())
 
     def _most(self) -> int:
         """How many messages to take: each may be of another user, whose record is as large as those written last."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from learner.log.health import HEALTHY, Health
@@ -20,8 +21,8 @@ class Progress:
         As in `learner.step.apply.Applied`, with ``conflicts`` (writes that another learner had beaten) and ``retries``.
     bad
         Dead letters by reason.
-    lag
-        Messages still to be polled.
+    lags
+        Messages still to be polled of each partition, named ``topic/number``.
     freshness_ms
         Age of the oldest message of the batch when its record was stored; None if there is none with a timestamp.
     seconds
@@ -33,7 +34,12 @@ class Progress:
     messages: int
     counts: Counter[str]
     bad: Counter[str]
-    lag: int
+    lags: Mapping[str, int]
     freshness_ms: float | None
     seconds: float
     health: Health = HEALTHY
+
+    @property
+    def lag(self) -> int:
+        """Messages still to be polled."""
+        return sum(self.lags.values())

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 from collections import Counter as Counts
+from collections.abc import Mapping
+from itertools import pairwise
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.samples import Sample
 
 from learner.log.health import Health, Lost
 
 LATENCY_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+FRESHNESS_BUCKETS = (*LATENCY_BUCKETS, 30, 300)
 
 FATES: dict[str, tuple[str, str]] = {
     "impressions": ("Impressions with an outcome that was new.", ""),
@@ -76,6 +80,11 @@ class Progress(Protocol):
         ...
 
     @property
+    def lags(self) -> Mapping[str, int]:
+        """Messages still to be polled of each partition, named ``topic/number``."""
+        ...
+
+    @property
     def lag(self) -> int:
         """Messages still to be polled."""
         ...
@@ -107,7 +116,7 @@ class LearnerMetrics:
         )  # fmt: skip
         self.freshness = Histogram(
             "freshet_learner_freshness_seconds", "From the log to the store, oldest message of a microbatch.",
-            buckets=(*LATENCY_BUCKETS, 30, 300), registry=registry,
+            buckets=FRESHNESS_BUCKETS, registry=registry,
         )  # fmt: skip
 
         self.unreadable = Gauge(
@@ -154,6 +163,18 @@ class LearnerMetrics:
             self.freshness.observe(max(0.0, progress.freshness_ms / 1000))
         for reason, count in progress.bad.items():
             self.bad.labels(str(reason)).inc(count)
+
+    def totals(self) -> tuple[int, list[int], dict[str, int]]:
+        """Messages; microbatches by freshness, one number a bucket and one beyond; dead letters by reason."""
+        (messages,), letters = _samples(self.messages, "_total"), _samples(self.bad, "_total")
+        up_to = [int(one.value) for one in _samples(self.freshness, "_bucket")]
+        within = [n - before for before, n in pairwise([0, *up_to])]
+        return int(messages.value), within, {one.labels["reason"]: int(one.value) for one in letters}
+
+
+def _samples(metric: Counter | Histogram, suffix: str) -> list[Sample]:
+    (family,) = metric.collect()
+    return [one for one in family.samples if one.name.endswith(suffix)]
 
 
 def exposition(registry: CollectorRegistry) -> bytes:

@@ -16,6 +16,7 @@ from learner.log.health import HEALTHY, Health
 from learner.store import Store, StoreUnavailable
 from service.metrics import LearnerMetrics, Progress
 from service.shares import Shares
+from service.web.status import LearnerStatus
 
 REPORT_INTERVAL_S = 10.0
 
@@ -60,6 +61,8 @@ class Monitor:
         self._turned_at: float | None = None
         self._progressed_at = clock()
         self._lag = 0
+        self._lags: dict[str, int] = {}
+        self._started_at = _now_ms()
         self._reported_at = clock()
         self._store_trouble: str | None = None
         self._difference: str | None = None
@@ -75,6 +78,7 @@ class Monitor:
         if progress.messages or not progress.lag or not self._lag:
             self._progressed_at = now
         self._lag = progress.lag
+        self._lags = dict(progress.lags)
         self._metrics.observe(progress)
         self._health = progress.health
         self._missing_since = {topic: self._missing_since.get(topic, now) for topic in progress.health.missing}
@@ -114,6 +118,14 @@ class Monitor:
         if (idle := now - self._progressed_at) > self._stalled_after_s:
             return f"{self._lag} messages are to be learnt, and for {idle:.0f} s none came"
         return _trouble_of(store)
+
+    def status(self, name: str, group: str, store: Store) -> LearnerStatus:
+        """What the learner tells of itself, under a name."""
+        messages, freshness, letters = self._metrics.totals()
+        return LearnerStatus(
+            name=name, group=group, started_at=self._started_at, at=_now_ms(), trouble=self.trouble(store),
+            messages=messages, lags=self._lags, freshness=freshness, dead_letters=letters,
+        )  # fmt: skip
 
     def take_store(self, trouble: str | None, difference: str | None) -> None:
         """Take what was found of the store: why it is not one to learn into, and how others of the group learn."""
@@ -167,6 +179,10 @@ class Monitor:
         self._messages = self._batches = 0
         self._freshness_ms = 0.0
         self._counts = Counter()
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _trouble_of(store: Store) -> str | None:

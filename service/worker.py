@@ -28,6 +28,7 @@ from service.metrics import exposition
 from service.monitor import Monitor
 from service.settings import DAY_S, Settings
 from service.store_watch import watch
+from service.telling import telling
 from service.web import api
 from service.web.guard import Guard
 from service.web.http import add_error_handlers, json_response
@@ -68,11 +69,12 @@ def learn(settings: Settings, model: Model) -> int:
             if changed := difference(before, owner):
                 log.warning("the model has other settings than the group's last learner had", difference=changed)
             watch(settings, store, owner, stop, monitor)
-            reader = _patiently("log", stop, lambda: _open_reader(settings))
-            if reader is None:
-                return 0
-            log.info("learning", topics=settings.topics, group=settings.group, model=model.name)
-            make_learner(settings, model, store, reader, monitor, stop).run()
+            with telling(store, monitor, settings.group):
+                reader = _patiently("log", stop, lambda: _open_reader(settings))
+                if reader is None:
+                    return 0
+                log.info("learning", topics=settings.topics, group=settings.group, model=model.name)
+                make_learner(settings, model, store, reader, monitor, stop).run()
     finally:
         monitor.close()
     log.info("stopped")

@@ -5,14 +5,24 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
 from tests.servers import KafkaServer, Missing, RedisServer, Server
 
-# Set in CI: a missing server fails instead of skipping.
+# Set in CI: a missing server or browser fails instead of skipping.
 REQUIRED = os.environ.get("REQUIRE_SERVICES") == "1"
 _missing: set[str] = set()
+
+
+def _skip(reason: str) -> NoReturn:
+    """Skip what cannot be tested here, loudly; or fail, where it is required."""
+    _missing.add(reason)
+    if REQUIRED:
+        pytest.fail(f"REQUIRE_SERVICES=1, but {reason}", pytrace=False)
+    pytest.skip(reason)
 
 
 def _run(kind: type[Server], folder: Path) -> Iterator[Server]:
@@ -20,10 +30,7 @@ def _run(kind: type[Server], folder: Path) -> Iterator[Server]:
         server = kind(folder)
         server.start()
     except Missing as exc:
-        _missing.add(str(exc))
-        if REQUIRED:
-            pytest.fail(f"REQUIRE_SERVICES=1, but {exc}", pytrace=False)
-        pytest.skip(str(exc))
+        _skip(str(exc))
     yield server
     server.stop()
 
@@ -55,17 +62,29 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def browser() -> str:
-    """A browser that runs without a screen; never required, since it is large."""
+    """A browser that runs without a screen."""
     for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"):
         if found := shutil.which(name):
             return found
-    reason = "no chromium and no google-chrome on the PATH"
-    _missing.add(reason)
-    pytest.skip(reason)
+    _skip("neither chromium nor google-chrome is on the PATH (Debian: apt-get install chromium)")
+
+
+@pytest.fixture(scope="session")
+def chromium(browser: str) -> Iterator[Browser]:
+    """The browser, driven by Playwright; it asks for nothing by itself."""
+    quiet = ("quic", "background-networking", "component-update", "sync")
+    with sync_playwright() as playwright:
+        # With a profile of its own, which goes with it.
+        running = playwright.chromium.launch(
+            executable_path=browser,
+            args=["--no-sandbox", "--disable-gpu", "--no-first-run", *(f"--disable-{one}" for one in quiet)],
+        )
+        yield running
+        running.close()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if _missing:
-        terminalreporter.section("NOT TESTED: real servers are missing", sep="!", red=True, bold=True)
+        terminalreporter.section("NOT TESTED: servers or a browser are missing", sep="!", red=True, bold=True)
         for reason in sorted(_missing):
             terminalreporter.line(reason)

@@ -22,7 +22,7 @@ class Freshet:
     """One `freshet serve` or `learn` on one SQLite file."""
 
     def __init__(self, folder: Path, command: str, **settings: Any) -> None:
-        self.port = free_port()
+        self.port = settings.get("port") or free_port()
         self.url = f"sqlite:///{folder / 'f.db'}"
         self.output = folder / f"{command}.log"
         chosen = {
@@ -36,7 +36,7 @@ class Freshet:
                 cwd=folder, env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **environ},
                 stdout=output, stderr=output,
             )  # fmt: skip
-        eventually(self._live, 30, f"freshet {command} answers")
+        eventually(self._live, 60, f"freshet {command} answers")
 
     def stop(self) -> None:
         self.process.terminate()

@@ -138,7 +138,11 @@ class Member:
         return True
 
     def lag(self) -> int:
-        return sum(len(self.group.messages[place]) - start for place, start in self._next.items())
+        return sum(self.lags().values())
+
+    def lags(self) -> dict[str, int]:
+        messages = self.group.messages
+        return {f"{at.topic_id.hex()}/{at.number}": len(messages[at]) - start for at, start in self._next.items()}
 
     def health(self) -> Health:
         return HEALTHY

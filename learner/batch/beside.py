@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from learner.belief.gaussian import Array, Rows
 from learner.belief.update import predict_each
 from learner.model.effect import ItemEffect
-from learner.record.items import read_beliefs
+from learner.record.items import read_items
 
 
 class ItemsBeside:
@@ -27,7 +27,7 @@ class ItemsBeside:
         # By unsigned key; the last belief is that of an item nobody knows.
         ids = sorted(records)
         self._keys = np.array([int(one, 16) for one in ids], np.uint64)
-        self._beliefs, _ = read_beliefs(effect, [*(records[one] for one in ids), None], [*ids, ""])
+        self._settled = read_items(effect, [*(records[one] for one in ids), None], [*ids, ""])
 
     def moderated(self, items: NDArray[np.int64], rows: Rows, offset: Array) -> tuple[Array, Array]:
         """Rows and offsets of outcomes once what is believed of their items is averaged out.
@@ -45,8 +45,8 @@ class ItemsBeside:
         keys = items.astype(np.uint64)
         place = np.searchsorted(self._keys, keys)
         place[np.append(self._keys, np.uint64(0))[place] != keys] = len(self._keys)
-        beliefs = self._beliefs.of(place)
+        settled = self._settled.of(place)
         mean, var = np.empty(len(keys)), np.empty(len(keys))
-        predict_each(beliefs.mean, beliefs.factor, self._effect.of(rows), mean, var)
+        predict_each(settled.mean, settled.factor, self._effect.of(rows), mean, var)
         k = 1.0 / np.sqrt(1.0 + np.pi * var / 8.0)
         return rows.astype(np.float64) * k[:, None], k * (offset + mean)

@@ -12,7 +12,7 @@ from learner.events.parse import item_key
 from learner.model.effect import Effect
 from learner.model.spec import Model
 from learner.record import decode_record, fresh_record
-from learner.record.items import effects_at, item_id, read_beliefs
+from learner.record.items import item_id, read_items
 from learner.record.served import belief_at
 from learner.step.apply import apply, apply_to_items
 from learner.step.feed import by_item
@@ -53,8 +53,8 @@ class InMemory:
         if self._model.item is None:
             return np.zeros(len(rows)), np.zeros(len(rows))
         names = [item_id(item_key(one)) for one in sent]
-        beliefs, _ = read_beliefs(self._model.item, [self._items.get(name) for name in names], names)
-        return effects_at(self._model.item, beliefs, rows, now)
+        stored = read_items(self._model.item, [self._items.get(name) for name in names], names)
+        return stored.at(self._model.item, now).effects(self._model.item, rows, now)
 
 
 def _belief(effect: Effect, value: bytes | None, whose: str, now: int) -> Belief:

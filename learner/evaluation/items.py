@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from learner.belief.gaussian import Array
 from learner.events.microbatch import Events, item_places
 from learner.model.effect import ItemEffect
-from learner.record.items import effects_at, read_beliefs, unknown
+from learner.record.items import read_items, unknown
 from learner.step.apply import apply_to_items
 from learner.step.feed import Transitions, by_item
 
@@ -58,12 +58,13 @@ class ReplayedItems:
         self._keys = np.union1d(events.item["item"], events.event["item"])
         self._number = np.searchsorted(self._keys, events.item["item"])
         self._records: dict[str, bytes] = {}
-        self._beliefs = unknown(effect, len(self._keys))
+        self._stored = unknown(effect, len(self._keys))
 
     def show(self, shown: slice, now: int) -> tuple[Array, Array]:
         """Mean and variance of the effects of some items at a time, which is noted with the event."""
         number = self._number[shown]
-        mean, var = effects_at(self._effect, self._beliefs.of(number), self.events.row[shown], now)
+        beliefs = self._stored.of(number).at(self._effect, now)
+        mean, var = beliefs.effects(self._effect, self.events.row[shown], now)
         self.events.item["other_mean"][shown], self.events.item["other_var"][shown] = mean, var
         return mean, var
 
@@ -85,4 +86,4 @@ class ReplayedItems:
         self._records |= zip(items.user_ids, apply_to_items(self._effect, stored, told, items), strict=True)
         changed = np.searchsorted(self._keys, np.unique(row["item"]))
         learnt = [self._records[name] for name in items.user_ids]
-        self._beliefs.put(changed, read_beliefs(self._effect, learnt, items.user_ids)[0])
+        self._stored.put(changed, read_items(self._effect, learnt, items.user_ids))

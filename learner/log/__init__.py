@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import NamedTuple, Protocol
 
 from learner.log.health import Health
@@ -126,6 +126,10 @@ class Reader(Protocol):
 
     def lag(self) -> int:
         """How many messages of its partitions this member has not yet polled, as far as it knows."""
+        ...
+
+    def lags(self) -> Mapping[str, int]:
+        """The same of each of its partitions, named ``topic/number``."""
         ...
 
     def health(self) -> Health:

@@ -52,7 +52,7 @@ class KafkaReader:
         self._shared_out = _Assigned(self._unchecked)
         # Those that were looked at, until `assigned` tells them.
         self._gained: dict[Partition, Mark | None] = {}
-        self._lag = 0
+        self._lags: Mapping[str, int] = {}
         self._consumer.subscribe(list(topics), listener=self._shared_out)
         with translated():
             # Before the first poll joins the group: a leader that has not heard of a topic's partitions gives them to
@@ -152,13 +152,17 @@ class KafkaReader:
         return complete and not self._failed
 
     def lag(self) -> int:
+        """The sum of `lags`."""
+        return sum(self.lags().values())
+
+    def lags(self) -> Mapping[str, int]:
         """Messages behind the last known ends of this member's partitions.
 
-        While partitions are being shared out, which may be for as long as Kafka is away, it is what it last was.
+        While partitions are being shared out, which may be for as long as Kafka is away, they are what they last were.
         """
         if self._shared_out.complete:
-            self._lag = self._watch.lag()
-        return self._lag
+            self._lags = self._watch.lags()
+        return self._lags
 
     def health(self) -> Health:
         """What the brokers said last."""

@@ -100,18 +100,18 @@ class Watch:
         for place, records in fetched.items():
             self._expected[place] = records[-1].offset + 1
 
-    def lag(self) -> int:
-        """Messages behind where each partition of ours will be read on.
+    def lags(self) -> dict[str, int]:
+        """By ``topic/number``, messages behind where each partition of ours will be read on.
 
         Counted from where kafka-python would go on, which is also behind the markers of producers' transactions: they
         have offsets, and never come as messages.
         """
-        lag = 0
+        lags = {}
         for place, state in self._consumer._subscription.assignment.items():
             begin = self._begins.get(place) if state.position is None else state.position.offset
             if begin is not None:
-                lag += max(0, self._fetcher.ends.get(place, begin) - begin)
-        return lag
+                lags[f"{place.topic}/{place.partition}"] = max(0, self._fetcher.ends.get(place, begin) - begin)
+        return lags
 
     def health(self) -> Health:
         """See `learner.log.health`."""

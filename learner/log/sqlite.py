@@ -133,9 +133,13 @@ class SqliteReader:
 
     def lag(self) -> int:
         """Messages not yet polled."""
+        return sum(self.lags().values())
+
+    def lags(self) -> dict[str, int]:
+        """The same of each topic, which is one partition; of one that is not made yet too."""
         with self._file.reading() as db:
             ends = dict(db.execute("SELECT name, next_offset FROM topics"))
-        return sum(max(0, int(ends.get(topic, 0)) - start) for topic, start in self._next.items())
+        return {f"{topic}/0": max(0, int(ends.get(topic, 0)) - start) for topic, start in self._next.items()}
 
     def health(self) -> Health:
         """Always well: a topic is made by its first message, and the file keeps what was not read."""

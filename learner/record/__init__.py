@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
+from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 from zlib import crc32
 
@@ -149,7 +150,7 @@ def read_header(data: bytes) -> Header | None:
     """The header of bytes that need not be a whole record, nor one of this model's; None if they have none we know."""
     if len(data) < HEADER_BYTES or data[:3] != MAGIC or data[3] != VERSION:
         return None
-    return Header(*_HEADER.unpack_from(data)[1:])
+    return Header._make(_HEADER.unpack_from(data)[1:])
 
 
 def is_tombstone(data: bytes) -> bool:
@@ -190,7 +191,7 @@ def check_record(data: bytes, effect: Effect, user_id: str) -> Header:
         raise DamagedRecord(user_id, f"checksum of its {len(data)} bytes does not match", effect.key)
     if data[3] != VERSION:
         raise ForeignRecord(user_id, f"format version {data[3]}, this release reads {VERSION}", effect.key)
-    header = Header(*_HEADER.unpack_from(data)[1:])
+    header = Header._make(_HEADER.unpack_from(data)[1:])
     if header.fingerprint != effect.fingerprint:
         raise ForeignRecord(
             user_id,
@@ -250,8 +251,13 @@ def decode_record(data: bytes, effect: Effect, user_id: str) -> Record:
 
 
 def _layout(effect: Effect, header: Header) -> Layout:
-    n_factor = len(effect.prior_belief.factor)
-    found: Layout = plain_layout(effect.d, n_factor, header.n_outcomes, header.n_clicks, effect.width)
+    return _layout_of(effect.d, len(effect.prior_belief.factor), header.n_outcomes, header.n_clicks, effect.width)
+
+
+@lru_cache(maxsize=10_000)
+def _layout_of(d: int, n_factor: int, n_outcomes: int, n_clicks: int, width: int) -> Layout:
+    """Remembered: most records of a microbatch have few outcomes, and few different numbers of them."""
+    found: Layout = plain_layout(d, n_factor, n_outcomes, n_clicks, width)
     return found
 
 

@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from learner.belief.compiled import compiled
 from learner.belief.gaussian import Array, Rows
 from learner.belief.update import predict_each
 from learner.model.effect import ItemEffect
-from learner.record import NEVER, check_record, decode_record
-from learner.record.layout import OUTCOME, plain_layout
+from learner.record import NEVER
+from learner.record.layout import HEADER, HEADER_BYTES, OUTCOME, layout
+from learner.record.many import read_records
 from learner.record.served import serve_each
 
 MOST_OPEN = 14
@@ -24,17 +26,54 @@ def item_id(key: int) -> str:
     return f"{key % (1 << 64):016x}"
 
 
+def item_ids(keys: NDArray[np.int64]) -> list[str]:
+    """What the records of items are kept under, by their keys, shape (N,)."""
+    digits = keys.astype(">i8").tobytes().hex()
+    return [digits[i : i + 16] for i in range(0, len(digits), 16)]
+
+
 class ItemBeliefs(NamedTuple):
-    """The beliefs of N items, and their open impressions, of at most W ages each: as columns, since a slate has many.
+    """The beliefs of N items as they are to be scored with.
 
     Attributes
     ----------
     mean, factor
-        The settled beliefs, shapes (N, d) and (N, k), float32; see `learner.belief.gaussian.Belief`.
+        Shapes (N, d) and (N, k), float32; see `learner.belief.gaussian.Belief`.
     settled_at
         The time to which each is relaxed, epoch ms; `NEVER` of an item nobody knows. Shape (N,).
-    n_open
-        How many open outcomes each has, shape (N,).
+    """
+
+    mean: Rows
+    factor: Rows
+    settled_at: NDArray[np.int64]
+
+    def kept(self, effect: ItemEffect, now: int) -> Array:
+        """What relaxing to a time (epoch ms) leaves of each, shape (N,)."""
+        elapsed = (now - self.settled_at).astype(np.float64)
+        return np.where(self.settled_at == NEVER, 1.0, effect.relax_factor(elapsed))
+
+    def effects(self, effect: ItemEffect, rows: Rows, now: int) -> tuple[Array, Array]:
+        """Mean and variance of what each adds to the log-odds of its row at a time (epoch ms), shape (N,).
+
+        Of a belief that is relaxed by a, the mean is m0 + a (m - m0) along the row and the variance v0 + a^2 (v - v0).
+        """
+        X = effect.of(rows)
+        mean, var = np.empty(len(X)), np.empty(len(X))
+        predict_each(self.mean, self.factor, X, mean, var)
+        kept = self.kept(effect, now)
+        mean_0, var_0 = effect.as_scored([None] * len(X), rows)
+        return mean_0 + kept * (mean - mean_0), var_0 + kept**2 * (var - var_0)
+
+
+class StoredItems(NamedTuple):
+    """What N records of items hold, as columns, since a slate has many: of each at most W open outcomes.
+
+    Attributes
+    ----------
+    mean, factor, settled_at
+        The settled beliefs, as of `ItemBeliefs`.
+    n_events, n_open
+        How many changes of labels each has learnt from, and how many open outcomes it has, shape (N,).
     outcome, row
         Open outcomes and their rows, shapes (N, W) and (N, W, d).
     """
@@ -42,97 +81,75 @@ class ItemBeliefs(NamedTuple):
     mean: Rows
     factor: Rows
     settled_at: NDArray[np.int64]
+    n_events: NDArray[np.int64]
     n_open: NDArray[np.int64]
     outcome: NDArray[np.void]
     row: Rows
 
-    def of(self, places: NDArray[np.int64]) -> ItemBeliefs:
+    def of(self, places: NDArray[np.int64]) -> StoredItems:
         """Those at some places."""
-        return ItemBeliefs._make(column[places] for column in self)
+        return StoredItems._make(column[places] for column in self)
 
-    def put(self, places: NDArray[np.int64], others: ItemBeliefs) -> None:
+    def put(self, places: NDArray[np.int64], others: StoredItems) -> None:
         """Have others at some places."""
         mine: tuple[NDArray[Any], ...] = self
         for column, new in zip(mine, others, strict=True):
             column[places] = new
 
-    def kept(self, effect: ItemEffect, now: int) -> Array:
-        """What relaxing to a time (epoch ms) leaves of each, shape (N,)."""
-        elapsed = (now - self.settled_at).astype(np.float64)
-        return np.where(self.settled_at == NEVER, 1.0, effect.relax_factor(elapsed))
-
     def at(self, effect: ItemEffect, now: int) -> ItemBeliefs:
-        """What is to be scored with at a time (epoch ms); see `learner.record.served.belief_at`. None has open ones."""
+        """What is to be scored with at a time (epoch ms); see `learner.record.served.belief_at`."""
+        settled = ItemBeliefs(self.mean, self.factor, self.settled_at)
         places = np.flatnonzero(self.n_open)
         if not len(places):
-            return self
+            return settled
         mean, factor, settled_at = self.mean.copy(), self.factor.copy(), self.settled_at.copy()
         some = self.of(places)
         median, sigma = effect.click_delay or (0.0, 1.0)
         serve_each(
-            some.mean, some.factor, *effect.prior_belief, some.kept(effect, now), some.n_open, some.row, some.outcome,
-            now, median, sigma,
+            some.mean, some.factor, *effect.prior_belief, settled.kept(effect, now)[places], some.n_open, some.row,
+            some.outcome, now, median, sigma,
         )  # fmt: skip
         mean[places], factor[places], settled_at[places] = some.mean, some.factor, now
-        return ItemBeliefs(mean, factor, settled_at, np.zeros_like(self.n_open), self.outcome, self.row)
+        return ItemBeliefs(mean, factor, settled_at)
 
 
-def read_beliefs(
-    effect: ItemEffect, values: Sequence[bytes | None], ids: Sequence[str]
-) -> tuple[ItemBeliefs, list[int]]:
-    """The beliefs in records of items, and how many events each has learnt from; None is an item nobody knows.
+def read_items(effect: ItemEffect, values: Sequence[bytes | None], ids: Sequence[str]) -> StoredItems:
+    """What records of items hold; None is an item nobody knows.
 
     Raises
     ------
     DamagedRecord, ForeignRecord
         If a record cannot be used.
     """
-    beliefs, n_events = unknown(effect, len(values)), [0] * len(values)
-    n_factor = len(effect.prior_belief.factor)
-    at = plain_layout(effect.d, n_factor, 0, 0, effect.width)
-    plain = []
-    for n, value in enumerate(values):
-        if value is None:
+    items, read = unknown(effect, len(values)), read_records(effect, values, ids)
+    _read_each(read.data, read.starts, *items)
+    return items
+
+
+@compiled
+def _read_each(
+    data: Any, starts: Any, mean: Any, factor: Any, settled_at: Any, n_events: Any, n_open: Any, outcome: Any, row: Any
+) -> None:
+    for n in range(len(mean)):
+        if starts[n + 1] == starts[n]:
             continue
-        header = check_record(value, effect, ids[n])
-        n_events[n] = header.n_events
-        beliefs.settled_at[n] = header.settled_at
-        if header.population_fingerprint != effect.population_fingerprint:
-            beliefs.mean[n], beliefs.factor[n] = decode_record(value, effect, ids[n]).settled
-        else:
-            plain.append(n)
-        if k := header.n_outcomes:
-            its = plain_layout(effect.d, n_factor, k, 0, effect.width)
-            beliefs.n_open[n] = k
-            beliefs.outcome[n, :k] = np.frombuffer(value, OUTCOME, k, its.outcomes)
-            beliefs.row[n, :k] = np.frombuffer(value, "<f4", k * effect.d, its.rows).reshape(k, effect.d)
-    if plain:
-        # Settled beliefs stand at the same bytes of each.
-        data = np.frombuffer(b"".join((values[n] or b"")[at.mean : at.rows] for n in plain), "<f4")
-        beliefs.mean[plain], beliefs.factor[plain] = np.split(data.reshape(len(plain), -1), [effect.d], axis=1)
-    return beliefs, n_events
+        one = data[starts[n] : starts[n + 1]]
+        head = one[:HEADER_BYTES].view(HEADER)[0]
+        k: Any = np.int64(head.n_outcomes)
+        at = layout(mean.shape[1], factor.shape[1], k, head.n_clicks, row.shape[2])
+        settled_at[n], n_events[n], n_open[n] = head.settled_at, head.n_events, k
+        mean[n] = one[at.mean : at.factor].view(np.float32)
+        factor[n] = one[at.factor : at.rows].view(np.float32)
+        row[n, :k] = one[at.rows : at.outcomes].view(np.float32).reshape(k, row.shape[2])
+        outcome[n, :k] = one[at.outcomes : at.end].view(OUTCOME)
 
 
-def unknown(effect: ItemEffect, n: int) -> ItemBeliefs:
-    """What is believed of n items nobody knows."""
+def unknown(effect: ItemEffect, n: int) -> StoredItems:
+    """What is known of n items nobody knows."""
     mean, factor = (np.tile(part.astype(np.float32), (n, 1)) for part in effect.prior_belief)
     # Where a missing click means "no" at once nothing is ever open.
     most = MOST_OPEN if effect.settle_age_ms > 0.0 else 0
-    return ItemBeliefs(
-        mean, factor, np.full(n, NEVER, np.int64), np.zeros(n, np.int64), np.zeros((n, most), OUTCOME),
-        np.zeros((n, most, effect.d), np.float32),
+    return StoredItems(
+        mean, factor, np.full(n, NEVER, np.int64), np.zeros(n, np.int64), np.zeros(n, np.int64),
+        np.zeros((n, most), OUTCOME), np.zeros((n, most, effect.width), np.float32),
     )  # fmt: skip
-
-
-def effects_at(effect: ItemEffect, beliefs: ItemBeliefs, rows: Rows, now: int) -> tuple[Array, Array]:
-    """Mean and variance of what each of N items adds to the log-odds of its row at a time (epoch ms), shape (N,).
-
-    Of a belief that is relaxed by a, the mean is m0 + a (m - m0) along the row and the variance v0 + a^2 (v - v0).
-    """
-    served = beliefs.at(effect, now)
-    X = effect.of(rows)
-    mean, var = np.empty(len(X)), np.empty(len(X))
-    predict_each(served.mean, served.factor, X, mean, var)
-    kept = served.kept(effect, now)
-    mean_0, var_0 = effect.as_scored([None] * len(X), rows)
-    return mean_0 + kept * (mean - mean_0), var_0 + kept**2 * (var - var_0)

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from learner.events.microbatch import ByUser, Events, ends_of
 from learner.model.effect import Effect, ItemEffect
 from learner.model.spec import Model
-from learner.record import check_record, decode_record, encode_record, header_template, sealed
+from learner.record import header_template, sealed
 from learner.record.items import MOST_OPEN
 from learner.record.layout import plain_layout
+from learner.record.many import read_records
 from learner.step import kernel
 from learner.step.columns import COUNTS, Rules
 from learner.step.feed import Transitions, room_for
@@ -79,30 +80,6 @@ def rules(effect: Effect) -> Rules:
     )
 
 
-class _Loaded(NamedTuple):
-    """Stored records one after another, those of earlier populations re-based; pending are outcomes and clicks."""
-
-    data: NDArray[np.uint8]
-    starts: NDArray[np.int64]
-    revisions: NDArray[np.int64]
-    pending: NDArray[np.int64]
-
-
-def _loaded(effect: Effect, stored: Sequence[bytes | None], ids: Sequence[str]) -> _Loaded:
-    values, revisions, lengths = [], np.zeros(len(ids), np.int64), np.zeros(len(ids), np.int64)
-    pending = np.zeros((len(ids), 2), np.int64)
-    for i, (value, whose) in enumerate(zip(stored, ids, strict=True)):
-        if value is None:
-            continue
-        header = check_record(value, effect, whose)
-        if header.population_fingerprint != effect.population_fingerprint:
-            value = encode_record(decode_record(value, effect, whose), effect)
-        values.append(value)
-        revisions[i], lengths[i] = header.revision, len(value)
-        pending[i] = header.n_outcomes, header.n_clicks
-    return _Loaded(np.frombuffer(b"".join(values), np.uint8), ends_of(lengths), revisions, pending)
-
-
 def _sealed(out: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[bytes | None]:
     view = out.data
     places = zip(starts.tolist(), lengths.tolist(), strict=False)
@@ -125,7 +102,7 @@ def apply(model: Model, stored: Sequence[bytes | None], events: Events, users: B
         If a record cannot be used.
     """
     n_users = len(stored)
-    read = _loaded(model, stored, users.user_ids)
+    read = read_records(model, stored, users.user_ids)
     n_events = np.diff(users.first)
     n_items = np.add.reduceat(np.append(events.event["n_items"][users.order], 0), users.first[:-1])
     n_items[n_events == 0] = 0
@@ -169,7 +146,7 @@ def apply_to_items(
     DamagedRecord, ForeignRecord
         If a record cannot be used.
     """
-    read = _loaded(effect, stored, items.user_ids)
+    read = read_records(effect, stored, items.user_ids)
     room = np.minimum(read.pending[:, 0] + np.diff(items.first), MOST_OPEN)
     starts = ends_of(plain_layout(effect.d, len(effect.prior_belief.factor), room, 0, effect.width).length)
     out, written = np.empty(int(starts[-1]), np.uint8), np.zeros(len(stored), np.int64)

@@ -15,7 +15,7 @@ from learner.belief.compiled import inner
 from learner.belief.gaussian import Rows
 from learner.belief.update import project
 from learner.events.microbatch import ByUser
-from learner.record.items import item_id
+from learner.record.items import item_ids
 from learner.record.served import serve
 from learner.step.columns import OPEN, Rules, User
 from learner.step.evidence import kept_of_settled
@@ -66,7 +66,7 @@ def by_item(transitions: Transitions) -> ByUser:
     keys, inverse = np.unique(transitions.row["item"], return_inverse=True)
     order = np.argsort(inverse, kind="stable")
     first = np.searchsorted(inverse[order], np.arange(len(keys) + 1))
-    return ByUser([item_id(key) for key in keys.tolist()], order, first)
+    return ByUser(item_ids(keys), order, first)
 
 
 def room_for(n: int, d: int) -> Feed:

@@ -145,6 +145,14 @@ class Store(Protocol):
         """
         ...
 
+    def tell(self, name: str, status: bytes, ttl_s: int) -> None:
+        """Keep what a learner tells of itself, by its name, for so long; nothing: no more."""
+        ...
+
+    def told(self) -> list[bytes]:
+        """What learners have told of themselves."""
+        ...
+
     def ping(self) -> None:
         """Return if the store answers, and can be used."""
         ...

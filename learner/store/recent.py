@@ -81,15 +81,17 @@ class RecentStore:
 
     def commit(self, transactions: Sequence[Transaction]) -> list[bool]:
         """Store what is still expected, and remember that alone."""
-        for transaction in transactions:
-            for write in transaction.writes:
-                self._recent.pop((write.effect, write.id), None)
-        done = self._store.commit(transactions)
-        for transaction, stored in zip(transactions, done, strict=True):
-            for write in transaction.writes if stored else ():
-                value = write.value or write.expected
-                if value is not None and len(value) <= self._recent.maxsize:
-                    self._recent[write.effect, write.id] = value
+        done = [False] * len(transactions)
+        try:
+            done = self._store.commit(transactions)
+        finally:
+            for transaction, stored in zip(transactions, done, strict=True):
+                for write in transaction.writes:
+                    value = write.value or write.expected
+                    if stored and value is not None and len(value) <= self._recent.maxsize:
+                        self._recent[write.effect, write.id] = value
+                    else:
+                        self._recent.pop((write.effect, write.id), None)
         return done
 
     def forget(self) -> None:
@@ -100,6 +102,14 @@ class RecentStore:
     def owner(self, claim: bytes = b"", instead_of: bytes = b"") -> bytes | None:
         """See the store."""
         return self._store.owner(claim, instead_of)
+
+    def tell(self, name: str, status: bytes, ttl_s: int) -> None:
+        """See the store."""
+        self._store.tell(name, status, ttl_s)
+
+    def told(self) -> list[bytes]:
+        """See the store."""
+        return self._store.told()
 
     def ping(self) -> None:
         """Return if the store answers."""

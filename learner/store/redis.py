@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -17,7 +18,7 @@ from learner.store import KEY_PREFIX, SCANNED_TOGETHER, Block, Lifetimes, Transa
 from learner.store.redis_client import connect, is_cluster
 from learner.store.redis_errors import translated
 from learner.store.redis_pipeline import RedisPipeline, kept_alive
-from learner.store.redis_scripts import CLAIM, COMPARE_AND_SET
+from learner.store.redis_scripts import CLAIM, COMPARE_AND_SET, TELL
 
 SHARDS = 16
 """Hash tags that keys are spread over. Users of one shard can be read and written in one command on Redis Cluster."""
@@ -59,8 +60,8 @@ class RedisStore:
             pipeline = self._redis.pipeline(transaction=False)
             for shard, places in shards.items():
                 # Not `mget`, which redis-py does not let into a cluster's pipeline: these keys share their slot.
-                keys = (record_key(ids[i], self._prefix, effect, shard) for i in places)
-                pipeline.execute_command("MGET", *keys)
+                head = record_key("", self._prefix, effect, shard)
+                pipeline.execute_command("MGET", *[head + ids[i] for i in places])
             replies = pipeline.execute()
         for places, values in zip(shards.values(), replies, strict=True):
             for i, value in zip(places, values, strict=True):
@@ -102,6 +103,7 @@ class RedisStore:
         with translated():
             pipeline = self._redis.pipeline(transaction=False)
             for shard, writes, moves, feed in transactions:
+                head = {write.effect: record_key("", self._prefix, write.effect, shard) for write in writes}
                 # The script itself and not its hash: a Redis that restarted does not know the hash.
                 pipeline.execute_command(
                     "EVAL",
@@ -109,7 +111,7 @@ class RedisStore:
                     2 + len(writes),
                     positions_key(shard, self._prefix),
                     feed_key(shard, self._prefix),
-                    *(record_key(write.id, self._prefix, write.effect, shard) for write in writes),
+                    *[head[write.effect] + write.id for write in writes],
                     len(moves),
                     feed,
                     *(
@@ -117,11 +119,11 @@ class RedisStore:
                         for move in moves
                         for part in (_field(move.partition), _write_mark(move.held), _write_mark(move.reached))
                     ),
-                    *(
+                    *[
                         part
                         for write in writes
                         for part in (write.expected_identity, write.value or b"", self._lifetimes.of(write))
-                    ),
+                    ],
                 )
             replies = pipeline.execute()
         for transaction, reply in zip(transactions, replies, strict=True):
@@ -156,6 +158,18 @@ class RedisStore:
             held: bytes | None = self._redis.eval(CLAIM, 1, self._owner_key, claim, instead_of)
         return held
 
+    def tell(self, name: str, status: bytes, ttl_s: int) -> None:
+        """Keep a status, and no others that are over, in one script; without learners the keys expire."""
+        now = time.time()
+        with translated():
+            self._redis.eval(TELL, 2, *self._told_keys, name, status, now, now + ttl_s, ttl_s)
+
+    def told(self) -> list[bytes]:
+        """Read statuses, in the order of their names."""
+        with translated():
+            held: dict[bytes, bytes] = self._redis.hgetall(self._told_keys[0])
+        return [held[name] for name in sorted(held)]
+
     def pipeline(self) -> RedisPipeline | None:
         """One connection for an event loop; None for a cluster, and by TLS, whose sockets a loop has to open."""
         if is_cluster(self._url) or self._url.startswith("rediss://"):
@@ -186,6 +200,11 @@ class RedisStore:
     @property
     def _owner_key(self) -> str:
         return f"{self._prefix}:owner"
+
+    @property
+    def _told_keys(self) -> tuple[str, str]:
+        """In one slot of a cluster."""
+        return f"{self._prefix}:{{told}}:status", f"{self._prefix}:{{told}}:until"
 
     def _key(self, id: str, effect: str) -> str:
         return record_key(id, self._prefix, effect)

@@ -41,6 +41,25 @@ end
 return 1
 """
 
+# KEYS: what learners tell of themselves, by name; until when that holds, by name. ARGV: who tells, what (nothing: no
+# more), now, until when, and for how many seconds. It takes no time of Redis, which an account may not be let ask for.
+TELL = """
+for _, over in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[3])) do
+  redis.call('HDEL', KEYS[1], over)
+  redis.call('ZREM', KEYS[2], over)
+end
+if ARGV[2] == '' then
+  redis.call('HDEL', KEYS[1], ARGV[1])
+  redis.call('ZREM', KEYS[2], ARGV[1])
+else
+  redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+  redis.call('ZADD', KEYS[2], ARGV[4], ARGV[1])
+  redis.call('EXPIRE', KEYS[1], ARGV[5])
+  redis.call('EXPIRE', KEYS[2], ARGV[5])
+end
+return 1
+"""
+
 # KEYS: the owner's key. ARGV: who claims it, or nothing; from whom, or nothing. Answers who has it.
 CLAIM = """
 local held = redis.call('GET', KEYS[1])

@@ -22,6 +22,7 @@ CREATE TABLE IF NOT EXISTS positions (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS feed (number INTEGER PRIMARY KEY AUTOINCREMENT, data BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS owner (value BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS told (name TEXT PRIMARY KEY, status BLOB NOT NULL, expires_at REAL NOT NULL) WITHOUT ROWID;
 """
 
 
@@ -110,6 +111,20 @@ class SqliteStore:
                 db.execute("INSERT INTO owner VALUES (?)", (claim,))
                 return claim
         return held and bytes(held[0])
+
+    def tell(self, name: str, status: bytes, ttl_s: int) -> None:
+        """Keep a status in the place of the last one, and no others that are over."""
+        now = time.time()
+        with self._file.writing() as db:
+            db.execute("DELETE FROM told WHERE name = ? OR expires_at <= ?", (name, now))
+            if status:
+                db.execute("INSERT INTO told VALUES (?, ?, ?)", (name, status, now + ttl_s))
+
+    def told(self) -> list[bytes]:
+        """Read statuses, in the order of their names."""
+        with self._file.reading() as db:
+            rows = db.execute("SELECT status FROM told WHERE expires_at > ? ORDER BY name", (time.time(),)).fetchall()
+        return [row[0] for row in rows]
 
     def ping(self) -> None:
         """Return if the file can be read."""

@@ -58,6 +58,7 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     from learner.evaluation.history import read_log
     from learner.evaluation.page import as_html
     from learner.evaluation.report import Evaluation, as_json, as_text
+    from service.static_files import REPORT_SCRIPTS, REPORT_STYLES, head
 
     def sampled(batch: Microbatch) -> Microbatch:
         return batch.only(lambda user_id: is_of_item(user_id) or chosen(user_id, arguments.sample, arguments.seed))
@@ -86,7 +87,7 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     if arguments.json:
         write_output("--json", arguments.json, as_json(done).encode())
     if arguments.html:
-        write_output("--html", arguments.html, as_html(done).encode())
+        write_output("--html", arguments.html, as_html(done, head(REPORT_STYLES, REPORT_SCRIPTS)).encode())
     if skipped is not None:
         print(skipped)
     return 0

@@ -22,7 +22,8 @@ def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
     """Add `serve` to the command."""
     parser = commands.add_parser(
         "serve", help="answer POST /score from the store",
-        description="Serve scores over HTTP. Stateless: run as many as you like. /docs explains the API.",
+        description="Serve scores over HTTP. Stateless: run as many as you like. /docs explains the API; the page at / "
+        "scores, clicks, and shows what learners do.",
     )  # fmt: skip
     parser.add_argument(
         "--workers", type=_n_workers, default=1, metavar="N",

@@ -38,6 +38,7 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
         from learner.store import open_store
         from learner.store.owner import claim, owner_of
         from service.monitor import Monitor
+        from service.telling import telling
         from service.web.app import create_app
         from service.web.server import make_server, run_until_signal
         from service.worker import make_learner
@@ -74,7 +75,8 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
         thread.start()
         log.info("up", address=f"http://{settings.host}:{settings.port}", file=settings.store, model=model.name)
         try:
-            run_until_signal(server)
+            with telling(learner_store, monitor, settings.group):
+                run_until_signal(server)
         finally:
             stop.set()
             thread.join()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import msgspec
 
 from learner.belief.policies import Policy
-from learner.events.wire import Id, Offset, Ranked, Reason, WireItem, with_features
+from learner.events.wire import Id, Offset, Ranked, Reason, with_features
 from learner.limits import MAX_ITEMS
 from learner.model.file import MissingOffset
 from learner.model.kinds import Features
+from service.web.outcomes import Outcome
 
 Seed = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 TopK = Annotated[int, msgspec.Meta(ge=1, le=MAX_ITEMS)]
@@ -144,7 +145,7 @@ class Coefficient(msgspec.Struct, frozen=True):
 
 
 class PosteriorResponse(msgspec.Struct, frozen=True):
-    """The belief of a user, relaxed to now, and what is pending."""
+    """The belief of a user, relaxed to now, what is pending, and the newest outcomes, newest first."""
 
     user_id: str
     user_known: bool
@@ -153,16 +154,18 @@ class PosteriorResponse(msgspec.Struct, frozen=True):
     coefficients: list[Coefficient]
     open_impressions: int
     waiting_clicks: int
+    outcomes: list[Outcome]
 
 
 class ItemPosteriorResponse(msgspec.Struct, frozen=True):
-    """The belief of an item, relaxed to now."""
+    """The belief of an item, relaxed to now, and what is open of it, newest first."""
 
     item_id: str
     item_known: bool
     model: str
     posterior: Posterior
     coefficients: list[Coefficient]
+    outcomes: list[Outcome]
 
 
 class Erasure(msgspec.Struct, frozen=True):
@@ -239,67 +242,3 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
         if retry_after is not None:
             self.headers["Retry-After"] = str(retry_after)
-
-
-def shown_items(
-    wanted: ScoreRequest, order: Sequence[int], effects: Sequence[tuple[float, float]] | None, ranks: bool = False
-) -> list[WireItem]:
-    """The items that an impression has, exactly as they were scored, in the order they are shown.
-
-    Parameters
-    ----------
-    order
-        Places of the items, best first.
-    effects
-        Mean and variance of each item's effect; None without one.
-    ranks
-        Whether positions count: items that do not come in the order in which they are shown then have theirs.
-
-    Raises
-    ------
-    ApiError
-        422, if `shown` names an item that is not there once.
-    """
-    places: Sequence[int] = range(len(wanted.items))
-    position: dict[int, int] = {}
-    if wanted.top_k is not None:
-        places = order[: wanted.top_k]
-    elif wanted.shown is not None:
-        places = _places(wanted.shown, wanted.items)
-    elif ranks:
-        position = {place: rank for rank, place in enumerate(order, start=1)}
-    shown = ((wanted.items[i], None if effects is None else effects[i], position.get(i)) for i in places)
-    return [
-        WireItem(one.item_id, one.features, one.offset, item_effect=effect, position=rank)
-        for one, effect, rank in shown
-    ]
-
-
-def check_shown(wanted: ScoreRequest) -> None:
-    """Raise `ApiError`, 422, unless what is said to be shown can be logged."""
-    for field in ("top_k", "shown"):
-        if getattr(wanted, field) is not None and not wanted.log_impression:
-            raise _invalid(field, "says what log_impression logs: expected log_impression = true with it")
-    if wanted.top_k is not None and wanted.shown is not None:
-        raise _invalid("shown", "given beside top_k: expected at most one of the two")
-
-
-def _places(shown: Sequence[str], items: Sequence[ScoreItem]) -> list[int]:
-    place_of: dict[str, int] = {}
-    repeated = set()
-    for place, item in enumerate(items):
-        if place_of.setdefault(item.item_id, place) != place:
-            repeated.add(item.item_id)
-    first_at: dict[str, int] = {}
-    for i, item_id in enumerate(shown):
-        if item_id not in place_of:
-            raise _invalid(f"shown[{i}]", f"not among the request's {len(items)} items: expected the item_id of one")
-        if item_id in repeated:
-            raise _invalid(f"shown[{i}]", "several items of the request have this item_id: expected one that is unique")
-        if first_at.setdefault(item_id, i) != i:
-            raise _invalid(f"shown[{i}]", f"the same as shown[{first_at[item_id]}]: expected each item once")
-    return [place_of[item_id] for item_id in shown]
-
-
-def _invalid(field: str, detail: str) -> ApiError:
-    return ApiError(422, "invalid_field", f"{field}: {detail}", {"field": field})

@@ -36,9 +36,11 @@ from service.web.http import (
     read_body,
 )
 from service.web.impressions import Impressions
+from service.web.learners import Learners, add_learners
 from service.web.metrics import ServiceMetrics
 from service.web.openapi import EVENT, OF_A_USER, OF_AN_ITEM, body, install, reference, responses
 from service.web.operations import Operations
+from service.web.pages import add_pages
 from service.web.readiness import Readiness
 from service.web.routing import PlainRoute, id_in_path
 from service.web.scoring import Scoring, in_thread
@@ -89,6 +91,7 @@ def create_app(
 
     readiness = Readiness(look)
     scoring = Scoring(operations, model, store, with_store, explaining)
+    learners = Learners(model.name, store, with_store)
     for_model = api.score_decoder(model.item_struct)
 
     @asynccontextmanager
@@ -111,6 +114,9 @@ def create_app(
         summary="Scores from per-user Bayesian click models that learn from every click.",
         lifespan=lifespan,
         redirect_slashes=False,
+        # Those of FastAPI ask another host for their scripts.
+        docs_url=None,
+        redoc_url=None,
     )
     app.router.route_class = PlainRoute
     app.add_middleware(RouteAsSent)
@@ -265,6 +271,9 @@ def create_app(
         """Metrics for Prometheus."""
         return Response(exposition(registry), media_type=CONTENT_TYPE_LATEST)
 
+    add_pages(app)
+    add_learners(app, learners)
+    app.state.end = learners.end
     # Routes are tried in turn: the one that is asked for most comes first.
     app.router.routes.sort(key=lambda route: getattr(route, "path", "") != "/score")
     return app

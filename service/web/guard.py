@@ -14,7 +14,9 @@ from service.web.http import RETRY_AFTER_S, error_response
 
 OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
 """What an orchestrator asks: without a key, and however busy the process is."""
-CLIENT_ROUTES = frozenset({"score", "events", "metrics", "docs", "redoc", "openapi.json"})
+PAGES = frozenset({"/", "/docs", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css"})
+"""What a browser opens, which can send no key: nothing in them is of this service. They ask for the key themselves."""
+CLIENT_ROUTES = frozenset({"score", "events", "metrics", "learners", "docs", "openapi.json"})
 """First segments of the paths that the client's key opens too. All others take the admin's, where there is one: users,
 model, and what is added without a thought of this."""
 
@@ -44,8 +46,9 @@ class Guard:
     app
         What to protect.
     settings
-        Of which `api_key` and `admin_key` are what `X-API-Key` must be, compared in constant time; `max_concurrency` is
-        how many requests of one route may be worked on, `request_timeout_s` how long a body may take.
+        Of which `api_key` and `admin_key` are what `X-API-Key` must be, compared in constant time, but for `PAGES`;
+        `max_concurrency` is how many requests of one route may be worked on, `request_timeout_s` how long a body may
+        take.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
@@ -80,7 +83,7 @@ class Guard:
 
     def _refusal(self, scope: Scope, name: str) -> ApiError | None:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
-        if self._key:
+        if self._key and not (scope["path"] in PAGES and scope["method"] in ("GET", "HEAD")):
             given = next((value for name, value in headers if name == b"x-api-key"), b"")
             is_client = hmac.compare_digest(given, self._key)
             is_admin = bool(self._admin_key) and hmac.compare_digest(given, self._admin_key)

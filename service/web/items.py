@@ -5,16 +5,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import repeat
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from learner.belief.gaussian import Array, Belief, Rows
 from learner.belief.policies import ItemEffects, item_noise
 from learner.events.parse import item_key
 from learner.model.effect import ItemEffect
-from learner.record.items import ItemBeliefs, effects_at, item_id, read_beliefs, unknown
+from learner.record.items import ItemBeliefs, item_id, read_items
 
 
 class ScoredSlate(NamedTuple):
@@ -52,12 +52,13 @@ class SlateOfItems(NamedTuple):
 
     def at(self, rows: Rows, now: int, seed: int | None) -> ScoredSlate:
         """What the items add to their rows at a time (epoch ms), with draws if there is a seed."""
-        mean, var = effects_at(self.effect, self.beliefs, rows, now)
+        mean, var = self.beliefs.effects(self.effect, rows, now)
         noise = None if seed is None else item_noise(seed, self.item_ids)
         return ScoredSlate(ItemEffects(mean, var, noise), self.n_events, self.effect, self.beliefs, now)
 
 
-Remembered: TypeAlias = tuple[float, NDArray[np.float32], NDArray[np.float32], int, int]
+Remembered: TypeAlias = tuple[float, bytes, int, int]
+"""When an item was read, the numbers of its belief, the time to which that is relaxed, and `n_events`."""
 
 
 class Plan(NamedTuple):
@@ -115,20 +116,19 @@ class Items:
         """
         new = {}
         if plan.missing:
-            read, n_events = read_beliefs(self._effect, values, plan.keys)
-            read = read.at(self._effect, now_ms)
-            rows = zip(read.mean, read.factor, read.settled_at.tolist(), n_events, strict=True)
-            now = self._clock()
-            new = {one: (now, *row) for one, row in zip(plan.missing, rows, strict=True)}
+            stored = read_items(self._effect, values, plan.keys)
+            read, now = stored.at(self._effect, now_ms), self._clock()
+            numbers = np.concatenate([read.mean, read.factor], axis=1)
+            size, data = numbers[0].nbytes, numbers.tobytes()
+            parts = [data[start : start + size] for start in range(0, len(data), size)]
+            rows = zip(repeat(now), parts, read.settled_at.tolist(), stored.n_events.tolist(), strict=False)
+            new = dict(zip(plan.missing, rows, strict=True))
             with self._lock:
                 if len(self._read) + len(new) > self._capacity:
                     self._read = {}
                 self._read.update(new)
-        _, mean, factor, settled_at, events = zip(
-            *(new.get(one) or plan.read[one] for one in plan.item_ids), strict=True
-        )
-        beliefs = unknown(self._effect, 0)._replace(
-            mean=np.array(mean), factor=np.array(factor), settled_at=np.array(settled_at, np.int64),
-            n_open=np.zeros(len(mean), np.int64),
-        )  # fmt: skip
-        return SlateOfItems(self._effect, plan.item_ids, beliefs, list(events))
+        _, belief, settled_at, n_events = zip(*[new.get(one) or plan.read[one] for one in plan.item_ids], strict=True)
+        numbers = np.frombuffer(b"".join(belief), np.float32).reshape(len(belief), -1)
+        mean, factor = numbers[:, : self._effect.d], numbers[:, self._effect.d :]
+        beliefs = ItemBeliefs(np.ascontiguousarray(mean), np.ascontiguousarray(factor), np.array(settled_at, np.int64))
+        return SlateOfItems(self._effect, plan.item_ids, beliefs, list(n_events))

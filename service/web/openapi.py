@@ -14,12 +14,13 @@ from learner.model.kinds import Category, Feature, Multi, Numeric, Vector
 from learner.model.spec import Model
 from service.web import api
 from service.web.guard import OPEN_PATHS
+from service.web.status import LearnersResponse
 
 _REF = "#/components/schemas/{name}"
 _TYPES = [
     api.ScoreRequest, api.ScoreResponse, api.EventsResponse, api.PosteriorResponse,
     api.ItemPosteriorResponse, api.Erasure, api.ItemErasure, api.ModelResponse,
-    api.Health, api.ErrorResponse, WireImpression, WireClick,
+    api.Health, api.ErrorResponse, LearnersResponse, WireImpression, WireClick,
 ]  # fmt: skip
 _ERRORS = {
     400: "The body is not JSON, or the path not UTF-8.",
@@ -115,14 +116,14 @@ def _feature(feature: Feature) -> dict[str, Any]:
     text: dict[str, Any] = {"type": "string", "maxLength": MAX_STRING_LENGTH}
     number = {"type": "number", "minimum": -MAX_NUMBER, "maximum": MAX_NUMBER}
     match feature:
-        case Numeric():
-            return number
+        case Numeric(mean=mean, std=std):
+            return number | {"examples": [mean, mean + std, mean - std]}
         case Vector(size=size):
             return {"type": "array", "items": number, "minItems": size, "maxItems": size}
         case Category(values=values, unknown="reject"):
             return {"type": "string", "enum": values}
-        case Category():
-            return text
+        case Category(values=values):
+            return text | {"examples": values}
         case Multi(values=list(values), unknown="reject"):
             return {"type": "array", "items": {"type": "string", "enum": values}, "maxItems": MAX_LIST_LENGTH}
         case Multi():

@@ -37,6 +37,8 @@ from service.web import api
 from service.web.answers import coefficients, ranked_items, state
 from service.web.http import split_events
 from service.web.items import Items, Plan
+from service.web.outcomes import outcomes
+from service.web.shown import check_shown, shown_items
 
 ERASE_ATTEMPTS = 10
 
@@ -78,7 +80,7 @@ class Operations:
 
         Also what is to be logged of it.
         """
-        api.check_shown(wanted)
+        check_shown(wanted)
         rows = self._model.rows([item.features for item in wanted.items])
         record = self._decoded(value, wanted.user_id, self._model)
         now = _now_ms()
@@ -105,7 +107,7 @@ class Operations:
         entry = None
         if wanted.log_impression:
             pairs = None if effects is None else effects.pairs()
-            items = api.shown_items(wanted, scores.order.tolist(), pairs, self._model.examination is not None)
+            items = shown_items(wanted, scores.order.tolist(), pairs, self._model.examination is not None)
             raw = msgspec.json.encode(WireImpression(request_id, wanted.user_id, now, items, ranked))
             if len(raw) > MAX_EVENT_BYTES:
                 # It says more than the request did, and learners would refuse it.
@@ -168,6 +170,7 @@ class Operations:
             coefficients=coefficients(self._model, belief_at(self._model, record, now)),
             open_impressions=int((record.outcomes["state"] == State.OPEN).sum()),
             waiting_clicks=len(record.clicks),
+            outcomes=outcomes(record, self._model, now),
         )
 
     def item_posterior(self, id: str) -> api.ItemPosteriorResponse:
@@ -188,6 +191,7 @@ class Operations:
             model=self._model.name,
             posterior=state(record, now),
             coefficients=coefficients(effect, belief_at(effect, record, now)),
+            outcomes=outcomes(record, effect, now),
         )
 
     def log_erasure(self, user_id: str) -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import signal
 import socket
 from asyncio import TimerHandle, Transport
+from collections.abc import Callable
 from functools import partial
 from types import FrameType
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
-from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.settings import Settings
@@ -162,7 +163,22 @@ _HEAD_TOO_LARGE = ApiError(
 
 
 class _Server(uvicorn.Server):
-    """Ends in time."""
+    """Ends in time.
+
+    Parameters
+    ----------
+    end
+        Called when it is to end, before it waits for what is open: it ends what would go on by itself.
+    """
+
+    def __init__(self, config: uvicorn.Config, end: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._end = end
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer what is open, and close."""
+        self._end()
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take a signal."""
@@ -175,8 +191,8 @@ def end_in_time() -> None:
     signal.alarm(DRAIN_S)
 
 
-def make_server(app: ASGIApp, settings: Settings, port: int) -> uvicorn.Server:
-    """A server for an app; it runs when it is told to."""
+def make_server(app: FastAPI, settings: Settings, port: int) -> uvicorn.Server:
+    """A server for an app, whose `state.end`, if there is one, ends what never ends by itself; it runs when told to."""
     protocol: Any = partial(ImpatientProtocol, request_timeout_s=settings.request_timeout_s)
     return _Server(
         uvicorn.Config(
@@ -192,7 +208,8 @@ def make_server(app: ASGIApp, settings: Settings, port: int) -> uvicorn.Server:
             proxy_headers=False,
             timeout_keep_alive=settings.keep_alive_s,
             timeout_graceful_shutdown=GRACE_S,
-        )
+        ),
+        getattr(app.state, "end", lambda: None),
     )
 
 

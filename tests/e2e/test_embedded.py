@@ -22,9 +22,13 @@ ITEMS = [
 ]
 
 
+SAMPLE_MODEL = Path(__file__).parents[2] / "deploy" / "model.toml"
+
+
 class Embedded:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *arguments: str) -> None:
         self.folder = folder
+        self.arguments = arguments
         self.file = folder / "freshet.db"
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
@@ -33,7 +37,7 @@ class Embedded:
         command = Path(sys.executable).parent / "freshet"
         with (self.folder / "up.log").open("ab") as output:
             self.process = subprocess.Popen(
-                [str(command), "up", "--port", str(self.port), "--file", str(self.file)],
+                [str(command), "up", "--port", str(self.port), "--file", str(self.file), *self.arguments],
                 cwd=self.folder, env={"PATH": "/usr/bin:/bin"}, stdout=output, stderr=output,
             )  # fmt: skip
         eventually(self._ready, 20, "freshet up is ready")
@@ -50,10 +54,9 @@ class Embedded:
         self.process.terminate()
         return self.process.wait(20)
 
-    def call(self, path: str, body: Any = None) -> Any:
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}{path}", None if body is None else json.dumps(body).encode()
-        )
+    def call(self, path: str, body: Any = None, method: str | None = None) -> Any:
+        content = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", content, method=method)
         with urllib.request.urlopen(request, timeout=10) as response:
             return json.loads(response.read())
 
@@ -122,3 +125,37 @@ def test_what_was_accepted_but_not_learnt_before_a_kill_is_learnt_after_it(embed
     eventually(
         lambda: embedded.call("/users/eve/posterior")["posterior"]["n_events"] == 300, 20, "all events are learnt"
     )
+
+
+def test_an_item_that_is_erased_begins_again_from_its_prior_for_all(tmp_path: Path) -> None:
+    model = tmp_path / "items.toml"
+    model.write_text(SAMPLE_MODEL.read_text() + "\n[effects.item]\n")
+    one = Embedded(tmp_path, "--model", str(model))
+    one.start()
+    try:
+
+        def item(name: str) -> dict[str, Any]:
+            answer = one.call("/score", {"user_id": "nobody", "items": ITEMS})
+            return {each["item_id"]: each for each in answer["items"]}[name]
+
+        unknown, now = item("b"), time.time_ns() // 1_000_000 - 3_600_000
+        for i in range(20):
+            about = {"request_id": f"r{i}", "user_id": f"user-{i}", "timestamp": now + i}
+            clicked = {"type": "click", **about, "item_id": "b"}
+            assert one.call("/events", [{"type": "impression", **about, "items": ITEMS}, clicked])["accepted"] == 2
+        eventually(lambda: item("b")["item_n_events"] == 40, 20, "what others clicked on is known")
+        assert item("b")["score"] > unknown["score"] + 0.1
+        assert item("a")["score"] < item("b")["score"]
+        assert one.call("/items/b/posterior")["posterior"]["n_events"] == 40
+
+        assert one.call("/items/b", method="DELETE")["erased"]
+        eventually(lambda: item("b")["item_n_events"] == 0, 5, "it is forgotten")
+        assert item("b")["item_effect"] == unknown["item_effect"]
+        assert item("a")["item_n_events"] == 20
+        # A click on what was shown before teaches it nothing; one on what is shown from now on does.
+        late = {"type": "click", "request_id": "r0", "user_id": "user-0", "item_id": "b", "timestamp": now + 1_000}
+        about = {"request_id": "new", "user_id": "user-0", "timestamp": time.time_ns() // 1_000_000 + 1}
+        assert one.call("/events", [late, {"type": "impression", **about, "items": ITEMS}])["accepted"] == 2
+        eventually(lambda: item("b")["item_n_events"] == 1, 10, "it learns again")
+    finally:
+        assert one.stop() == 0

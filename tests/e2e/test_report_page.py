@@ -1,15 +1,16 @@
-"""The page of `freshet evaluate` in a real browser, where there is one."""
+"""The page of `freshet evaluate` in a real browser."""
 
 from __future__ import annotations
 
-import json
-import re
-import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser
 
-from learner.evaluation.compare import cut_at, evaluate, extent, variants
+from learner.evaluation.compare import Result, cut_at, evaluate, extent, variants
 from learner.evaluation.history import read_log
 from learner.evaluation.page import as_html
 from learner.evaluation.report import Evaluation
@@ -17,29 +18,24 @@ from learner.evaluation.simulate import Catalogue, World
 from learner.events.parse import parse_events
 from learner.model.spec import load_model
 from service.simulation import Embedded, simulate
+from service.static_files import REPORT_SCRIPTS, REPORT_STYLES, head
 
 MODEL = load_model('name = "page"\nattribution_window = "10m"\n[features]\nx = { kind = "numeric" }\n')
-# Told through the title, since the page itself has no script.
-PROBE = """<script>
-const boxes = [...document.querySelectorAll("svg")].map(e => e.getBoundingClientRect());
-const outside = [...document.querySelectorAll("svg text, svg circle, svg line, svg polyline")].filter(e => {
-  const a = e.getBoundingClientRect(), b = e.closest("svg").getBoundingClientRect();
-  return a.left < b.left - 1 || a.right > b.right + 1 || a.top < b.top - 1 || a.bottom > b.bottom + 1;
-}).length;
-const texts = [...document.querySelectorAll("svg")].map(svg => [...svg.querySelectorAll("text")].map(
-  e => e.getBoundingClientRect()));
-const overlapping = texts.flatMap(boxes => boxes.flatMap((a, i) => boxes.slice(i + 1).filter(b =>
-  a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1 && b.top < a.bottom - 1))).length;
-document.title = JSON.stringify({
-  heights: boxes.map(b => b.height), outside, overlapping,
-  rows: document.querySelector("tbody").querySelectorAll("tr").length,
-  overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
-  requests: performance.getEntriesByType("resource").length,
-});
-</script></body>"""
+# Of each chart its height, and in how many places there is something of its canvas, by column and by row.
+DRAWN = """() => [...document.querySelectorAll("[data-plot]")].map(box => {
+  const canvas = box.querySelector("canvas");
+  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  const [columns, rows] = [new Set(), new Set()];
+  for (let i = 3; i < data.length; i += 4) if (data[i]) {
+    columns.add(((i - 3) / 4) % canvas.width); rows.add(Math.floor((i - 3) / 4 / canvas.width));
+  }
+  return { height: box.clientHeight, columns: columns.size / canvas.width, rows: rows.size / canvas.height,
+           names: [...box.querySelectorAll(".u-legend th")].map(one => one.textContent.trim()) };
+})"""
 
 
-def test_the_page_is_drawn_whole_and_asks_for_nothing(browser: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def done() -> tuple[Evaluation, list[Result]]:
     freshet = Embedded(MODEL, np.random.default_rng(0))
     generator = np.random.default_rng(1)
     world = World(MODEL, 30, generator)
@@ -47,21 +43,42 @@ def test_the_page_is_drawn_whole_and_asks_for_nothing(browser: str, tmp_path: Pa
     log = read_log(parse_events(freshet.log, MODEL).batch, MODEL.window_ms)
     cut = cut_at(log, 0.3)
     results = evaluate(log, variants(MODEL, cut), cut, resamples=20)
-    file = tmp_path / "report.html"
     command = f"freshet evaluate {'a-folder-of-a-long-name/' * 20}log.jsonl"
-    done = Evaluation(MODEL.name, "prior.npz", command, extent(log), extent(log, cut), results)
-    file.write_text(as_html(done).replace("</body>", PROBE), encoding="utf-8")
-    shell = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    drawn = subprocess.run(
-        [*shell, "--dump-dom", file.as_uri()], capture_output=True, text=True, timeout=90, check=True
-    )
-    title = re.search(r"<title>(.*?)</title>", drawn.stdout)
-    assert title is not None
-    seen = json.loads(title[1])
-    assert len(seen["heights"]) == 3
-    assert min(seen["heights"]) > 50
-    assert seen["outside"] == 0
-    assert seen["overlapping"] == 0
-    assert seen["rows"] == len(results)
-    assert seen["overflow"] <= 0
-    assert seen["requests"] == 0
+    return Evaluation(MODEL.name, "prior.npz", command, extent(log), extent(log, cut), results), results
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (360, "dark")])
+def test_the_page_is_drawn_whole_and_asks_for_nothing(
+    chromium: Browser, done: tuple[Evaluation, list[Result]], tmp_path: Path, width: int, scheme: Any
+) -> None:
+    evaluation, results = done
+    file = tmp_path / "report.html"
+    file.write_text(as_html(evaluation, head(REPORT_STYLES, REPORT_SCRIPTS)), encoding="utf-8")
+    context = chromium.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    page = context.new_page()
+    asked: list[str] = []
+    wrong: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda said: wrong.append(said.text))
+    page.goto(file.as_uri())
+    charts = page.evaluate(DRAWN)
+    assert [chart["names"][1:] for chart in charts] == [
+        ["learning with this lag", "per user, frozen at the cut", "frozen prior"],
+        ["fresh", "fixed effect"],
+        ["fresh", "as promised"],
+    ]
+    for chart in charts:
+        assert chart["height"] > 200
+        # From the axis' title to the last point.
+        assert chart["columns"] > 0.75
+        assert chart["rows"] > 0.8
+    assert page.locator("tbody").first.locator("tr").count() == len(results)
+    assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+    box = page.locator("[data-plot] .u-over").first
+    box.hover()
+    assert " to " in page.locator("[data-plot] .u-legend").first.inner_text()
+    assert (asked, wrong) == ([file.as_uri()], [])
+    context.close()

@@ -191,6 +191,8 @@ def test_lag_counts_what_is_still_to_be_polled(logs: Logs, topic: str) -> None:
     reader = logs.reader(topic)
     read(reader, 4, max_messages=4)
     assert reader.lag() == 6
+    # `make_topic` makes one partition.
+    assert reader.lags() == {f"{topic}/0": 6}
     read(reader, 6)
     assert reader.lag() == 0
 

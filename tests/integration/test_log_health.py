@@ -50,6 +50,7 @@ def test_lag_counts_every_partition_from_the_first_messages_on_also_those_not_fe
 
     eventually(polled, 30, "something is told of the backlog")
     assert reader.lag() == 12_800 - sum(first)
+    assert reader.lags().keys() == {f"{name}/{i}" for name in topics for i in range(64)}
     for left in (12_750, 12_700):
         if reader.lag() > left:
             read(reader, reader.lag() - left, max_messages=50)

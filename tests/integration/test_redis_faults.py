@@ -198,6 +198,8 @@ def test_a_cluster_of_three_keeps_the_contract(cluster: list[RedisServer]) -> No
         one.close()
     assert sum(sizes) == 200
     assert min(sizes) > 0
+    store.tell("learner", b"status", 60)
+    assert store.told() == [b"status"]
     cluster[1].stop()
     with pytest.raises(StoreUnavailable):
         store.load(users)

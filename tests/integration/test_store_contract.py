@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,6 +52,29 @@ def store(opener: Opener) -> Store:
 @pytest.fixture
 def user() -> str:
     return uuid.uuid4().hex
+
+
+def test_what_a_learner_tells_is_told_in_place_of_the_last_until_it_tells_no_more_or_its_time_is_over(
+    store: Store, user: str
+) -> None:
+    a, b, c = (f"{user}-{one}" for one in "abc")
+
+    def ours() -> list[bytes]:
+        return [one for one in store.told() if one.startswith(user.encode())]
+
+    store.tell(b, f"{user} b".encode(), 60)
+    for n in range(2):
+        store.tell(a, f"{user} a{n}".encode(), 60)
+    store.tell(c, f"{user} c".encode(), 1)
+    assert ours() == [f"{user} {one}".encode() for one in ("a1", "b", "c")]
+    store.tell(b, b"", 60)
+    assert ours() == [f"{user} {one}".encode() for one in ("a1", "c")]
+    time.sleep(1.1)
+    store.tell(a, f"{user} a2".encode(), 60)
+    assert ours() == [f"{user} a2".encode()]
+    store.tell(a, b"", 60)
+    store.tell("nobody", b"", 60)
+    assert ours() == []
 
 
 def test_a_user_without_a_record_loads_as_none(store: Store, user: str) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import html
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from xml.etree import ElementTree
@@ -210,7 +212,7 @@ def test_the_reports_hold_the_numbers_and_the_page_needs_nothing_else() -> None:
     assert document["ways"]["fresh"]["fresh_minus"]["slate_auc"] == {"value": 0, "low": 0, "high": 0}
     assert list(document["ways"]["fresh"]["parts"][USER_AGE]) == ["few: 1 to 49"]
     assert document["log"]["slates"] == 120
-    text, page = as_text(done), as_html(done)
+    text, page = as_text(done), as_html(done, "")
     for report in (text, page):
         assert f"{value:.4f}" in report
         assert f"{gain['value']:+.4f}" in report
@@ -221,7 +223,14 @@ def test_the_reports_hold_the_numbers_and_the_page_needs_nothing_else() -> None:
     assert "<feed>" not in page
     assert "<log>" not in page
     assert "http" not in page.replace('http-equiv="', "")
-    assert page.count("<svg") == 3
+    drawn = [json.loads(html.unescape(one)) for one in re.findall(r'data-plot="([^"]*)"', page)]
+    assert [plot["x"] for plot in drawn] == [
+        "how far learning lags behind", USER_AGE, "predicted probability of a click"
+    ]  # fmt: skip
+    told = {line["name"]: line["points"] for line in drawn[0]["lines"]}
+    at_fresh = next(point for point in told["learning with this lag"] if point["label"] == "fresh")
+    assert at_fresh["value"] == value
+    assert {point["low"] for point in told["frozen prior"]} == {None}
     # Well-formed, but for the doctype and the meta elements that HTML leaves open.
     body = page[page.index("<body>") : page.index("</html>")].replace("<!doctype html>", "")
     ElementTree.fromstring(body)

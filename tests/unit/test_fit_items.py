@@ -27,7 +27,7 @@ from learner.model.effect import ItemEffect
 from learner.model.prior_file import PriorFile, decode_prior, encode_prior, fitted_prior, in_force, with_prior
 from learner.model.spec import Model, load_model
 from learner.record import decode_record, encode_record, fresh_record
-from learner.record.items import item_id, read_beliefs
+from learner.record.items import item_id, read_items
 from learner.step.apply import apply, apply_to_items
 from learner.step.feed import by_item
 from learner.store import Write, open_store, write_alone
@@ -271,9 +271,9 @@ def test_an_items_record_of_an_earlier_prior_is_moved_to_the_one_in_force_with_i
     by_hand = item_of(model_of(f"{more}\n[effects.item.prior]\nvariance = 0.75\n[[effects.item.prior.earlier]]\n"))
     assert decode_record(value, by_hand, "one").settled.mean.tolist() == read.settled.mean.tolist()
     # The scorer's and the learner's way of reading give the same.
-    beliefs, n_events = read_beliefs(new, [value], ["one"])
-    np.testing.assert_array_equal(beliefs.mean[0], read.settled.mean)
-    assert n_events == [3]
+    stored = read_items(new, [value], ["one"])
+    np.testing.assert_array_equal(stored.mean[0], read.settled.mean)
+    assert stored.n_events.tolist() == [3]
     evidence = collect_evidence([[("one", value)]], new)
     ((precision, _),) = evidence.chunks()
     np.testing.assert_allclose(precision[0], was[0], rtol=1e-5, atol=1e-5)

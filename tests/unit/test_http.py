@@ -22,8 +22,9 @@ from learner.record.served import belief_at
 from learner.store import Store, StoreUnavailable, Transaction, Write, open_store, write_alone
 from service.settings import Settings, SettingsError, describe, read_settings
 from service.web.answers import describe_model
-from service.web.api import ScoreItem, ScoreRequest, shown_items
+from service.web.api import ScoreItem, ScoreRequest
 from service.web.app import create_app
+from service.web.shown import shown_items
 from tests.stepping import Impression, apply, parsed
 
 MODEL = load_model(
@@ -77,6 +78,9 @@ class Away:
         raise StoreUnavailable("away")
 
     def commit(self, transactions: Sequence[Transaction]) -> list[bool]:
+        raise StoreUnavailable("away")
+
+    def told(self) -> list[bytes]:
         raise StoreUnavailable("away")
 
     def ping(self) -> None:
@@ -514,7 +518,7 @@ def test_the_openapi_document_is_complete(rig: Rig) -> None:
     document = rig.client.get("/openapi.json").json()
     assert set(document["paths"]) == {
         "/score", "/events", "/users/{user_id}/posterior", "/users/{user_id}", "/items/{item_id}/posterior",
-        "/items/{item_id}", "/model", "/health/live", "/health/ready", "/metrics",
+        "/items/{item_id}", "/model", "/learners", "/health/live", "/health/ready", "/metrics",
     }  # fmt: skip
     references = set(json.dumps(document).split("#/components/schemas/")[1:])
     assert {one.split('"')[0] for one in references} <= set(document["components"]["schemas"])

@@ -332,3 +332,25 @@ def test_simulated_users_of_a_running_service_teach_it_which_items_are_good(rig:
     assert late.shown.sum() == 5 * len(late.shown)
     assert late.calibration()[0] == pytest.approx(1.0, abs=0.15)
     assert (np.abs(late.item_error) <= WIDTH).mean() == pytest.approx(0.9, abs=0.1)
+
+
+def test_an_items_posterior_counts_the_impressions_that_are_open(tmp_path: Path) -> None:
+    delayed = load_model(
+        'name = "m"\nclick_delay = { median = "1m", sigma = 1.0 }\n[features]\nprice = { kind = "numeric" }\n'
+        "[effects.item]\n"
+    )
+    url, now = f"sqlite:///{tmp_path / 'f.db'}", time.time_ns() // 1_000_000
+    store, log = open_store(url, 60), open_log(url)
+    learner = Learner(delayed, open_store(url, 60), open_reader(url, ["events"], "g"), log, poll_timeout_ms=1)
+    client = TestClient(create_app(Settings(), delayed, store, log))
+    shown = [
+        {"type": "impression", "request_id": f"r{n}", "user_id": f"u{n}", "timestamp": now - 1_000, "items": ITEMS[:1]}
+        for n in range(3)
+    ]
+    assert client.post("/events", json=shown).status_code == 202
+    for _ in range(3):
+        learner.turn()
+    outcomes = client.get("/items/a/posterior").json()["outcomes"]
+    assert sum(one["impressions"] for one in outcomes) == 3
+    assert {one["state"] for one in outcomes} == {"open"}
+    learner.reader.close()

@@ -26,7 +26,7 @@ from learner.model.duration import ModelError
 from learner.model.spec import Model, load_model
 from learner.progress import Progress
 from learner.record import Record, decode_record, encode_record, erased, fresh_record, is_tombstone
-from learner.record.items import effects_at, item_id, read_beliefs
+from learner.record.items import item_id, read_items
 from learner.record.served import belief_at
 from learner.step.apply import apply, apply_to_items
 from learner.step.feed import ERASED, FLIP, NO, YES, Transitions, by_item
@@ -461,8 +461,8 @@ def test_a_replay_scores_each_slate_with_its_user_as_fresh_and_its_items_as_of_t
         shown = one.events.item
         if len(shown):
             names = [item_id(key) for key in shown["item"].tolist()]
-            beliefs, _ = read_beliefs(effect, [items.get(name) for name in names], names)
-            shown["other_mean"], shown["other_var"] = mean, var = effects_at(effect, beliefs, one.events.row, at)
+            beliefs = read_items(effect, [items.get(name) for name in names], names).at(effect, at)
+            shown["other_mean"], shown["other_var"] = mean, var = beliefs.effects(effect, one.events.row, at)
             record = fresh_record(MODEL) if not users.get(user) else decode_record(users[user] or b"", MODEL, user)
             mu, v = predict(belief_at(MODEL, record, at), one.events.row, shown["offset"])
             expected.append((at, click_probability(mu + mean, v + var)))

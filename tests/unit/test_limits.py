@@ -195,12 +195,12 @@ def test_an_encoded_body_is_refused(rig: Rig, encoding: str) -> None:
     assert rig.client.post("/events", content=CLICK, headers={"Content-Encoding": "identity"}).status_code == 202
 
 
-def test_every_path_but_health_wants_the_key_even_those_that_do_not_exist(rig: Rig) -> None:
+def test_every_path_but_health_and_the_pages_wants_the_key_even_those_that_do_not_exist(rig: Rig) -> None:
     client = rig.serve(api_key=KEY)
     paths = [
-        "/score", "/events", "/users/u/posterior", "/users/u", "/model", "/metrics", "/docs", "/redoc", "/openapi.json",
-        "/docs/oauth2-redirect", "/nope", "/", "/health", "/health/live/", "/health/live/x", "//health/live",
-        "/health/../metrics",
+        "/score", "/events", "/users/u/posterior", "/users/u", "/model", "/metrics", "/redoc", "/openapi.json",
+        "/docs/oauth2-redirect", "/docs/", "/docs/../model", "/nope", "/health", "/health/live/", "/health/live/x",
+        "//health/live", "/health/../metrics",
     ]  # fmt: skip
     for path in paths:
         for method in ("GET", "POST", "DELETE", "HEAD", "OPTIONS"):
@@ -208,8 +208,12 @@ def test_every_path_but_health_wants_the_key_even_those_that_do_not_exist(rig: R
                 answer = client.request(method, path, headers={} if given is None else {b"X-API-Key": given})
                 assert answer.status_code == 401, (method, path, given)
                 assert KEY not in answer.text
-    for path in ("/health/live", "/health/ready"):
-        assert client.get(path).status_code == 200
+    pages = ("/", "/docs", "/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js")
+    for path in ("/health/live", "/health/ready", *pages):
+        assert client.get(path).status_code == client.head(path).status_code == 200
+    for path in pages:
+        for method in ("POST", "DELETE", "OPTIONS"):
+            assert client.request(method, path).status_code == 401, (method, path)
     for path in ("/model", "/metrics", "/docs", "/openapi.json"):
         assert client.get(path, headers={"X-API-Key": KEY}).status_code == 200
     assert client.get("/nope", headers={"X-API-Key": KEY}).status_code == 404

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from learner.log.health import HEALTHY, Health, Lost, Unreadable
 from learner.progress import Progress
 from learner.store import StoreUnavailable, Transaction
+from service.metrics import FRESHNESS_BUCKETS
 from service.monitor import Monitor
 
 AT = 1_764_126_000_000
@@ -42,7 +43,7 @@ class Rig:
         self.monitor = Monitor(self.registry, False, 30.0, lambda: self.now, loss_acknowledged=AT)
 
     def turn(self, messages: int = 0, lag: int = 0, health: Health = HEALTHY, **counts: int) -> None:
-        self.monitor.observe(Progress(messages, Counter(counts), Counter(), lag, None, 0.01, health))
+        self.monitor.observe(Progress(messages, Counter(counts), Counter(), {"t/0": lag}, None, 0.01, health))
 
     def value(self, metric: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(f"freshet_learner_{metric}", labels)
@@ -60,6 +61,22 @@ def test_a_learner_is_ready_from_its_first_turn_on(rig: Rig) -> None:
     assert rig.trouble() == "the loop has not polled yet"
     rig.turn()
     assert rig.trouble() is None
+
+
+def test_a_learner_tells_sums_since_it_started_and_what_is_left_of_each_partition(rig: Rig) -> None:
+    before = rig.monitor.status("me", "g", rig.store)
+    assert (before.name, before.group, before.messages, before.lags) == ("me", "g", 0, {})
+    assert before.trouble == "the loop has not polled yet"
+    assert sum(before.freshness) == 0
+    for freshness_ms, reason in ((0.5, "not_json"), (3.0, "not_json"), (1e9, "not_utf8")):
+        lags = {"events/0": 2, "events/3": 0}
+        rig.monitor.observe(Progress(5, Counter(), Counter({reason: 2}), lags, freshness_ms, 0.01))
+    told = rig.monitor.status("me", "g", rig.store)
+    assert (told.messages, told.trouble, told.lags) == (15, None, {"events/0": 2, "events/3": 0})
+    assert told.dead_letters == {"not_json": 4, "not_utf8": 2}
+    within = dict(zip((*FRESHNESS_BUCKETS, None), told.freshness, strict=True))
+    assert {bound: n for bound, n in within.items() if n} == {0.001: 1, 0.005: 1, None: 1}
+    assert told.started_at == before.started_at <= before.at <= told.at
 
 
 def test_a_turn_that_takes_too_long_makes_it_red_and_the_next_one_green(rig: Rig) -> None:
@@ -169,7 +186,7 @@ def test_the_share_of_unmatched_clicks_is_a_metric_and_above_its_bound_a_warning
 
 
 def test_what_happens_in_a_turn_without_messages_is_counted_too(rig: Rig) -> None:
-    rig.monitor.observe(Progress(0, Counter(store_rewound=3), Counter(), 0, None, 0.01))
+    rig.monitor.observe(Progress(0, Counter(store_rewound=3), Counter(), {}, None, 0.01))
     assert rig.registry.get_sample_value("freshet_learner_total", {"kind": "store_rewound"}) == 3
 
 

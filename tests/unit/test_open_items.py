@@ -16,7 +16,7 @@ from learner.belief.gaussian import Belief
 from learner.model.effect import ItemEffect
 from learner.model.spec import load_model
 from learner.record import Record, decode_record
-from learner.record.items import MOST_OPEN, effects_at, read_beliefs
+from learner.record.items import MOST_OPEN, read_items
 from learner.record.served import belief_at
 from learner.step.apply import apply_to_items
 from learner.step.feed import FLIP, NO, TRANSITION, YES, Transitions, by_item
@@ -166,9 +166,10 @@ def test_many_items_at_once_are_served_as_each_alone() -> None:
         learn(rows(*((NO, int(at), int(at), -1.0) for at in np.sort(rng.uniform(0, 60_000, n))))) for n in (1, 3, 50)
     ]
     asked: list[bytes | None] = [*values, None]
-    beliefs, n_events = read_beliefs(effect(), asked, [NAME] * 4)
-    assert n_events == [1, 3, 50, 0]
-    mean, var = effects_at(effect(), beliefs, np.ones((4, MODEL.d), np.float32), AT + 70_000)
+    stored = read_items(effect(), asked, [NAME] * 4)
+    assert stored.n_events.tolist() == [1, 3, 50, 0]
+    now = AT + 70_000
+    mean, var = stored.at(effect(), now).effects(effect(), np.ones((4, MODEL.d), np.float32), now)
     for i, value in enumerate(values):
         alone = belief_at(effect(), record(value), AT + 70_000)
         assert mean[i] == pytest.approx(float(alone.mean[0]), abs=1e-5)
