@@ -145,7 +145,7 @@ def declaration(values: Sequence[Any]) -> str:
     if not values:
         return "empty throughout"
     if all(isinstance(one, bool) for one in values):
-        return '{ kind = "numeric", coerce = true }'
+        return '{ kind = "boolean" }'
     if all(_is_number(one) for one in values):
         numbers = np.array([float(one) for one in values])
         std = float(numbers.std())
@@ -168,7 +168,7 @@ def _category(values: Sequence[str]) -> str:
     if len(counts) < 2:
         return "the same throughout"
     if len(counts) > MOST_VALUES or len(counts) > len(values) / 2:
-        return f"text of {len(counts):,} different values, too many to list"
+        return f"text of {len(counts):,} different values, too many to list; kind = 'hashed' would take them"
     return f'{{ kind = "category", values = {_list_of(counts)}, unknown = "ignore" }}'
 
 
