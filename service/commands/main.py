@@ -12,12 +12,12 @@ from pathlib import Path
 
 import msgspec
 
+from freshet import FreshetError
 from learner.log import LogUnavailable
 from learner.model.duration import ModelError
 from learner.record import RecordError
 from learner.store import StoreUnavailable
 from service import DISTRIBUTION
-from service.client import Refused
 from service.commands import check, demo, evaluate, fit, inspect, learn, replay_dlq, serve, up
 from service.commands.command import Command
 from service.environment import PREFIX
@@ -83,10 +83,10 @@ def main(argv: list[str] | None = None) -> int:
             # `fit` is what finds the mean of the offsets; all others must know what stands for one that is missing.
             _ = model.stand_in
         return COMMANDS[arguments.command].run(arguments, settings, model)
-    except (LogUnavailable, StoreUnavailable, RecordError) as exc:
+    except (LogUnavailable, StoreUnavailable, RecordError, FreshetError) as exc:
         print(f"freshet: {exc}", file=sys.stderr)
         return EXIT_FAILED
-    except (SettingsError, ModelError, Refused, ValueError) as exc:
+    except (SettingsError, ModelError, ValueError) as exc:
         print(f"freshet: {exc}", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
