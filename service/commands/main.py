@@ -18,7 +18,7 @@ from learner.model.duration import ModelError
 from learner.record import RecordError
 from learner.store import StoreUnavailable
 from service import DISTRIBUTION
-from service.commands import check, demo, evaluate, fit, inspect, learn, replay_dlq, serve, up
+from service.commands import check, demo, evaluate, fit, inspect, learn, replay_dlq, serve, top, up
 from service.commands.command import Command
 from service.environment import PREFIX
 from service.model_file import read_model
@@ -38,6 +38,7 @@ COMMANDS: dict[str, Command] = {
     "demo": demo,
     "inspect": inspect,
     "replay-dlq": replay_dlq,
+    "top": top,
 }
 
 _DESCRIPTION = """\
@@ -53,6 +54,7 @@ from these posteriors over HTTP.
   freshet demo     simulated users and items that come and go, and the regret of each policy
   freshet inspect  print the record of a user
   freshet replay-dlq  put dead letters back into their topics
+  freshet top      what learners and a service tell, on one screen of a terminal
 """
 _EPILOG = """\
 Settings come from the environment: FRESHET_STORE=redis://host:6379/0, FRESHET_LOG=kafka://host:9092,
