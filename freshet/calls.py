@@ -37,6 +37,8 @@ class ScoreOptions(TypedDict, total=False):
     log_impression: bool
     top_k: int
     shown: Sequence[str]
+    context: Mapping[str, Any]
+    timestamp: int
 
 
 class Call(msgspec.Struct, Generic[T], frozen=True):

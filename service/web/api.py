@@ -7,57 +7,12 @@ from typing import Annotated, Any
 
 import msgspec
 
-from freshet.answers import (
-    Coefficient as Coefficient,
-)
-from freshet.answers import (
-    Contribution as Contribution,
-)
-from freshet.answers import (
-    Erasure as Erasure,
-)
-from freshet.answers import (
-    ErrorBody as ErrorBody,
-)
-from freshet.answers import (
-    ErrorResponse as ErrorResponse,
-)
-from freshet.answers import (
-    EventError as EventError,
-)
-from freshet.answers import (
-    EventsResponse as EventsResponse,
-)
-from freshet.answers import (
-    Explanation as Explanation,
-)
-from freshet.answers import (
-    Health as Health,
-)
-from freshet.answers import (
-    ItemErasure as ItemErasure,
-)
-from freshet.answers import (
-    ItemPosteriorResponse as ItemPosteriorResponse,
-)
-from freshet.answers import (
-    ModelResponse as ModelResponse,
-)
-from freshet.answers import (
-    Posterior as Posterior,
-)
-from freshet.answers import (
-    PosteriorResponse as PosteriorResponse,
-)
-from freshet.answers import (
-    ScoredItem as ScoredItem,
-)
-from freshet.answers import (
-    ScoreResponse as ScoreResponse,
-)
+from freshet.answers import *  # noqa: F403  # `api.ScoreResponse` and all other answers
+from freshet.answers import ErrorBody, ErrorResponse
 from learner.belief.policies import Policy
-from learner.events.wire import Id, Offset, WireItem, with_features
+from learner.events.wire import WireItem, with_features
 from learner.limits import MAX_ITEMS
+from learner.model.fields import Id, Offset, Timestamp
 from learner.model.kinds import Features
 
 Seed = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
@@ -79,7 +34,9 @@ class ScoreRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A slate to rank for a user.
 
     `log_impression` logs what the user is shown: the first `top_k` as ranked (all, if there are fewer), or the items
-    whose ids `shown` has, in that order. Without either it logs all items, in the order they came.
+    whose ids `shown` has, in that order. Without either it logs all items, in the order they came. `context` is what
+    the model's features of the context take, of all items. `timestamp` is when the request was (epoch ms), if not now:
+    features of time, and all else, are as they were then.
     """
 
     user_id: Id
@@ -91,11 +48,13 @@ class ScoreRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log_impression: bool = False
     top_k: TopK | None = None
     shown: Annotated[list[Id], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)] | None = None
+    context: Features = {}
+    timestamp: Timestamp | None = None
 
 
-def score_decoder(features: type[msgspec.Struct] | None) -> msgspec.json.Decoder[ScoreRequest]:
-    """Of requests whose items' features are of that type, a model's `item_struct`; None: of any."""
-    kind = ScoreRequest if features is None else with_features(features, ScoreRequest, ScoreItem)
+def score_decoder(structs: tuple[type[msgspec.Struct], ...] | None) -> msgspec.json.Decoder[ScoreRequest]:
+    """Of requests whose items' features, and context, are of these types, a model's `structs`; None: of any."""
+    kind = ScoreRequest if structs is None else with_features(structs, ScoreRequest, ScoreItem)
     return msgspec.json.Decoder(kind)
 
 
