@@ -52,7 +52,7 @@ def test_a_click_that_the_client_sends_moves_the_score_that_it_asks_for(client: 
     assert known.explanation.user[0].coefficient
     assert client.item_posterior("b").item_known
 
-    eventually(lambda: client.learners().learners[0].messages == 2, 10, "the learner tells of them")
+    eventually(lambda: [one.messages for one in client.learners().learners] == [2], 10, "the learner tells of them")
     assert client.model().name == after.model
     assert "freshet_learner_messages_total 2.0" in client.metrics()
 
