@@ -1,6 +1,6 @@
 # `make help` lists the targets.
 PYTHON ?= python3
-SOURCES := $(shell find learner service -name '*.py' -o -path '*/static/*') deploy/model.toml pyproject.toml README.md requirements-build.lock
+SOURCES := $(shell find learner service freshet -name '*.py' -o -path '*/static/*') deploy/model.toml pyproject.toml README.md requirements-build.lock
 PORT ?= 8000
 
 .DEFAULT_GOAL := help

@@ -12,11 +12,11 @@ import structlog
 from prometheus_client import CollectorRegistry
 from tqdm import tqdm
 
+from freshet.answers import LearnerStatus
 from learner.log.health import HEALTHY, Health
 from learner.store import Store, StoreUnavailable
 from service.metrics import LearnerMetrics, Progress
 from service.shares import Shares
-from service.web.status import LearnerStatus
 
 REPORT_INTERVAL_S = 10.0
 

@@ -6,12 +6,13 @@ import heapq
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import msgspec
 import numpy as np
 from tqdm import tqdm
 
+from freshet import Client, Item
 from learner.belief.gaussian import Array, click_probability, sigmoid
 from learner.belief.policies import ItemEffects, Policy, score_items
 from learner.evaluation.in_memory import InMemory
@@ -19,7 +20,6 @@ from learner.evaluation.simulate import ARRIVALS, CANDIDATES, SHOWN, Catalogue, 
 from learner.events.parse import parse_events
 from learner.events.wire import impression_json
 from learner.model.spec import Model
-from service.client import Client
 
 _ROUND_MS = 12 * 3_600_000
 _START_MS = 1_700_000_000_000
@@ -134,22 +134,22 @@ class Running:
 
     def rank(self, user: str, items: Sequence[Sent], policy: Policy) -> Ranking:
         """POST /score."""
-        scored = self._client.post("/score", {"user_id": user, "policy": policy, "items": items})["items"]
+        scored = self._client.score(user, cast(Sequence[Item], items), policy=policy).items
         place = {item["item_id"]: n for n, item in enumerate(items)}
-        by_place = sorted(scored, key=lambda one: place[one["item_id"]])
-        told = [(one["logit_mean"], one["logit_std"] ** 2, *one.get("item_effect", (0.0, 0.0))) for one in by_place]
-        return Ranking([place[one["item_id"]] for one in scored], *np.array(told).T)
+        by_place = sorted(scored, key=lambda one: place[one.item_id])
+        told = [(one.logit_mean, one.logit_std**2, *(one.item_effect or (0.0, 0.0))) for one in by_place]
+        return Ranking([place[one.item_id] for one in scored], *np.array(told).T)
 
     def coefficients(self, user: str) -> tuple[Array, Array]:
         """GET /users/{id}/posterior."""
-        told = self._client.get(f"/users/{user}/posterior")["coefficients"]
-        return np.array([one["mean"] for one in told]), np.array([one["std"] for one in told])
+        told = self._client.posterior(user).coefficients
+        return np.array([one.mean for one in told]), np.array([one.std for one in told])
 
     def show(self, user: str, request: str, items: Sequence[Sent], click_delays_ms: Mapping[str, int]) -> None:
         """POST /events."""
         ids = {"request_id": request, "user_id": user, "timestamp": self._at}
         clicks = _clicks(user, request, self._at, click_delays_ms)
-        self._client.post("/events", [{"type": "impression", **ids, "items": items}, *clicks])
+        self._client.events([{"type": "impression", **ids, "items": items}, *clicks])
 
 
 class Simulated(NamedTuple):

@@ -22,8 +22,8 @@ from scipy.special import expit
 from tqdm import tqdm
 
 from examples.ranklens.dataset import DatasetMissing, Slate, Slates, load
+from freshet import Client, FreshetError, Item
 from learner.evaluation.metrics import auc, log_loss, rank_slates
-from service.client import Client, Refused
 
 REPORT_EVERY = 500
 
@@ -43,23 +43,22 @@ class Service(Client):
 
     def scores(self, user_id: str, slate: Slate) -> np.ndarray:
         """Scores of a slate, in the order of its items, shape (n_items,)."""
-        items = [
-            {"item_id": item, "features": features, "offset": offset}
-            for item, features, offset in zip(slate.item_ids, slate.features, slate.offsets.tolist(), strict=True)
-        ]
-        answer = self.post("/score", {"user_id": user_id, "items": items})
-        ranked = {item["item_id"]: item["score"] for item in answer["items"]}
+        ranked = {item.item_id: item.score for item in self.score(user_id, sent(slate)).items}
         return np.array([ranked[item] for item in slate.item_ids])
+
+
+def sent(slate: Slate) -> list[Item]:
+    """The items of a slate, as they are sent."""
+    return [
+        {"item_id": item, "features": features, "offset": offset}
+        for item, features, offset in zip(slate.item_ids, slate.features, slate.offsets.tolist(), strict=True)
+    ]
 
 
 def impression(user_id: str, slate: Slate) -> bytes:
     """The impression event of a slate."""
-    items = [
-        {"item_id": item, "features": features, "offset": offset}
-        for item, features, offset in zip(slate.item_ids, slate.features, slate.offsets.tolist(), strict=True)
-    ]
     event = {"type": "impression", "request_id": slate.request_id, "user_id": user_id, "timestamp": slate.timestamp}
-    return msgspec.json.encode({**event, "items": items})
+    return msgspec.json.encode({**event, "items": sent(slate)})
 
 
 def clicks(user_id: str, slate: Slate) -> Iterator[bytes]:
@@ -73,7 +72,7 @@ def clicks(user_id: str, slate: Slate) -> Iterator[bytes]:
 def sending(over: str, bootstrap: str, service: Service) -> Iterator[Send]:
     """How events are sent: to Kafka by a plain producer, or to POST /events."""
     if over == "http":
-        yield lambda topic, user_id, event: (service.post("/events", event), None)[1]
+        yield lambda topic, user_id, event: (service.events(msgspec.json.decode(event)), None)[1]
         return
     from kafka import KafkaProducer
     from kafka.errors import KafkaError
@@ -81,7 +80,7 @@ def sending(over: str, bootstrap: str, service: Service) -> Iterator[Send]:
     try:
         producer = KafkaProducer(bootstrap_servers=bootstrap.split(","), linger_ms=0, bootstrap_timeout_ms=5000)
     except KafkaError as exc:
-        raise Refused(f"no Kafka answers at {bootstrap}: {exc}") from exc
+        raise FreshetError(None, "no_answer", f"no Kafka answers at {bootstrap}: {exc}") from exc
 
     yield lambda topic, user_id, event: (producer.send(topic, event, key=user_id.encode()), None)[1]
     producer.flush()
@@ -171,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
         service = Service(arguments.service, os.environ.get("FRESHET_API_KEY", ""))
         with sending(arguments.over, arguments.kafka, service) as send:
             results = replay(data, service, send, arguments)
-    except (DatasetMissing, Refused) as exc:
+    except (DatasetMissing, FreshetError) as exc:
         print(f"ranklens: {exc}", file=sys.stderr)
         return 2
     print(f"slates after the first {data.split}, each scored before its events were sent:")

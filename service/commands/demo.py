@@ -81,7 +81,7 @@ def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     """Run the simulation for every policy, and print what came of it."""
-    from service.client import Client
+    from freshet import Client
     from service.simulation import Embedded, Freshet, Running, simulate
 
     learns = "the model's own effect of items"

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import msgspec
 
+from freshet import FreshetError
 from learner.log import LogUnavailable
 from learner.model.duration import ModelError
 from learner.record import RecordError
 from learner.schemas import Schemas
 from learner.store import StoreUnavailable
 from service import DISTRIBUTION
-from service.client import Refused
-from service.commands import check, demo, evaluate, fit, inspect, learn, replay_dlq, serve, up
+from service.commands import check, demo, evaluate, fit, inspect, learn, replay_dlq, serve, top, up
 from service.commands.command import Command
 from service.environment import PREFIX
 from service.model_file import read_model
@@ -40,6 +40,7 @@ COMMANDS: dict[str, Command] = {
     "demo": demo,
     "inspect": inspect,
     "replay-dlq": replay_dlq,
+    "top": top,
 }
 
 _DESCRIPTION = """\
@@ -55,6 +56,7 @@ from these posteriors over HTTP.
   freshet demo     simulated users and items that come and go, and the regret of each policy
   freshet inspect  print the record of a user
   freshet replay-dlq  put dead letters back into their topics
+  freshet top      what learners and a service tell, on one screen of a terminal
 """
 _EPILOG = """\
 Settings come from the environment: FRESHET_STORE=redis://host:6379/0, FRESHET_LOG=kafka://host:9092,
@@ -88,10 +90,10 @@ def main(argv: list[str] | None = None) -> int:
             # offset that is missing, and make rows.
             _ = model.stand_in, model.width
         return COMMANDS[arguments.command].run(arguments, settings, model)
-    except (LogUnavailable, StoreUnavailable, RecordError) as exc:
+    except (LogUnavailable, StoreUnavailable, RecordError, FreshetError) as exc:
         print(f"freshet: {exc}", file=sys.stderr)
         return EXIT_FAILED
-    except (SettingsError, ModelError, Refused, ValueError) as exc:
+    except (SettingsError, ModelError, ValueError) as exc:
         print(f"freshet: {exc}", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:

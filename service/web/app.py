@@ -187,7 +187,7 @@ def create_app(
         raw = await read_body(request, MAX_EVENTS_BYTES)
         answer, topics = await in_thread(with_log, operations.append, raw)
         for error in answer.errors:
-            metrics.rejected.labels(error.reason.value).inc()
+            metrics.rejected.labels(error.reason).inc()
         for topic in topics:
             metrics.accepted.labels(topic).inc()
         if answer.errors and not answer.accepted:

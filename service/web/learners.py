@@ -12,11 +12,12 @@ import structlog
 from fastapi import FastAPI, Request, Response
 from starlette.responses import StreamingResponse
 
+from freshet.answers import LearnersResponse, LearnerStatus
 from learner.store import Store, StoreUnavailable
+from service.metrics import FRESHNESS_BUCKETS
 from service.web.http import json_response
 from service.web.openapi import responses
 from service.web.scoring import in_thread
-from service.web.status import LearnersResponse, LearnerStatus
 
 INTERVAL_S = 1.0
 EVENTS = "text/event-stream"
@@ -57,7 +58,7 @@ class Learners:
             try:
                 told = await self.now()
             except StoreUnavailable:
-                told = LearnersResponse(self._model, _now_ms(), [], trouble="the store is away")
+                told = LearnersResponse(self._model, _now_ms(), [], FRESHNESS_BUCKETS, "the store is away")
             yield b"data: " + msgspec.json.encode(told) + b"\n\n"
             try:
                 await asyncio.wait_for(self._ended.wait(), INTERVAL_S)
@@ -75,7 +76,7 @@ class Learners:
                 told.append(msgspec.json.decode(status, type=LearnerStatus))
             except msgspec.DecodeError as exc:
                 log.warning("a learner tells of itself in another way: of another version?", error=str(exc))
-        return LearnersResponse(self._model, _now_ms(), told)
+        return LearnersResponse(self._model, _now_ms(), told, FRESHNESS_BUCKETS)
 
 
 def add_learners(app: FastAPI, learners: Learners) -> None:

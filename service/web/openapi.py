@@ -9,13 +9,13 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from freshet.answers import LearnersResponse
 from learner.events.wire import WireClick, WireImpression
 from learner.limits import MAX_ID_LENGTH
 from learner.model.kinds import Category, Feature, Numeric
 from learner.model.spec import Model
 from service.web import api
 from service.web.guard import OPEN_PATHS
-from service.web.status import LearnersResponse
 
 _REF = "#/components/schemas/{name}"
 _TYPES = [

@@ -130,7 +130,7 @@ class Operations:
             user_id=wanted.user_id,
             user_known=record.n_events > 0,
             posterior=state(record, now),
-            ranked=ranked,
+            ranked=msgspec.to_builtins(ranked),
             items=ranked_items(wanted, scores, self._model, belief, rows, offset, slate),
             logged=False,
             took_ms=(time.perf_counter() - started) * 1000,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-import msgspec
-
+from freshet.answers import Outcome
 from learner.model.effect import Effect
 from learner.record import Record, State
 
@@ -15,21 +14,6 @@ _STATES: dict[int, Literal["open", "settled", "clicked"]] = {
     State.SETTLED: "settled",
     State.CLICKED: "clicked",
 }
-
-
-class Outcome(msgspec.Struct, frozen=True):
-    """What was shown, and what is known of it: open, learnt as a "no" (settled), or clicked; `shown_at` in epoch ms.
-
-    A record has outcomes while a click may come, and knows neither their items nor their requests. An item's open
-    outcomes stand for several `impressions` of about one age.
-    """
-
-    state: Literal["open", "settled", "clicked"]
-    shown_at: int
-    age_seconds: float
-    offset: float
-    weight: float
-    impressions: int
 
 
 def outcomes(record: Record, effect: Effect, now: int) -> list[Outcome]:

@@ -20,6 +20,8 @@ def locked(file: str) -> dict[str, str]:
     found = dict(re.findall(r"^([a-z0-9._-]+)==([^\s;]+)", text, re.MULTILINE))
     blocks = re.split(r"^(?=[a-z0-9])", text, flags=re.MULTILINE)[1:]
     assert all("--hash=sha256:" in block for block in blocks)
+    # No marker of a merge, nor anything else that pip would not read.
+    assert all(re.match(r"[a-z0-9]|    --hash=", line) for line in text.splitlines()), file
     return found
 
 

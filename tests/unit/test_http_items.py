@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from freshet import Client, EventsResponse
 from learner.belief.gaussian import click_probability
 from learner.belief.policies import ItemEffects, item_noise, score_items
 from learner.evaluation.simulate import WIDTH, Catalogue, World, best_of
@@ -25,10 +26,10 @@ from learner.record import decode_record, encode_record, fresh_record
 from learner.record.items import item_id
 from learner.record.served import belief_at
 from learner.store import Store, Write, open_store, write_alone
-from service.client import Client
 from service.settings import Settings
 from service.simulation import Running, simulate
 from service.web.app import create_app
+from tests.asking import through
 from tests.stepping import apply, parsed
 from tests.unit.test_http import Away, NoLog
 
@@ -308,17 +309,13 @@ class Direct(Client):
     """A client of a rig's service, whose learner learns what it sends at once."""
 
     def __init__(self, rig: Rig) -> None:
+        super().__init__(transport=through(rig.client))
         self._rig = rig
 
-    def post(self, path: str, body: object) -> Any:
-        answer = self._rig.client.post(path, json=body)
-        assert answer.status_code in {200, 202}, answer.text
-        if path == "/events":
-            self._rig.learner.turn()
-        return answer.json()
-
-    def get(self, path: str) -> Any:
-        return self._rig.client.get(path).json()
+    def events(self, events: Any) -> EventsResponse:
+        answer = super().events(events)
+        self._rig.learner.turn()
+        return answer
 
 
 def test_simulated_users_of_a_running_service_teach_it_which_items_are_good(rig: Rig) -> None:
