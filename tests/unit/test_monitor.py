@@ -43,7 +43,7 @@ class Rig:
         self.monitor = Monitor(self.registry, False, 30.0, lambda: self.now, loss_acknowledged=AT)
 
     def turn(self, messages: int = 0, lag: int = 0, health: Health = HEALTHY, **counts: int) -> None:
-        self.monitor.observe(Progress(messages, Counter(counts), Counter(), {"t/0": lag}, None, 0.01, health))
+        self.monitor.observe(Progress(messages, Counter(counts), Counter(), {"t/0": lag}, None, {}, health))
 
     def value(self, metric: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(f"freshet_learner_{metric}", labels)
@@ -70,7 +70,7 @@ def test_a_learner_tells_sums_since_it_started_and_what_is_left_of_each_partitio
     assert sum(before.freshness) == 0
     for freshness_ms, reason in ((0.5, "not_json"), (3.0, "not_json"), (1e9, "not_utf8")):
         lags = {"events/0": 2, "events/3": 0}
-        rig.monitor.observe(Progress(5, Counter(), Counter({reason: 2}), lags, freshness_ms, 0.01))
+        rig.monitor.observe(Progress(5, Counter(), Counter({reason: 2}), lags, freshness_ms, {}))
     told = rig.monitor.status("me", "g", rig.store)
     assert (told.messages, told.trouble, told.lags) == (15, None, {"events/0": 2, "events/3": 0})
     assert told.dead_letters == {"not_json": 4, "not_utf8": 2}
@@ -186,7 +186,7 @@ def test_the_share_of_unmatched_clicks_is_a_metric_and_above_its_bound_a_warning
 
 
 def test_what_happens_in_a_turn_without_messages_is_counted_too(rig: Rig) -> None:
-    rig.monitor.observe(Progress(0, Counter(store_rewound=3), Counter(), {}, None, 0.01))
+    rig.monitor.observe(Progress(0, Counter(store_rewound=3), Counter(), {}, None, {}))
     assert rig.registry.get_sample_value("freshet_learner_total", {"kind": "store_rewound"}) == 3
 
 
