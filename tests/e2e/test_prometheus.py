@@ -167,6 +167,18 @@ def test_dead_letters_are_told_until_there_are_no_more(observed: Observed) -> No
     observed.goes_away("FreshetDeadLetters")
 
 
+def test_clicks_without_impressions_are_told_until_their_share_is_small(observed: Observed) -> None:
+    at = time.time_ns() // 1_000_000
+    lost = {"type": "click", "user_id": "lost", "item_id": "b", "timestamp": at - 3_600_000}
+    seen = {"type": "impression", "request_id": "seen", "user_id": "lost", "timestamp": at, "items": ITEMS}
+    # The later event of their user says that no impression comes any more.
+    events = [*({**lost, "request_id": f"lost{i}"} for i in range(120)), seen]
+    observed.append([json.dumps(event).encode() for event in events])
+    observed.fires("FreshetUnmatchedClicks")
+    observed.append(slates(2_500, "many"))
+    observed.goes_away("FreshetUnmatchedClicks")
+
+
 def test_a_learner_without_its_store_is_stuck_until_it_is_back(observed: Observed) -> None:
     with sqlite3.connect(observed.store, isolation_level=None) as other:
         other.execute("BEGIN EXCLUSIVE")
