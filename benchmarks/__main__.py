@@ -15,7 +15,19 @@ from benchmarks.against.tree import commit_of
 from benchmarks.harness import COMMITTED, Context, Figure, as_json, table, worse, yardstick
 from tests.servers import Missing
 
-SUBJECTS = ("posterior", "learner", "freshness", "busy_user", "score", "items", "memory", "start", "growth", "soak")
+SUBJECTS = (
+    "posterior",
+    "foreign",
+    "learner",
+    "freshness",
+    "busy_user",
+    "score",
+    "items",
+    "memory",
+    "start",
+    "growth",
+    "soak",
+)
 ONLY_IN_FULL = ("soak",)
 AGAINST = "against"
 

@@ -22,7 +22,7 @@ from benchmarks.http_process import Client, PythonProcess, cpu_s, keep_asking
 from benchmarks.learner import processes, stream_of
 from benchmarks.score import CONNECTIONS, USER, body, known_user
 from benchmarks.workload import START_MS, fill_topic, freshet_environ, items, make_topic, model, shared
-from learner.events.parse import item_key
+from learner.events.keys import item_key
 from learner.events.wire import impression_json
 from learner.model.effect import ItemEffect
 from learner.record import decode_record, encode_record

@@ -12,6 +12,7 @@ import msgspec
 from prometheus_client import CollectorRegistry
 
 from learner.events.wire import Reason
+from learner.model.events_file import ClickRule, EventsFile, ImpressionRule
 from learner.model.file import (
     ClickDelay,
     EarlierItemPrior,
@@ -41,7 +42,8 @@ Every key of the model, setting, metric and route. Made from the code by `python
 _TABLES = {
     "click_delay": ClickDelay, "effects": Effects, "effects.user": UserFile, "effects.item": ItemFile,
     "effects.item.prior": ItemPrior, "effects.item.prior.earlier": EarlierItemPrior, "offset": OffsetRule,
-    "prior": Prior, "prior.earlier": EarlierPrior,
+    "prior": Prior, "prior.earlier": EarlierPrior, "events": EventsFile, "events.impression": ImpressionRule,
+    "events.click": ClickRule,
 }  # fmt: skip
 _NOTHING: Any = None  # What the apps would ask only when they are asked.
 
@@ -62,6 +64,10 @@ def _model() -> Iterable[str]:
         yield f"### `{title}`\n\n{_summary(struct)}\n"
         yield from _struct(struct)
     yield "### `features`\n\nA table by the feature's name; `kind` says which of these it is.\n"
+    yield (
+        'With `from = "context"` its value is in the `context` of the impression or the request to score, said once.\n'
+        "What is made of the time, or of other features, takes no value.\n"
+    )
     feature = get_args(get_args(get_type_hints(ModelFile, include_extras=True)["features"])[0])[1]
     for kind in get_args(feature):
         yield f'#### `kind = "{kind.__struct_config__.tag}"`\n\n{_summary(kind)}\n'
@@ -177,8 +183,13 @@ def _words(kind: Any) -> str:
             return "text"
         case i.BoolType():
             return "true or false"
+        case i.ListType(item_type=i.UnionType()):
+            return "list of such"
         case i.ListType(item_type=one):
-            return f"list of {_words(one)}s"
+            what, sign, bounds = _words(one).partition(" >")
+            return f"list of {what}s{sign}{bounds}"
+        case i.TupleType(item_types=types):
+            return f"list of {len(types)} {_words(types[0])}s"
         case i.StructType() | i.DictType():
             return "table"
     return str(kind)

@@ -19,6 +19,8 @@ MAX_LIST_LENGTH = 4_096
 """Values of a multi or vector feature. Lists do not nest."""
 MAX_NUMBER = 1e30
 """Of a numeric or vector feature, either way: beyond it they hardly fit the 32 bits they have in a record."""
+MAX_RECORD_BYTES = 32 << 20
+"""The numbers of a user's record, its belief and the rows of `max_open` outcomes: what a learner reads at a time."""
 MAX_OFFSET = 1_000
 """Of an item's offset, either way: beyond it a logistic model says nothing more, and sums would overflow."""
 MIN_TIMESTAMP_MS = 946_684_800_000

@@ -86,7 +86,7 @@ class Learner:
         self._sweeps = Sweeps(self.model.window_ms)
         self._record_bytes = len(encode_record(fresh_record(self.model), self.model))
         self._positions = Positions(self.store, self.reader, self.commit_interval_s)
-        self._check = ModelCheck(self.model.name)
+        self._check = ModelCheck(self.model.name, self.model.events is not None)
         self._letters = DeadLetters(self.dead_letters)
         self._busy = BusyUsers(self.max_slates_per_minute)
         self._patience = Patience(self.reader, self.stop)
@@ -154,8 +154,8 @@ class Learner:
             self._vanished.forget()
             if self._items is not None:
                 self._items.forget()
-        lags, took = self.reader.lags(), self._laps.seconds
-        return Progress(len(messages), counts, bad, lags, freshness_ms, took, self.reader.health())
+        reader, took = self.reader, self._laps.seconds
+        return Progress(len(messages), counts, bad, reader.lags(), freshness_ms, took, reader.health())
 
     def _most(self) -> int:
         """How many messages to take: each may be of another user, whose record is as large as those written last."""
@@ -163,9 +163,12 @@ class Learner:
 
     def _take(self, messages: Sequence[Message], counts: Counter[str], bad: Counter[str]) -> float | None:
         """Learn what can be learnt of some messages, and bury the rest; returns the freshness, in ms."""
-        batch, refused = self._parse(messages)
+        # A schema registry may be away, too.
+        batch, refused = self._patience.call(counts, partial(self._parse, messages))
         self._laps.lap("parse")
         impressions = int((batch.events.event["kind"] == IMPRESSION).sum())
+        if passed_over := batch.user.count("") - len(refused):
+            counts["passed_over"] += passed_over
         self._check.events(len(messages), impressions, Counter(why.reason for why in refused.values()))
 
         def bury(refused: Mapping[int, BadEvent]) -> None:

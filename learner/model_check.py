@@ -16,6 +16,9 @@ LEAST_RECORDS = 20
 
 OF_THE_MODEL = frozenset({Reason.UNKNOWN_FEATURE, Reason.UNKNOWN_CATEGORY, Reason.BAD_FEATURE, Reason.MISSING_OFFSET})
 
+OF_THE_MAPPING = frozenset({Reason.UNKNOWN_TYPE, Reason.BAD_FIELD, Reason.BAD_TIMESTAMP})
+"""Of a model that says where events of another shape have what."""
+
 
 class ModelMismatch(ValueError):
     """The model cannot be the one that the topic's events, or the store's records, are of."""
@@ -24,8 +27,10 @@ class ModelMismatch(ValueError):
 class ModelCheck:
     """Counts of the first `SAMPLE` messages and of the first `SAMPLE` records, and what was wrong with them."""
 
-    def __init__(self, model_name: str) -> None:
+    def __init__(self, model_name: str, maps_events: bool = False) -> None:
         self._model_name = model_name
+        self._maps_events = maps_events
+        self._reasons = OF_THE_MODEL | OF_THE_MAPPING if maps_events else OF_THE_MODEL
         self._messages = self._impressions = self._records = 0
         self._refused: Counter[Reason] = Counter()
         self._foreign = 0
@@ -51,15 +56,18 @@ class ModelCheck:
             return
         self._messages += messages
         self._impressions += impressions
-        self._refused += Counter({reason: n for reason, n in refused.items() if reason in OF_THE_MODEL})
+        self._refused += Counter({reason: n for reason, n in refused.items() if reason in self._reasons})
         n_refused = self._refused.total()
         # Sooner, if the rest of the sample cannot change it.
         if n_refused > (self._impressions if self._messages >= SAMPLE else SAMPLE / 2):
+            what, why = "impressions", "for their features"
+            if self._maps_events:
+                what, why = "impressions and bad events", "as [events] reads them, or for their features"
             reasons = ", ".join(f"{reason} {n:,}" for reason, n in self._refused.most_common())
             raise ModelMismatch(
                 f"model {self._model_name!r} cannot be the topic's: of its first {self._impressions + n_refused:,} "
-                f"impressions {n_refused:,} were refused for their features ({reasons}); expected the model.toml that "
-                "the events are made for, or another topic"
+                f"{what} {n_refused:,} were refused {why} ({reasons}); expected the model.toml that the events are "
+                "made for, or another topic; `freshet check --sample` says what it finds in one"
             )
 
     def records(self, known: int) -> None:

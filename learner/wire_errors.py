@@ -18,7 +18,7 @@ UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 MAX_NAME_SHOWN = 64
 _PLACE = re.compile(r"(.*) - at (?:`key` in )?`\$([^`]*)`", re.DOTALL)
-_IN_FEATURES = re.compile(r"items\[(\d+)\]\.features\[\.\.\.\]")
+_IN_FEATURES = re.compile(r"(?:items\[(\d+)\]\.features|context)\[\.\.\.\]")
 
 
 class Flaw(NamedTuple):
@@ -74,15 +74,16 @@ def explain(raw: bytes, exc: Exception, choices: Mapping[str, str]) -> Flaw:
         # The only messages with what was sent.
         what = f"Invalid value: expected {choices[field]}" if field in choices else "Invalid value"
     if inside := _IN_FEATURES.match(field):
-        name = _bad_feature(raw, int(inside[1]))
+        name = _bad_feature(raw, None if inside[1] is None else int(inside[1]))
         field = field if name is None else f"{field[: inside.end() - 5]}.{name}{field[inside.end() :]}"
     return Flaw(True, field, what, over_limit=" of length <= " in what)
 
 
-def _bad_feature(raw: bytes, index: int) -> str | None:
-    """The name that msgspec does not tell: of the first feature of an item with a value that none may have."""
+def _bad_feature(raw: bytes, index: int | None) -> str | None:
+    """The name that msgspec does not tell: of an item's first feature, or the context's, with a value none may have."""
     try:
-        features = msgspec.json.decode(raw)["items"][index]["features"]
+        sent = msgspec.json.decode(raw)
+        features = sent["context"] if index is None else sent["items"][index]["features"]
     except (*UNREADABLE, LookupError, TypeError):
         return None  # With a repeated key the last one counts here, and each of them for the decoder.
     for name, value in features.items() if isinstance(features, dict) else ():

@@ -33,6 +33,7 @@ FATES: dict[str, tuple[str, str]] = {
     "late_clicks": ("Clicks behind the attribution window.", "many: the window is short"),
     "flips": ('Clicks on an outcome that had settled as a "no".', "above 0.1 of clicks: `click_delay` is short"),
     "repeated": ("Events that say what was known.", ""),
+    "passed_over": ("Events of other types, which `[events]` says to pass over.", "all: `when` names the wrong types"),
     "replayed": ("Events that were applied before, and came again.", "for long: offsets are not committed"),
     "erased": ("Events from before their user's erasure, and erasures.", ""),
     "settled_early": (

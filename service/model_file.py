@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from learner.model.duration import ModelError
-from learner.model.prior_file import PriorFile, decode_prior, with_prior
+from learner.model.in_force import with_prior
+from learner.model.prior_file import PriorFile, decode_prior
 from learner.model.spec import Model, load_model
 
 

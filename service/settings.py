@@ -65,6 +65,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         PEM files with a certificate of our own and its key.
     kafka_ssl_password
         Of that key.
+    schemas
+        Of Avro and JSON behind a registry's framing: its URL, or a folder with ``<id>.avsc``, or one such file.
     kafka_session_timeout_ms
         After which a learner that died has its partitions given to others.
     unreadable
@@ -134,6 +136,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     kafka_ssl_certfile: str = ""
     kafka_ssl_keyfile: str = ""
     kafka_ssl_password: str = ""
+    schemas: str = ""
     kafka_session_timeout_ms: PositiveInt = 10_000
     unreadable: Annotated[str, msgspec.Meta(pattern="^(wait|skip)$")] = "wait"
     loss_acknowledged: Annotated[datetime, msgspec.Meta(tz=True)] = datetime(1970, 1, 1, tzinfo=UTC)

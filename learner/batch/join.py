@@ -239,9 +239,9 @@ def _sort(
     n_offsets, sum_of_offsets, seen = 0, 0.0, np.zeros(model.width, dtype=bool)
     try:
         for shown_file, clicked_file in parts:
-            shown = _load(shown_file, shown_row, end, erasures)
-            clicked = _load(clicked_file, _CLICKED, end, erasures)
-            clicked_at = _first_clicks(shown, clicked)
+            shown = _load(shown_file, shown_row, end, erasures, model.by_item)
+            clicked = _load(clicked_file, _CLICKED, end, erasures, model.by_item)
+            clicked_at = _first_clicks(shown, clicked, model.by_item)
             delay = clicked_at - shown["at"]
             clicked = shown[clicked_at >= 0]
             delays.add(_ids(clicked), delay[clicked_at >= 0], end - clicked["at"])
@@ -268,10 +268,10 @@ def _sort(
     return Outcomes(table, row, user, counted, n_offsets, mean_offset, delay, horizon, seen, end)
 
 
-def _load(file: IO[bytes], row: np.dtype[np.void], end: int, erasures: Erasures) -> Structured:
+def _load(file: IO[bytes], row: np.dtype[np.void], end: int, erasures: Erasures, by_item: bool) -> Structured:
     """The rows up to the log's end by user, time and key, only the earliest of each outcome; the file is given up.
 
-    Those that are erased are left out.
+    Those that are erased are left out. An item's outcomes are told apart by their times, if its clicks are.
     """
     file.seek(0)
     rows: Any = np.frombuffer(file.read(), row)
@@ -279,19 +279,26 @@ def _load(file: IO[bytes], row: np.dtype[np.void], end: int, erasures: Erasures)
     rows = erasures.leave(rows[rows["at"] <= end])
     rows = rows[np.lexsort((rows["at"], rows["key"], rows["user"]))]
     repeats = (np.diff(rows["user"]) == 0) & (np.diff(rows["key"]) == 0)
+    if by_item:
+        repeats &= np.diff(rows["at"]) == 0
     rows = rows[np.append(True, ~repeats)] if len(rows) else rows
     return np.asarray(rows[np.lexsort((rows["key"], rows["at"], rows["user"]))])
 
 
-def _first_clicks(shown: Structured, clicked: Structured) -> NDArray[np.int64]:
-    """When each outcome was clicked, -1 for never."""
-    at = np.full(len(shown), -1, dtype=np.int64)
-    if len(clicked):
-        ids, order = _ids(clicked), np.argsort(_ids(clicked))
-        place = order[np.minimum(np.searchsorted(ids, _ids(shown), sorter=order), len(ids) - 1)]
-        found = ids[place] == _ids(shown)
-        at[found] = clicked["at"][place[found]]
-    return at
+def _first_clicks(shown: Structured, clicked: Structured, by_item: bool) -> NDArray[np.int64]:
+    """When each outcome was clicked, -1 for never; of an item shown several times, the latest that a click follows."""
+    n = len(shown)
+    ids, at = (np.concatenate([_ids(shown), _ids(clicked)]), np.concatenate([shown["at"], clicked["at"]]))
+    is_click = np.arange(len(ids)) >= n
+    # Each outcome before its clicks: by time, where that tells which of several it is.
+    order = np.lexsort((at, is_click, ids) if not by_item else (is_click, at, ids))
+    shown_last = np.maximum.accumulate(np.where(is_click[order], -1, np.arange(len(order))))
+    of = order[np.maximum(shown_last, 0)]
+    found = is_click[order] & (shown_last >= 0) & (ids[of] == ids[order])
+    never = np.iinfo(np.int64).max
+    first = np.full(n, never)
+    np.minimum.at(first, of[found], at[order][found])
+    return np.where(first == never, -1, first)
 
 
 def _ids(rows: Structured) -> NDArray[np.uint64]:

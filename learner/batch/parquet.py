@@ -1,12 +1,13 @@
 """Parquet logs: events in a column `value`, as Kafka sinks write them; or one row an outcome, its features in columns.
 
+A feature of the context has a column too, with the same value in all rows of a slate.
 Columns may have any type that pandas writes for the purpose: a missing value is null or NaN, whole numbers may be
 floats or decimals, times epoch milliseconds or timestamps (without a zone: UTC), texts may be categories.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import groupby
 from math import isfinite
 from pathlib import Path
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 
 from learner.batch.raw import LogError, Raw
 from learner.events.wire import BadEvent, Reason
+from learner.model.kinds import Age
 from learner.model.spec import Model
 
 _IDS = ("user_id", "request_id", "item_id")
@@ -66,8 +68,10 @@ def _events(file: Path, table: Any) -> Iterator[Raw]:
 def _outcomes(file: Path, table: Any, model: Model) -> Iterator[Raw]:
     columns = [name for name in table.schema_arrow.names if not name.startswith(_INDEX)]
     _check_names(file, columns, model)
-    wanted = [name for name in columns if name in _FACTS or name in model.features]
-    converters = {name: _converter(file, name, table.schema_arrow.field(name).type) for name in wanted}
+    taken = {**model.item_features, **model.context_features}
+    wanted = [name for name in columns if name in _FACTS or name in taken]
+    times = {*_TIMES, *(name for name, one in taken.items() if isinstance(one, Age))}
+    converters = {name: _converter(file, name, table.schema_arrow.field(name).type, times) for name in wanted}
 
     def rows() -> Iterator[tuple[int, dict[str, Any]]]:
         number = 0
@@ -78,7 +82,7 @@ def _outcomes(file: Path, table: Any, model: Model) -> Iterator[Raw]:
                 yield number, dict(zip(converters, row, strict=True))
 
     for _, slate in groupby(rows(), key=lambda one: tuple(one[1][name] for name in _SLATE)):
-        yield from _slate_events(file, list(slate))
+        yield from _slate_events(file, list(slate), model)
 
 
 def _check_names(file: Path, columns: list[str], model: Model) -> None:
@@ -87,30 +91,32 @@ def _check_names(file: Path, columns: list[str], model: Model) -> None:
             f"log {str(file)!r}: lacks the columns {', '.join(absent)}; expected a column `value` of events, or one "
             f"row an outcome with {', '.join(_FACTS[:5])}, perhaps offset and weight, and one column for each feature"
         )
-    unknown = [name for name in columns if name not in model.features and name not in _FACTS]
+    taken = [*model.item_features, *model.context_features]
+    unknown = [name for name in columns if name not in taken and name not in _FACTS]
     if unknown and not model.ignore_unknown:
         raise LogError(
             f"log {str(file)!r}: columns {', '.join(unknown)} are not features of model {model.name!r}, "
-            f"which has {', '.join(model.features)}"
+            f"which has {', '.join(taken)}"
         )
 
 
-def _slate_events(file: Path, rows: list[tuple[int, dict[str, Any]]]) -> Iterator[Raw]:
+def _slate_events(file: Path, rows: list[tuple[int, dict[str, Any]]], model: Model) -> Iterator[Raw]:
     """The impression of a slate, and its clicks; as in the log, one bad item makes a bad impression."""
     first, facts = rows[0]
+    context = {name: facts[name] for name in model.context_features if facts.get(name) is not None}
     items = []
     for number, row in rows:
-        if why := _flaw(row):
+        if why := _flaw(row) or _other_context(row, facts, model):
             yield Raw(f"{file}: row {number}", why)
             return
-        features = {name: value for name, value in row.items() if name not in _FACTS and value is not None}
+        said = {name: row.get(name) for name in model.item_features if name not in _FACTS}
+        features = {name: value for name, value in said.items() if value is not None}
         item = {"item_id": row["item_id"], "features": features}
         items.append(item | {name: row[name] for name in _NUMBERS if row.get(name) is not None})
     ids = {"user_id": facts["user_id"], "request_id": facts["request_id"]}
     place = f"{file}: row {first}" if len(rows) == 1 else f"{file}: rows {first} to {rows[-1][0]}"
-    yield Raw(
-        place, msgspec.json.encode({"type": "impression", **ids, "timestamp": facts["timestamp"], "items": items})
-    )
+    shown = {"type": "impression", **ids, "timestamp": facts["timestamp"], "items": items}
+    yield Raw(place, msgspec.json.encode(shown | ({"context": context} if context else {})))
     for number, row in rows:
         at = row.get("clicked_at")
         if isinstance(at, BadEvent):
@@ -132,8 +138,18 @@ def _flaw(row: dict[str, Any]) -> BadEvent | None:
     return None
 
 
-def _converter(file: Path, name: str, kind: Any) -> Converter:
-    """How a column of this Arrow type is read.
+def _other_context(row: dict[str, Any], facts: dict[str, Any], model: Model) -> BadEvent | None:
+    """Why a row is not of the same request as the first of its slate."""
+    for name in model.context_features:
+        if row.get(name) != facts.get(name):
+            return BadEvent(
+                Reason.BAD_FIELD, f"column {name!r}: expected one value in all rows of a slate: the context"
+            )
+    return None
+
+
+def _converter(file: Path, name: str, kind: Any, times: Collection[str]) -> Converter:
+    """How a column of this Arrow type is read; some hold times.
 
     Raises
     ------
@@ -144,7 +160,7 @@ def _converter(file: Path, name: str, kind: Any) -> Converter:
         if pa.types.is_integer(kind) or _is_real(kind):
             return lambda column: [_id(one) for one in _whole(name, column)]
         return _texts(file, name, kind, "ids as text or whole numbers")
-    if name in _TIMES:
+    if name in times:
         if pa.types.is_timestamp(kind):
             milliseconds = pa.timestamp("ms", kind.tz)
             return lambda column: column.cast(milliseconds, safe=False).cast(pa.int64()).to_pylist()

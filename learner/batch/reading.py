@@ -21,7 +21,7 @@ from learner.events.wire import BadEvent, Reason
 from learner.log import Message, read_to_end
 from learner.model.spec import Model
 
-__all__ = ["LogError", "Skipped", "read_events"]
+__all__ = ["LogError", "Skipped", "raw_events", "read_events"]
 
 _EVENTS_TOGETHER = 1_024
 # Behind the first event with a foreign feature, to name all of them at once.
@@ -65,7 +65,7 @@ def read_events(
     for source in sources:
         # A generator that holds a connection must be closed here and now: when Python ends, kafka-python's own thread
         # is gone, and closing its consumer would wait for it without end.
-        with closing(_raw_events(source, model, topics, kafka or {})) as raws:
+        with closing(raw_events(source, model, topics, kafka or {})) as raws:
             while some := list(islice(raws, _EVENTS_TOGETHER)):
                 parsed = _parse(some, model)
                 for at, why in sorted(parsed.bad.items()):
@@ -101,21 +101,22 @@ class _Slate(msgspec.Struct):
 
 def _misfit(why: BadEvent, some: Sequence[Raw], following: Iterator[Raw], model: Model) -> str:
     """How the features of these events differ from the model's, if one of them is unknown."""
-    if why.reason is not Reason.UNKNOWN_FEATURE:
+    if why.reason is not Reason.UNKNOWN_FEATURE or str(why).startswith("context"):
         return ""
     items: Counter[str] = Counter()
     for raw in chain(some, islice(following, _EVENTS_LOOKED_AT)):
         with suppress(msgspec.MsgspecError, UnicodeDecodeError):
             sent = raw.value if isinstance(raw.value, bytes) else b""
             items.update(name for item in msgspec.json.decode(sent, type=_Slate).items for name in item.features)
-    unknown = [f"{name} ({n:,} items)" for name, n in sorted(items.items()) if name not in model.features]
-    absent = [name for name in model.features if name not in items]
+    unknown = [f"{name} ({n:,} items)" for name, n in sorted(items.items()) if name not in model.item_features]
+    absent = [name for name in model.item_features if name not in items]
     return f"; from there on the log has {', '.join(unknown)}, which model {model.name!r} has not" + (
         f", and lacks {', '.join(absent)}" if absent else ""
     )
 
 
-def _raw_events(source: str, model: Model, topics: Sequence[str], kafka: Mapping[str, Any]) -> Generator[Raw]:
+def raw_events(source: str, model: Model, topics: Sequence[str], kafka: Mapping[str, Any]) -> Generator[Raw]:
+    """The events of one source as they stand there; see `read_events`. Close it, if it is not read to its end."""
     if "://" in source:
         yield from _from_log(source, topics, kafka)
         return

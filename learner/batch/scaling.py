@@ -1,14 +1,87 @@
-"""What a log says of the model's features: their scaling, and which of them it lacks. Pure."""
+"""What a log says of the model's features: their scale and edges, and which of them it lacks. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
 import numpy as np
 
 from learner.batch.join import Outcomes
-from learner.model.kinds import Numeric
-from learner.model.spec import Model
+from learner.batch.raw import LogError
+from learner.belief.gaussian import Array
+from learner.model.file import ModelFile
+from learner.model.kind import Found
+from learner.model.kinds import Age, Bucket, Feature, Numeric
+from learner.model.spec import Model, build_model
+
+# Of so many values a quantile is within a tenth of a percent of what it is in the log.
+MAX_VALUES = 1 << 20
+_USERS = 4_096
+
+
+def probe(model: Model) -> Model:
+    """A model whose rows have the raw values of the features that are to be fitted, and which are missing."""
+    features: dict[str, Feature] = {}
+    for name, feature in model.features.items():
+        if isinstance(feature, Numeric | Age) and feature.unfitted:
+            features[name] = msgspec.structs.replace(feature, scale="given", missing="indicator")
+        elif isinstance(feature, Bucket) and feature.unfitted:
+            features[name] = Numeric(missing="indicator", coerce=feature.coerce, origin=feature.origin)
+    said = model.specification
+    return build_model(
+        ModelFile(
+            name=said.name, features=features, unknown_features="ignore",
+            attribution_window=said.attribution_window, max_ahead=said.max_ahead,
+        )
+    )  # fmt: skip
+
+
+def find_numbers(outcomes: Outcomes, model: Model) -> dict[str, Found]:
+    """Mean and std, or edges, of the features that a model left to be found.
+
+    Parameters
+    ----------
+    outcomes
+        Of the log, read with its `probe`.
+
+    Raises
+    ------
+    LogError
+        If a feature has but one value in it.
+    """
+    step = len(outcomes) // MAX_VALUES + 1
+    found: dict[str, Found] = {}
+    for i, name in enumerate(model.unfitted):
+        values = _values(outcomes, 1 + 2 * i, step)
+        feature = model.features[name]
+        edges = _edges(values, feature.quantiles or 0) if isinstance(feature, Bucket) else []
+        if not len(values) or (not edges if isinstance(feature, Bucket) else values.min() == values.max()):
+            raise LogError(
+                f"features.{name}: the {len(outcomes):,} outcomes have no two values of it: no scale or edges can be "
+                "found; expected every feature in the log"
+            )
+        found[name] = {"edges": edges} if edges else {"mean": float(values.mean()), "std": float(values.std())}
+    return found
+
+
+def _values(outcomes: Outcomes, column: int, step: int) -> Array:
+    """Every so-manieth value that is not missing: the next column says which are."""
+    parts = []
+    for first in range(0, outcomes.n_users, _USERS):
+        row = outcomes.read(first, min(first + _USERS, outcomes.n_users))["row"]
+        parts.append(row[row[:, column + 1] == 0, column][::step].astype(np.float64))
+    return np.concatenate(parts)
+
+
+def _edges(values: Array, n: int) -> list[float]:
+    """Edges of n ranges with equal shares of values; fewer where many values are the same."""
+    if not len(values):
+        return []
+    quantiles = np.quantile(values, np.arange(1, n) / n, method="higher")
+    # Six digits: values are of 32 bits, and the edges are names of coefficients.
+    rounded = sorted({float(f"{one:.6g}") for one in quantiles.tolist()})
+    return [one for one in rounded if (values < one).any() and (values >= one).any()]
 
 
 def feature_scaling(outcomes: Outcomes, model: Model) -> dict[str, tuple[float, float]]:

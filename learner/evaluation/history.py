@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
@@ -48,14 +49,17 @@ class Log(NamedTuple):
         return int(((event["kind"] == IMPRESSION) & (event["at"] >= start_ms)).sum())
 
 
-def read_log(batch: Microbatch, window_ms: int) -> Log:
+def read_log(batch: Microbatch, window_ms: int, by_item: bool = False) -> Log:
     """A log with the labels that it gives as a whole; an erased user has no events up to the erasure.
+
+    With `by_item` a click is of the latest showing of its item, as of `Model`.
+
 
     Behind the users come the erasures of items, which are theirs to learn, and of no slate.
     """
     batch = batch.without_erased()
     users = sorted(by_user(batch), key=lambda one: is_of_item(one[0]))
-    return Log(batch, [_history(batch, places, window_ms) for _, places in users])
+    return Log(batch, [_history(batch, places, window_ms, by_item) for _, places in users])
 
 
 def fresh(history: History, number: int) -> tuple[float, float]:
@@ -93,19 +97,23 @@ def joined_after(window_ms: float) -> Available:
     return available
 
 
-def _history(batch: Microbatch, places: NDArray[np.int64], window_ms: int) -> History:
+def _history(batch: Microbatch, places: NDArray[np.int64], window_ms: int, by_item: bool) -> History:
     event = batch.events.event[places]
     order = np.argsort(event["at"], kind="stable")
     event, places = event[order], places[order]
-    at, shown_in = event["at"].copy(), dict[int, tuple[int, int]]()
+    at, shown_in = event["at"].copy(), dict[int, list[tuple[int, int, int]]]()
     is_shown = event["kind"] == IMPRESSION
     for number in np.flatnonzero(is_shown).tolist():
         for item, key in enumerate(batch.events.item["key"][batch.items(places[number])].tolist()):
-            shown_in.setdefault(key, (number, item))
+            mine = shown_in.setdefault(key, [])
+            if not mine or (by_item and mine[-1][0] < at[number]):
+                mine.append((at[number], number, item))
     labels = [np.zeros(n) for n in event["n_items"].tolist()]
     shown_by = list(range(len(places)))
     for number in np.flatnonzero(~is_shown).tolist():
-        shown, item = shown_in.get(int(event["key"][number]), (-1, 0))
+        mine = shown_in.get(int(event["key"][number]), [])
+        place = bisect_right(mine, (at[number], len(at), 0)) - 1 if by_item else len(mine) - 1
+        _, shown, item = mine[place] if place >= 0 else (0, -1, 0)
         shown_by[number] = shown
         if shown >= 0 and at[number] - at[shown] <= window_ms:
             labels[shown][item] = 1.0

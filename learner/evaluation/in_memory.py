@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from learner.belief.gaussian import Array, Belief, Rows
+from learner.events.keys import item_key
 from learner.events.microbatch import Microbatch, by_user
-from learner.events.parse import item_key
 from learner.model.effect import Effect
 from learner.model.spec import Model
 from learner.record import decode_record, fresh_record

@@ -10,7 +10,20 @@ from numpy.typing import NDArray
 from learner.belief.gaussian import Array, Rows, sigmoid
 from learner.evaluation.metrics import expected_calibration_error
 from learner.model.effect import Effect
-from learner.model.kinds import Category, Feature, FeatureValue, Multi, Numeric, Vector
+from learner.model.kinds import (
+    Age,
+    Boolean,
+    Bucket,
+    Category,
+    Cross,
+    Feature,
+    FeatureValue,
+    Hashed,
+    Multi,
+    Numeric,
+    Time,
+    Vector,
+)
 from learner.model.spec import Model
 
 CANDIDATES, SHOWN = 20, 5
@@ -35,6 +48,11 @@ class World:
     """
 
     def __init__(self, model: Model, n_users: int, generator: np.random.Generator) -> None:
+        if model.needs_shown:
+            raise ValueError(
+                f"model {model.name!r} has features of the context, or of the time: the simulation has neither; "
+                "expected a model whose items say all of themselves"
+            )
         self._model = model
         self._generator = generator
         self.theta = drawn(model, n_users, generator)
@@ -45,7 +63,7 @@ class World:
 
     def items(self, n: int) -> list[Item]:
         """Items with features drawn at random."""
-        return [{name: self._feature(feature) for name, feature in self._model.features.items()} for _ in range(n)]
+        return [{name: self._feature(feature) for name, feature in self._model.item_features.items()} for _ in range(n)]
 
     def offsets(self, rows: Rows) -> Array:
         """What the batch model says of items: its log-odds, shape (N,)."""
@@ -76,8 +94,17 @@ class World:
     def _feature(self, feature: Feature) -> FeatureValue:
         rng = self._generator
         match feature:
-            case Numeric(mean=mean, std=std):
-                return float(mean + std * rng.standard_normal())
+            case Numeric(mean=mean, std=std, transform=transform):
+                entered = float(mean + std * rng.standard_normal())
+                # Back from the logarithm or the root.
+                undone = {"log1p": np.expm1, "sqrt": np.square}.get(transform or "", float)
+                return float(undone(entered if transform in (None, "clip") else max(entered, 0.0)))
+            case Bucket(edges=list(edges)):
+                return float(rng.uniform(edges[0] - 1.0, edges[-1] + 1.0))
+            case Boolean():
+                return bool(rng.random() < 0.5)
+            case Hashed():
+                return f"value{rng.integers(50)}"
             case Category(values=values):
                 return values[int(rng.integers(len(values)))]
             case Multi(values=list(values)):
@@ -86,6 +113,8 @@ class World:
                 return [f"tag{rng.integers(50)}" for _ in range(2)]
             case Vector(size=size):
                 return [float(one) for one in rng.standard_normal(size)]
+            case Age() | Time() | Cross() | Bucket():
+                raise ValueError(f"a simulated item has no {type(feature).__struct_config__.tag}")
 
 
 class Catalogue:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from codecs import BOM_UTF8
-from collections.abc import Sequence
-from functools import lru_cache
-from hashlib import blake2b
-from itertools import chain
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import lru_cache, partial
+from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from learner.events.foreign import OtherType, PassedOver, columns_of, read_alone, read_quickly
+from learner.events.keys import digests, item_key
 from learner.events.microbatch import BAD, CLICK, ERASE, ERASE_ITEM, EVENT, ITEM, Events, Microbatch, joined, of_item
 from learner.events.why import why
 from learner.events.wire import (
@@ -24,9 +26,12 @@ from learner.events.wire import (
     WireEraseItem,
     WireImpression,
     WireItem,
+    has_our_type,
     with_features,
 )
 from learner.limits import MAX_EVENT_BYTES, MAX_TIMESTAMP_MS
+from learner.model.design import Shown
+from learner.model.foreign import Foreign
 from learner.model.kinds import ItemError
 from learner.model.spec import Model
 from learner.wire_errors import UNREADABLE
@@ -59,19 +64,19 @@ def parse_event(raw: bytes, model: Model) -> Wire:
     Parameters
     ----------
     raw
-        JSON in UTF-8.
+        JSON in UTF-8, of our shape or of that which the model's `[events]` says.
     model
-        Whose features the items have.
+        Whose features the items have, and whose schema registry makes JSON of Avro.
 
     Raises
     ------
     BadEvent
         With a reason and a message that names the field.
     """
-    wire = _decode(raw)
+    wire = _decode(raw if model.unframed is None else model.unframed(raw), model)
     if isinstance(wire, WireImpression):
         try:
-            rows = model.rows([item.features for item in wire.items])
+            rows = model.rows([item.features for item in wire.items], _requests([wire]))
             model.offsets([item.offset for item in wire.items], rows)
         except ItemError as exc:
             raise BadEvent(Reason(exc.reason), str(exc)) from exc
@@ -84,44 +89,80 @@ def parse_events(raws: Sequence[bytes], model: Model) -> Parsed:
     The items are decoded to structs made for the model, and those of many impressions become one design matrix. An
     event that cannot be read so is left to `parse_event`, which says what is wrong with it.
     """
+    unreadable: dict[int, BadEvent] = {}
+    if model.unframed is not None:
+        raws, unreadable = _unframed(raws, model.unframed)
     parts = [_parse_together(raws[start : start + TOGETHER], model) for start in range(0, len(raws), TOGETHER)]
     bad = {i * TOGETHER + place: why for i, part in enumerate(parts) for place, why in part.bad.items()}
-    return Parsed(joined([part.batch for part in parts], model.width), bad)
+    return Parsed(joined([part.batch for part in parts], model.width), bad | unreadable)
+
+
+def _unframed(raws: Sequence[bytes], one: Callable[[bytes], bytes]) -> tuple[list[bytes], dict[int, BadEvent]]:
+    """The JSON of events, and why others, now empty, have none."""
+    found, bad = [], {}
+    for place, raw in enumerate(raws):
+        try:
+            found.append(one(raw))
+        except BadEvent as exc:
+            found.append(b"")
+            bad[place] = exc
+    return found, bad
 
 
 def _parse_together(raws: Sequence[bytes], model: Model) -> Parsed:
-    item = model.item_struct
-    decode = (_DECODER if item is None else _decoder(item)).decode
+    structs, events, foreign = model.structs, model.events, model.foreign
+    decode = (_DECODER if structs is None else _decoder(structs)).decode
     wires: list[Wire | BadEvent] = []
-    quick: list[int] = []
+    ours: list[int] = []
+    theirs: list[int] = []
     for place, raw in enumerate(raws):
-        try:
-            wire = decode(raw) if len(raw) <= MAX_EVENT_BYTES else None
-        except UNREADABLE:
-            wire = None
+        wire: Wire | BadEvent | None = None
+        quick = ours
+        if len(raw) <= MAX_EVENT_BYTES:
+            if foreign is not None and events is not None:
+                wire, quick = read_quickly(raw, foreign, events, model.by_item), theirs
+            # What is ours stands beside what is foreign: the service writes it.
+            if wire is None or isinstance(wire, PassedOver):
+                with suppress(*UNREADABLE):
+                    our, quick = decode(raw), ours
+                    wire = None if _lacks_request(our, model) else our
         if isinstance(wire, WireImpression):
             quick.append(place)
         wires.append(_alone(raw, model) if wire is None else wire)
-    slow = [place for place in sorted({*range(len(raws))} - {*quick}) if isinstance(wires[place], WireImpression)]
-    shown: Any = [wires[place] for place in quick]
-    n_numbers = model.width * sum(len(wire.items) for wire in shown)
-    slates = [quick] if quick and n_numbers <= TOGETHER_NUMBERS else [[place] for place in quick]
+    slow = _impressions(wires) - {*ours, *theirs}
+    slates = [_Slates([place], None) for place in sorted(slow)]
+    for together, shape in ((ours, None), (theirs, foreign)):
+        shown: Any = [wires[place] for place in together]
+        n_numbers = model.width * sum(len(wire.items) for wire in shown)
+        alike = [together] if together and n_numbers <= TOGETHER_NUMBERS else [[place] for place in together]
+        slates += [_Slates(places, shape) for places in alike]
     try:
-        return _columns(wires, [*slates, *([place] for place in slow)], model)
+        return _columns(wires, slates, model)
     except ItemError:
         # One of them is bad: read each alone to tell which.
         wires = [_alone(raw, model) for raw in raws]
-        shown = [place for place, wire in enumerate(wires) if isinstance(wire, WireImpression)]
-        return _columns(wires, [[place] for place in shown], model)
+        return _columns(wires, [_Slates([place], None) for place in sorted(_impressions(wires))], model)
 
 
-def _columns(wires: Sequence[Wire | BadEvent], slates: list[list[int]], model: Model) -> Parsed:
-    """The columns of these events; `slates` are the places of impressions, those together that are decoded alike."""
+def _impressions(wires: Sequence[Wire | BadEvent]) -> set[int]:
+    return {place for place, wire in enumerate(wires) if isinstance(wire, WireImpression)}
+
+
+class _Slates(NamedTuple):
+    """Places of impressions that were decoded alike, and what reads their items if these are foreign."""
+
+    places: list[int]
+    foreign: Foreign | None
+
+
+def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Model) -> Parsed:
+    """The columns of these events; `slates` has the place of every impression."""
     event = np.zeros(len(wires), EVENT)
     users, keys, clicks, bad = [], [], [], {}
     for place, wire in enumerate(wires):
         if isinstance(wire, BadEvent):
-            bad[place] = wire
+            if not isinstance(wire, PassedOver):
+                bad[place] = wire
             users.append("")
             continue
         if isinstance(wire, WireEraseItem):
@@ -131,37 +172,54 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[list[int]], model: M
         users.append(wire.user_id)
         if isinstance(wire, WireClick):
             clicks.append(place)
-            keys += digests(wire.request_id, [wire.item_id])
+            keys += _keys(wire.request_id or "", [wire.item_id], model)
             if model.item is not None:
                 event["item"][place] = item_key(wire.item_id)
         elif isinstance(wire, WireErase):
             event["kind"][place] = ERASE
-    event["kind"][list(bad)] = BAD
+    event["kind"][[place for place, user in enumerate(users) if not user]] = BAD
     event["kind"][clicks] = CLICK
     event["key"][clicks] = np.frombuffer(b"".join(keys), "<i8")
     event["at"] = [0 if isinstance(wire, BadEvent) else wire.timestamp for wire in wires]
-    order = [place for slate in slates for place in slate]
+    order = [place for one in slates for place in one.places]
     shown: Any = [wires[place] for place in order]
     event["n_items"][order] = n_items = [len(wire.items) for wire in shown]
     event["first_item"][order] = np.cumsum([0, *n_items])[:-1]
-    item = np.zeros(sum(n_items), ITEM)
-    item["key"] = np.frombuffer(
-        b"".join(chain.from_iterable(digests(wire.request_id, [one.item_id for one in wire.items]) for wire in shown)),
-        "<i8",
-    )
-    item["weight"] = [one.weight for wire in shown for one in wire.items]
-    if model.item is not None:
-        item["item"] = [item_key(one.item_id) for wire in shown for one in wire.items]
-    row, start = np.empty((len(item), model.width), np.float32), 0
-    for slate in slates:
-        items = [one for place in slate for one in wires[place].items]  # type: ignore[union-attr]
+    # A struct has seen to it that a context is none where the model wants none.
+    has_requests = model.needs_shown or model.structs is None
+    item, row = np.zeros(sum(n_items), ITEM), np.empty((sum(n_items), model.width), np.float32)
+    start = 0
+    for places, foreign in slates:
+        slate: Any = [wires[place] for place in places]
+        items = [one for wire in slate for one in wire.items]
         its = slice(start, start := start + len(items))
-        row[its] = model.rows([one.features for one in items])
-        item["offset"][its] = model.offsets([one.offset for one in items], row[its])
+        ids, weights, offsets, effects, features = _of_items(items) if foreign is None else columns_of(items, foreign)
+        ends = list(accumulate((len(wire.items) for wire in slate), initial=0))
+        of_each = zip(slate, ends, ends[1:], strict=False)
+        keys = list(chain.from_iterable(_keys(wire.request_id, ids[a:b], model) for wire, a, b in of_each))
+        item["key"][its] = np.frombuffer(b"".join(keys), "<i8")
+        item["weight"][its] = weights
+        row[its] = model.rows(features, _requests(slate) if has_requests else None)
+        item["offset"][its] = model.offsets(offsets, row[its])
         if model.item is not None:
-            effects = [one.item_effect for one in items]
+            item["item"][its] = list(map(item_key, ids))
             item["other_mean"][its], item["other_var"][its] = model.item.as_scored(effects, row[its])
     return Parsed(Microbatch(users, Events(event, item, row)), bad)
+
+
+def _of_items(items: Sequence[Any]) -> tuple[list[str], list[Any], list[Any], list[Any], Any]:
+    """Ids, weights, offsets, effects and features."""
+    return (
+        [one.item_id for one in items], [one.weight for one in items], [one.offset for one in items],
+        [one.item_effect for one in items], [one.features for one in items],
+    )  # fmt: skip
+
+
+def _requests(wires: Sequence[WireImpression]) -> Shown:
+    """What the items of impressions have in common: the event's own time, never a clock's, and its context."""
+    return Shown(
+        [len(wire.items) for wire in wires], [wire.timestamp for wire in wires], [one.context for one in wires]
+    )
 
 
 def times_in_log(timestamps: Sequence[int]) -> NDArray[np.int64]:
@@ -198,40 +256,48 @@ def _alone(raw: bytes, model: Model) -> Wire | BadEvent:
 
 
 @lru_cache(maxsize=8)
-def _decoder(features: type[msgspec.Struct]) -> msgspec.json.Decoder[Wire]:
-    """Of events whose items' features are of that type."""
-    slate = with_features(features, WireImpression, WireItem)
+def _decoder(structs: tuple[type[msgspec.Struct], ...]) -> msgspec.json.Decoder[Wire]:
+    """Of events whose items' features, and whose contexts, are of these types."""
+    slate = with_features(structs, WireImpression, WireItem)
     return msgspec.json.Decoder(slate | WireClick | WireErase | WireEraseItem)
 
 
-def _decode(raw: bytes) -> Wire:
+def _decode(raw: bytes, model: Model) -> Wire:
     if len(raw) > MAX_EVENT_BYTES:
         raise BadEvent(Reason.TOO_LARGE, f"{len(raw)} bytes: expected at most {MAX_EVENT_BYTES}")
     raw = raw.removeprefix(BOM_UTF8)
+    if model.events is None:
+        return _ours(raw, model)
+    try:
+        return read_alone(raw, model.events, model.features, model.by_item, partial(_ours, model=model))
+    except BadEvent as foreign:
+        try:
+            return _ours(raw, model)
+        except BadEvent as exc:
+            raise exc if isinstance(foreign, OtherType) and has_our_type(raw) else foreign from None
+
+
+def _ours(raw: bytes, model: Model) -> Wire:
     try:
         wire: Wire = _DECODER.decode(raw)
     except UNREADABLE as exc:
         raise why(raw, exc) from exc
+    if _lacks_request(wire, model):
+        raise BadEvent(
+            Reason.BAD_FIELD,
+            "request_id: Object missing required field `request_id`; without it, clicks are those of items where the "
+            "model says match_clicks = 'item'",
+        )
     return wire
 
 
-@lru_cache(maxsize=100_000)
-def item_key(item_id: str) -> int:
-    """A 64-bit identity of an item: what its record is kept under."""
-    return int.from_bytes(blake2b(item_id.encode(), digest_size=8).digest(), "little", signed=True)
+def _lacks_request(wire: Wire, model: Model) -> bool:
+    """Whether nothing says what a click is of."""
+    return isinstance(wire, WireClick) and wire.request_id is None and not model.by_item
 
 
-def outcome_key(request_id: str, item_id: str) -> int:
-    """A 64-bit identity of an outcome within its user."""
-    return int.from_bytes(digests(request_id, [item_id])[0], "little", signed=True)
-
-
-def digests(request_id: str, item_ids: Sequence[str]) -> list[bytes]:
-    """The outcomes' keys, little-endian; the length keeps the two ids from running together."""
-    request = blake2b(f"{len(request_id)}:{request_id}".encode(), digest_size=8)
-    digests = []
-    for item_id in item_ids:
-        both = request.copy()
-        both.update(item_id.encode())
-        digests.append(both.digest())
-    return digests
+def _keys(request_id: str, item_ids: Sequence[str], model: Model) -> list[bytes]:
+    """The keys of outcomes, as `digests`, or where clicks are matched by item those of the items."""
+    if not model.by_item:
+        return digests(request_id, item_ids)
+    return [item_key(one).to_bytes(8, "little", signed=True) for one in item_ids]

@@ -16,7 +16,7 @@ from learner.wire_errors import UNREADABLE, explain
 _NOT_JSON = (
     (b"\x1f\x8b", "a compressed value (gzip)"),
     (b"\x28\xb5\x2f\xfd", "a compressed value (zstd)"),
-    (b"\x00", "a schema registry's framing, a zero byte and a schema id, before the value"),
+    (b"\x00", "a schema registry's framing, a zero byte and a schema id, before the value (FRESHET_SCHEMAS reads it)"),
     (BOM_UTF16_LE, "UTF-16"),
     (BOM_UTF16_BE, "UTF-16"),
 )

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Annotated, Any, TypeAlias, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast
 
 import msgspec
 
-from learner.limits import MAX_ID_LENGTH, MAX_ITEMS, MAX_OFFSET, MAX_TIMESTAMP_MS, MIN_TIMESTAMP_MS
+from learner.limits import MAX_ITEMS
+from learner.model.fields import Id, Offset, Timestamp, Variance, Weight
 from learner.model.kinds import Features
 from learner.wire_errors import UNREADABLE
-
-Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
-Timestamp: TypeAlias = Annotated[int, msgspec.Meta(ge=MIN_TIMESTAMP_MS, le=MAX_TIMESTAMP_MS)]
-Offset: TypeAlias = Annotated[float, msgspec.Meta(ge=-MAX_OFFSET, le=MAX_OFFSET)]
-Variance: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
-Weight: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1_000)]
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -88,22 +83,23 @@ class Ranked(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class WireImpression(msgspec.Struct, frozen=True, tag_field="type", tag="impression", omit_defaults=True):
-    """A slate that was shown to a user, as sent; learning takes no notice of `ranked`."""
+    """A slate that was shown to a user, as sent; `context` is of all items; learning takes no notice of `ranked`."""
 
     request_id: Id
     user_id: Id
     timestamp: Timestamp
     items: Annotated[list[WireItem], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
     ranked: Ranked | None = None
+    context: Features = {}
 
 
 class WireClick(msgspec.Struct, frozen=True, tag_field="type", tag="click"):
-    """A click on one item of a slate, as sent."""
+    """A click on one item of a slate, as sent; it may lack the request where the model matches clicks by item."""
 
-    request_id: Id
     user_id: Id
     item_id: Id
     timestamp: Timestamp
+    request_id: Id | None = None
 
 
 class WireErase(msgspec.Struct, frozen=True, tag_field="type", tag="erase"):
@@ -123,11 +119,17 @@ class WireEraseItem(msgspec.Struct, frozen=True, tag_field="type", tag="erase_it
 Wire: TypeAlias = WireImpression | WireClick | WireErase | WireEraseItem
 
 
-def with_features(features: type[msgspec.Struct], slate: type[S], item: type[msgspec.Struct]) -> type[S]:
-    """A kind of slate whose items are of a kind that has features of that type."""
+def with_features(structs: tuple[type[msgspec.Struct], ...], slate: type[S], item: type[msgspec.Struct]) -> type[S]:
+    """A kind of slate whose items have features, and which has a context, of the types of a model's `structs`."""
+    features, context = structs
     one = msgspec.defstruct("Item", [("features", features, features())], bases=(item,), frozen=True, gc=False)
     items = Annotated[list[one], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]  # type: ignore[valid-type]
-    return cast(type[S], msgspec.defstruct("Slate", [("items", items)], bases=(slate,), frozen=True, kw_only=True))
+    return cast(
+        type[S],
+        msgspec.defstruct(
+            "Slate", [("items", items), ("context", context, context())], bases=(slate,), frozen=True, kw_only=True
+        ),
+    )
 
 
 def user_of(raw: bytes) -> str | None:
@@ -140,6 +142,19 @@ def user_of(raw: bytes) -> str | None:
 
 class _UserOnly(msgspec.Struct):
     user_id: str
+
+
+def has_our_type(raw: bytes) -> bool:
+    """Whether an event says that it is of a type of ours, whatever else is wrong with it."""
+    try:
+        msgspec.json.decode(raw, type=_TypeOnly)
+    except UNREADABLE:
+        return False
+    return True
+
+
+class _TypeOnly(msgspec.Struct):
+    type: Literal["impression", "click", "erase", "erase_item"]
 
 
 def impression_json(request_id: str, user_id: str, timestamp: int, items: Sequence[Mapping[str, Any]]) -> bytes:

@@ -7,22 +7,49 @@ whether it is learnt at once, learnt from the record later, or scored.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from itertools import accumulate, chain
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate, chain, repeat
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
 
 from learner.belief.gaussian import Array, Rows
+from learner.limits import MAX_RECORD_BYTES
 from learner.model.duration import ModelError
-from learner.model.kinds import Category, Feature, FeatureError, FeatureValue, Filler, Multi, Numeric, some
+from learner.model.kind import TIME, Filler, some
+from learner.model.kinds import Feature, FeatureError, FeatureValue, Numeric
 
 INTERCEPT = 0
 """Its column."""
 INTERCEPT_NAME = "intercept"
 # A struct of more is read more slowly than a dictionary where the events have another order than the model.
 MAX_FIELDS = 128
+
+
+Items: TypeAlias = Sequence[Mapping[str, FeatureValue]] | Sequence[msgspec.Struct] | Sequence[tuple[Any, ...]]
+"""The features of items; a tuple or a struct has those of the model, in order, of the types that they want."""
+
+
+class Shown(NamedTuple):
+    """What the items of a request have in common, for R requests: how many they are, when (epoch ms), in what context.
+
+    Contexts are dictionaries, or all of the struct of `structs`.
+    """
+
+    n_items: Sequence[int]
+    at: Sequence[int]
+    context: Sequence[Any]
+
+
+class _Part(NamedTuple):
+    """A feature's columns, what fills them, from which sources, and whether all items of a request have the same."""
+
+    name: str
+    place: slice
+    fill: Filler
+    sources: tuple[str | None, ...]
+    of_request: bool
 
 
 class Design:
@@ -39,23 +66,46 @@ class Design:
     ----------
     d
         Columns, the intercept included.
+    needs_shown
+        Whether rows depend on the request: its context or its time.
     """
 
     def __init__(self, features: Mapping[str, Feature], ignore_unknown: bool) -> None:
+        if unfitted := [name for name, one in features.items() if one.unfitted]:
+            raise ModelError(
+                f"features.{unfitted[0]}: its scale or edges are to be found by `freshet fit`, and are not known: "
+                "expected a prior that it wrote, or the numbers in the place of scale = 'fit' or quantiles"
+            )
         ends = list(accumulate((feature.width for feature in features.values()), initial=1))
         self.d = ends[-1]
-        self._names = features.keys()
         self._ignore_unknown = ignore_unknown
-        self._parts: list[tuple[str, slice, Filler]] = [
-            (name, slice(start, end), feature.filler(name))
-            for (name, feature), start, end in zip(features.items(), ends[:-1], ends[1:], strict=True)
-        ]
-        plain = {i: one for i, one in enumerate(features.values()) if isinstance(one, Numeric) and not one.coerce}
-        self._numbers = _Numbers(plain, [ends[i] for i in plain])
-        self._others = [i for i in range(len(features)) if i not in plain]
+        self._of_item, self._of_context = taken(features, "item"), taken(features, "context")
+        item_place = {name: i for i, name in enumerate(self._of_item)}
+        plain: dict[int, Numeric] = {}
+        parts: list[_Part] = []
+        for (name, feature), start, end in zip(features.items(), ends[:-1], ends[1:], strict=True):
+            sources = feature.sources(name)
+            of_request = all(one is TIME or one in self._of_context for one in sources)
+            parts.append(_Part(name, slice(start, end), feature.filler(name, features), sources, of_request))
+            if isinstance(feature, Numeric) and feature.is_decoded:
+                plain[start] = feature
+        self._places = [(part.name, part.place) for part in parts]
+        # What is made of other features comes after them, which say what is wrong with their values.
+        self._parts = sorted(parts, key=lambda part: part.name not in part.sources)
+        self._others = [part for part in self._parts if part.place.start not in plain]
+        self._numbers = _Numbers(plain, [item_place[part.name] for part in parts if part.place.start in plain])
+        self._item_place = item_place
+        self.needs_shown = any(not self._of_item.keys() >= {*part.sources} for part in parts)
 
-    def rows(self, items: Sequence[Mapping[str, FeatureValue]] | Sequence[msgspec.Struct]) -> Rows:
-        """The rows of N items, shape (N, d): dictionaries, or all of the struct of `item_struct`; the same to the bit.
+    def rows(self, items: Items, shown: Shown | None = None) -> Rows:
+        """The rows of N items, shape (N, d), the same to the bit whatever they are.
+
+        Parameters
+        ----------
+        items
+            Dictionaries; or all of the struct of `structs`; or all tuples of what such a struct has.
+        shown
+            The requests that they are of, for a model with features of the context or of time.
 
         Raises
         ------
@@ -65,46 +115,100 @@ class Design:
         some_items: Sequence[Any] = items
         X = np.zeros((len(items), self.d))
         X[:, INTERCEPT] = 1.0
-        if some_items and isinstance(some_items[0], msgspec.Struct):
-            values = list(map(msgspec.structs.astuple, some_items))
-            if not self._others:
+        if some_items and isinstance(some_items[0], msgspec.Struct | tuple):
+            are_structs = isinstance(some_items[0], msgspec.Struct)
+            values = list(map(msgspec.structs.astuple, some_items)) if are_structs else some_items
+            columns: list[Any] = []
+            if len(self._numbers.features) == len(self._of_item):
                 self._numbers.fill(X, values)
-                return self._rounded(X)
-            columns = list(zip(*values, strict=True))
-            self._numbers.fill(X, list(zip(*map(columns.__getitem__, self._numbers.features), strict=True)))
-            for i in self._others:
-                _, place, fill = self._parts[i]
-                fill(X[:, place], columns[i])
+            else:
+                columns = list(zip(*values, strict=True))
+                self._numbers.fill(X, list(zip(*map(columns.__getitem__, self._numbers.features), strict=True)))
+            if self._others:
+                self._fill(X, self._others, lambda name: columns[self._item_place[name]], shown)
             return self._rounded(X)
         if not self._ignore_unknown:
-            self._refuse_unknown(some_items)
-        for name, place, fill in self._parts:
-            fill(X[:, place], [item.get(name) for item in some_items])
+            self._refuse_unknown(some_items, shown)
+        self._fill(X, self._parts, lambda name: [item.get(name) for item in some_items], shown)
         return self._rounded(X)
 
-    def _refuse_unknown(self, items: Sequence[Any]) -> None:
+    def _fill(
+        self, X: Array, parts: Sequence[_Part], of_items: Callable[[str], Sequence[Any]], shown: Shown | None
+    ) -> None:
+        """Fill the columns of parts; `of_items` finds the values of items by the feature's name."""
+        if not self.needs_shown:
+            for part in parts:
+                part.fill(X[:, part.place], *map(of_items, part.sources))  # type: ignore[arg-type]
+            return
+        if shown is None:
+            raise ValueError("rows of a model with features of the context or of time: expected `shown`")
+        of_requests = self._of_requests(shown)
+        for part in parts:
+            if part.of_request:
+                block = np.zeros((len(shown.at), part.place.stop - part.place.start))
+                try:
+                    part.fill(block, *map(of_requests, part.sources))
+                except FeatureError as exc:
+                    raise exc.of_context() from None
+                X[:, part.place] = np.repeat(block, shown.n_items, axis=0)
+                continue
+            sources = [
+                of_items(one) if one in self._of_item else _of_each(of_requests(one), shown.n_items)
+                for one in part.sources
+            ]
+            part.fill(X[:, part.place], *sources)
+
+    def _of_requests(self, shown: Shown) -> Callable[[str | None], Sequence[Any]]:
+        """What finds the R values of a feature of the context, or the times."""
+        if shown.context and isinstance(shown.context[0], msgspec.Struct):
+            columns = dict(
+                zip(self._of_context, zip(*map(msgspec.structs.astuple, shown.context), strict=True), strict=True)
+            )
+        else:
+            columns = {name: tuple(one.get(name) for one in shown.context) for name in self._of_context}
+        return lambda name: shown.at if name is TIME else columns[name]
+
+    def _refuse_unknown(self, items: Sequence[Any], shown: Shown | None) -> None:
         for index, item in enumerate(items):
-            if not self._names >= item.keys():
-                name = min(item.keys() - self._names)
-                raise FeatureError("unknown_feature", index, name, f"unknown; the model has {some(self._names)}")
+            if not self._of_item.keys() >= item.keys():
+                name = min(item.keys() - self._of_item.keys())
+                raise FeatureError("unknown_feature", index, name, self._unknown(name, self._of_item))
+        for context in () if shown is None or isinstance(shown.context[0], msgspec.Struct) else shown.context:
+            if not self._of_context.keys() >= context.keys():
+                name = min(context.keys() - self._of_context.keys())
+                raise FeatureError("unknown_feature", None, name, self._unknown(name, self._of_context))
+
+    def _unknown(self, name: str, known: Mapping[str, Feature]) -> str:
+        """What is wrong with a feature that is not one of these."""
+        if name in self._of_context:
+            return "is of the context: expected it there, once for all items"
+        if name in self._of_item:
+            return "is of the items: expected it there, with each"
+        if any(name == one for one, _ in self._places):
+            return "is made from others or from the time: expected none"
+        return f"unknown; the model has {some(known)}"
 
     def _rounded(self, X: Array) -> Rows:
         with np.errstate(over="ignore"):
             rows = X.astype(np.float32)
         if not np.isfinite(rows).all():
             index, at = (int(i) for i in np.argwhere(~np.isfinite(rows))[0])
-            name = next(name for name, place, _ in self._parts if at < place.stop)
-            raise FeatureError("non_finite_number", index, name, "is not finite as a 32-bit float")
+            name = next(name for name, place in self._places if at < place.stop)
+            error = FeatureError("non_finite_number", index, name, "is not finite as a 32-bit float")
+            raise error.of_context() if name in self._of_context else error
         return rows
 
 
 class _Numbers:
     """The numeric features of structs, all at once: their decoder has seen that they are numbers, or missing."""
 
-    def __init__(self, features: Mapping[int, Numeric], columns: Sequence[int]) -> None:
-        self.features, self._columns = list(features), list(columns)
+    def __init__(self, features: Mapping[int, Numeric], places: Sequence[int]) -> None:
+        self.features, self._columns = list(places), list(features)
         self._mean = np.array([one.mean for one in features.values()])
         self._std = np.array([one.std for one in features.values()])
+        self._transformed = [(i, one) for i, one in enumerate(features.values()) if one.transform is not None]
+        self._marked = [i for i, one in enumerate(features.values()) if one.missing == "indicator"]
+        self._marks = [self._columns[i] + 1 for i in self._marked]
 
     def fill(self, X: Array, values: Sequence[Sequence[float | None]]) -> None:
         """Fill their columns; `values` has those of each item."""
@@ -112,39 +216,65 @@ class _Numbers:
             return
         # None becomes NaN, which JSON does not have, and enters as the mean.
         numbers = np.array(values, dtype=np.float64)
-        numbers = np.where(np.isnan(numbers), self._mean, numbers)
+        for i, feature in self._transformed:
+            numbers[:, i] = feature.transformed(numbers[:, i])
+        missing = np.isnan(numbers)
+        if self._marked:
+            X[:, self._marks] = missing[:, self._marked]
+        numbers = np.where(missing, self._mean, numbers)
         X[:, self._columns] = (numbers - self._mean) / self._std
 
 
-def item_struct(features: Mapping[str, Feature]) -> type[msgspec.Struct] | None:
-    """A struct that what a model takes as an item's features can be decoded to, faster than to a dictionary.
+def _of_each(values: Sequence[Any], n_items: Sequence[int]) -> list[Any]:
+    """Values of requests, for each of their items."""
+    return list(chain.from_iterable(map(repeat, values, n_items)))
 
-    It has a field for each feature, in order, of the type that the feature wants, None if it is missing. None if it
+
+def taken(features: Mapping[str, Feature], origin: str) -> dict[str, Feature]:
+    """The features whose values come from there: ``item`` or ``context``."""
+    return {name: one for name, one in features.items() if one.origin == origin and one.schema() is not None}
+
+
+def structs(features: Mapping[str, Feature]) -> tuple[type[msgspec.Struct], type[msgspec.Struct]] | None:
+    """Structs that an item's features, and a context, can be decoded to, faster than to dictionaries.
+
+    They have a field for each feature, in order, of the type that the feature wants, None if it is missing. None if one
     would have too many fields, or names that JSON escapes.
     """
-    if len(features) > MAX_FIELDS or any(json.dumps(name, ensure_ascii=False) != f'"{name}"' for name in features):
+    if any(json.dumps(name, ensure_ascii=False) != f'"{name}"' for name in features):
         return None
+    of = taken(features, "item"), taken(features, "context")
+    return None if max(map(len, of)) > MAX_FIELDS else (_struct("Item", of[0]), _struct("Context", of[1]))
+
+
+def _struct(title: str, features: Mapping[str, Feature]) -> type[msgspec.Struct]:
     names = {f"f{i}": name for i, name in enumerate(features)}
-    fields = [(field, feature.schema() | None, None) for field, feature in zip(names, features.values(), strict=True)]
+    fields = [(field, one.schema() | None, None) for field, one in zip(names, features.values(), strict=True)]
     return msgspec.defstruct(
-        "Item", fields, rename=names, frozen=True, gc=False, forbid_unknown_fields=True, omit_defaults=True
+        title, fields, rename=names, frozen=True, gc=False, forbid_unknown_fields=True, omit_defaults=True
     )
 
 
-def check_feature(name: str, feature: Feature) -> None:
-    """Raise `ModelError` for a feature that cannot be."""
-    if name == INTERCEPT_NAME:
-        raise ModelError("features.intercept: the intercept is always there; expected another name")
-    if isinstance(feature, Multi) and (feature.values is None) == (feature.buckets is None):
-        raise ModelError(f"features.{name}: expected either values or buckets")
-    values = feature.values if isinstance(feature, Category | Multi) else None
-    if values is None:
-        return
-    if not values or len(set(values)) != len(values):
-        raise ModelError(f"features.{name}.values = {values!r}: expected a list of distinct values")
-    assert isinstance(feature, Category | Multi)
-    if feature.unknown not in {"reject", "ignore", *values}:
-        raise ModelError(f"features.{name}.unknown = {feature.unknown!r}: expected 'reject', 'ignore' or one of values")
+def check_features(features: Mapping[str, Feature]) -> None:
+    """Raise `ModelError` for features that cannot be."""
+    for name, feature in features.items():
+        if name == INTERCEPT_NAME:
+            raise ModelError("features.intercept: the intercept is always there; expected another name")
+        feature.check(f"features.{name}", features)
+
+
+def check_size(key: str, d: int, diagonal: bool, width: int, max_open: int) -> None:
+    """Raise `ModelError` if a record with d coefficients would be larger than `MAX_RECORD_BYTES`."""
+    belief = 4 * (d + (d if diagonal else d * (d + 1) // 2))
+    rows = 4 * width * max_open
+    if belief + rows > MAX_RECORD_BYTES:
+        total, of_belief, of_rows = (f"{one / 2**20:,.1f}" for one in (belief + rows, belief, rows))
+        raise ModelError(
+            f"{key}: a record would have {total} MiB: {of_belief} for {d:,} coefficients with covariance = "
+            f"{'diagonal' if diagonal else 'full'!r}, {of_rows} for max_open = {max_open:,} rows of {width:,} numbers; "
+            f"expected at most {MAX_RECORD_BYTES >> 20} MiB: fewer values or buckets, covariance = 'diagonal', or "
+            "fewer features by [effects.user]"
+        )
 
 
 def named(key: str, names: Sequence[str], features: Mapping[str, Feature]) -> dict[str, Feature]:

@@ -81,3 +81,15 @@ def parse_half_life(text: str | list[str] | None) -> HalfLife:
         elif not (outcomes := float(found[1])) >= 1.0:
             raise ModelError(f"half_life = {one!r}: expected at least '1 outcomes'")
     return HalfLife(time_ms, outcomes)
+
+
+def parse_max_age_ms(key: str, text: str | None, window_ms: int) -> int | None:
+    """Milliseconds of a `max_age`; None without."""
+    if text is None:
+        return None
+    # What a record waits for has come or not two windows after its last event; then it is swept.
+    if (age_ms := parse_duration_ms(key, text)) < 4 * window_ms:
+        raise ModelError(
+            f"{key} = {text!r}: expected at least four attribution windows, {duration_text(4 * window_ms)}"
+        )
+    return age_ms

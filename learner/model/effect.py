@@ -146,3 +146,8 @@ class ItemEffect(Effect):
     def of(self, rows: Rows) -> Rows:
         """Its columns of rows, shape (N, d)."""
         return np.ascontiguousarray(rows[:, self.columns])
+
+
+def independent(mean: Array, variance: Array, diagonal: bool) -> Gaussian:
+    """Independent coefficients as a Gaussian; the covariance of a single one is its variance, as in a factor."""
+    return Gaussian(mean, variance if diagonal or len(mean) == 1 else np.diag(variance))

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 
 from learner.limits import MAX_FEATURES, MAX_OFFSET
+from learner.model.events_file import EventsFile
 from learner.model.kinds import Feature, FeatureName, Positive
 
 
@@ -191,6 +192,9 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         on held-out logs it costs .0065 to .058 of log loss against a half-life.
     attribution_window
         How long after its impression a click still counts.
+    match_clicks
+        Which outcome a click is of: that of its ``request`` and item; or, where clicks name no request, the user's
+        latest showing of the ``item`` up to the time of the click.
     max_ahead
         How long after it came in an event may be dated.
     click_delay
@@ -205,6 +209,8 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         What is learnt of users, and of items.
     offset
         What an item without an offset gets.
+    events
+        Where events of a foreign shape have what ours have; without, events come in our shape alone.
     """
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
@@ -214,6 +220,7 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     half_life: str | Annotated[list[str], msgspec.Meta(min_length=1, max_length=2)] | None = None
     discount: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
     attribution_window: str = "30m"
+    match_clicks: Literal["request", "item"] = "request"
     max_ahead: str = "1h"
     click_delay: ClickDelay | None = None
     unknown_features: Literal["reject", "ignore"] = "reject"
@@ -221,3 +228,4 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prior: Prior = Prior()
     effects: Effects = Effects()
     offset: OffsetRule = OffsetRule()
+    events: EventsFile | None = None

@@ -9,8 +9,8 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -20,12 +20,11 @@ from learner.belief.gaussian import Array, Gaussian
 from learner.belief.population import Population
 from learner.model.duration import HalfLife, ModelError
 from learner.model.effect import Effect
-from learner.model.spec import Model
+from learner.model.kind import Found
 
-VERSION = 2
+VERSION = 3
 # What the names of arrays of the effect of items begin with.
 _ITEM = "item_"
-_E = TypeVar("_E", bound=Effect)
 
 
 class _Version(msgspec.Struct, frozen=True):
@@ -50,7 +49,7 @@ class _Header(_EffectHeader, frozen=True, kw_only=True):
     version: int
     model: str
     click_delay: tuple[float, float] | None
-    scaling: dict[str, tuple[float, float]]
+    found: dict[str, Found]
     mean_offset: float | None
     item: _EffectHeader | None = None
 
@@ -88,9 +87,9 @@ class PriorFile(EffectPrior):
         Of the model it was fitted for.
     click_delay
         Median in ms and sigma; None leaves the model's.
-    scaling
-        Mean and standard deviation seen of each numeric feature: a recommendation for the next `model.toml`. Nothing
-        else depends on it, since a prior with full covariance takes up any change of scale.
+    found
+        By feature, the numbers that the model leaves to `freshet fit`: ``mean`` and ``std``, or ``edges``. With them it
+        has the feature space that the prior is of.
     mean_offset
         The mean of the log's offsets; None if it has none, which leaves the model's.
     item
@@ -99,7 +98,7 @@ class PriorFile(EffectPrior):
 
     model_name: str
     click_delay: tuple[float, float] | None = None
-    scaling: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    found: Mapping[str, Found] = field(default_factory=dict)
     mean_offset: float | None = None
     item: EffectPrior | None = None
 
@@ -128,7 +127,7 @@ def encode_prior(prior: PriorFile) -> bytes:
         version=VERSION,
         model=prior.model_name,
         click_delay=prior.click_delay,
-        scaling=dict(prior.scaling),
+        found=dict(prior.found),
         mean_offset=prior.mean_offset,
         item=None if prior.item is None else _EffectHeader(*_facts(prior.item)),
     )
@@ -166,7 +165,7 @@ def decode_prior(data: bytes, source: str = "prior.npz") -> PriorFile:
         **vars(user),
         model_name=header.model,
         click_delay=header.click_delay,
-        scaling=header.scaling,
+        found=header.found,
         mean_offset=header.mean_offset,
         item=item,
     )
@@ -178,58 +177,6 @@ def decode_prior(data: bytes, source: str = "prior.npz") -> PriorFile:
     if flaw := _flaw(prior):
         raise ModelError(f"prior {source!r}: {flaw}")
     return prior
-
-
-def with_prior(model: Model, prior: PriorFile, source: str = "prior.npz") -> Model:
-    """The model with what was learnt from a log in the place of what its specification says.
-
-    Raises
-    ------
-    ModelError
-        If the prior is of another feature space, or has a half-life and the model a discount; the message names what
-        differs.
-    """
-    if prior.half_life is not None and model.discount is not None:
-        raise ModelError(
-            f"prior {source!r}: has half_life = {prior.half_life}, and model {model.name!r} discount = "
-            f"{model.discount}: expected at most one of the two"
-        )
-    item = model.item
-    if item is not None and prior.item is not None:
-        item = in_force(item, prior.item, source)
-    return replace(
-        in_force(model, prior, source),
-        click_delay=prior.click_delay or model.click_delay,
-        mean_offset=model.mean_offset if prior.mean_offset is None else prior.mean_offset,
-        item=item,
-    )
-
-
-def in_force(effect: _E, fitted: EffectPrior, source: str = "prior.npz") -> _E:
-    """The effect with a fitted prior, and its half-life if it has one; it still reads records of those before.
-
-    Raises
-    ------
-    ModelError
-        If the prior is of another feature space; the message names what differs.
-    """
-    if fitted.feature_space != effect.fingerprint:
-        which = " of items" if effect.key == "item" else ""
-        raise ModelError(f"prior {source!r}: fitted for another feature space{which}: {_difference(effect, fitted)}")
-    half_life = fitted.half_life
-    # "Never" is a half-life too.
-    if half_life is None:
-        half_life = HalfLife(effect.half_life_ms, effect.half_life_outcomes)
-    known = {one.fingerprint: one for one in (*effect.earlier, effect.population, *fitted.earlier)}
-    known.pop(fitted.population.fingerprint, None)
-    return replace(
-        effect,
-        prior=fitted.population.prior,
-        fixed_effect=fitted.population.fixed_effect,
-        earlier=tuple(known.values()),
-        half_life_ms=half_life.ms,
-        half_life_outcomes=half_life.outcomes,
-    )
 
 
 def _effects(prior: PriorFile) -> dict[str, EffectPrior]:
@@ -275,24 +222,7 @@ def _flaw(prior: PriorFile) -> str | None:
             return f"{name} = {numbers}: expected positive numbers"
     if prior.mean_offset is not None and not np.isfinite(prior.mean_offset):
         return f"mean_offset = {prior.mean_offset}: expected a finite number"
-    for feature, seen in prior.scaling.items():
-        if not np.isfinite(seen).all():
-            return f"scaling of {feature!r} = {seen}: expected finite numbers"
+    for feature, found in prior.found.items():
+        if not all(np.isfinite(one).all() for one in found.values()):
+            return f"found of {feature!r} = {found}: expected finite numbers"
     return None
-
-
-def _difference(effect: Effect, prior: EffectPrior) -> str:
-    """What tells the feature space of a prior from the model's."""
-    lacking = [name for name in prior.coefficients if name not in effect.coefficients]
-    new = [name for name in effect.coefficients if name not in prior.coefficients]
-    parts = []
-    if lacking:
-        parts.append(f"it has {', '.join(lacking)}, which model {effect.name!r} does not")
-    if new:
-        parts.append(f"model {effect.name!r} has {', '.join(new)}, which it does not")
-    if prior.population.prior.is_diagonal != effect.prior.is_diagonal:
-        parts.append(
-            f"its covariance is {'diagonal' if prior.population.prior.is_diagonal else 'full'}, "
-            f"the model's {'diagonal' if effect.prior.is_diagonal else 'full'}"
-        )
-    return "; ".join(parts) or "the coefficients are the same, but their order or the features' scaling is not"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import get_args
@@ -15,11 +15,24 @@ from numpy.typing import NDArray
 
 from learner.belief.gaussian import Array, Gaussian, Rows
 from learner.belief.population import Population
-from learner.model.design import INTERCEPT, Design, check_feature, coefficients, item_struct, named
-from learner.model.duration import ModelError, duration_text, parse_duration_ms, parse_half_life
-from learner.model.effect import Effect, ItemEffect
+from learner.model.design import (
+    INTERCEPT,
+    Design,
+    Items,
+    Shown,
+    check_features,
+    check_size,
+    coefficients,
+    named,
+    structs,
+    taken,
+)
+from learner.model.duration import ModelError, parse_duration_ms, parse_half_life, parse_max_age_ms
+from learner.model.effect import Effect, ItemEffect, independent
+from learner.model.events_file import EventsFile
 from learner.model.file import EarlierItemPrior, EarlierPrior, ItemFile, MissingOffset, ModelFile
-from learner.model.kinds import Feature, FeatureValue, ItemError, Vector
+from learner.model.foreign import Foreign, check_events, compile_events
+from learner.model.kinds import Feature, ItemError
 from learner.model.toml_errors import explain
 
 
@@ -39,12 +52,20 @@ class Model(Effect):
         How long after it came in an event may be dated.
     max_open
         Open impressions kept per user.
+    specification
+        What it was made from.
     prior_file
         Where the specification says that the prior stands; its numbers are not in `prior` until they are read.
     missing_offset
         What an item without an offset gets; see `learner.model.file.OffsetRule`.
     mean_offset
         The log's mean offset, for ``mean``; None if it is not known.
+    by_item
+        Whether a click is of the latest showing of its item, whatever its request.
+    unframed
+        What makes JSON of a value that came with a schema registry's framing; None where there is no registry.
+    events
+        How events of a foreign shape are read; None if there are none.
     """
 
     discount: float | None
@@ -52,10 +73,14 @@ class Model(Effect):
     max_open: int
     features: Mapping[str, Feature]
     ignore_unknown: bool
+    specification: ModelFile
     item: ItemEffect | None = None
     prior_file: str | None = None
     missing_offset: MissingOffset = "fixed_effect"
     mean_offset: float | None = None
+    by_item: bool = False
+    unframed: Callable[[bytes], bytes] | None = None
+    events: EventsFile | None = None
 
     @cached_property
     def width(self) -> int:
@@ -68,14 +93,39 @@ class Model(Effect):
             item = replace(self.item, click_delay=self.click_delay, window_ms=self.window_ms)
             object.__setattr__(self, "item", item)
 
-    def rows(self, items: Sequence[Mapping[str, FeatureValue]] | Sequence[msgspec.Struct]) -> Rows:
-        """The design matrix of a slate, shape (N, width); see `learner.model.design.Design.rows`."""
-        return self._design.rows(items)
+    def rows(self, items: Items, shown: Shown | None = None) -> Rows:
+        """The design matrix of slates, shape (N, width); see `learner.model.design.Design.rows`."""
+        return self._design.rows(items, shown)
 
     @cached_property
-    def item_struct(self) -> type[msgspec.Struct] | None:
-        """What decodes an item's features, all of which it knows; see `learner.model.design.item_struct`."""
-        return None if self.ignore_unknown else item_struct(self.features)
+    def structs(self) -> tuple[type[msgspec.Struct], type[msgspec.Struct]] | None:
+        """What decodes an item's features and a context, all of which it knows; see `learner.model.design.structs`."""
+        return None if self.ignore_unknown else structs(self.features)
+
+    @cached_property
+    def item_features(self) -> Mapping[str, Feature]:
+        """Those that each item says."""
+        return taken(self.features, "item")
+
+    @cached_property
+    def context_features(self) -> Mapping[str, Feature]:
+        """Those that the context says."""
+        return taken(self.features, "context")
+
+    @property
+    def unfitted(self) -> list[str]:
+        """The features whose scale or edges are still to be found in a log; without them there are no rows."""
+        return [name for name, feature in self.features.items() if feature.unfitted]
+
+    @property
+    def needs_shown(self) -> bool:
+        """Whether rows depend on the request: its context or its time."""
+        return self._design.needs_shown
+
+    @cached_property
+    def foreign(self) -> Foreign | None:
+        """What reads events of a foreign shape quickly; see `learner.model.foreign.compile_events`."""
+        return None if self.events is None else compile_events(self.events, self.item_features, self.context_features)
 
     @cached_property
     def _design(self) -> Design:
@@ -114,7 +164,7 @@ class Model(Effect):
             if self.missing_offset == "refuse":
                 at = given.index(None)
                 expected = "expected a number, the log-odds of the model that stands before this one"
-                raise ItemError("missing_offset", at, "offset", f"items[{at}].offset: missing: {expected}")
+                raise ItemError("missing_offset", f"items[{at}].offset", f"items[{at}].offset: missing: {expected}")
             stand_in: Array = (rows * self.stand_in).sum(axis=1)
             if missing == len(given):
                 return stand_in.astype(np.float32)
@@ -147,12 +197,13 @@ def load_model(text: str, source: str = "model.toml") -> Model:
     except msgspec.ValidationError as exc:
         raise ModelError(f"{source}: {explain(document, exc, ModelFile, get_args(Feature))}") from exc
     try:
-        return _build(file)
+        return build_model(file)
     except ModelError as exc:
         raise ModelError(f"{source}: {exc}") from None
 
 
-def _build(file: ModelFile) -> Model:
+def build_model(file: ModelFile) -> Model:
+    """The model of a specification; raises `ModelError`, without its source, if it cannot be."""
     if file.half_life is not None and file.discount is not None:
         raise ModelError(
             f"half_life = {file.half_life!r} and discount = {file.discount}: expected at most one of the two"
@@ -160,24 +211,23 @@ def _build(file: ModelFile) -> Model:
     if file.offset.mean is not None and file.offset.missing != "mean":
         raise ModelError(f"offset.mean = {file.offset.mean}: expected offset.missing = 'mean' with it")
     half_life_ms, half_life_outcomes = parse_half_life(file.half_life)
-    for name, feature in file.features.items():
-        check_feature(name, feature)
+    check_features(file.features)
     of_user = file.effects.user.features
     mine = named("effects.user.features", [*file.features] if of_user is None else of_user, file.features)
     features = mine | file.features
     names, all_names = coefficients(mine), coefficients(features)
     d, width = len(names), len(all_names)
     diagonal = file.covariance == "diagonal"
+    check_size("features", d, diagonal, width, file.max_open)
     # How a value is read makes no other feature space. Nor does what a missing offset stands for: a record keeps the
     # offset of each outcome as it was learnt, and its belief is about what is beyond the offsets that came.
-    plain = {
-        name: feature if isinstance(feature, Vector) else msgspec.structs.replace(feature, coerce=False)
-        for name, feature in features.items()
-    }
-    space = msgspec.json.encode([file.covariance, plain, names, *([all_names] if d < width else [])])
+    of_features = {name: feature.space() for name, feature in features.items()}
+    space = msgspec.json.encode([file.covariance, of_features, names, *([all_names] if d < width else [])])
     if file.effects.item is not None and (file.method == "laplace" or file.discount is not None):
         given = "method = 'laplace'" if file.method == "laplace" else f"discount = {file.discount}"
         raise ModelError(f"{given}: expected method = 'adf' and no discount where there is an [effects.item]")
+    if file.events is not None:
+        check_events(file.events, features, file.match_clicks == "item")
     window_ms = parse_duration_ms("attribution_window", file.attribution_window)
     return Model(
         name=file.name,
@@ -198,26 +248,18 @@ def _build(file: ModelFile) -> Model:
         fingerprint=hashlib.blake2b(space, digest_size=8).digest(),
         fixed_effect=np.zeros(width),
         earlier=tuple(Population(_gaussian(one, d, diagonal), np.zeros(width)) for one in file.prior.earlier),
-        max_age_ms=_max_age_ms("effects.user.max_age", file.effects.user.max_age, window_ms),
-        item=None if file.effects.item is None else _item_effect(file.effects.item, file.name, plain, window_ms),
+        max_age_ms=parse_max_age_ms("effects.user.max_age", file.effects.user.max_age, window_ms),
+        item=None if file.effects.item is None else _item_effect(file, file.effects.item, features, window_ms),
         prior_file=file.prior.file,
+        specification=file,
         missing_offset=file.offset.missing,
         mean_offset=file.offset.mean,
+        by_item=file.match_clicks == "item",
+        events=file.events,
     )
 
 
-def _max_age_ms(key: str, text: str | None, window_ms: int) -> int | None:
-    if text is None:
-        return None
-    # What a record waits for has come or not two windows after its last event; then it is swept.
-    if (age_ms := parse_duration_ms(key, text)) < 4 * window_ms:
-        raise ModelError(
-            f"{key} = {text!r}: expected at least four attribution windows, {duration_text(4 * window_ms)}"
-        )
-    return age_ms
-
-
-def _item_effect(file: ItemFile, model: str, features: Mapping[str, Feature], window_ms: int) -> ItemEffect:
+def _item_effect(model: ModelFile, file: ItemFile, features: Mapping[str, Feature], window_ms: int) -> ItemEffect:
     wanted = named("effects.item.features", file.features, features)
     names, columns, start = coefficients(wanted), [0], 1
     for name, feature in features.items():
@@ -227,18 +269,19 @@ def _item_effect(file: ItemFile, model: str, features: Mapping[str, Feature], wi
     diagonal = file.covariance == "diagonal"
     half_life_ms, half_life_outcomes = parse_half_life(file.half_life)
     d = len(names)
+    check_size("effects.item.features", d, diagonal, d, model.max_open)
 
     def population(prior: EarlierItemPrior) -> Population:
         variance = np.full(d, prior.variance)
         if prior.intercept_variance is not None:
             variance[0] = prior.intercept_variance
         # The level of all items is the intercept of users: a mean here as well could not be told from it.
-        return Population(_independent(np.zeros(d), variance, diagonal), np.zeros(d))
+        return Population(independent(np.zeros(d), variance, diagonal), np.zeros(d))
 
-    said = {name: features[name] for name in file.features if name in wanted}
+    said = {name: features[name].space() for name in file.features if name in wanted}
     space = msgspec.json.encode(["item", file.covariance, said, names])
     return ItemEffect(
-        name=model,
+        name=model.name,
         prior=population(file.prior).prior,
         half_life_ms=half_life_ms,
         half_life_outcomes=half_life_outcomes,
@@ -247,7 +290,7 @@ def _item_effect(file: ItemFile, model: str, features: Mapping[str, Feature], wi
         fixed_effect=np.zeros(d),
         earlier=tuple(map(population, file.prior.earlier)),
         columns=tuple(columns),
-        max_age_ms=_max_age_ms("effects.item.max_age", file.max_age, window_ms),
+        max_age_ms=parse_max_age_ms("effects.item.max_age", file.max_age, window_ms),
         # Those of the model, which it gives to it.
         window_ms=0,
         click_delay=None,
@@ -260,9 +303,4 @@ def _gaussian(prior: EarlierPrior, d: int, diagonal: bool) -> Gaussian:
         mean[0] = prior.intercept_mean
     if prior.intercept_variance is not None:
         variance[0] = prior.intercept_variance
-    return _independent(mean, variance, diagonal)
-
-
-def _independent(mean: Array, variance: Array, diagonal: bool) -> Gaussian:
-    """Of independent coefficients; of a single one the covariance is its variance, as it is in a belief's factor."""
-    return Gaussian(mean, variance if diagonal or len(mean) == 1 else np.diag(variance))
+    return independent(mean, variance, diagonal)

@@ -102,8 +102,12 @@ def _keys(struct: Any) -> tuple[str, ...]:
 
 
 def _choices(struct: Any, path: str) -> tuple[Any, ...]:
-    hint = get_type_hints(struct).get(path.rpartition(".")[2]) if struct is not None else None
-    return get_args(hint) if get_origin(hint) is Literal else ()
+    if struct is None:
+        return ()
+    names = dict(zip(struct.__struct_encode_fields__, struct.__struct_fields__, strict=True))
+    hint = get_type_hints(struct).get(names.get(path.rpartition(".")[2], ""))
+    literals = [one for one in (hint, *get_args(hint)) if get_origin(one) is Literal]
+    return tuple(choice for one in literals for choice in get_args(one))
 
 
 def _or(choices: Iterable[Any]) -> str:

@@ -3,6 +3,9 @@
 A click comes after its impression, so a fresh impression without a click is not yet a "no". It stays open until 95 in
 100 clicks would have come, then settles as a "no", at that time, whichever event finds it due. A click that comes later
 still, inside the attribution window, takes the "no" back and is learnt.
+
+Where clicks name no request, a click is of the latest showing of its item up to its own time, and a showing is known by
+its time.
 """
 
 from __future__ import annotations
@@ -39,16 +42,28 @@ MAX_KEPT_FACTOR = 4
 
 
 @inner
-def find(user: User, key: Any) -> int:
-    """The slot of the outcome that has a key; -1 if none is kept."""
+def find(rules: Rules, user: User, key: Any, at: int) -> int:
+    """The slot of the outcome that has a key, of several the latest that was shown by a time; -1 if none is kept."""
     mask = user.facts[0].mask
     place = key & mask
+    found = -1
     while user.table[place] >= 0:
         slot: int = user.table[place]
         if user.outcome[slot].key == key and user.outcome[slot].state != FORGOTTEN:
-            return slot
+            if not rules.by_item:
+                return slot
+            shown_at = user.outcome[slot].shown_at
+            if shown_at <= at and (found < 0 or shown_at > user.outcome[found].shown_at):
+                found = slot
         place = (place + 1) & mask
-    return -1
+    return found
+
+
+@inner
+def is_shown(rules: Rules, user: User, key: Any, at: int) -> bool:
+    """Whether an impression is a repeat."""
+    slot = find(rules, user, key, at)
+    return slot >= 0 and bool(not rules.by_item or user.outcome[slot].shown_at == at)
 
 
 @inner
@@ -67,12 +82,20 @@ def drop_click(user: User, place: int) -> None:
 
 
 @inner
-def waiting(user: User, key: Any) -> int:
-    """The place of the click that waits for a key; -1 if none does."""
+def waiting(rules: Rules, user: User, key: Any, since: int, until: int) -> int:
+    """The place of the click that waits for a key; -1 if none does.
+
+    Of an item's clicks the first that came from a time until another, which of any others say nothing.
+    """
+    found = -1
     for i in range(user.facts[0].n_clicks):
         if user.click[i].key == key:
-            return i
-    return -1
+            if not rules.by_item:
+                return i
+            at = user.click[i].clicked_at
+            if since <= at and at <= until and (found < 0 or at < user.click[found].clicked_at):
+                found = i
+    return found
 
 
 @inner
@@ -136,7 +159,7 @@ def show(rules: Rules, user: User, events: Events, e: int, feed: Feed, counts: A
         mean, factor = served(rules, user, now)
     for i in range(events.event[e].first_item, events.event[e].first_item + events.event[e].n_items):
         key = events.item[i].key
-        if find(user, key) >= 0:
+        if is_shown(rules, user, key, now):
             continue
         any_new = True
         slot = user.facts[0].n_slots
@@ -147,7 +170,7 @@ def show(rules: Rules, user: User, events: Events, e: int, feed: Feed, counts: A
         user.outcome[slot].precision, user.outcome[slot].shift, user.outcome[slot].state = 0.0, 0.0, OPEN
         user.row[slot] = events.row[i]
         keep(user, slot)
-        click = waiting(user, key)
+        click = waiting(rules, user, key, now, now + rules.window)
         clicked = click >= 0 and user.click[click].clicked_at - now <= rules.window
         if len(rules.item_columns) > 0:
             mu, v = project(mean, factor, user.row[slot], user.f)
@@ -169,8 +192,8 @@ def show(rules: Rules, user: User, events: Events, e: int, feed: Feed, counts: A
 def click(rules: Rules, user: User, events: Events, e: int, feed: Feed, counts: Any) -> bool:
     """Take a click that is not late; say whether it changed anything."""
     key, now = events.event[e].key, events.event[e].at
-    slot = find(user, key)
-    if (slot >= 0 and user.outcome[slot].state == CLICKED) or waiting(user, key) >= 0:
+    slot = find(rules, user, key, now)
+    if (slot >= 0 and user.outcome[slot].state == CLICKED) or waiting(rules, user, key, now, now) >= 0:
         counts[REPEATED] += 1
         return False
     if slot < 0:
@@ -190,5 +213,5 @@ def click(rules: Rules, user: User, events: Events, e: int, feed: Feed, counts: 
 @inner
 def is_late(rules: Rules, user: User, key: Any, now: int) -> bool:
     """Whether a click's outcome is known, and its window over."""
-    slot = find(user, key)
+    slot = find(rules, user, key, now)
     return slot >= 0 and bool(user.outcome[slot].state != CLICKED and now - user.outcome[slot].shown_at > rules.window)

@@ -41,7 +41,7 @@ class Rules(NamedTuple):
     the model does not forget; `tick` is the step of event time in which beliefs relax. Of every `outcome_tick` outcomes
     learnt, `outcome_kept` is left. `median` and `sigma` are of the click delay, 0 and 1 if there is none. Columns of
     the effect of items are `item_columns`, none where there is none. A row has `width` columns, of which the belief is
-    on the first.
+    on the first. With `by_item` keys of outcomes and clicks are those of items, shown any number of times.
     """
 
     prior_mean: Any
@@ -59,6 +59,7 @@ class Rules(NamedTuple):
     max_open: int
     item_columns: Any
     width: int
+    by_item: bool
 
 
 class User(NamedTuple):

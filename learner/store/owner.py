@@ -6,6 +6,8 @@ group's learners may be on their way from one setting to another.
 
 from __future__ import annotations
 
+from zlib import crc32
+
 import msgspec
 
 from learner.model.duration import duration_text
@@ -37,6 +39,8 @@ def owner_of(model: Model, group: str) -> Owner:
         "max_ahead": duration_text(model.max_ahead_ms),
         "click_delay": "none",
         "max_open": str(model.max_open),
+        "match_clicks": "item" if model.by_item else "request",
+        "events": "ours" if model.events is None else f"{crc32(msgspec.json.encode(model.events)):08x}",
         "unknown_features": "ignore" if model.ignore_unknown else "reject",
         "prior": model.population_fingerprint.hex(),
         "effects.user.max_age": _age(model),

@@ -4,23 +4,49 @@ from __future__ import annotations
 
 import argparse
 import os
+from contextlib import closing, suppress
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from learner.belief.gaussian import factorised
+from learner.events.wire import BadEvent
+from learner.limits import MAX_RECORD_BYTES
 from learner.model.duration import HalfLife
 from learner.model.spec import Model
 from service.commands.command import SQLITE_FILE, Subparsers
 from service.environment import service_links
+from service.footprint import told
 from service.settings import Settings, describe
+
+if TYPE_CHECKING:
+    from learner.batch.raw import Raw
+
+SAMPLED, READ_TO_SUGGEST = 100, 10_000
 
 
 def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
     """Add `check` to the command."""
     parser = commands.add_parser(
         "check", help="print the model and the settings, and look at log and store",
-        description="Read the model and the settings as the other commands would, and print them with secrets hidden. "
+        description="Read the model and the settings as the other commands would, and print them with secrets hidden, "
+        "with the bytes of a user's record and about how long an outcome takes to be learnt. A model whose records "
+        f"would have more than {MAX_RECORD_BYTES >> 20} MiB is refused, here as by every command. "
         "Then connect to the log and the store and say, a line each, whether they are as docs/guarantees.md needs "
         "them: topics, dead letter topics, numbers of partitions, eviction, persistence, the API key. Changes nothing. "
-        "Exit status 1 if anything failed.",
+        "Exit status 1 if anything failed. With --sample it looks at events instead, and says what the model makes of "
+        "them; with --suggest it writes a model for events that have none yet.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--sample", metavar="SOURCE",
+        help=f"read the first {SAMPLED} records of a file, of a topic of FRESHET_LOG by its name, or of a log by its "
+        "URL, and say for each path of [events] what it found, and what would be refused and why; no values are shown. "
+        "Exit status 1 if anything would be",
+    )  # fmt: skip
+    parser.add_argument(
+        "--suggest", metavar="SOURCE",
+        help=f"read up to {READ_TO_SUGGEST:,} records, and print a model.toml for them: a mapping, and features with "
+        "their kinds, means and values. Read it before you use it, and try it with --sample",
     )  # fmt: skip
     parser.add_argument("--offline", action="store_true", help="only print; connect to nothing")
     parser.add_argument("--file", help=SQLITE_FILE)
@@ -29,6 +55,10 @@ def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     """Print both, and what was found."""
+    if arguments.suggest is not None:
+        return _suggest(arguments.suggest, settings, model)
+    if arguments.sample is not None:
+        return _sample(arguments.sample, settings, model)
     print(check_text(settings, model), end="", flush=True)
     if arguments.offline:
         return 0
@@ -40,6 +70,52 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
         print(f"  {finding}", flush=True)
         findings.append(finding)
     return status_of(findings)
+
+
+def _sample(source: str, settings: Settings, model: Model) -> int:
+    from service.sample import described
+
+    report, n_refused = described(_records(source, SAMPLED, settings, model), model)
+    print(report, end="")
+    return 1 if n_refused else 0
+
+
+def _suggest(source: str, settings: Settings, model: Model) -> int:
+    import msgspec
+
+    from learner.wire_errors import UNREADABLE
+    from service.suggestion import suggest
+
+    events = []
+    for raw in _records(source, READ_TO_SUGGEST, settings, model):
+        with suppress(*UNREADABLE):
+            events.append(msgspec.json.decode(raw.value if isinstance(raw.value, bytes) else b""))
+    print(suggest(events, source), end="")
+    return 0
+
+
+def _records(source: str, most: int, settings: Settings, model: Model) -> list[Raw]:
+    """The first records of a source, as they stand there."""
+    from learner.batch.reading import raw_events
+
+    topics = settings.topics
+    if "://" not in source and not Path(source).exists():
+        source, topics = settings.log, [source]
+    with closing(raw_events(source, model, topics, settings.kafka_options)) as raws:
+        found = [_unframed(raw, model) for raw in islice(raws, most)]
+    if not found:
+        raise ValueError(f"{source}: no records to look at")
+    return found
+
+
+def _unframed(raw: Raw, model: Model) -> Raw:
+    """With JSON in the place of what has a schema registry's framing."""
+    if model.unframed is None or not isinstance(raw.value, bytes):
+        return raw
+    try:
+        return raw._replace(value=model.unframed(raw.value))
+    except BadEvent as exc:
+        return raw._replace(value=exc)
 
 
 def check_text(settings: Settings, model: Model) -> str:
@@ -58,10 +134,12 @@ def check_text(settings: Settings, model: Model) -> str:
         *(f"  passed over {name}: a service link of Kubernetes" for name in service_links(os.environ)),
         f"model {model.name!r}, fingerprint {model.fingerprint.hex()}, prior {model.population_fingerprint.hex()}",
         f"  method        {model.method}, {covariance} covariance, {model.d} coefficients",
+        f"  users         {told(model)}",
         f"  forgetting    {forgets}",
         f"  items         {_items(model)}",
         f"  attribution   window {model.window_ms / 60_000:g} min, click delay: {delay}",
         f"  offsets       one that is missing: {_missing_offset(model)}",
+        f"  events        {_events(model)}",
         f"  coefficients  {', '.join(model.coefficients)}",
     ]
     return "\n".join(lines) + "\n"
@@ -72,9 +150,16 @@ def _items(model: Model) -> str:
         return "not learnt"
     half_life = HalfLife(item.half_life_ms, item.half_life_outcomes)
     variance = factorised(item.prior).variances[0]
-    return (
-        f"prior {item.population_fingerprint.hex()}, variance of the intercept {variance:.4g}, half_life = {half_life}"
-    )
+    prior = f"prior {item.population_fingerprint.hex()}, variance of the intercept {variance:.4g}"
+    return f"{prior}, half_life = {half_life}; {told(item)}"
+
+
+def _events(model: Model) -> str:
+    if (events := model.events) is None:
+        return "of our shape"
+    told = "what has items is an impression" if events.type is None else f"told apart by {events.type}"
+    slow = "" if model.foreign is not None else "; read slowly, since a path leads to what must be of two types"
+    return f"of our shape, or as [events] says: {told}{slow}"
 
 
 def _missing_offset(model: Model) -> str:

@@ -67,12 +67,12 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     check_output("--html", arguments.html)
     skipped = skipping(arguments)
     with events_of(arguments, settings, model, skipped) as batches:
-        log = read_log(joined(map(sampled, batches), model.width), model.window_ms)
+        log = read_log(joined(map(sampled, batches), model.width), model.window_ms, model.by_item)
     if arguments.learnt > arguments.start:
         raise ValueError(f"--learn-from {arguments.learnt}: expected at most --from, {arguments.start}")
     cut_ms, learnt_ms = cut_at(log, arguments.start), cut_at(log, arguments.learnt)
     if np.isfinite(learnt_ms):
-        log = read_log(log.batch.only(lambda user_id: True, since_ms=learnt_ms), model.window_ms)
+        log = read_log(log.batch.only(lambda user_id: True, since_ms=learnt_ms), model.window_ms, model.by_item)
     ways = variants(model, cut_ms, not arguments.brief)
     slates = log.n_slates(cut_ms)
     if not slates:

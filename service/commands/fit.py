@@ -11,7 +11,9 @@ import numpy as np
 from learner.belief.gaussian import Gaussian
 from learner.belief.population import Population
 from learner.model.effect import ItemEffect
-from learner.model.prior_file import EffectPrior, PriorFile, decode_prior, encode_prior, fitted_prior, with_prior
+from learner.model.in_force import with_found, with_prior
+from learner.model.kind import Found
+from learner.model.prior_file import EffectPrior, PriorFile, decode_prior, encode_prior, fitted_prior
 from learner.model.spec import Model
 from service.commands.command import Subparsers
 from service.commands.logs import (
@@ -94,6 +96,12 @@ def _fit_from_log(arguments: argparse.Namespace, settings: Settings, model: Mode
 
     skipped = skipping(arguments)
     since_ms = arguments.since or 0
+    before = read_prior(settings.model, settings.prior)
+    # What is in force stays so: another scale is another feature space, of which users have no records.
+    found = {} if before is None else dict(before.found)
+    if model.unfitted:
+        found = _find_numbers(arguments, settings, model)
+        model = with_found(model, found)
 
     def wanted(user_id: str) -> bool:
         return chosen(user_id, arguments.sample, arguments.seed)
@@ -139,7 +147,6 @@ def _fit_from_log(arguments: argparse.Namespace, settings: Settings, model: Mode
         )
     prior, half_life, item = choose(fitting, outcomes, *sampled, of_all, arguments.iterations, arguments.keep_half_life)
     # What the prior in force has put in force stays so, where nothing else was found.
-    before = read_prior(settings.model, settings.prior)
     mean_offset = outcomes.mean_offset
     if before is not None:
         delay, half_life = delay or before.click_delay, before.half_life if half_life is None else half_life
@@ -149,14 +156,32 @@ def _fit_from_log(arguments: argparse.Namespace, settings: Settings, model: Mode
         **vars(fitted_prior(model, Population(prior, in_force.fixed_effect), half_life)),
         model_name=model.name,
         click_delay=delay,
-        scaling=feature_scaling(outcomes, model),
+        found=found,
         mean_offset=mean_offset,
         item=item,
     )
+    for name, (mean, std) in feature_scaling(outcomes, model).items():
+        if name not in found:
+            print(f'scaling seen: {name}: mean = {mean:.4g}, std = {std:.4g}; scale = "fit" would take it')
     write_prior(arguments.out, fitted, model)
     if skipped is not None:
         print(skipped)
     return 0
+
+
+def _find_numbers(arguments: argparse.Namespace, settings: Settings, model: Model) -> dict[str, Found]:
+    """The scales and edges that the model left to be found, from the same outcomes; the log is read once for them."""
+    from learner.batch.join import collect, without_stand_in
+    from learner.batch.scaling import find_numbers, probe
+
+    probing = probe(model)
+    with events_of(arguments, settings, without_stand_in(probing), skipping(arguments)) as events:
+        outcomes = collect(events, probing, arguments.sample, arguments.seed, arguments.until, arguments.since or 0)
+    found = find_numbers(outcomes, model)
+    for name, numbers in found.items():
+        said = (f"{key} = {np.array2string(np.array(one), separator=', ')}" for key, one in numbers.items())
+        print(f"features.{name}: found {', '.join(said)}")
+    return found
 
 
 def still_in_force(item: EffectPrior | None, before: PriorFile) -> EffectPrior | None:
@@ -187,8 +212,6 @@ def write_prior(out: str, fitted: PriorFile, model: Model) -> None:
     # Nobody is told of a prior that cannot be put in force.
     with_prior(model, decode_prior(data, out), out)
     write_output("--out", out, data)
-    for name, (mean, std) in fitted.scaling.items():
-        print(f'scaling seen: {name} = {{ kind = "numeric", mean = {mean:.4g}, std = {std:.4g} }}')
     print(f"wrote {out}, prior {fitted.population.fingerprint.hex()}")
 
 

@@ -14,7 +14,8 @@ from learner.belief.gaussian import Gaussian
 from learner.belief.population import Population
 from learner.model.duration import HalfLife
 from learner.model.effect import ItemEffect
-from learner.model.prior_file import EffectPrior, fitted_prior, in_force
+from learner.model.in_force import in_force
+from learner.model.prior_file import EffectPrior, fitted_prior
 from learner.model.spec import Model
 from service.commands.fit import say_prior_of_items
 from service.commands.fit_trial import Trial, half_life_of, is_to_be_tried, say_which_covariance
@@ -43,7 +44,7 @@ def choose_of_items(model: Model, trial: Trial, refit: Refit, keep_half_life: bo
         print(f"{WHAT}the log is of one moment: no item is known before it is scored, so what they are worth is not")
         return jointly(model, trial, refit)
     middle, own = trial.middle_ms(), half_life_of(model.item)
-    early = trial.until(middle, model.window_ms)
+    early = trial.until(middle, model)
     fitted = jointly(model, early, refit)
     if not keep_half_life:
         with progress("half-life of items", " slates") as bar:

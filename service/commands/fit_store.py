@@ -25,6 +25,8 @@ def fit_from_store(arguments: argparse.Namespace, settings: Settings, model: Mod
     """Refit the prior from stored beliefs, and write it with all that is in force beside it."""
     if arguments.logs or arguments.since is not None or arguments.until < 1.0:
         raise ValueError("--from-store: expected no LOG, --since or --until beside it: beliefs have no log's times")
+    # A model whose scales or edges are still to be found has no records.
+    _ = model.width
     if arguments.from_store:
         settings = msgspec.structs.replace(settings, store=arguments.from_store)
     scheme, _, path = settings.store.partition(":///")
@@ -68,7 +70,7 @@ def fit_from_store(arguments: argparse.Namespace, settings: Settings, model: Mod
             **vars(fitted_prior(model, Population(prior, model.fixed_effect), before.half_life if before else None)),
             model_name=model.name,
             click_delay=before.click_delay if before else None,
-            scaling=before.scaling if before else {},
+            found=before.found if before else {},
             mean_offset=before.mean_offset if before else None,
             item=item,
         ),

@@ -57,9 +57,10 @@ class Trial(NamedTuple):
         """The time before which half of the outcomes were shown, epoch ms."""
         return cut_at(self.log, 0.5)
 
-    def until(self, time_ms: float, window_ms: int) -> Trial:
+    def until(self, time_ms: float, model: Model) -> Trial:
         """The part before a time (epoch ms)."""
-        return self._replace(log=read_log(self.log.batch.only(lambda user_id: True, until_ms=time_ms - 1), window_ms))
+        before = self.log.batch.only(lambda user_id: True, until_ms=time_ms - 1)
+        return self._replace(log=read_log(before, model.window_ms, model.by_item))
 
     def losses(
         self,
@@ -86,7 +87,7 @@ class Trial(NamedTuple):
 
 def trial_of(sample: Microbatch, model: Model, outcomes: int) -> Trial:
     """What is tried on a sample of a log that has so many outcomes."""
-    return Trial(read_log(sample, model.window_ms), min(len(sample.events.item) / outcomes, 1.0))
+    return Trial(read_log(sample, model.window_ms, model.by_item), min(len(sample.events.item) / outcomes, 1.0))
 
 
 def half_life_of(effect: Effect) -> HalfLife:

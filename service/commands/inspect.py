@@ -34,7 +34,7 @@ def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     """Print a record."""
-    from learner.events.parse import item_key
+    from learner.events.keys import item_key
     from learner.record.items import item_id
     from service.inspection import as_text, report
 

@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import msgspec
 from learner.log import LogUnavailable
 from learner.model.duration import ModelError
 from learner.record import RecordError
+from learner.schemas import Schemas
 from learner.store import StoreUnavailable
 from service import DISTRIBUTION
 from service.client import Refused
@@ -79,9 +81,12 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.prior:
             settings = msgspec.structs.replace(settings, prior=arguments.prior)
         model = read_model(settings.model, settings.prior)
+        if settings.schemas:
+            model = replace(model, unframed=Schemas(settings.schemas).json_of)
         if arguments.command != "fit":
-            # `fit` is what finds the mean of the offsets; all others must know what stands for one that is missing.
-            _ = model.stand_in
+            # `fit` is what finds the mean of the offsets, and scales and edges; all others must know what stands for an
+            # offset that is missing, and make rows.
+            _ = model.stand_in, model.width
         return COMMANDS[arguments.command].run(arguments, settings, model)
     except (LogUnavailable, StoreUnavailable, RecordError) as exc:
         print(f"freshet: {exc}", file=sys.stderr)

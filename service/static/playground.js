@@ -25,8 +25,13 @@ function inputOf(name, schema, place) {
   const examples = schema.enum ?? schema.examples ?? [];
   const example = examples.length ? examples[place % examples.length] : "";
   const label = (input, hint = "") => el("label", {}, hint ? `${name} (${hint})` : name, input);
-  if (schema.type === "number") {
-    const input = el("input", { type: "number", step: "any", value: example === "" ? 0 : example });
+  if (schema.type === "boolean") {
+    const input = el("select", {}, ...["", "true", "false"].map((one) => el("option", { value: one }, one || "–")));
+    return { label: label(input), read: () => (input.value === "" ? undefined : input.value === "true") };
+  }
+  if (schema.type === "number" || schema.type === "integer") {
+    const start = schema.type === "integer" ? "" : Math.max(0, schema.minimum);
+    const input = el("input", { type: "number", step: "any", value: example === "" ? start : example });
     return { label: label(input), read: () => (input.value === "" ? undefined : Number(input.value)) };
   }
   if (schema.type === "string" && examples.length) {

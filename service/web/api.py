@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import msgspec
 
 from learner.belief.policies import Policy
-from learner.events.wire import Id, Offset, Ranked, Reason, WireItem, with_features
+from learner.events.wire import Ranked, Reason, WireItem, with_features
 from learner.limits import MAX_ITEMS
+from learner.model.fields import Id, Offset, Timestamp
 from learner.model.file import MissingOffset
 from learner.model.kinds import Features
 from service.web.outcomes import Outcome
@@ -33,7 +34,9 @@ class ScoreRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A slate to rank for a user.
 
     `log_impression` logs what the user is shown: the first `top_k` as ranked (all, if there are fewer), or the items
-    whose ids `shown` has, in that order. Without either it logs all items, in the order they came.
+    whose ids `shown` has, in that order. Without either it logs all items, in the order they came. `context` is what
+    the model's features of the context take, of all items. `timestamp` is when the request was (epoch ms), if not now:
+    features of time, and all else, are as they were then.
     """
 
     user_id: Id
@@ -45,11 +48,13 @@ class ScoreRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log_impression: bool = False
     top_k: TopK | None = None
     shown: Annotated[list[Id], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)] | None = None
+    context: Features = {}
+    timestamp: Timestamp | None = None
 
 
-def score_decoder(features: type[msgspec.Struct] | None) -> msgspec.json.Decoder[ScoreRequest]:
-    """Of requests whose items' features are of that type, a model's `item_struct`; None: of any."""
-    kind = ScoreRequest if features is None else with_features(features, ScoreRequest, ScoreItem)
+def score_decoder(structs: tuple[type[msgspec.Struct], ...] | None) -> msgspec.json.Decoder[ScoreRequest]:
+    """Of requests whose items' features, and context, are of these types, a model's `structs`; None: of any."""
+    kind = ScoreRequest if structs is None else with_features(structs, ScoreRequest, ScoreItem)
     return msgspec.json.Decoder(kind)
 
 

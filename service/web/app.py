@@ -92,7 +92,7 @@ def create_app(
     readiness = Readiness(look)
     scoring = Scoring(operations, model, store, with_store, explaining)
     learners = Learners(model.name, store, with_store)
-    for_model = api.score_decoder(model.item_struct)
+    for_model = api.score_decoder(model.structs)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

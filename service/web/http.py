@@ -165,8 +165,8 @@ def _as_api_error(exc: Exception) -> ApiError:
     match exc:
         case ApiError():
             return exc
-        case ItemError(reason=reason, index=index, field=field):
-            return ApiError(422, reason, str(exc), {"field": f"items[{index}].{field}"})
+        case ItemError(reason=reason, field=field):
+            return ApiError(422, reason, str(exc), {"field": field})
         case StoreUnavailable():
             log.warning("store unavailable", error=str(exc))
             return ApiError(503, "store_unavailable", "the store is away; try again", retry_after=RETRY_AFTER_S)

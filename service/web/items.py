@@ -12,7 +12,7 @@ import numpy as np
 
 from learner.belief.gaussian import Array, Belief, Rows
 from learner.belief.policies import ItemEffects, item_noise
-from learner.events.parse import item_key
+from learner.events.keys import item_key
 from learner.model.effect import ItemEffect
 from learner.record.items import ItemBeliefs, item_id, read_items
 

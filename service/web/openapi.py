@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -9,8 +10,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from learner.events.wire import WireClick, WireImpression
-from learner.limits import MAX_ID_LENGTH, MAX_LIST_LENGTH, MAX_NUMBER, MAX_STRING_LENGTH
-from learner.model.kinds import Category, Feature, Multi, Numeric, Vector
+from learner.limits import MAX_ID_LENGTH
+from learner.model.kinds import Category, Feature, Numeric
 from learner.model.spec import Model
 from service.web import api
 from service.web.guard import OPEN_PATHS
@@ -87,7 +88,12 @@ def install(app: FastAPI, model: Model, needs_key: bool) -> None:
             components = document.setdefault("components", {})
             components["schemas"] = schemas
             for name in ("ScoreItem", "WireItem"):
-                schemas[name]["properties"]["features"] |= _features(model)
+                schemas[name]["properties"]["features"] |= _features(model.item_features, model)
+            for name in ("ScoreRequest", "WireImpression"):
+                schemas[name]["properties"]["context"] |= _features(model.context_features, model)
+            if not model.by_item:
+                schemas["WireClick"]["required"].append("request_id")
+                schemas["WireClick"]["properties"]["request_id"] = schemas["WireImpression"]["properties"]["request_id"]
             guarded = [
                 operation
                 for path, operations in document["paths"].items()
@@ -106,28 +112,21 @@ def install(app: FastAPI, model: Model, needs_key: bool) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _features(model: Model) -> dict[str, Any]:
-    """The schema of an item's features: those of the model, each as it is taken, or null, which is none."""
-    known = {name: {"anyOf": [_feature(feature), {"type": "null"}]} for name, feature in model.features.items()}
+def _features(features: Mapping[str, Feature], model: Model) -> dict[str, Any]:
+    """The schema of features: those of the model, each as it is taken, or null, which is none."""
+    known = {name: _feature(feature) for name, feature in features.items()}
     return {"properties": known} if model.ignore_unknown else {"properties": known, "additionalProperties": False}
 
 
 def _feature(feature: Feature) -> dict[str, Any]:
-    text: dict[str, Any] = {"type": "string", "maxLength": MAX_STRING_LENGTH}
-    number = {"type": "number", "minimum": -MAX_NUMBER, "maximum": MAX_NUMBER}
+    """The schema of a feature as it is taken, or null, which is none; with examples for a page to begin with."""
+    schema = msgspec.json.schema(feature.plain().schema() | None)
     match feature:
-        case Numeric(mean=mean, std=std):
-            return number | {"examples": [mean, mean + std, mean - std]}
-        case Vector(size=size):
-            return {"type": "array", "items": number, "minItems": size, "maxItems": size}
-        case Category(values=values, unknown="reject"):
-            return {"type": "string", "enum": values}
-        case Category(values=values):
-            return text | {"examples": values}
-        case Multi(values=list(values), unknown="reject"):
-            return {"type": "array", "items": {"type": "string", "enum": values}, "maxItems": MAX_LIST_LENGTH}
-        case Multi():
-            return {"type": "array", "items": text, "maxItems": MAX_LIST_LENGTH}
+        case Numeric(mean=mean, std=std, transform=None):
+            schema["anyOf"][0]["examples"] = [mean, mean + std, mean - std]
+        case Category(values=values, unknown=unknown):
+            schema["anyOf"][0] |= {"type": "string"} | ({} if unknown == "reject" else {"examples": values})
+    return schema
 
 
 def _error(status: int) -> dict[str, Any]:

@@ -13,11 +13,13 @@ import structlog
 
 from learner.belief.gaussian import Array, Rows
 from learner.belief.policies import score_items
-from learner.events.parse import from_the_future, item_key, parse_event
+from learner.events.keys import item_key
+from learner.events.parse import from_the_future, parse_event
 from learner.events.wire import BadEvent, Ranked, Reason, WireClick, WireErase, WireEraseItem, WireImpression
 from learner.laps import Laps
 from learner.limits import MAX_EVENT_BYTES
 from learner.log import Entry, EventLog
+from learner.model.design import Shown
 from learner.model.effect import Effect, ItemEffect
 from learner.model.spec import Model
 from learner.record import (
@@ -80,9 +82,10 @@ class Operations:
         Also what is to be logged of it.
         """
         api.check_shown(wanted)
-        rows = self._model.rows([item.features for item in wanted.items])
+        now = self._when(wanted)
+        requests = Shown([len(wanted.items)], [now], [wanted.context])
+        rows = self._model.rows([item.features for item in wanted.items], requests)
         record = self._decoded(value, wanted.user_id, self._model)
-        now = _now_ms()
         belief = belief_at(self._model, record, now)
         offset = self._offsets([item.offset for item in wanted.items], rows)
         seed, generator = None, None
@@ -105,8 +108,9 @@ class Operations:
         request_id = wanted.request_id or uuid.uuid4().hex
         entry = None
         if wanted.log_impression:
+            context = wanted.context if self._model.context_features else {}
             items = api.shown_items(wanted, scores.order.tolist(), None if effects is None else effects.pairs())
-            raw = msgspec.json.encode(WireImpression(request_id, wanted.user_id, now, items, ranked))
+            raw = msgspec.json.encode(WireImpression(request_id, wanted.user_id, now, items, ranked, context))
             if len(raw) > MAX_EVENT_BYTES:
                 # It says more than the request did, and learners would refuse it.
                 raise api.ApiError(
@@ -237,6 +241,15 @@ class Operations:
         if self._model.item is None:
             raise api.ApiError(404, "no_item_effect", f"model {self._model.name!r} has no [effects.item]")
         return self._model.item
+
+    def _when(self, wanted: api.ScoreRequest) -> int:
+        """The time of a request, epoch ms."""
+        now = _now_ms()
+        if wanted.timestamp is None:
+            return now
+        if why := from_the_future(wanted.timestamp, now, self._model):
+            raise api.ApiError(422, why.reason.value, str(why), {"field": "timestamp"})
+        return wanted.timestamp
 
     def _offsets(self, given: list[float | None], rows: Rows) -> Array:
         """The offsets of a slate, shape (N,); the log says so when, for the first time, some stand for nothing."""

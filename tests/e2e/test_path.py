@@ -26,7 +26,8 @@ from kafka.admin import NewTopic
 from learner.belief.policies import score_items
 from learner.events.wire import WireClick, WireImpression
 from learner.log import read_to_end
-from learner.model.prior_file import decode_prior, with_prior
+from learner.model.in_force import with_prior
+from learner.model.prior_file import decode_prior
 from learner.model.spec import load_model
 from learner.record import decode_record, encode_record, fresh_record
 from learner.record.served import belief_at

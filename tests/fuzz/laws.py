@@ -17,6 +17,7 @@ from learner.belief.gaussian import Belief
 from learner.events.parse import parse_event, parse_events
 from learner.events.wire import BadEvent, user_of
 from learner.limits import MAX_TIMESTAMP_MS
+from learner.model.design import Shown
 from learner.model.kinds import FeatureError
 from learner.model.spec import load_model
 from learner.record import Record, RecordError, decode_record, encode_record, fresh_record
@@ -37,6 +38,14 @@ lax = { kind = "category", values = ["p", "q"], unknown = "q" }
 multi = { kind = "multi", values = ["a", "b"], unknown = "ignore" }
 tags = { kind = "multi", buckets = 4 }
 taste = { kind = "vector", size = 2 }
+views = { kind = "numeric", transform = "log1p", missing = "indicator" }
+range = { kind = "bucket", edges = [1, 5] }
+sale = { kind = "boolean", coerce = true }
+since = { kind = "age" }
+hour = { kind = "time", of = "hour_of_day" }
+device = { kind = "category", values = ["phone", "web"], unknown = "ignore", from = "context" }
+query = { kind = "hashed", buckets = 3, from = "context" }
+cross = { kind = "cross", of = ["device", "genre"], buckets = 3 }
 """
 MODELS = [
     load_model(f'name = "m"\n{_FEATURES}'),
@@ -44,8 +53,8 @@ MODELS = [
 ]
 # A record of the model before it may have been learnt under another prior.
 MOVED = load_model(f'name = "m"\n[prior]\nvariance = 2.0\nearlier = [{{ variance = 1.0 }}]\n{_FEATURES}')
-assert MODELS[0].item_struct is not None
-_SCORE, _QUICK = api.score_decoder(None), api.score_decoder(MODELS[0].item_struct)
+assert MODELS[0].structs is not None
+_SCORE, _QUICK = api.score_decoder(None), api.score_decoder(MODELS[0].structs)
 
 
 class Target(NamedTuple):
@@ -95,7 +104,8 @@ def body_law(body: bytes) -> None:
 
 def _meaning(wanted: api.ScoreRequest) -> list[Any]:
     try:
-        rows = MODELS[0].rows([item.features for item in wanted.items]).tobytes()
+        shown = Shown([len(wanted.items)], [AT], [wanted.context])
+        rows = MODELS[0].rows([item.features for item in wanted.items], shown).tobytes()
     except FeatureError as exc:
         rows = str(exc).encode()
     return [wanted.user_id, wanted.policy, wanted.seed, rows, [(item.item_id, item.offset) for item in wanted.items]]
@@ -217,29 +227,48 @@ _number = (
 )
 _scalar = st.none() | st.booleans() | _number | _text
 _value = st.recursive(_scalar, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_text, inner, max_size=2))
-_name = st.sampled_from(["price", "age", "genre", "lax", "multi", "tags", "taste"])
+_name = st.sampled_from(
+    [
+        "price",
+        "age",
+        "genre",
+        "lax",
+        "multi",
+        "tags",
+        "taste",
+        "views",
+        "range",
+        "sale",
+        "since",
+        "hour",
+        "device",
+        "cross",
+    ]
+)
 _good = st.fixed_dictionaries(
     {},
     optional={
         "price": st.floats(-1e6, 1e6), "age": st.integers(-9, 99), "genre": st.sampled_from(["drama", "comedy"]),
         "lax": _text, "multi": st.lists(_text, max_size=3), "tags": st.lists(_text, max_size=3),
-        "taste": st.lists(st.floats(-9, 9), min_size=2, max_size=2),
+        "taste": st.lists(st.floats(-9, 9), min_size=2, max_size=2), "views": st.floats(0, 1e6),
+        "range": st.floats(-9, 9), "sale": st.booleans(), "since": st.integers(AT - 10**9, AT),
     },
 )  # fmt: skip
 _features = _good | st.dictionaries(_name | _text, _value, max_size=4) | _value
+_context = st.fixed_dictionaries({}, optional={"device": _text, "query": _text}) | _features
 _id = st.sampled_from(["u", "r", "a", "", "x" * 257]) | _text | _value
 _item = st.fixed_dictionaries({"item_id": _id}, optional={"features": _features, "offset": _value, "weight": _value})
 _items = st.lists(_item | st.fixed_dictionaries({"item_id": st.just("a"), "features": _good}), max_size=4) | _value
 _shown = st.fixed_dictionaries(
     {"type": st.just("impression"), "request_id": st.just("r"), "user_id": st.just("u"), "timestamp": st.just(AT)},
-    optional={"items": _items},
+    optional={"items": _items, "context": _context},
 )
 _wild = st.fixed_dictionaries(
     {},
     optional={
         "type": st.sampled_from(["impression", "click", "view"]) | _value, "request_id": _id, "user_id": _id,
         "item_id": _id, "timestamp": st.integers(AT, AT + 9) | st.integers(0, 10**19) | _value,
-        "items": _items, "ranked": _value,
+        "items": _items, "ranked": _value, "context": _context,
         "policy": st.sampled_from(["mean", "ucb", "thompson"]) | _value, "seed": _value, "explain": _value,
     },
 )  # fmt: skip

@@ -127,6 +127,14 @@ lax = { kind = "category", values = ["p", "q"], unknown = "q" }
 multi = { kind = "multi", values = ["a", "b"] }
 tags = { kind = "multi", buckets = 4 }
 taste = { kind = "vector", size = 2 }
+views = { kind = "numeric", transform = "log1p", missing = "indicator" }
+range = { kind = "bucket", edges = [1, 5] }
+sale = { kind = "boolean" }
+since = { kind = "age" }
+hour = { kind = "time", of = "hour_of_day" }
+device = { kind = "category", values = ["phone", "web"], from = "context" }
+query = { kind = "hashed", buckets = 3, from = "context" }
+cross = { kind = "cross", of = ["device", "genre"], buckets = 3 }
 """
 
 

@@ -22,6 +22,7 @@ class Step(NamedTuple):
     at: int
     clicked: bool
     late: bool
+    shown_at: int
 
 
 @dataclass(slots=True)
@@ -61,7 +62,7 @@ def attribute(model: Model, record: Record, events: Iterable[Event]) -> Attribut
     return Attribution(
         ledger.steps,
         ledger.kept,
-        list(ledger.waiting.items()),
+        ledger.waiting,
         ledger.updated_at,
         ledger.n_events,
         ledger.counts,
@@ -72,7 +73,7 @@ class _Ledger:
     """The outcomes of one user while their events are applied."""
 
     def __init__(self, model: Model, record: Record) -> None:
-        self.window = model.window_ms
+        self.window, self.by_item = model.window_ms, model.by_item
         self.settle_age = ceil(model.settle_age_ms)
         self.max_open = model.max_open
         self.updated_at = record.updated_at
@@ -85,14 +86,14 @@ class _Ledger:
                     one["state"].item())
             for one, row in zip(record.outcomes, record.rows, strict=True)
         ]  # fmt: skip
-        self.waiting: dict[int, int] = dict(record.clicks.tolist())
+        self.waiting: list[tuple[int, int]] = record.clicks.tolist()
 
     def take(self, event: Event) -> bool:
         """Apply an event, before which all that is due settles; say whether it changed anything."""
         if isinstance(event, Impression):
             self._age(event.timestamp)
             return self._show(event)
-        outcome = self._known(event.key)
+        outcome = self._clicked(event)
         # Aging may forget what the click is too late for.
         is_late = (
             outcome is not None and outcome.state != State.CLICKED and event.timestamp > outcome.shown_at + self.window
@@ -112,16 +113,30 @@ class _Ledger:
             self.kept.remove(next(one for one in self.kept if one.state != State.OPEN))
             self.counts["forgotten_early"] += 1
         while len(self.waiting) > self.max_open:
-            del self.waiting[next(iter(self.waiting))]
+            del self.waiting[0]
             self.counts["unmatched_clicks"] += 1
 
-    def _known(self, key: int) -> Outcome | None:
-        return next((one for one in self.kept if one.key == key), None)
+    def _clicked(self, event: Click) -> Outcome | None:
+        """What a click is of: the outcome of its key; or the latest showing of its item up to its time."""
+        mine = [one for one in self.kept if one.key == event.key]
+        if self.by_item:
+            mine = [one for one in mine if one.shown_at <= event.timestamp][-1:]
+        return mine[0] if mine else None
+
+    def _is_known(self, key: int, shown_at: int) -> bool:
+        return any(one.key == key and (one.shown_at == shown_at or not self.by_item) for one in self.kept)
+
+    def _waiting_for(self, key: int, shown_at: int) -> tuple[int, int] | None:
+        """The click that was waiting for an outcome: that of its key; or the first that may be of this showing."""
+        mine = [one for one in self.waiting if one[0] == key]
+        if self.by_item:
+            mine = sorted(one for one in mine if shown_at <= one[1] <= shown_at + self.window)
+        return mine[0] if mine else None
 
     def _show(self, event: Impression) -> bool:
         n_new = 0
         for i, key in enumerate(event.keys):
-            if self._known(key) is not None:
+            if self._is_known(key, event.timestamp):
                 continue
             n_new += 1
             outcome = Outcome(
@@ -129,8 +144,9 @@ class _Ledger:
             )
             self.kept.append(outcome)
             self.kept.sort(key=lambda one: one.shown_at)
-            if key in self.waiting:
-                if self.waiting.pop(key) <= outcome.shown_at + self.window:
+            if (click := self._waiting_for(key, event.timestamp)) is not None:
+                self.waiting.remove(click)
+                if click[1] <= outcome.shown_at + self.window:
                     self._learn(outcome, event.timestamp, clicked=True)
                 else:
                     self.counts["late_clicks"] += 1
@@ -140,12 +156,14 @@ class _Ledger:
         return n_new > 0
 
     def _click(self, event: Click) -> bool:
-        outcome = self._known(event.key)
-        if event.key in self.waiting or (outcome is not None and outcome.state == State.CLICKED):
+        outcome = self._clicked(event)
+        # Clicks of an item are told apart by their times.
+        waits = any(key == event.key and (at == event.timestamp or not self.by_item) for key, at in self.waiting)
+        if waits or (outcome is not None and outcome.state == State.CLICKED):
             self.counts["repeated"] += 1
             return False
         if outcome is None:
-            self.waiting[event.key] = event.timestamp
+            self.waiting.append((event.key, event.timestamp))
             self.counts["waiting_clicks"] += 1
         else:
             self.counts["clicks"] += 1
@@ -157,7 +175,7 @@ class _Ledger:
         late = outcome.state == State.SETTLED
         self.counts["flips"] += late
         self.counts["outcomes"] += 1
-        self.steps.append(Step(outcome.key, at, clicked, late))
+        self.steps.append(Step(outcome.key, at, clicked, late, outcome.shown_at))
         outcome.state = State.CLICKED if clicked else State.SETTLED
 
     def _age(self, now: int) -> None:
@@ -170,7 +188,6 @@ class _Ledger:
             if outcome.state == State.OPEN and due <= now:
                 self._learn(outcome, due, clicked=False)
         self.kept = [one for one in self.kept if one.state == State.OPEN or one.shown_at + self.window >= now]
-        for key, clicked_at in list(self.waiting.items()):
-            if clicked_at + self.window < now:
-                del self.waiting[key]
-                self.counts["unmatched_clicks"] += 1
+        over = [one for one in self.waiting if one[1] + self.window < now]
+        self.counts["unmatched_clicks"] += len(over)
+        self.waiting = [one for one in self.waiting if one not in over]

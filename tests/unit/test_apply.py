@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from learner.belief import forget, update
 from learner.belief.gaussian import Belief
-from learner.events.parse import outcome_key
+from learner.events.keys import outcome_key
 from learner.model.spec import Model, load_model
 from learner.record import Record, RecordError, State, decode_record, encode_record, erased, fresh_record
 from learner.record.served import belief_at

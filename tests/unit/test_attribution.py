@@ -42,6 +42,9 @@ MODELS = [
         f'half_life = "32 outcomes"\n{DELAY}',
         f'half_life = ["1m", "32 outcomes"]\n{DIAGONAL}\n{DELAY}',
         f'method = "laplace"\nhalf_life = ["1m", "32 outcomes"]\n{DELAY}',
+        'match_clicks = "item"',
+        f'match_clicks = "item"\nhalf_life = "1m"\n{DELAY}',
+        f'match_clicks = "item"\nmethod = "laplace"\nhalf_life = "1m"\n{DELAY}',
     )
 ]
 HALF_LIFE_MS, TICK_MS, OUTCOME_TICK = 60_000, 1_000, 2
@@ -131,7 +134,8 @@ def assert_learnt(
     for one in after.outcomes:
         # One shown again after it was forgotten is open, without a site.
         is_settled = one["state"] == State.SETTLED
-        assert (one["precision"], one["shift"]) == (learner.sites[int(one["key"])] if is_settled else (0.0, 0.0))
+        site = learner.sites[int(one["key"]), int(one["shown_at"])] if is_settled else (0.0, 0.0)
+        assert (one["precision"], one["shift"]) == site
 
 
 class Learner:
@@ -142,7 +146,10 @@ class Learner:
         self.belief = Belief(record.settled.mean.copy(), record.settled.factor.copy())
         self.settled_at = record.settled_at
         self.n_learnt = record.n_learnt
-        self.sites = {int(one["key"]): (one["precision"], one["shift"]) for one in record.outcomes}
+        # By key and time: an item may be shown several times.
+        self.sites = {
+            (int(one["key"]), int(one["shown_at"])): (one["precision"], one["shift"]) for one in record.outcomes
+        }
         self.work = np.empty(model.d), np.empty(model.d)
 
     def fade(self, kept: float) -> None:
@@ -174,38 +181,40 @@ class Learner:
             forget.relax(*self.belief, *self.model.prior_belief, kept)
             self.fade(kept * kept)
 
-    def take_back(self, key: int, row: np.ndarray, offset: np.float32) -> None:
-        precision, shift = self.sites.pop(key, (np.float32(0), np.float32(0)))
+    def take_back(self, step: one_by_one.Step, row: np.ndarray, offset: np.float32) -> None:
+        precision, shift = self.sites.pop((step.key, step.shown_at), (np.float32(0), np.float32(0)))
         if precision > 0.0:
             update.retract(*self.belief, row, offset, precision, shift, *self.work)
 
     def learn(self, step: one_by_one.Step, row: np.ndarray, offset: np.float32, weight: np.float32) -> None:
         self.relax(step.at)
         if step.late:
-            self.take_back(step.key, row, offset)
+            self.take_back(step, row, offset)
         site = update.condition(*self.belief, row, step.clicked, offset, weight, False, *self.work)
-        self.sites[step.key] = (np.float32(0), np.float32(0)) if step.clicked else tuple(map(np.float32, site))
+        nothing = np.float32(0), np.float32(0)
+        self.sites[step.key, step.shown_at] = nothing if step.clicked else tuple(map(np.float32, site))
         self.relax_by_evidence(not step.late)
 
     def learn_jointly(self, steps: list[one_by_one.Step], rows: dict[int, tuple[np.ndarray, ...]]) -> None:
         """The label that each outcome came to at last, all in one update."""
         if not steps:
             return
-        labels: list[tuple[int, bool]] = []
+        labels: list[tuple[tuple[int, int], bool]] = []
         for step in steps:
-            if step.late and (step.key, False) in labels:
-                labels[len(labels) - 1 - labels[::-1].index((step.key, False))] = step.key, True
+            of = step.key, step.shown_at
+            if step.late and (of, False) in labels:
+                labels[len(labels) - 1 - labels[::-1].index((of, False))] = of, True
             else:
                 if step.late:
-                    self.take_back(step.key, *rows[step.key][:2])
-                labels.append((step.key, step.clicked))
+                    self.take_back(step, *rows[step.key][:2])
+                labels.append((of, step.clicked))
         self.relax(max(step.at for step in steps))
-        row, offset, weight = (np.array(column) for column in zip(*(rows[key] for key, _ in labels), strict=True))
+        row, offset, weight = (np.array(column) for column in zip(*(rows[key] for (key, _), _ in labels), strict=True))
         clicked = np.array([yes for _, yes in labels])
         precision, shift = np.empty(len(labels)), np.empty(len(labels))
         laplace.condition_jointly(*self.belief, row, clicked, offset, weight, precision, shift)
-        for (key, yes), *site in zip(labels, precision, shift, strict=True):
-            self.sites[key] = (np.float32(0), np.float32(0)) if yes else tuple(map(np.float32, site))
+        for (of, yes), *site in zip(labels, precision, shift, strict=True):
+            self.sites[of] = (np.float32(0), np.float32(0)) if yes else tuple(map(np.float32, site))
         self.relax_by_evidence(sum(not step.late for step in steps))
 
 

@@ -17,7 +17,7 @@ from learner.evaluation.metrics import log_loss
 from learner.evaluation.page import as_html
 from learner.evaluation.replay import replay
 from learner.evaluation.report import Evaluation, as_json, as_text, headline
-from learner.events.parse import outcome_key
+from learner.events.keys import outcome_key
 from learner.model.spec import load_model
 from learner.record import fresh_record
 from learner.record.served import belief_at

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.events.parse import from_the_future, outcome_key, parse_event, parse_events
+from learner.events.keys import outcome_key
+from learner.events.parse import from_the_future, parse_event, parse_events
 from learner.events.wire import BadEvent, Reason, WireClick, WireImpression, user_of
 from learner.model.duration import ModelError, duration_text, parse_duration_ms
 from learner.model.kinds import FeatureError

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from learner.events.parse import item_key, outcome_key
+from learner.events.keys import item_key, outcome_key
 from learner.log.position import Partition
 from learner.loop import Learner
 from learner.model.spec import load_model

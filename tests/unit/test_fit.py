@@ -25,8 +25,8 @@ from learner.batch.users import user_hash
 from learner.belief.gaussian import Belief, Gaussian, sum_of_covariances
 from learner.evaluation.history import read_log
 from learner.evaluation.replay import progressive_losses
+from learner.events.keys import outcome_key
 from learner.events.microbatch import Microbatch
-from learner.events.parse import outcome_key
 from learner.model.duration import HalfLife
 from learner.model.spec import Model, load_model
 from tests.stepping import Click, Erase, Event, Impression, columns

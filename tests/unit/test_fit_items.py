@@ -20,11 +20,13 @@ from learner.belief.gaussian import Array, Belief, Gaussian, factorised
 from learner.belief.population import Population, gained
 from learner.evaluation.history import read_log
 from learner.evaluation.replay import progressive_losses, replay
+from learner.events.keys import item_key
 from learner.events.microbatch import by_user, joined
-from learner.events.parse import item_key, parse_events
+from learner.events.parse import parse_events
 from learner.model.duration import HalfLife, ModelError
 from learner.model.effect import ItemEffect
-from learner.model.prior_file import PriorFile, decode_prior, encode_prior, fitted_prior, in_force, with_prior
+from learner.model.in_force import in_force, with_prior
+from learner.model.prior_file import PriorFile, decode_prior, encode_prior, fitted_prior
 from learner.model.spec import Model, load_model
 from learner.record import decode_record, encode_record, fresh_record
 from learner.record.items import item_id, read_items

@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from learner.belief.gaussian import click_probability
 from learner.belief.policies import ItemEffects, item_noise, score_items
 from learner.evaluation.simulate import WIDTH, Catalogue, World, best_of
-from learner.events.parse import item_key
+from learner.events.keys import item_key
 from learner.events.wire import WireImpression
 from learner.log import open_log, open_reader
 from learner.loop import Learner

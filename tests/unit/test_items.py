@@ -18,8 +18,9 @@ from learner.belief import update
 from learner.belief.gaussian import Gaussian, click_probability, factorised, predict
 from learner.evaluation.history import read_log
 from learner.evaluation.replay import replay
+from learner.events.keys import item_key
 from learner.events.microbatch import ERASE_ITEM, by_user
-from learner.events.parse import item_key, parse_events
+from learner.events.parse import parse_events
 from learner.items import TRIM_S, Items
 from learner.log import open_reader
 from learner.model.duration import ModelError

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from learner.events.parse import item_key
+from learner.events.keys import item_key
 from learner.log import Entry, open_log, open_reader
 from learner.loop import Learner
 from learner.model.duration import ModelError

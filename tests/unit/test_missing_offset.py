@@ -17,8 +17,9 @@ from learner.events.parse import parse_event, parse_events
 from learner.events.wire import BadEvent, Reason
 from learner.log import open_log
 from learner.model.duration import ModelError
+from learner.model.in_force import with_prior
 from learner.model.kinds import ItemError
-from learner.model.prior_file import PriorFile, decode_prior, encode_prior, fitted_prior, with_prior
+from learner.model.prior_file import PriorFile, decode_prior, encode_prior, fitted_prior
 from learner.model.spec import Model, load_model
 from learner.record import encode_record, fresh_record
 from learner.store import Write, open_store, write_alone

@@ -7,9 +7,10 @@ import pytest
 
 from learner.belief.gaussian import Gaussian
 from learner.belief.population import Population, rebase
-from learner.events.parse import outcome_key
+from learner.events.keys import outcome_key
 from learner.model.duration import HalfLife, ModelError
-from learner.model.prior_file import PriorFile, decode_prior, encode_prior, with_prior
+from learner.model.in_force import with_prior
+from learner.model.prior_file import PriorFile, decode_prior, encode_prior
 from learner.model.spec import Model, load_model
 from learner.record import ForeignRecord, decode_record, encode_record, fresh_record
 from tests.stepping import Impression, apply

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from learner.events import parse as events
+from learner.events.keys import outcome_key
 from learner.events.microbatch import BAD
-from learner.events.parse import outcome_key, parse_event, parse_events
+from learner.events.parse import parse_event, parse_events
 from learner.events.wire import BadEvent, Reason, WireClick, impression_json
 from learner.model.design import MAX_FIELDS
 from learner.model.kinds import Category, Feature, Multi, Numeric, Vector
@@ -117,8 +118,8 @@ def test_what_a_model_takes_is_not_read_twice(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_request_read_for_a_model_says_what_was_sent() -> None:
     raw = json.dumps({"user_id": "u", "items": [{"item_id": "i", "features": one} for one in ITEMS]}).encode()
-    assert MODEL.item_struct is not None
-    read = score_decoder(MODEL.item_struct).decode(raw)
+    assert MODEL.structs is not None
+    read = score_decoder(MODEL.structs).decode(raw)
     assert MODEL.rows([item.features for item in read.items]).tobytes() == MODEL.rows(ITEMS).tobytes()
     assert [msgspec.to_builtins(item.features) for item in read.items] == ITEMS
 
@@ -126,7 +127,7 @@ def test_a_request_read_for_a_model_says_what_was_sent() -> None:
 @pytest.mark.parametrize("n", [0, 1, MAX_FIELDS, MAX_FIELDS + 1])
 def test_a_model_has_any_number_of_features(n: int) -> None:
     model = model_of({f"x{i}": Numeric(float(i)) for i in range(n)})
-    assert (model.item_struct is None) == (n > MAX_FIELDS)
+    assert (model.structs is None) == (n > MAX_FIELDS)
     assert_read_together_as_alone([slate(1, {}, {f"x{i}": i / 7 for i in range(0, n, 2)}), slate(2, {"y": 1})], model)
 
 

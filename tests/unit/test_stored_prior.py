@@ -19,8 +19,9 @@ from learner.belief.gaussian import Gaussian
 from learner.belief.population import Population
 from learner.evaluation.history import read_log
 from learner.evaluation.replay import progressive_losses
-from learner.events.parse import outcome_key
-from learner.model.prior_file import decode_prior, fitted_prior, in_force
+from learner.events.keys import outcome_key
+from learner.model.in_force import in_force
+from learner.model.prior_file import decode_prior, fitted_prior
 from learner.model.spec import Model, load_model
 from learner.record import DamagedRecord, Record, decode_record, encode_record, erased, fresh_record
 from learner.store import Write, open_store, write_alone

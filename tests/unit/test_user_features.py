@@ -24,7 +24,8 @@ from learner.events.microbatch import by_user
 from learner.events.parse import parse_events
 from learner.log import open_log
 from learner.model.duration import ModelError
-from learner.model.prior_file import PriorFile, decode_prior, encode_prior, with_prior
+from learner.model.in_force import with_prior
+from learner.model.prior_file import PriorFile, decode_prior, encode_prior
 from learner.model.spec import Model, load_model
 from learner.record import Record, decode_record, encode_record
 from learner.record.served import belief_at

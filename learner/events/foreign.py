@@ -1,0 +1,273 @@
+"""Foreign events to ours, by a model's `[events]`: many quickly; or one by way of our JSON, to say what is wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from learner.events.why import UNITS, why
+from learner.events.wire import BadEvent, Reason, Wire, WireClick, WireImpression
+from learner.limits import MAX_ITEMS, MAX_TIMESTAMP_MS, MIN_TIMESTAMP_MS
+from learner.model.category_kinds import Boolean
+from learner.model.design import taken
+from learner.model.events_file import ClickRule, EventRule, EventsFile, ImpressionRule
+from learner.model.foreign import Foreign, feature_paths, kinds_of_events, paths_of
+from learner.model.kind import some
+from learner.model.kinds import Feature, ItemError
+from learner.model.number_kinds import Bucket, Scaled
+from learner.wire_errors import UNREADABLE
+
+_PER_MS = (1.0, *UNITS.values())
+_NUMBER = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
+_SECOND = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d", re.ASCII)
+_REST = re.compile(r"(?:[.,](\d+))?(Z|z|[+-]\d\d:?\d\d)", re.ASCII)
+_FIELD = re.compile(r"(?:items\[\d+\]\.)?(\w+)")
+
+
+class OtherType(BadEvent):
+    """An event that is neither an impression nor a click by what the mapping says."""
+
+
+class PassedOver(OtherType):
+    """One that the mapping says to pass over: it is of no user, and no dead letter."""
+
+
+def read_quickly(raw: bytes, foreign: Foreign, events: EventsFile, by_item: bool) -> Wire | PassedOver | None:
+    """An event that is as expected; None of any other.
+
+    The items of an impression are as they were decoded: `Foreign.item` reads them.
+    """
+    try:
+        event = foreign.decode(raw)
+        if foreign.kind is None:
+            is_click = foreign.items is not None and foreign.items(event) is None
+        else:
+            value = foreign.kind(event)
+            rule = foreign.kinds.get(value) if isinstance(value, str | int) else None
+            if rule is None:
+                other = _other_type(events)
+                return other if isinstance(other, PassedOver) else None
+            is_click = isinstance(rule, ClickRule)
+        fields = foreign.click if is_click else foreign.impression
+        user, at = fields.user_id(event), epoch_ms(fields.timestamp(event))
+        request = None if fields.request_id is None else fields.request_id(event)
+        if request is None and by_item:
+            # A showing that names no request is known by its time.
+            request = at
+        if user is None or request is None or at is None:
+            return None
+        if is_click:
+            item = fields.item_id(event)
+            return None if item is None else WireClick(str(user), str(item), at, str(request))
+        items = [event] if foreign.items is None else foreign.items(event)
+        context = {name: get(event) for name, get in foreign.context.items()}
+    except (*UNREADABLE, AttributeError):
+        # An attribute of None: an object on the way to a value is null.
+        return None
+    if not items or len(items) > MAX_ITEMS:
+        return None
+    return WireImpression(str(request), str(user), at, items, context=context)
+
+
+def columns_of(items: Sequence[Any], foreign: Foreign) -> tuple[list[str], list[Any], list[Any], list[Any], Any]:
+    """Of items as `read_quickly` leaves them: ids, weights, offsets, effects and features; None where one has none.
+
+    Raises
+    ------
+    ItemError
+        If an item is not as expected; which one, is not said.
+    """
+    get, n = foreign.item, len(items)
+    try:
+        ids = list(map(get.item_id, items))
+        weights = [1.0] * n if get.weight is None else [1.0 if w is None else w for w in map(get.weight, items)]
+        offsets, effects = (
+            [None] * n if one is None else list(map(one, items)) for one in (get.offset, get.item_effect)
+        )
+        features = get.features(items)
+    except AttributeError as exc:
+        # An attribute of None, as above.
+        raise ItemError("bad_field", "items", "null in the place of an object") from exc
+    if None in ids:
+        raise ItemError("bad_field", "item_id", "missing")
+    return list(map(str, ids)), weights, offsets, effects, features
+
+
+def epoch_ms(at: Any) -> int | None:
+    """A time in epoch ms: from a number of any unit, told by its size, or from text; None of what is no such time."""
+    if type(at) is int and MIN_TIMESTAMP_MS <= at <= MAX_TIMESTAMP_MS:
+        return at
+    if isinstance(at, str):
+        second, rest = _second_ms(at[:19]), _rest_ms(at[19:])
+        if second is not None and rest is not None:
+            return ms if MIN_TIMESTAMP_MS <= (ms := second + rest) <= MAX_TIMESTAMP_MS else None
+        at = float(at) if _NUMBER.fullmatch(at) else None
+    if isinstance(at, bool) or not isinstance(at, int | float):
+        return None
+    # Times of 2000 to 2100 in one unit are none in another.
+    for n in _PER_MS:
+        if MIN_TIMESTAMP_MS <= at / n <= MAX_TIMESTAMP_MS:
+            return round(at / n)
+    return None
+
+
+@lru_cache(maxsize=4_096)
+def _second_ms(text: str) -> int | None:
+    """A time without a zone, to the second; many events are of the same one."""
+    try:
+        return int(np.datetime64(text, "ms").astype(np.int64)) if _SECOND.fullmatch(text) else None
+    except ValueError:
+        return None
+
+
+@lru_cache(maxsize=4_096)
+def _rest_ms(text: str) -> int | None:
+    """What follows the second: its fraction, less what the zone is ahead."""
+    if not (found := _REST.fullmatch(text)):
+        return None
+    fraction, zone = found.groups()
+    ahead = 0 if zone in "Zz" else int(zone[:3]) * 60 + int(zone[0] + zone[-2:])
+    return (round(1000 * float(f"0.{fraction}")) if fraction else 0) - ahead * 60_000
+
+
+def read_alone(
+    raw: bytes, events: EventsFile, features: Mapping[str, Feature], by_item: bool, ours: Callable[[bytes], Wire]
+) -> Wire:
+    """A foreign event, by way of our JSON that says the same, which `ours` reads: what it lacks is missing there.
+
+    Raises
+    ------
+    OtherType, PassedOver
+        If it is of neither type.
+    BadEvent
+        If it is bad; the message names the field of ours, and where it was looked for.
+    """
+    try:
+        event = msgspec.json.decode(raw)
+    except UNREADABLE as exc:
+        raise why(raw, exc) from exc
+    base = at_path(event, events.within)
+    rule = rule_of(base, events)
+    try:
+        try:
+            return ours(msgspec.json.encode(_in_our_words(base, rule, events, features, by_item)))
+        except OverflowError as exc:
+            raise BadEvent(Reason.BAD_FIELD, "a whole number beyond 64 bits") from exc
+    except BadEvent as exc:
+        found = _FIELD.match(str(exc))
+        raise BadEvent(exc.reason, f"{exc}{_read_from(found[1] if found else '', events, rule)}") from exc
+
+
+def _in_our_words(
+    base: Any, rule: EventRule, events: EventsFile, features: Mapping[str, Feature], by_item: bool
+) -> Mapping[str, Any]:
+    fields = {name: at_path(base, path) for name, path in paths_of(events, rule).items()}
+    sent = fields.pop("timestamp")
+    at = epoch_ms(sent)
+    if sent is not None and at is None:
+        expected = "epoch seconds, milli-, micro- or nanoseconds between 2000 and 2100, or ISO 8601 with a zone"
+        raise BadEvent(Reason.BAD_TIMESTAMP, f"timestamp: expected {expected}")
+    ours = {name: _as_id(value) for name, value in fields.items()} | {"timestamp": at}
+    if by_item and at is not None and ours.get("request_id") is None:
+        ours["request_id"] = str(at)
+    if isinstance(rule, ImpressionRule):
+        items = [base] if rule.items is None else at_path(base, rule.items)
+        if isinstance(items, list):
+            of_item = taken(features, "item")
+            items = [_item(one, rule, of_item) for one in items]
+        context = _values(base, rule.context, taken(features, "context"))
+        return _present(ours | {"type": "impression", "items": items, "context": context or None})
+    return _present(ours | {"type": "click", "item_id": _as_id(at_path(base, rule.item_id))})
+
+
+def _read_from(field: str, events: EventsFile, rule: EventRule) -> str:
+    paths: dict[str, Any] = msgspec.structs.asdict(rule) | paths_of(events, rule)
+    path = paths.get(field)
+    if not isinstance(path, str) or field == "features":
+        return ""
+    outer = (
+        rule.items
+        if isinstance(rule, ImpressionRule) and field not in paths_of(events, rule) and field != "items"
+        else None
+    )
+    return f"; [events] reads it from {'.'.join(filter(None, [events.within, outer, path]))!r}"
+
+
+def rule_of(base: Any, events: EventsFile) -> EventRule:
+    """Whether an event is an impression or a click.
+
+    Raises
+    ------
+    OtherType, PassedOver
+        If it is neither.
+    """
+    if events.type is None:
+        is_shown = events.impression.items is None or at_path(base, events.impression.items) is not None
+        return events.impression if is_shown else events.click
+    value = at_path(base, events.type)
+    rule = kinds_of_events(events).get(value) if isinstance(value, str | int) else None
+    if rule is None:
+        raise _other_type(events)
+    return rule
+
+
+def _other_type(events: EventsFile) -> OtherType:
+    kind = PassedOver if events.other_types == "ignore" else OtherType
+    names = [str(value) for value in kinds_of_events(events)]
+    return kind(
+        Reason.UNKNOWN_TYPE, f"{events.type}: expected one of {some(names)}, by which [events] tells types apart"
+    )
+
+
+def _item(sent: Any, rule: ImpressionRule, features: Mapping[str, Feature]) -> dict[str, Any]:
+    item = {
+        "item_id": _as_id(at_path(sent, rule.item_id)),
+        "offset": _as(float | None, at_path(sent, rule.offset)) if rule.offset else None,
+        "weight": _as(float | None, at_path(sent, rule.weight)) if rule.weight else None,
+        "item_effect": at_path(sent, rule.item_effect) if rule.item_effect else None,
+    }
+    return _present(item) | {"features": _values(sent, rule.features, features)}
+
+
+def _values(sent: Any, said: str | Mapping[str, str], features: Mapping[str, Feature]) -> dict[str, Any]:
+    """The features that there are, of an item or an event, by a rule's `features` or `context`."""
+    paths = feature_paths(said, features).items()
+    return _present({name: _value(features[name], at_path(sent, path)) for name, path in paths})
+
+
+def _value(feature: Feature, value: Any) -> Any:
+    """A feature's value, numbers that are text as numbers; an empty text where a number is expected is none."""
+    if value == "" and isinstance(feature, Scaled | Bucket | Boolean):
+        return None
+    # Anything else the decoder would have as it is.
+    return _as(feature.schema() | None, value) if isinstance(value, list | str) else value
+
+
+def _as_id(value: Any) -> Any:
+    if isinstance(value, float):
+        value = _as(int | None, value)
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _as(kind: Any, value: Any) -> Any:
+    """A value as the decoder of `Foreign` would have it, or as it is if it is none of that kind."""
+    try:
+        return msgspec.convert(value, kind, strict=False)
+    except msgspec.ValidationError:
+        return value
+
+
+def _present(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def at_path(value: Any, path: str | None) -> Any:
+    """What a path leads to in decoded JSON; None if it leads nowhere."""
+    for name in () if path is None else path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value

@@ -1,0 +1,110 @@
+"""The keys of `[events]` in `model.toml`: where events of a foreign shape have what ours have."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+import msgspec
+
+from learner.limits import MAX_STRING_LENGTH
+
+Path: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_STRING_LENGTH)]
+"""Names from the outside in, with points between them: ``ctx.uid``."""
+TypeValue: TypeAlias = str | int | bool
+"""What tells a type: what stands at `type` in an event of it."""
+
+
+class EventRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What impressions and clicks have in common.
+
+    Attributes
+    ----------
+    when
+        What `type` leads to in such an event, or a list of such.
+    user_id, timestamp, request_id
+        Paths, if they are others than those of `events`.
+    item_id
+        The path of the item's id.
+    """
+
+    when: TypeValue | list[TypeValue] | None = None
+    user_id: Path | None = None
+    timestamp: Path | None = None
+    request_id: Path | None = None
+    item_id: Path = "item_id"
+
+
+class ImpressionRule(EventRule, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where an impression has what.
+
+    Attributes
+    ----------
+    when
+        What `type` leads to in such an event, or a list of such.
+    user_id, timestamp, request_id
+        Paths, if they are others than those of `events`.
+    items
+        The path of the list of items, in which the paths below begin; without, the event is an impression of one item.
+    item_id
+        The path of the item's id.
+    features
+        The path of the object that has the features by the model's names; or a table with a path for each feature whose
+        name or place is another: the others are looked for in the item itself, as all are by default.
+    context
+        The same of the features of the context, which are looked for in the event.
+    offset, weight, item_effect
+        Paths; without, items have none.
+    """
+
+    items: Path | None = None
+    features: Path | dict[str, Path] = msgspec.field(default_factory=dict)
+    context: Path | dict[str, Path] = msgspec.field(default_factory=dict)
+    offset: Path | None = None
+    weight: Path | None = None
+    item_effect: Path | None = None
+
+
+class ClickRule(EventRule, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where a click has what.
+
+    Attributes
+    ----------
+    when
+        What `type` leads to in such an event, or a list of such.
+    user_id, timestamp, request_id
+        Paths, if they are others than those of `events`.
+    item_id
+        The path of the item's id.
+    """
+
+
+class EventsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How events of a foreign shape are read; ours are still read beside them.
+
+    A path is the names of the fields that lead to a value, from the outside in, with points between them: `ctx.uid`.
+    Ids may be numbers, numbers may be text. A time is epoch seconds, milli-, micro- or nanoseconds, told apart by its
+    size, or ISO 8601 with its zone. Fields that no path leads to are passed over.
+
+    Attributes
+    ----------
+    within
+        The path of the object that all other paths begin in: `payload` as Kafka Connect wraps values, `data` of
+        CloudEvents; without, the event itself.
+    type
+        The path of what tells impressions from clicks, by their `when`; without, what has `items` is an impression.
+    other_types
+        What is done with an event of neither: it is refused, and goes to the dead letters; or passed over.
+    user_id, timestamp, request_id
+        Paths of what both types have.
+    impression, click
+        What each has beside that.
+    """
+
+    within: Path | None = None
+    type: Path | None = None
+    other_types: Literal["refuse", "ignore"] = "refuse"
+    user_id: Path = "user_id"
+    timestamp: Path = "timestamp"
+    request_id: Path | None = None
+    impression: ImpressionRule = ImpressionRule()
+    click: ClickRule = ClickRule()

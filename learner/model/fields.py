@@ -1,0 +1,15 @@
+"""What events have beside features: the types of their fields, with their limits."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+import msgspec
+
+from learner.limits import MAX_ID_LENGTH, MAX_OFFSET, MAX_TIMESTAMP_MS, MIN_TIMESTAMP_MS
+
+Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
+Timestamp: TypeAlias = Annotated[int, msgspec.Meta(ge=MIN_TIMESTAMP_MS, le=MAX_TIMESTAMP_MS)]
+Offset: TypeAlias = Annotated[float, msgspec.Meta(ge=-MAX_OFFSET, le=MAX_OFFSET)]
+Variance: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
+Weight: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1_000)]

@@ -1,0 +1,111 @@
+"""A model with what was learnt from a log in force: the prior, and the numbers of features that it was left to find."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TypeVar
+
+import msgspec
+
+from learner.model.duration import HalfLife, ModelError
+from learner.model.effect import Effect
+from learner.model.kind import Found
+from learner.model.prior_file import EffectPrior, PriorFile
+from learner.model.spec import Model, build_model
+
+_E = TypeVar("_E", bound=Effect)
+
+
+def with_found(model: Model, found: Mapping[str, Found], source: str = "prior.npz") -> Model:
+    """The model with the numbers that it left to be found; itself, if it left none. What else was in force goes.
+
+    Raises
+    ------
+    ModelError
+        If they are not all there, or are not such numbers.
+    """
+    if not model.unfitted:
+        return model
+    if lacking := [name for name in model.unfitted if name not in found]:
+        raise ModelError(
+            f"prior {source!r}: has no scale or edges of {', '.join(lacking)}, which model {model.name!r} left to be "
+            "found: expected a prior that `freshet fit` wrote for it"
+        )
+    try:
+        features = {n: one.fitted(found[n]) if one.unfitted else one for n, one in model.specification.features.items()}
+    except TypeError as exc:
+        raise ModelError(f"prior {source!r}: found other numbers than model {model.name!r} wants: {exc}") from exc
+    return build_model(msgspec.structs.replace(model.specification, features=features))
+
+
+def with_prior(model: Model, prior: PriorFile, source: str = "prior.npz") -> Model:
+    """The model with what was learnt from a log in the place of what its specification says.
+
+    Also with the numbers of its features that were left to be found in the log.
+
+    Raises
+    ------
+    ModelError
+        If the prior is of another feature space, or has a half-life and the model a discount; the message names what
+        differs.
+    """
+    if prior.half_life is not None and model.discount is not None:
+        raise ModelError(
+            f"prior {source!r}: has half_life = {prior.half_life}, and model {model.name!r} discount = "
+            f"{model.discount}: expected at most one of the two"
+        )
+    model = with_found(model, prior.found, source)
+    item = model.item
+    if item is not None and prior.item is not None:
+        item = in_force(item, prior.item, source)
+    return replace(
+        in_force(model, prior, source),
+        click_delay=prior.click_delay or model.click_delay,
+        mean_offset=model.mean_offset if prior.mean_offset is None else prior.mean_offset,
+        item=item,
+    )
+
+
+def in_force(effect: _E, fitted: EffectPrior, source: str = "prior.npz") -> _E:
+    """The effect with a fitted prior, and its half-life if it has one; it still reads records of those before.
+
+    Raises
+    ------
+    ModelError
+        If the prior is of another feature space; the message names what differs.
+    """
+    if fitted.feature_space != effect.fingerprint:
+        which = " of items" if effect.key == "item" else ""
+        raise ModelError(f"prior {source!r}: fitted for another feature space{which}: {_difference(effect, fitted)}")
+    half_life = fitted.half_life
+    # "Never" is a half-life too.
+    if half_life is None:
+        half_life = HalfLife(effect.half_life_ms, effect.half_life_outcomes)
+    known = {one.fingerprint: one for one in (*effect.earlier, effect.population, *fitted.earlier)}
+    known.pop(fitted.population.fingerprint, None)
+    return replace(
+        effect,
+        prior=fitted.population.prior,
+        fixed_effect=fitted.population.fixed_effect,
+        earlier=tuple(known.values()),
+        half_life_ms=half_life.ms,
+        half_life_outcomes=half_life.outcomes,
+    )
+
+
+def _difference(effect: Effect, prior: EffectPrior) -> str:
+    """What tells the feature space of a prior from the model's."""
+    lacking = [name for name in prior.coefficients if name not in effect.coefficients]
+    new = [name for name in effect.coefficients if name not in prior.coefficients]
+    parts = []
+    if lacking:
+        parts.append(f"it has {', '.join(lacking)}, which model {effect.name!r} does not")
+    if new:
+        parts.append(f"model {effect.name!r} has {', '.join(new)}, which it does not")
+    if prior.population.prior.is_diagonal != effect.prior.is_diagonal:
+        parts.append(
+            f"its covariance is {'diagonal' if prior.population.prior.is_diagonal else 'full'}, "
+            f"the model's {'diagonal' if effect.prior.is_diagonal else 'full'}"
+        )
+    return "; ".join(parts) or "the coefficients are the same, but their order or the features' scaling is not"

@@ -1,0 +1,57 @@
+"""What a model costs: the bytes of a record, and about how long a learner takes for an outcome. Pure."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from learner.limits import MAX_RECORD_BYTES
+from learner.model.effect import Effect
+from learner.record.layout import plain_layout
+
+# Of the learning step on one core, ten items to an impression, d from 8 to 4,000 and either covariance: within a factor
+# of 1.5 of what was measured there. Reading the event comes on top, see docs/scaling.md.
+STEP_US, NUMBER_US = 2.0, 0.0035
+# Full covariance of so many times the bytes of a diagonal one: from about 60 coefficients on.
+WIDE = 16
+
+
+class Footprint(NamedTuple):
+    """Costs of one effect.
+
+    Attributes
+    ----------
+    record
+        Bytes of a record with nothing open.
+    open_impression
+        Bytes that each open outcome adds.
+    outcome_us
+        About how many microseconds of processor time an outcome takes to be learnt, beside reading it.
+    """
+
+    record: int
+    open_impression: int
+    outcome_us: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.record:,} bytes each and {self.open_impression:,} for each open outcome, of "
+            f"{MAX_RECORD_BYTES >> 20} MiB; an outcome is learnt in about {self.outcome_us:.2g} us, beside reading it"
+        )
+
+
+def footprint(effect: Effect) -> Footprint:
+    """What an effect costs for each user, or item, and outcome."""
+    return _of(effect.d, len(effect.prior_belief.factor), effect.width)
+
+
+def told(effect: Effect) -> str:
+    """The same for people; of a wide one also what a diagonal covariance would cost."""
+    own, diagonal = footprint(effect), _of(effect.d, effect.d, effect.width)
+    if own.record < WIDE * diagonal.record:
+        return str(own)
+    return f"{own} (diagonal covariance: {diagonal.record:,} bytes, {diagonal.outcome_us:.2g} us)"
+
+
+def _of(d: int, n_factor: int, width: int) -> Footprint:
+    none, one = (plain_layout(d, n_factor, n, 0, width) for n in (0, 1))
+    return Footprint(none.length, one.end - none.end, STEP_US + NUMBER_US * (d + n_factor))
