@@ -22,6 +22,7 @@ from learner.model.file import (
     ItemPrior,
     ModelFile,
     OffsetRule,
+    PositionRule,
     Prior,
     UserFile,
 )
@@ -42,8 +43,8 @@ Every key of the model, setting, metric and route. Made from the code by `python
 _TABLES = {
     "click_delay": ClickDelay, "effects": Effects, "effects.user": UserFile, "effects.item": ItemFile,
     "effects.item.prior": ItemPrior, "effects.item.prior.earlier": EarlierItemPrior, "offset": OffsetRule,
-    "prior": Prior, "prior.earlier": EarlierPrior, "events": EventsFile, "events.impression": ImpressionRule,
-    "events.click": ClickRule,
+    "position": PositionRule, "prior": Prior, "prior.earlier": EarlierPrior, "events": EventsFile,
+    "events.impression": ImpressionRule, "events.click": ClickRule,
 }  # fmt: skip
 _NOTHING: Any = None  # What the apps would ask only when they are asked.
 

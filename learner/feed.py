@@ -17,10 +17,10 @@ from learner.step.feed import TRANSITION, Transitions
 _ROW = np.dtype(
     [
         ("item", "<i8"), ("at", "<i8"), ("shown_at", "<i8"), ("offset", "<f4"), ("variance", "<f4"), ("weight", "<f4"),
-        ("kind", "u1"), ("partition", "<u2"), ("epoch", "<i4"), ("place", "<i8"),
+        ("examination", "<f4"), ("kind", "u1"), ("partition", "<u2"), ("epoch", "<i4"), ("place", "<i8"),
     ]
 )  # fmt: skip
-_COMMON = ("item", "at", "shown_at", "offset", "variance", "weight", "kind")
+_COMMON = ("item", "at", "shown_at", "offset", "variance", "weight", "examination", "kind")
 
 
 class Told(NamedTuple):

@@ -7,6 +7,8 @@ MAX_EVENT_BYTES = 1_000_000
 """One event, and the body of one `POST /score`."""
 MAX_ITEMS = 1_000
 """Items of an impression or a request to score."""
+MAX_POSITION = 10_000
+"""Rank at which an item is shown."""
 MAX_ID_LENGTH = 256
 """Characters of `user_id`, `item_id` and `request_id`."""
 MAX_FEATURES = 1_000

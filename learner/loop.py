@@ -20,8 +20,9 @@ import structlog
 from learner.busy import BusyUsers
 from learner.collector import uncollected
 from learner.dead_letter import DeadLetters
+from learner.events.future import refuse_from_the_future, times_in_log
 from learner.events.microbatch import IMPRESSION, ByUser, Events, Microbatch, by_user, sweeps
-from learner.events.parse import Parsed, parse_events, refuse_from_the_future, times_in_log
+from learner.events.parse import Parsed, parse_events
 from learner.events.wire import BadEvent, Reason
 from learner.feed import encode_blocks
 from learner.items import Items

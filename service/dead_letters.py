@@ -19,7 +19,8 @@ from typing import cast
 
 import msgspec
 
-from learner.events.parse import from_the_future, parse_event
+from learner.events.future import from_the_future
+from learner.events.parse import parse_event
 from learner.events.wire import BadEvent
 from learner.log import DEAD_LETTER_SUFFIX, REPLAYS_HEADER, Entry, EventLog, Message, read_to_end
 from learner.model.spec import Model

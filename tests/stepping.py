@@ -32,7 +32,7 @@ from learner.step.feed import Transitions
 class Impression(NamedTuple):
     """A slate of N items; `keys` identify them within the user, `rows` are (N, d), all others (N,).
 
-    `effects` are the rest of the columns: which items they are, and their effects as they were scored.
+    `effects` are the rest of the columns: which items they are, their effects as they were scored, and positions.
     """
 
     user_id: str
@@ -68,7 +68,7 @@ class EraseItem(NamedTuple):
     item: int
 
 
-EFFECTS = ["item", "other_mean", "other_var"]
+EFFECTS = ["item", "other_mean", "other_var", "position"]
 
 Event: TypeAlias = Impression | Click | Erase | EraseItem
 UserEvents: TypeAlias = Sequence[Event]

@@ -8,6 +8,7 @@ import numpy as np
 import scipy  # its modules are imported at their first use: no other command waits for them
 
 from learner.batch.join import Outcomes
+from learner.batch.rows import log_likelihoods, weights
 from learner.belief.gaussian import Array
 
 RIDGE = 1.0
@@ -24,8 +25,8 @@ def fit_fixed_effect(outcomes: Outcomes, d: int, advance: Callable[[int], object
         value, gradient = 0.5 * RIDGE * float(b @ b), RIDGE * b
         for rows in outcomes.chunks(b):
             z = rows.offset
-            value -= float((rows.weight * scipy.special.log_expit(np.where(rows.y > 0, z, -z))).sum())
-            gradient = gradient + rows.X.T @ (rows.weight * (scipy.special.expit(z) - rows.y))
+            value -= float((rows.weight * log_likelihoods(rows, z)).sum())
+            gradient = gradient + rows.X.T @ (weights(rows, z) * (scipy.special.expit(z) - rows.y))
             advance(len(z))
         return value / total, gradient / total
 

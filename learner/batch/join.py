@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import IO, Any, NamedTuple, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,29 +18,18 @@ from numpy.typing import NDArray
 from learner.batch.beside import ItemsBeside
 from learner.batch.click_delay import Delays
 from learner.batch.disk import on_disk, spool
+from learner.batch.rows import Rows
+from learner.batch.until import SHOWN, quantile
 from learner.batch.users import Erasures, chosen, user_hash
 from learner.belief.gaussian import Array
 from learner.events.microbatch import CLICK, Microbatch, by_user, item_places
+from learner.model.position import Examination
 from learner.model.spec import Model
 
-# One of them is in memory at a time.
-PARTS = 64
+PARTS = 64  # one of them is in memory at a time
 Structured: TypeAlias = NDArray[np.void]
 
 _CLICKED = np.dtype([("user", "<u8"), ("key", "<u8"), ("at", "<i8")])
-# For `until`: whose outcome was shown, and when.
-_SHOWN = np.dtype([("user", "<u8"), ("at", "<i8")])
-_SHOWN_TOGETHER = 1 << 20
-
-
-class Rows(NamedTuple):
-    """Outcomes of some users, each user's together: what `condition_microbatch` takes."""
-
-    X: Array
-    y: Array
-    offset: Array
-    weight: Array
-    starts: NDArray[np.intp]
 
 
 class Outcomes:
@@ -61,7 +50,11 @@ class Outcomes:
         Whether each column ever had a value other than 0, shape (width,).
     end
         The time of the log's last event, epoch ms.
+    examination
+        How likely outcomes are taken to be looked at, by rank, of a model that has one; None: all are.
     """
+
+    examination: Examination | None = None
 
     def __init__(
         self,
@@ -96,7 +89,7 @@ class Outcomes:
     def read(self, first: int, last: int) -> Structured:
         """The outcomes of users first to last - 1: ``row``, ``y``, ``offset`` (NaN for none), ``weight``, ``at``.
 
-        Of a model with an effect of items also ``item``, the item's key.
+        Of a model with an effect of items also ``item``, the item's key; of one with an examination ``position``.
         """
         start, end = int(self.starts[first]), int(self.starts[last])
         self._table.seek(start * self._row.itemsize)
@@ -111,6 +104,7 @@ class Outcomes:
         of smaller hashes than `left_out` are passed over. With items `beside`, rows and offsets have what these add.
         """
         d, first = len(stand_in), 0
+        e = None if self.examination is None else np.array(self.examination)
         while first < self.n_users:
             last = int(np.searchsorted(self.starts, self.starts[first] + numbers // d, side="right")) - 1
             last = min(max(last, first + 1), first + max(4 * numbers // d**2, 1), self.n_users)
@@ -128,6 +122,7 @@ class Outcomes:
                 offset,
                 part["weight"].astype(np.float64),
                 np.append(0, np.cumsum(sizes)).astype(np.intp),
+                None if e is None else e[np.minimum(part["position"], len(e) - 1)],
             )
             first = last
 
@@ -174,6 +169,8 @@ def collect(
     columns = [("offset", "<f4"), ("weight", "<f4"), ("row", "<f4", (model.width,))]
     if model.item is not None:
         columns.append(("item", "<i8"))
+    if model.examination is not None:
+        columns.append(("position", "<i4"))
     shown_row = np.dtype([*_CLICKED.descr, *columns])
     with on_disk(), ExitStack() as stack:
         parts = [(stack.enter_context(spool()), stack.enter_context(spool())) for _ in range(PARTS)]
@@ -201,26 +198,14 @@ def collect(
                 rows["offset"], rows["weight"] = item["offset"], item["weight"]
                 if model.item is not None:
                     rows["item"] = item["item"]
+                if model.examination is not None:
+                    rows["position"] = item["position"]
                 shown.write(rows[rows["at"] >= since_ms].tobytes())
                 if until < 1.0:
-                    times.write(rows[["user", "at"]].astype(_SHOWN).tobytes())
+                    times.write(rows[["user", "at"]].astype(SHOWN).tobytes())
         if until < 1.0:
-            end = _quantile(times, until, end, erasures)
+            end = quantile(times, until, end, erasures)
         return _sort(parts, shown_row, end, erasures, model, advance)
-
-
-def _quantile(times: IO[bytes], share: float, end: int, erasures: Erasures) -> int:
-    """The time that the share of outcomes was shown up to, of those not erased; `end` without any."""
-    times.seek(0)
-    with spool() as kept:
-        while some := times.read(_SHOWN_TOGETHER * _SHOWN.itemsize):
-            kept.write(erasures.leave(np.frombuffer(some, _SHOWN))["at"].tobytes())
-        kept.flush()
-        if not kept.tell():
-            return end
-        at = np.memmap(kept, "<i8", "r+")
-        at.sort()
-        return int(at[int(np.ceil(share * (len(at) - 1)))])
 
 
 def _sort(

@@ -10,14 +10,16 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import scipy  # its modules are imported at their first use: no other command waits for them
 
 from learner.batch.beside import ItemsBeside
-from learner.batch.join import Outcomes, Rows
+from learner.batch.join import Outcomes
+from learner.batch.rows import Rows, curvature_weights, log_likelihoods, weights
 from learner.belief.gaussian import Array, Gaussian, diagonal_of, factorised, sum_of_covariances
 from learner.belief.laplace import posteriors
 
 PSEUDO_USERS = 2.0
+# E-steps of "was it looked at" inside each of the users': the weights of the last are those of their modes, nearly.
+EXAMINATIONS = 4
 
 
 class Iteration(NamedTuple):
@@ -170,18 +172,35 @@ def laplace_posteriors(rows: Rows, prior: Gaussian) -> tuple[Array, Array]:
     mean, factor = factorised(prior)
     n_users = len(rows.starts) - 1
     means, factors = np.empty((n_users, len(mean))), np.empty((n_users, len(factor)))
-    posteriors(
-        mean, factor, rows.X.astype(np.float32), rows.y > 0, rows.offset.astype(np.float32), rows.weight,
-        rows.starts.astype(np.int64), means, factors,
-    )  # fmt: skip
-    return means, factors
+    means[:] = mean
+
+    def condition(weight: Array) -> None:
+        posteriors(
+            mean, factor, rows.X.astype(np.float32), rows.y > 0, rows.offset.astype(np.float32), weight,
+            rows.starts.astype(np.int64), means, factors,
+        )  # fmt: skip
+
+    if rows.examination is None:
+        condition(rows.weight)
+        return means, factors
+    for _ in range(EXAMINATIONS):
+        condition(weights(rows, _log_odds(rows, means)))
+    # The weights find the mode. Around it less is known than they say, which take what was looked at for known.
+    modes = means.copy()
+    condition(curvature_weights(rows, _log_odds(rows, modes)))
+    return modes, factors
+
+
+def _log_odds(rows: Rows, means: Array) -> Array:
+    """Log-odds of outcomes by their users' means, shape (N,)."""
+    user = np.repeat(np.arange(len(means)), np.diff(rows.starts))
+    z: Array = rows.offset + (rows.X[:, : means.shape[1]] * means[user]).sum(axis=1)
+    return z
 
 
 def _evidence(rows: Rows, prior: Gaussian, means: Array, factors: Array) -> float:
     """Laplace's approximation of log p(y): at each mode, log p(y, theta) + log |S_u| / 2 + d log(2 pi) / 2."""
-    user = np.repeat(np.arange(len(means)), np.diff(rows.starts))
-    z = rows.offset + (rows.X[:, : means.shape[1]] * means[user]).sum(axis=1)
-    fit = (rows.weight * scipy.special.log_expit(np.where(rows.y > 0, z, -z))).sum()
+    fit = (rows.weight * log_likelihoods(rows, _log_odds(rows, means))).sum()
     step = means - prior.mean
     if prior.is_diagonal:
         distance = (step * step / prior.cov).sum()

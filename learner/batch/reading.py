@@ -15,8 +15,9 @@ from typing import Any, cast
 import msgspec
 
 from learner.batch.raw import LogError, Raw, Skipped
+from learner.events.future import refuse_from_the_future, times_in_log
 from learner.events.microbatch import Microbatch
-from learner.events.parse import Parsed, parse_events, refuse_from_the_future, times_in_log
+from learner.events.parse import Parsed, parse_events
 from learner.events.wire import BadEvent, Reason
 from learner.log import Message, read_to_end
 from learner.model.spec import Model

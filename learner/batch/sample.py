@@ -14,6 +14,8 @@ from learner.events.microbatch import Microbatch, is_of_item, joined
 MAX_USERS, MAX_ITEMS, MAX_NUMBERS = 500, 100_000, 1 << 22
 # Where items learn too: what is known of an item is from many users.
 MAX_USERS_OF_ITEMS = 5_000
+# Of the examination, whose clicks are few at the last ranks.
+TIMES_FOR_RANKS = 3
 # At most this share of the users: what is chosen on the sample is judged by a prior that is fitted on the others.
 MAX_SHARE = 0.5
 # While the log is read, so many times as much is kept: which of it is behind its end is known only then.
@@ -31,14 +33,21 @@ class Sample:
         Columns of the model's rows.
     max_share
         At most this share of the users.
+    times
+        So many times as many outcomes.
     """
 
     def __init__(
-        self, wanted: Callable[[str], bool], d: int, max_users: int = MAX_USERS, max_share: float = MAX_SHARE
+        self,
+        wanted: Callable[[str], bool],
+        d: int,
+        max_users: int = MAX_USERS,
+        max_share: float = MAX_SHARE,
+        times: int = 1,
     ) -> None:
         self._wanted = wanted
         self._d = d
-        self._max_users, self._max_items = max_users, min(MAX_ITEMS, MAX_NUMBERS // d)
+        self._max_users, self._max_items = max_users, times * min(MAX_ITEMS, MAX_NUMBERS // d)
         self._limit = int(max_share * 2**64)
         self._batches: list[Microbatch] = []
         self._hash: dict[str, int] = {}

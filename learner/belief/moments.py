@@ -7,7 +7,7 @@ Learner (arXiv 2010.05154, equations 6 to 9) for Laplace.
 
 from __future__ import annotations
 
-from math import asinh, cosh, exp, expm1, hypot, log, log1p, sinh, sqrt
+from math import asinh, cosh, exp, expm1, hypot, log, log1p, pi, sinh, sqrt
 
 from learner.belief.compiled import compiled
 
@@ -38,6 +38,20 @@ def sigmoid(z: float) -> float:
 def log_sigmoid(z: float) -> float:
     """Logarithm of the sigmoid of z."""
     return -log1p(exp(-z)) if z >= 0.0 else z - log1p(exp(z))
+
+
+@compiled
+def no_weight(mu: float, v: float, c: float) -> float:
+    """What a missing click weighs as a "no": c (1 - q) / (1 - c q), with q = E[sigma(z)] under N(z; mu, v).
+
+    c is the probability that a wanted item had been clicked by now: that clicks had the time to come, times that the
+    item was looked at. The weight is the E-step of "clicked = looked at, in time, and wanted", and makes the slope of
+    a "no" that of log(1 - c sigma(z)). Where clicks are rare it is c. q by MacKay's (1992) approximation.
+    """
+    if c >= 1.0:
+        return 1.0
+    q = sigmoid(mu / sqrt(1.0 + pi * v / 8.0))
+    return c * (1.0 - q) / (1.0 - c * q)
 
 
 @compiled

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from learner.belief.compiled import compiled
-from learner.belief.moments import adf_moments, laplace_moments
+from learner.belief.moments import adf_moments, laplace_moments, no_weight, sigmoid
 
 # Where float32 ends, with room for one more product.
 LARGEST, SMALLEST = 1e37, 1e-37
@@ -131,22 +131,27 @@ def condition(
 
 @compiled
 def flip(
-    mean: Any, factor: Any, x: Any, offset: float, w: float, others: float, kept: float, f: Any, gain: Any
-) -> None:
+    mean: Any, factor: Any, x: Any, offset: float, w: float, others: float, kept: float, f: Any, gain: Any,
+    examination: float = 1.0,
+) -> None:  # fmt: skip
     """Turn a "no" of which no site was kept into a "yes": m += (s1 - s0) kept S x; S stays.
 
     s1 and s0 are the scores of "yes" and "no" at o + x'm under the variance of the `others` alone, by which the two
-    labels differ; `kept` is what relaxing has left of the "no".
+    labels differ; `kept` is what relaxing has left of the "no", which weighed less where the `examination` is below 1.
     """
     mu, v = project(mean, factor, x, f)
     if not (w > 0.0 and v > 0.0):
         return
+    mu += offset
+    less = np.float64(w) * no_weight(mu, v + others, examination)
     if others > 0.0:
-        yes, _ = adf_moments(mu + offset, others, True, np.float64(w))
-        no, _ = adf_moments(mu + offset, others, False, np.float64(w))
+        yes, _ = adf_moments(mu, others, True, np.float64(w))
+        no, _ = adf_moments(mu, others, False, less)
         absorb(mean, factor, x, f, gain, v, (yes - no) * kept, 0.0)
+    elif examination < 1.0:
+        absorb(mean, factor, x, f, gain, v, (w * sigmoid(-mu) + less * sigmoid(mu)) * kept, 0.0)
     else:
-        absorb(mean, factor, x, f, gain, v, np.float64(w) * kept, 0.0)
+        absorb(mean, factor, x, f, gain, v, less * kept, 0.0)
 
 
 @compiled

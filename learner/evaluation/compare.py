@@ -27,12 +27,16 @@ FIXED_EFFECT, PRIOR, FROZEN, FRESH = "fixed effect", "frozen prior", "per user, 
 
 
 class Variant(NamedTuple):
-    """One way of learning: a model, when it gets each event (None: never), and how late items learn at the most."""
+    """One way of learning: a model, when it gets each event (None: never), and how late items learn at the most.
+
+    With `as_shown` an item is scored for where it was shown: times the examination of its rank.
+    """
 
     name: str
     model: Model
     available: Available | None
     item_lag_ms: float = ITEM_LAG_MS
+    as_shown: bool = False
 
 
 class Result(NamedTuple):
@@ -125,6 +129,9 @@ def variants(model: Model, cut_ms: float, everything: bool = True) -> list[Varia
             Variant("fresh, item only", replace(model, prior=average), fresh),
             *(Variant(f"fresh, items {name}", model, fresh, lag) for name, lag in ITEM_LAGS_MS.items()),
         ]
+    if model.examination is not None:
+        ways.append(Variant("fresh, times examination", model, fresh, as_shown=True))
+        ways.append(Variant("fresh, without examination", replace(model, examination=None), fresh))
     if not everything:
         return ways
     at_once = replace(model, click_delay=None)
@@ -174,6 +181,10 @@ def evaluate(
     for way in ways:
         pit_seed = seed if way.name.startswith(FRESH) else None
         done = replay(way.model, log, way.available, cut_ms, pit_seed, advance, way.item_lag_ms)
+        if way.as_shown and way.model.examination is not None:
+            position = log.batch.events.item["position"][done.place]
+            e = np.array(way.model.examination)[np.minimum(position, len(way.model.examination) - 1)]
+            done = done._replace(scored=done.scored._replace(p=done.scored.p * e), pit=np.empty(0))
         results.append(_result(way.name, done, new, resamples, seed))
     return results
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -74,8 +74,19 @@ def read_quickly(raw: bytes, foreign: Foreign, events: EventsFile, by_item: bool
     return WireImpression(str(request), str(user), at, items, context=context)
 
 
-def columns_of(items: Sequence[Any], foreign: Foreign) -> tuple[list[str], list[Any], list[Any], list[Any], Any]:
-    """Of items as `read_quickly` leaves them: ids, weights, offsets, effects and features; None where one has none.
+class Columns(NamedTuple):
+    """What N items say, None where one does not."""
+
+    ids: list[str]
+    weights: list[Any]
+    offsets: list[Any]
+    effects: list[Any]
+    positions: list[Any]
+    features: Any
+
+
+def columns_of(items: Sequence[Any], foreign: Foreign) -> Columns:
+    """Of items as `read_quickly` leaves them.
 
     Raises
     ------
@@ -86,8 +97,8 @@ def columns_of(items: Sequence[Any], foreign: Foreign) -> tuple[list[str], list[
     try:
         ids = list(map(get.item_id, items))
         weights = [1.0] * n if get.weight is None else [1.0 if w is None else w for w in map(get.weight, items)]
-        offsets, effects = (
-            [None] * n if one is None else list(map(one, items)) for one in (get.offset, get.item_effect)
+        offsets, effects, positions = (
+            [None] * n if one is None else list(map(one, items)) for one in (get.offset, get.item_effect, get.position)
         )
         features = get.features(items)
     except AttributeError as exc:
@@ -95,7 +106,7 @@ def columns_of(items: Sequence[Any], foreign: Foreign) -> tuple[list[str], list[
         raise ItemError("bad_field", "items", "null in the place of an object") from exc
     if None in ids:
         raise ItemError("bad_field", "item_id", "missing")
-    return list(map(str, ids)), weights, offsets, effects, features
+    return Columns(list(map(str, ids)), weights, offsets, effects, positions, features)
 
 
 def epoch_ms(at: Any) -> int | None:
@@ -229,6 +240,7 @@ def _item(sent: Any, rule: ImpressionRule, features: Mapping[str, Feature]) -> d
         "item_id": _as_id(at_path(sent, rule.item_id)),
         "offset": _as(float | None, at_path(sent, rule.offset)) if rule.offset else None,
         "weight": _as(float | None, at_path(sent, rule.weight)) if rule.weight else None,
+        "position": _as(int | None, at_path(sent, rule.position)) if rule.position else None,
         "item_effect": at_path(sent, rule.item_effect) if rule.item_effect else None,
     }
     return _present(item) | {"features": _values(sent, rule.features, features)}

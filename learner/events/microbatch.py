@@ -18,10 +18,11 @@ are an impression's. Items are known by a 64-bit key, and by none (0) where the 
 ITEM = np.dtype(
     [
         ("key", np.int64), ("item", np.int64), ("offset", np.float32), ("weight", np.float32),
-        ("other_mean", np.float32), ("other_var", np.float32),
+        ("other_mean", np.float32), ("other_var", np.float32), ("position", np.int64),
     ]
 )  # fmt: skip
-"""One shown item: the outcome's key, the item's, and mean and variance of the item's effect as it was scored."""
+"""One shown item: the outcome's key, the item's, mean and variance of the item's effect as it was scored, and its
+position, counted from 0; 0 throughout where the model has no examination."""
 
 
 class Events(NamedTuple):

@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from learner.events.foreign import OtherType, PassedOver, columns_of, read_alone, read_quickly
+from learner.events.foreign import Columns, OtherType, PassedOver, columns_of, read_alone, read_quickly
 from learner.events.keys import digests, item_key
 from learner.events.microbatch import BAD, CLICK, ERASE, ERASE_ITEM, EVENT, ITEM, Events, Microbatch, joined, of_item
 from learner.events.why import why
@@ -29,7 +28,7 @@ from learner.events.wire import (
     has_our_type,
     with_features,
 )
-from learner.limits import MAX_EVENT_BYTES, MAX_TIMESTAMP_MS
+from learner.limits import MAX_EVENT_BYTES
 from learner.model.design import Shown
 from learner.model.foreign import Foreign
 from learner.model.kinds import ItemError
@@ -193,12 +192,17 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
         slate: Any = [wires[place] for place in places]
         items = [one for wire in slate for one in wire.items]
         its = slice(start, start := start + len(items))
-        ids, weights, offsets, effects, features = _of_items(items) if foreign is None else columns_of(items, foreign)
+        columns = _of_items(items) if foreign is None else columns_of(items, foreign)
+        ids, weights, offsets, effects, positions, features = columns
         ends = list(accumulate((len(wire.items) for wire in slate), initial=0))
         of_each = zip(slate, ends, ends[1:], strict=False)
         keys = list(chain.from_iterable(_keys(wire.request_id, ids[a:b], model) for wire, a, b in of_each))
         item["key"][its] = np.frombuffer(b"".join(keys), "<i8")
         item["weight"][its] = weights
+        if model.examination is not None:
+            in_order = chain.from_iterable(range(len(wire.items)) for wire in slate)
+            ranks = zip(positions, in_order, strict=True)
+            item["position"][its] = [place if one is None else one - 1 for one, place in ranks]
         row[its] = model.rows(features, _requests(slate) if has_requests else None)
         item["offset"][its] = model.offsets(offsets, row[its])
         if model.item is not None:
@@ -207,11 +211,11 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
     return Parsed(Microbatch(users, Events(event, item, row)), bad)
 
 
-def _of_items(items: Sequence[Any]) -> tuple[list[str], list[Any], list[Any], list[Any], Any]:
-    """Ids, weights, offsets, effects and features."""
-    return (
+def _of_items(items: Sequence[Any]) -> Columns:
+    """See `learner.events.foreign.columns_of`."""
+    return Columns(
         [one.item_id for one in items], [one.weight for one in items], [one.offset for one in items],
-        [one.item_effect for one in items], [one.features for one in items],
+        [one.item_effect for one in items], [one.position for one in items], [one.features for one in items],
     )  # fmt: skip
 
 
@@ -220,32 +224,6 @@ def _requests(wires: Sequence[WireImpression]) -> Shown:
     return Shown(
         [len(wire.items) for wire in wires], [wire.timestamp for wire in wires], [one.context for one in wires]
     )
-
-
-def times_in_log(timestamps: Sequence[int]) -> NDArray[np.int64]:
-    """When records came in, epoch ms; long after any event for those whose log does not say (0 or -1)."""
-    came_at = np.array(timestamps, np.int64)
-    came_at[came_at <= 0] = MAX_TIMESTAMP_MS
-    return came_at
-
-
-def refuse_from_the_future(parsed: Parsed, came_at: NDArray[np.int64], model: Model) -> None:
-    """Make those events bad that are dated more than the model's `max_ahead` after they came in, epoch ms, shape (E,).
-
-    A belief is relaxed to the latest event of its user: one dated far ahead would cost all that was learnt.
-    """
-    for place in np.flatnonzero(parsed.batch.events.event["at"] > came_at + model.max_ahead_ms).tolist():
-        parsed.refuse(place, _from_the_future(model))
-
-
-def from_the_future(timestamp: int, came_at: int, model: Model) -> BadEvent | None:
-    """What is wrong with an event dated so if it came in then, both epoch ms; None if nothing."""
-    return None if timestamp <= came_at + model.max_ahead_ms else _from_the_future(model)
-
-
-def _from_the_future(model: Model) -> BadEvent:
-    expected = f"expected at most {model.max_ahead_ms} ms (max_ahead) after the time it came in"
-    return BadEvent(Reason.FROM_THE_FUTURE, f"timestamp: {expected}")
 
 
 def _alone(raw: bytes, model: Model) -> Wire | BadEvent:

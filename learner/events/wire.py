@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast
 import msgspec
 
 from learner.limits import MAX_ITEMS
-from learner.model.fields import Id, Offset, Timestamp, Variance, Weight
+from learner.model.fields import Id, Offset, Position, Timestamp, Variance, Weight
 from learner.model.kinds import Features
 from learner.wire_errors import UNREADABLE
 
@@ -57,6 +57,7 @@ class WireItem(msgspec.Struct, frozen=True, omit_defaults=True):
     """One shown item, as sent; without an `offset` it has what the model's `[offset]` says.
 
     `item_effect` is mean and variance of the item's effect on the log-odds as it was scored; without, the prior's.
+    `position` is the rank at which it was shown, 1 at the top; without, its place among the items.
     """
 
     item_id: Id
@@ -64,6 +65,7 @@ class WireItem(msgspec.Struct, frozen=True, omit_defaults=True):
     offset: Offset | None = None
     weight: Weight = 1.0
     item_effect: tuple[Offset, Variance] | None = None
+    position: Position | None = None
 
 
 class Ranked(msgspec.Struct, frozen=True, omit_defaults=True):

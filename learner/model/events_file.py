@@ -54,6 +54,8 @@ class ImpressionRule(EventRule, frozen=True, forbid_unknown_fields=True, kw_only
         The same of the features of the context, which are looked for in the event.
     offset, weight, item_effect
         Paths; without, items have none.
+    position
+        The path of the rank at which the item was shown, from 1; without, that is its place in the list.
     """
 
     items: Path | None = None
@@ -62,6 +64,7 @@ class ImpressionRule(EventRule, frozen=True, forbid_unknown_fields=True, kw_only
     offset: Path | None = None
     weight: Path | None = None
     item_effect: Path | None = None
+    position: Path | None = None
 
 
 class ClickRule(EventRule, frozen=True, forbid_unknown_fields=True, kw_only=True):

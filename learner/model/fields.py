@@ -6,10 +6,12 @@ from typing import Annotated, TypeAlias
 
 import msgspec
 
-from learner.limits import MAX_ID_LENGTH, MAX_OFFSET, MAX_TIMESTAMP_MS, MIN_TIMESTAMP_MS
+from learner.limits import MAX_ID_LENGTH, MAX_OFFSET, MAX_POSITION, MAX_TIMESTAMP_MS, MIN_TIMESTAMP_MS
 
 Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
 Timestamp: TypeAlias = Annotated[int, msgspec.Meta(ge=MIN_TIMESTAMP_MS, le=MAX_TIMESTAMP_MS)]
 Offset: TypeAlias = Annotated[float, msgspec.Meta(ge=-MAX_OFFSET, le=MAX_OFFSET)]
 Variance: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
+Position: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=MAX_POSITION)]
+"""A rank, from 1."""
 Weight: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1_000)]

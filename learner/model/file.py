@@ -171,6 +171,21 @@ class OffsetRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mean: Annotated[float, msgspec.Meta(ge=-MAX_OFFSET, le=MAX_OFFSET)] | None = None
 
 
+class PositionRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an item's place on the page has to do with its clicks.
+
+    Attributes
+    ----------
+    examination
+        How likely an item is looked at: ``none``, every item is; ``1/k`` or a power such as ``1/k^0.5`` of the rank k,
+        counted from 1; or a number from 0 to 1 for each rank from the top, the last for all behind it. A missing click
+        then counts as a "no" as far as the item was looked at, and a score is for an item that is looked at.
+        `freshet fit` learns it, and its prior file puts what it found in force; ``none`` stays, as a grid needs it.
+    """
+
+    examination: str | list[float] = "none"
+
+
 class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The keys of `model.toml`.
 
@@ -211,6 +226,8 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         What an item without an offset gets.
     events
         Where events of a foreign shape have what ours have; without, events come in our shape alone.
+    position
+        How likely items are looked at.
     """
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
@@ -229,3 +246,4 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     effects: Effects = Effects()
     offset: OffsetRule = OffsetRule()
     events: EventsFile | None = None
+    position: PositionRule = PositionRule()

@@ -17,7 +17,7 @@ import msgspec
 from learner.model.design import taken
 from learner.model.duration import ModelError
 from learner.model.events_file import ClickRule, EventRule, EventsFile, TypeValue
-from learner.model.fields import Id, Offset, Variance, Weight
+from learner.model.fields import Id, Offset, Position, Variance, Weight
 from learner.model.kind import some
 from learner.model.kinds import Feature
 
@@ -41,6 +41,7 @@ class ItemFields(NamedTuple):
     offset: Get | None
     weight: Get | None
     item_effect: Get | None
+    position: Get | None
     features: Callable[[Sequence[Any]], Sequence[tuple[Any, ...]]]
 
 
@@ -131,15 +132,18 @@ def compile_events(
         for name, path in feature_paths(rule.features, features).items()
     ]
     item_id = inside.value(rule.item_id, Id | int, to_item)
-    offset, weight, item_effect = (
-        None if path is None else attrgetter(inside.value(path, kind, to_item))
-        for path, kind in ((rule.offset, Offset), (rule.weight, Weight), (rule.item_effect, tuple[Offset, Variance]))
+    effect = tuple[Offset, Variance]
+    others: list[tuple[str | None, Any]] = [
+        (rule.offset, Offset), (rule.weight, Weight), (rule.item_effect, effect), (rule.position, Position)
+    ]  # fmt: skip
+    offset, weight, item_effect, position = (
+        None if path is None else attrgetter(inside.value(path, kind, to_item)) for path, kind in others
     )
     of_context = {
         name: attrgetter(base.value(path, context[name].schema(), to))
         for name, path in feature_paths(rule.context, context).items()
     }
-    item = ItemFields(attrgetter(item_id), offset, weight, item_effect, _tuples(values))
+    item = ItemFields(attrgetter(item_id), offset, weight, item_effect, position, _tuples(values))
     items = None if rule.items is None else attrgetter(base.list(rule.items, inside, to))
 
     def fields(rule: EventRule) -> Fields:

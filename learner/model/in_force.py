@@ -64,6 +64,7 @@ def with_prior(model: Model, prior: PriorFile, source: str = "prior.npz") -> Mod
         click_delay=prior.click_delay or model.click_delay,
         mean_offset=model.mean_offset if prior.mean_offset is None else prior.mean_offset,
         item=item,
+        examination=model.examination and (prior.examination or model.examination),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from learner.belief.population import Population
 from learner.model.duration import HalfLife, ModelError
 from learner.model.effect import Effect
 from learner.model.kind import Found
+from learner.model.position import Examination
 
 VERSION = 3
 # What the names of arrays of the effect of items begin with.
@@ -52,6 +53,7 @@ class _Header(_EffectHeader, frozen=True, kw_only=True):
     found: dict[str, Found]
     mean_offset: float | None
     item: _EffectHeader | None = None
+    examination: Examination | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +96,8 @@ class PriorFile(EffectPrior):
         The mean of the log's offsets; None if it has none, which leaves the model's.
     item
         That of the effect of items; None leaves the model's. A model that learns no items does without it.
+    examination
+        How likely items are looked at, by rank; None leaves the model's, which stays where that is ``none``.
     """
 
     model_name: str
@@ -101,6 +105,7 @@ class PriorFile(EffectPrior):
     found: Mapping[str, Found] = field(default_factory=dict)
     mean_offset: float | None = None
     item: EffectPrior | None = None
+    examination: Examination | None = None
 
 
 def fitted_prior(effect: Effect, population: Population, half_life: HalfLife | None) -> EffectPrior:
@@ -123,14 +128,10 @@ def encode_prior(prior: PriorFile) -> bytes:
     if flaw := _flaw(prior):
         raise ModelError(f"prior of model {prior.model_name!r}: {flaw}")
     header = _Header(
-        *_facts(prior),
-        version=VERSION,
-        model=prior.model_name,
-        click_delay=prior.click_delay,
-        found=dict(prior.found),
-        mean_offset=prior.mean_offset,
+        *_facts(prior), version=VERSION, model=prior.model_name, click_delay=prior.click_delay,
+        found=dict(prior.found), mean_offset=prior.mean_offset, examination=prior.examination,
         item=None if prior.item is None else _EffectHeader(*_facts(prior.item)),
-    )
+    )  # fmt: skip
     arrays: dict[str, NDArray[Any]] = {"header": np.frombuffer(msgspec.json.encode(header), np.uint8)}
     for name, effect in _effects(prior).items():
         for i, one in enumerate([*effect.earlier, effect.population]):
@@ -163,12 +164,9 @@ def decode_prior(data: bytes, source: str = "prior.npz") -> PriorFile:
         raise ModelError(f"prior {source!r}: is not a file that `freshet fit` wrote: {exc}") from exc
     prior = PriorFile(
         **vars(user),
-        model_name=header.model,
-        click_delay=header.click_delay,
-        found=header.found,
-        mean_offset=header.mean_offset,
-        item=item,
-    )
+        model_name=header.model, click_delay=header.click_delay, found=header.found,
+        mean_offset=header.mean_offset, item=item, examination=header.examination,
+    )  # fmt: skip
     for effect, expected in zip(_effects(prior).values(), (header, header.item), strict=False):
         if expected is not None and effect.population.fingerprint.hex() != expected.population:
             raise ModelError(
@@ -209,7 +207,7 @@ def _population(arrays: Mapping[str, Array], name: str, i: int, d: int) -> Popul
 
 def _flaw(prior: PriorFile) -> str | None:
     """Why nothing can be learnt under a prior; None if it can."""
-    positive: dict[str, Sequence[float]] = {"click_delay": prior.click_delay or ()}
+    positive = {"click_delay": prior.click_delay or (), "examination": prior.examination or ()}
     for of, effect in _effects(prior).items():
         for one in (*effect.earlier, effect.population):
             if not all(np.isfinite(part).all() for part in (one.prior.mean, one.prior.cov, one.fixed_effect)):

@@ -30,9 +30,11 @@ from learner.model.design import (
 from learner.model.duration import ModelError, parse_duration_ms, parse_half_life, parse_max_age_ms
 from learner.model.effect import Effect, ItemEffect, independent
 from learner.model.events_file import EventsFile
-from learner.model.file import EarlierItemPrior, EarlierPrior, ItemFile, MissingOffset, ModelFile
+from learner.model.file import EarlierPrior, MissingOffset, ModelFile
 from learner.model.foreign import Foreign, check_events, compile_events
+from learner.model.item_effect import item_effect
 from learner.model.kinds import Feature, ItemError
+from learner.model.position import Examination, parse_examination
 from learner.model.toml_errors import explain
 
 
@@ -66,6 +68,8 @@ class Model(Effect):
         What makes JSON of a value that came with a schema registry's framing; None where there is no registry.
     events
         How events of a foreign shape are read; None if there are none.
+    examination
+        How likely an item is looked at, by its rank; None where every item is.
     """
 
     discount: float | None
@@ -81,6 +85,7 @@ class Model(Effect):
     by_item: bool = False
     unframed: Callable[[bytes], bytes] | None = None
     events: EventsFile | None = None
+    examination: Examination | None = None
 
     @cached_property
     def width(self) -> int:
@@ -249,51 +254,14 @@ def build_model(file: ModelFile) -> Model:
         fixed_effect=np.zeros(width),
         earlier=tuple(Population(_gaussian(one, d, diagonal), np.zeros(width)) for one in file.prior.earlier),
         max_age_ms=parse_max_age_ms("effects.user.max_age", file.effects.user.max_age, window_ms),
-        item=None if file.effects.item is None else _item_effect(file, file.effects.item, features, window_ms),
+        item=None if file.effects.item is None else item_effect(file, file.effects.item, features, window_ms),
         prior_file=file.prior.file,
         specification=file,
         missing_offset=file.offset.missing,
         mean_offset=file.offset.mean,
         by_item=file.match_clicks == "item",
         events=file.events,
-    )
-
-
-def _item_effect(model: ModelFile, file: ItemFile, features: Mapping[str, Feature], window_ms: int) -> ItemEffect:
-    wanted = named("effects.item.features", file.features, features)
-    names, columns, start = coefficients(wanted), [0], 1
-    for name, feature in features.items():
-        if name in wanted:
-            columns += range(start, start + feature.width)
-        start += feature.width
-    diagonal = file.covariance == "diagonal"
-    half_life_ms, half_life_outcomes = parse_half_life(file.half_life)
-    d = len(names)
-    check_size("effects.item.features", d, diagonal, d, model.max_open)
-
-    def population(prior: EarlierItemPrior) -> Population:
-        variance = np.full(d, prior.variance)
-        if prior.intercept_variance is not None:
-            variance[0] = prior.intercept_variance
-        # The level of all items is the intercept of users: a mean here as well could not be told from it.
-        return Population(independent(np.zeros(d), variance, diagonal), np.zeros(d))
-
-    said = {name: features[name].space() for name in file.features if name in wanted}
-    space = msgspec.json.encode(["item", file.covariance, said, names])
-    return ItemEffect(
-        name=model.name,
-        prior=population(file.prior).prior,
-        half_life_ms=half_life_ms,
-        half_life_outcomes=half_life_outcomes,
-        coefficients=tuple(names),
-        fingerprint=hashlib.blake2b(space, digest_size=8).digest(),
-        fixed_effect=np.zeros(d),
-        earlier=tuple(map(population, file.prior.earlier)),
-        columns=tuple(columns),
-        max_age_ms=parse_max_age_ms("effects.item.max_age", file.max_age, window_ms),
-        # Those of the model, which it gives to it.
-        window_ms=0,
-        click_delay=None,
+        examination=parse_examination(file.position.examination),
     )
 
 

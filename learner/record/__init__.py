@@ -9,7 +9,7 @@ Little-endian, checksummed, no pickle; the length is a multiple of 8::
     belief      mean d x f32, factor f32 (see `learner.belief.gaussian`)
     rows        as many f32 as the model's rows have columns, an outcome
     outcomes    an outcome: key i64, shown_at i64, offset f32, weight f32, mean and variance of its item's effect f32,
-                precision f32, shift f32, state i32
+                examination f32, precision f32, shift f32, state i32
 
 Bytes 4 to 16, checksum and revision, tell a record from every other one that its user has had, so that a store can
 compare them without knowing the rest. `learner.step` reads and writes the same layout in compiled code.
@@ -32,7 +32,7 @@ from learner.model.effect import Effect
 from learner.record.layout import HEADER_BYTES, OUTCOME, WAITING_CLICK, Layout, plain_layout
 
 MAGIC = b"FRS"
-VERSION = 6
+VERSION = 7
 NEVER = -1
 IDENTITY = slice(4, 16)
 """Where the bytes of a record have what tells it from every other record of its user."""
@@ -91,8 +91,8 @@ class Record(NamedTuple):
         Belief conditioned on final labels, exactly once each, in float32.
     outcomes
         Outcomes inside the attribution window, oldest first: see the module for the fields. ``other_mean`` and
-        ``other_var`` are what the item's effect was when it was shown; ``precision`` and ``shift`` the site that a "no"
-        left, faded by what forgetting has left of it.
+        ``other_var`` are what the item's effect was when it was shown, ``examination`` the probability that it was
+        looked at; ``precision`` and ``shift`` the site that a "no" left, faded by what forgetting has left of it.
     rows
         What each had for features, shape (N, width), float32.
     clicks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import erfc, log, pi, sqrt
+from math import erfc, log, sqrt
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from learner.belief.compiled import compiled
 from learner.belief.forget import relax
 from learner.belief.gaussian import Belief
 from learner.belief.laplace import condition_jointly
-from learner.belief.moments import sigmoid
+from learner.belief.moments import no_weight
 from learner.belief.update import condition, project
 from learner.model.effect import Effect
 from learner.record import NEVER, Record, State
@@ -21,8 +21,8 @@ def belief_at(effect: Effect, record: Record, now: int) -> Belief:
     """The belief to score with at time `now` (epoch ms), in float64.
 
     The settled one, relaxed, then conditioned on each open impression as a "no" of weight w c (1 - q) / (1 - c q), with
-    c = F(age at `now`) the share of clicks that would have come and q the click probability: the slope of "no click
-    yet" in the log-odds, where w F(age) is that of a rare click.
+    c = F(age at `now`) e the share of clicks that would have come, times the probability that it was looked at, and q
+    the click probability if so: the slope of "no click yet" in the log-odds, where w c is that of a rare click.
     """
     mean, factor = record.settled.mean.astype(np.float64), record.settled.factor.astype(np.float64)
     is_open = record.outcomes["state"] == State.OPEN
@@ -51,6 +51,14 @@ def clicked_share(age: float, median: float, sigma: float) -> float:
 
 
 @compiled
+def open_weight(outcome: Any, mu: float, v: float, c: float) -> float:
+    """What is learnt of an open outcome weighs so much, clicks among it in full; see `no_weight`."""
+    clicked = np.float64(outcome.precision)
+    weight: float = (outcome.weight - clicked) * no_weight(mu, v, c) + clicked
+    return weight
+
+
+@compiled
 def serve(
     mean: Any, factor: Any, prior_mean: Any, prior_factor: Any, kept: float, row: Any, age: Any, outcome: Any,
     median: float, sigma: float, laplace: bool,
@@ -67,9 +75,8 @@ def serve(
         one = outcome[i]
         mu, v = project(mean, factor, row[i], f)
         offset[i] = np.float64(one.offset) + one.other_mean
-        q = sigmoid((mu + offset[i]) / sqrt(1.0 + pi * (v + one.other_var) / 8.0))
-        c = clicked_share(float(age[i]), median, sigma)
-        effective[i] = (one.weight - one.precision) * (c if c >= 1.0 else c * (1.0 - q) / (1.0 - c * q)) + one.precision
+        c = clicked_share(float(age[i]), median, sigma) * one.examination
+        effective[i] = open_weight(one, mu + offset[i], v + one.other_var, c)
         if not laplace:
             condition(mean, factor, row[i], False, offset[i], effective[i], False, f, gain, one.other_var, one.shift)
     if laplace and n > 0:

@@ -68,13 +68,14 @@ def rules(effect: Effect) -> Rules:
     of_items = Rules(
         prior.mean, prior.factor, effect.method == "laplace", half_life, tick, outcome_tick, outcome_kept, 1.0,
         effect.window_ms, ceil(effect.settle_age_ms), median, sigma, MOST_OPEN, np.empty(0, np.int64), effect.width,
-        False,
+        False, np.ones(1, np.float32),
     )  # fmt: skip
     if not isinstance(effect, Model):
         return of_items
     return of_items._replace(
         discount=effect.discount or 1.0,
         max_open=effect.max_open,
+        examination=np.array(effect.examination or (1.0,), np.float32),
         item_columns=np.array(() if effect.item is None else effect.item.columns, np.int64),
         by_item=effect.by_item,
     )

@@ -167,6 +167,7 @@ def show(rules: Rules, user: User, events: Events, e: int, feed: Feed, counts: A
         user.outcome[slot].offset, user.outcome[slot].weight = events.item[i].offset, events.item[i].weight
         user.outcome[slot].other_mean = events.item[i].other_mean
         user.outcome[slot].other_var = events.item[i].other_var
+        user.outcome[slot].examination = rules.examination[min(events.item[i].position, len(rules.examination) - 1)]
         user.outcome[slot].precision, user.outcome[slot].shift, user.outcome[slot].state = 0.0, 0.0, OPEN
         user.row[slot] = events.row[i]
         keep(user, slot)

@@ -42,6 +42,7 @@ class Rules(NamedTuple):
     learnt, `outcome_kept` is left. `median` and `sigma` are of the click delay, 0 and 1 if there is none. Columns of
     the effect of items are `item_columns`, none where there is none. A row has `width` columns, of which the belief is
     on the first. With `by_item` keys of outcomes and clicks are those of items, shown any number of times.
+    `examination` is that of each position, float32, the last that of all behind it.
     """
 
     prior_mean: Any
@@ -60,6 +61,7 @@ class Rules(NamedTuple):
     item_columns: Any
     width: int
     by_item: bool
+    examination: Any
 
 
 class User(NamedTuple):

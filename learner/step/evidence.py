@@ -9,7 +9,8 @@ import numpy as np
 from learner.belief.compiled import inner
 from learner.belief.forget import relax
 from learner.belief.laplace import condition_jointly
-from learner.belief.update import condition, retract
+from learner.belief.moments import no_weight
+from learner.belief.update import condition, project, retract
 from learner.record import NEVER
 from learner.step.columns import (
     CLICKED,
@@ -95,14 +96,25 @@ def learn(rules: Rules, user: User, slot: int, at: int, clicked: bool, counts: A
     take_back(user, slot)
     one = user.outcome[slot]
     precision, shift = condition(
-        user.mean, user.factor, user.row[slot], clicked, np.float64(one.offset) + one.other_mean, one.weight, False,
-        user.f, user.gain, one.other_var,
+        user.mean, user.factor, user.row[slot], clicked, np.float64(one.offset) + one.other_mean,
+        weight_of(user, slot, clicked), False, user.f, user.gain, one.other_var,
     )  # fmt: skip
     if not clicked:
         one.precision = precision
         one.shift = shift
     if not late:
         relax_by_evidence(rules, user, 1)
+
+
+@inner
+def weight_of(user: User, slot: int, clicked: bool) -> float:
+    """What a final label weighs: a "no" less where the item may not have been looked at."""
+    one = user.outcome[slot]
+    weight: float = np.float64(one.weight)
+    if not clicked and one.examination < 1.0:
+        mu, v = project(user.mean, user.factor, user.row[slot], user.f)
+        weight *= no_weight(mu + np.float64(one.offset) + one.other_mean, v + one.other_var, one.examination)
+    return weight
 
 
 @inner
@@ -126,7 +138,7 @@ def learn_jointly(rules: Rules, user: User) -> None:
     slots = user.joint[:n]
     offset, weight, precision, shift = np.empty(n), np.empty(n), np.empty(n), np.empty(n)
     for i in range(n):
-        offset[i], weight[i] = user.outcome[slots[i]].offset, user.outcome[slots[i]].weight
+        offset[i], weight[i] = user.outcome[slots[i]].offset, weight_of(user, slots[i], user.yes[i])
     condition_jointly(user.mean, user.factor, user.row[slots], user.yes[:n], offset, weight, precision, shift)
     for i in range(n):
         if not user.yes[i]:

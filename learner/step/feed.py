@@ -26,11 +26,11 @@ NO, YES, FLIP, ERASED = 0, 1, 2, 3
 TRANSITION = np.dtype(
     [
         ("item", "<i8"), ("at", "<i8"), ("shown_at", "<i8"), ("event", "<i8"), ("user", "<i8"), ("kind", "<i4"),
-        ("offset", "<f4"), ("variance", "<f4"), ("weight", "<f4"),
+        ("offset", "<f4"), ("variance", "<f4"), ("weight", "<f4"), ("examination", "<f4"),
     ]
 )  # fmt: skip
-"""One change of a label, or an item's erasure: whose, when, the place of the event in its microbatch, and mean and
-variance of the log-odds without the item."""
+"""One change of a label, or an item's erasure: whose, when, the place of the event in its microbatch, mean and
+variance of the log-odds without the item, and the probability that it was looked at."""
 
 MOST_WEIGHED = 100
 """Of a user's open impressions so many are weighed in what items are told: the oldest, whose clicks would have come."""
@@ -118,7 +118,7 @@ def tell(
     row = feed.row[n]
     row.item, row.at, row.shown_at, row.event, row.user = item, at, user.outcome[slot].shown_at, e, feed.state[1]
     row.kind, row.offset, row.variance = kind, mu + user.outcome[slot].offset, v
-    row.weight = user.outcome[slot].weight
+    row.weight, row.examination = user.outcome[slot].weight, user.outcome[slot].examination
     for j in range(len(rules.item_columns)):
         feed.x[n, j] = user.row[slot, rules.item_columns[j]]
     feed.state[0] = n + 1

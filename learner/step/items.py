@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from learner.belief.compiled import compiled, inner
-from learner.belief.moments import log_sigmoid
-from learner.belief.update import condition, flip
+from learner.belief.moments import log_sigmoid, no_weight
+from learner.belief.update import condition, flip, project
 from learner.record.items import MOST_OPEN
+from learner.record.served import open_weight
 from learner.step.columns import OPEN, Rules, User, begin, erase, load, store, workspace
 from learner.step.evidence import kept, relax_by_evidence, relax_to
 from learner.step.feed import ERASED, FLIP, YES
@@ -35,10 +36,14 @@ def learn_first(rules: Rules, item: User) -> None:
     """Learn the oldest of the open outcomes, of the time when it was shown: what of it was not clicked is a "no"."""
     one = item.outcome[0]
     relax_to(rules, item, one.shown_at)
+    offset: float = np.float64(one.offset)
+    weight: float = np.float64(one.weight)
+    if one.examination < 1.0:
+        mu, v = project(item.mean, item.factor, item.row[0], item.f)
+        weight = open_weight(one, mu + offset, v + one.other_var, one.examination)
     condition(
-        item.mean, item.factor, item.row[0], False, np.float64(one.offset), one.weight, False, item.f, item.gain,
-        one.other_var, one.shift,
-    )  # fmt: skip
+        item.mean, item.factor, item.row[0], False, offset, weight, False, item.f, item.gain, one.other_var, one.shift
+    )
     relax_by_evidence(rules, item, one.key)
     drop(item, 0)
 
@@ -66,7 +71,7 @@ def show(rules: Rules, item: User, row: Any, x: Any) -> None:
         place -= 1
     one = item.outcome[place]
     one.key, one.shown_at, one.offset, one.weight = 1, row.shown_at, row.offset, row.weight
-    one.other_mean, one.other_var, one.state = 0.0, row.variance, OPEN
+    one.other_mean, one.other_var, one.state, one.examination = 0.0, row.variance, OPEN, row.examination
     one.precision = one.shift = row.weight if row.kind == YES else 0.0
     item.row[place] = x
     item.facts[0].n_slots += 1
@@ -104,7 +109,7 @@ def weigh(item: User, i: int) -> tuple[float, float]:
     one.offset *= k
     item.row[i, 0] *= k
     one.other_var = 0.0
-    z = one.offset + np.float64(item.row[i, 0]) * item.mean[0]
+    z = log_odds(item, i)
     log_k, log_p = log(item.row[i, 0]), log_sigmoid(z)
     return log_k + log_p, 2.0 * log_k + log_p + log_sigmoid(-z)
 
@@ -119,6 +124,8 @@ def merge(item: User, i: int) -> None:
     log_a, log_b = weigh(item, i)
     next_a, next_b = weigh(item, i + 1)
     one, other = item.outcome[i], item.outcome[i + 1]
+    settle_weight(item, i)
+    settle_weight(item, i + 1)
     total = np.float64(one.weight) + other.weight
     share = other.weight / total if total > 0.0 else 0.5
     log_a, log_b = mixed(log_a, next_a, share), mixed(log_b, next_b, share)
@@ -131,6 +138,22 @@ def merge(item: User, i: int) -> None:
     one.precision += other.precision
     one.key += other.key
     drop(item, i + 1)
+
+
+@inner
+def settle_weight(item: User, i: int) -> None:
+    """Give an open outcome the weight by m that it would settle with: of several it depends on the rank of each."""
+    one = item.outcome[i]
+    if one.examination < 1.0:
+        one.weight = open_weight(one, log_odds(item, i), 0.0, one.examination)
+        one.examination = 1.0
+
+
+@inner
+def log_odds(item: User, i: int) -> float:
+    """Log-odds of an open outcome at m."""
+    z: float = np.float64(item.outcome[i].offset) + np.float64(item.row[i, 0]) * item.mean[0]
+    return z
 
 
 @inner
@@ -162,6 +185,9 @@ def click(item: User, slot: int, row: Any) -> None:
     """
     one = item.outcome[slot]
     k = 1.0 if one.other_var > 0.0 else moderation(row.variance) / item.row[slot, 0]
+    if one.key > 1:
+        # Among others it weighed less.
+        one.weight += row.weight * (1.0 - no_weight(log_odds(item, slot), 0.0, row.examination))
     one.precision = min(one.precision + row.weight, one.weight)
     one.shift += row.weight * k
 
@@ -171,7 +197,7 @@ def flip_settled(rules: Rules, item: User, row: Any, x: Any) -> None:
     """A click on what has settled as a "no"."""
     relax_to(rules, item, row.at)
     left = kept(rules, row.at - row.shown_at)
-    flip(item.mean, item.factor, x, row.offset, row.weight, row.variance, left, item.f, item.gain)
+    flip(item.mean, item.factor, x, row.offset, row.weight, row.variance, left, item.f, item.gain, row.examination)
 
 
 @inner

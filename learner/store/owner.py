@@ -12,6 +12,7 @@ import msgspec
 
 from learner.model.duration import duration_text
 from learner.model.effect import Effect, ItemEffect
+from learner.model.position import examination_text
 from learner.model.spec import Model
 from learner.store import Store
 
@@ -43,6 +44,7 @@ def owner_of(model: Model, group: str) -> Owner:
         "events": "ours" if model.events is None else f"{crc32(msgspec.json.encode(model.events)):08x}",
         "unknown_features": "ignore" if model.ignore_unknown else "reject",
         "prior": model.population_fingerprint.hex(),
+        "position.examination": examination_text(model.examination),
         "effects.user.max_age": _age(model),
         "effects.item": "none" if model.item is None else _items(model.item),
     }

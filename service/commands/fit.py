@@ -41,7 +41,8 @@ def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "fit", help="learn the prior, click delay and half-life from a log, or the prior from the store",
         description="Learn from a log what is true of all users: the prior's mean and covariance by empirical Bayes, a "
-        "fixed effect if the log has no offsets of its own, the click delay, the half-life. The half-life is the one "
+        "fixed effect if the log has no offsets of its own, the click delay, the half-life; of a model with "
+        "[position] how likely each rank is looked at. The half-life is the one "
         "that predicts users best who had no part in the prior; the model's own is kept where the log cannot tell. "
         "Where the model is wide, it is also said whether full or diagonal covariance predicts them better. Of a "
         "model with [effects.item] the same is learnt of items, and it is said whether their effect is worth it. With "
@@ -69,6 +70,7 @@ def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--iterations", type=int, default=50, help="of EM, at most (default: %(default)s)")
     parser.add_argument("--keep-half-life", action="store_true", help="leave the half-life as the model has it")
+    parser.add_argument("--keep-examination", action="store_true", help="leave the examination as the model has it")
     add_arguments(parser, "*")
     return parser
 
@@ -86,13 +88,13 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
 
 
 def _fit_from_log(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
-    from learner.batch.fixed_effect import fit_fixed_effect
     from learner.batch.join import collect, without_stand_in
     from learner.batch.reading import LogError
-    from learner.batch.sample import MAX_USERS, MAX_USERS_OF_ITEMS, Sample
+    from learner.batch.sample import MAX_USERS, MAX_USERS_OF_ITEMS, TIMES_FOR_RANKS, Sample
     from learner.batch.scaling import feature_scaling, features_unseen
     from learner.batch.users import chosen
     from service.commands.fit_choices import choose
+    from service.commands.fit_examination import choose_examination, say_in_force, with_fixed_effect
 
     skipped = skipping(arguments)
     since_ms = arguments.since or 0
@@ -106,9 +108,11 @@ def _fit_from_log(arguments: argparse.Namespace, settings: Settings, model: Mode
     def wanted(user_id: str) -> bool:
         return chosen(user_id, arguments.sample, arguments.seed)
 
-    max_users = MAX_USERS if model.item is None else MAX_USERS_OF_ITEMS
-    sample = Sample(wanted, model.width, max_users)
-    everyone = None if model.item is None else Sample(wanted, model.width, max_users, 1.0)
+    sample = Sample(wanted, model.width, MAX_USERS if model.item is None else MAX_USERS_OF_ITEMS)
+    everyone = None
+    if model.item is not None or model.examination is not None:
+        times = 1 if model.examination is None else TIMES_FOR_RANKS
+        everyone = Sample(wanted, model.width, MAX_USERS_OF_ITEMS, 1.0, times)
     with (
         events_of(arguments, settings, without_stand_in(model), skipped) as events,
         progress("sorting", " outcomes") as bar,
@@ -128,18 +132,25 @@ def _fit_from_log(arguments: argparse.Namespace, settings: Settings, model: Mode
         )
     if outcomes.mean_offset is not None:
         model = replace(model, mean_offset=outcomes.mean_offset)
-    in_force = model
+    outcomes.examination = model.examination
     with progress("fixed effect", " outcomes") as bar:
-        if model.missing_offset == "fixed_effect" and not outcomes.n_offsets:
-            in_force = replace(model, fixed_effect=fit_fixed_effect(outcomes, model.width, bar.update))
+        in_force = with_fixed_effect(model, outcomes, bar.update)
     stand_in = in_force.stand_in
     clicked = sum(float(rows.y.sum()) for rows in outcomes.chunks(stand_in)) / len(outcomes)
     print(f"{len(outcomes):,} outcomes of {outcomes.n_users:,} users, {clicked:.3f} clicked")
     print(_offsets(in_force, outcomes))
     delay = _click_delay(outcomes, model)
     fitting = replace(in_force, click_delay=delay or model.click_delay)
+    examination = None
+    if everyone is not None and model.examination is not None and not arguments.keep_examination:
+        fitting = choose_examination(
+            fitting, outcomes, lambda one: everyone.take(one.stand_in, since_ms, outcomes.end)[0]
+        )
+        if fitting.examination != model.examination:
+            examination, stand_in = fitting.examination, fitting.stand_in
+            say_in_force(model, fitting)
     sampled = sample.take(stand_in, since_ms, outcomes.end)
-    of_all = None if everyone is None else everyone.take(stand_in, since_ms, outcomes.end)[0]
+    of_all = None if everyone is None or model.item is None else everyone.take(stand_in, since_ms, outcomes.end)[0]
     if model.item is not None and not since_ms:
         print(
             "effects.item: fitted on all of the log: features or offsets that were made from its clicks hide what "
@@ -151,14 +162,16 @@ def _fit_from_log(arguments: argparse.Namespace, settings: Settings, model: Mode
     if before is not None:
         delay, half_life = delay or before.click_delay, before.half_life if half_life is None else half_life
         mean_offset = before.mean_offset if mean_offset is None else mean_offset
+        examination = before.examination if examination is None else examination
         item = still_in_force(item, before)
     fitted = PriorFile(
-        **vars(fitted_prior(model, Population(prior, in_force.fixed_effect), half_life)),
+        **vars(fitted_prior(model, Population(prior, fitting.fixed_effect), half_life)),
         model_name=model.name,
         click_delay=delay,
         found=found,
         mean_offset=mean_offset,
         item=item,
+        examination=examination,
     )
     for name, (mean, std) in feature_scaling(outcomes, model).items():
         if name not in found:

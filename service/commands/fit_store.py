@@ -72,6 +72,7 @@ def fit_from_store(arguments: argparse.Namespace, settings: Settings, model: Mod
             click_delay=before.click_delay if before else None,
             found=before.found if before else {},
             mean_offset=before.mean_offset if before else None,
+            examination=before.examination if before else None,
             item=item,
         ),
         model,

@@ -11,7 +11,7 @@ import numpy as np
 from learner.batch.half_life import Losses, difference
 from learner.evaluation.compare import cut_at
 from learner.evaluation.history import Log, read_log
-from learner.evaluation.replay import ITEM_LAG_MS, progressive_losses, replay
+from learner.evaluation.replay import ITEM_LAG_MS, Replayed, progressive_losses, replay
 from learner.events.microbatch import Microbatch
 from learner.model.duration import HalfLife
 from learner.model.effect import Effect
@@ -75,7 +75,11 @@ class Trial(NamedTuple):
 
     def items(self, model: Model, advance: Callable[[int], object]) -> Mapping[str, bytes]:
         """The records of items that a pass with both effects leaves, by id."""
-        return replay(self._thinned(model), self.log, advance=advance, item_lag_ms=self.item_lag_ms).items
+        return self.replayed(model, advance).items
+
+    def replayed(self, model: Model, advance: Callable[[int], object]) -> Replayed:
+        """Every slate, scored before it is learnt from."""
+        return replay(self._thinned(model), self.log, advance=advance, item_lag_ms=self.item_lag_ms)
 
     def _thinned(self, model: Model) -> Model:
         """The model for this share of the outcomes of items: they have that share of a half-life in outcomes here."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import msgspec
 
 from learner.belief.policies import Policy
-from learner.events.wire import Ranked, Reason, WireItem, with_features
+from learner.events.wire import Ranked, Reason, with_features
 from learner.limits import MAX_ITEMS
 from learner.model.fields import Id, Offset, Timestamp
 from learner.model.file import MissingOffset
@@ -34,9 +34,9 @@ class ScoreRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A slate to rank for a user.
 
     `log_impression` logs what the user is shown: the first `top_k` as ranked (all, if there are fewer), or the items
-    whose ids `shown` has, in that order. Without either it logs all items, in the order they came. `context` is what
-    the model's features of the context take, of all items. `timestamp` is when the request was (epoch ms), if not now:
-    features of time, and all else, are as they were then.
+    whose ids `shown` has, in that order. Without either it logs all items, in the order they came; where the model has
+    a `[position]`, each with its rank. `context` is what the model's features of the context take, of all items.
+    `timestamp` is when the request was (epoch ms), if not now: features of time, and all else, are as they were then.
     """
 
     user_id: Id
@@ -246,59 +246,3 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
         if retry_after is not None:
             self.headers["Retry-After"] = str(retry_after)
-
-
-def shown_items(
-    wanted: ScoreRequest, order: Sequence[int], effects: Sequence[tuple[float, float]] | None
-) -> list[WireItem]:
-    """The items that an impression has, exactly as they were scored, in the order they are shown.
-
-    Parameters
-    ----------
-    order
-        Places of the items, best first.
-    effects
-        Mean and variance of each item's effect; None without one.
-
-    Raises
-    ------
-    ApiError
-        422, if `shown` names an item that is not there once.
-    """
-    places: Sequence[int] = range(len(wanted.items))
-    if wanted.top_k is not None:
-        places = order[: wanted.top_k]
-    elif wanted.shown is not None:
-        places = _places(wanted.shown, wanted.items)
-    shown = ((wanted.items[i], None if effects is None else effects[i]) for i in places)
-    return [WireItem(one.item_id, one.features, one.offset, item_effect=effect) for one, effect in shown]
-
-
-def check_shown(wanted: ScoreRequest) -> None:
-    """Raise `ApiError`, 422, unless what is said to be shown can be logged."""
-    for field in ("top_k", "shown"):
-        if getattr(wanted, field) is not None and not wanted.log_impression:
-            raise _invalid(field, "says what log_impression logs: expected log_impression = true with it")
-    if wanted.top_k is not None and wanted.shown is not None:
-        raise _invalid("shown", "given beside top_k: expected at most one of the two")
-
-
-def _places(shown: Sequence[str], items: Sequence[ScoreItem]) -> list[int]:
-    place_of: dict[str, int] = {}
-    repeated = set()
-    for place, item in enumerate(items):
-        if place_of.setdefault(item.item_id, place) != place:
-            repeated.add(item.item_id)
-    first_at: dict[str, int] = {}
-    for i, item_id in enumerate(shown):
-        if item_id not in place_of:
-            raise _invalid(f"shown[{i}]", f"not among the request's {len(items)} items: expected the item_id of one")
-        if item_id in repeated:
-            raise _invalid(f"shown[{i}]", "several items of the request have this item_id: expected one that is unique")
-        if first_at.setdefault(item_id, i) != i:
-            raise _invalid(f"shown[{i}]", f"the same as shown[{first_at[item_id]}]: expected each item once")
-    return [place_of[item_id] for item_id in shown]
-
-
-def _invalid(field: str, detail: str) -> ApiError:
-    return ApiError(422, "invalid_field", f"{field}: {detail}", {"field": field})

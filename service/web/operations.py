@@ -13,8 +13,9 @@ import structlog
 
 from learner.belief.gaussian import Array, Rows
 from learner.belief.policies import score_items
+from learner.events.future import from_the_future
 from learner.events.keys import item_key
-from learner.events.parse import from_the_future, parse_event
+from learner.events.parse import parse_event
 from learner.events.wire import BadEvent, Ranked, Reason, WireClick, WireErase, WireEraseItem, WireImpression
 from learner.laps import Laps
 from learner.limits import MAX_EVENT_BYTES
@@ -41,6 +42,7 @@ from service.web.answers import coefficients, ranked_items, state
 from service.web.http import split_events
 from service.web.items import Items, Plan
 from service.web.outcomes import outcomes
+from service.web.shown import check_shown, shown_items
 
 ERASE_ATTEMPTS = 10
 
@@ -81,7 +83,7 @@ class Operations:
 
         Also what is to be logged of it.
         """
-        api.check_shown(wanted)
+        check_shown(wanted)
         now = self._when(wanted)
         requests = Shown([len(wanted.items)], [now], [wanted.context])
         rows = self._model.rows([item.features for item in wanted.items], requests)
@@ -108,8 +110,9 @@ class Operations:
         request_id = wanted.request_id or uuid.uuid4().hex
         entry = None
         if wanted.log_impression:
+            pairs = None if effects is None else effects.pairs()
             context = wanted.context if self._model.context_features else {}
-            items = api.shown_items(wanted, scores.order.tolist(), None if effects is None else effects.pairs())
+            items = shown_items(wanted, scores.order.tolist(), pairs, self._model.examination is not None)
             raw = msgspec.json.encode(WireImpression(request_id, wanted.user_id, now, items, ranked, context))
             if len(raw) > MAX_EVENT_BYTES:
                 # It says more than the request did, and learners would refuse it.

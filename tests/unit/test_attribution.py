@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from learner.belief import forget, laplace, update
 from learner.belief.gaussian import Belief
-from learner.events.microbatch import SWEEP
+from learner.belief.moments import no_weight
+from learner.events.microbatch import ITEM, SWEEP
 from learner.model.spec import Model, load_model
 from learner.record import NEVER, Record, State, fresh_record
 from learner.step.apply import apply as apply_to_bytes
-from tests.stepping import Click, Event, Impression, apply, microbatch
+from tests.stepping import EFFECTS, Click, Event, Impression, apply, microbatch
 from tests.unit import one_by_one
 
 SPEC = """
@@ -30,6 +31,7 @@ x = {{ kind = "numeric" }}
 """
 DELAY = 'click_delay = { median = "10s", sigma = 0.6 }'
 DIAGONAL = 'covariance = "diagonal"'
+POSITION = "[position]\nexamination = [1.0, 0.5, 0.1]"
 MODELS = [
     load_model(SPEC.format(more))
     for more in (
@@ -45,6 +47,8 @@ MODELS = [
         'match_clicks = "item"',
         f'match_clicks = "item"\nhalf_life = "1m"\n{DELAY}',
         f'match_clicks = "item"\nmethod = "laplace"\nhalf_life = "1m"\n{DELAY}',
+        f'half_life = "1m"\n{DELAY}\n{POSITION}',
+        f'method = "laplace"\n{DIAGONAL}\n{DELAY}\n{POSITION}',
     )
 ]
 HALF_LIFE_MS, TICK_MS, OUTCOME_TICK = 60_000, 1_000, 2
@@ -61,6 +65,7 @@ event = st.one_of(
             np.array([[1.0, key] for key in shown], np.float32),
             np.array(shown, np.float32) / 7,
             np.array([key % 3 for key in shown], np.float32),
+            np.array([(0, 0.0, 0.0, key % 4) for key in shown], ITEM[EFFECTS]),
         ),
         times,
         st.lists(keys, min_size=1, max_size=4),
@@ -186,10 +191,19 @@ class Learner:
         if precision > 0.0:
             update.retract(*self.belief, row, offset, precision, shift, *self.work)
 
+    def weight(self, key: int, clicked: bool, row: np.ndarray, offset: np.float32, weight: np.float32) -> float:
+        """A "no" weighs less as its item may not have been looked at, at a place that tests take from its key."""
+        e = (self.model.examination or (1.0,))[: key % 4 + 1][-1]
+        if clicked:
+            return float(weight)
+        mu, v = update.project(*self.belief, row, self.work[0])
+        return float(weight) * no_weight(mu + float(offset), v, np.float32(e))
+
     def learn(self, step: one_by_one.Step, row: np.ndarray, offset: np.float32, weight: np.float32) -> None:
         self.relax(step.at)
         if step.late:
             self.take_back(step, row, offset)
+        weight = self.weight(step.key, step.clicked, row, offset, weight)
         site = update.condition(*self.belief, row, step.clicked, offset, weight, False, *self.work)
         nothing = np.float32(0), np.float32(0)
         self.sites[step.key, step.shown_at] = nothing if step.clicked else tuple(map(np.float32, site))
@@ -209,8 +223,9 @@ class Learner:
                     self.take_back(step, *rows[step.key][:2])
                 labels.append((of, step.clicked))
         self.relax(max(step.at for step in steps))
-        row, offset, weight = (np.array(column) for column in zip(*(rows[key] for (key, _), _ in labels), strict=True))
+        row, offset, _ = (np.array(column) for column in zip(*(rows[key] for (key, _), _ in labels), strict=True))
         clicked = np.array([yes for _, yes in labels])
+        weight = np.array([self.weight(key, yes, *rows[key]) for (key, _), yes in labels])
         precision, shift = np.empty(len(labels)), np.empty(len(labels))
         laplace.condition_jointly(*self.belief, row, clicked, offset, weight, precision, shift)
         for (of, yes), *site in zip(labels, precision, shift, strict=True):

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from learner.events.future import from_the_future
 from learner.events.keys import outcome_key
-from learner.events.parse import from_the_future, parse_event, parse_events
+from learner.events.parse import parse_event, parse_events
 from learner.events.wire import BadEvent, Reason, WireClick, WireImpression, user_of
 from learner.model.duration import ModelError, duration_text, parse_duration_ms
 from learner.model.kinds import FeatureError

@@ -76,7 +76,8 @@ def means_of_labels() -> dict[str, list[float]]:
     means: dict[str, list[float]] = {}
     for kinds, label in LABELS.items():
         row = np.zeros(len(kinds), TRANSITION)
-        row["kind"], row["weight"], row["at"], row["shown_at"] = kinds, 1.0, START_MS, START_MS
+        row["kind"], row["weight"], row["examination"] = kinds, 1.0, 1.0
+        row["at"] = row["shown_at"] = START_MS
         x = np.zeros((len(kinds), effect.d), np.float32)
         x[:, :2] = 1.0
         transitions = Transitions(row, x)

@@ -18,7 +18,7 @@ from learner.batch.reading import LogError, Skipped, read_events
 from learner.events.foreign import epoch_ms
 from learner.events.microbatch import Microbatch, item_places, joined
 from learner.events.parse import Parsed, parse_event, parse_events
-from learner.events.wire import BadEvent, Reason
+from learner.events.wire import BadEvent, Reason, WireImpression
 from learner.model.spec import Model, ModelError, load_model
 from learner.model_check import ModelMismatch
 from service.settings import Settings
@@ -566,3 +566,18 @@ def test_the_context_of_a_foreign_event_is_read_once_for_all_its_items_quickly_o
     assert "context" in str(bad[0])
     with pytest.raises(ModelError, match="price: the model's features of the context are"):
         load_model(HEAD + declared + mapping.replace('device = "ctx', 'price = "ctx'))
+
+
+def test_the_rank_of_a_foreign_item_is_read_from_its_path_or_is_its_place() -> None:
+    head = HEAD.replace("[features]", '[position]\nexamination = "1/k"\n[features]')
+    mapping = SHAPES["nested ids, a list of items, features flat"]
+    shown = [{"pid": "a", "pos": 3}, {"pid": "b", "pos": "7"}, {"pid": "c"}]
+    raw = json.dumps({"event": "view", "ts": AT, "ctx": {"uid": 1, "sid": "r"}, "results": shown}).encode()
+    for path, expected in (('item_id = "pid"\n        position = "pos"', [2, 6, 2]), ('item_id = "pid"', [0, 1, 2])):
+        one = load_model(head + mapping.replace('item_id = "pid"', path, 1))
+        read, bad = parse_events([raw], one)
+        assert not bad
+        assert read.events.item["position"].tolist() == expected
+        wire = parse_event(raw, one)
+        assert isinstance(wire, WireImpression)
+        assert [item.position for item in wire.items] == ([3, 7, None] if path.endswith('"pos"') else [None] * 3)

@@ -22,7 +22,9 @@ from learner.record.served import belief_at
 from learner.store import Store, StoreUnavailable, Transaction, Write, open_store, write_alone
 from service.settings import Settings, SettingsError, describe, read_settings
 from service.web.answers import describe_model
+from service.web.api import ScoreItem, ScoreRequest
 from service.web.app import create_app
+from service.web.shown import shown_items
 from tests.stepping import Impression, apply, parsed
 
 MODEL = load_model(
@@ -165,6 +167,19 @@ def test_only_what_is_shown_is_logged_in_the_order_it_is_shown(rig: Rig) -> None
     assert logged_items(rig, shown=["b", "a"]) == ["b", "a"]
     ranked = [item["item_id"] for item in rig.score(policy="thompson", seed=3)["items"]]
     assert logged_items(rig, policy="thompson", seed=3, top_k=2) == ranked[:2]
+
+
+def test_where_ranks_count_items_that_come_in_another_order_are_logged_with_theirs() -> None:
+    wanted = ScoreRequest("u", [ScoreItem(one) for one in "abc"], log_impression=True)
+
+    def positions(ranks: bool, **more: Any) -> list[tuple[str, int | None]]:
+        asked = msgspec.structs.replace(wanted, **more)
+        return [(one.item_id, one.position) for one in shown_items(asked, [2, 0, 1], None, ranks)]
+
+    assert positions(False) == [("a", None), ("b", None), ("c", None)]
+    assert positions(True) == [("a", 2), ("b", 3), ("c", 1)]
+    assert positions(True, top_k=2) == [("c", None), ("a", None)]
+    assert positions(True, shown=["b", "c"]) == [("b", None), ("c", None)]
 
 
 def test_what_is_not_shown_is_not_learnt_as_a_no(rig: Rig) -> None:

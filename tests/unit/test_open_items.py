@@ -42,7 +42,7 @@ def rows(*some: tuple[int, int, int, float]) -> NDArray[np.void]:
     made = np.zeros(len(some), TRANSITION)
     for one, (kind, shown_at, at, offset) in zip(made, some, strict=True):
         one["item"], one["kind"], one["shown_at"], one["at"], one["offset"] = 7, kind, AT + shown_at, AT + at, offset
-    made["variance"], made["weight"] = 0.3, 1.0
+    made["variance"], made["weight"], made["examination"] = 0.3, 1.0, 1.0
     return made
 
 

@@ -1,0 +1,72 @@
+"""What `log_impression` logs of a slate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from learner.events.wire import WireItem
+from service.web.api import ApiError, ScoreItem, ScoreRequest
+
+
+def shown_items(
+    wanted: ScoreRequest, order: Sequence[int], effects: Sequence[tuple[float, float]] | None, ranks: bool = False
+) -> list[WireItem]:
+    """The items that an impression has, exactly as they were scored, in the order they are shown.
+
+    Parameters
+    ----------
+    order
+        Places of the items, best first.
+    effects
+        Mean and variance of each item's effect; None without one.
+    ranks
+        Whether positions count: items that do not come in the order in which they are shown then have theirs.
+
+    Raises
+    ------
+    ApiError
+        422, if `shown` names an item that is not there once.
+    """
+    places: Sequence[int] = range(len(wanted.items))
+    position: dict[int, int] = {}
+    if wanted.top_k is not None:
+        places = order[: wanted.top_k]
+    elif wanted.shown is not None:
+        places = _places(wanted.shown, wanted.items)
+    elif ranks:
+        position = {place: rank for rank, place in enumerate(order, start=1)}
+    shown = ((wanted.items[i], None if effects is None else effects[i], position.get(i)) for i in places)
+    return [
+        WireItem(one.item_id, one.features, one.offset, item_effect=effect, position=rank)
+        for one, effect, rank in shown
+    ]
+
+
+def check_shown(wanted: ScoreRequest) -> None:
+    """Raise `ApiError`, 422, unless what is said to be shown can be logged."""
+    for field in ("top_k", "shown"):
+        if getattr(wanted, field) is not None and not wanted.log_impression:
+            raise _invalid(field, "says what log_impression logs: expected log_impression = true with it")
+    if wanted.top_k is not None and wanted.shown is not None:
+        raise _invalid("shown", "given beside top_k: expected at most one of the two")
+
+
+def _places(shown: Sequence[str], items: Sequence[ScoreItem]) -> list[int]:
+    place_of: dict[str, int] = {}
+    repeated = set()
+    for place, item in enumerate(items):
+        if place_of.setdefault(item.item_id, place) != place:
+            repeated.add(item.item_id)
+    first_at: dict[str, int] = {}
+    for i, item_id in enumerate(shown):
+        if item_id not in place_of:
+            raise _invalid(f"shown[{i}]", f"not among the request's {len(items)} items: expected the item_id of one")
+        if item_id in repeated:
+            raise _invalid(f"shown[{i}]", "several items of the request have this item_id: expected one that is unique")
+        if first_at.setdefault(item_id, i) != i:
+            raise _invalid(f"shown[{i}]", f"the same as shown[{first_at[item_id]}]: expected each item once")
+    return [place_of[item_id] for item_id in shown]
+
+
+def _invalid(field: str, detail: str) -> ApiError:
+    return ApiError(422, "invalid_field", f"{field}: {detail}", {"field": field})
