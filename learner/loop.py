@@ -123,8 +123,7 @@ class Learner:
         Waits `wait_ms` for messages, `poll_timeout_ms` if that is not given.
         """
         wait_ms = self.poll_timeout_ms if wait_ms is None else wait_ms
-        counts: Counter[str] = Counter()
-        bad: Counter[str] = Counter()
+        counts, bad = Counter[str](), Counter[str]()
         messages = self._patience.call(counts, lambda: self.reader.poll(wait_ms, self._most()))
         self._laps = Laps()
         freshness_ms = None
