@@ -12,7 +12,7 @@ help: ## List the targets
 up: .venv/installed ## Run learner and service in one process on one SQLite file, freshet.db
 	.venv/bin/freshet up --port $(PORT)
 
-test: .venv-test/installed ## Run all tests; those of Kafka, Redis and pages where redis-server, java, mvn and chromium are found
+test: .venv-test/installed ## Run all tests; those of Kafka, Redis, Prometheus and pages where redis-server, java, mvn, prometheus and chromium are found
 	@.venv-test/bin/python -m learner.compile
 	OMP_NUM_THREADS=1 .venv-test/bin/python -m pytest $(ARGS)
 

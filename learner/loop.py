@@ -26,12 +26,8 @@ from learner.events.parse import Parsed, parse_events
 from learner.events.wire import BadEvent, Reason
 from learner.feed import encode_blocks
 from learner.items import Items
-from learner.log import (
-    EventLog,
-    LogUnavailable,
-    Message,
-    Reader,
-)
+from learner.laps import Laps
+from learner.log import EventLog, LogUnavailable, Message, Reader
 from learner.log.position import Partition
 from learner.model.spec import Model
 from learner.model_check import ModelCheck
@@ -96,7 +92,7 @@ class Learner:
         self._busy = BusyUsers(self.max_slates_per_minute)
         self._patience = Patience(self.reader, self.stop)
         self._items = None if self.model.item is None else Items(self.model.item, self.store)
-        self._vanished = Vanished()
+        self._vanished, self._laps = Vanished(), Laps()
 
     def run(self) -> None:
         """Learn until `stop` is set, then leave the group. Blocks.
@@ -127,13 +123,13 @@ class Learner:
         Waits `wait_ms` for messages, `poll_timeout_ms` if that is not given.
         """
         wait_ms = self.poll_timeout_ms if wait_ms is None else wait_ms
-        counts: Counter[str] = Counter()
-        bad: Counter[str] = Counter()
+        counts, bad = Counter[str](), Counter[str]()
         messages = self._patience.call(counts, lambda: self.reader.poll(wait_ms, self._most()))
-        started = time.monotonic()
+        self._laps = Laps()
         freshness_ms = None
         try:
             self._patience.call(counts, partial(self._positions.begin, messages))
+            self._laps.lap("read")
             held = frozenset(self.reader.held())
             if held != self._held:
                 # Users of partitions that have gone are another member's, who may be elsewhere in the log.
@@ -146,7 +142,9 @@ class Learner:
             if self._items is not None:
                 owned = self.reader.share(self.store.shards)
                 self._patience.call(counts, partial(self._items.turn, owned, counts))
+                self._laps.lap("items")
             committing = self._patience.call(counts, partial(self._positions.finish, messages))
+            self._laps.lap("commit")
             if self._committing and not committing:
                 log.warning("offsets not committed", reason="rebalanced, or the log is away")
             self._committing = committing
@@ -156,8 +154,8 @@ class Learner:
             self._vanished.forget()
             if self._items is not None:
                 self._items.forget()
-        seconds = time.monotonic() - started
-        return Progress(len(messages), counts, bad, self.reader.lags(), freshness_ms, seconds, self.reader.health())
+        reader, took = self.reader, self._laps.seconds
+        return Progress(len(messages), counts, bad, reader.lags(), freshness_ms, took, reader.health())
 
     def _most(self) -> int:
         """How many messages to take: each may be of another user, whose record is as large as those written last."""
@@ -167,6 +165,7 @@ class Learner:
         """Learn what can be learnt of some messages, and bury the rest; returns the freshness, in ms."""
         # A schema registry may be away, too.
         batch, refused = self._patience.call(counts, partial(self._parse, messages))
+        self._laps.lap("parse")
         impressions = int((batch.events.event["kind"] == IMPRESSION).sum())
         if passed_over := batch.user.count("") - len(refused):
             counts["passed_over"] += passed_over
@@ -178,6 +177,7 @@ class Learner:
             bad.update(why.reason for why in refused.values())
             # The stream must not go on over a letter that is not written.
             self._patience.call(counts, partial(self._letters.bury, self._letters.of(messages, refused)))
+            self._laps.lap("dead_letters")
 
         self._learn(batch, counts, messages, bury)
         bury(refused)
@@ -276,6 +276,7 @@ class Learner:
     ) -> list[int]:
         """Load, apply, commit; returns the users of shards that were written meanwhile."""
         stored = self.store.load(pending.user_ids)
+        self._laps.lap("read")
         applied = apply(self.model, stored, events, pending)
         if sizes := [len(value) for value in applied.values if value is not None]:
             self._record_bytes = sum(sizes) // len(sizes)
@@ -288,8 +289,10 @@ class Learner:
             shards = np.array([self.store.shard_of(user_id) for user_id in pending.user_ids])
             places = [message.position for message in messages]
             feeds = encode_blocks(self.model.item, applied.transitions, shards, places)
+        self._laps.lap("apply")
         before_commit()
         done = self._positions.commit(writes, feeds)
+        self._laps.lap("store")
         for user_id, end in zip(pending.user_ids, applied.ends, strict=True):
             self._sweeps.note(user_id, None if end == NEVER else end, self._log_time)
         counts.update(applied.counts)

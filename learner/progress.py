@@ -8,6 +8,12 @@ from dataclasses import dataclass
 
 from learner.log.health import HEALTHY, Health
 
+STAGES = ("parse", "read", "apply", "dead_letters", "store", "items", "commit")
+"""Of a turn: messages to events; records, and positions, from the store; the learning step; what is bad into its topic;
+records into the store by compare-and-set; items' own turn; positions compared, now and then, and offsets committed.
+
+While the store or the log is away, the stage that waits for it is the one that takes long."""
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -26,7 +32,7 @@ class Progress:
     freshness_ms
         Age of the oldest message of the batch when its record was stored; None if there is none with a timestamp.
     seconds
-        From poll to commit.
+        By stage, from poll to commit: see `STAGES`; only those that there was something to do in.
     health
         What keeps the log from being read, and what of it is lost.
     """
@@ -36,7 +42,7 @@ class Progress:
     bad: Counter[str]
     lags: Mapping[str, int]
     freshness_ms: float | None
-    seconds: float
+    seconds: Mapping[str, float]
     health: Health = HEALTHY
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter as Counts
 from collections.abc import Mapping
 from itertools import pairwise
@@ -12,10 +13,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.samples import Sample
 
+from learner.events.wire import Reason
 from learner.log.health import Health, Lost
+from learner.progress import STAGES
 
 LATENCY_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 FRESHNESS_BUCKETS = (*LATENCY_BUCKETS, 30, 300)
+STAGE_BUCKETS = (0.0001, 0.0003, *LATENCY_BUCKETS)
 
 FATES: dict[str, tuple[str, str]] = {
     "impressions": ("Impressions with an outcome that was new.", ""),
@@ -96,6 +100,11 @@ class Progress(Protocol):
         ...
 
     @property
+    def seconds(self) -> Mapping[str, float]:
+        """Of each stage of the turn that there was something to do in."""
+        ...
+
+    @property
     def health(self) -> Health:
         """What keeps the log from being read, and what of it is lost."""
         ...
@@ -111,6 +120,18 @@ class LearnerMetrics:
             "freshet_learner_dead_letters", "Events sent to a dead letter topic.", ["reason"], registry=registry
         )
         self.lag = Gauge("freshet_learner_lag_messages", "Messages still to be polled.", registry=registry)
+        self.lags = Gauge(
+            "freshet_learner_partition_lag_messages", "The same of each partition that is this learner's.",
+            ["partition"], registry=registry,
+        )  # fmt: skip
+        self.turned = Gauge(
+            "freshet_learner_turned_timestamp_seconds",
+            "When the loop last finished a turn, which it does several times a second; 0: not yet.", registry=registry,
+        )  # fmt: skip
+        self.stages = Histogram(
+            "freshet_learner_stage_seconds", f"Time of a microbatch by stage: {', '.join(STAGES)}.",
+            ["stage"], buckets=STAGE_BUCKETS, registry=registry,
+        )  # fmt: skip
         self.batch = Histogram(
             "freshet_learner_batch_messages", "Messages a microbatch.", buckets=(1, 3, 10, 30, 100, 300, 1000, 3000),
             registry=registry,
@@ -144,10 +165,19 @@ class LearnerMetrics:
             registry=registry,
         )  # fmt: skip
         self._known_lost: set[Lost] = set()
+        self._lags: dict[str, int] = {}
+        # From the beginning: the first of a kind would else be no increase.
+        for kind in FATES:
+            self.outcomes.labels(kind)
+        for reason in Reason:
+            self.bad.labels(reason)
+        self.lost.labels("retention")
+        self._stages = {stage: self.stages.labels(stage) for stage in STAGES}
 
     def observe(self, progress: Progress) -> None:
         """Count one turn of the loop."""
-        self.lag.set(progress.lag)
+        self.turned.set(time.time())
+        self._tell_lags(progress.lags)
         self.unreadable.set(len(progress.health.unreadable))
         self.missing.set(len(progress.health.missing))
         for lost in set(progress.health.lost) - self._known_lost:
@@ -162,15 +192,28 @@ class LearnerMetrics:
         self.batch.observe(progress.messages)
         if progress.freshness_ms is not None:
             self.freshness.observe(max(0.0, progress.freshness_ms / 1000))
+        for stage, seconds in progress.seconds.items():
+            self._stages[stage].observe(seconds)
         for reason, count in progress.bad.items():
             self.bad.labels(str(reason)).inc(count)
+
+    def _tell_lags(self, lags: Mapping[str, int]) -> None:
+        """Set what has changed; a partition that is another's now has no lag here."""
+        if lags == self._lags:
+            return
+        self.lag.set(sum(lags.values()))
+        for gone in self._lags.keys() - lags.keys():
+            self.lags.remove(gone)
+        for partition, lag in lags.items():
+            self.lags.labels(partition).set(lag)
+        self._lags = dict(lags)
 
     def totals(self) -> tuple[int, list[int], dict[str, int]]:
         """Messages; microbatches by freshness, one number a bucket and one beyond; dead letters by reason."""
         (messages,), letters = _samples(self.messages, "_total"), _samples(self.bad, "_total")
         up_to = [int(one.value) for one in _samples(self.freshness, "_bucket")]
         within = [n - before for before, n in pairwise([0, *up_to])]
-        return int(messages.value), within, {one.labels["reason"]: int(one.value) for one in letters}
+        return int(messages.value), within, {one.labels["reason"]: int(one.value) for one in letters if one.value}
 
 
 def _samples(metric: Counter | Histogram, suffix: str) -> list[Sample]:

@@ -10,7 +10,7 @@ from typing import NoReturn
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from tests.servers import KafkaServer, Missing, RedisServer, Server
+from tests.servers import KafkaServer, Missing, PrometheusServer, RedisServer, Server
 
 # Set in CI: a missing server or browser fails instead of skipping.
 REQUIRED = os.environ.get("REQUIRE_SERVICES") == "1"
@@ -25,10 +25,11 @@ def _skip(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
-def _run(kind: type[Server], folder: Path) -> Iterator[Server]:
+def _run(kind: type[Server], folder: Path, starting: bool = True) -> Iterator[Server]:
     try:
         server = kind(folder)
-        server.start()
+        if starting:
+            server.start()
     except Missing as exc:
         _skip(str(exc))
     yield server
@@ -43,6 +44,12 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def kafka_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     yield from _run(KafkaServer, tmp_path_factory.mktemp("kafka"))
+
+
+@pytest.fixture(scope="session")
+def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Not started: what it scrapes is the test's to say."""
+    yield from _run(PrometheusServer, tmp_path_factory.mktemp("prometheus"), starting=False)
 
 
 @pytest.fixture

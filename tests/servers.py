@@ -136,6 +136,23 @@ def join_cluster(nodes: Sequence[RedisServer]) -> str:
     return "redis+cluster://" + ",".join(places)
 
 
+class PrometheusServer(Server):
+    """Prometheus on the file prometheus.yml of its folder."""
+
+    name = "prometheus"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        if missing := [one for one in ("prometheus", "promtool") if shutil.which(one) is None]:
+            raise Missing(f"{' and '.join(missing)} not installed (Debian: apt-get install prometheus)")
+
+    def command(self) -> list[str]:
+        return [
+            "prometheus", "--config.file=prometheus.yml", "--storage.tsdb.path=data", "--log.level=warn",
+            f"--web.listen-address=127.0.0.1:{self.port}",
+        ]  # fmt: skip
+
+
 class KafkaServer(Server):
     """One node in KRaft mode."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -15,6 +14,7 @@ from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
 from starlette.middleware.cors import CORSMiddleware
 
+from learner.laps import Laps
 from learner.limits import MAX_EVENT_BYTES
 from learner.log import Entry, EventLog, LogUnavailable
 from learner.model.spec import Model
@@ -147,12 +147,15 @@ def create_app(
         all of them. A log that does not take it in time means 503, or by a setting an answer with `logged` false:
         then it may, or may not, be in the log later.
         """
-        started = time.perf_counter()
+        laps = Laps()
         raw = await read_body(request, MAX_EVENT_BYTES)
         wanted = decode_body(for_model, _SCORE_REQUEST, raw)
-        answer, impression = await scoring.score(wanted, len(raw), started)
+        laps.lap("body")
+        answer, impression = await scoring.score(wanted, len(raw), laps)
         if impression is not None:
             answer = msgspec.structs.replace(answer, logged=await logged(impression))
+            laps.lap("log")
+        metrics.took(laps.seconds)
         metrics.scored.labels(wanted.policy, str(answer.user_known).lower()).inc(len(answer.items))
         return json_response(answer)
 

@@ -17,6 +17,7 @@ from learner.events.future import from_the_future
 from learner.events.keys import item_key
 from learner.events.parse import parse_event
 from learner.events.wire import BadEvent, Ranked, Reason, WireClick, WireErase, WireEraseItem, WireImpression
+from learner.laps import Laps
 from learner.limits import MAX_EVENT_BYTES
 from learner.log import Entry, EventLog
 from learner.model.design import Shown
@@ -63,13 +64,12 @@ class Operations:
         """What of its items is known, and what has to be read; None if items have no effect."""
         return None if self._items is None else self._items.plan([item.item_id for item in wanted.items])
 
-    def score(
-        self, plan: Plan | None, wanted: api.ScoreRequest, started: float
-    ) -> tuple[api.ScoreResponse, Entry | None]:
+    def score(self, plan: Plan | None, wanted: api.ScoreRequest, laps: Laps) -> tuple[api.ScoreResponse, Entry | None]:
         """Score a slate: a read of the user and one of items that are not known, and `score_from`."""
         (value,) = self._store.load([wanted.user_id])
         values = self._store.load(plan.keys, "item") if plan is not None and plan.keys else []
-        return self.score_from(value, plan, values, wanted, started)
+        laps.lap("read")
+        return self.score_from(value, plan, values, wanted, laps)
 
     def score_from(
         self,
@@ -77,7 +77,7 @@ class Operations:
         plan: Plan | None,
         values: Sequence[bytes | None],
         wanted: api.ScoreRequest,
-        started: float,
+        laps: Laps,
     ) -> tuple[api.ScoreResponse, Entry | None]:
         """Score a slate from the bytes of its user and items: one design matrix, one prediction each.
 
@@ -133,8 +133,9 @@ class Operations:
             ranked=msgspec.to_builtins(ranked),
             items=ranked_items(wanted, scores, self._model, belief, rows, offset, slate),
             logged=False,
-            took_ms=(time.perf_counter() - started) * 1000,
+            took_ms=laps.total * 1000,
         )
+        laps.lap("score")
         return answer, entry
 
     def append(self, raw: bytes) -> tuple[api.EventsResponse, list[str]]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar, TypeVarTuple
 
+from learner.laps import Laps
 from learner.log import Entry
 from learner.model.spec import Model
 from learner.store import NotNow, Pipelined, Store
@@ -47,14 +48,12 @@ class Scoring:
         self._pipeline = store.pipeline() if isinstance(store, Pipelined) else None
         self._with_store, self._explaining = with_store, explaining
 
-    async def score(
-        self, wanted: api.ScoreRequest, n_bytes: int, started: float
-    ) -> tuple[api.ScoreResponse, Entry | None]:
-        """Score a request of so many bytes that came at `started` (`time.perf_counter`); also what is to be logged."""
+    async def score(self, wanted: api.ScoreRequest, n_bytes: int, laps: Laps) -> tuple[api.ScoreResponse, Entry | None]:
+        """Score a request of so many bytes, and time its stages; also what is to be logged."""
         pool = self._explaining if wanted.explain else self._with_store
         plan = self._operations.plan(wanted)
         if self._pipeline is None:
-            return await in_thread(pool, self._operations.score, plan, wanted, started)
+            return await in_thread(pool, self._operations.score, plan, wanted, laps)
         try:
             user = self._pipeline.load([wanted.user_id])
             if plan is not None and plan.keys:
@@ -63,12 +62,13 @@ class Scoring:
             else:
                 (value,), values = await user, []
         except NotNow:
-            return await in_thread(pool, self._operations.score, plan, wanted, started)
+            return await in_thread(pool, self._operations.score, plan, wanted, laps)
+        laps.lap("read")
         n_bytes += len(value or b"")
         n_products = len(wanted.items) * self._n_factor
         if wanted.explain or n_bytes > MAX_BYTES_AT_ONCE or n_products > MAX_PRODUCTS_AT_ONCE:
-            return await in_thread(pool, self._operations.score_from, value, plan, values, wanted, started)
-        return self._operations.score_from(value, plan, values, wanted, started)
+            return await in_thread(pool, self._operations.score_from, value, plan, values, wanted, laps)
+        return self._operations.score_from(value, plan, values, wanted, laps)
 
     def close(self) -> None:
         """Give up the connection; the threads are their owner's."""

@@ -507,6 +507,15 @@ def test_every_route_but_health_wants_the_key(rig: Rig) -> None:
     assert client.get("/model", headers={"X-API-Key": "s3cret"}).status_code == 200
 
 
+def test_a_score_is_timed_by_stage_and_a_refused_one_is_not(rig: Rig) -> None:
+    rig.score()
+    rig.score(log_impression=True)
+    assert rig.client.post("/score", json={}).status_code == 422
+    text = rig.client.get("/metrics").text
+    for stage, n in (("body", 2), ("read", 2), ("score", 2), ("log", 1)):
+        assert f'freshet_score_stage_seconds_count{{stage="{stage}"}} {n}.0' in text
+
+
 def test_metrics_count_by_route_and_name_no_user(rig: Rig) -> None:
     rig.client.get("/users/very-private/posterior")
     text = rig.client.get("/metrics").text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 
@@ -43,7 +44,7 @@ class Rig:
         self.monitor = Monitor(self.registry, False, 30.0, lambda: self.now, loss_acknowledged=AT)
 
     def turn(self, messages: int = 0, lag: int = 0, health: Health = HEALTHY, **counts: int) -> None:
-        self.monitor.observe(Progress(messages, Counter(counts), Counter(), {"t/0": lag}, None, 0.01, health))
+        self.monitor.observe(Progress(messages, Counter(counts), Counter(), {"t/0": lag}, None, {}, health))
 
     def value(self, metric: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(f"freshet_learner_{metric}", labels)
@@ -70,13 +71,38 @@ def test_a_learner_tells_sums_since_it_started_and_what_is_left_of_each_partitio
     assert sum(before.freshness) == 0
     for freshness_ms, reason in ((0.5, "not_json"), (3.0, "not_json"), (1e9, "not_utf8")):
         lags = {"events/0": 2, "events/3": 0}
-        rig.monitor.observe(Progress(5, Counter(), Counter({reason: 2}), lags, freshness_ms, 0.01))
+        rig.monitor.observe(Progress(5, Counter(), Counter({reason: 2}), lags, freshness_ms, {}))
     told = rig.monitor.status("me", "g", rig.store)
     assert (told.messages, told.trouble, told.lags) == (15, None, {"events/0": 2, "events/3": 0})
     assert told.dead_letters == {"not_json": 4, "not_utf8": 2}
     within = dict(zip((*FRESHNESS_BUCKETS, None), told.freshness, strict=True))
     assert {bound: n for bound, n in within.items() if n} == {0.001: 1, 0.005: 1, None: 1}
     assert told.started_at == before.started_at <= before.at <= told.at
+
+
+def test_each_partitions_lag_is_told_until_it_is_anothers(rig: Rig) -> None:
+    for lags in ({"t/0": 3, "t/1": 4}, {"t/1": 5}):
+        rig.monitor.observe(Progress(0, Counter(), Counter(), lags, None, {}))
+        told = {one: rig.value("partition_lag_messages", partition=one) for one in ("t/0", "t/1")}
+        assert told == {one: lags.get(one) for one in told}
+        assert rig.value("lag_messages") == sum(lags.values())
+
+
+def test_stages_are_counted_where_there_was_something_to_do_and_only_of_microbatches(rig: Rig) -> None:
+    for messages in (5, 0):
+        rig.monitor.observe(Progress(messages, Counter(), Counter(), {}, None, {"apply": 0.25, "commit": 0.5}))
+    for stage, seconds in (("apply", 0.25), ("commit", 0.5), ("store", 0.0)):
+        assert rig.value("stage_seconds_sum", stage=stage) == seconds
+        assert rig.value("stage_seconds_count", stage=stage) == (seconds > 0)
+
+
+def test_counters_are_there_before_anything_is_counted(rig: Rig) -> None:
+    assert rig.value("total", kind="store_rewound") == 0
+    assert rig.value("dead_letters_total", reason="not_json") == 0
+    assert rig.value("events_lost_total", reason="retention") == 0
+    assert rig.value("turned_timestamp_seconds") == 0
+    rig.turn()
+    assert time.time() - (rig.value("turned_timestamp_seconds") or 0) < 60
 
 
 def test_a_turn_that_takes_too_long_makes_it_red_and_the_next_one_green(rig: Rig) -> None:
@@ -186,7 +212,7 @@ def test_the_share_of_unmatched_clicks_is_a_metric_and_above_its_bound_a_warning
 
 
 def test_what_happens_in_a_turn_without_messages_is_counted_too(rig: Rig) -> None:
-    rig.monitor.observe(Progress(0, Counter(store_rewound=3), Counter(), {}, None, 0.01))
+    rig.monitor.observe(Progress(0, Counter(store_rewound=3), Counter(), {}, None, {}))
     assert rig.registry.get_sample_value("freshet_learner_total", {"kind": "store_rewound"}) == 3
 
 

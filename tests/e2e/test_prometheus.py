@@ -1,0 +1,223 @@
+"""A real Prometheus on a running learner and scorer: every expression has data, alerts fire in drills and go away."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import signal
+import sqlite3
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.grafana.dashboard import FILE, PANELS, build
+from learner.log import Entry, open_log
+from tests.freshet import Freshet
+from tests.servers import PrometheusServer, Server, eventually
+
+DEPLOY = Path(__file__).parents[2] / "deploy" / "prometheus"
+WINDOW_S = 10
+ITEMS = [
+    {"item_id": "a", "features": {"price": 9.5, "genre": "drama"}},
+    {"item_id": "b", "features": {"price": 30.0, "genre": "comedy"}},
+]
+EXPRESSIONS = [one for panels in PANELS.values() for *_, expressions in panels for one in expressions]
+
+
+def slates(n: int, name: str) -> list[bytes]:
+    """Impressions an hour old, each with a click."""
+    at = time.time_ns() // 1_000_000 - 3_600_000
+    events: list[dict[str, Any]] = []
+    for i in range(n):
+        ids = {"request_id": f"{name}{i}", "user_id": f"user{i % 7}"}
+        events.append({"type": "impression", **ids, "timestamp": at, "items": ITEMS})
+        events.append({"type": "click", **ids, "item_id": "b", "timestamp": at + 3_000})
+    return [json.dumps(event).encode() for event in events]
+
+
+class Observed:
+    """A learner and a scorer on SQLite, and the rules with seconds for minutes."""
+
+    def __init__(self, prometheus: Server, folder: Path) -> None:
+        self.prometheus = prometheus
+        self.store = folder / "store.db"
+        self.log = f"sqlite:///{folder / 'log.db'}"
+        settings = {"store": f"sqlite:///{self.store}", "log": self.log, "store_timeout_s": 0.5}
+        self.scorer = Freshet(folder, "serve", **settings)
+        self.learner = Freshet(folder, "learn", **settings)
+        rules = (DEPLOY / "rules.yml").read_text()
+        rules = re.sub(r"for: \d+m", "for: 1s", rules)
+        rules = re.sub(r"(\[|offset )\d+m", rf"\g<1>{WINDOW_S}s", rules).replace("> 60", "> 3")
+        (prometheus.folder / "rules.yml").write_text(rules)
+        jobs = "".join(
+            f"  - {{job_name: freshet-{name}, static_configs: [{{targets: ['127.0.0.1:{one.port}']}}]}}\n"
+            for name, one in (("scorer", self.scorer), ("learner", self.learner))
+        )
+        (prometheus.folder / "prometheus.yml").write_text(
+            "global: {scrape_interval: 500ms, scrape_timeout: 400ms, evaluation_interval: 500ms}\n"
+            f"rule_files: [rules.yml]\nscrape_configs:\n{jobs}"
+        )
+        prometheus.start()
+        eventually(self._scraped, 30, "both are scraped")
+
+    def close(self) -> None:
+        self.prometheus.stop()
+        for one in (self.learner, self.scorer):
+            one.process.send_signal(signal.SIGCONT)
+            one.stop()
+
+    def append(self, values: list[bytes]) -> None:
+        log = open_log(self.log)
+        log.append([Entry("events", b"", value) for value in values])
+        log.close()
+
+    def score(self) -> None:
+        body = {"user_id": "user1", "items": ITEMS, "log_impression": True}
+        assert self.scorer.request("/score", json.dumps(body).encode())[0] == 200
+
+    def ask(self, path: str, **query: str) -> Any:
+        url = f"http://127.0.0.1:{self.prometheus.port}/api/v1/{path}?{urllib.parse.urlencode(query)}"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return json.loads(answer.read())["data"]
+
+    def values(self, expression: str) -> list[float]:
+        """Those that are numbers."""
+        found = self.ask("query", query=expression)["result"]
+        return [value for one in found if not math.isnan(value := float(one["value"][1]))]
+
+    def _scraped(self) -> bool:
+        try:
+            return len(self.values("up == 1")) == 2
+        except urllib.error.HTTPError:
+            return False  # It listens, and is not ready.
+
+    def firing(self, alert: str) -> bool:
+        alerts = self.ask("alerts")["alerts"]
+        return any(one["labels"]["alertname"] == alert and one["state"] == "firing" for one in alerts)
+
+    def fires(self, alert: str) -> None:
+        eventually(lambda: self.firing(alert), 40, f"{alert} fires")
+
+    def goes_away(self, alert: str) -> None:
+        eventually(lambda: not self.firing(alert), 60, f"{alert} goes away")
+
+
+@pytest.fixture(scope="module")
+def observed(prometheus: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
+    one = Observed(prometheus, tmp_path_factory.mktemp("observed"))
+    yield one
+    one.close()
+
+
+@pytest.mark.usefixtures("prometheus")
+@pytest.mark.parametrize(
+    "command", ["check config prometheus.yml", "check rules rules.yml", "test rules rules_test.yml"]
+)
+def test_what_is_deployed_is_valid_and_each_alert_fires_and_goes_away(command: str) -> None:
+    done = subprocess.run(["promtool", *command.split()], cwd=DEPLOY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_each_alert_is_in_the_rules_tests_and_says_what_it_means_and_what_to_do() -> None:
+    rules, tests = ((DEPLOY / name).read_text() for name in ("rules.yml", "rules_test.yml"))
+    alerts = re.split(r"- alert: ", rules)[1:]
+    assert len(alerts) == 8
+    for alert in alerts:
+        assert alert.split()[0] in tests
+        assert all(f"\n          {key}: " in alert for key in ("summary", "means", "do"))
+
+
+def test_the_dashboard_is_what_its_script_makes() -> None:
+    assert FILE.read_text(encoding="utf-8") == build()
+
+
+def test_every_expression_of_rules_and_dashboard_has_data(observed: Observed) -> None:
+    (group,) = observed.ask("rules")["groups"]
+    # Of the rules what they look at, since by themselves they have data only when they fire.
+    asked = {found for one in group["rules"] for found in re.findall(r"(?:freshet_\w+|\bup)(?:{[^}]*})?", one["query"])}
+    assert len(asked) > 8
+    asked |= {one.replace("$__rate_interval", f"{WINDOW_S}s") for one in EXPRESSIONS}
+    sent = count()
+
+    def have_data() -> bool:
+        # Rates need some traffic all the time.
+        number = next(sent)
+        observed.append(slates(20, f"data{number}"))
+        assert observed.scorer.request("/events", b"\n".join(slates(1, f"posted{number}")))[0] == 202
+        observed.score()
+        time.sleep(0.5)
+        asked.difference_update([one for one in asked if observed.values(one)])
+        return not asked
+
+    eventually(have_data, 30, lambda: f"all have data, but {asked}")
+
+
+def test_dead_letters_are_told_until_there_are_no_more(observed: Observed) -> None:
+    observed.append([*slates(20, "letters"), *([b"no JSON"] * 5)])
+    observed.fires("FreshetDeadLetters")
+    observed.goes_away("FreshetDeadLetters")
+
+
+def test_clicks_without_impressions_are_told_until_their_share_is_small(observed: Observed) -> None:
+    at = time.time_ns() // 1_000_000
+    lost = {"type": "click", "user_id": "lost", "item_id": "b", "timestamp": at - 3_600_000}
+    seen = {"type": "impression", "request_id": "seen", "user_id": "lost", "timestamp": at, "items": ITEMS}
+    # The later event of their user says that no impression comes any more.
+    events = [*({**lost, "request_id": f"lost{i}"} for i in range(120)), seen]
+    observed.append([json.dumps(event).encode() for event in events])
+    observed.fires("FreshetUnmatchedClicks")
+    observed.append(slates(2_500, "many"))
+    observed.goes_away("FreshetUnmatchedClicks")
+
+
+def test_a_learner_without_its_store_is_stuck_until_it_is_back(observed: Observed) -> None:
+    with sqlite3.connect(observed.store, isolation_level=None) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        observed.append(slates(5, "stuck"))
+        observed.fires("FreshetLearnerStuck")
+        assert not observed.firing("FreshetProcessDown")
+        other.execute("ROLLBACK")
+    other.close()
+    observed.goes_away("FreshetLearnerStuck")
+
+
+def test_a_process_that_stands_still_is_down_and_what_it_learns_late_is_not_fresh(observed: Observed) -> None:
+    observed.learner.process.send_signal(signal.SIGSTOP)
+    observed.append(slates(5, "late"))
+    observed.fires("FreshetProcessDown")
+    observed.learner.process.send_signal(signal.SIGCONT)
+    observed.goes_away("FreshetProcessDown")
+    observed.append(slates(5, "later"))
+    observed.fires("FreshetFreshnessOverTarget")
+    observed.goes_away("FreshetFreshnessOverTarget")
+
+
+def test_a_store_that_is_put_back_is_told(observed: Observed) -> None:
+    kept = sqlite3.connect(":memory:")
+    with sqlite3.connect(observed.store) as now:
+        now.backup(kept)
+    learnt = sum(observed.values("freshet_learner_messages_total"))
+    observed.append(slates(20, "rewound"))
+    eventually(lambda: sum(observed.values("freshet_learner_messages_total")) >= learnt + 40, 15, "they are learnt")
+    time.sleep(2)  # Positions are brought up once a second.
+    with sqlite3.connect(observed.store) as now:
+        kept.backup(now)
+    now.close()
+    kept.close()
+    observed.fires("FreshetStoreRewound")
+    observed.goes_away("FreshetStoreRewound")
+
+
+def test_a_prometheus_that_is_missing_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Exception, match="prometheus and promtool not installed"):
+        PrometheusServer(tmp_path)
