@@ -76,9 +76,12 @@ def browser() -> str:
     _skip("neither chromium nor google-chrome is on the PATH (Debian: apt-get install chromium)")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium(browser: str) -> Iterator[Browser]:
-    """The browser, driven by Playwright; it asks for nothing by itself."""
+    """The browser, driven by Playwright; it asks for nothing by itself.
+
+    For no more than a module: while Playwright runs, so does its event loop, and tests of others cannot start theirs.
+    """
     quiet = ("quic", "background-networking", "component-update", "sync")
     with sync_playwright() as playwright:
         # With a profile of its own, which goes with it.

@@ -76,7 +76,7 @@ def expected(events: list[Event]) -> dict[str, bytes]:
 def found(url: str) -> Iterator[tuple[str, bytes]]:
     model = load_model(MODEL)
     client = redis.Redis.from_url(url)
-    for key in client.scan_iter("freshet:*"):
+    for key in client.scan_iter("freshet:*:user:*"):
         user = key.decode().rpartition(":")[2]
         if user.startswith("u"):
             record = decode_record(client.get(key), model, user)
