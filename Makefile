@@ -35,11 +35,11 @@ fuzz: .venv-fuzz/installed ## Fuzz the wire format, the records and every route:
 compose: deploy/secrets/redis_password ## Start Kafka, Redis, a learner and a scorer in containers
 	docker-compose up -d --build
 
-digests: ## Write to .env which images by digest `make compose` uses: those that are pulled now (needs docker and a registry)
-	@for image in PYTHON_IMAGE=python:3.12-slim REDIS_IMAGE=redis:7 KAFKA_IMAGE=apache/kafka:4.1.0; do \
-	  docker pull -q $${image#*=} >/dev/null && \
-	  docker image inspect --format "$${image%%=*}={{index .RepoDigests 0}}" $${image#*=} || exit 1; \
-	done > .env.new && mv .env.new .env && cat .env
+digests: ## Write the digests of today's images to deploy/images.env (needs docker and a registry)
+	@for line in $$(grep -v '^#' deploy/images.env); do \
+	  tag=$${line#*=} tag=$${tag%@*}; docker pull -q $$tag >/dev/null && \
+	  docker image inspect --format "$${line%%=*}=$$tag@{{index .RepoDigests 0}}" $$tag | sed 's/@.*@/@/' || exit 1; \
+	done > .env.new && { grep '^#' deploy/images.env; cat .env.new; } > .env.all && mv .env.all deploy/images.env && rm .env.new
 
 deploy/secrets/redis_password: deploy/make_secrets.sh
 	deploy/make_secrets.sh

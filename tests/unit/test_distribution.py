@@ -47,3 +47,14 @@ def test_what_builds_the_package_is_locked_too_and_fits_what_it_is_built_into() 
     for file in ("requirements.lock", "requirements-dev.lock", "requirements-bench.lock", "requirements-fuzz.lock"):
         other = locked(file)
         assert {name: other.get(name, found) for name, found in build.items()} == build, file
+
+
+def test_every_image_of_compose_is_pinned_by_digest_under_the_tag_that_compose_has() -> None:
+    pinned = dict(
+        re.findall(r"^(\w+)=(\S+)@sha256:[0-9a-f]{64}$", (ROOT / "deploy/images.env").read_text(), re.MULTILINE)
+    )
+    asked = re.findall(r"\$\{(\w+_IMAGE):-([^}]+)\}", (ROOT / "docker-compose.yml").read_text())
+    assert dict(asked) == pinned
+    assert re.search(
+        rf"^ARG PYTHON_IMAGE={pinned['PYTHON_IMAGE']}$", (ROOT / "deploy/Dockerfile").read_text(), re.MULTILINE
+    )
