@@ -36,11 +36,11 @@ def test_lag_counts_every_partition_from_the_first_messages_on_also_those_not_fe
 ) -> None:
     topics = [topic, f"{topic}-clicks"]
     for name in topics:
-        make_topic(kafka_server, name, partitions=64)
+        make_topic(kafka_server, name, partitions=200)
     with KafkaProducer(bootstrap_servers=kafka_server.bootstrap, linger_ms=50) as producer:
         for name in topics:
             for i in range(6_400):
-                producer.send(name, b"x" * 500, partition=i % 64)
+                producer.send(name, b"x" * 500, partition=i % 200)
     reader = open_reader(kafka_server.url, topics, "lag")
     first: list[int] = []
 
@@ -50,7 +50,7 @@ def test_lag_counts_every_partition_from_the_first_messages_on_also_those_not_fe
 
     eventually(polled, 30, "something is told of the backlog")
     assert reader.lag() == 12_800 - sum(first)
-    assert reader.lags().keys() == {f"{name}/{i}" for name in topics for i in range(64)}
+    assert reader.lags().keys() == {f"{name}/{i}" for name in topics for i in range(200)}
     for left in (12_750, 12_700):
         if reader.lag() > left:
             read(reader, reader.lag() - left, max_messages=50)
