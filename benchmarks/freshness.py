@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import msgspec
 from kafka import KafkaProducer
@@ -31,24 +33,29 @@ def measure(context: Context) -> list[Figure]:
     environ = freshet_environ(context, shared(context, RedisServer).url(2), kafka.url, topic)
     context.start(PythonProcess(["service", "learn"], environ))
     client = Client(context.start(PythonProcess(["service", "serve"], environ)).port)
-    producer = KafkaProducer(bootstrap_servers=kafka.bootstrap, linger_ms=0)
     repetitions = context.repetitions
     seconds = 5.0 if context.quick else 15.0
-    load = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.freshness", kafka.bootstrap, topic, str(seconds * repetitions + 3)]
-    )
-    try:
-        time.sleep(2)
+    with flowing(kafka, topic, seconds * repetitions) as producer:
         rounds = [probe_for(seconds, client, producer, topic) for _ in range(repetitions)]
-    finally:
-        load.terminate()
-        load.wait()
-        producer.close()
     note = f"impressions of one item, {EVENTS_PER_S:,} a second"
     return [
         Figure("freshness: send to visible, p50", "ms", [percentile(one, 0.5) for one in rounds], 15, note=note),
         Figure("freshness: send to visible, p99", "ms", [percentile(one, 0.99) for one in rounds], 100),
     ]
+
+
+@contextmanager
+def flowing(kafka: KafkaServer, topic: str, seconds: float) -> Iterator[KafkaProducer]:
+    """A producer of one's own, while others' events flow for so long."""
+    producer = KafkaProducer(bootstrap_servers=kafka.bootstrap, linger_ms=0)
+    load = subprocess.Popen([sys.executable, "-m", "benchmarks.freshness", kafka.bootstrap, topic, str(seconds + 3)])
+    try:
+        time.sleep(2)
+        yield producer
+    finally:
+        load.terminate()
+        load.wait()
+        producer.close()
 
 
 def probe_for(seconds: float, client: Client, producer: KafkaProducer, topic: str) -> list[float]:

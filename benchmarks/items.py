@@ -6,8 +6,6 @@ What a learner costs with it over without is in `benchmarks.learner`.
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Sequence
@@ -17,6 +15,7 @@ import numpy as np
 import redis
 from kafka import KafkaProducer
 
+from benchmarks.freshness import flowing
 from benchmarks.harness import Context, Figure, interleave, percentile, ratios, seconds_of
 from benchmarks.http_process import Client, PythonProcess, cpu_s, keep_asking
 from benchmarks.learner import processes, stream_of
@@ -174,22 +173,12 @@ def _freshness(context: Context) -> list[Figure]:
         name: Client(context.start(PythonProcess(["service", "serve"], one)).port)
         for name, (one, _) in services.items()
     }
-    producer = KafkaProducer(bootstrap_servers=kafka.bootstrap, linger_ms=0)
     seconds = 8.0 if context.quick else 20.0
-    load = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.freshness", kafka.bootstrap, topic,
-         str(2 * context.repetitions * seconds + 3)]
-    )  # fmt: skip
     taken: dict[str, list[list[float]]] = {name: [] for name in clients}
-    try:
-        time.sleep(2)
+    with flowing(kafka, topic, 2 * context.repetitions * seconds) as producer:
         for _ in range(context.repetitions):
             for name, client in clients.items():
                 taken[name].append(_probe_for(seconds, client, producer, topic))
-    finally:
-        load.terminate()
-        load.wait()
-        producer.close()
     return [
         Figure(f"items: send to visible, p50, {name}", "ms", [percentile(one, 0.5) for one in taken[name]], aim)
         for name, (_, aim) in services.items()

@@ -8,7 +8,6 @@ which an event's identity makes harmless within the attribution window.
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
@@ -24,6 +23,7 @@ from learner.events.parse import parse_event
 from learner.events.wire import BadEvent
 from learner.log import DEAD_LETTER_SUFFIX, REPLAYS_HEADER, Entry, EventLog, Message, read_to_end
 from learner.model.spec import Model
+from service.clock import now_ms
 from service.redaction import detail_of, shape_of, shown
 
 MARKS_SUFFIX = DEAD_LETTER_SUFFIX + ".replayed"
@@ -107,7 +107,7 @@ def replay(url: str, wanted: Request, model: Model, log: EventLog, **kafka: obje
         with closing(read):
             letters = (one for batch in read for one in batch)
             for due in _batched(_due(topic, letters, done, wanted, model, rows), TOGETHER):
-                now = time.time_ns() // 1_000_000
+                now = now_ms()
                 if not begun:
                     # Also makes sure, before any event is written, that the marks have a place to go to.
                     log.append([Entry(marks, b"run", msgspec.json.encode({"started_at": now, **_told(wanted)}))])
@@ -152,7 +152,7 @@ def _fate(letter: Message, done: set[bytes | None], wanted: Request, model: Mode
     except BadEvent:
         return Fate.STILL_BAD
     # Replayed, it comes in now; one that was from the future may be no longer.
-    now = time.time_ns() // 1_000_000
+    now = now_ms()
     return Fate.STILL_BAD if from_the_future(event.timestamp, now, model) else Fate.REPLAYED
 
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from freshet.answers import LearnerStatus
 from learner.log.health import HEALTHY, Health
 from learner.store import Store, StoreUnavailable
+from service.clock import now_ms
 from service.metrics import LearnerMetrics, Progress
 from service.shares import Shares
 
@@ -62,7 +63,7 @@ class Monitor:
         self._progressed_at = clock()
         self._lag = 0
         self._lags: dict[str, int] = {}
-        self._started_at = _now_ms()
+        self._started_at = now_ms()
         self._reported_at = clock()
         self._store_trouble: str | None = None
         self._difference: str | None = None
@@ -123,7 +124,7 @@ class Monitor:
         """What the learner tells of itself, under a name."""
         messages, freshness, letters = self._metrics.totals()
         return LearnerStatus(
-            name=name, group=group, started_at=self._started_at, at=_now_ms(), trouble=self.trouble(store),
+            name=name, group=group, started_at=self._started_at, at=now_ms(), trouble=self.trouble(store),
             messages=messages, lags=self._lags, freshness=freshness, dead_letters=letters,
         )  # fmt: skip
 
@@ -179,10 +180,6 @@ class Monitor:
         self._messages = self._batches = 0
         self._freshness_ms = 0.0
         self._counts = Counter()
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def _trouble_of(store: Store) -> str | None:

@@ -20,6 +20,7 @@ from learner.evaluation.simulate import ARRIVALS, CANDIDATES, SHOWN, Catalogue, 
 from learner.events.parse import parse_events
 from learner.events.wire import impression_json
 from learner.model.spec import Model
+from service.clock import now_ms
 
 _ROUND_MS = 12 * 3_600_000
 _START_MS = 1_700_000_000_000
@@ -124,7 +125,7 @@ class Running:
         self._client = client
         self._pause_s = pause_s
         self._apart_ms = int(apart_ms)
-        self._at = time.time_ns() // 1_000_000 - rounds * self._apart_ms
+        self._at = now_ms() - rounds * self._apart_ms
 
     def pass_time(self) -> float:
         """Give the learner time."""

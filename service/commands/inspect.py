@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 
 import msgspec
 
 from learner.model.effect import Effect
 from learner.model.spec import Model
 from learner.store import open_store
+from service.clock import now_ms
 from service.commands.command import SQLITE_FILE, Subparsers
 from service.environment import hide_password
 from service.settings import Settings
@@ -53,6 +53,6 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     if value is None:
         print(f"{effect.key} {whose!r} has no record in {hide_password(settings.store)}", file=sys.stderr)
         return 1
-    facts = report(value, effect, whose, time.time_ns() // 1_000_000)
+    facts = report(value, effect, whose, now_ms())
     print(msgspec.json.format(msgspec.json.encode(facts)).decode() if arguments.json else as_text(facts), end="")
     return 1 if "error" in facts else 0

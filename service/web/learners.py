@@ -14,6 +14,7 @@ from starlette.responses import StreamingResponse
 
 from freshet.answers import LearnersResponse, LearnerStatus
 from learner.store import Store, StoreUnavailable
+from service.clock import now_ms
 from service.metrics import FRESHNESS_BUCKETS
 from service.web.http import json_response
 from service.web.openapi import responses
@@ -58,7 +59,7 @@ class Learners:
             try:
                 told = await self.now()
             except StoreUnavailable:
-                told = LearnersResponse(self._model, _now_ms(), [], FRESHNESS_BUCKETS, "the store is away")
+                told = LearnersResponse(self._model, now_ms(), [], FRESHNESS_BUCKETS, "the store is away")
             yield b"data: " + msgspec.json.encode(told) + b"\n\n"
             try:
                 await asyncio.wait_for(self._ended.wait(), INTERVAL_S)
@@ -76,7 +77,7 @@ class Learners:
                 told.append(msgspec.json.decode(status, type=LearnerStatus))
             except msgspec.DecodeError as exc:
                 log.warning("a learner tells of itself in another way: of another version?", error=str(exc))
-        return LearnersResponse(self._model, _now_ms(), told, FRESHNESS_BUCKETS)
+        return LearnersResponse(self._model, now_ms(), told, FRESHNESS_BUCKETS)
 
 
 def add_learners(app: FastAPI, learners: Learners) -> None:
@@ -95,7 +96,3 @@ def add_learners(app: FastAPI, learners: Learners) -> None:
             headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
             return StreamingResponse(learners.events(), media_type=EVENTS, headers=headers)
         return json_response(await learners.now())
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

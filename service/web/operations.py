@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import time
 import uuid
 from collections.abc import Sequence
 
@@ -36,6 +35,7 @@ from learner.record import (
 from learner.record.items import item_id
 from learner.record.served import belief_at
 from learner.store import Store, StoreUnavailable, Write, write_alone
+from service.clock import now_ms
 from service.settings import Settings
 from service.web import api
 from service.web.answers import coefficients, ranked_items, state
@@ -141,7 +141,7 @@ class Operations:
     def append(self, raw: bytes) -> tuple[api.EventsResponse, list[str]]:
         """Append the good events of a body; also the topic of each."""
         entries, errors = [], []
-        now = _now_ms()
+        now = now_ms()
         for index, one in enumerate(split_events(raw)):
             try:
                 event = parse_event(one, self._model)
@@ -167,7 +167,7 @@ class Operations:
         """The belief of a user."""
         (value,) = self._store.load([user_id])
         record = self._decoded(value, user_id, self._model)
-        now = _now_ms()
+        now = now_ms()
         return api.PosteriorResponse(
             user_id=user_id,
             user_known=record.n_events > 0,
@@ -190,7 +190,7 @@ class Operations:
         effect, key = self._item_effect(), item_id(item_key(id))
         (value,) = self._store.load([key], effect.key)
         record = self._decoded(value, key, effect)
-        now = _now_ms()
+        now = now_ms()
         return api.ItemPosteriorResponse(
             item_id=id,
             item_known=record.n_events > 0,
@@ -210,7 +210,7 @@ class Operations:
         return self._log_erasure(WireEraseItem, id)
 
     def _log_erasure(self, kind: type[WireErase] | type[WireEraseItem], id: str) -> int:
-        event = kind(id, _now_ms())
+        event = kind(id, now_ms())
         self._log.append([Entry(self._settings.impressions_topic, id.encode(), msgspec.json.encode(event))])
         return event.timestamp
 
@@ -247,7 +247,7 @@ class Operations:
 
     def _when(self, wanted: api.ScoreRequest) -> int:
         """The time of a request, epoch ms."""
-        now = _now_ms()
+        now = now_ms()
         if wanted.timestamp is None:
             return now
         if why := from_the_future(wanted.timestamp, now, self._model):
@@ -277,7 +277,3 @@ class Operations:
 
     def _decoded(self, value: bytes | None, id: str, effect: Effect) -> Record:
         return fresh_record(effect) if value is None else decode_record(value, effect, id)
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -118,7 +118,7 @@ def test_learning_takes_the_time_of_the_event_whenever_it_comes(rig: Rig) -> Non
 
 
 def test_a_score_is_of_the_time_of_the_request_or_of_now(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operations, "_now_ms", lambda: AT + DAY_MS)
+    monkeypatch.setattr(operations, "now_ms", lambda: AT + DAY_MS)
     now = rig.score().json()
     assert now["items"] == rig.score(timestamp=AT + DAY_MS).json()["items"]
     assert now["items"] != rig.score(timestamp=AT).json()["items"]
