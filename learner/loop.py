@@ -164,10 +164,11 @@ class Learner:
     def _take(self, messages: Sequence[Message], counts: Counter[str], bad: Counter[str]) -> float | None:
         """Learn what can be learnt of some messages, and bury the rest; returns the freshness, in ms."""
         # A schema registry may be away, too.
-        batch, refused = self._patience.call(counts, partial(self._parse, messages))
+        parsed = self._patience.call(counts, partial(self._parse, messages))
+        batch, refused = parsed
         self._laps.lap("parse")
         impressions = int((batch.events.event["kind"] == IMPRESSION).sum())
-        if passed_over := batch.user.count("") - len(refused):
+        if passed_over := parsed.passed_over():
             counts["passed_over"] += passed_over
         self._check.events(len(messages), impressions, Counter(why.reason for why in refused.values()))
 
@@ -228,11 +229,12 @@ class Learner:
         Parameters
         ----------
         messages
-            Where the events stand in the log; none for what stands nowhere.
+            The records that the events came in; none for what stands nowhere.
         bury
-            Called with the places of events that cannot be learnt.
+            Called with the numbers of records that cannot be learnt.
         """
         pending = by_user(batch)
+        of_events = batch.of_events(messages)
         refused: dict[int, BadEvent] = {}
 
         def bury_refused() -> None:
@@ -242,14 +244,14 @@ class Learner:
         while pending.user_ids:
             if messages and self._positions.any_applied():
                 # Again after every refusal: another may have learnt it.
-                new = pending.where(lambda user, place: not self._positions.is_applied(user, messages[place].position))
+                new = pending.where(lambda user, place: not self._positions.is_applied(user, of_events[place].position))
                 counts["replayed"] += len(pending.order) - len(new.order)
                 pending = new
                 if not pending.user_ids:
                     break
             try:
                 lost = self._patience.call(
-                    counts, partial(self._attempt, batch.events, pending, messages, counts, bury_refused)
+                    counts, partial(self._attempt, batch.events, pending, of_events, counts, bury_refused)
                 )
             except (DamagedRecord, ForeignRecord) as exc:
                 log.error("record cannot be used", error=str(exc))
@@ -258,7 +260,7 @@ class Learner:
                     reason = Reason.FOREIGN_RECORD
                     self._check.foreign(exc)
                 u = pending.user_ids.index(exc.user_id)
-                refused |= dict.fromkeys(pending.of(u).tolist(), BadEvent(reason, str(exc)))
+                refused |= dict.fromkeys(map(batch.record, pending.of(u).tolist()), BadEvent(reason, str(exc)))
                 pending = pending.only([one for one in range(len(pending.user_ids)) if one != u])
                 continue
             counts["conflicts"] += len(lost)

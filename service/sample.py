@@ -26,7 +26,7 @@ OURS = EventsFile(
     request_id="request_id",
     impression=ImpressionRule(
         when="impression", items="items", features="features", offset="offset", weight="weight",
-        item_effect="item_effect",
+        item_effect="item_effect", position="position", clicked="clicked",
     ),
     click=ClickRule(when="click"),
 )  # fmt: skip
@@ -59,7 +59,11 @@ def described(raws: Sequence[Raw], model: Model) -> tuple[str, int]:
                 clicked.append((_request(event, model), event.item_id))
             else:
                 counts["impressions"] += 1
-                shown |= {(_request(event, model), item.item_id) for item in event.items}
+                items = [(_request(event, model), item.item_id) for item in event.items]
+                shown |= set(items)
+                its = [one for one, item in zip(items, event.items, strict=True) if item.clicked]
+                clicked += its
+                counts["clicks"] += len(its)
         if (found := _body(value, events)) is not None:
             bodies[found[0]].append(found[1])
     told = ", ".join(f"{counts[name]:,} {name}" for name in ("impressions", "clicks", "refused"))
@@ -106,7 +110,8 @@ def _rule(name: str, rule: EventRule, bodies: Sequence[Any], events: EventsFile,
         for one, path in feature_paths(rule.context, model.context_features).items():
             rows.append((f"context {one}", path, [at_path(each, path) for each in bodies]))
             read.add(path)
-        of_item = {field: getattr(rule, field) for field in ("item_id", "offset", "weight", "item_effect")}
+        more = ("item_id", "offset", "weight", "item_effect", "position", "clicked")
+        of_item = {field: getattr(rule, field) for field in more}
         of_item |= {f"feature {one}": path for one, path in feature_paths(rule.features, model.item_features).items()}
     else:
         of_item = {"item_id": rule.item_id}

@@ -21,12 +21,14 @@ def times_in_log(timestamps: Sequence[int]) -> NDArray[np.int64]:
 
 
 def refuse_from_the_future(parsed: Parsed, came_at: NDArray[np.int64], model: Model) -> None:
-    """Make those events bad that are dated more than the model's `max_ahead` after they came in, epoch ms, shape (E,).
+    """Make those events bad that are dated more than the model's `max_ahead` after their records came in, epoch ms.
 
     A belief is relaxed to the latest event of its user: one dated far ahead would cost all that was learnt.
     """
-    for place in np.flatnonzero(parsed.batch.events.event["at"] > came_at + model.max_ahead_ms).tolist():
-        parsed.refuse(place, _from_the_future(model))
+    batch = parsed.batch
+    latest = np.asarray(batch.of_events(came_at)) + model.max_ahead_ms  # type: ignore[arg-type]
+    for place in np.flatnonzero(batch.events.event["at"] > latest).tolist():
+        parsed.refuse(batch.record(place), _from_the_future(model))
 
 
 def from_the_future(timestamp: int, came_at: int, model: Model) -> BadEvent | None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from learner.events.foreign import Columns, OtherType, PassedOver, columns_of, read_alone, read_quickly
 from learner.events.keys import digests, item_key
@@ -42,16 +43,23 @@ TOGETHER_NUMBERS = 4_000_000
 
 
 class Parsed(NamedTuple):
-    """Events as read: a microbatch, and by its place what is wrong with each one that is bad."""
+    """Events as read: a microbatch, and by the number of its record what is wrong with each one that is bad."""
 
     batch: Microbatch
     bad: dict[int, BadEvent]
 
-    def refuse(self, place: int, why: BadEvent) -> None:
-        """Make an event a bad one."""
-        self.batch.user[place] = ""
-        self.batch.events.event["kind"][place] = BAD
-        self.bad[place] = why
+    def refuse(self, record: int, why: BadEvent) -> None:
+        """Make what came in a record a bad event: of a slate that says what was clicked, the clicks too."""
+        source = self.batch.source
+        for place in [record] if source is None else np.flatnonzero(source == record).tolist():
+            self.batch.user[place] = ""
+            self.batch.events.event["kind"][place] = BAD
+        self.bad[record] = why
+
+    def passed_over(self) -> int:
+        """How many records are nothing to learn from, and not bad."""
+        records = {self.batch.record(place) for place, user in enumerate(self.batch.user) if not user}
+        return len(records) - len(self.bad)
 
 
 _DECODER = msgspec.json.Decoder(Wire)
@@ -93,7 +101,14 @@ def parse_events(raws: Sequence[bytes], model: Model) -> Parsed:
         raws, unreadable = _unframed(raws, model.unframed)
     parts = [_parse_together(raws[start : start + TOGETHER], model) for start in range(0, len(raws), TOGETHER)]
     bad = {i * TOGETHER + place: why for i, part in enumerate(parts) for place, why in part.bad.items()}
-    return Parsed(joined([part.batch for part in parts], model.width), bad | unreadable)
+    batch = joined([part.batch for part in parts], model.width)
+    if any(part.batch.source is not None for part in parts):
+        sources = [
+            i * TOGETHER + (np.arange(len(part.batch.user)) if part.batch.source is None else part.batch.source)
+            for i, part in enumerate(parts)
+        ]
+        batch = batch._replace(source=np.concatenate(sources))
+    return Parsed(batch, bad | unreadable)
 
 
 def _unframed(raws: Sequence[bytes], one: Callable[[bytes], bytes]) -> tuple[list[bytes], dict[int, BadEvent]]:
@@ -187,13 +202,15 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
     # A struct has seen to it that a context is none where the model wants none.
     has_requests = model.needs_shown or model.structs is None
     item, row = np.zeros(sum(n_items), ITEM), np.empty((sum(n_items), model.width), np.float32)
+    clicked: list[Any] = []
     start = 0
     for places, foreign in slates:
         slate: Any = [wires[place] for place in places]
         items = [one for wire in slate for one in wire.items]
         its = slice(start, start := start + len(items))
         columns = _of_items(items) if foreign is None else columns_of(items, foreign)
-        ids, weights, offsets, effects, positions, features = columns
+        ids, weights, offsets, effects, positions, clicks_too, features = columns
+        clicked += clicks_too
         ends = list(accumulate((len(wire.items) for wire in slate), initial=0))
         of_each = zip(slate, ends, ends[1:], strict=False)
         keys = list(chain.from_iterable(_keys(wire.request_id, ids[a:b], model) for wire, a, b in of_each))
@@ -208,14 +225,41 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
         if model.item is not None:
             item["item"][its] = list(map(item_key, ids))
             item["other_mean"][its], item["other_var"][its] = model.item.as_scored(effects, row[its])
-    return Parsed(Microbatch(users, Events(event, item, row)), bad)
+    batch = Microbatch(users, Events(event, item, row))
+    if any(clicked):
+        batch = _with_clicks(batch, np.flatnonzero(clicked), np.repeat(order, n_items), model)
+    return Parsed(batch, bad)
+
+
+def _with_clicks(batch: Microbatch, items: NDArray[np.intp], slate: NDArray[np.intp], model: Model) -> Microbatch:
+    """With the clicks that slates say, of those items, as events behind their slate.
+
+    Of a model without a click delay before it, where they wait for it: what is not clicked by then is a "no" at once.
+    Not where a click is of the latest showing, which would be an earlier one.
+
+    Parameters
+    ----------
+    slate
+        The place of each item's slate, shape (N,).
+    """
+    event, item, first = batch.events.event, batch.events.item, model.click_delay is None and not model.by_item
+    click = np.zeros(len(items), EVENT)
+    click["kind"], click["at"] = CLICK, event["at"][slate[items]]
+    click["key"], click["item"] = item["key"][items], item["item"][items]
+    source = np.concatenate([np.arange(len(event)), slate[items]])
+    is_click = np.arange(len(source)) >= len(event)
+    order = np.lexsort((is_click != first, source))
+    source = source[order]
+    events = batch.events._replace(event=np.concatenate([event, click])[order])
+    return Microbatch([batch.user[place] for place in source], events, source)
 
 
 def _of_items(items: Sequence[Any]) -> Columns:
     """See `learner.events.foreign.columns_of`."""
     return Columns(
         [one.item_id for one in items], [one.weight for one in items], [one.offset for one in items],
-        [one.item_effect for one in items], [one.position for one in items], [one.features for one in items],
+        [one.item_effect for one in items], [one.position for one in items], [one.clicked for one in items],
+        [one.features for one in items],
     )  # fmt: skip
 
 

@@ -42,6 +42,7 @@ class ItemFields(NamedTuple):
     weight: Get | None
     item_effect: Get | None
     position: Get | None
+    clicked: Get | None
     features: Callable[[Sequence[Any]], Sequence[tuple[Any, ...]]]
 
 
@@ -89,11 +90,10 @@ def check_events(events: EventsFile, features: Mapping[str, Feature], by_item: b
     impression, click = events.impression, events.click
     if events.type is not None:
         for name, rule in (("impression", impression), ("click", click)):
-            if rule.when is None:
+            if rule.when is None and not (rule is click and impression.clicked):
                 raise ModelError(f"events.{name}.when is missing: expected what {events.type!r} leads to in {name}s")
-        if len(kinds_of_events(events)) < sum(
-            len(r.when) if isinstance(r.when, list) else 1 for r in (impression, click)
-        ):
+        whens = [r.when if isinstance(r.when, list) else [r.when] for r in (impression, click) if r.when is not None]
+        if len(kinds_of_events(events)) < sum(map(len, whens)):
             raise ModelError("events.impression.when, events.click.when: expected values that are all different")
     elif impression.when is not None or click.when is not None:
         raise ModelError("events.type is missing: expected the path of what `when` is compared with")
@@ -105,7 +105,7 @@ def check_events(events: EventsFile, features: Mapping[str, Feature], by_item: b
             expected = f"the model's features of the {'item' if key == 'features' else key} are {some(known) or 'none'}"
             raise ModelError(f"events.impression.{key}.{min(unknown)}: {expected}")
     for name, rule in (("impression", impression), ("click", click)):
-        if not by_item and "request_id" not in paths_of(events, rule):
+        if not by_item and not impression.clicked and "request_id" not in paths_of(events, rule):
             raise ModelError(
                 f"events.{name}.request_id is missing: expected the path of what a click and its impression both "
                 "have, or match_clicks = 'item'"
@@ -134,16 +134,17 @@ def compile_events(
     item_id = inside.value(rule.item_id, Id | int, to_item)
     effect = tuple[Offset, Variance]
     others: list[tuple[str | None, Any]] = [
-        (rule.offset, Offset), (rule.weight, Weight), (rule.item_effect, effect), (rule.position, Position)
+        (rule.offset, Offset), (rule.weight, Weight), (rule.item_effect, effect), (rule.position, Position),
+        (rule.clicked, bool),
     ]  # fmt: skip
-    offset, weight, item_effect, position = (
+    offset, weight, item_effect, position, clicked = (
         None if path is None else attrgetter(inside.value(path, kind, to_item)) for path, kind in others
     )
     of_context = {
         name: attrgetter(base.value(path, context[name].schema(), to))
         for name, path in feature_paths(rule.context, context).items()
     }
-    item = ItemFields(attrgetter(item_id), offset, weight, item_effect, position, _tuples(values))
+    item = ItemFields(attrgetter(item_id), offset, weight, item_effect, position, clicked, _tuples(values))
     items = None if rule.items is None else attrgetter(base.list(rule.items, inside, to))
 
     def fields(rule: EventRule) -> Fields:
