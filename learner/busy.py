@@ -7,7 +7,7 @@ from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from learner.events.microbatch import IMPRESSION
-from learner.events.parse import Parsed
+from learner.events.parsed import Parsed
 from learner.events.wire import BadEvent, Reason
 
 USERS = 100_000

@@ -20,15 +20,14 @@ import structlog
 from learner.busy import BusyUsers
 from learner.collector import uncollected
 from learner.dead_letter import DeadLetters
-from learner.events.future import refuse_from_the_future, times_in_log
 from learner.events.microbatch import IMPRESSION, ByUser, Events, Microbatch, by_user, sweeps
-from learner.events.parse import Parsed, parse_events
 from learner.events.wire import BadEvent, Reason
 from learner.feed import encode_blocks
 from learner.items import Items
 from learner.laps import Laps
 from learner.log import EventLog, LogUnavailable, Message, Reader
 from learner.log.position import Partition
+from learner.messages import events_of
 from learner.model.spec import Model
 from learner.model_check import ModelCheck
 from learner.patience import Patience, Stopped
@@ -88,7 +87,7 @@ class Learner:
         self._record_bytes = len(encode_record(fresh_record(self.model), self.model))
         self._positions = Positions(self.store, self.reader, self.commit_interval_s)
         self._check = ModelCheck(self.model.name, self.model.events is not None)
-        self._letters = DeadLetters(self.dead_letters)
+        self._letters = DeadLetters(self.dead_letters, self.model.record)
         self._busy = BusyUsers(self.max_slates_per_minute)
         self._patience = Patience(self.reader, self.stop)
         self._items = None if self.model.item is None else Items(self.model.item, self.store)
@@ -164,7 +163,7 @@ class Learner:
     def _take(self, messages: Sequence[Message], counts: Counter[str], bad: Counter[str]) -> float | None:
         """Learn what can be learnt of some messages, and bury the rest; returns the freshness, in ms."""
         # A schema registry may be away, too.
-        parsed = self._patience.call(counts, partial(self._parse, messages))
+        parsed = self._patience.call(counts, partial(events_of, messages, self.model, self._busy))
         batch, refused = parsed
         self._laps.lap("parse")
         impressions = int((batch.events.event["kind"] == IMPRESSION).sum())
@@ -201,18 +200,6 @@ class Learner:
             oldest = time.time() * 1000 - (self.model.max_age_ms or inf) + self.model.window_ms
             self._vanished.expect(user_id for user_id, at in due.items() if at > oldest)
             self._learn(sweeps(due, self.model.width), counts)
-
-    @uncollected()
-    def _parse(self, messages: Sequence[Message]) -> Parsed:
-        """The events, and what is wrong with those that are bad."""
-        parsed = parse_events([message.value for message in messages], self.model)
-        for place, message in enumerate(messages):
-            if message.unreadable:
-                parsed.refuse(place, BadEvent(Reason.UNREADABLE, message.unreadable))
-        came_at = times_in_log([message.timestamp for message in messages])
-        refuse_from_the_future(parsed, came_at, self.model)
-        self._busy.refuse(parsed, came_at)
-        return parsed
 
     def _learn(
         self,

@@ -12,8 +12,9 @@ from typing import Any
 import msgspec
 
 from learner.batch.raw import Raw, Skipped
-from learner.events.foreign import PassedOver, at_path, epoch_ms, rule_of
+from learner.events.foreign import PassedOver, at_path, body_of, epoch_ms, rule_of
 from learner.events.parse import parse_event
+from learner.events.record import with_record
 from learner.events.wire import BadEvent, WireClick, WireErase, WireEraseItem, WireImpression
 from learner.model.events_file import ClickRule, EventRule, EventsFile, ImpressionRule
 from learner.model.foreign import feature_paths, paths_of
@@ -40,7 +41,7 @@ def described(raws: Sequence[Raw], model: Model) -> tuple[str, int]:
     counts: Counter[str] = Counter()
     refused, shown, clicked = Skipped(), set[tuple[str, str]](), list[tuple[str, str]]()
     for raw in raws:
-        value = raw.value if isinstance(raw.value, bytes) else b""
+        value = with_record(raw.value, raw.record) if isinstance(raw.value, bytes) else b""
         try:
             if isinstance(raw.value, BadEvent):
                 raise raw.value
@@ -89,7 +90,7 @@ def _request(event: WireImpression | WireClick, model: Model) -> str:
 def _body(raw: bytes, events: EventsFile) -> tuple[str, Any] | None:
     """Which rule an event is read by, and what its paths begin in; None of one that has no type that can be told."""
     try:
-        base = at_path(msgspec.json.decode(raw), events.within)
+        base = body_of(msgspec.json.decode(raw), events)
         rule = rule_of(base, events)
     except (*UNREADABLE, BadEvent):
         return None

@@ -20,6 +20,7 @@ from learner.model.foreign import Foreign, feature_paths, kinds_of_events, paths
 from learner.model.kind import some
 from learner.model.kinds import Feature, ItemError
 from learner.model.number_kinds import Bucket, Scaled
+from learner.model.record_paths import RECORD
 from learner.wire_errors import UNREADABLE
 
 _PER_MS = (1.0, *UNITS.values())
@@ -164,7 +165,7 @@ def read_alone(
         event = msgspec.json.decode(raw)
     except UNREADABLE as exc:
         raise why(raw, exc) from exc
-    base = at_path(event, events.within)
+    base = body_of(event, events)
     rule = rule_of(base, events)
     try:
         try:
@@ -209,7 +210,17 @@ def _read_from(field: str, events: EventsFile, rule: EventRule) -> str:
         if isinstance(rule, ImpressionRule) and field not in paths_of(events, rule) and field != "items"
         else None
     )
-    return f"; [events] reads it from {'.'.join(filter(None, [events.within, outer, path]))!r}"
+    if not path.startswith(RECORD):
+        path = ".".join(filter(None, [events.within, outer, path]))
+    return f"; [events] reads it from {path!r}"
+
+
+def body_of(event: Any, events: EventsFile) -> Any:
+    """What the paths of a mapping begin in, of an event's decoded JSON; what is said of its record goes with it."""
+    base = at_path(event, events.within)
+    if events.within is not None and isinstance(base, dict) and "record" in event:
+        return {**base, "record": event["record"]}
+    return base
 
 
 def rule_of(base: Any, events: EventsFile) -> EventRule:

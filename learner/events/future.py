@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.events.parse import Parsed
+from learner.events.parsed import Parsed
 from learner.events.wire import BadEvent, Reason
 from learner.limits import MAX_TIMESTAMP_MS
 from learner.model.spec import Model
@@ -26,7 +26,7 @@ def refuse_from_the_future(parsed: Parsed, came_at: NDArray[np.int64], model: Mo
     A belief is relaxed to the latest event of its user: one dated far ahead would cost all that was learnt.
     """
     batch = parsed.batch
-    latest = np.asarray(batch.of_events(came_at)) + model.max_ahead_ms  # type: ignore[arg-type]
+    latest = (came_at if batch.source is None else came_at[batch.source]) + model.max_ahead_ms
     for place in np.flatnonzero(batch.events.event["at"] > latest).tolist():
         parsed.refuse(batch.record(place), _from_the_future(model))
 

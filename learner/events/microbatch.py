@@ -183,6 +183,30 @@ def joined(batches: Iterable[Microbatch], d: int) -> Microbatch:
     return Microbatch(user, Events(np.concatenate(events), np.concatenate(items), np.concatenate(rows)))
 
 
+def with_clicks(batch: Microbatch, items: NDArray[np.intp], slate: NDArray[np.intp], first: bool) -> Microbatch:
+    """With clicks on some of the items at the time of their slates, as events behind the slate, or before it.
+
+    Parameters
+    ----------
+    items
+        The places of those that were clicked.
+    slate
+        The place of each item's slate, shape (N,).
+    first
+        Whether they come before it.
+    """
+    event, item = batch.events.event, batch.events.item
+    click = np.zeros(len(items), EVENT)
+    click["kind"], click["at"] = CLICK, event["at"][slate[items]]
+    click["key"], click["item"] = item["key"][items], item["item"][items]
+    source = np.concatenate([np.arange(len(event)), slate[items]])
+    is_click = np.arange(len(source)) >= len(event)
+    order = np.lexsort((is_click != first, source))
+    source = source[order]
+    events = batch.events._replace(event=np.concatenate([event, click])[order])
+    return Microbatch([batch.user[place] for place in source], events, source)
+
+
 def sweeps(due: Mapping[str, int], d: int) -> Microbatch:
     """A sweep of each user's record at a time (epoch ms): what is over by then settles or is forgotten."""
     event = np.zeros(len(due), EVENT)

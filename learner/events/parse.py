@@ -11,11 +11,24 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from learner.events.foreign import Columns, OtherType, PassedOver, columns_of, read_alone, read_quickly
 from learner.events.keys import digests, item_key
-from learner.events.microbatch import BAD, CLICK, ERASE, ERASE_ITEM, EVENT, ITEM, Events, Microbatch, joined, of_item
+from learner.events.microbatch import (
+    BAD,
+    CLICK,
+    ERASE,
+    ERASE_ITEM,
+    EVENT,
+    ITEM,
+    Events,
+    Microbatch,
+    joined,
+    of_item,
+    with_clicks,
+)
+from learner.events.parsed import Parsed
+from learner.events.record import with_record
 from learner.events.why import why
 from learner.events.wire import (
     BadEvent,
@@ -42,30 +55,10 @@ TOGETHER = 64
 TOGETHER_NUMBERS = 4_000_000
 
 
-class Parsed(NamedTuple):
-    """Events as read: a microbatch, and by the number of its record what is wrong with each one that is bad."""
-
-    batch: Microbatch
-    bad: dict[int, BadEvent]
-
-    def refuse(self, record: int, why: BadEvent) -> None:
-        """Make what came in a record a bad event: of a slate that says what was clicked, the clicks too."""
-        source = self.batch.source
-        for place in [record] if source is None else np.flatnonzero(source == record).tolist():
-            self.batch.user[place] = ""
-            self.batch.events.event["kind"][place] = BAD
-        self.bad[record] = why
-
-    def passed_over(self) -> int:
-        """How many records are nothing to learn from, and not bad."""
-        records = {self.batch.record(place) for place, user in enumerate(self.batch.user) if not user}
-        return len(records) - len(self.bad)
-
-
 _DECODER = msgspec.json.Decoder(Wire)
 
 
-def parse_event(raw: bytes, model: Model) -> Wire:
+def parse_event(raw: bytes, model: Model, record: bytes = b"") -> Wire:
     """Read one event, and see that its items fit the model.
 
     Parameters
@@ -74,13 +67,15 @@ def parse_event(raw: bytes, model: Model) -> Wire:
         JSON in UTF-8, of our shape or of that which the model's `[events]` says.
     model
         Whose features the items have, and whose schema registry makes JSON of Avro.
+    record
+        What is read of its Kafka record, as of `learner.events.record.told`.
 
     Raises
     ------
     BadEvent
         With a reason and a message that names the field.
     """
-    wire = _decode(raw if model.unframed is None else model.unframed(raw), model)
+    wire = _decode(with_record(raw if model.unframed is None else model.unframed(raw), record), model)
     if isinstance(wire, WireImpression):
         try:
             rows = model.rows([item.features for item in wire.items], _requests([wire]))
@@ -90,7 +85,7 @@ def parse_event(raw: bytes, model: Model) -> Wire:
     return wire
 
 
-def parse_events(raws: Sequence[bytes], model: Model) -> Parsed:
+def parse_events(raws: Sequence[bytes], model: Model, records: Sequence[bytes] = ()) -> Parsed:
     """Read many events to columns, each as `parse_event` does.
 
     The items are decoded to structs made for the model, and those of many impressions become one design matrix. An
@@ -99,6 +94,8 @@ def parse_events(raws: Sequence[bytes], model: Model) -> Parsed:
     unreadable: dict[int, BadEvent] = {}
     if model.unframed is not None:
         raws, unreadable = _unframed(raws, model.unframed)
+    if records:
+        raws = list(map(with_record, raws, records))
     parts = [_parse_together(raws[start : start + TOGETHER], model) for start in range(0, len(raws), TOGETHER)]
     bad = {i * TOGETHER + place: why for i, part in enumerate(parts) for place, why in part.bad.items()}
     batch = joined([part.batch for part in parts], model.width)
@@ -227,31 +224,10 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
             item["other_mean"][its], item["other_var"][its] = model.item.as_scored(effects, row[its])
     batch = Microbatch(users, Events(event, item, row))
     if any(clicked):
-        batch = _with_clicks(batch, np.flatnonzero(clicked), np.repeat(order, n_items), model)
+        # Where what is not clicked is a "no" at once, clicks wait for their slate, if not for the latest showing.
+        first = model.click_delay is None and not model.by_item
+        batch = with_clicks(batch, np.flatnonzero(clicked), np.repeat(order, n_items), first)
     return Parsed(batch, bad)
-
-
-def _with_clicks(batch: Microbatch, items: NDArray[np.intp], slate: NDArray[np.intp], model: Model) -> Microbatch:
-    """With the clicks that slates say, of those items, as events behind their slate.
-
-    Of a model without a click delay before it, where they wait for it: what is not clicked by then is a "no" at once.
-    Not where a click is of the latest showing, which would be an earlier one.
-
-    Parameters
-    ----------
-    slate
-        The place of each item's slate, shape (N,).
-    """
-    event, item, first = batch.events.event, batch.events.item, model.click_delay is None and not model.by_item
-    click = np.zeros(len(items), EVENT)
-    click["kind"], click["at"] = CLICK, event["at"][slate[items]]
-    click["key"], click["item"] = item["key"][items], item["item"][items]
-    source = np.concatenate([np.arange(len(event)), slate[items]])
-    is_click = np.arange(len(source)) >= len(event)
-    order = np.lexsort((is_click != first, source))
-    source = source[order]
-    events = batch.events._replace(event=np.concatenate([event, click])[order])
-    return Microbatch([batch.user[place] for place in source], events, source)
 
 
 def _of_items(items: Sequence[Any]) -> Columns:
