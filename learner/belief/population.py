@@ -105,8 +105,8 @@ def rebase(belief: Belief, old: Population, new: Population, bridge: Array | Non
         within = bridge[:d, : len(old.prior.mean)]
         kept = np.flatnonzero(within.any(axis=1))
         diagonal = new.prior.is_diagonal
-        old = Population(_marginal(old.prior, within[kept], diagonal), (bridge @ old.fixed_effect)[kept])
-        under = _marginal(belief, within[kept], diagonal)
+        old = Population(marginal(old.prior, within[kept], diagonal), (bridge @ old.fixed_effect)[kept])
+        under = marginal(belief, within[kept], diagonal)
     precision, shift = gained(under, old, new.fixed_effect[kept] if bridge is not None else new.fixed_effect)
     if new.prior.is_diagonal:
         P, moment = 1.0 / new.prior.cov, new.prior.mean / new.prior.cov
@@ -121,7 +121,7 @@ def rebase(belief: Belief, old: Population, new: Population, bridge: Array | Non
     return _rounded(Gaussian(np.asarray(np.linalg.solve(P, moment), dtype=np.float64), 0.5 * (cov + cov.T)))
 
 
-def _marginal(gaussian: Gaussian | Belief, B: Array, diagonal: bool) -> Gaussian:
+def marginal(gaussian: Gaussian | Belief, B: Array, diagonal: bool) -> Gaussian:
     """B theta of theta ~ N(m, S), with a covariance of its own form."""
     mean, cov = B @ gaussian.mean, gaussian.cov
     if diagonal:
