@@ -133,13 +133,13 @@ class Learner:
         self._laps = Laps()
         freshness_ms = None
         try:
+            self._patience.call(counts, partial(self._versions.keep_up, self.take_over))
             self._patience.call(counts, partial(self._positions.begin, messages))
             self._laps.lap("read")
             held = frozenset(self.reader.held())
             if held != self._held:
                 # Users of partitions that have gone are another member's, who may be elsewhere in the log.
                 self._held, self._log_time = held, 0
-                self._patience.call(counts, partial(self._versions.register, self.take_over))
                 self._sweeps.clear()
             self._log_time = max(self._log_time, read_to(messages, self.reader))
             if messages:

@@ -12,6 +12,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from math import inf
 from typing import NamedTuple
 
 import msgspec
@@ -24,6 +25,8 @@ from learner.model.file import ModelFile
 from learner.model.space import Space
 from learner.model.spec import Model
 from learner.store import Store
+
+REGISTERED_EVERY_S = 5.0
 
 
 class ModelReplaced(ValueError):
@@ -122,6 +125,7 @@ class Versions:
     ) -> None:
         self._store, self._model, self._learns, self._clock = store, model, learns, clock
         self._mine = version_of(model)
+        self._registered_at = -inf
 
     def register(self, take_over: bool = False) -> None:
         """Have every shard know this version, before any record of it; in force, if it is new.
@@ -148,6 +152,16 @@ class Versions:
                 _tell(self._store, version)
         self._take(versions)
         self._require_in_force(versions)
+
+    def keep_up(self, take_over: bool = False) -> None:
+        """As `register`, at once and then every `REGISTERED_EVERY_S` seconds.
+
+        One whose partitions are not those of the version that has followed it meets no record of that.
+        """
+        now = time.monotonic()
+        if now - self._registered_at >= REGISTERED_EVERY_S:
+            self.register(take_over)
+            self._registered_at = now
 
     def look(self) -> bool:
         """Read what others have registered meanwhile; whether there is any.
