@@ -171,12 +171,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--users", type=int, default=100_000)
     folder = Path(tempfile.mkdtemp())
+    for name in ("kafka", "redis", "run"):
+        (folder / name).mkdir()
     servers = KafkaServer(folder / "kafka"), RedisServer(folder / "redis")
     for server in servers:
-        server.folder.mkdir()
         server.start()
     try:
-        (folder / "run").mkdir()
         for name, value in Change(folder / "run", *servers, parser.parse_args().users).run().items():
             print(f"{name:<30}{value:>14,.8g}")
     finally:
