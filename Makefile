@@ -35,7 +35,7 @@ fuzz: .venv-fuzz/installed ## Fuzz the wire format, the records and every route:
 docs: .venv-docs/installed ## Build the site into build/site, every link checked; to be read from there, without a server
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
-sbom: .venv-docs/installed ## List what an image's environment holds, with hashes, in CycloneDX: build/sbom.json
+sbom: .venv-docs/installed ## List what an image's environment is made of, with hashes, in CycloneDX: build/sbom.json
 	@mkdir -p build
 	.venv-docs/bin/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --mc-type application \
 	  --spec-version 1.6 --output-reproducible --validate --output-file build/sbom.json

@@ -54,10 +54,11 @@ def document() -> dict[str, Any]:
         "payload": {"type": "string", "contentEncoding": "binary"},
         "headers": _headers(_LETTER, ("reason", "detail", "topic", "topic_id", "partition", "offset")),
     }  # fmt: skip
+    integer = {"type": "integer"}
     messages["replayed"] = {
         "name": "replayed", "contentType": "application/json",
         "summary": "Which dead letter was replayed, by the key topic id/partition/offset; or, by the key run, a run.",
-        "payload": {"type": "object", "properties": {"replayed_at": {"type": "integer"}, "started_at": {"type": "integer"}}},
+        "payload": {"type": "object", "properties": {"replayed_at": integer, "started_at": integer}},
     }  # fmt: skip
     channels, operations = {}, {}
     for topic in topics:
@@ -74,8 +75,9 @@ def document() -> dict[str, Any]:
                 "action": action, "channel": {"$ref": f"#/channels/{channel}"}, "summary": summary,
             }  # fmt: skip
     about = (
-        "What producers send to a learner, and what it sends. The setting FRESHET_IMPRESSIONS_TOPIC names the topic of impressions, "
-        "FRESHET_CLICKS_TOPIC that of clicks. Features are those of the model; [events] in the model reads other shapes. "
+        "What producers send to a learner, and what it sends. The setting FRESHET_IMPRESSIONS_TOPIC names the topic of "
+        "impressions, FRESHET_CLICKS_TOPIC that of clicks. Features are those of the model, and [events] in it reads "
+        "events of other shapes. "
         "The routes of the service are in its OpenAPI document, /openapi.json."
     )
     return {

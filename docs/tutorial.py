@@ -1,7 +1,7 @@
 """Run the tutorial and write what its commands print into it: `python -m docs.tutorial`. A test runs it and compares.
 
-Blocks marked `sh` are run in order, in one shell, in a folder beside `examples`; a block `text` right behind one is what
-it printed. Blocks marked `console` are for people: what clones and installs.
+Blocks marked `sh` are run in order, in one shell, in a folder beside `examples`; a block `text` right behind one is
+what it printed. Blocks marked `console` are for people: what clones and installs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +22,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs" / "tutorial").glob("[1-7]-*.md"))
 _BLOCK = re.compile(r"```sh\n(?P<typed>.*?)```\n(?:\n```text\n(?P<shown>.*?)```\n)?", re.DOTALL)
 _PORTS = {"FRESHET_PORT": 8000, "FRESHET_LEARNER_PORT": 8001}
+MOST_S = 300.0
+"""That a block may take."""
 _END = "--- that was the block, status "
 _NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
 # What no two runs have in common: times, fingerprints, how long something took.
@@ -49,20 +53,21 @@ class Reader:
     folder
         Where; it gets the sample logs.
     places
-        What stands in the place of the hosts and ports of the pages.
+        What stands in the place of the hosts and ports of the pages; asked when a block is run.
     """
 
     def __init__(self, folder: Path, places: Mapping[str, str]) -> None:
         ports = {name: places.get(f"localhost:{port}", f":{port}").rpartition(":")[2] for name, port in _PORTS.items()}
-        self._places = {**places, "--port 8000": f"--port {ports['FRESHET_PORT']}"}
+        self._places = places
         for name in ("examples", "deploy"):
             (folder / name).symlink_to(ROOT / name)
         here = folder / "tutorial"
         here.mkdir()
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        environ = {"PATH": path, "PYTHONPATH": str(ROOT), "HOME": str(folder), **ports}
         self._shell = subprocess.Popen(
             ["bash"], cwd=here, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=(folder / "errors").open("w"),
-            text=True, start_new_session=True, env={"PATH": path, "PYTHONPATH": str(ROOT), "HOME": str(folder), **ports},
+            text=True, start_new_session=True, env=environ,
         )  # fmt: skip
         self._errors = folder / "errors"
 
@@ -76,32 +81,41 @@ class Reader:
         assert self._shell.stdout is not None
         for place, instead in self._places.items():
             typed = typed.replace(place, instead)
-        self._shell.stdin.write(f'{typed}\necho "{_END}$?"\n')
+        # `freshet up` has its port in the command.
+        typed = typed.replace("--port 8000", '--port "$FRESHET_PORT"')
+        self._shell.stdin.write(f"failed=0; trap 'failed=$?' ERR\n{typed}\necho \"{_END}$failed\"\n")
         self._shell.stdin.flush()
         printed = ""
+        # What waits for something that does not come would wait for ever.
+        watch = threading.Timer(MOST_S, self.close)
+        watch.start()
         for line in self._shell.stdout:
             before, end, status = line.partition(_END)
             printed += before
             if end:
+                watch.cancel()
                 if int(status):
                     break
                 for place, instead in self._places.items():
                     printed = printed.replace(instead, place)
                 return printed
-        raise AssertionError(f"{typed}\nprinted {printed}\nand failed: {self._errors.read_text()[-3000:]}")
+        watch.cancel()
+        why = self._errors.read_text()[-3000:]
+        raise AssertionError(f"{typed}\nprinted {printed}\nand failed, or took more than {MOST_S:g} s: {why}")
 
     def close(self) -> None:
         """End the shell and all that it left running."""
-        os.killpg(self._shell.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(self._shell.pid, signal.SIGKILL)
         self._shell.wait()
 
 
 def difference(shown: str, printed: str) -> str:
-    """The first line in which two outputs differ, empty if none does: times are passed over, numbers may be near.
+    r"""The first line in which two outputs differ, empty if none does: times are passed over, numbers may be near.
 
-    >>> difference("b 0.51 of 7\\n", "b 0.54 of 7\\n")
+    >>> difference("b 0.51 of 7\n", "b 0.54 of 7\n")
     ''
-    >>> difference("b 0.51 of 7\\n", "b 0.51 of 8\\n")
+    >>> difference("b 0.51 of 7\n", "b 0.51 of 8\n")
     'b 0.51 of 7 | b 0.51 of 8'
     """
     ours, theirs = shown.splitlines(), printed.splitlines()
