@@ -146,7 +146,7 @@ class Positions:
         lagging = [
             Transaction(shard, (), moves)
             for shard in range(self.store.shards)
-            if (moves := [move for move in self._moves(shard, goals) if move.reached > move.held])
+            if (moves := [move for move in self._moves(shard, goals) if move.reached != move.held])
         ]
         # One that is refused was moved at this moment, and is compared the next time.
         if all(self._carry_out(lagging)):
@@ -189,7 +189,7 @@ class Positions:
         moves = []
         for partition, goal in goals.items():
             held = self._known[partition][shard]
-            moves.append(Move(partition, held, max(held, goal)))
+            moves.append(Move(partition, held.data, max(held, goal).data))
         return moves
 
     def _carry_out(self, transactions: Sequence[Transaction]) -> list[bool]:
@@ -197,7 +197,7 @@ class Positions:
         for transaction, stored in zip(transactions, done, strict=True):
             if stored:
                 for move in transaction.moves:
-                    self._known[move.partition][transaction.shard] = move.reached
+                    self._known[move.partition][transaction.shard] = Mark.of(move.reached)
         return done
 
 

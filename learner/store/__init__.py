@@ -54,11 +54,14 @@ class Write(NamedTuple):
 
 
 class Move(NamedTuple):
-    """A shard's position in a partition, and where it goes: all events of its users up to there are then applied."""
+    """A shard's position in a partition, and where it goes: all events of its users up to there are then applied.
+
+    As `Mark.data` has it; items have marks of several feeds in one.
+    """
 
     partition: Partition
-    held: Mark
-    reached: Mark
+    held: bytes
+    reached: bytes
 
 
 class Transaction(NamedTuple):
@@ -126,8 +129,8 @@ class Store(Protocol):
         """
         ...
 
-    def positions(self, partitions: Sequence[Partition]) -> list[list[Mark]]:
-        """For each of the shards how far it is in each of these partitions; `NOTHING` where it does not say."""
+    def positions(self, partitions: Sequence[Partition]) -> list[list[bytes]]:
+        """For each of the shards its position in each of these partitions; nothing where it has none."""
         ...
 
     def commit(self, transactions: Sequence[Transaction]) -> list[bool]:
@@ -197,8 +200,13 @@ class Pipelined(Protocol):
 
 def marks_by_shard(store: Store, partitions: Sequence[Partition]) -> dict[Partition, list[Mark]]:
     """For each of these partitions how far each of the shards is in it; asks nothing of the store if there are none."""
+    return {name: [Mark.of(one) for one in held] for name, held in positions_by_shard(store, partitions).items()}
+
+
+def positions_by_shard(store: Store, partitions: Sequence[Partition]) -> dict[Partition, list[bytes]]:
+    """For each of these partitions the position of each of the shards in it, see `marks_by_shard`."""
     shards = store.positions(partitions) if partitions else []
-    return {partition: [marks[i] for marks in shards] for i, partition in enumerate(partitions)}
+    return {partition: [held[i] for held in shards] for i, partition in enumerate(partitions)}
 
 
 def write_alone(store: Store, writes: Sequence[Write]) -> list[bool]:
