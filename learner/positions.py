@@ -13,7 +13,7 @@ import structlog
 
 from learner.log import Message, Reader
 from learner.log.position import NOTHING, Mark, Partition, Position
-from learner.store import Move, Store, Transaction, Write, marks_by_shard
+from learner.store import Move, Store, Transaction, Write, positions_by_shard
 
 NO_FEEDS: Mapping[int, bytes] = {}
 
@@ -199,6 +199,11 @@ class Positions:
                 for move in transaction.moves:
                     self._known[move.partition][transaction.shard] = Mark.of(move.reached)
         return done
+
+
+def marks_by_shard(store: Store, partitions: Sequence[Partition]) -> dict[Partition, list[Mark]]:
+    """For each of these partitions how far each of the shards is in it."""
+    return {name: [Mark.of(one) for one in held] for name, held in positions_by_shard(store, partitions).items()}
 
 
 def _last(messages: Iterable[Message]) -> dict[Partition, Mark]:

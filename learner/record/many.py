@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from learner.events.microbatch import ends_of
 from learner.model.effect import Effect
-from learner.record import check_record, decode_record, encode_record, header_template
+from learner.record import check_record, decode_record, encode_record, header_template, is_own
 from learner.record.layout import HEADER, HEADER_BYTES, plain_layout
 
 
 class Records(NamedTuple):
-    """N records, those of earlier populations re-based.
+    """N records, those of earlier models brought over.
 
     Attributes
     ----------
@@ -81,6 +81,6 @@ def _heads(effect: Effect, values: Sequence[bytes]) -> NDArray[np.void] | None:
 def _checked(effect: Effect, value: bytes, whose: str) -> bytes:
     """A record that is known to be whole, under this population."""
     header = check_record(value, effect, whose)
-    if header.population_fingerprint == effect.population_fingerprint:
+    if is_own(header, effect):
         return value
     return encode_record(decode_record(value, effect, whose), effect)

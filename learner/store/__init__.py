@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from learner.log.position import Mark, Partition
+from learner.log.position import Partition
 from learner.record import IDENTITY
 
 KEY_PREFIX = "freshet"
@@ -54,10 +54,7 @@ class Write(NamedTuple):
 
 
 class Move(NamedTuple):
-    """A shard's position in a partition, and where it goes: all events of its users up to there are then applied.
-
-    As `Mark.data` has it; items have marks of several feeds in one.
-    """
+    """A shard's position in a partition, as `Mark.data`, and where it goes: events up to there are then applied."""
 
     partition: Partition
     held: bytes
@@ -148,6 +145,14 @@ class Store(Protocol):
         """
         ...
 
+    def keep_version(self, name: str, data: bytes) -> None:
+        """Have each shard keep a version of a model by its name, see `learner.store.versions`."""
+        ...
+
+    def versions(self) -> list[dict[str, bytes]]:
+        """For each shard the versions that it keeps, by name."""
+        ...
+
     def tell(self, name: str, status: bytes, ttl_s: int) -> None:
         """Keep what a learner tells of itself, by its name, for so long; nothing: no more."""
         ...
@@ -198,13 +203,8 @@ class Pipelined(Protocol):
         ...
 
 
-def marks_by_shard(store: Store, partitions: Sequence[Partition]) -> dict[Partition, list[Mark]]:
-    """For each of these partitions how far each of the shards is in it; asks nothing of the store if there are none."""
-    return {name: [Mark.of(one) for one in held] for name, held in positions_by_shard(store, partitions).items()}
-
-
 def positions_by_shard(store: Store, partitions: Sequence[Partition]) -> dict[Partition, list[bytes]]:
-    """For each of these partitions the position of each of the shards in it, see `marks_by_shard`."""
+    """For each of these partitions the position of each shard; asks nothing of the store if there are none."""
     shards = store.positions(partitions) if partitions else []
     return {partition: [held[i] for held in shards] for i, partition in enumerate(partitions)}
 

@@ -35,8 +35,9 @@ from tqdm import tqdm
 
 from learner.items import CURSORS, unpack
 from learner.log.position import Partition, Position
+from learner.positions import marks_by_shard
 from learner.record import decode_record
-from learner.store import StoreUnavailable, marks_by_shard, open_store, positions_by_shard
+from learner.store import StoreUnavailable, open_store, positions_by_shard
 from tests.chaos.nodes import Redis
 from tests.chaos.proxy import Proxy
 from tests.chaos.stream import MODEL, MODEL_OF_RUN, Logged, differences, events, expect, item_differences, with_bot
