@@ -23,6 +23,7 @@ from learner.events.parse import parse_event
 from learner.events.record import told
 from learner.events.wire import BadEvent
 from learner.log import DEAD_LETTER_SUFFIX, REPLAYS_HEADER, Entry, EventLog, Message, read_to_end
+from learner.model.record_paths import RecordPaths
 from learner.model.spec import Model
 from service.clock import now_ms
 from service.redaction import detail_of, shape_of, shown
@@ -130,7 +131,7 @@ def replay(
                     log.append([Entry(marks, b"run", msgspec.json.encode({"started_at": now, **_told(wanted)}))])
                     begun = True
                 if not wanted.dry_run:
-                    log.append([_again(topic, letter, model, now) for letter in due])
+                    log.append([_again(topic, letter, now, model.record) for letter in due])
                     log.append([Entry(marks, _mark(one), msgspec.json.encode({"replayed_at": now})) for one in due])
     return rows
 
@@ -189,11 +190,11 @@ def _mark(letter: Message) -> bytes:
     return f"{topic_id.hex()}/{partition}/{letter.position.offset}".encode()
 
 
-def _again(topic: str, letter: Message, model: Model, now: int) -> Entry:
+def _again(topic: str, letter: Message, now: int, wanted: RecordPaths | None = None) -> Entry:
     """The event as it was, with headers that say whence and how often it has come."""
     place = letter.position
     headers = [
-        *(header for header in letter.headers if model.record and header[0] in model.record.headers),
+        *(header for header in letter.headers if wanted and header[0] in wanted.headers),
         ("replayed_from", f"{letter.topic}/{place.partition.number}/{place.offset}".encode()),
         ("replayed_at", str(now).encode()),
         (REPLAYS_HEADER, str(_replays(letter) + 1).encode()),
