@@ -57,7 +57,8 @@ class WireItem(msgspec.Struct, frozen=True, omit_defaults=True):
     """One shown item, as sent; without an `offset` it has what the model's `[offset]` says.
 
     `item_effect` is mean and variance of the item's effect on the log-odds as it was scored; without, the prior's.
-    `position` is the rank at which it was shown, 1 at the top; without, its place among the items.
+    `position` is the rank at which it was shown, 1 at the top; without, its place among the items. `clicked` says what
+    a click at the time of its slate does.
     """
 
     item_id: Id
@@ -66,6 +67,7 @@ class WireItem(msgspec.Struct, frozen=True, omit_defaults=True):
     weight: Weight = 1.0
     item_effect: tuple[Offset, Variance] | None = None
     position: Position | None = None
+    clicked: bool = False
 
 
 class Ranked(msgspec.Struct, frozen=True, omit_defaults=True):

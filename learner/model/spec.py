@@ -35,6 +35,7 @@ from learner.model.foreign import Foreign, check_events, compile_events
 from learner.model.item_effect import item_effect
 from learner.model.kinds import Feature, ItemError
 from learner.model.position import Examination, parse_examination
+from learner.model.record_paths import RecordPaths, record_paths
 from learner.model.space import Space
 from learner.model.toml_errors import explain
 
@@ -132,6 +133,11 @@ class Model(Effect):
     def foreign(self) -> Foreign | None:
         """What reads events of a foreign shape quickly; see `learner.model.foreign.compile_events`."""
         return None if self.events is None else compile_events(self.events, self.item_features, self.context_features)
+
+    @cached_property
+    def record(self) -> RecordPaths | None:
+        """What is read of the Kafka records of such events; None if nothing."""
+        return None if self.events is None else record_paths(self.events)
 
     @cached_property
     def _design(self) -> Design:
@@ -235,6 +241,7 @@ def build_model(file: ModelFile) -> Model:
         raise ModelError(f"{given}: expected method = 'adf' and no discount where there is an [effects.item]")
     if file.events is not None:
         check_events(file.events, features, file.match_clicks == "item")
+        record_paths(file.events)
     window_ms = parse_duration_ms("attribution_window", file.attribution_window)
     return Model(
         name=file.name,

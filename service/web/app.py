@@ -188,7 +188,7 @@ def create_app(
     async def events(request: Request) -> Response:
         """Append events to the log: one event, an array, or one a line. 422 if there are events and none is good."""
         raw = await read_body(request, MAX_EVENTS_BYTES)
-        answer, topics = await in_thread(with_log, operations.append, raw)
+        answer, topics = await in_thread(with_log, operations.append, raw, request.headers)
         for error in answer.errors:
             metrics.rejected.labels(error.reason).inc()
         for topic in topics:

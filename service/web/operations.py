@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -15,6 +15,7 @@ from learner.belief.policies import score_items
 from learner.events.future import from_the_future
 from learner.events.keys import item_key
 from learner.events.parse import parse_event
+from learner.events.record import told
 from learner.events.wire import BadEvent, Ranked, Reason, WireClick, WireErase, WireEraseItem, WireImpression
 from learner.laps import Laps
 from learner.limits import MAX_EVENT_BYTES
@@ -141,13 +142,15 @@ class Operations:
         laps.lap("score")
         return answer, entry
 
-    def append(self, raw: bytes) -> tuple[api.EventsResponse, list[str]]:
-        """Append the good events of a body; also the topic of each."""
+    def append(self, raw: bytes, sent: Mapping[str, str]) -> tuple[api.EventsResponse, list[str]]:
+        """Append the good events of a body, with the headers of theirs that were sent; also the topic of each."""
         entries, errors = [], []
+        headers = _of_events(sent, self._model)
+        record = told(self._model.record, "", None, headers) if self._model.record else b""
         now = now_ms()
         for index, one in enumerate(split_events(raw)):
             try:
-                event = parse_event(one, self._model)
+                event = parse_event(one, self._model, record)
                 if isinstance(event, WireErase | WireEraseItem):
                     expected = "DELETE /users/{id} or /items/{id}"
                     raise BadEvent(Reason.UNKNOWN_TYPE, f"type: an erasure is not taken here: expected {expected}")
@@ -158,7 +161,7 @@ class Operations:
             else:
                 settings = self._settings
                 topic = settings.clicks_topic if isinstance(event, WireClick) else settings.impressions_topic
-                entries.append(Entry(topic, event.user_id.encode(), one))
+                entries.append(Entry(topic, event.user_id.encode(), one, headers))
         if not entries and not errors:
             raise api.ApiError(
                 400, "invalid_json", "the body is empty: expected an event, an array of events, or one a line"
@@ -289,3 +292,10 @@ class Operations:
 
     def _decoded(self, value: bytes | None, id: str, effect: Effect) -> Record:
         return fresh_record(effect) if value is None else decode_record(value, effect, id)
+
+
+def _of_events(sent: Mapping[str, str], model: Model) -> list[tuple[str, bytes]]:
+    """The headers of a request that `[events]` reads, named as those of records: ``ce-type`` is ``ce_type``."""
+    names = model.record.headers if model.record else frozenset()
+    found = ((name, sent.get(name.replace("_", "-"))) for name in sorted(names))
+    return [(name, value.encode()) for name, value in found if value is not None]
