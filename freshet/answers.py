@@ -222,3 +222,80 @@ class LearnersResponse(msgspec.Struct, frozen=True):
     learners: list[LearnerStatus]
     freshness_seconds: tuple[float, ...]
     trouble: str | None = None
+
+
+class Estimate(msgspec.Struct, frozen=True, gc=False):
+    """A number and the half width of its 95 % interval over users; null where nothing can be said."""
+
+    value: float | None
+    half_width: float | None
+
+
+class QualityWay(msgspec.Struct, frozen=True):
+    """How good one way to predict clicks is, by metric, and its metrics less those of the fixed effect.
+
+    `log_loss`, `predicted_over_actual`, `slate_auc` and `slate_ndcg` (of the first 10 places) are those of `freshet
+    evaluate`. `auc` and `ece`, of all users alone, are of all outcomes at once, from bins of the log-odds.
+    """
+
+    metrics: dict[str, Estimate]
+    less_fixed_effect: dict[str, Estimate]
+
+
+class QualityPart(msgspec.Struct, frozen=True):
+    """Outcomes that are scored, the clicks among them, and the slates that have both labels; and how good each way is.
+
+    Ways are the `fixed effect` alone, the `prior`, what was `served`, and `user alone` where items have an effect.
+    """
+
+    outcomes: int
+    clicks: int
+    slates: int
+    ways: dict[str, QualityWay]
+
+
+class CalibrationBin(msgspec.Struct, frozen=True, gc=False):
+    """Outcomes of about one probability: how many, their mean prediction, and the share of clicks that came."""
+
+    n: int
+    predicted: float
+    actual: float
+
+
+class QualityWindow(msgspec.Struct, frozen=True):
+    """How good predictions were of what was shown from `since` to `until`, epoch ms.
+
+    `parts` are `all` users, `new` ones, whom less than 50 outcomes were shown before, and `known` ones. `calibration`
+    has ten bins of each way at most; by `auc_error` each `auc` may be off, since outcomes of a bin are not told apart.
+    """
+
+    since: int
+    until: int
+    parts: dict[str, QualityPart]
+    calibration: dict[str, list[CalibrationBin]]
+    auc_error: dict[str, float | None]
+
+
+class QualityHour(msgspec.Struct, frozen=True):
+    """An hour that something was shown in, epoch ms: its outcomes, and the log loss of each way."""
+
+    at: int
+    outcomes: int
+    log_loss: dict[str, float]
+
+
+class QualityResponse(msgspec.Struct, frozen=True):
+    """How good scores are: each outcome was predicted when it was shown, and scored when its label was due.
+
+    `users` is the share of users who are measured. Windows end with the newest hour that has scored outcomes: `1h` is
+    that hour and the one before, `1d` that and the 24 before, `7d` that and the 168 before. There are none where
+    nothing is scored yet. `hours` are those of the longest window, oldest first. `worse_than_fixed_effect` says whether
+    what is served is so by more than chance, and by more than .005 of a slate's log loss.
+    """
+
+    model: str
+    at: int
+    users: float
+    worse_than_fixed_effect: bool
+    windows: dict[str, QualityWindow]
+    hours: list[QualityHour]

@@ -12,7 +12,7 @@ from learner.belief.gaussian import Array, Belief, Rows, click_probability, draw
 from learner.evaluation.history import Available, History, Log, fresh
 from learner.evaluation.items import ReplayedItems, shown_before, without_items
 from learner.evaluation.metrics import Scored, log_losses
-from learner.events.microbatch import grouped, item_places
+from learner.events.microbatch import SWEEP, Events, grouped, item_places
 from learner.model.spec import Model
 from learner.record import decode_record, fresh_record
 from learner.record.served import belief_at
@@ -66,8 +66,9 @@ def replay(
 ) -> Replayed:
     """Score every slate from a time on, each before it is learnt from.
 
-    The k-th scored slates of all users are one microbatch, so that the arithmetic is shared. With an effect of items
-    that holds within each `item_lag_ms` of the log alone: then items learn what was told in it.
+    A slate that is scored with all that came before it (`fresh`) finds settled what is due by then, as it does in a
+    learner. The k-th scored slates of all users are one microbatch, so that the arithmetic is shared. With an effect of
+    items that holds within each `item_lag_ms` of the log alone: then items learn what was told in it.
 
     Parameters
     ----------
@@ -85,6 +86,9 @@ def replay(
     # Each user learns in the order in which the learner gets their events.
     items = None if model.item is None else ReplayedItems(model.item, log.batch.events)
     events = without_items(log.batch.events) if items is None else items.events
+    n_events = len(events.event)
+    if available is fresh:
+        events = _with_sweeps(events)
     slice_ms = np.inf if items is None else item_lag_ms
     plans = [_plan(history, available, score_from_ms, slice_ms) for history in log.users]
     values: dict[int, bytes | None] = dict.fromkeys(i for i, plan in enumerate(plans) if plan)
@@ -97,6 +101,9 @@ def replay(
             items.learn()
             continue
         learning = [(i, step.learn) for i, step in steps if len(step.learn)]
+        if available is fresh:
+            sweeps = {i: n_events + log.users[i].places[step.number] for i, step in steps if step.is_scored}
+            learning = [(i, np.append(step.learn, sweeps[i]) if i in sweeps else step.learn) for i, step in steps]
         users = grouped([str(i) for i, _ in learning], [places for _, places in learning])
         learnt = apply(model, [values[i] for i, _ in learning], events, users)
         values |= {i: value for (i, _), value in zip(learning, learnt.values, strict=True) if value is not None}
@@ -124,6 +131,13 @@ def replay(
                 pit.append(_pit(row, offset, belief, labels, generator, noise))
         advance(sum(step.is_scored for _, step in steps))
     return _gather(rows, np.array(pit), log, {} if items is None else items.learnt())
+
+
+def _with_sweeps(events: Events) -> Events:
+    """Behind the events, for each of them a sweep at its time."""
+    event = events.event.copy()
+    event["kind"], event["n_items"], event["first_item"] = SWEEP, 0, 0
+    return events._replace(event=np.concatenate([events.event, event]))
 
 
 def _rounds(plans: Sequence[list[_Step]]) -> Iterator[list[tuple[int, _Step]]]:

@@ -186,6 +186,19 @@ class PositionRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     examination: str | list[float] = "none"
 
 
+class QualityRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is measured of how good scores are, all the time; `GET /quality` answers it.
+
+    Attributes
+    ----------
+    users
+        Of so large a share of users, chosen by their ids, each outcome is predicted when it is shown, and scored when
+        its label is due. 1 is all of them, 0 is nobody. All of them take SHARE of a learner's time.
+    """
+
+    users: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.25
+
+
 class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The keys of `model.toml`.
 
@@ -228,6 +241,8 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Where events of a foreign shape have what ours have; without, events come in our shape alone.
     position
         How likely items are looked at.
+    quality
+        How it is known at any time how good scores are.
     """
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
@@ -247,3 +262,4 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     offset: OffsetRule = OffsetRule()
     events: EventsFile | None = None
     position: PositionRule = PositionRule()
+    quality: QualityRule = QualityRule()

@@ -70,6 +70,8 @@ class Model(Effect):
         How events of a foreign shape are read; None if there are none.
     examination
         How likely an item is looked at, by its rank; None where every item is.
+    quality
+        The share of users whose outcomes are predicted before they are learnt, to say how good scores are.
     """
 
     discount: float | None
@@ -86,6 +88,7 @@ class Model(Effect):
     unframed: Callable[[bytes], bytes] | None = None
     events: EventsFile | None = None
     examination: Examination | None = None
+    quality: float = 1.0
 
     @cached_property
     def width(self) -> int:
@@ -262,6 +265,7 @@ def build_model(file: ModelFile) -> Model:
         by_item=file.match_clicks == "item",
         events=file.events,
         examination=parse_examination(file.position.examination),
+        quality=file.quality.users,
     )
 
 

@@ -104,7 +104,7 @@ def served(rules: Rules, user: User, now: int) -> tuple[Any, Any]:
     outcome = user.outcome[slots[:n]]
     serve(
         mean, factor, rules.prior_mean, rules.prior_factor, kept_of_settled(rules, user, now), user.row[slots[:n]],
-        now - outcome["shown_at"], outcome, rules.median, rules.sigma, False,
+        now - outcome["shown_at"], outcome, rules.median, rules.sigma, rules.laplace,
     )  # fmt: skip
     return mean, factor
 

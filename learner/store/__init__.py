@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from learner.log.position import Mark, Partition
 from learner.record import IDENTITY
+from learner.record.sums import HourSums
 
 KEY_PREFIX = "freshet"
 """What keys in Redis begin with, unless another prefix is set."""
@@ -74,12 +75,16 @@ class Transaction(NamedTuple):
         Its positions. One that goes nowhere is only compared.
     feed
         A block to append to its feed: what other shards are to learn of this.
+    sums
+        What is added to the sums of its users, each of another hour or group: an hour that is `HOURS` before one that
+        is kept has left the store, and nothing is added to it.
     """
 
     shard: int
     writes: Sequence[Write]
     moves: Sequence[Move] = ()
     feed: bytes = b""
+    sums: Sequence[HourSums] = ()
 
 
 class Block(NamedTuple):
@@ -132,6 +137,10 @@ class Store(Protocol):
 
     def commit(self, transactions: Sequence[Transaction]) -> list[bool]:
         """Carry out each transaction whose shard has all the records and positions it expects; say which."""
+        ...
+
+    def sums(self) -> list[HourSums]:
+        """The sums of all hours that are kept, in any order; see `learner.record.sums`."""
         ...
 
     def forget(self) -> None:

@@ -14,13 +14,15 @@ import redis
 
 from learner.log.position import NOTHING, Mark, Partition
 from learner.record import DamagedRecord
+from learner.record.sums import GROUPS, HOURS, HourSums
 from learner.store import KEY_PREFIX, SCANNED_TOGETHER, Block, Lifetimes, Transaction, Write
 from learner.store.redis_client import connect, is_cluster
 from learner.store.redis_errors import translated
 from learner.store.redis_pipeline import RedisPipeline, kept_alive
 from learner.store.redis_scripts import CLAIM, COMPARE_AND_SET, TELL
+from learner.store.redis_sums import cells_added, read_sums, sums_key
 
-SHARDS = 16
+SHARDS = GROUPS
 """Hash tags that keys are spread over. Users of one shard can be read and written in one command on Redis Cluster."""
 
 # Of a stream's ids, which are a time in ms and a sequence number, in one number.
@@ -102,17 +104,19 @@ class RedisStore:
             return []
         with translated():
             pipeline = self._redis.pipeline(transaction=False)
-            for shard, writes, moves, feed in transactions:
+            for shard, writes, moves, feed, sums in transactions:
                 head = {write.effect: record_key("", self._prefix, write.effect, shard) for write in writes}
                 # The script itself and not its hash: a Redis that restarted does not know the hash.
                 pipeline.execute_command(
                     "EVAL",
                     COMPARE_AND_SET,
-                    2 + len(writes),
+                    2 + len(writes) + len(sums),
                     positions_key(shard, self._prefix),
                     feed_key(shard, self._prefix),
                     *[head[write.effect] + write.id for write in writes],
+                    *[sums_key(shard, one.hour, self._prefix) for one in sums],
                     len(moves),
+                    len(writes),
                     feed,
                     *(
                         part
@@ -124,6 +128,7 @@ class RedisStore:
                         for write in writes
                         for part in (write.expected_identity, write.value or b"", self._lifetimes.of(write))
                     ],
+                    *[part for one in sums for part in (one.hour, cells_added(one.cells))],
                 )
             replies = pipeline.execute()
         for transaction, reply in zip(transactions, replies, strict=True):
@@ -148,6 +153,15 @@ class RedisStore:
         """Drop blocks; the stream remembers the id of the last one."""
         with translated():
             self._redis.execute_command("XTRIM", feed_key(shard, self._prefix), "MINID", _stream_id(number + 1))
+
+    def sums(self) -> list[HourSums]:
+        """Read sums, in one round trip."""
+        with translated():
+            pipeline = self._redis.pipeline(transaction=False)
+            for shard in range(SHARDS):
+                pipeline.execute_command("MGET", *[sums_key(shard, hour, self._prefix) for hour in range(HOURS)])
+            replies = pipeline.execute()
+        return [read_sums(shard, held) for shard, reply in enumerate(replies) for held in reply if held]
 
     def forget(self) -> None:
         """Do nothing: nothing is remembered."""

@@ -41,6 +41,7 @@ from service.web.metrics import ServiceMetrics
 from service.web.openapi import EVENT, OF_A_USER, OF_AN_ITEM, body, install, reference, responses
 from service.web.operations import Operations
 from service.web.pages import add_pages
+from service.web.quality import Quality, add_quality
 from service.web.readiness import Readiness
 from service.web.routing import PlainRoute, id_in_path
 from service.web.scoring import Scoring, in_thread
@@ -276,6 +277,7 @@ def create_app(
 
     add_pages(app)
     add_learners(app, learners)
+    add_quality(app, Quality(model, store, with_store))
     app.state.end = learners.end
     # Routes are tried in turn: the one that is asked for most comes first.
     app.router.routes.sort(key=lambda route: getattr(route, "path", "") != "/score")
