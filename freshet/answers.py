@@ -61,7 +61,8 @@ class ScoredItem(msgspec.Struct, frozen=True, omit_defaults=True):
 class ScoreResponse(msgspec.Struct, frozen=True):
     """The items, best first, the belief they were scored with, and how; log `ranked` with the impression.
 
-    `logged` says whether the log has the impression, for good: see `log_impression`.
+    `logged` says whether the log has the impression, for good: see `log_impression`. With `fallback` the scores are the
+    fixed effect's alone: the model's guardrail has found that what is learnt makes them worse.
     """
 
     request_id: str
@@ -74,6 +75,7 @@ class ScoreResponse(msgspec.Struct, frozen=True):
     items: list[ScoredItem]
     logged: bool
     took_ms: float
+    fallback: bool = False
 
 
 class EventError(msgspec.Struct, frozen=True):
@@ -243,9 +245,9 @@ class QualityWay(msgspec.Struct, frozen=True):
 
 
 class QualityPart(msgspec.Struct, frozen=True):
-    """Outcomes that are scored, the clicks among them, and the slates that have both labels; and how good each way is.
+    """Outcomes, clicks and slates of both labels that are scored; and how good each way to predict is.
 
-    Ways are the `fixed effect` alone, the `prior`, what was `served`, and `user alone` where items have an effect.
+    Ways: the `fixed effect` alone, the `prior`, what was `served`, and `user alone` where items have an effect.
     """
 
     outcomes: int
@@ -265,8 +267,7 @@ class CalibrationBin(msgspec.Struct, frozen=True, gc=False):
 class QualityWindow(msgspec.Struct, frozen=True):
     """How good predictions were of what was shown from `since` to `until`, epoch ms.
 
-    `parts` are `all` users, `new` ones, whom less than 50 outcomes were shown before, and `known` ones. `calibration`
-    has ten bins of each way at most; by `auc_error` each `auc` may be off, since outcomes of a bin are not told apart.
+    `parts` are `all`, `new` (shown less than 50 outcomes before) and `known` users; `auc` may be off by `auc_error`.
     """
 
     since: int
@@ -277,7 +278,7 @@ class QualityWindow(msgspec.Struct, frozen=True):
 
 
 class QualityHour(msgspec.Struct, frozen=True):
-    """An hour that something was shown in, epoch ms: its outcomes, and the log loss of each way."""
+    """An hour, epoch ms: outcomes shown in it, and the log loss of each way."""
 
     at: int
     outcomes: int
@@ -285,12 +286,10 @@ class QualityHour(msgspec.Struct, frozen=True):
 
 
 class QualityResponse(msgspec.Struct, frozen=True):
-    """How good scores are: each outcome was predicted when it was shown, and scored when its label was due.
+    """How good scores of a share of `users` are; `worse_than_fixed_effect` says more so than by chance.
 
-    `users` is the share of users who are measured. Windows end with the newest hour that has scored outcomes: `1h` is
-    that hour and the one before, `1d` that and the 24 before, `7d` that and the 168 before. There are none where
-    nothing is scored yet. `hours` are those of the longest window, oldest first. `worse_than_fixed_effect` says whether
-    what is served is so by more than chance, and by more than .005 of a slate's log loss.
+    Windows end with the newest hour that has scored outcomes: `1h` has that and the one before, `1d` the 24 before,
+    `7d` the 168 before. `hours` are the longest's, oldest first.
     """
 
     model: str

@@ -32,15 +32,16 @@ def measuring(store: Store, metrics: QualityMetrics, model: Model) -> Iterator[N
             except StoreUnavailable:
                 continue  # Readiness asks for that itself.
             found = verdict(sums)
-            metrics.observe(model.name, windows_of(sums, model.item is not None), found.is_worse)
-            if found.is_worse and not was_worse:
+            is_worse = found.is_worse and model.guardrail != "off"
+            metrics.observe(model.name, windows_of(sums, model.item is not None), is_worse)
+            if is_worse and not was_worse:
                 log.error(
                     "what is served is worse than the fixed effect", slates=found.slates, log_loss_more=found.worse,
                     means="features, offsets or clicks may not be what they were; see /quality",
                 )  # fmt: skip
-            elif was_worse and not found.is_worse:
+            elif was_worse and not is_worse:
                 log.info("what is served is no longer worse than the fixed effect")
-            was_worse, interval = found.is_worse, INTERVAL_S if sums else 1.0
+            was_worse, interval = is_worse, INTERVAL_S if sums else 1.0
 
     thread = threading.Thread(target=read, name="measuring", daemon=True)
     if model.quality > 0:

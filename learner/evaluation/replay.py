@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -83,7 +84,8 @@ def replay(
     item_lag_ms
         How late items learn at the most; on average half as late.
     """
-    # Each user learns in the order in which the learner gets their events.
+    # What is predicted here need not be kept in records. Users learn in the order in which the learner gets events.
+    model = replace(model, quality=0.0)
     items = None if model.item is None else ReplayedItems(model.item, log.batch.events)
     events = without_items(log.batch.events) if items is None else items.events
     n_events = len(events.event)

@@ -186,6 +186,9 @@ class PositionRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     examination: str | list[float] = "none"
 
 
+Guardrail: TypeAlias = Literal["off", "warn", "fallback"]
+
+
 class QualityRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is measured of how good scores are, all the time; `GET /quality` answers it.
 
@@ -193,10 +196,15 @@ class QualityRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ----------
     users
         Of so large a share of users, chosen by their ids, each outcome is predicted when it is shown, and scored when
-        its label is due. 1 is all of them, 0 is nobody. All of them take SHARE of a learner's time.
+        its label is due. All of them take a tenth of a learner's processor time; 0 measures nothing.
+    guardrail
+        What to do where what is served is worse than the fixed effect alone, by more than chance and by more than .005
+        of a slate's mean log loss: ``warn`` by metric, log and `/quality`; ``fallback``: scorers also serve the fixed
+        effect alone, until it is right again; ``off``: nothing.
     """
 
-    users: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.25
+    users: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
+    guardrail: Guardrail = "warn"
 
 
 class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
