@@ -2,13 +2,14 @@
 
 Each slate has the mean difference of the two log losses over its items, bounded to [-1, 1]. A confidence sequence of
 the mean holds at all times at once, so that one may look whenever one likes (Howard et al. 2021, arXiv 1810.08240,
-theorem 4). Days are tested one by one, each from its beginning. Learners go on predicting by the belief while scorers
-serve the fixed effect: the same sums say when it is right again.
+theorem 4). Each hour begins a test of the next day, so that good hours before do not make up for what goes wrong now.
+Learners go on predicting by the belief while scorers serve the fixed effect: the same sums say when it is right again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from math import log, sqrt
 from typing import NamedTuple
 
@@ -19,13 +20,14 @@ from learner.record.sums import SLATES, UNIT, WORSE, WORSE_2, HourSums
 
 MARGIN = 0.005
 """Nats a slate by which what is served may be worse than the fixed effect."""
-ALPHA = 1e-4
-"""The probability that a day of scores within the margin raises an alarm: 0.3 % a month of them."""
-DAY_HOURS = 24
+ALPHA = 1e-5
+"""The probability that a test of scores within the margin raises an alarm: 0.72 % a month of them, of 720 tests."""
+TEST_HOURS = 24
 RETURN_HOURS = 3
 """Of the newest so many hours the mean has to be within the margin, for sure but for one in 20, for an alarm to end."""
 _ONE_SIDED = 1.645
 _ZETA = 3.1055
+_NONE = np.zeros(3)
 
 
 class Verdict(NamedTuple):
@@ -36,7 +38,7 @@ class Verdict(NamedTuple):
     is_worse
         Whether what is served, or would be but for the fallback, is worse than the fixed effect.
     slates
-        How many were shown since the test began; of an alarm, in its newest hours.
+        Of an alarm, how many the test has, or later the newest hours; 0 of none.
     worse
         Their mean difference of log loss, served less fixed effect, each slate's bounded; 0 of none.
     """
@@ -59,25 +61,30 @@ def boundary(variance: float, alpha: float = ALPHA) -> float:
 
 
 def verdict(sums: Sequence[HourSums]) -> Verdict:
-    """What all hours that are kept say, in their order."""
+    """What all hours that are kept say now."""
+    return deque(verdicts(sums), maxlen=1).pop() if sums else Verdict(False, 0, 0.0)
+
+
+def verdicts(sums: Sequence[HourSums]) -> Iterator[Verdict]:
+    """What was to be said at the end of each hour that has slates, in their order."""
     hours: dict[int, NDArray[np.float64]] = {}
     for one in sums:
         found = np.array([one.cells[SLATES], one.cells[WORSE] / UNIT, one.cells[WORSE_2] / UNIT])
         hours[one.hour] = hours.get(one.hour, 0.0) + found
-    alarm, day, test = False, -1, np.zeros(3)
-    for hour, found in sorted(hours.items()):
+    alarm, begin, newest = False, 0, _NONE.tolist()
+    for hour in sorted(hours):
         if alarm:
-            test = sum((of for at, of in hours.items() if hour - RETURN_HOURS < at <= hour), np.zeros(3))
-            if _is_right(*test.tolist()):
-                # The next test begins behind the hours that raised the alarm.
-                alarm, day, test = False, hour // DAY_HOURS, np.zeros(3)
-            continue
-        if hour // DAY_HOURS != day:
-            day, test = hour // DAY_HOURS, np.zeros(3)
-        test = test + found
-        alarm = _is_worse(*test.tolist())
-    slates, total, _ = test.tolist()
-    return Verdict(alarm, int(slates), total / slates if slates else 0.0)
+            newest = sum((hours.get(hour - back, _NONE) for back in range(RETURN_HOURS)), _NONE).tolist()
+            if _is_right(*newest):
+                # The next tests begin behind the hours that raised the alarm.
+                alarm, begin, newest = False, hour + 1, _NONE.tolist()
+        else:
+            first = max(begin, hour - TEST_HOURS + 1)
+            tests = np.cumsum([hours.get(at, _NONE) for at in range(hour, first - 1, -1)], axis=0).tolist()
+            if worse := [test for test in tests if _is_worse(*test)]:
+                alarm, newest = True, worse[0]
+        slates, total, _ = newest
+        yield Verdict(alarm, int(slates), total / slates if slates else 0.0)
 
 
 def _is_worse(slates: float, total: float, squares: float) -> bool:

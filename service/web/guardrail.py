@@ -11,7 +11,6 @@ import structlog
 from learner.model.spec import Model
 from learner.store import Store, StoreUnavailable
 from service.guardrail import verdict
-from service.web.scoring import in_thread
 
 INTERVAL_S = 30.0
 
@@ -36,7 +35,7 @@ class Guardrail:
         while self._model.guardrail == "fallback":
             # Readiness asks for the store itself.
             with suppress(StoreUnavailable):
-                self.take(await in_thread(self._pool, self._look))
+                self.take(await asyncio.get_running_loop().run_in_executor(self._pool, self._look))
             await asyncio.sleep(self._interval_s)
 
     def take(self, is_worse: bool) -> None:

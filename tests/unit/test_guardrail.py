@@ -14,9 +14,9 @@ from learner.events.parse import parse_events
 from learner.model.spec import load_model
 from learner.record.sums import FIRST_WAY, HOUR_MS, SLATES, UNIT, WORSE, WORSE_2, HourSums
 from learner.step.apply import apply
-from service.guardrail import ALPHA, DAY_HOURS, MARGIN, boundary, verdict
+from service.guardrail import ALPHA, MARGIN, boundary, verdict, verdicts
 
-MONTH = 30 * DAY_HOURS
+MONTH = 30 * 24
 
 
 def hours(differences: NDArray[np.float64], first: int = 0) -> list[HourSums]:
@@ -29,22 +29,20 @@ def hours(differences: NDArray[np.float64], first: int = 0) -> list[HourSums]:
     return found
 
 
-def alarms(told: Sequence[HourSums]) -> list[int]:
-    """The hours at whose end there is an alarm, as one who looks every hour sees it."""
-    return [told[i].hour for i in range(len(told)) if verdict(told[max(0, i - 168) : i + 1]).is_worse]
+def alarms(told: Sequence[HourSums]) -> NDArray[np.int64]:
+    """The hours at whose end there is an alarm, counted from the first."""
+    return np.array([i for i, one in enumerate(verdicts(told)) if one.is_worse])
 
 
 def test_stationary_traffic_raises_fewer_than_one_alarm_in_a_hundred_months() -> None:
-    assert 30 * ALPHA < 0.01
+    assert MONTH * ALPHA < 0.01
     rng = np.random.default_rng(1)
     months = 0
-    for month in range(200):
+    for month in range(100):
         # At the very margin, where false alarms are most likely: symmetrical, and with a long tail to the worse.
         size = (MONTH, 60)
         noise = rng.normal(0, 0.2, size) if month % 2 else np.where(rng.random(size) < 0.05, 0.475, -0.025)
-        months += any(
-            verdict(hours((MARGIN + noise)[day : day + DAY_HOURS], day)).is_worse for day in range(0, MONTH, DAY_HOURS)
-        )
+        months += any(one.is_worse for one in verdicts(hours(MARGIN + noise)))
     assert months == 0
 
 
@@ -59,14 +57,17 @@ def test_the_boundary_is_passed_as_rarely_as_it_says_at_any_time() -> None:
 
 def test_an_alarm_comes_soon_lasts_as_long_as_the_harm_and_ends_within_hours() -> None:
     rng = np.random.default_rng(3)
-    mean = np.full(5 * DAY_HOURS, -0.02)
+    mean = np.full(5 * 24, -0.02)
     mean[30:60] = 0.05
-    told = hours(mean[:, None] + rng.normal(0, 0.15, (len(mean), 400)), first=1_000 * DAY_HOURS)
-    found = np.array(alarms(told)) - told[0].hour
-    # Within 3,600 slates, though a day of good ones began before it.
-    assert 30 <= found[0] <= 38
-    assert 60 <= found[-1] <= 66
+    told = hours(mean[:, None] + rng.normal(0, 0.15, (len(mean), 400)), first=24_000)
+    found = alarms(told)
+    # Within 2,000 slates, though hours of good ones came before it; and it ends within as many hours as are looked at.
+    assert 30 <= found[0] <= 34
+    assert 59 <= found[-1] <= 63
     np.testing.assert_array_equal(found, np.arange(found[0], found[-1] + 1))
+    assert verdict(told[:40]).is_worse
+    assert not verdict(told).is_worse
+    assert not verdict([]).is_worse
 
 
 TEXT = """
@@ -123,7 +124,7 @@ def test_poisoned_features_of_half_the_slates_are_noticed_within_four_thousand_o
     None
 ):
     told = poisoned()
-    found = np.array(alarms(told)) - told[0].hour
+    found = alarms(told)
     # The hours before it are learnt, and raise none.
     assert found.min() >= GOOD
     assert (found.min() - GOOD + 1) * PER_HOUR * ITEMS <= 4_000
