@@ -64,12 +64,12 @@ def replay(
     pit_seed: int | None = None,
     advance: Callable[[int], object] = lambda n: None,
     item_lag_ms: float = ITEM_LAG_MS,
+    settled: bool = False,
 ) -> Replayed:
     """Score every slate from a time on, each before it is learnt from.
 
-    A slate that is scored with all that came before it (`fresh`) finds settled what is due by then, as it does in a
-    learner. The k-th scored slates of all users are one microbatch, so that the arithmetic is shared. With an effect of
-    items that holds within each `item_lag_ms` of the log alone: then items learn what was told in it.
+    The k-th scored slates of all users are one microbatch, so that the arithmetic is shared. With an effect of items
+    that holds within each `item_lag_ms` of the log alone: then items learn what was told in it.
 
     Parameters
     ----------
@@ -83,13 +83,16 @@ def replay(
         Called with the number of slates scored.
     item_lag_ms
         How late items learn at the most; on average half as late.
+    settled
+        Whether what is due by a slate's time has settled, as it has when a learner comes to the slate. A scorer reads
+        the record as the event before has left it.
     """
     # What is predicted here need not be kept in records. Users learn in the order in which the learner gets events.
     model = replace(model, quality=0.0)
     items = None if model.item is None else ReplayedItems(model.item, log.batch.events)
     events = without_items(log.batch.events) if items is None else items.events
     n_events = len(events.event)
-    if available is fresh:
+    if settled:
         events = _with_sweeps(events)
     slice_ms = np.inf if items is None else item_lag_ms
     plans = [_plan(history, available, score_from_ms, slice_ms) for history in log.users]
@@ -103,7 +106,7 @@ def replay(
             items.learn()
             continue
         learning = [(i, step.learn) for i, step in steps if len(step.learn)]
-        if available is fresh:
+        if settled:
             sweeps = {i: n_events + log.users[i].places[step.number] for i, step in steps if step.is_scored}
             learning = [(i, np.append(step.learn, sweeps[i]) if i in sweeps else step.learn) for i, step in steps]
         users = grouped([str(i) for i, _ in learning], [places for _, places in learning])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from freshet.answers import Estimate, QualityPart, QualityWindow
-from learner.evaluation.compare import FIXED_EFFECT, FRESH, PRIOR, variants
+from learner.evaluation.compare import AS_MEASURED, FIXED_EFFECT, PRIOR, variants
 from learner.evaluation.history import read_log
 from learner.evaluation.metrics import Scored, measure
 from learner.evaluation.replay import Replayed, replay
@@ -89,9 +89,9 @@ def evaluated(model: Model, events: list[dict[str, Any]]) -> dict[str, Replayed]
     """What `freshet evaluate` predicts of all slates but the last of each user."""
     log = read_log(joined([parsed(model, events)], model.width), model.window_ms)
     found = {}
-    for way in variants(model, AT, everything=False):
-        if way.name in (FIXED_EFFECT, PRIOR, FRESH):
-            done = replay(way.model, log, way.available)
+    for way in variants(model, AT):
+        if way.name in (FIXED_EFFECT, PRIOR, AS_MEASURED):
+            done = replay(way.model, log, way.available, settled=way.settled)
             kept = done.shown_at < AT + 6 * HOUR_MS
             scored = Scored(*(column[kept] for column in done.scored))
             found[way.name] = done._replace(scored=scored, evidence=done.evidence[kept], shown_at=done.shown_at[kept])
@@ -137,7 +137,7 @@ def learnt(rig: Watched) -> Watched:
 
 def assert_equal(part: QualityPart, by_way: dict[str, Replayed], chosen: np.ndarray) -> None:
     """Live metrics are those of `evaluate` on the same outcomes, to 1e-9."""
-    for name, way in (("fixed effect", FIXED_EFFECT), ("prior", PRIOR), ("served", FRESH)):
+    for name, way in (("fixed effect", FIXED_EFFECT), ("prior", PRIOR), ("served", AS_MEASURED)):
         scored = Scored(*(column[chosen] for column in by_way[way].scored))
         expected = measure(scored, resamples=2)
         live = part.ways[name].metrics
@@ -153,7 +153,7 @@ def assert_equal(part: QualityPart, by_way: dict[str, Replayed], chosen: np.ndar
 def test_live_metrics_equal_those_of_evaluate_on_the_same_log(rig: Watched) -> None:
     learnt(rig)
     by_way = evaluated(MODEL, STREAM)
-    fresh = by_way[FRESH]
+    fresh = by_way[AS_MEASURED]
     window = rig.window()
     assert_equal(window.parts["all"], by_way, np.ones(len(fresh.evidence), bool))
     assert_equal(window.parts["new"], by_way, fresh.evidence < KNOWN_FROM)
@@ -167,7 +167,7 @@ def test_live_metrics_equal_those_of_evaluate_on_the_same_log(rig: Watched) -> N
 def test_auc_and_calibration_are_within_their_stated_errors(rig: Watched) -> None:
     window = learnt(rig).window()
     by_way = evaluated(MODEL, STREAM)
-    for name, way in (("fixed effect", FIXED_EFFECT), ("prior", PRIOR), ("served", FRESH)):
+    for name, way in (("fixed effect", FIXED_EFFECT), ("prior", PRIOR), ("served", AS_MEASURED)):
         expected = measure(by_way[way].scored, resamples=2)
         live = window.parts["all"].ways[name].metrics
         assert abs(number(live["auc"]) - expected["pooled_auc"].value) <= (window.auc_error[name] or 0.0)
