@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import scipy  # scipy.special is imported at its first use, the click delay's: no scorer waits for it
 
 from learner.belief.gaussian import Array, Belief, Gaussian, Method, Rows, factorised
 from learner.belief.population import Population
+from learner.model.space import Space
 
 # An open impression counts as a "no" for good once this share of clicks would have come.
 SETTLED_SHARE = 0.95
+
+
+class Origin(NamedTuple):
+    """What a record was learnt under."""
+
+    space: Space
+    population: Population
+
+    @property
+    def n_factor(self) -> int:
+        """How many numbers the factor of a belief has."""
+        d = self.space.d
+        return d if self.population.prior.is_diagonal else d * (d + 1) // 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +44,8 @@ class Effect:
         The population N(m0, S0), shapes (d,) and (d, d), or (d,) with a diagonal covariance.
     half_life_ms, half_life_outcomes
         Time, and outcomes learnt, in which evidence loses half its pull on the mean; None keeps it for ever.
-    coefficients
-        The d names: ``intercept``, ``price``, ``genre=drama``, ``tags#3``, ``taste[0]``.
+    space
+        Its feature space.
     fingerprint
         Eight bytes that tell feature spaces apart.
     fixed_effect
@@ -46,13 +60,16 @@ class Effect:
         Populations that records may have been written under before this one, oldest first.
     max_age_ms
         How long after its last event a record is dropped from the store; None leaves it to the store.
+    known
+        What other records may have been learnt under, by fingerprints of feature space and population: filled from what
+        the store knows, see `learner.store.versions`, and shared by all copies of the effect.
     """
 
     name: str
     prior: Gaussian
     half_life_ms: float | None
     half_life_outcomes: float | None
-    coefficients: tuple[str, ...]
+    space: Space
     fingerprint: bytes
     fixed_effect: Array
     method: Method = "adf"
@@ -60,6 +77,7 @@ class Effect:
     click_delay: tuple[float, float] | None
     earlier: tuple[Population, ...] = ()
     max_age_ms: int | None = None
+    known: dict[tuple[bytes, bytes], Origin] = field(default_factory=dict, compare=False)
     key: ClassVar[str] = "user"
     """What has the effect."""
 
@@ -79,19 +97,29 @@ class Effect:
         return self.population.fingerprint
 
     @cached_property
-    def earlier_populations(self) -> Mapping[bytes, Population]:
-        """`earlier`, by fingerprint."""
-        return {one.fingerprint: one for one in self.earlier}
+    def _origins(self) -> Mapping[bytes, Origin]:
+        """Of its own feature space, by the population's fingerprint."""
+        return {one.fingerprint: Origin(self.space, one) for one in (*self.earlier, self.population)}
+
+    def origin(self, fingerprint: bytes, population: bytes) -> Origin | None:
+        """What a record with these fingerprints was learnt under; None if it is not known."""
+        own = self._origins.get(population) if fingerprint == self.fingerprint else None
+        return own or self.known.get((fingerprint, population))
 
     @property
     def ttl_s(self) -> int:
         """`max_age_ms` in whole seconds, at least one; 0 if the store is to know."""
         return 0 if self.max_age_ms is None else ceil(self.max_age_ms / 1000)
 
+    @cached_property
+    def coefficients(self) -> tuple[str, ...]:
+        """The d names: ``intercept``, ``price``, ``genre=drama``, ``tags#3``, ``taste[0]``."""
+        return tuple(column.name for column in self.space.columns[: self.space.d])
+
     @property
     def d(self) -> int:
         """Number of coefficients, the intercept included."""
-        return len(self.coefficients)
+        return self.space.d
 
     @cached_property
     def settle_age_ms(self) -> float:

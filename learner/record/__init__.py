@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.belief.gaussian import Belief, Rows
-from learner.belief.population import rebase
-from learner.model.effect import Effect
+from learner.model.effect import Effect, Origin
+from learner.record.brought_over import brought_over
 from learner.record.layout import HEADER_BYTES, OUTCOME, WAITING_CLICK, Layout, plain_layout
 
 MAGIC = b"FRS"
@@ -58,7 +58,7 @@ class DamagedRecord(RecordError):
 
 
 class ForeignRecord(RecordError):
-    """The record was written by a model with another feature space, or by another version of the format."""
+    """The record was written by a model that is not known, or by another version of the format."""
 
 
 class State(IntEnum):
@@ -176,14 +176,14 @@ def sealed(data: memoryview) -> bytes:
 
 
 def check_record(data: bytes, effect: Effect, user_id: str) -> Header:
-    """The header of a record, once it is known to be whole and of this model, be it under another population.
+    """The header of a record, once it is known to be whole and of this model or one that it knows.
 
     Raises
     ------
     DamagedRecord
         If the bytes are truncated, altered or not a record.
     ForeignRecord
-        If another feature space or another version of the format wrote it.
+        If another version of the format wrote it, or a feature space or prior that nobody knows.
     """
     if len(data) < HEADER_BYTES or data[:3] != MAGIC:
         raise DamagedRecord(user_id, f"{len(data)} bytes that are not a Freshet record", effect.key)
@@ -192,14 +192,7 @@ def check_record(data: bytes, effect: Effect, user_id: str) -> Header:
     if data[3] != VERSION:
         raise ForeignRecord(user_id, f"format version {data[3]}, this release reads {VERSION}", effect.key)
     header = Header._make(_HEADER.unpack_from(data)[1:])
-    if header.fingerprint != effect.fingerprint:
-        raise ForeignRecord(
-            user_id,
-            f"written by a model with feature space {header.fingerprint.hex()}; "
-            f"model {effect.name!r} has {effect.fingerprint.hex()}",
-            effect.key,
-        )
-    if len(data) != _layout(effect, header).length:
+    if len(data) != _layout(_origin(header, effect, user_id), header).length:
         raise DamagedRecord(user_id, f"{len(data)} bytes do not fit its own header", effect.key)
     return header
 
@@ -226,10 +219,12 @@ def decode_record(data: bytes, effect: Effect, user_id: str) -> Record:
     DamagedRecord
         If the bytes are truncated, altered or not a record.
     ForeignRecord
-        If another feature space, another version or an unknown prior wrote it.
+        If another version of the format wrote it, or a feature space or prior that nobody knows.
     """
     header = check_record(data, effect, user_id)
-    at = _layout(effect, header)
+    origin = _origin(header, effect, user_id)
+    at = _layout(origin, header)
+    d, width = origin.space.d, len(origin.space.columns)
     record = Record(
         header.revision,
         header.updated_at,
@@ -237,21 +232,26 @@ def decode_record(data: bytes, effect: Effect, user_id: str) -> Record:
         header.n_events,
         header.n_learnt,
         Belief(
-            np.frombuffer(data, "<f4", effect.d, at.mean),
+            np.frombuffer(data, "<f4", d, at.mean),
             np.frombuffer(data, "<f4", (at.rows - at.factor) // 4, at.factor),
         ),
         np.frombuffer(data, OUTCOME, header.n_outcomes, at.outcomes),
-        np.frombuffer(data, "<f4", header.n_outcomes * effect.width, at.rows).reshape(-1, effect.width),
+        np.frombuffer(data, "<f4", header.n_outcomes * width, at.rows).reshape(-1, width),
         np.frombuffer(data, WAITING_CLICK, header.n_clicks, at.clicks),
         header.erased_at,
     )
-    if header.population_fingerprint == effect.population_fingerprint:
-        return record
-    return _under_this_population(record, header.population_fingerprint, effect, user_id)
+    return record if is_own(header, effect) else _brought_over(record, origin, effect, user_id)
 
 
-def _layout(effect: Effect, header: Header) -> Layout:
-    return _layout_of(effect.d, len(effect.prior_belief.factor), header.n_outcomes, header.n_clicks, effect.width)
+def is_own(header: Header, effect: Effect) -> bool:
+    """Whether a record was learnt under the feature space and population in force."""
+    own = effect.fingerprint, effect.population_fingerprint
+    return (header.fingerprint, header.population_fingerprint) == own
+
+
+def _layout(origin: Origin, header: Header) -> Layout:
+    d, width = origin.space.d, len(origin.space.columns)
+    return _layout_of(d, origin.n_factor, header.n_outcomes, header.n_clicks, width)
 
 
 @lru_cache(maxsize=10_000)
@@ -261,27 +261,28 @@ def _layout_of(d: int, n_factor: int, n_outcomes: int, n_clicks: int, width: int
     return found
 
 
-def _under_this_population(record: Record, fingerprint: bytes, effect: Effect, user_id: str) -> Record:
-    """The record as the same evidence gives it under the model's population."""
-    old = effect.earlier_populations.get(fingerprint)
-    if old is None:
-        earlier = "[[prior.earlier]]" if effect.key == "user" else "[[effects.item.prior.earlier]]"
-        raise ForeignRecord(
-            user_id,
-            f"learnt under prior {fingerprint.hex()}, which model {effect.name!r} does not "
-            f"know; it has {effect.population_fingerprint.hex()}. Expected a prior file that was fitted with "
-            f"that prior in force, or that prior among {earlier} of the model",
-            effect.key,
-        )
-    outcomes = record.outcomes
-    shift = effect.fixed_effect - old.fixed_effect
-    if shift.any() and len(outcomes):
-        # Of those too that came with an offset: the belief has moved by as much, and what is learnt or taken back of
-        # them stays at the same log-odds.
-        outcomes = outcomes.copy()
-        outcomes["offset"] += (record.rows * shift).sum(axis=1).astype(np.float32)
+def _origin(header: Header, effect: Effect, user_id: str) -> Origin:
+    """What a record was learnt under; raises `ForeignRecord` if nobody knows it."""
+    origin = effect.origin(header.fingerprint, header.population_fingerprint)
+    if origin is not None:
+        return origin
+    if header.fingerprint != effect.fingerprint:
+        what, own = f"with feature space {header.fingerprint.hex()}", effect.fingerprint
+    else:
+        what, own = f"under prior {header.population_fingerprint.hex()}", effect.population_fingerprint
+    raise ForeignRecord(
+        user_id,
+        f"learnt {what}, which neither model {effect.name!r} nor the store knows; the model has {own.hex()}. Expected "
+        "a record of a model that has learnt into this store, or, where the store has lost what it knew of models, "
+        "that prior in the file of the one that followed it",
+        effect.key,
+    )
+
+
+def _brought_over(record: Record, origin: Origin, effect: Effect, user_id: str) -> Record:
+    """The record as the same evidence gives it under the model in force."""
     try:
-        settled = rebase(record.settled, old, effect.population)
+        settled, outcomes, rows = brought_over(record.settled, record.outcomes, record.rows, origin, effect)
     except np.linalg.LinAlgError as exc:
         raise DamagedRecord(user_id, "a covariance that cannot be inverted", effect.key) from exc
-    return record._replace(settled=settled, outcomes=outcomes)
+    return record._replace(settled=settled, outcomes=outcomes, rows=rows)

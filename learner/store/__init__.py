@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from learner.log.position import Mark, Partition
 from learner.record import IDENTITY
 from learner.record.sums import HourSums
+from learner.store.url import check_store_url
 
 KEY_PREFIX = "freshet"
 """What keys in Redis begin with, unless another prefix is set."""
@@ -154,6 +154,14 @@ class Store(Protocol):
         """
         ...
 
+    def keep_version(self, name: str, data: bytes) -> None:
+        """Have each shard keep a version of a model by its name, see `learner.store.versions`."""
+        ...
+
+    def versions(self) -> list[dict[str, bytes]]:
+        """For each shard the versions that it keeps, by name."""
+        ...
+
     def tell(self, name: str, status: bytes, ttl_s: int) -> None:
         """Keep what a learner tells of itself, by its name, for so long; nothing: no more."""
         ...
@@ -271,30 +279,3 @@ def open_store(
     from learner.store.redis import RedisStore
 
     return RedisStore(url, lifetimes, timeout_s, key_prefix)
-
-
-def check_store_url(url: str) -> None:
-    """Raise `ValueError` for a URL that `open_store` would not take; its message never repeats the URL."""
-    scheme, separator, rest = url.partition("://")
-    if separator and scheme == "unix":
-        return
-    if scheme == "sqlite" and rest.startswith("/") and len(rest) > 1:
-        return
-    if not separator or scheme not in {"redis", "rediss", "redis+cluster", "rediss+cluster"}:
-        raise ValueError(
-            f"store URL with scheme {scheme if separator else None!r}: "
-            "expected redis://, rediss://, redis+cluster://, rediss+cluster:// or sqlite:///path"
-        )
-    if not _REDIS.fullmatch(rest):
-        # A password with a slash or a hash mark in it is the usual reason, and must not be shown.
-        raise ValueError(
-            f"store URL: expected {scheme}://[user:password@]host[:port][/database], characters such as / # ? @ of a "
-            "password as %2F %23 %3F %40, or the password in FRESHET_REDIS_PASSWORD"
-        )
-
-
-_REDIS = re.compile(
-    r"([^@/?#]*@)?"  # user and password
-    r"(\[[0-9A-Fa-f:.]+\]|[^\s@:/?#,]*)(:\d{1,5})?(,[^\s@:/?#,]+:\d{1,5})*"  # host, port, other nodes of a cluster
-    r"(/\d*)?(\?[^#]*)?"  # database, options
-)

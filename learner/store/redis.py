@@ -5,25 +5,22 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
-from zlib import crc32
 
 import redis
 
 from learner.log.position import NOTHING, Mark, Partition
 from learner.record import DamagedRecord
-from learner.record.sums import GROUPS, HOURS, HourSums
+from learner.record.sums import HOURS, HourSums
 from learner.store import KEY_PREFIX, SCANNED_TOGETHER, Block, Lifetimes, Transaction, Write
 from learner.store.redis_client import connect, is_cluster
 from learner.store.redis_errors import translated
+from learner.store.redis_keys import SHARDS, feed_key, positions_key, record_key, shard_of, sums_key, versions_key
 from learner.store.redis_pipeline import RedisPipeline, kept_alive
 from learner.store.redis_scripts import CLAIM, COMPARE_AND_SET, TELL
-from learner.store.redis_sums import cells_added, read_sums, sums_key
-
-SHARDS = GROUPS
-"""Hash tags that keys are spread over. Users of one shard can be read and written in one command on Redis Cluster."""
+from learner.store.redis_sums import cells_added, read_sums
 
 # Of a stream's ids, which are a time in ms and a sequence number, in one number.
 _SEQUENCE_BITS = 20
@@ -88,14 +85,7 @@ class RedisStore:
 
     def positions(self, partitions: Sequence[Partition]) -> list[list[Mark]]:
         """Read positions, in one round trip."""
-        if not partitions:
-            return [[]] * SHARDS
-        fields = [_field(partition) for partition in partitions]
-        with translated():
-            pipeline = self._redis.pipeline(transaction=False)
-            for shard in range(SHARDS):
-                pipeline.execute_command("HMGET", positions_key(shard, self._prefix), *fields)
-            replies = pipeline.execute()
+        replies = self._of_each_shard("HMGET", positions_key, *map(_field, partitions)) if partitions else [[]] * SHARDS
         return [[_read_mark(held) for held in reply] for reply in replies]
 
     def commit(self, transactions: Sequence[Transaction]) -> list[bool]:
@@ -172,6 +162,15 @@ class RedisStore:
             held: bytes | None = self._redis.eval(CLAIM, 1, self._owner_key, claim, instead_of)
         return held
 
+    def keep_version(self, name: str, data: bytes) -> None:
+        """Keep it, in one round trip."""
+        self._of_each_shard("HSET", versions_key, name, data)
+
+    def versions(self) -> list[dict[str, bytes]]:
+        """Read them, in one round trip."""
+        replies = self._of_each_shard("HGETALL", versions_key)
+        return [{name.decode(): data for name, data in reply.items()} for reply in replies]
+
     def tell(self, name: str, status: bytes, ttl_s: int) -> None:
         """Keep a status, and no others that are over, in one script; without learners the keys expire."""
         now = time.time()
@@ -211,6 +210,15 @@ class RedisStore:
                 self._client = connect(self._url, self._timeout_s)
             return self._client
 
+    def _of_each_shard(self, command: str, key: Callable[[int, str], str], *arguments: object) -> list[Any]:
+        """What a command answers on a key of each shard, in one round trip."""
+        with translated():
+            pipeline = self._redis.pipeline(transaction=False)
+            for shard in range(SHARDS):
+                pipeline.execute_command(command, key(shard, self._prefix), *arguments)
+            replies: list[Any] = pipeline.execute()
+        return replies
+
     @property
     def _owner_key(self) -> str:
         return f"{self._prefix}:owner"
@@ -246,26 +254,6 @@ class RedisStore:
                 raise self._wrong_type(Write(id, None, None, effect=effect)) from exc
             raise
         return value
-
-
-def shard_of(id: str) -> int:
-    """Which shard a user or an item is in."""
-    return crc32(id.encode()) % SHARDS
-
-
-def record_key(id: str, prefix: str = KEY_PREFIX, effect: str = "user", shard: int | None = None) -> str:
-    """The Redis key of a user's or an item's record; whoever knows its shard need not have it worked out again."""
-    return f"{prefix}:{{{shard_of(id) if shard is None else shard:02d}}}:{effect}:{id}"
-
-
-def feed_key(shard: int, prefix: str = KEY_PREFIX) -> str:
-    """The Redis key of a shard's feed: a stream of blocks."""
-    return f"{prefix}:{{{shard:02d}}}:feed"
-
-
-def positions_key(shard: int, prefix: str = KEY_PREFIX) -> str:
-    """The Redis key of a shard's positions: a hash, ``<topic id>/<partition>`` to ``<leader epoch>/<offset>``."""
-    return f"{prefix}:{{{shard:02d}}}:positions"
 
 
 def _field(partition: Partition) -> str:

@@ -5,12 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.record.sums import CELLS, HOURS, HourSums
-
-
-def sums_key(shard: int, hour: int, prefix: str) -> str:
-    """The Redis key of the sums of an hour of a shard's users."""
-    return f"{prefix}:{{{shard:02d}}}:sums:{hour % HOURS}"
+from learner.record.sums import CELLS, HourSums
 
 
 def cells_added(cells: NDArray[np.int64]) -> str:

@@ -20,7 +20,7 @@ from learner.record import RecordError
 from learner.schemas import Schemas
 from learner.store import StoreUnavailable
 from service import DISTRIBUTION
-from service.commands import check, demo, evaluate, fit, inspect, learn, replay_dlq, serve, top, up
+from service.commands import check, demo, evaluate, fit, inspect, learn, models, replay_dlq, serve, top, up
 from service.commands.command import Command
 from service.environment import PREFIX
 from service.model_file import read_model
@@ -39,6 +39,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": evaluate,
     "demo": demo,
     "inspect": inspect,
+    "models": models,
     "replay-dlq": replay_dlq,
     "top": top,
 }
@@ -55,6 +56,7 @@ from these posteriors over HTTP.
   freshet evaluate what freshness would have gained on a log
   freshet demo     simulated users and items that come and go, and the regret of each policy
   freshet inspect  print the record of a user
+  freshet models   the versions of the model that have learnt into the store
   freshet replay-dlq  put dead letters back into their topics
   freshet top      what learners and a service tell, on one screen of a terminal
 """

@@ -18,7 +18,7 @@ from learner.log.position import NOTHING, Mark, Partition
 from learner.record import DamagedRecord
 from learner.record.sums import CELLS, GROUPS, HOURS, HourSums
 from learner.store import Move, Store, StoreUnavailable, Transaction, Write, open_store, write_alone
-from learner.store.redis import record_key
+from learner.store.redis_keys import record_key
 from tests.servers import RedisServer, eventually
 
 Opener = Callable[..., Store]
@@ -428,3 +428,14 @@ def test_an_hour_takes_the_place_of_the_one_that_was_so_many_earlier_and_never_o
     for number in (hour, hour + HOURS, hour):
         assert store.commit([Transaction(shard, (), sums=[added(group, number, c2=1)])]) == [True]
     assert sums_of(store, range(hour, hour + HOURS + 1, HOURS)) == {(group, hour + HOURS): {2: 1}}
+
+
+def test_each_shard_knows_the_versions_that_it_was_told_of_the_last_of_each_name(store: Store, user: str) -> None:
+    store.keep_version(f"{user}-a", b"one")
+    store.keep_version(f"{user}-b", b"other")
+    store.keep_version(f"{user}-a", b"\0two")
+    shards = store.versions()
+    assert len(shards) == store.shards
+    for shard in shards:
+        mine = {name: data for name, data in shard.items() if name.startswith(user)}
+        assert mine == {f"{user}-a": b"\0two", f"{user}-b": b"other"}
