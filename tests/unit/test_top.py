@@ -153,7 +153,7 @@ def test_quality_is_told_of_the_last_day_and_so_is_what_is_worse_than_the_fixed_
     for worse in (False, True):
         readings = Readings()
         readings.take(reading(0.0, told(learner()), "", QualityResponse("m", 0, 1.0, worse, {"1d": window}, [])))
-        text = shown(readings)
+        text = shown(readings, width=200)
         assert "log loss 0.5000 ±0.0100, fixed effect 0.6000; predicted/actual 0.5000 ±0.0100" in text
         assert ("worse than the fixed effect" in text) == worse
     readings.take(reading(0.0, told(learner()), "", QualityResponse("m", 0, 1.0, False, {}, [])))
