@@ -43,6 +43,7 @@ from learner.step.quality import (
     predict,
     score_due,
     score_slate,
+    scored_with,
     shown_before,
 )
 
@@ -166,9 +167,12 @@ def show(rules: Rules, user: User, events: Events, e: int, feed: Feed, sums: Sum
     now = events.event[e].at
     any_new = False
     mean, factor = np.empty(0), np.empty(0)
+    exact_mean, exact_factor = np.empty(0), np.empty(0)
     known = shown_before(user) >= KNOWN_FROM
-    if len(rules.item_columns) > 0 or user.facts[0].is_sampled:
+    if len(rules.item_columns) > 0:
         mean, factor = served(rules, user, now)
+    if user.facts[0].is_sampled:
+        exact_mean, exact_factor = scored_with(rules, user, now)
     for i in range(events.event[e].first_item, events.event[e].first_item + events.event[e].n_items):
         key = events.item[i].key
         if is_shown(rules, user, key, now):
@@ -186,12 +190,10 @@ def show(rules: Rules, user: User, events: Events, e: int, feed: Feed, sums: Sum
         keep(user, slot)
         click = waiting(rules, user, key, now, now + rules.window)
         clicked = click >= 0 and user.click[click].clicked_at - now <= rules.window
-        mu = v = 0.0
-        if len(mean) > 0:
-            mu, v = project(mean, factor, user.row[slot], user.f)
         if user.facts[0].is_sampled:
-            predict(rules, user, slot, mu, v, known)
+            predict(rules, user, slot, exact_mean, exact_factor, known)
         if len(rules.item_columns) > 0:
+            mu, v = project(mean, factor, user.row[slot], user.f)
             tell(rules, user, feed, e, slot, events.item[i].item, now, YES if clicked else NO, mu, v)
         if click >= 0:
             if clicked:

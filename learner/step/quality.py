@@ -14,6 +14,7 @@ import numpy as np
 
 from learner.belief.compiled import inner
 from learner.belief.update import project
+from learner.record.served import serve
 from learner.record.sums import (
     ALONE,
     AUC,
@@ -46,7 +47,9 @@ from learner.record.sums import (
     WORSE_2,
     N,
 )
-from learner.step.columns import CLICKED, FORGOTTEN, Rules, User
+from learner.step.columns import CLICKED, FORGOTTEN, OPEN, Rules, User
+from learner.step.evidence import kept_of_settled
+from learner.step.feed import MOST_WEIGHED
 
 TOP = 10
 # Discounted gain of the first k places; see `learner.evaluation.metrics.rank_slates`.
@@ -111,8 +114,29 @@ def shown_before(user: User) -> int:
 
 
 @inner
-def predict(rules: Rules, user: User, slot: int, mu: float, v: float, known: bool) -> None:
-    """Keep with an outcome what it would be scored with: mean and variance of x'theta as served."""
+def scored_with(rules: Rules, user: User, now: int) -> tuple[Any, Any]:
+    """Mean and factor of what the user is scored with at a time; see `learner.record.served.belief_at`.
+
+    Of more open impressions than `MOST_WEIGHED` the oldest are weighed.
+    """
+    n, slots = 0, np.empty(MOST_WEIGHED, np.int64)
+    for place in range(user.facts[0].open_from, user.facts[0].n_slots):
+        if n < MOST_WEIGHED and user.outcome[user.order[place]].state == OPEN:
+            slots[n] = user.order[place]
+            n += 1
+    mean, factor = user.mean.astype(np.float64), user.factor.astype(np.float64)
+    outcome = user.outcome[slots[:n]]
+    serve(
+        mean, factor, rules.prior_mean, rules.prior_factor, kept_of_settled(rules, user, now), user.row[slots[:n]],
+        now - outcome["shown_at"], outcome, rules.median, rules.sigma, rules.laplace,
+    )  # fmt: skip
+    return mean, factor
+
+
+@inner
+def predict(rules: Rules, user: User, slot: int, mean: Any, factor: Any, known: bool) -> None:
+    """Keep with an outcome what it would be scored with, by the belief of `scored_with`."""
+    mu, v = project(mean, factor, user.row[slot], user.f)
     one = user.outcome[slot]
     offset = np.float64(one.offset)
     served = moderated(mu + offset + one.other_mean, v + one.other_var)

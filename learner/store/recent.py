@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from cachetools import LRUCache
 
-from learner.log.position import Mark, Partition
+from learner.log.position import Partition
 from learner.record.sums import HourSums
 from learner.store import Block, Store, Transaction
 
@@ -76,7 +76,7 @@ class RecentStore:
         """See the store."""
         self._store.trim_feed(shard, number)
 
-    def positions(self, partitions: Sequence[Partition]) -> list[list[Mark]]:
+    def positions(self, partitions: Sequence[Partition]) -> list[list[bytes]]:
         """Ask the store."""
         return self._store.positions(partitions)
 
