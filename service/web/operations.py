@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import structlog
 
-from learner.belief.gaussian import Array, Rows
+from learner.belief.gaussian import Array, Belief, Rows
 from learner.belief.policies import score_items
 from learner.events.future import from_the_future
 from learner.events.keys import item_key
@@ -42,6 +42,7 @@ from service.clock import now_ms
 from service.settings import Settings
 from service.web import api
 from service.web.answers import coefficients, ranked_items, state
+from service.web.guardrail import Guardrail
 from service.web.http import split_events
 from service.web.items import Items, Plan
 from service.web.outcomes import outcomes
@@ -55,7 +56,8 @@ log = structlog.get_logger("freshet.service")
 class Operations:
     """The operations on one store and one log."""
 
-    def __init__(self, settings: Settings, model: Model, store: Store, log: EventLog) -> None:
+    def __init__(self, settings: Settings, model: Model, store: Store, log: EventLog, guardrail: Guardrail) -> None:
+        self.guardrail = guardrail
         self._settings = settings
         self._model = model
         self._store = store
@@ -101,7 +103,10 @@ class Operations:
         alpha = self._settings.ucb_alpha
         slate = None if self._items is None or plan is None else self._items.of(plan, values, now).at(rows, now, seed)
         effects = None if slate is None else slate.effects
-        scores = score_items(belief, rows, offset, wanted.policy, alpha, generator, effects)
+        fallback = self.guardrail.is_on
+        if fallback:
+            belief = Belief(np.zeros_like(belief.mean), np.zeros_like(belief.factor))
+        scores = score_items(belief, rows, offset, wanted.policy, alpha, generator, None if fallback else effects)
         ranked = Ranked(
             wanted.policy,
             record.revision,
@@ -110,6 +115,7 @@ class Operations:
             now,
             seed,
             alpha if wanted.policy == "ucb" else None,
+            fallback,
         )
         request_id = wanted.request_id or uuid.uuid4().hex
         entry = None
@@ -135,9 +141,10 @@ class Operations:
             user_known=record.n_events > 0,
             posterior=state(record, now),
             ranked=msgspec.to_builtins(ranked),
-            items=ranked_items(wanted, scores, self._model, belief, rows, offset, slate),
+            items=ranked_items(wanted, scores, self._model, belief, rows, offset, slate, fallback),
             logged=False,
             took_ms=laps.total * 1000,
+            fallback=fallback,
         )
         laps.lap("score")
         return answer, entry
