@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from math import hypot, isfinite
+from math import hypot, inf, isfinite
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import msgspec
@@ -62,8 +62,9 @@ class Scaled(Kind, frozen=True):
 
     def check(self, key: str, features: Mapping[str, Kind]) -> None:
         """A scale from one place, and bounds for ``clip`` alone."""
-        possible = isfinite(self.mean) and isfinite(self.std) and self.std > 0
-        require(possible, key, (self.mean, self.std), "a finite mean and a positive std")
+        require(
+            isfinite(self.mean) and 0 < self.std < inf, key, (self.mean, self.std), "a finite mean and a positive std"
+        )
         given = self.scale == "given" or (self.mean, self.std) == (0.0, 1.0)
         require(given, f"{key}.scale", self.scale, "no mean or std beside it: `freshet fit` finds them")
         bounds = [one for one in (self.low, self.high) if one is not None]

@@ -43,7 +43,7 @@ from service.settings import Settings
 from service.web import api
 from service.web.answers import coefficients, ranked_items, state
 from service.web.guardrail import Guardrail
-from service.web.http import split_events
+from service.web.http import headers_of_events, split_events
 from service.web.items import Items, Plan
 from service.web.outcomes import outcomes
 from service.web.shown import check_shown, shown_items
@@ -152,7 +152,7 @@ class Operations:
     def append(self, raw: bytes, sent: Mapping[str, str]) -> tuple[api.EventsResponse, list[str]]:
         """Append the good events of a body, with the headers of theirs that were sent; also the topic of each."""
         entries, errors = [], []
-        headers = _of_events(sent, self._model)
+        headers = headers_of_events(sent, self._model)
         record = told(self._model.record, "", None, headers) if self._model.record else b""
         now = now_ms()
         for index, one in enumerate(split_events(raw)):
@@ -299,10 +299,3 @@ class Operations:
 
     def _decoded(self, value: bytes | None, id: str, effect: Effect) -> Record:
         return fresh_record(effect) if value is None else decode_record(value, effect, id)
-
-
-def _of_events(sent: Mapping[str, str], model: Model) -> list[tuple[str, bytes]]:
-    """The headers of a request that `[events]` reads, named as those of records: ``ce-type`` is ``ce_type``."""
-    names = model.record.headers if model.record else frozenset()
-    found = ((name, sent.get(name.replace("_", "-"))) for name in sorted(names))
-    return [(name, value.encode()) for name, value in found if value is not None]
