@@ -62,11 +62,10 @@ class Scaled(Kind, frozen=True):
 
     def check(self, key: str, features: Mapping[str, Kind]) -> None:
         """A scale from one place, and bounds for ``clip`` alone."""
-        require(
-            isfinite(self.mean) and 0 < self.std < inf, key, (self.mean, self.std), "a finite mean and a positive std"
-        )
-        given = self.scale == "given" or (self.mean, self.std) == (0.0, 1.0)
-        require(given, f"{key}.scale", self.scale, "no mean or std beside it: `freshet fit` finds them")
+        scale = self.mean, self.std
+        require(isfinite(self.mean) and 0 < self.std < inf, key, scale, "a finite mean and a positive std")
+        alone = self.scale == "given" or scale == (0.0, 1.0)
+        require(alone, f"{key}.scale", self.scale, "no mean or std beside it: `freshet fit` finds them")
         bounds = [one for one in (self.low, self.high) if one is not None]
         if self.transform == "clip":
             require(bool(bounds), f"{key}.transform", self.transform, "low, high or both with it")

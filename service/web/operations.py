@@ -49,7 +49,6 @@ from service.web.outcomes import outcomes
 from service.web.shown import check_shown, shown_items
 
 ERASE_ATTEMPTS = 10
-
 log = structlog.get_logger("freshet.service")
 
 
