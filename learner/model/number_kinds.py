@@ -267,17 +267,16 @@ class Vector(Kind, frozen=True, tag="vector"):
 
     def filler(self, name: str, features: Mapping[str, Kind]) -> Filler:
         """The numbers."""
-        size, normalize = self.size, self.normalize
 
         def fill(columns: Array, values: Sequence[Any]) -> None:
             for i, value in enumerate(values):
                 if value is None:
                     continue
-                if type(value) is not list or len(value) != size or not NUMBERS.issuperset(map(type, value)):
+                if type(value) is not list or len(value) != self.size or not NUMBERS.issuperset(map(type, value)):
                     got = f"{len(value)} values" if isinstance(value, list) else type_name(value)
-                    raise FeatureError("bad_feature", i, name, f"expected a list of {size} numbers, got {got}")
+                    raise FeatureError("bad_feature", i, name, f"expected a list of {self.size} numbers, got {got}")
                 columns[i] = value
-                if normalize and (length := hypot(*value)):
+                if self.normalize and (length := hypot(*value)):
                     columns[i] /= length
 
         return fill
