@@ -279,7 +279,7 @@ class Learner:
             feeds = encode_blocks(self.model.item, applied.transitions, pending.user_ids, places, *shards)
         self._laps.lap("apply")
         before_commit()
-        done = self._positions.commit(writes, feeds)
+        done = self._positions.commit(writes, feeds, applied.sums)
         self._laps.lap("store")
         for user_id, end in zip(pending.user_ids, applied.ends, strict=True):
             self._sweeps.note(user_id, None if end == NEVER else end, self._log_time)

@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import msgspec
 
 from learner.log import check_log_url
-from learner.store import check_store_url
+from learner.store.url import check_store_url
 from service.environment import PREFIX, hide_password, is_service_link
 
 DAY_S = 86_400

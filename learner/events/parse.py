@@ -54,7 +54,6 @@ TOGETHER = 64
 # Unless their design matrix would have more numbers than this: 32 MiB.
 TOGETHER_NUMBERS = 4_000_000
 
-
 _DECODER = msgspec.json.Decoder(Wire)
 
 

@@ -74,7 +74,8 @@ class Ranked(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a slate was ranked: what replays it exactly, together with the log up to the user's `n_events`-th event.
 
     `revision` is the stored record's; `prior` the fingerprint of the population; `at` the time (epoch ms) that the
-    belief was relaxed to; `seed` of the draw, for ``thompson``; `alpha` the optimism, for ``ucb``.
+    belief was relaxed to; `seed` of the draw, for ``thompson``; `alpha` the optimism, for ``ucb``; `fallback` says that
+    it was by the fixed effect alone.
     """
 
     policy: Id
@@ -84,6 +85,7 @@ class Ranked(msgspec.Struct, frozen=True, omit_defaults=True):
     at: int
     seed: int | None = None
     alpha: float | None = None
+    fallback: bool = False
 
 
 class WireImpression(msgspec.Struct, frozen=True, tag_field="type", tag="impression", omit_defaults=True):

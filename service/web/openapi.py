@@ -9,7 +9,7 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from freshet.answers import LearnersResponse
+from freshet.answers import LearnersResponse, QualityResponse
 from learner.events.wire import WireClick, WireImpression
 from learner.limits import MAX_ID_LENGTH
 from learner.model.events_file import EventsFile
@@ -23,7 +23,7 @@ _REF = "#/components/schemas/{name}"
 _TYPES = [
     api.ScoreRequest, api.ScoreResponse, api.EventsResponse, api.PosteriorResponse,
     api.ItemPosteriorResponse, api.Erasure, api.ItemErasure, api.ModelResponse,
-    api.Health, api.ErrorResponse, LearnersResponse, WireImpression, WireClick,
+    api.Health, api.ErrorResponse, LearnersResponse, QualityResponse, WireImpression, WireClick,
 ]  # fmt: skip
 _ERRORS = {
     400: "The body is not JSON, or the path not UTF-8.",

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from learner.belief.gaussian import Belief, Gaussian, factorised
 from learner.model.spec import Model, load_model
 from learner.record import (
+    VERSION,
     DamagedRecord,
     ForeignRecord,
     Record,
@@ -116,8 +117,8 @@ def test_a_header_that_does_not_fit_is_refused_even_if_its_checksum_does() -> No
 
 def test_another_version_or_feature_space_is_refused_as_foreign() -> None:
     data = encode_record(fresh_record(FULL), FULL)
-    with pytest.raises(ForeignRecord, match="format version 9, this release reads 7"):
-        decode_record(forged(data, 3, 7 ^ 9), FULL, "u")
+    with pytest.raises(ForeignRecord, match=f"format version 9, this release reads {VERSION}"):
+        decode_record(forged(data, 3, VERSION ^ 9), FULL, "u")
     with pytest.raises(ForeignRecord, match="feature space"):
         decode_record(data, DIAGONAL, "u")
 
