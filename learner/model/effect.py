@@ -83,6 +83,23 @@ class Effect:
         """`earlier`, by fingerprint."""
         return {one.fingerprint: one for one in self.earlier}
 
+    def mark(self, population: Population) -> bytes:
+        """Three bytes that a record has: of the feature space and the population it was learnt under, by exclusive or.
+
+        Whoever knows the feature space reads the first bytes of the population's fingerprint in them.
+        """
+        return bytes(a ^ b for a, b in zip(self.fingerprint[:3], population.fingerprint, strict=False))
+
+    @cached_property
+    def populations(self) -> Mapping[bytes, Population]:
+        """The one in force and `earlier`, by their marks."""
+        return {self.mark(one): one for one in (*self.earlier, self.population)}
+
+    @cached_property
+    def own_mark(self) -> bytes:
+        """The mark of records learnt under the population in force."""
+        return self.mark(self.population)
+
     @property
     def ttl_s(self) -> int:
         """`max_age_ms` in whole seconds, at least one; 0 if the store is to know."""

@@ -2,16 +2,18 @@
 
 Little-endian, checksummed, no pickle; the length is a multiple of 8::
 
-    header      magic "FRS" and version u8, checksum u32 (CRC-32 of all the rest), revision i64, model fingerprint 8
-                bytes, fingerprint of the prior and fixed effect it was learnt under 8 bytes, updated_at i64, settled_at
-                i64, erased_at i64, n_events u32, n_learnt u32, outcomes u32, clicks u32
+    header      checksum u32 (CRC-32 of all the rest), revision u32, form u8 (the version, and 128 if there is more),
+                mark of feature space and population 3 bytes, updated and settled u32 (seconds; 2^32 - 1: never),
+                n_events and n_learnt u16
+    more        erased_at i64, outcomes u32, clicks u32, n_events and n_learnt above 16 bits u32: left out where all of
+                it would say nothing, so that most users who have gone fit a smaller class of Redis's allocator
     clicks      a click: key i64, clicked_at i64
     belief      mean d x f32, factor f32 (see `learner.belief.gaussian`)
     rows        as many f32 as the model's rows have columns, an outcome
     outcomes    an outcome: key i64, shown_at i64, offset f32, weight f32, mean and variance of its item's effect f32,
                 examination f32, precision f32, shift f32, state i32
 
-Bytes 4 to 16, checksum and revision, tell a record from every other one that its user has had, so that a store can
+The first 8 bytes, checksum and revision, tell a record from every other one that its user has had, so that a store can
 compare them without knowing the rest. `learner.step` reads and writes the same layout in compiled code.
 """
 
@@ -27,22 +29,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.belief.gaussian import Belief, Rows
-from learner.belief.population import rebase
+from learner.belief.population import Population, rebase
 from learner.model.effect import Effect
-from learner.record.layout import HEADER_BYTES, OUTCOME, WAITING_CLICK, Layout, plain_layout
+from learner.record.layout import (
+    COUNT_BITS,
+    HAS_MORE,
+    HEADER_BYTES,
+    LONG_HEADER_BYTES,
+    NO_SECONDS,
+    OUTCOME,
+    WAITING_CLICK,
+    Layout,
+    plain_layout,
+)
+from learner.record.layout import NEVER as NEVER
 
-MAGIC = b"FRS"
-VERSION = 7
-NEVER = -1
-IDENTITY = slice(4, 16)
+VERSION = 8
+IDENTITY = slice(0, 8)
 """Where the bytes of a record have what tells it from every other record of its user."""
-_ERASED_AT = slice(48, 56)
+MAX_REVISION = (1 << 32) - 1
 
 Structured: TypeAlias = NDArray[np.void]
 
-_HEADER = struct.Struct("<3sBIq8s8sqqqIIII")
+_HEADER = struct.Struct("<IIB3sIIHH")
+_MORE = struct.Struct("<qIIII")
+_NO_MORE = (NEVER, 0, 0, 0, 0)
 _CHECKSUM = struct.Struct("<I")
-_NEVER_ERASED = struct.pack("<q", NEVER)
+_LOW = (1 << COUNT_BITS) - 1
 
 
 class RecordError(ValueError):
@@ -80,9 +93,9 @@ class Record(NamedTuple):
     revision
         How often it was written; 0 for a user never written.
     updated_at
-        Latest event time, epoch ms; `NEVER` without events.
+        Latest event time, epoch ms in whole seconds, rounded down; `NEVER` without events.
     settled_at
-        The time to which `settled` is relaxed, epoch ms; `NEVER` while it is the prior.
+        The time to which `settled` is relaxed, epoch ms in whole seconds; `NEVER` while it is the prior.
     n_events
         Events that changed it.
     n_learnt
@@ -133,10 +146,10 @@ class Header(NamedTuple):
     """What the bytes of a record say of themselves; see the module."""
 
     version: int
-    checksum: int
+    length: int
+    """Its own length."""
     revision: int
-    fingerprint: bytes
-    population_fingerprint: bytes
+    mark: bytes
     updated_at: int
     settled_at: int
     erased_at: int
@@ -148,30 +161,41 @@ class Header(NamedTuple):
 
 def read_header(data: bytes) -> Header | None:
     """The header of bytes that need not be a whole record, nor one of this model's; None if they have none we know."""
-    if len(data) < HEADER_BYTES or data[:3] != MAGIC or data[3] != VERSION:
+    if len(data) < HEADER_BYTES or data[8] & ~HAS_MORE != VERSION:
         return None
-    return Header._make(_HEADER.unpack_from(data)[1:])
+    _, revision, form, mark, updated, settled, events, learnt = _HEADER.unpack_from(data)
+    size, more = HEADER_BYTES, _NO_MORE
+    if form & HAS_MORE:
+        if len(data) < LONG_HEADER_BYTES:
+            return None
+        size, more = LONG_HEADER_BYTES, _MORE.unpack_from(data, HEADER_BYTES)
+    erased_at, n_outcomes, n_clicks, events_high, learnt_high = more
+    updated_at, settled_at = (NEVER if at == NO_SECONDS else 1000 * at for at in (updated, settled))
+    return Header(
+        VERSION, size, revision, mark, updated_at, settled_at, erased_at,
+        events | events_high << COUNT_BITS, learnt | learnt_high << COUNT_BITS, n_outcomes, n_clicks,
+    )  # fmt: skip
 
 
 def is_tombstone(data: bytes) -> bool:
     """Whether a record is of someone who was ever erased."""
-    return data[_ERASED_AT] != _NEVER_ERASED
+    header = read_header(data)
+    return header is not None and header.erased_at != NEVER
 
 
 def header_template(effect: Effect) -> bytes:
     """The header of a record of which nothing but the model is known."""
-    unknown = (NEVER, NEVER, NEVER, 0, 0, 0, 0)
-    return _HEADER.pack(MAGIC, VERSION, 0, 0, effect.fingerprint, effect.population_fingerprint, *unknown)
+    return _HEADER.pack(0, 0, VERSION, effect.own_mark, NO_SECONDS, NO_SECONDS, 0, 0)
 
 
 def checksum(data: bytes | memoryview) -> int:
     """CRC-32 of a record, but for the place of the checksum."""
-    return crc32(data[8:], crc32(data[:4]))
+    return crc32(data[4:])
 
 
 def sealed(data: memoryview) -> bytes:
     """The bytes of a record whose checksum, until now none, is put in its place."""
-    _CHECKSUM.pack_into(data, 4, checksum(data))
+    _CHECKSUM.pack_into(data, 0, checksum(data))
     return bytes(data)
 
 
@@ -183,23 +207,25 @@ def check_record(data: bytes, effect: Effect, user_id: str) -> Header:
     DamagedRecord
         If the bytes are truncated, altered or not a record.
     ForeignRecord
-        If another feature space or another version of the format wrote it.
+        If another feature space, another version or an unknown prior wrote it.
     """
-    if len(data) < HEADER_BYTES or data[:3] != MAGIC:
+    if len(data) < HEADER_BYTES:
         raise DamagedRecord(user_id, f"{len(data)} bytes that are not a Freshet record", effect.key)
-    if checksum(data) != _CHECKSUM.unpack_from(data, 4)[0]:
+    if checksum(data) != _CHECKSUM.unpack_from(data)[0]:
         raise DamagedRecord(user_id, f"checksum of its {len(data)} bytes does not match", effect.key)
-    if data[3] != VERSION:
-        raise ForeignRecord(user_id, f"format version {data[3]}, this release reads {VERSION}", effect.key)
-    header = Header._make(_HEADER.unpack_from(data)[1:])
-    if header.fingerprint != effect.fingerprint:
+    if (version := data[8] & ~HAS_MORE) != VERSION:
+        raise ForeignRecord(user_id, f"format version {version}, this release reads {VERSION}", effect.key)
+    header = read_header(data)
+    if header is not None and header.mark not in effect.populations:
+        earlier = "[[prior.earlier]]" if effect.key == "user" else "[[effects.item.prior.earlier]]"
         raise ForeignRecord(
             user_id,
-            f"written by a model with feature space {header.fingerprint.hex()}; "
-            f"model {effect.name!r} has {effect.fingerprint.hex()}",
+            f"written by a model with another feature space, or learnt under prior {prior_of(header, effect)}, which "
+            f"model {effect.name!r} does not know; it has {effect.population_fingerprint.hex()}. Expected a prior file "
+            f"that was fitted with that prior in force, or that prior among {earlier} of the model",
             effect.key,
         )
-    if len(data) != _layout(effect, header).length:
+    if header is None or len(data) != _layout(effect, header).length:
         raise DamagedRecord(user_id, f"{len(data)} bytes do not fit its own header", effect.key)
     return header
 
@@ -207,10 +233,15 @@ def check_record(data: bytes, effect: Effect, user_id: str) -> Header:
 def encode_record(record: Record, effect: Effect) -> bytes:
     """The bytes to store; `decode_record` gives the record back to the last bit."""
     outcomes, clicks = record.outcomes, record.clicks
+    counts = record.n_events >> COUNT_BITS, record.n_learnt >> COUNT_BITS
+    more = (record.erased_at, len(outcomes), len(clicks), *counts)
+    seconds = (at // 1000 & NO_SECONDS for at in (record.updated_at, record.settled_at))
     head = _HEADER.pack(
-        MAGIC, VERSION, 0, record.revision, effect.fingerprint, effect.population_fingerprint, record.updated_at,
-        record.settled_at, record.erased_at, record.n_events, record.n_learnt, len(outcomes), len(clicks),
+        0, record.revision, VERSION | (HAS_MORE if more != _NO_MORE else 0), effect.own_mark, *seconds,
+        record.n_events & _LOW, record.n_learnt & _LOW,
     )  # fmt: skip
+    if more != _NO_MORE:
+        head += _MORE.pack(*more)
     belief = [part.astype("<f4") for part in record.settled]
     parts = [clicks, *belief, record.rows, outcomes]
     data = bytearray(head + b"".join(part.tobytes() for part in parts))
@@ -245,34 +276,31 @@ def decode_record(data: bytes, effect: Effect, user_id: str) -> Record:
         np.frombuffer(data, WAITING_CLICK, header.n_clicks, at.clicks),
         header.erased_at,
     )
-    if header.population_fingerprint == effect.population_fingerprint:
+    if header.mark == effect.own_mark:
         return record
-    return _under_this_population(record, header.population_fingerprint, effect, user_id)
+    return _under_this_population(record, effect.populations[header.mark], effect, user_id)
+
+
+def prior_of(header: Header, effect: Effect) -> str:
+    """The first six digits of the fingerprint of the prior that a record of an effect was learnt under."""
+    return bytes(a ^ b for a, b in zip(header.mark, effect.fingerprint, strict=False)).hex()
 
 
 def _layout(effect: Effect, header: Header) -> Layout:
-    return _layout_of(effect.d, len(effect.prior_belief.factor), header.n_outcomes, header.n_clicks, effect.width)
+    return _layout_of(
+        header.length, effect.d, len(effect.prior_belief.factor), header.n_outcomes, header.n_clicks, effect.width
+    )
 
 
 @lru_cache(maxsize=10_000)
-def _layout_of(d: int, n_factor: int, n_outcomes: int, n_clicks: int, width: int) -> Layout:
+def _layout_of(head: int, d: int, n_factor: int, n_outcomes: int, n_clicks: int, width: int) -> Layout:
     """Remembered: most records of a microbatch have few outcomes, and few different numbers of them."""
-    found: Layout = plain_layout(d, n_factor, n_outcomes, n_clicks, width)
+    found: Layout = plain_layout(head, d, n_factor, n_outcomes, n_clicks, width)
     return found
 
 
-def _under_this_population(record: Record, fingerprint: bytes, effect: Effect, user_id: str) -> Record:
+def _under_this_population(record: Record, old: Population, effect: Effect, user_id: str) -> Record:
     """The record as the same evidence gives it under the model's population."""
-    old = effect.earlier_populations.get(fingerprint)
-    if old is None:
-        earlier = "[[prior.earlier]]" if effect.key == "user" else "[[effects.item.prior.earlier]]"
-        raise ForeignRecord(
-            user_id,
-            f"learnt under prior {fingerprint.hex()}, which model {effect.name!r} does not "
-            f"know; it has {effect.population_fingerprint.hex()}. Expected a prior file that was fitted with "
-            f"that prior in force, or that prior among {earlier} of the model",
-            effect.key,
-        )
     outcomes = record.outcomes
     shift = effect.fixed_effect - old.fixed_effect
     if shift.any() and len(outcomes):

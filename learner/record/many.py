@@ -46,7 +46,7 @@ def read_records(effect: Effect, stored: Sequence[bytes | None], ids: Sequence[s
         if value is None:
             continue
         header = check_record(value, effect, whose)
-        if header.population_fingerprint != effect.population_fingerprint:
+        if header.mark != effect.own_mark:
             value = encode_record(decode_record(value, effect, whose), effect)
         values.append(value)
         revisions[i], lengths[i] = header.revision, len(value)

@@ -1,5 +1,9 @@
 """What Redis runs in one go, in Lua, on keys of one shard."""
 
+from __future__ import annotations
+
+from hashlib import sha1
+
 # KEYS: positions, feed, records. ARGV: the number of moves; the block to append to the feed (none: no block); for each
 # move its partition, the mark expected (none: no such field) and the new one; for each record the identity expected
 # (none: no record), the new value (none: as it is), and seconds to live (0: for ever). Answers 1 if all is done, 0 if
@@ -13,7 +17,7 @@ for i = 3, 3 * n, 3 do
   end
 end
 for i = 3, #KEYS do
-  local held = redis.pcall('GETRANGE', KEYS[i], 4, 15)
+  local held = redis.pcall('GETRANGE', KEYS[i], 0, 7)
   if type(held) == 'table' then
     return 2 - i
   elseif held ~= ARGV[3 * (n + i) - 6] then
@@ -40,6 +44,7 @@ for i = 3, #KEYS do
 end
 return 1
 """
+COMPARE_AND_SET_SHA = sha1(COMPARE_AND_SET.encode()).hexdigest()
 
 # KEYS: what learners tell of themselves, by name; until when that holds, by name. ARGV: who tells, what (nothing: no
 # more), now, until when, and for how many seconds. It takes no time of Redis, which an account may not be let ask for.
