@@ -57,12 +57,15 @@ class Items:
     ----------
     effect, store
         What is learnt of items, and where it is kept.
+    look
+        Asks what else records may have been learnt under; says whether there is something new.
     clock
         Seconds that never step back.
     """
 
     effect: ItemEffect
     store: Store
+    look: Callable[[], bool] = lambda: False
     clock: Callable[[], float] = time.monotonic
     _owned: frozenset[int] = field(default=frozenset(), init=False)
     # What the shards hold, as this member last read or wrote it: forgotten whenever one of them held something else.
@@ -155,6 +158,8 @@ class Items:
             try:
                 values = apply_to_items(self.effect, stored, transitions, items)
             except (DamagedRecord, ForeignRecord) as exc:
+                if isinstance(exc, ForeignRecord) and self.look():
+                    continue
                 log.error("record cannot be used", error=str(exc))
                 self._unusable.add(exc.user_id)
                 continue

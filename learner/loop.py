@@ -37,7 +37,8 @@ from learner.progress import Progress
 from learner.record import NEVER, DamagedRecord, ForeignRecord, encode_record, fresh_record
 from learner.step.apply import apply
 from learner.store import Store, StoreUnavailable, Write
-from learner.sweeps import Sweeps
+from learner.store.versions import Versions
+from learner.sweeps import Sweeps, read_to
 from learner.vanished import Vanished
 
 ITEMS_WAIT_MS = 20
@@ -67,6 +68,8 @@ class Learner:
         How often offsets are committed to the log.
     max_slates_per_minute
         How many slates of one user are learnt a minute; 0: all.
+    take_over
+        Whether a model that another one has followed may come into force again, since nobody else learns here.
     """
 
     model: Model
@@ -79,6 +82,7 @@ class Learner:
     stop: threading.Event = field(default_factory=threading.Event)
     commit_interval_s: float = 1.0
     max_slates_per_minute: int = 0
+    take_over: bool = False
     _committing: bool = field(default=True, init=False)
     _log_time: int = field(default=0, init=False)
     _held: frozenset[Partition] = field(default=frozenset(), init=False)
@@ -91,7 +95,8 @@ class Learner:
         self._letters = DeadLetters(self.dead_letters)
         self._busy = BusyUsers(self.max_slates_per_minute)
         self._patience = Patience(self.reader, self.stop)
-        self._items = None if self.model.item is None else Items(self.model.item, self.store)
+        self._versions = Versions(self.store, self.model, learns=True)
+        self._items = None if self.model.item is None else Items(self.model.item, self.store, self._versions.look)
         self._vanished, self._laps = Vanished(), Laps()
 
     def run(self) -> None:
@@ -99,8 +104,8 @@ class Learner:
 
         Raises
         ------
-        ModelMismatch
-            If most events or stored records are of another model: going on would give every user up.
+        ModelMismatch, ModelReplaced
+            If most events or stored records are of another model, or another version of the model is in force.
         """
         try:
             # The first look does not wait: only after it can a learner say that it is ready.
@@ -128,6 +133,7 @@ class Learner:
         self._laps = Laps()
         freshness_ms = None
         try:
+            self._patience.call(counts, partial(self._versions.keep_up, self.take_over))
             self._patience.call(counts, partial(self._positions.begin, messages))
             self._laps.lap("read")
             held = frozenset(self.reader.held())
@@ -135,7 +141,7 @@ class Learner:
                 # Users of partitions that have gone are another member's, who may be elsewhere in the log.
                 self._held, self._log_time = held, 0
                 self._sweeps.clear()
-            self._log_time = max(self._log_time, self._time_of(messages))
+            self._log_time = max(self._log_time, read_to(messages, self.reader))
             if messages:
                 freshness_ms = self._take(messages, counts, bad)
             self._sweep(counts)
@@ -151,6 +157,7 @@ class Learner:
         except StoreRewound as exc:
             counts["store_rewound"] += len(exc.partitions)
             self._positions.rewind(exc.partitions)
+            self._patience.call(counts, self._versions.register)
             self._vanished.forget()
             if self._items is not None:
                 self._items.forget()
@@ -183,14 +190,6 @@ class Learner:
         bury(refused)
         appended = [message.timestamp for message in messages if message.timestamp > 0]
         return time.time() * 1000 - min(appended) if appended else None
-
-    def _time_of(self, messages: Sequence[Message]) -> int:
-        """How far the log has been read, epoch ms: to now if there is no more of it, and never further."""
-        now = int(time.time() * 1000)
-        if messages:
-            return min(now, *(message.timestamp for message in messages))
-        # Without a partition nothing is known of what there is to read.
-        return 0 if self.reader.lag() or not self._held else now
 
     def _sweep(self, counts: Counter[str]) -> None:
         """Sweep the records of users who are due."""
@@ -252,11 +251,12 @@ class Learner:
                     counts, partial(self._attempt, batch.events, pending, messages, counts, bury_refused)
                 )
             except (DamagedRecord, ForeignRecord) as exc:
-                log.error("record cannot be used", error=str(exc))
-                reason = Reason.DAMAGED_RECORD
-                if isinstance(exc, ForeignRecord):
-                    reason = Reason.FOREIGN_RECORD
+                if foreign := isinstance(exc, ForeignRecord):
+                    if self._patience.call(counts, self._versions.look):
+                        continue
                     self._check.foreign(exc)
+                log.error("record cannot be used", error=str(exc))
+                reason = Reason.FOREIGN_RECORD if foreign else Reason.DAMAGED_RECORD
                 u = pending.user_ids.index(exc.user_id)
                 refused |= dict.fromkeys(pending.of(u).tolist(), BadEvent(reason, str(exc)))
                 pending = pending.only([one for one in range(len(pending.user_ids)) if one != u])

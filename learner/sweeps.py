@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+
+from learner.log import Message, Reader
+
 CAPACITY = 500_000
 """Users in a schedule; about 200 bytes each."""
 
@@ -53,3 +58,12 @@ class Sweeps:
         for user_id in due:
             del self._seen[user_id]
         return due
+
+
+def read_to(messages: Sequence[Message], reader: Reader) -> int:
+    """How far the log has been read, epoch ms: to now if there is no more of it, and never further."""
+    now = int(time.time() * 1000)
+    if messages:
+        return min(now, *(message.timestamp for message in messages))
+    # Without a partition nothing is known of what there is to read.
+    return 0 if reader.lag() or not reader.held() else now

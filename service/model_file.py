@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from learner.model.duration import ModelError
-from learner.model.in_force import with_prior
+from learner.model.in_force import new_coefficients, with_prior
+from learner.model.kind import some
 from learner.model.prior_file import PriorFile, decode_prior
 from learner.model.spec import Model, load_model
 
@@ -14,7 +16,17 @@ def read_model(path: str, prior: str = "") -> Model:
     """The model at a path, or the sample model if the path is empty; with the prior of a file, if there is one."""
     model = _read_specification(path)
     file = _prior_file(model, path, prior)
-    return model if file is None else with_prior(model, _read_prior(file), str(file))
+    if file is None:
+        return model
+    fitted = _read_prior(file)
+    complete = with_prior(model, fitted, str(file))
+    if new := new_coefficients(complete, fitted):
+        print(
+            f"freshet: prior {str(file)!r} was fitted before {some(new)} came into the model: "
+            "they have the prior of model.toml until the next `freshet fit`",
+            file=sys.stderr,
+        )
+    return complete
 
 
 def read_prior(path: str, prior: str = "") -> PriorFile | None:

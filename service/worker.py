@@ -82,7 +82,13 @@ def learn(settings: Settings, model: Model) -> int:
 
 
 def make_learner(
-    settings: Settings, model: Model, store: Store, reader: Reader, monitor: Monitor, stop: threading.Event
+    settings: Settings,
+    model: Model,
+    store: Store,
+    reader: Reader,
+    monitor: Monitor,
+    stop: threading.Event,
+    take_over: bool = False,
 ) -> Learner:
     """A learner; it runs when it is told to."""
     # Now, for its first use would be at the first event.
@@ -99,6 +105,7 @@ def make_learner(
         settings.poll_timeout_ms,
         stop,
         max_slates_per_minute=settings.max_slates_per_minute,
+        take_over=take_over,
     )
 
 

@@ -72,7 +72,7 @@ def put_back(store: Store, kept: sqlite3.Connection | None) -> None:
         if kept is not None:
             kept.backup(db)
             return
-        for table in ("records", "positions", "feed", "sqlite_sequence", "owner"):
+        for table in ("records", "positions", "feed", "sqlite_sequence", "owner", "versions"):
             db.execute(f"DELETE FROM {table}")
 
 

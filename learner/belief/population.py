@@ -32,7 +32,7 @@ class Population(NamedTuple):
         return hashlib.blake2b(numbers.astype("<f8").tobytes(), digest_size=8).digest()
 
 
-def gained(belief: Belief, under: Population, fixed_effect: Array) -> tuple[Array, Array]:
+def gained(belief: Belief | Gaussian, under: Population, fixed_effect: Array) -> tuple[Array, Array]:
     """A user's evidence: what their natural parameters have beyond the prior's, P - P0 and P m - P0 m0, with P = S^-1.
 
     Where the fixed effect changes from b0 to b1, beliefs are first moved by b0 - b1, so that b + theta, what an item's
@@ -72,11 +72,15 @@ def gained(belief: Belief, under: Population, fixed_effect: Array) -> tuple[Arra
     return precision, precision @ mean + np.linalg.solve(cov_0, mean - mean_0)
 
 
-def rebase(belief: Belief, old: Population, new: Population) -> Belief:
+def rebase(belief: Belief, old: Population, new: Population, bridge: Array | None = None) -> Belief:
     """The belief that the same evidence gives under another population, in float32.
 
     The evidence, see `gained`, is moved onto the new prior: P' = P1 + (P - P0), P' m' = P1 m1 + (P m - P0 m0). A user
     without any comes out at the new prior; rounding never makes a belief wider than that, or improper.
+
+    In another feature space the evidence is what the marginals of the coefficients that both have hold beyond one
+    another: those that only the old one has are integrated out, and those that only the new one has keep their prior
+    given the others. From a full covariance to a diagonal one the evidence is that of each marginal.
 
     Parameters
     ----------
@@ -86,21 +90,44 @@ def rebase(belief: Belief, old: Population, new: Population) -> Belief:
         The population the belief was learnt under.
     new
         The population to move it to.
+    bridge
+        How coefficients of the old feature space become those of the new one, see `learner.model.space.bridge`; None if
+        it is the same.
 
     Raises
     ------
     numpy.linalg.LinAlgError
         If a covariance is singular in float64.
     """
-    precision, shift = gained(belief, old, new.fixed_effect)
-    if belief.is_diagonal:
-        cov = 1.0 / (1.0 / new.prior.cov + precision)
-        return _rounded(Gaussian(cov * (new.prior.mean / new.prior.cov + shift), cov))
-    P_1 = np.asarray(np.linalg.inv(new.prior.cov), dtype=np.float64)
-    P = P_1 + precision
+    d, kept = len(new.prior.mean), np.arange(len(new.prior.mean))
+    under: Gaussian | Belief = belief
+    if bridge is not None:
+        within = bridge[:d, : len(old.prior.mean)]
+        kept = np.flatnonzero(within.any(axis=1))
+        diagonal = new.prior.is_diagonal
+        old = Population(marginal(old.prior, within[kept], diagonal), (bridge @ old.fixed_effect)[kept])
+        under = marginal(belief, within[kept], diagonal)
+    precision, shift = gained(under, old, new.fixed_effect[kept] if bridge is not None else new.fixed_effect)
+    if new.prior.is_diagonal:
+        P, moment = 1.0 / new.prior.cov, new.prior.mean / new.prior.cov
+        P[kept] += precision
+        moment[kept] += shift
+        return _rounded(Gaussian(1.0 / P * moment, 1.0 / P))
+    P = np.array(np.linalg.inv(new.prior.cov), dtype=np.float64)
+    moment = P @ new.prior.mean
+    P[np.ix_(kept, kept)] += precision
+    moment[kept] += shift
     cov = np.asarray(np.linalg.inv(P), dtype=np.float64)
-    mean = np.asarray(np.linalg.solve(P, P_1 @ new.prior.mean + shift), dtype=np.float64)
-    return _rounded(Gaussian(mean, 0.5 * (cov + cov.T)))
+    return _rounded(Gaussian(np.asarray(np.linalg.solve(P, moment), dtype=np.float64), 0.5 * (cov + cov.T)))
+
+
+def marginal(gaussian: Gaussian | Belief, B: Array, diagonal: bool) -> Gaussian:
+    """B theta of theta ~ N(m, S), with a covariance of its own form."""
+    mean, cov = B @ gaussian.mean, gaussian.cov
+    if diagonal:
+        variances = (B * B) @ cov if gaussian.is_diagonal else ((B @ cov) * B).sum(axis=1)
+        return Gaussian(mean, variances)
+    return Gaussian(mean, (B * cov) @ B.T if gaussian.is_diagonal else B @ cov @ B.T)
 
 
 def _rounded(gaussian: Gaussian) -> Belief:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 from zlib import crc32
 
 import msgspec
@@ -38,6 +38,7 @@ class Category(Kind, frozen=True, tag="category"):
     values: list[Text]
     unknown: str = "reject"
     coerce: bool = False
+    about_others: ClassVar[frozenset[str]] = frozenset({"values", "unknown"})
 
     def check(self, key: str, features: Mapping[str, Kind]) -> None:
         """Distinct values."""
@@ -77,6 +78,7 @@ class Multi(Kind, frozen=True, tag="multi"):
     buckets: Size | None = None
     unknown: str = "reject"
     coerce: bool = False
+    about_others: ClassVar[frozenset[str]] = frozenset({"values", "unknown"})
 
     def check(self, key: str, features: Mapping[str, Kind]) -> None:
         """Distinct values, or buckets."""
@@ -156,6 +158,7 @@ class Boolean(Kind, frozen=True, tag="boolean"):
 
     missing: Literal["false", "indicator"] = "false"
     coerce: bool = False
+    about_others: ClassVar[frozenset[str]] = frozenset({"missing"})
 
     def coefficients(self, name: str) -> list[str]:
         """The feature's own name, and one of its being missing if that is wanted."""

@@ -19,6 +19,7 @@ from learner.limits import MAX_RECORD_BYTES
 from learner.model.duration import ModelError
 from learner.model.kind import TIME, Filler, some
 from learner.model.kinds import Feature, FeatureError, FeatureValue, Numeric
+from learner.model.space import Column
 
 INTERCEPT = 0
 """Its column."""
@@ -260,6 +261,9 @@ def check_features(features: Mapping[str, Feature]) -> None:
     for name, feature in features.items():
         if name == INTERCEPT_NAME:
             raise ModelError("features.intercept: the intercept is always there; expected another name")
+        if feature.was in features:
+            expected = "the name that it had, which no feature has now"
+            raise ModelError(f"features.{name}.was = {feature.was!r}: expected {expected}")
         feature.check(f"features.{name}", features)
 
 
@@ -286,4 +290,9 @@ def named(key: str, names: Sequence[str], features: Mapping[str, Feature]) -> di
 
 def coefficients(features: Mapping[str, Feature]) -> list[str]:
     """The names of an effect's coefficients on some features."""
-    return [INTERCEPT_NAME, *chain.from_iterable(feature.coefficients(name) for name, feature in features.items())]
+    return [column.name for column in columns(features)]
+
+
+def columns(features: Mapping[str, Feature]) -> list[Column]:
+    """The columns of rows of some features, the intercept's first."""
+    return [Column(INTERCEPT_NAME), *chain.from_iterable(one.columns(name) for name, one in features.items())]

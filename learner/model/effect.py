@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import scipy  # scipy.special is imported at its first use, the click delay's: no scorer waits for it
 
 from learner.belief.gaussian import Array, Belief, Gaussian, Method, Rows, factorised
 from learner.belief.population import Population
+from learner.model.space import Space
 
 # An open impression counts as a "no" for good once this share of clicks would have come.
 SETTLED_SHARE = 0.95
+
+
+def mark_of(fingerprint: bytes, population: bytes) -> bytes:
+    """Three bytes that a record has: of the fingerprints of feature space and population, by exclusive or.
+
+    Whoever knows one of the two finds the first bytes of the other.
+    """
+    return bytes(a ^ b for a, b in zip(fingerprint[:3], population, strict=False))
+
+
+class Origin(NamedTuple):
+    """What a record was learnt under."""
+
+    space: Space
+    population: Population
+
+    @property
+    def n_factor(self) -> int:
+        """How many numbers the factor of a belief has."""
+        d = self.space.d
+        return d if self.population.prior.is_diagonal else d * (d + 1) // 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +52,8 @@ class Effect:
         The population N(m0, S0), shapes (d,) and (d, d), or (d,) with a diagonal covariance.
     half_life_ms, half_life_outcomes
         Time, and outcomes learnt, in which evidence loses half its pull on the mean; None keeps it for ever.
-    coefficients
-        The d names: ``intercept``, ``price``, ``genre=drama``, ``tags#3``, ``taste[0]``.
+    space
+        Its feature space.
     fingerprint
         Eight bytes that tell feature spaces apart.
     fixed_effect
@@ -46,13 +68,16 @@ class Effect:
         Populations that records may have been written under before this one, oldest first.
     max_age_ms
         How long after its last event a record is dropped from the store; None leaves it to the store.
+    known
+        What other records may have been learnt under, by their marks: filled from what the store knows, see
+        `learner.store.versions`, and shared by all copies of the effect.
     """
 
     name: str
     prior: Gaussian
     half_life_ms: float | None
     half_life_outcomes: float | None
-    coefficients: tuple[str, ...]
+    space: Space
     fingerprint: bytes
     fixed_effect: Array
     method: Method = "adf"
@@ -60,6 +85,7 @@ class Effect:
     click_delay: tuple[float, float] | None
     earlier: tuple[Population, ...] = ()
     max_age_ms: int | None = None
+    known: dict[bytes, Origin] = field(default_factory=dict, compare=False)
     key: ClassVar[str] = "user"
     """What has the effect."""
 
@@ -79,36 +105,34 @@ class Effect:
         return self.population.fingerprint
 
     @cached_property
-    def earlier_populations(self) -> Mapping[bytes, Population]:
-        """`earlier`, by fingerprint."""
-        return {one.fingerprint: one for one in self.earlier}
-
-    def mark(self, population: Population) -> bytes:
-        """Three bytes that a record has: of the feature space and the population it was learnt under, by exclusive or.
-
-        Whoever knows the feature space reads the first bytes of the population's fingerprint in them.
-        """
-        return bytes(a ^ b for a, b in zip(self.fingerprint[:3], population.fingerprint, strict=False))
-
-    @cached_property
-    def populations(self) -> Mapping[bytes, Population]:
-        """The one in force and `earlier`, by their marks."""
-        return {self.mark(one): one for one in (*self.earlier, self.population)}
-
-    @cached_property
     def own_mark(self) -> bytes:
-        """The mark of records learnt under the population in force."""
-        return self.mark(self.population)
+        """The mark of records of its feature space and population."""
+        return mark_of(self.fingerprint, self.population_fingerprint)
+
+    @cached_property
+    def _origins(self) -> Mapping[bytes, Origin]:
+        """Of its own feature space, by mark."""
+        populations = (*self.earlier, self.population)
+        return {mark_of(self.fingerprint, one.fingerprint): Origin(self.space, one) for one in populations}
+
+    def origin(self, mark: bytes) -> Origin | None:
+        """What a record with this mark was learnt under; None if it is not known."""
+        return self._origins.get(mark) or self.known.get(mark)
 
     @property
     def ttl_s(self) -> int:
         """`max_age_ms` in whole seconds, at least one; 0 if the store is to know."""
         return 0 if self.max_age_ms is None else ceil(self.max_age_ms / 1000)
 
+    @cached_property
+    def coefficients(self) -> tuple[str, ...]:
+        """The d names: ``intercept``, ``price``, ``genre=drama``, ``tags#3``, ``taste[0]``."""
+        return tuple(column.name for column in self.space.columns[: self.space.d])
+
     @property
     def d(self) -> int:
         """Number of coefficients, the intercept included."""
-        return len(self.coefficients)
+        return self.space.d
 
     @cached_property
     def settle_age_ms(self) -> float:

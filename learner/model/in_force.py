@@ -7,11 +7,15 @@ from dataclasses import replace
 from typing import TypeVar
 
 import msgspec
+import numpy as np
 
+from learner.belief.gaussian import Array, Gaussian
+from learner.belief.population import Population, marginal
 from learner.model.duration import HalfLife, ModelError
-from learner.model.effect import Effect
+from learner.model.effect import Effect, Origin, mark_of
 from learner.model.kind import Found
 from learner.model.prior_file import EffectPrior, PriorFile
+from learner.model.space import bridge
 from learner.model.spec import Model, build_model
 
 _E = TypeVar("_E", bound=Effect)
@@ -47,8 +51,7 @@ def with_prior(model: Model, prior: PriorFile, source: str = "prior.npz") -> Mod
     Raises
     ------
     ModelError
-        If the prior is of another feature space, or has a half-life and the model a discount; the message names what
-        differs.
+        If the prior has no feature in common with the model, or has a half-life and the model a discount.
     """
     if prior.half_life is not None and model.discount is not None:
         raise ModelError(
@@ -71,14 +74,17 @@ def with_prior(model: Model, prior: PriorFile, source: str = "prior.npz") -> Mod
 def in_force(effect: _E, fitted: EffectPrior, source: str = "prior.npz") -> _E:
     """The effect with a fitted prior, and its half-life if it has one; it still reads records of those before.
 
+    A prior of another feature space is brought over: coefficients that are new have the prior of the specification.
+
     Raises
     ------
     ModelError
-        If the prior is of another feature space; the message names what differs.
+        If the two have nothing in common but the intercept.
     """
     if fitted.feature_space != effect.fingerprint:
-        which = " of items" if effect.key == "item" else ""
-        raise ModelError(f"prior {source!r}: fitted for another feature space{which}: {_difference(effect, fitted)}")
+        old = {one.fingerprint: Origin(fitted.space, one) for one in (*fitted.earlier, fitted.population)}
+        effect.known.update((mark_of(fitted.feature_space, name), one) for name, one in old.items())
+        fitted = replace(fitted, population=_brought_over(effect, fitted, source), earlier=())
     half_life = fitted.half_life
     # "Never" is a half-life too.
     if half_life is None:
@@ -95,18 +101,32 @@ def in_force(effect: _E, fitted: EffectPrior, source: str = "prior.npz") -> _E:
     )
 
 
-def _difference(effect: Effect, prior: EffectPrior) -> str:
-    """What tells the feature space of a prior from the model's."""
-    lacking = [name for name in prior.coefficients if name not in effect.coefficients]
-    new = [name for name in effect.coefficients if name not in prior.coefficients]
-    parts = []
-    if lacking:
-        parts.append(f"it has {', '.join(lacking)}, which model {effect.name!r} does not")
-    if new:
-        parts.append(f"model {effect.name!r} has {', '.join(new)}, which it does not")
-    if prior.population.prior.is_diagonal != effect.prior.is_diagonal:
-        parts.append(
-            f"its covariance is {'diagonal' if prior.population.prior.is_diagonal else 'full'}, "
-            f"the model's {'diagonal' if effect.prior.is_diagonal else 'full'}"
+def new_coefficients(effect: Effect, fitted: EffectPrior) -> list[str]:
+    """Those that a fitted prior has nothing of."""
+    within = _within(effect, fitted)
+    return [name for name, row in zip(effect.coefficients, within, strict=True) if not row.any()]
+
+
+def _within(effect: Effect, fitted: EffectPrior) -> Array:
+    return bridge(fitted.space, effect.space)[: effect.d, : fitted.space.d]
+
+
+def _brought_over(effect: Effect, fitted: EffectPrior, source: str) -> Population:
+    """The fitted population in the effect's feature space."""
+    within = _within(effect, fitted)
+    kept = np.flatnonzero(within.any(axis=1))
+    if len(kept) < 2 <= min(within.shape):
+        which = " of items" if effect.key == "item" else ""
+        theirs = ", ".join(column.name for column in fitted.space.columns[1 : fitted.space.d])
+        raise ModelError(
+            f"prior {source!r}: fitted for another feature space{which}, of {theirs}: expected one that has a feature "
+            f"in common with model {effect.name!r}"
         )
-    return "; ".join(parts) or "the coefficients are the same, but their order or the features' scaling is not"
+    prior = effect.prior
+    mine = marginal(fitted.population.prior, within[kept], prior.is_diagonal)
+    mean, cov = prior.mean.copy(), prior.cov.copy()
+    mean[kept] = mine.mean
+    cov[kept if prior.is_diagonal else np.ix_(kept, kept)] = mine.cov
+    over = bridge(fitted.space, effect.space)
+    fixed_effect = fitted.population.fixed_effect
+    return Population(Gaussian(mean, cov), over[:, : len(fixed_effect)] @ fixed_effect)

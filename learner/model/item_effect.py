@@ -9,24 +9,25 @@ import msgspec
 import numpy as np
 
 from learner.belief.population import Population
-from learner.model.design import check_size, coefficients, named
+from learner.model.design import check_size, columns, named
 from learner.model.duration import parse_half_life, parse_max_age_ms
 from learner.model.effect import ItemEffect, independent
 from learner.model.file import EarlierItemPrior, ItemFile, ModelFile
 from learner.model.kinds import Feature
+from learner.model.space import Space
 
 
 def item_effect(model: ModelFile, file: ItemFile, features: Mapping[str, Feature], window_ms: int) -> ItemEffect:
     """The effect of `[effects.item]` of a model whose rows have these features; raises `ModelError` if it cannot be."""
     wanted = named("effects.item.features", file.features, features)
-    names, columns, start = coefficients(wanted), [0], 1
+    mine, places, start = columns(wanted), [0], 1
     for name, feature in features.items():
         if name in wanted:
-            columns += range(start, start + feature.width)
+            places += range(start, start + feature.width)
         start += feature.width
     diagonal = file.covariance == "diagonal"
     half_life_ms, half_life_outcomes = parse_half_life(file.half_life)
-    d = len(names)
+    d, names = len(mine), [column.name for column in mine]
     check_size("effects.item.features", d, diagonal, d, model.max_open)
 
     def population(prior: EarlierItemPrior) -> Population:
@@ -43,11 +44,11 @@ def item_effect(model: ModelFile, file: ItemFile, features: Mapping[str, Feature
         prior=population(file.prior).prior,
         half_life_ms=half_life_ms,
         half_life_outcomes=half_life_outcomes,
-        coefficients=tuple(names),
+        space=Space(tuple(mine), d),
         fingerprint=hashlib.blake2b(space, digest_size=8).digest(),
         fixed_effect=np.zeros(d),
         earlier=tuple(map(population, file.prior.earlier)),
-        columns=tuple(columns),
+        columns=tuple(places),
         max_age_ms=parse_max_age_ms("effects.item.max_age", file.max_age, window_ms),
         # Those of the model, which it gives to it.
         window_ms=0,

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import islice
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 import msgspec
 
 from learner.belief.gaussian import Array
 from learner.limits import MAX_FEATURES, MAX_LIST_LENGTH, MAX_NAME_LENGTH, MAX_NUMBER, MAX_STRING_LENGTH
 from learner.model.duration import ModelError
+from learner.model.space import Column
 
 Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=MAX_STRING_LENGTH)]
 Number: TypeAlias = Annotated[float, msgspec.Meta(ge=-MAX_NUMBER, le=MAX_NUMBER)]
@@ -78,9 +79,14 @@ class Kind(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="k
     ----------
     origin
         Whether each item says it, or the context of the request, once.
+    was
+        The name that it had in an earlier model, if it was renamed: its coefficients stay what they were.
     """
 
     origin: Literal["item", "context"] = msgspec.field(default="item", name="from")
+    was: FeatureName | None = None
+    about_others: ClassVar[frozenset[str]] = frozenset()
+    """Fields on which what a single column means does not depend."""
 
     @property
     def width(self) -> int:
@@ -124,7 +130,8 @@ class Kind(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="k
 
     def plain(self) -> Self:
         """The same columns, of values that come from the item, and as they are."""
-        changes = {"origin": "item"} | ({"coerce": False} if hasattr(self, "coerce") else {})
+        changes: dict[str, Any] = {"origin": "item", "was": None}
+        changes |= {"coerce": False} if hasattr(self, "coerce") else {}
         return msgspec.structs.replace(self, **changes)
 
     def space(self) -> dict[str, Any]:
@@ -132,6 +139,14 @@ class Kind(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="k
         default = {one.name: one.default for one in msgspec.structs.fields(self)}
         said = {name: value for name, value in msgspec.structs.asdict(self.plain()).items() if value != default[name]}
         return {"kind": type(self).__struct_config__.tag, **said}
+
+    def columns(self, name: str) -> list[Column]:
+        """What each of its columns means."""
+        said = {field: value for field, value in self.space().items() if field not in self.about_others}
+        meaning = msgspec.json.encode(said, order="sorted").decode()
+        names = self.coefficients(name)
+        before = [None] * len(names) if self.was is None else self.coefficients(self.was)
+        return [Column(one, meaning, was=was) for one, was in zip(names, before, strict=True)]
 
 
 def some(names: Collection[str]) -> str:

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from math import hypot, isfinite
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import msgspec
 import numpy as np
@@ -32,6 +32,7 @@ from learner.model.kind import (
     require,
     type_name,
 )
+from learner.model.space import Column
 
 MAX_BUCKETS = 256
 
@@ -46,6 +47,7 @@ class Scaled(Kind, frozen=True):
     low: Number | None = None
     high: Number | None = None
     missing: Literal["mean", "indicator"] = "mean"
+    about_others: ClassVar[frozenset[str]] = frozenset({"mean", "std", "scale", "missing"})
 
     @property
     def unfitted(self) -> bool:
@@ -74,6 +76,11 @@ class Scaled(Kind, frozen=True):
     def coefficients(self, name: str) -> list[str]:
         """The feature's own name, and one of its being missing if that is wanted."""
         return [name, missing_name(name)] if self.missing == "indicator" else [name]
+
+    def columns(self, name: str) -> list[Column]:
+        """The number's is on its scale."""
+        number, *missing = super().columns(name)
+        return [msgspec.structs.replace(number, loc=self.mean, scale=self.std), *missing]
 
     def transformed(self, numbers: Array) -> Array:
         """Numbers that `transform` takes, or NaN, on the scale's own axis, shape as given."""
@@ -183,6 +190,7 @@ class Bucket(Kind, frozen=True, tag="bucket"):
     quantiles: Annotated[int, msgspec.Meta(ge=2, le=MAX_BUCKETS)] | None = None
     missing: Literal["none", "indicator"] = "none"
     coerce: bool = False
+    about_others: ClassVar[frozenset[str]] = frozenset({"edges", "quantiles", "missing"})
 
     @property
     def unfitted(self) -> bool:

@@ -22,8 +22,9 @@ from learner.model.duration import HalfLife, ModelError
 from learner.model.effect import Effect
 from learner.model.kind import Found
 from learner.model.position import Examination
+from learner.model.space import Space
 
-VERSION = 3
+VERSION = 4
 # What the names of arrays of the effect of items begin with.
 _ITEM = "item_"
 
@@ -38,7 +39,7 @@ class _EffectHeader(msgspec.Struct, frozen=True):
     """The JSON part of one effect."""
 
     feature_space: str
-    coefficients: list[str]
+    space: Space
     population: str
     earlier: int
     half_life: HalfLife | None
@@ -62,8 +63,8 @@ class EffectPrior:
 
     Attributes
     ----------
-    feature_space, coefficients
-        Of the effect it was fitted for: fingerprint, and the d names.
+    feature_space, space
+        Of the effect it was fitted for: fingerprint, and what its columns mean.
     population
         The prior, full or diagonal, and the fixed effect.
     earlier
@@ -73,7 +74,7 @@ class EffectPrior:
     """
 
     feature_space: bytes
-    coefficients: tuple[str, ...]
+    space: Space
     population: Population
     earlier: tuple[Population, ...] = ()
     half_life: HalfLife | None = None
@@ -112,7 +113,7 @@ def fitted_prior(effect: Effect, population: Population, half_life: HalfLife | N
     """What was fitted with the effect's own population in force, which it knows as an earlier one."""
     earlier = (*effect.earlier, effect.population)
     return EffectPrior(
-        feature_space=effect.fingerprint, coefficients=effect.coefficients, population=population, earlier=earlier,
+        feature_space=effect.fingerprint, space=effect.space, population=population, earlier=earlier,
         half_life=half_life,
     )  # fmt: skip
 
@@ -181,17 +182,17 @@ def _effects(prior: PriorFile) -> dict[str, EffectPrior]:
     return {"": prior} if prior.item is None else {"": prior, _ITEM: prior.item}
 
 
-def _facts(effect: EffectPrior) -> tuple[str, list[str], str, int, HalfLife | None]:
+def _facts(effect: EffectPrior) -> tuple[str, Space, str, int, HalfLife | None]:
     """The fields of an `_EffectHeader`."""
     population = effect.population.fingerprint.hex()
-    return effect.feature_space.hex(), list(effect.coefficients), population, len(effect.earlier), effect.half_life
+    return effect.feature_space.hex(), effect.space, population, len(effect.earlier), effect.half_life
 
 
 def _decoded(header: _EffectHeader, arrays: Mapping[str, Array], name: str) -> EffectPrior:
-    *earlier, population = (_population(arrays, name, i, len(header.coefficients)) for i in range(header.earlier + 1))
+    *earlier, population = (_population(arrays, name, i, header.space.d) for i in range(header.earlier + 1))
     return EffectPrior(
         feature_space=bytes.fromhex(header.feature_space),
-        coefficients=tuple(header.coefficients),
+        space=header.space,
         population=population,
         earlier=tuple(earlier),
         half_life=header.half_life,

@@ -22,7 +22,7 @@ from learner.model.design import (
     Shown,
     check_features,
     check_size,
-    coefficients,
+    columns,
     named,
     structs,
     taken,
@@ -35,6 +35,7 @@ from learner.model.foreign import Foreign, check_events, compile_events
 from learner.model.item_effect import item_effect
 from learner.model.kinds import Feature, ItemError
 from learner.model.position import Examination, parse_examination
+from learner.model.space import Space
 from learner.model.toml_errors import explain
 
 
@@ -220,9 +221,10 @@ def build_model(file: ModelFile) -> Model:
     of_user = file.effects.user.features
     mine = named("effects.user.features", [*file.features] if of_user is None else of_user, file.features)
     features = mine | file.features
-    names, all_names = coefficients(mine), coefficients(features)
-    d, width = len(names), len(all_names)
-    diagonal = file.covariance == "diagonal"
+    all_columns = columns(features)
+    all_names = [column.name for column in all_columns]
+    d, width = sum(feature.width for feature in mine.values()) + 1, len(all_columns)
+    names, diagonal = all_names[:d], file.covariance == "diagonal"
     check_size("features", d, diagonal, width, file.max_open)
     # How a value is read makes no other feature space. Nor does what a missing offset stands for: a record keeps the
     # offset of each outcome as it was learnt, and its belief is about what is beyond the offsets that came.
@@ -249,7 +251,7 @@ def build_model(file: ModelFile) -> Model:
         max_open=file.max_open,
         features=features,
         ignore_unknown=file.unknown_features == "ignore",
-        coefficients=tuple(names),
+        space=Space(tuple(all_columns), d),
         fingerprint=hashlib.blake2b(space, digest_size=8).digest(),
         fixed_effect=np.zeros(width),
         earlier=tuple(Population(_gaussian(one, d, diagonal), np.zeros(width)) for one in file.prior.earlier),

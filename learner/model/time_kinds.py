@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from math import cos, pi, sin
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
@@ -32,6 +32,7 @@ class Time(Kind, frozen=True, tag="time"):
     encoding: Literal["cyclic", "one_hot"] = "cyclic"
     harmonics: Annotated[int, msgspec.Meta(ge=1, le=6)] = 1
     utc_offset: str = "+00:00"
+    about_others: ClassVar[frozenset[str]] = frozenset({"harmonics"})
 
     def check(self, key: str, features: Mapping[str, Kind]) -> None:
         """An offset that a clock can have, and harmonics of a cycle."""

@@ -29,8 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.belief.gaussian import Belief, Rows
-from learner.belief.population import Population, rebase
-from learner.model.effect import Effect
+from learner.model.effect import Effect, Origin, mark_of
+from learner.record.brought_over import brought_over
 from learner.record.layout import (
     COUNT_BITS,
     HAS_MORE,
@@ -71,7 +71,7 @@ class DamagedRecord(RecordError):
 
 
 class ForeignRecord(RecordError):
-    """The record was written by a model with another feature space, or by another version of the format."""
+    """The record was written by a model that is not known, or by another version of the format."""
 
 
 class State(IntEnum):
@@ -200,14 +200,14 @@ def sealed(data: memoryview) -> bytes:
 
 
 def check_record(data: bytes, effect: Effect, user_id: str) -> Header:
-    """The header of a record, once it is known to be whole and of this model, be it under another population.
+    """The header of a record, once it is known to be whole and of this model or one that it knows.
 
     Raises
     ------
     DamagedRecord
         If the bytes are truncated, altered or not a record.
     ForeignRecord
-        If another feature space, another version or an unknown prior wrote it.
+        If another version of the format wrote it, or a feature space or prior that nobody knows.
     """
     if len(data) < HEADER_BYTES:
         raise DamagedRecord(user_id, f"{len(data)} bytes that are not a Freshet record", effect.key)
@@ -216,16 +216,7 @@ def check_record(data: bytes, effect: Effect, user_id: str) -> Header:
     if (version := data[8] & ~HAS_MORE) != VERSION:
         raise ForeignRecord(user_id, f"format version {version}, this release reads {VERSION}", effect.key)
     header = read_header(data)
-    if header is not None and header.mark not in effect.populations:
-        earlier = "[[prior.earlier]]" if effect.key == "user" else "[[effects.item.prior.earlier]]"
-        raise ForeignRecord(
-            user_id,
-            f"written by a model with another feature space, or learnt under prior {prior_of(header, effect)}, which "
-            f"model {effect.name!r} does not know; it has {effect.population_fingerprint.hex()}. Expected a prior file "
-            f"that was fitted with that prior in force, or that prior among {earlier} of the model",
-            effect.key,
-        )
-    if header is None or len(data) != _layout(effect, header).length:
+    if header is None or len(data) != _layout(_origin(header, effect, user_id), header).length:
         raise DamagedRecord(user_id, f"{len(data)} bytes do not fit its own header", effect.key)
     return header
 
@@ -257,10 +248,12 @@ def decode_record(data: bytes, effect: Effect, user_id: str) -> Record:
     DamagedRecord
         If the bytes are truncated, altered or not a record.
     ForeignRecord
-        If another feature space, another version or an unknown prior wrote it.
+        If another version of the format wrote it, or a feature space or prior that nobody knows.
     """
     header = check_record(data, effect, user_id)
-    at = _layout(effect, header)
+    origin = _origin(header, effect, user_id)
+    at = _layout(origin, header)
+    d, width = origin.space.d, len(origin.space.columns)
     record = Record(
         header.revision,
         header.updated_at,
@@ -268,28 +261,30 @@ def decode_record(data: bytes, effect: Effect, user_id: str) -> Record:
         header.n_events,
         header.n_learnt,
         Belief(
-            np.frombuffer(data, "<f4", effect.d, at.mean),
+            np.frombuffer(data, "<f4", d, at.mean),
             np.frombuffer(data, "<f4", (at.rows - at.factor) // 4, at.factor),
         ),
         np.frombuffer(data, OUTCOME, header.n_outcomes, at.outcomes),
-        np.frombuffer(data, "<f4", header.n_outcomes * effect.width, at.rows).reshape(-1, effect.width),
+        np.frombuffer(data, "<f4", header.n_outcomes * width, at.rows).reshape(-1, width),
         np.frombuffer(data, WAITING_CLICK, header.n_clicks, at.clicks),
         header.erased_at,
     )
-    if header.mark == effect.own_mark:
-        return record
-    return _under_this_population(record, effect.populations[header.mark], effect, user_id)
+    return record if is_own(header, effect) else _brought_over(record, origin, effect, user_id)
+
+
+def is_own(header: Header, effect: Effect) -> bool:
+    """Whether a record was learnt under the feature space and population in force."""
+    return header.mark == effect.own_mark
 
 
 def prior_of(header: Header, effect: Effect) -> str:
-    """The first six digits of the fingerprint of the prior that a record of an effect was learnt under."""
-    return bytes(a ^ b for a, b in zip(header.mark, effect.fingerprint, strict=False)).hex()
+    """The first six digits of the fingerprint of a record's prior, if it has the feature space of the effect."""
+    return mark_of(effect.fingerprint, header.mark).hex()
 
 
-def _layout(effect: Effect, header: Header) -> Layout:
-    return _layout_of(
-        header.length, effect.d, len(effect.prior_belief.factor), header.n_outcomes, header.n_clicks, effect.width
-    )
+def _layout(origin: Origin, header: Header) -> Layout:
+    d, width = origin.space.d, len(origin.space.columns)
+    return _layout_of(header.length, d, origin.n_factor, header.n_outcomes, header.n_clicks, width)
 
 
 @lru_cache(maxsize=10_000)
@@ -299,17 +294,25 @@ def _layout_of(head: int, d: int, n_factor: int, n_outcomes: int, n_clicks: int,
     return found
 
 
-def _under_this_population(record: Record, old: Population, effect: Effect, user_id: str) -> Record:
-    """The record as the same evidence gives it under the model's population."""
-    outcomes = record.outcomes
-    shift = effect.fixed_effect - old.fixed_effect
-    if shift.any() and len(outcomes):
-        # Of those too that came with an offset: the belief has moved by as much, and what is learnt or taken back of
-        # them stays at the same log-odds.
-        outcomes = outcomes.copy()
-        outcomes["offset"] += (record.rows * shift).sum(axis=1).astype(np.float32)
+def _origin(header: Header, effect: Effect, user_id: str) -> Origin:
+    """What a record was learnt under; raises `ForeignRecord` if nobody knows it."""
+    origin = effect.origin(header.mark)
+    if origin is not None:
+        return origin
+    raise ForeignRecord(
+        user_id,
+        f"learnt with another feature space, or under prior {prior_of(header, effect)}, which neither model "
+        f"{effect.name!r} nor the store knows; the model has {effect.population_fingerprint.hex()}. Expected a record "
+        "of a model that has learnt into this store, or, where the store has lost what it knew of models, that prior "
+        "in the file of the one that followed it",
+        effect.key,
+    )
+
+
+def _brought_over(record: Record, origin: Origin, effect: Effect, user_id: str) -> Record:
+    """The record as the same evidence gives it under the model in force."""
     try:
-        settled = rebase(record.settled, old, effect.population)
+        settled, outcomes, rows = brought_over(record.settled, record.outcomes, record.rows, origin, effect)
     except np.linalg.LinAlgError as exc:
         raise DamagedRecord(user_id, "a covariance that cannot be inverted", effect.key) from exc
-    return record._replace(settled=settled, outcomes=outcomes)
+    return record._replace(settled=settled, outcomes=outcomes, rows=rows)

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from learner.events.microbatch import ends_of
 from learner.model.effect import Effect
-from learner.record import check_record, decode_record, encode_record
+from learner.record import check_record, decode_record, encode_record, is_own
 
 
 class Records(NamedTuple):
-    """N records, those of earlier populations re-based.
+    """N records, those of earlier models brought over.
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ def read_records(effect: Effect, stored: Sequence[bytes | None], ids: Sequence[s
         if value is None:
             continue
         header = check_record(value, effect, whose)
-        if header.mark != effect.own_mark:
+        if not is_own(header, effect):
             value = encode_record(decode_record(value, effect, whose), effect)
         values.append(value)
         revisions[i], lengths[i] = header.revision, len(value)

@@ -145,6 +145,14 @@ class Store(Protocol):
         """
         ...
 
+    def keep_version(self, name: str, data: bytes) -> None:
+        """Have each shard keep a version of a model by its name, see `learner.store.versions`."""
+        ...
+
+    def versions(self) -> list[dict[str, bytes]]:
+        """For each shard the versions that it keeps, by name."""
+        ...
+
     def tell(self, name: str, status: bytes, ttl_s: int) -> None:
         """Keep what a learner tells of itself, by its name, for so long; nothing: no more."""
         ...

@@ -103,6 +103,14 @@ class RecentStore:
         """See the store."""
         return self._store.owner(claim, instead_of)
 
+    def keep_version(self, name: str, data: bytes) -> None:
+        """See the store."""
+        self._store.keep_version(name, data)
+
+    def versions(self) -> list[dict[str, bytes]]:
+        """Ask the store."""
+        return self._store.versions()
+
     def tell(self, name: str, status: bytes, ttl_s: int) -> None:
         """See the store."""
         self._store.tell(name, status, ttl_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 from zlib import crc32
@@ -86,14 +86,7 @@ class RedisStore:
 
     def positions(self, partitions: Sequence[Partition]) -> list[list[Mark]]:
         """Read positions, in one round trip."""
-        if not partitions:
-            return [[]] * SHARDS
-        fields = [_field(partition) for partition in partitions]
-        with translated():
-            pipeline = self._redis.pipeline(transaction=False)
-            for shard in range(SHARDS):
-                pipeline.execute_command("HMGET", positions_key(shard, self._prefix), *fields)
-            replies = pipeline.execute()
+        replies = self._of_each_shard("HMGET", positions_key, *map(_field, partitions)) if partitions else [[]] * SHARDS
         return [[_read_mark(held) for held in reply] for reply in replies]
 
     def commit(self, transactions: Sequence[Transaction]) -> list[bool]:
@@ -161,6 +154,15 @@ class RedisStore:
             held: bytes | None = self._redis.eval(CLAIM, 1, self._owner_key, claim, instead_of)
         return held
 
+    def keep_version(self, name: str, data: bytes) -> None:
+        """Keep it, in one round trip."""
+        self._of_each_shard("HSET", versions_key, name, data)
+
+    def versions(self) -> list[dict[str, bytes]]:
+        """Read them, in one round trip."""
+        replies = self._of_each_shard("HGETALL", versions_key)
+        return [{name.decode(): data for name, data in reply.items()} for reply in replies]
+
     def tell(self, name: str, status: bytes, ttl_s: int) -> None:
         """Keep a status, and no others that are over, in one script; without learners the keys expire."""
         now = time.time()
@@ -199,6 +201,15 @@ class RedisStore:
             if self._client is None:
                 self._client = connect(self._url, self._timeout_s)
             return self._client
+
+    def _of_each_shard(self, command: str, key: Callable[[int, str], str], *arguments: object) -> list[Any]:
+        """What a command answers on a key of each shard, in one round trip."""
+        with translated():
+            pipeline = self._redis.pipeline(transaction=False)
+            for shard in range(SHARDS):
+                pipeline.execute_command(command, key(shard, self._prefix), *arguments)
+            replies: list[Any] = pipeline.execute()
+        return replies
 
     @property
     def _owner_key(self) -> str:
@@ -255,6 +266,11 @@ def feed_key(shard: int, prefix: str = KEY_PREFIX) -> str:
 def positions_key(shard: int, prefix: str = KEY_PREFIX) -> str:
     """The Redis key of a shard's positions: a hash, ``<topic id>/<partition>`` to ``<leader epoch>/<offset>``."""
     return f"{prefix}:{{{shard:02d}}}:positions"
+
+
+def versions_key(shard: int, prefix: str = KEY_PREFIX) -> str:
+    """The Redis key of the versions of models that a shard knows: a hash, by name."""
+    return f"{prefix}:{{{shard:02d}}}:versions"
 
 
 def _field(partition: Partition) -> str:

@@ -22,6 +22,7 @@ CREATE TABLE IF NOT EXISTS positions (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS feed (number INTEGER PRIMARY KEY AUTOINCREMENT, data BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS owner (value BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS versions (name TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS told (name TEXT PRIMARY KEY, status BLOB NOT NULL, expires_at REAL NOT NULL) WITHOUT ROWID;
 """
 
@@ -111,6 +112,16 @@ class SqliteStore:
                 db.execute("INSERT INTO owner VALUES (?)", (claim,))
                 return claim
         return held and bytes(held[0])
+
+    def keep_version(self, name: str, data: bytes) -> None:
+        """Keep it in the place of what had the name."""
+        with self._file.writing() as db:
+            db.execute("INSERT OR REPLACE INTO versions VALUES (?, ?)", (name, data))
+
+    def versions(self) -> list[dict[str, bytes]]:
+        """Read them all."""
+        with self._file.reading() as db:
+            return [dict(db.execute("SELECT name, data FROM versions"))]
 
     def tell(self, name: str, status: bytes, ttl_s: int) -> None:
         """Keep a status in the place of the last one, and no others that are over."""

@@ -14,6 +14,7 @@ from learner.model.prior_file import PriorFile, fitted_prior
 from learner.model.spec import Model
 from learner.record import RecordError
 from learner.store import open_store
+from learner.store.versions import Versions
 from service.commands.fit import say_prior_of_items, told, write_prior
 from service.commands.logs import progress
 from service.environment import hide_password
@@ -36,6 +37,7 @@ def fit_from_store(arguments: argparse.Namespace, settings: Settings, model: Mod
     refuse = refused.append if arguments.skip_bad else None
     store = open_store(settings.store_url, **settings.store_options)
     try:
+        Versions(store, model).look()
         with progress("reading", " records") as bar:
             evidence = collect_evidence(
                 store.scan(),

@@ -10,6 +10,7 @@ import msgspec
 from learner.model.effect import Effect
 from learner.model.spec import Model
 from learner.store import open_store
+from learner.store.versions import Versions
 from service.clock import now_ms
 from service.commands.command import SQLITE_FILE
 from service.environment import hide_password
@@ -46,6 +47,7 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     store = open_store(settings.store_url, **settings.store_options)
     try:
         (value,) = store.load([key], effect.key)
+        Versions(store, model).look()
     finally:
         store.close()
     if value is None:

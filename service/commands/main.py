@@ -25,6 +25,7 @@ COMMANDS = {
     "evaluate": "what freshness would have gained on a log",
     "demo": "simulated users and items that come and go, and the regret of each policy",
     "inspect": "print the record of a user or an item",
+    "models": "the versions of the model that have learnt into the store",
     "replay-dlq": "put dead letters back into their topics",
     "top": "what learners and a service tell, on one screen of a terminal",
 }

@@ -10,6 +10,7 @@ from learner.model_check import ModelMismatch
 from learner.record import RecordError
 from learner.store import StoreUnavailable
 from learner.store.owner import WrongStore
+from learner.store.versions import ModelReplaced
 from service.environment import service_links
 from service.eviction import StoreEvicts
 from service.settings import Settings
@@ -27,6 +28,14 @@ def logged(settings: Settings, process: Callable[[], int]) -> int:
         log.warning("passed over variables that are Kubernetes' service links", variables=links)
     try:
         return process()
-    except (LogUnavailable, StoreUnavailable, WrongStore, StoreEvicts, RecordError, ModelMismatch) as exc:
+    except (
+        LogUnavailable,
+        StoreUnavailable,
+        WrongStore,
+        StoreEvicts,
+        RecordError,
+        ModelMismatch,
+        ModelReplaced,
+    ) as exc:
         log.error("stopped", error=str(exc))
         return 1

@@ -35,6 +35,7 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
         from learner.model_check import ModelMismatch
         from learner.store import open_store
         from learner.store.owner import claim, owner_of
+        from learner.store.versions import ModelReplaced
         from service.monitor import Monitor
         from service.telling import telling
         from service.web.app import create_app
@@ -51,7 +52,8 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
         learner_store, store = (open_store(settings.store_url, **settings.store_options) for _ in range(2))
         claim(learner_store, owner_of(model, settings.group))
         reader = open_reader(settings.log, settings.topics, settings.group)
-        learner = make_learner(settings, model, learner_store, reader, monitor, stop)
+        # Nobody else learns into this file.
+        learner = make_learner(settings, model, learner_store, reader, monitor, stop, take_over=True)
         app = create_app(
             settings, model, store, open_log(settings.log), registry, lambda: monitor.trouble(learner_store)
         )
@@ -61,7 +63,7 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
         def learn() -> None:
             try:
                 learner.run()
-            except ModelMismatch as exc:
+            except (ModelMismatch, ModelReplaced) as exc:
                 log.error("stopped", error=str(exc))
             finally:
                 # However the loop ended, a service whose posteriors no longer move must not look alive.

@@ -25,6 +25,7 @@ from learner.model.spec import Model
 from learner.record import (
     MAX_REVISION,
     DamagedRecord,
+    ForeignRecord,
     Record,
     State,
     decode_record,
@@ -36,6 +37,7 @@ from learner.record import (
 from learner.record.items import item_id
 from learner.record.served import belief_at
 from learner.store import Store, StoreUnavailable, Write, write_alone
+from learner.store.versions import Versions
 from service.clock import now_ms
 from service.settings import Settings
 from service.web import api
@@ -58,6 +60,7 @@ class Operations:
         self._model = model
         self._store = store
         self._log = log
+        self.versions = Versions(store, model)
         self._items = None if model.item is None else Items(model.item, settings.item_cache_ms / 1000)
         self._warned = False
 
@@ -167,7 +170,7 @@ class Operations:
     def posterior(self, user_id: str) -> api.PosteriorResponse:
         """The belief of a user."""
         (value,) = self._store.load([user_id])
-        record = self._decoded(value, user_id, self._model)
+        record = self._read(value, user_id, self._model)
         now = now_ms()
         return api.PosteriorResponse(
             user_id=user_id,
@@ -190,7 +193,7 @@ class Operations:
         """
         effect, key = self._item_effect(), item_id(item_key(id))
         (value,) = self._store.load([key], effect.key)
-        record = self._decoded(value, key, effect)
+        record = self._read(value, key, effect)
         now = now_ms()
         return api.ItemPosteriorResponse(
             item_id=id,
@@ -268,13 +271,22 @@ class Operations:
     def _to_erase(self, value: bytes | None, id: str, effect: Effect) -> Record:
         """What a tombstone is made from; of a damaged record, which may stand for any number of events, for one."""
         try:
-            record = self._decoded(value, id, effect)
+            record = self._read(value, id, effect)
         except DamagedRecord:
             # Whatever it is, the compare-and-set has to find it and to leave another one.
             header = read_header(value or b"")
             record = fresh_record(effect)._replace(revision=header.revision if header else 0, n_events=1)
         # The tombstone's is one more.
         return record._replace(revision=record.revision % MAX_REVISION)
+
+    def _read(self, value: bytes | None, id: str, effect: Effect) -> Record:
+        """As `_decoded`, also of a version of the model that has come since; it may ask the store."""
+        try:
+            return self._decoded(value, id, effect)
+        except ForeignRecord:
+            if not self.versions.look():
+                raise
+            return self._decoded(value, id, effect)
 
     def _decoded(self, value: bytes | None, id: str, effect: Effect) -> Record:
         return fresh_record(effect) if value is None else decode_record(value, effect, id)

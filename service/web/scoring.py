@@ -10,6 +10,7 @@ from typing import TypeVar, TypeVarTuple
 from learner.laps import Laps
 from learner.log import Entry
 from learner.model.spec import Model
+from learner.record import ForeignRecord
 from learner.store import NotNow, Pipelined, Store
 from service.web import api
 from service.web.operations import Operations
@@ -50,6 +51,17 @@ class Scoring:
 
     async def score(self, wanted: api.ScoreRequest, n_bytes: int, laps: Laps) -> tuple[api.ScoreResponse, Entry | None]:
         """Score a request of so many bytes, and time its stages; also what is to be logged."""
+        try:
+            return await self._score(wanted, n_bytes, laps)
+        except ForeignRecord:
+            # Of a version of the model that has come since; it is read by what the store says of that.
+            if not await in_thread(self._with_store, self._operations.versions.look):
+                raise
+            return await self._score(wanted, n_bytes, laps)
+
+    async def _score(
+        self, wanted: api.ScoreRequest, n_bytes: int, laps: Laps
+    ) -> tuple[api.ScoreResponse, Entry | None]:
         pool = self._explaining if wanted.explain else self._with_store
         plan = self._operations.plan(wanted)
         if self._pipeline is None:

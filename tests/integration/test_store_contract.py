@@ -384,3 +384,14 @@ def test_a_sqlite_file_that_cannot_be_made_is_unavailable() -> None:
 def test_an_unknown_store_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="expected redis://"):
         open_store(url, 60)
+
+
+def test_each_shard_knows_the_versions_that_it_was_told_of_the_last_of_each_name(store: Store, user: str) -> None:
+    store.keep_version(f"{user}-a", b"one")
+    store.keep_version(f"{user}-b", b"other")
+    store.keep_version(f"{user}-a", b"\0two")
+    shards = store.versions()
+    assert len(shards) == store.shards
+    for shard in shards:
+        mine = {name: data for name, data in shard.items() if name.startswith(user)}
+        assert mine == {f"{user}-a": b"\0two", f"{user}-b": b"other"}

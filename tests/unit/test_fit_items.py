@@ -183,7 +183,7 @@ def test_what_was_fitted_of_items_is_in_force_half_life_too(
     effect = item_of(read_model(str(folder / "model.toml"), str(folder / "p.npz")))
     assert (effect.half_life_ms, effect.half_life_outcomes) == half_life
     assert effect.prior.cov.tolist() == prior.item.population.prior.cov.tolist()
-    assert item_of(model_of()).population_fingerprint in effect.earlier_populations
+    assert item_of(model_of()).population_fingerprint in {one.fingerprint for one in effect.earlier}
 
 
 def test_a_log_whose_items_are_all_alike_is_told_that_their_effect_is_not_worth_it(
@@ -293,11 +293,12 @@ def test_a_prior_file_of_items_comes_back_and_is_of_their_feature_space() -> Non
     effect = item_of(with_prior(model, again))
     assert effect.prior.cov.tolist() == [0.7]
     assert (effect.half_life_ms, effect.half_life_outcomes) == (None, None)
-    assert item_of(model).population_fingerprint in effect.earlier_populations
-    # A model that learns no items does without it; one of other features is refused.
+    assert item_of(model).population_fingerprint in {one.fingerprint for one in effect.earlier}
+    # A model that learns no items does without it; in one of more features those have the model's own prior.
     assert with_prior(replace(model, item=None), again).item is None
-    with pytest.raises(ModelError, match=r"feature space of items: model 'm' has x, which it does not"):
-        with_prior(model_of('features = ["x"]'), again)
+    wider = item_of(with_prior(model_of('features = ["intercept", "x"]'), again))
+    assert np.diagonal(wider.prior.cov).tolist() == [0.7, *np.diagonal(wider.prior.cov)[1:]]
+    assert wider.prior.cov[0, 1:].tolist() == [0.0] * (wider.d - 1)
     assert again.item is not None
     off = replace(again.item, population=Population(Gaussian(np.ones(1), np.ones(1)), np.zeros(1)))
     with pytest.raises(ModelError, match="mean of items is not 0"):

@@ -9,7 +9,7 @@ from learner.belief.gaussian import Gaussian
 from learner.belief.population import Population, rebase
 from learner.events.keys import outcome_key
 from learner.model.duration import HalfLife, ModelError
-from learner.model.in_force import with_prior
+from learner.model.in_force import new_coefficients, with_prior
 from learner.model.prior_file import PriorFile, decode_prior, encode_prior
 from learner.model.spec import Model, load_model
 from learner.record import ForeignRecord, decode_record, encode_record, fresh_record
@@ -42,7 +42,7 @@ def a_prior(model: Model, population: Population, earlier: tuple[Population, ...
     return PriorFile(
         model_name=model.name,
         feature_space=model.fingerprint,
-        coefficients=model.coefficients,
+        space=model.space,
         population=population,
         earlier=earlier,
         click_delay=(9000.0, 1.1),
@@ -95,7 +95,7 @@ def test_a_prior_file_is_read_back_to_the_last_bit_and_written_twice_alike() -> 
     read = decode_prior(data)
     assert read.population.fingerprint == prior.population.fingerprint
     assert [one.fingerprint for one in read.earlier] == [FULL.population_fingerprint]
-    assert (read.click_delay, read.half_life, read.coefficients) == ((9000.0, 1.1), HalfLife(1e6), FULL.coefficients)
+    assert (read.click_delay, read.half_life, read.space) == ((9000.0, 1.1), HalfLife(1e6), FULL.space)
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-30], lambda b: b"not a prior", lambda b: b""])
@@ -105,12 +105,32 @@ def test_a_damaged_prior_file_is_refused_by_name(damage: object) -> None:
         decode_prior(damage(data), "mine.npz")  # type: ignore[operator]
 
 
-def test_a_prior_of_another_feature_space_is_refused_naming_the_difference() -> None:
+def test_a_prior_of_an_earlier_feature_space_holds_for_what_it_knows_and_the_models_own_for_what_is_new() -> None:
     other = load_model(TEXT.format("full") + 'more = { kind = "numeric" }\n')
-    with pytest.raises(ModelError, match=r"model 't' has more"):
+    fitted = a_population(FULL, fixed=True)
+    brought = with_prior(other, a_prior(FULL, fitted))
+    np.testing.assert_array_equal(brought.prior.mean, [*fitted.prior.mean, 0.0])
+    np.testing.assert_array_equal(brought.prior.cov[:3, :3], fitted.prior.cov)
+    np.testing.assert_array_equal(brought.prior.cov[3], [0.0, 0.0, 0.0, 0.7])
+    np.testing.assert_array_equal(brought.fixed_effect, [*fitted.fixed_effect, 0.0])
+    assert new_coefficients(brought, a_prior(FULL, fitted)) == ["more"]
+    flat = with_prior(DIAGONAL, a_prior(FULL, fitted))
+    np.testing.assert_array_equal(flat.prior.cov, np.diagonal(fitted.prior.cov))
+
+
+def test_records_learnt_under_a_fitted_prior_are_read_after_a_feature_was_added() -> None:
+    fitted = a_prior(FULL, a_population(FULL))
+    under = replace(with_prior(FULL, fitted), click_delay=None, half_life_ms=None)
+    other = with_prior(load_model(TEXT.format("full") + 'more = { kind = "numeric" }\n'), fitted)
+    before, after = (decode_record(learn(under, [1, 2, 3]), one, "u").settled for one in (under, other))
+    np.testing.assert_allclose(after.mean, [*before.mean, 0.0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(after.cov[:3, :3], before.cov, rtol=1e-3, atol=1e-4)
+
+
+def test_a_prior_that_has_nothing_in_common_with_the_model_is_refused() -> None:
+    other = load_model('name = "o"\n[features]\ny = { kind = "numeric" }\n')
+    with pytest.raises(ModelError, match="fitted for another feature space, of x, z: expected one that has a feature"):
         with_prior(other, a_prior(FULL, a_population(FULL)))
-    with pytest.raises(ModelError, match="covariance is full, the model's diagonal"):
-        with_prior(DIAGONAL, a_prior(FULL, a_population(FULL)))
 
 
 def shown(model: Model, at: int, offset: float = 0.0) -> Impression:

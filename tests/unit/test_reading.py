@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from itertools import chain
 from typing import Any
 
 import msgspec
@@ -19,8 +18,9 @@ from learner.events.keys import outcome_key
 from learner.events.microbatch import BAD
 from learner.events.parse import parse_event, parse_events
 from learner.events.wire import BadEvent, Reason, WireClick, impression_json
-from learner.model.design import MAX_FIELDS
+from learner.model.design import MAX_FIELDS, columns
 from learner.model.kinds import Category, Feature, Multi, Numeric, Vector
+from learner.model.space import Space
 from learner.model.spec import Model, load_model
 from service.web.api import score_decoder
 from tests.stepping import Click, Impression, single
@@ -41,12 +41,12 @@ CLICK = b'{"type": "click", "request_id": "r1", "user_id": "u", "item_id": "0", 
 
 
 def model_of(features: dict[str, Feature], ignore_unknown: bool = False) -> Model:
-    names = ["intercept", *chain.from_iterable(feature.coefficients(name) for name, feature in features.items())]
-    fixed_effect = np.random.default_rng(1).normal(size=len(names))
+    space = Space(tuple(columns(features)), len(columns(features)))
+    fixed_effect = np.random.default_rng(1).normal(size=space.d)
     return replace(
         MODEL,
         features=features,
-        coefficients=tuple(names),
+        space=space,
         ignore_unknown=ignore_unknown,
         fixed_effect=fixed_effect,
     )

@@ -141,7 +141,7 @@ def test_the_prior_from_the_store_is_that_of_em_on_the_log_and_so_is_a_second_on
     second = refitted(records, first)
     assert_as_good(second, on_the_log(world, model), truth, 0.08)
     # Every record can be read under it, those of the first prior and of the model's too.
-    assert {model.population_fingerprint, first.population_fingerprint} <= second.earlier_populations.keys()
+    assert {model.population_fingerprint, first.population_fingerprint} <= {one.fingerprint for one in second.earlier}
     assert len(moved(records, first, second)) == N_USERS
 
 

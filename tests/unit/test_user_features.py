@@ -272,7 +272,7 @@ def test_a_prior_file_keeps_a_fixed_effect_that_is_longer_than_the_prior() -> No
             PriorFile(
                 model_name=model.name,
                 feature_space=model.fingerprint,
-                coefficients=model.coefficients,
+                space=model.space,
                 population=population,
             )
         )
