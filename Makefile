@@ -4,7 +4,7 @@ SOURCES := $(shell find learner service freshet -name '*.py' -o -path '*/static/
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help up test lint chaos fuzz bench compose digests ranklens lock clean
+.PHONY: help up test lint chaos fuzz bench docs sbom compose image digests ranklens lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -32,6 +32,17 @@ bench: .venv-bench/installed ## Measure against peers, floors and earlier revisi
 fuzz: .venv-fuzz/installed ## Fuzz the wire format, the records and every route: make fuzz ARGS="--quick"; --help says more
 	OMP_NUM_THREADS=1 .venv-fuzz/bin/python -m tests.fuzz $(ARGS)
 
+docs: .venv-docs/installed ## Build the site into build/site, every link checked; to be read from there, without a server
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+
+sbom: .venv-docs/installed ## List what an image's environment is made of, with hashes, in CycloneDX: build/sbom.json
+	@mkdir -p build
+	.venv-docs/bin/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --mc-type application \
+	  --spec-version 1.6 --output-reproducible --validate --output-file build/sbom.json
+
+image: ## Build the image, and start it on a read-only file system and without any capability (needs docker)
+	tests/e2e/image_check.sh
+
 compose: deploy/secrets/redis_password ## Start Kafka, Redis, a learner and a scorer in containers
 	docker-compose up -d --build
 
@@ -55,25 +66,36 @@ lock: ## Resolve the dependencies anew, those of the build too (needs uv)
 	uv pip compile -q -U --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	  --group dev -c requirements.lock -c requirements-build.lock -o requirements-dev.lock pyproject.toml
 	uv pip compile -q -U --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --group docs --group sbom -c requirements-dev.lock -o requirements-docs.lock
+	uv pip compile -q -U --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	  --group bench -c requirements.lock -c requirements-build.lock -o requirements-bench.lock pyproject.toml
 	uv pip compile -q -U --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	  --group test --group fuzz -c requirements-dev.lock -c requirements-build.lock -o requirements-fuzz.lock pyproject.toml
 
 clean: ## Remove the environments and caches; leaves freshet.db alone
-	rm -rf .venv .venv-test .venv-bench .venv-fuzz .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-test .venv-bench .venv-fuzz .venv-docs build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 .venv/installed: LOCK := requirements.lock
 .venv-test/installed: LOCK := requirements-dev.lock
 .venv-bench/installed: LOCK := requirements-bench.lock
 .venv-fuzz/installed: LOCK := requirements-fuzz.lock
+.venv-docs/installed: LOCK := requirements-docs.lock
 .venv/installed .venv-test/installed .venv-bench/installed .venv-fuzz/installed: $(SOURCES) requirements.lock \
   requirements-dev.lock requirements-bench.lock requirements-fuzz.lock
+	$(environment)
+	@$(@D)/bin/pip install -q --disable-pip-version-check --require-hashes -r requirements-build.lock
+	@$(@D)/bin/pip install -q --disable-pip-version-check --no-build-isolation --no-deps --force-reinstall .
+	@cd $(@D) && bin/python -m learner.compile
+	@touch $@
+.venv-docs/installed: requirements-docs.lock
+	$(environment)
+	@touch $@
+
+define environment
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Freshet needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12 ..."; exit 1; }
 	@test -x $(@D)/bin/pip || $(PYTHON) -m venv $(@D) || \
 	  { rm -rf $(@D); echo "No virtual environment could be made (Debian: apt-get install python3-venv)"; exit 1; }
 	@echo "installing what $(LOCK) holds into $(@D)"
-	@$(@D)/bin/pip install -q --disable-pip-version-check --require-hashes -r $(LOCK) -r requirements-build.lock
-	@$(@D)/bin/pip install -q --disable-pip-version-check --no-build-isolation --no-deps --force-reinstall .
-	@cd $(@D) && bin/python -m learner.compile
-	@touch $@
+	@$(@D)/bin/pip install -q --disable-pip-version-check --require-hashes -r $(LOCK)
+endef

@@ -20,7 +20,7 @@ from benchmarks.harness import Context, Figure, interleave, percentile, ratios, 
 from benchmarks.http_process import Client, PythonProcess, cpu_s, keep_asking
 from benchmarks.learner import processes, stream_of
 from benchmarks.score import CONNECTIONS, USER, body, known_user
-from benchmarks.workload import START_MS, fill_topic, freshet_environ, items, make_topic, model, shared
+from benchmarks.workload import START_MS, freshet_environ, items, make_topic, model, shared
 from learner.events.keys import item_key
 from learner.events.wire import impression_json
 from learner.model.effect import ItemEffect
@@ -208,13 +208,11 @@ def _probe_for(seconds: float, client: Client, producer: KafkaProducer, topic: s
 
 def _side_by_side(context: Context) -> list[Figure]:
     """Processor time an event of two and four learners on four partitions, over one on all, items and all."""
-    topic = "four-partitions"
-    stream = stream_of(4 if context.quick else 10, 10, 10_000)
-    n = fill_topic(shared(context, KafkaServer), topic, stream, n_partitions=4)
+    events = list(stream_of(4 if context.quick else 10, 10, 10_000))
     used: dict[int, list[float]] = {1: [], 2: [], 4: []}
-    for _ in range(1 if context.quick else context.repetitions):
+    for _ in range(context.repetitions):
         for count, mine in used.items():
-            processes(context, topic, n, count, mine, 4, True)
+            processes(context, events, 4, count, mine, True)
     return [
         Figure(f"items: processor time an event, {count} learners over one", "x", ratios(used[count], used[1]))
         for count in (2, 4)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 import redis
-from kafka import KafkaConsumer, TopicPartition
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 
 from benchmarks.harness import Context, Figure, interleave, ratios
-from benchmarks.workload import fill_topic, freshet_environ, model, shared, visits
+from benchmarks.workload import fill_topic, freshet_environ, make_topic, model, send, shared, visits
 from learner.log import open_log, open_reader
 from learner.loop import Learner
 from learner.store import open_store
@@ -165,14 +166,13 @@ def _scaling(context: Context) -> list[Figure]:
     Where cores are short, events a second say how many there are; processor time an event says what learners cost each
     other.
     """
-    topic = "two-partitions"
-    n = fill_topic(shared(context, KafkaServer), topic, stream_of(4 if context.quick else 10, 10), n_partitions=2)
+    events = list(stream_of(4 if context.quick else 10, 10))
     used_by_one: list[float] = []
     used_by_two: list[float] = []
     values = interleave(
         {
-            "one": partial(processes, context, topic, n, 1, used_by_one),
-            "two": partial(processes, context, topic, n, 2, used_by_two),
+            "one": partial(processes, context, events, 2, 1, used_by_one),
+            "two": partial(processes, context, events, 2, 2, used_by_two),
         },
         1 if context.quick else context.repetitions,
     )
@@ -189,46 +189,63 @@ def _scaling(context: Context) -> list[Figure]:
 
 
 def processes(
-    context: Context, topic: str, n: int, count: int, processor_s: list[float], partitions: int = 2,
+    context: Context, events: Sequence[tuple[bytes, bytes]], n_partitions: int, count: int, processor_s: list[float],
     with_items: bool = False,
 ) -> float:  # fmt: skip
-    """Records a second that `count` learners commit, from the first fifth to the last.
+    """Records a second that `count` learners commit, once each has learnt of a fifth and all of the rest is there.
 
-    Adds the seconds of processor time for each to `processor_s`.
+    Adds the seconds of processor time for each to `processor_s`. Starting costs as much as thousands of records, and is
+    not counted.
     """
-    server = shared(context, RedisServer)
+    server, kafka = shared(context, RedisServer), shared(context, KafkaServer)
     client = redis.Redis.from_url(server.url())
     client.flushdb()
     client.close()
-    group = f"group-{uuid.uuid4().hex}"
+    topic = group = f"group-{uuid.uuid4().hex}"
+    make_topic(kafka, topic, n_partitions)
     environ = {
-        **freshet_environ(context, server.url(), shared(context, KafkaServer).url, topic, group, with_items),
+        **freshet_environ(context, server.url(), kafka.url, topic, group, with_items),
         "FRESHET_LEARNER_PORT": "0",
     }
-    watcher = KafkaConsumer(
-        bootstrap_servers=shared(context, KafkaServer).bootstrap, group_id=group, enable_auto_commit=False
-    )
-    places = [TopicPartition(topic, number) for number in range(partitions)]
+    watcher = KafkaConsumer(bootstrap_servers=kafka.bootstrap, group_id=group, enable_auto_commit=False)
+    admin = KafkaAdminClient(bootstrap_servers=kafka.bootstrap)
+    places = [TopicPartition(topic, number) for number in range(n_partitions)]
 
     def committed() -> int:
         return sum(watcher.committed(place) or 0 for place in places)
 
+    def at_work() -> int:
+        """How many have partitions."""
+        members = admin.describe_groups([group])[group]["members"]
+        return sum(
+            bool(one["member_assignment"] and one["member_assignment"]["assigned_partitions"]) for one in members
+        )
+
     processes = [subprocess.Popen([sys.executable, "-m", "service", "learn"], env=environ) for _ in range(count)]
     try:
-        eventually(lambda: committed() >= n // 5, 120, "a fifth is learnt")
-        start, started = committed(), time.perf_counter()
-        used = sum(_processor_seconds(process.pid) for process in processes)
-        eventually(lambda: committed() >= n, 300, "all is learnt")
+        eventually(lambda: at_work() == count, 120, "each has partitions")
+        first = len(events) // 5
+        send(kafka, topic, events[:first], n_partitions)
+        eventually(lambda: committed() >= first, 120, "a fifth is learnt")
+        for process in processes:
+            process.send_signal(signal.SIGSTOP)
+        send(kafka, topic, events[first:], n_partitions)
+        used, started = sum(_processor_seconds(process.pid) for process in processes), time.perf_counter()
+        for process in processes:
+            process.send_signal(signal.SIGCONT)
+        eventually(lambda: committed() >= len(events), 300, "all is learnt")
         elapsed = time.perf_counter() - started
         used = sum(_processor_seconds(process.pid) for process in processes) - used
-        processor_s.append(used / (n - start))
-        return (n - start) / elapsed
+        processor_s.append(used / (len(events) - first))
+        return (len(events) - first) / elapsed
     finally:
         for process in processes:
+            process.send_signal(signal.SIGCONT)
             process.terminate()
         for process in processes:
             process.wait(20)
         watcher.close()
+        admin.close()
 
 
 def _processor_seconds(pid: int) -> float:

@@ -145,6 +145,11 @@ def make_topic(kafka: KafkaServer, topic: str, n_partitions: int = 1) -> None:
 def fill_topic(kafka: KafkaServer, topic: str, events: Iterable[tuple[bytes, bytes]], n_partitions: int = 1) -> int:
     """Make a topic of these keys and values; returns how many."""
     make_topic(kafka, topic, n_partitions)
+    return send(kafka, topic, events, n_partitions)
+
+
+def send(kafka: KafkaServer, topic: str, events: Iterable[tuple[bytes, bytes]], n_partitions: int = 1) -> int:
+    """Send these keys and values; returns how many."""
     producer = KafkaProducer(bootstrap_servers=kafka.bootstrap, linger_ms=20, batch_size=1 << 18)
     n = 0
     for key, value in events:

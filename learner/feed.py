@@ -1,8 +1,11 @@
-"""Blocks of a shard's feed: what its users' events tell the items shown, and where those events stand. Pure."""
+"""Blocks of a shard's feed: what its users' events tell the items shown, and where those events stand. Pure.
+
+Rows are sorted by the shard of their item, so that whoever has some of these shards takes slices.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -11,16 +14,16 @@ from numpy.typing import NDArray
 
 from learner.log.position import Mark, Partition, Position
 from learner.model.effect import ItemEffect
+from learner.record.items import item_ids
 from learner.step.feed import TRANSITION, Transitions
 
-# One row of a block; `partition` counts in the block's own list of them.
-_ROW = np.dtype(
-    [
-        ("item", "<i8"), ("at", "<i8"), ("shown_at", "<i8"), ("offset", "<f4"), ("variance", "<f4"), ("weight", "<f4"),
-        ("examination", "<f4"), ("kind", "u1"), ("partition", "<u2"), ("epoch", "<i4"), ("place", "<i8"),
-    ]
-)  # fmt: skip
-_COMMON = ("item", "at", "shown_at", "offset", "variance", "weight", "examination", "kind")
+
+class Source(NamedTuple):
+    """Events of one partition under one leader epoch: offsets from the first to the last, all of which are told."""
+
+    partition: Partition
+    first: Mark
+    last: Mark
 
 
 class Told(NamedTuple):
@@ -29,21 +32,23 @@ class Told(NamedTuple):
     Attributes
     ----------
     transitions
-        Its rows, in the order of the events.
+        Its rows, by the shard of their item, then in the order of the events. ``user`` is the number of the row's
+        source, and ``event`` the event's offset.
+    first
+        Where the rows of each shard begin, and where they end, shape (shards + 1,).
     sources
-        Where each one's event stands: the number of its partition in `reached`, its leader epoch and offset.
-    reached
-        How far in each partition all is told.
+        How far all is told.
     """
 
     transitions: Transitions
-    sources: NDArray[np.void]
-    reached: dict[Partition, Mark]
+    first: NDArray[np.int32]
+    sources: list[Source]
 
 
 class _Block(msgspec.Struct, array_like=True):
     fingerprint: bytes
-    reached: list[tuple[bytes, int, int, int]]
+    sources: list[tuple[bytes, int, int, int, int]]
+    first: bytes
     row: bytes
     x: bytes
 
@@ -52,34 +57,44 @@ _DECODER = msgspec.msgpack.Decoder(_Block)
 
 
 def encode_blocks(
-    effect: ItemEffect, transitions: Transitions, shards: NDArray[np.int64], places: Sequence[Position]
+    effect: ItemEffect,
+    transitions: Transitions,
+    user_ids: Sequence[str],
+    places: Sequence[Position],
+    n_shards: int,
+    shard_of: Callable[[str], int],
 ) -> dict[int, bytes]:
     """By shard the block that tells its users' transitions; also of a shard whose users tell nothing.
 
     Parameters
     ----------
-    transitions
+    transitions, user_ids
         Of a microbatch.
-    shards
-        The shard of each of its users.
     places
         Where each of its events stands in the log.
+    n_shards, shard_of
+        How many shards there are, and which is that of a user or an item.
     """
-    reached = {place.partition: place.mark for place in places}
-    number = {partition: i for i, partition in enumerate(reached)}
-    source = np.array([(number[one.partition], one.epoch, one.offset) for one in places], np.int64)
-    order = np.argsort(transitions.row["event"], kind="stable")
+    shards = np.array([shard_of(one) for one in user_ids])
+    keys, inverse = np.unique(transitions.row["item"], return_inverse=True)
+    item_shards = np.array([shard_of(one) for one in item_ids(keys)], np.int64)[inverse]
+    # Ranges of offsets, by partition and epoch.
+    ranges: dict[tuple[Partition, int], list[int]] = {}
+    for place in places:
+        ranges.setdefault((place.partition, place.epoch), []).append(place.offset)
+    named = [(*one, epoch, min(offsets), max(offsets)) for (one, epoch), offsets in ranges.items()]
+    numbers = {one: i for i, one in enumerate(ranges)}
+    event, of_row = transitions.row["event"], shards[transitions.row["user"]]
+    order = np.lexsort((event, item_shards, of_row))
     row, x = transitions.row[order], transitions.x[order]
-    told = np.zeros(len(row), _ROW)
-    for name in _COMMON:
-        told[name] = row[name]
-    told["partition"], told["epoch"], told["place"] = source[row["event"]].T
-    of_row = shards[row["user"]]
-    named = [(one.topic_id, one.number, *mark) for one, mark in reached.items()]
+    row["user"] = np.array([numbers[place.partition, place.epoch] for place in places], np.int64)[event[order]]
+    row["event"] = np.array([place.offset for place in places], np.int64)[event[order]]
+    first = np.searchsorted((of_row * n_shards + item_shards)[order], np.arange(n_shards * n_shards + 1))
     blocks = {}
     for shard in np.unique(shards).tolist():
-        its = of_row == shard
-        block = _Block(effect.fingerprint, named, told[its].tobytes(), x[its].tobytes())
+        its = first[shard * n_shards : (shard + 1) * n_shards + 1]
+        rows, begins = slice(its[0], its[-1]), (its - its[0]).astype("<i4").tobytes()
+        block = _Block(effect.fingerprint, named, begins, row[rows].tobytes(), x[rows].tobytes())
         blocks[shard] = msgspec.msgpack.encode(block)
     return blocks
 
@@ -89,10 +104,10 @@ def decode_block(effect: ItemEffect, data: bytes) -> Told | None:
     block = _DECODER.decode(data)
     if block.fingerprint != effect.fingerprint:
         return None
-    told = np.frombuffer(block.row, _ROW)
-    row = np.zeros(len(told), TRANSITION)
-    for name in _COMMON:
-        row[name] = told[name]
-    x = np.frombuffer(block.x, "<f4").reshape(len(told), effect.d)
-    reached = {Partition(topic_id, number): Mark(*mark) for topic_id, number, *mark in block.reached}
-    return Told(Transitions(row, x), told, reached)
+    row = np.frombuffer(block.row, TRANSITION)
+    x = np.frombuffer(block.x, "<f4").reshape(len(row), effect.d)
+    sources = [
+        Source(Partition(topic_id, number), Mark(epoch, first), Mark(epoch, last))
+        for topic_id, number, epoch, first, last in block.sources
+    ]
+    return Told(Transitions(row, x), np.frombuffer(block.first, "<i4"), sources)

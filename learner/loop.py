@@ -14,7 +14,6 @@ from functools import partial
 from itertools import repeat
 from math import inf
 
-import numpy as np
 import structlog
 
 from learner.busy import BusyUsers
@@ -286,9 +285,9 @@ class Learner:
         self._check.records(len(stored) - stored.count(None))
         feeds = {}
         if self.model.item is not None and messages:
-            shards = np.array([self.store.shard_of(user_id) for user_id in pending.user_ids])
             places = [message.position for message in messages]
-            feeds = encode_blocks(self.model.item, applied.transitions, shards, places)
+            shards = self.store.shards, self.store.shard_of
+            feeds = encode_blocks(self.model.item, applied.transitions, pending.user_ids, places, *shards)
         self._laps.lap("apply")
         before_commit()
         done = self._positions.commit(writes, feeds)

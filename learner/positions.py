@@ -13,7 +13,7 @@ import structlog
 
 from learner.log import Message, Reader
 from learner.log.position import NOTHING, Mark, Partition, Position
-from learner.store import Move, Store, Transaction, Write, marks_by_shard
+from learner.store import Move, Store, Transaction, Write, positions_by_shard
 
 NO_FEEDS: Mapping[int, bytes] = {}
 
@@ -146,7 +146,7 @@ class Positions:
         lagging = [
             Transaction(shard, (), moves)
             for shard in range(self.store.shards)
-            if (moves := [move for move in self._moves(shard, goals) if move.reached > move.held])
+            if (moves := [move for move in self._moves(shard, goals) if move.reached != move.held])
         ]
         # One that is refused was moved at this moment, and is compared the next time.
         if all(self._carry_out(lagging)):
@@ -189,7 +189,7 @@ class Positions:
         moves = []
         for partition, goal in goals.items():
             held = self._known[partition][shard]
-            moves.append(Move(partition, held, max(held, goal)))
+            moves.append(Move(partition, held.data, max(held, goal).data))
         return moves
 
     def _carry_out(self, transactions: Sequence[Transaction]) -> list[bool]:
@@ -197,8 +197,13 @@ class Positions:
         for transaction, stored in zip(transactions, done, strict=True):
             if stored:
                 for move in transaction.moves:
-                    self._known[move.partition][transaction.shard] = move.reached
+                    self._known[move.partition][transaction.shard] = Mark.of(move.reached)
         return done
+
+
+def marks_by_shard(store: Store, partitions: Sequence[Partition]) -> dict[Partition, list[Mark]]:
+    """For each of these partitions how far each of the shards is in it."""
+    return {name: [Mark.of(one) for one in held] for name, held in positions_by_shard(store, partitions).items()}
 
 
 def _last(messages: Iterable[Message]) -> dict[Partition, Mark]:

@@ -9,12 +9,12 @@ which an event's identity makes harmless within the attribution window.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import islice
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 
@@ -77,7 +77,14 @@ class Row:
     """Of the first letter: where it stands in the dead letter topic, what is wrong with it, and its shape."""
 
 
-def replay(url: str, wanted: Request, model: Model, log: EventLog, **kafka: object) -> dict[tuple[str, str], Row]:
+def replay(
+    url: str,
+    wanted: Request,
+    model: Model,
+    log: EventLog,
+    advance: Callable[[int, int], object] = lambda n, of: None,
+    **kafka: Any,
+) -> dict[tuple[str, str], Row]:
     """Put the letters of a log that are due back into their topics; or say which, in a dry run.
 
     Parameters
@@ -86,6 +93,8 @@ def replay(url: str, wanted: Request, model: Model, log: EventLog, **kafka: obje
         The log to read.
     log
         The same, to append to.
+    advance
+        Called with the number of letters read, and how many there are in the topics begun.
 
     Returns
     -------
@@ -98,14 +107,21 @@ def replay(url: str, wanted: Request, model: Model, log: EventLog, **kafka: obje
         If the log does not answer. What was marked until then stays so.
     """
     rows: dict[tuple[str, str], Row] = {}
+    expected: list[int] = []
+
+    def counted(letter: Message) -> Message:
+        advance(1, sum(expected))
+        return letter
+
     for topic in wanted.topics:
         marks = topic + MARKS_SUFFIX
         done = {one.key for batch in read_to_end(url, [marks], **kafka) for one in batch}
         begun = wanted.dry_run
-        read = cast(Generator[list[Message]], read_to_end(url, [topic + DEAD_LETTER_SUFFIX], **kafka))
+        stored = read_to_end(url, [topic + DEAD_LETTER_SUFFIX], expected.append, **kafka)
+        read = cast(Generator[list[Message]], stored)
         # However this ends: see `learner.batch.reading.read_events`.
         with closing(read):
-            letters = (one for batch in read for one in batch)
+            letters = (counted(one) for batch in read for one in batch)
             for due in _batched(_due(topic, letters, done, wanted, model, rows), TOGETHER):
                 now = now_ms()
                 if not begun:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import heapq
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import msgspec
 import numpy as np
-from tqdm import tqdm
 
 from freshet import Client, Item
 from learner.belief.gaussian import Array, click_probability, sigmoid
@@ -167,16 +166,22 @@ class Simulated(NamedTuple):
 
 
 def simulate(
-    freshet: Freshet, world: World, catalogue: Catalogue, policy: Policy, rounds: int, name: str = "demo"
+    freshet: Freshet,
+    world: World,
+    catalogue: Catalogue,
+    policy: Policy,
+    rounds: int,
+    name: str = "demo",
+    advance: Callable[[int], object] = lambda n: None,
 ) -> Simulated:
     """Every user asks for a slate in every round, sees five of twenty candidates, and clicks by what is true.
 
-    Between two rounds new items take the places of the oldest.
+    Between two rounds new items take the places of the oldest. `advance` is called with the number of slates shown.
     """
     slates: list[Slates] = []
     user_error: list[Array] = []
     shown_before: Counter[int] = Counter()
-    for number in tqdm(range(rounds), desc=policy, unit=" rounds", disable=None, leave=False):
+    for number in range(rounds):
         elapsed = freshet.pass_time()
         world.drift(elapsed)
         catalogue.drift(elapsed)
@@ -211,6 +216,7 @@ def simulate(
                     )
                 )  # fmt: skip
             shown_now.update(numbers[top].tolist())
+            advance(1)
         shown_before += shown_now
     return Simulated(Slates._make(map(np.stack, zip(*slates, strict=True))), np.stack(user_error))
 

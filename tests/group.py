@@ -173,7 +173,7 @@ class Shards:
     def trim_feed(self, shard: int, number: int) -> None:
         self._parts[shard].trim_feed(0, number)
 
-    def positions(self, partitions: Sequence[Partition]) -> list[list[Mark]]:
+    def positions(self, partitions: Sequence[Partition]) -> list[list[bytes]]:
         return [part.positions(partitions)[0] for part in self._parts]
 
     def commit(self, transactions: Sequence[Transaction]) -> list[bool]:

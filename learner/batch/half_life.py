@@ -13,6 +13,8 @@ from learner.model.duration import HalfLife
 DAY_MS = 86_400_000.0
 TIMES_MS = tuple(days * DAY_MS for days in (1 / 24, 0.25, 1, 4, 15, 60, 180))
 OUTCOMES = (100.0, 300.0, 1_000.0, 3_000.0)
+MOST_HALF_LIVES = len(TIMES_MS) + len(OUTCOMES) + 3
+"""That `fit_half_life` tries: never, the model's own, and the best time with the best number of outcomes, too."""
 # A half-life of more lengths of the log than this forgets nothing in it.
 _LENGTHS = 32.0
 # Of fewer users an interval says nothing.

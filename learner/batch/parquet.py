@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from learner.batch.raw import LogError, Raw
+from learner.batch.raw import LogError, Raw, Reached
 from learner.events.wire import BadEvent, Reason
 from learner.model.kinds import Age
 from learner.model.spec import Model
@@ -37,7 +37,7 @@ _ROWS = 8_192
 Converter: TypeAlias = Callable[[Any], list[Any]]
 
 
-def read_parquet(file: Path, model: Model) -> Iterator[Raw]:
+def read_parquet(file: Path, model: Model, reached: Reached) -> Iterator[Raw]:
     """The events of a file; rows of one slate that stand together are one impression.
 
     Raises
@@ -49,23 +49,31 @@ def read_parquet(file: Path, model: Model) -> Iterator[Raw]:
         table = pq.ParquetFile(file)
         # A feature may be called `value`, too.
         if "value" in table.schema_arrow.names and "item_id" not in table.schema_arrow.names:
-            yield from _events(file, table)
+            yield from _events(file, table, reached)
         else:
-            yield from _outcomes(file, table, model)
+            yield from _outcomes(file, table, model, reached)
     except pa.ArrowException as exc:
         raise LogError(f"log {str(file)!r}: {exc}") from exc
 
 
-def _events(file: Path, table: Any) -> Iterator[Raw]:
+def _events(file: Path, table: Any, reached: Reached) -> Iterator[Raw]:
     convert = _texts(file, "value", table.schema_arrow.field("value").type, "events as text or bytes")
     number = 0
-    for batch in table.iter_batches(_ROWS, columns=["value"]):
+    for batch in _batches(table, ["value"], reached):
         for value in convert(batch.column("value")):
             number += 1
             yield Raw(f"{file}: row {number}", b"" if value is None else value)
 
 
-def _outcomes(file: Path, table: Any, model: Model) -> Iterator[Raw]:
+def _batches(table: Any, columns: list[str], reached: Reached) -> Iterator[Any]:
+    read, size_of_row = 0, reached.parts[reached.part] / max(table.metadata.num_rows, 1)
+    reached.within = lambda: read * size_of_row
+    for batch in table.iter_batches(_ROWS, columns=columns):
+        yield batch
+        read += batch.num_rows
+
+
+def _outcomes(file: Path, table: Any, model: Model, reached: Reached) -> Iterator[Raw]:
     columns = [name for name in table.schema_arrow.names if not name.startswith(_INDEX)]
     _check_names(file, columns, model)
     taken = {**model.item_features, **model.context_features}
@@ -75,7 +83,7 @@ def _outcomes(file: Path, table: Any, model: Model) -> Iterator[Raw]:
 
     def rows() -> Iterator[tuple[int, dict[str, Any]]]:
         number = 0
-        for batch in table.iter_batches(_ROWS, columns=wanted):
+        for batch in _batches(table, wanted, reached):
             values = [convert(batch.column(name)) for name, convert in converters.items()]
             for row in zip(*values, strict=True):
                 number += 1

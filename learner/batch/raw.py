@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -29,6 +30,38 @@ class Raw(NamedTuple):
     place: str
     value: bytes | BadEvent
     came_at: int = 0
+
+
+@dataclass
+class Reached:
+    """How far a source has been read.
+
+    Attributes
+    ----------
+    parts
+        Sizes: of files their bytes, of a log its messages.
+    part
+        Which of them is being read.
+    within
+        What of it has been read.
+    """
+
+    parts: Sequence[int] = ()
+    part: int = 0
+    within: Callable[[], float] = lambda: 0.0
+
+    def expect(self, n: int) -> None:
+        """Note the size of all of it."""
+        self.parts = [n]
+
+    def end_part(self) -> None:
+        """Go on to the next."""
+        self.part, self.within = self.part + 1, lambda: 0.0
+
+    @property
+    def share(self) -> float:
+        """Of the source, as far as is known."""
+        return (sum(self.parts[: self.part]) + self.within()) / max(sum(self.parts), 1) if self.parts else 0.0
 
 
 @dataclass

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import msgspec
 
-from learner.batch.raw import LogError, Raw, Skipped
+from learner.batch.raw import LogError, Raw, Reached, Skipped
 from learner.events.future import refuse_from_the_future, times_in_log
 from learner.events.microbatch import Microbatch
 from learner.events.parse import Parsed, parse_events
@@ -34,7 +34,7 @@ def read_events(
     sources: Sequence[str],
     model: Model,
     topics: Sequence[str] = (),
-    advance: Callable[[int], object] = lambda n: None,
+    advance: Callable[[int, float | None], object] = lambda n, of: None,
     kafka: Mapping[str, Any] | None = None,
     skipped: Skipped | None = None,
 ) -> Generator[Microbatch]:
@@ -49,7 +49,7 @@ def read_events(
     topics
         What to read of a Kafka or SQLite log.
     advance
-        Called with the number of events read, for a progress bar.
+        Called with the number of events read, and about how many there are in all, None while nobody knows.
     kafka
         Options of kafka-python, for example for its security.
     skipped
@@ -63,10 +63,12 @@ def read_events(
         unknown features the message names those of many events, and what the model has and they have not. Also if a
         source cannot be read.
     """
-    for source in sources:
+    n = 0
+    for i, source in enumerate(sources):
+        here = Reached()
         # A generator that holds a connection must be closed here and now: when Python ends, kafka-python's own thread
         # is gone, and closing its consumer would wait for it without end.
-        with closing(raw_events(source, model, topics, kafka or {})) as raws:
+        with closing(raw_events(source, model, topics, kafka or {}, here)) as raws:
             while some := list(islice(raws, _EVENTS_TOGETHER)):
                 parsed = _parse(some, model)
                 for at, why in sorted(parsed.bad.items()):
@@ -76,7 +78,9 @@ def read_events(
                         )
                     skipped.note(some[at].place, why)
                 yield parsed.batch
-                advance(len(some))
+                n += len(some)
+                share = (i + here.share) / len(sources)
+                advance(len(some), n / share if share else None)
 
 
 def _parse(raws: Sequence[Raw], model: Model) -> Parsed:
@@ -116,15 +120,22 @@ def _misfit(why: BadEvent, some: Sequence[Raw], following: Iterator[Raw], model:
     )
 
 
-def raw_events(source: str, model: Model, topics: Sequence[str], kafka: Mapping[str, Any]) -> Generator[Raw]:
-    """The events of one source as they stand there; see `read_events`. Close it, if it is not read to its end."""
+def raw_events(
+    source: str, model: Model, topics: Sequence[str], kafka: Mapping[str, Any], reached: Reached | None = None
+) -> Generator[Raw]:
+    """The events of one source as they stand there; see `read_events`. Close it, if it is not read to its end.
+
+    How far it has come is written into `reached`.
+    """
+    reached = reached or Reached()
     if "://" in source:
-        yield from _from_log(source, topics, kafka)
+        yield from _from_log(source, topics, kafka, reached)
         return
     path = Path(source)
     files = sorted(file for file in path.iterdir() if _kind(file)) if path.is_dir() else [path]
     if not files:
         raise LogError(f"log {source!r}: a folder without {_EXPECTED} files")
+    reached.parts = [file.stat().st_size if file.exists() else 0 for file in files]
     for file in files:
         kind = _kind(file)
         if not kind:
@@ -134,9 +145,10 @@ def raw_events(source: str, model: Model, topics: Sequence[str], kafka: Mapping[
                 # An import of a fifth of a second, which no other log needs.
                 from learner.batch.parquet import read_parquet
 
-                yield from read_parquet(file, model)
+                yield from read_parquet(file, model, reached)
             else:
-                yield from _from_json(file)
+                yield from _from_json(file, reached)
+            reached.end_part()
         except (OSError, EOFError, zlib.error) as exc:
             raise LogError(f"log {str(file)!r}: cannot be read: {exc}") from exc
 
@@ -148,9 +160,10 @@ def _kind(file: Path) -> str:
     return "parquet" if name == file.name and name.endswith(".parquet") else ""
 
 
-def _from_json(file: Path) -> Iterator[Raw]:
+def _from_json(file: Path, reached: Reached) -> Iterator[Raw]:
     """An event a line, or all of them in one array. A byte order mark of UTF-8 is passed over."""
-    with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as lines:
+    with file.open("rb") as stored, gzip.open(stored) if file.suffix == ".gz" else stored as lines:
+        reached.within = stored.tell
         begun = False
         for number, line in enumerate(lines, start=1):
             if number == 1 and line.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
@@ -159,25 +172,31 @@ def _from_json(file: Path) -> Iterator[Raw]:
             if not line.strip():
                 continue
             if not begun and line.lstrip().startswith(b"["):
-                yield from _from_array(file, line + lines.read())
+                yield from _from_array(file, line + lines.read(), reached)
                 return
             begun = True
             yield Raw(f"{file}:{number}", line)
 
 
-def _from_array(file: Path, data: bytes) -> Iterator[Raw]:
+def _from_array(file: Path, data: bytes, reached: Reached) -> Iterator[Raw]:
     try:
         events = msgspec.json.decode(data, type=list[msgspec.Raw])
     except msgspec.MsgspecError as exc:
         raise LogError(f"log {str(file)!r}: begins as a JSON array and is none: {exc}") from exc
+    index, size = 0, reached.parts[reached.part] / max(len(events), 1)
+    reached.within = lambda: index * size
     for index, event in enumerate(events):
         yield Raw(f"{file}[{index}]", bytes(event))
 
 
-def _from_log(source: str, topics: Sequence[str], kafka: Mapping[str, Any]) -> Iterator[Raw]:
+def _from_log(source: str, topics: Sequence[str], kafka: Mapping[str, Any], reached: Reached) -> Iterator[Raw]:
     """From the beginning to now; no group notices."""
-    with closing(cast(Generator[list[Message]], read_to_end(source, topics, **kafka))) as batches:
+    done = 0
+    reached.within = lambda: done
+    read = read_to_end(source, topics, reached.expect, **kafka)
+    with closing(cast(Generator[list[Message]], read)) as batches:
         for messages in batches:
+            done += len(messages)
             for message in messages:
                 place = f"{message.topic}/{message.position.partition.number}@{message.position.offset}"
                 unreadable = BadEvent(Reason.UNREADABLE, message.unreadable) if message.unreadable else None

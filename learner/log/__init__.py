@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import NamedTuple, Protocol
 
 from learner.log.health import Health
@@ -172,11 +172,13 @@ def open_reader(url: str, topics: Sequence[str], group: str, skip_unreadable: bo
     return SqliteReader(place, topics, group)
 
 
-def read_to_end(url: str, topics: Sequence[str], **kafka: object) -> Iterator[list[Message]]:
+def read_to_end(
+    url: str, topics: Sequence[str], expect: Callable[[int], object] = lambda n: None, **kafka: object
+) -> Iterator[list[Message]]:
     """Read topics from their beginning to where they end now, in the order of time, as no member of any group.
 
     Later messages are not waited for, and a missing topic is empty. What cannot be read comes as a message that says
-    why.
+    why. `expect` is called first, with how many messages there are, or at the most: Kafka may have removed some.
 
     Raises
     ------
@@ -187,11 +189,11 @@ def read_to_end(url: str, topics: Sequence[str], **kafka: object) -> Iterator[li
     if kind == "kafka":
         from learner.log.kafka_offline import read_kafka_to_end
 
-        yield from read_kafka_to_end(place, topics, kafka)
+        yield from read_kafka_to_end(place, topics, expect, kafka)
         return
     from learner.log.sqlite import read_sqlite_to_end
 
-    yield from read_sqlite_to_end(place, topics)
+    yield from read_sqlite_to_end(place, topics, expect)
 
 
 def check_log_url(url: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kafka import TopicPartition
@@ -12,7 +12,9 @@ from learner.log import LogUnavailable, Message
 from learner.log.kafka_client import ANSWER_TIMEOUT_MS, make_consumer, messages_in_order, topic_id_of, translated
 
 
-def read_kafka_to_end(servers: str, topics: Sequence[str], options: Mapping[str, Any]) -> Iterator[list[Message]]:
+def read_kafka_to_end(
+    servers: str, topics: Sequence[str], expect: Callable[[int], object], options: Mapping[str, Any]
+) -> Iterator[list[Message]]:
     """See `learner.log.read_to_end`."""
     with translated():
         consumer, fetcher = make_consumer(
@@ -29,6 +31,8 @@ def read_kafka_to_end(servers: str, topics: Sequence[str], options: Mapping[str,
             raise LogUnavailable(f"Kafka: no leader for {', '.join(leaderless)}")
         ends = {place: int(end.offset) for place, end in asked.items()}
         fetcher.ends.update(ends)
+        with translated():
+            expect(sum(ends[place] - consumer.position(place) for place in places))
         while True:
             with translated():
                 left = [place for place in places if consumer.position(place) < ends[place]]

@@ -21,6 +21,16 @@ class Mark(NamedTuple):
     epoch: int
     offset: int
 
+    @property
+    def data(self) -> bytes:
+        """What a store keeps of it: nothing of `NOTHING`."""
+        return b"" if self == NOTHING else b"%d/%d" % self
+
+    @classmethod
+    def of(cls, data: bytes) -> Mark:
+        """The mark that a store has kept."""
+        return cls(*map(int, data.split(b"/"))) if data else NOTHING
+
 
 NOTHING = Mark(-(2**31), -1)
 """Before every event."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from itertools import accumulate
 
 from learner.log import MAX_POLL_BYTES, Entry, LogUnavailable, Message
@@ -173,11 +173,12 @@ class SqliteReader:
         return messages
 
 
-def read_sqlite_to_end(path: str, topics: Sequence[str]) -> Iterator[list[Message]]:
+def read_sqlite_to_end(path: str, topics: Sequence[str], expect: Callable[[int], object]) -> Iterator[list[Message]]:
     """See `learner.log.read_to_end`."""
     reader = SqliteReader(path, topics, "")
     try:
         left = reader.lag()
+        expect(left)
         while left > 0 and (messages := reader.poll(0, min(left, 10_000))):
             yield messages
             left -= len(messages)

@@ -180,6 +180,8 @@ class ItemEffect(Effect):
         X = rows[:, self.columns].astype(np.float64)
         cov = self.prior.cov
         unknown = (X * X) @ cov if self.prior.is_diagonal else ((X @ cov) * X).sum(axis=1)
+        if given.count(None) == len(given):
+            return np.zeros(len(given)), unknown
         mean = np.array([0.0 if one is None else one[0] for one in given])
         var = np.array([v if one is None else one[1] for one, v in zip(given, unknown.tolist(), strict=True)])
         return mean, var

@@ -12,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.belief.compiled import inner
+from learner.belief.forget import relax
 from learner.belief.gaussian import Rows
-from learner.belief.update import project
+from learner.belief.moments import moderated_no
+from learner.belief.update import absorb, project
 from learner.events.microbatch import ByUser
 from learner.record.items import item_ids
-from learner.record.served import serve
+from learner.record.served import clicked_share, open_weight
 from learner.step.columns import OPEN, Rules, User
 from learner.step.evidence import kept_of_settled
 
@@ -91,21 +93,29 @@ def relaxed(rules: Rules, user: User, x: Any, at: int) -> tuple[float, float]:
 
 @inner
 def served(rules: Rules, user: User, now: int) -> tuple[Any, Any]:
-    """Mean and factor of what the user would be scored with; see `learner.record.served.belief_at`.
+    """Mean and factor of what the user would be scored with, nearly; see `learner.record.served.belief_at`.
 
     The settled belief has clicks at once and each "no" late: items that are told of it take the user's part for theirs.
+    With the exact moments of open impressions it would cost as much as learning them does once more.
     """
-    n, slots = 0, np.empty(MOST_WEIGHED, np.int64)
-    for place in range(user.facts[0].open_from, user.facts[0].n_slots):
-        if n < MOST_WEIGHED and user.outcome[user.order[place]].state == OPEN:
-            slots[n] = user.order[place]
-            n += 1
     mean, factor = user.mean.astype(np.float64), user.factor.astype(np.float64)
-    outcome = user.outcome[slots[:n]]
-    serve(
-        mean, factor, rules.prior_mean, rules.prior_factor, kept_of_settled(rules, user, now), user.row[slots[:n]],
-        now - outcome["shown_at"], outcome, rules.median, rules.sigma, False,
-    )  # fmt: skip
+    relax(mean, factor, rules.prior_mean, rules.prior_factor, kept_of_settled(rules, user, now))
+    n = 0
+    for place in range(user.facts[0].open_from, user.facts[0].n_slots):
+        slot = user.order[place]
+        one = user.outcome[slot]
+        if one.state != OPEN:
+            continue
+        n += 1
+        if n > MOST_WEIGHED:
+            break
+        mu, v = project(mean, factor, user.row[slot], user.f)
+        mu += np.float64(one.offset) + one.other_mean
+        c = clicked_share(float(now - one.shown_at), rules.median, rules.sigma) * one.examination
+        score, precision = moderated_no(mu, v + one.other_var, open_weight(one, mu, v + one.other_var, c))
+        # To the user the item is noise of the site, as in `condition`.
+        precision /= 1.0 + precision * one.other_var
+        absorb(mean, factor, user.row[slot], user.f, user.gain, v, score, precision)
     return mean, factor
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from learner.log.position import Mark, Partition
+from learner.log.position import Partition
 from learner.record import IDENTITY
 
 KEY_PREFIX = "freshet"
@@ -54,11 +54,11 @@ class Write(NamedTuple):
 
 
 class Move(NamedTuple):
-    """A shard's position in a partition, and where it goes: all events of its users up to there are then applied."""
+    """A shard's position in a partition, as `Mark.data`, and where it goes: events up to there are then applied."""
 
     partition: Partition
-    held: Mark
-    reached: Mark
+    held: bytes
+    reached: bytes
 
 
 class Transaction(NamedTuple):
@@ -126,8 +126,8 @@ class Store(Protocol):
         """
         ...
 
-    def positions(self, partitions: Sequence[Partition]) -> list[list[Mark]]:
-        """For each of the shards how far it is in each of these partitions; `NOTHING` where it does not say."""
+    def positions(self, partitions: Sequence[Partition]) -> list[list[bytes]]:
+        """For each of the shards its position in each of these partitions; nothing where it has none."""
         ...
 
     def commit(self, transactions: Sequence[Transaction]) -> list[bool]:
@@ -203,10 +203,10 @@ class Pipelined(Protocol):
         ...
 
 
-def marks_by_shard(store: Store, partitions: Sequence[Partition]) -> dict[Partition, list[Mark]]:
-    """For each of these partitions how far each of the shards is in it; asks nothing of the store if there are none."""
+def positions_by_shard(store: Store, partitions: Sequence[Partition]) -> dict[Partition, list[bytes]]:
+    """For each of these partitions the position of each shard; asks nothing of the store if there are none."""
     shards = store.positions(partitions) if partitions else []
-    return {partition: [marks[i] for marks in shards] for i, partition in enumerate(partitions)}
+    return {partition: [held[i] for held in shards] for i, partition in enumerate(partitions)}
 
 
 def write_alone(store: Store, writes: Sequence[Write]) -> list[bool]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from cachetools import LRUCache
 
-from learner.log.position import Mark, Partition
+from learner.log.position import Partition
 from learner.store import Block, Store, Transaction
 
 CAPACITY_BYTES = 64 << 20
@@ -75,7 +75,7 @@ class RecentStore:
         """See the store."""
         self._store.trim_feed(shard, number)
 
-    def positions(self, partitions: Sequence[Partition]) -> list[list[Mark]]:
+    def positions(self, partitions: Sequence[Partition]) -> list[list[bytes]]:
         """Ask the store."""
         return self._store.positions(partitions)
 

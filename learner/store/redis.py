@@ -12,7 +12,7 @@ from zlib import crc32
 
 import redis
 
-from learner.log.position import NOTHING, Mark, Partition
+from learner.log.position import Partition
 from learner.record import DamagedRecord
 from learner.store import KEY_PREFIX, SCANNED_TOGETHER, Block, Lifetimes, Transaction, Write
 from learner.store.redis_client import connect, is_cluster
@@ -84,10 +84,10 @@ class RedisStore:
             values = zip(ours, self.load(ours, effect), strict=True)
             yield [(one, value) for one, value in values if value is not None]
 
-    def positions(self, partitions: Sequence[Partition]) -> list[list[Mark]]:
+    def positions(self, partitions: Sequence[Partition]) -> list[list[bytes]]:
         """Read positions, in one round trip."""
         replies = self._of_each_shard("HMGET", positions_key, *map(_field, partitions)) if partitions else [[]] * SHARDS
-        return [[_read_mark(held) for held in reply] for reply in replies]
+        return [[held or b"" for held in reply] for reply in replies]
 
     def commit(self, transactions: Sequence[Transaction]) -> list[bool]:
         """Store what is still expected, in one round trip."""
@@ -106,11 +106,7 @@ class RedisStore:
                     *[head[write.effect] + write.id for write in writes],
                     len(moves),
                     feed,
-                    *(
-                        part
-                        for move in moves
-                        for part in (_field(move.partition), _write_mark(move.held), _write_mark(move.reached))
-                    ),
+                    *(part for move in moves for part in (_field(move.partition), move.held, move.reached)),
                     *[
                         part
                         for write in writes
@@ -264,7 +260,7 @@ def feed_key(shard: int, prefix: str = KEY_PREFIX) -> str:
 
 
 def positions_key(shard: int, prefix: str = KEY_PREFIX) -> str:
-    """The Redis key of a shard's positions: a hash, ``<topic id>/<partition>`` to ``<leader epoch>/<offset>``."""
+    """The Redis key of a shard's positions: a hash, ``<topic id>/<partition>`` to a position."""
     return f"{prefix}:{{{shard:02d}}}:positions"
 
 
@@ -275,14 +271,6 @@ def versions_key(shard: int, prefix: str = KEY_PREFIX) -> str:
 
 def _field(partition: Partition) -> str:
     return f"{partition.topic_id.hex()}/{partition.number}"
-
-
-def _write_mark(mark: Mark) -> str:
-    return "" if mark == NOTHING else f"{mark.epoch}/{mark.offset}"
-
-
-def _read_mark(held: bytes | None) -> Mark:
-    return Mark(*map(int, held.split(b"/"))) if held else NOTHING
 
 
 def _stream_id(number: int) -> str:

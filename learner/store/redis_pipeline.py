@@ -54,11 +54,11 @@ class RedisPipeline:
         if link is None or link.is_lost:
             self._connect_soon()
             raise NotNow
-        keys = [self._key_of(one, effect).encode() for one in ids]
+        keys = [self._key_of(one, effect) for one in ids]
         if len(keys) == 1:
             # GET, unlike MGET, does not call a key absent that holds something else.
-            return [await link.ask(b"GET", *keys)]
-        found: list[bytes | None] = await link.ask(b"MGET", *keys) if keys else []
+            return [await link.ask("GET", *keys)]
+        found: list[bytes | None] = await link.ask("MGET", *keys) if keys else []
         return found
 
     def _connect_soon(self) -> None:
@@ -97,10 +97,10 @@ class _Link(asyncio.Protocol):
         self._transport: Any = None
         self.is_lost = False
 
-    def ask(self, *command: bytes) -> asyncio.Future[Any]:
+    def ask(self, *command: str) -> asyncio.Future[Any]:
         answer: asyncio.Future[Any] = self._loop.create_future()
-        parts = b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in command])
-        self._transport.write(b"*%d\r\n%b" % (len(command), parts))
+        # Its stub has tuples of one.
+        self._transport.write(hiredis.pack_command(command))  # type: ignore[arg-type]
         self._asked.append((answer, self._loop.time()))
         if self._alarm is None:
             self._alarm = self._loop.call_later(self._timeout_s, self._look_for_late)

@@ -6,7 +6,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-from learner.log.position import NOTHING, Mark, Partition
+from learner.log.position import Partition
 from learner.record import IDENTITY
 from learner.sqlite_file import SqliteFile
 from learner.store import SCANNED_TOGETHER, Block, Lifetimes, Move, StoreUnavailable, Transaction, Write
@@ -17,8 +17,7 @@ CREATE TABLE IF NOT EXISTS records (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS records_by_expiry ON records (expires_at);
 CREATE TABLE IF NOT EXISTS positions (
-    topic_id BLOB NOT NULL, number INTEGER NOT NULL, epoch INTEGER NOT NULL, "offset" INTEGER NOT NULL,
-    PRIMARY KEY (topic_id, number)
+    topic_id BLOB NOT NULL, number INTEGER NOT NULL, value BLOB NOT NULL, PRIMARY KEY (topic_id, number)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS feed (number INTEGER PRIMARY KEY AUTOINCREMENT, data BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS owner (value BLOB NOT NULL);
@@ -74,12 +73,10 @@ class SqliteStore:
         with self._file.writing() as db:
             db.execute("DELETE FROM feed WHERE number <= ?", (number,))
 
-    def positions(self, partitions: Sequence[Partition]) -> list[list[Mark]]:
+    def positions(self, partitions: Sequence[Partition]) -> list[list[bytes]]:
         """Read positions."""
-        query = 'SELECT epoch, "offset" FROM positions WHERE topic_id = ? AND number = ?'
         with self._file.reading() as db:
-            rows = [db.execute(query, partition).fetchone() for partition in partitions]
-        return [[Mark(*row) if row else NOTHING for row in rows]]
+            return [[_position(db, partition) for partition in partitions]]
 
     def commit(self, transactions: Sequence[Transaction]) -> list[bool]:
         """Carry out each in one transaction of SQLite."""
@@ -151,14 +148,16 @@ class _Refused(Exception):
     """The file holds something else than a transaction expects; what it had changed is rolled back."""
 
 
+def _position(db: sqlite3.Connection, partition: Partition) -> bytes:
+    row = db.execute("SELECT value FROM positions WHERE topic_id = ? AND number = ?", partition).fetchone()
+    return row[0] if row else b""
+
+
 def _move(db: sqlite3.Connection, move: Move) -> None:
-    row = db.execute(
-        'SELECT epoch, "offset" FROM positions WHERE topic_id = ? AND number = ?', move.partition
-    ).fetchone()
-    if (Mark(*row) if row else NOTHING) != move.held:
+    if _position(db, move.partition) != move.held:
         raise _Refused
     if move.reached != move.held:
-        db.execute("INSERT OR REPLACE INTO positions VALUES (?, ?, ?, ?)", (*move.partition, *move.reached))
+        db.execute("INSERT OR REPLACE INTO positions VALUES (?, ?, ?)", (*move.partition, move.reached))
 
 
 def _write(db: sqlite3.Connection, write: Write, expires_at: float) -> None:

@@ -24,6 +24,7 @@ from learner.evaluation.simulate import (
     best_of,
 )
 from learner.model.spec import Model, load_model
+from service.progress import progress
 from service.settings import Settings
 
 _LINE = "{:10s} {:>8s} {:>8s} {:>8s} {:>8s}   {:>16s} {:>6s}   {:>8s} {:>6s} {:>6s}"
@@ -100,7 +101,7 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
         )
     )
     slates: dict[str, Slates] = {}
-    for policy in get_args(Policy):
+    for number, policy in enumerate(policies := get_args(Policy), start=1):
         generator = np.random.default_rng(arguments.seed)
         # Every policy meets the same users, tastes and items.
         world = World(model, arguments.users, generator)
@@ -112,7 +113,9 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
             apart = max(2 * model.settle_age_ms, 60_000.0)
             freshet = Running(client, arguments.pause, apart, arguments.rounds)
             name = f"demo-{policy}-{time.time_ns()}"
-        done = simulate(freshet, world, catalogue, policy, arguments.rounds, name)
+        slates_of_each = arguments.rounds * arguments.users
+        with progress(f"{policy}, {number} of {len(policies)}", " slates", slates_of_each) as bar:
+            done = simulate(freshet, world, catalogue, policy, arguments.rounds, name, bar.update)
         slates[policy] = done.slates
         regret = done.slates.regret(done.slates.shown).reshape(arguments.rounds, arguments.users).mean(axis=1)
         tenth = max(1, arguments.rounds // 10)

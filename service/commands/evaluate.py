@@ -8,7 +8,8 @@ import textwrap
 from learner.evaluation.metrics import METRICS, Metric
 from learner.events.microbatch import Microbatch, is_of_item, joined
 from learner.model.spec import Model
-from service.commands.logs import add_arguments, check_output, events_of, progress, share, skipping, write_output
+from service.commands.logs import add_arguments, check_output, events_of, share, skipping, write_output
+from service.progress import progress
 from service.settings import Settings
 
 _EPILOG = """\

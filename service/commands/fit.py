@@ -20,12 +20,12 @@ from service.commands.logs import (
     check_output,
     events_of,
     instant,
-    progress,
     share,
     skipping,
     write_output,
 )
 from service.model_file import read_prior
+from service.progress import progress
 from service.settings import Settings
 
 if TYPE_CHECKING:

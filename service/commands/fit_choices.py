@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from learner.batch.beside import ItemsBeside
-from learner.batch.half_life import MIN_USERS, fit_half_life, report
+from learner.batch.half_life import MIN_USERS, MOST_HALF_LIVES, fit_half_life, report
 from learner.batch.join import Outcomes
 from learner.batch.prior import Iteration, fit_prior
 from learner.belief.gaussian import Gaussian
@@ -20,7 +20,7 @@ from learner.model.spec import Model
 from service.commands.fit import told
 from service.commands.fit_items import Refit, choose_of_items, jointly, prior_of_items
 from service.commands.fit_trial import Trial, half_life_of, is_to_be_tried, say_which_covariance, trial_of
-from service.commands.logs import progress
+from service.progress import progress
 
 # A full covariance of more coefficients may overfit.
 WIDE = 16
@@ -112,7 +112,8 @@ def _fit(
     quiet: bool = False,
     beside: ItemsBeside | None = None,
 ) -> Gaussian:
-    with progress(title, " outcomes") as bar:
+    # EM mostly ends sooner.
+    with progress(f"{title}, at most", " outcomes", iterations * len(outcomes)) as bar:
         if not quiet:
             bar.write(title)
         observe: Callable[[Iteration], None] = (lambda iteration: None) if quiet else told(bar.write)
@@ -133,7 +134,7 @@ def _half_life(model: Model, trial: Trial) -> HalfLife | None:
     """What to put in force; None if that is the model's own."""
     own = half_life_of(model)
     first, last = trial.span_ms
-    with progress("half-life", " slates") as bar:
+    with progress("half-life, at most", " slates", MOST_HALF_LIVES * trial.log.n_slates()) as bar:
         chosen, tried = fit_half_life(lambda one: trial.losses(_with(model, one), bar.update), own, last - first)
     for line in report(chosen, tried, own):
         print(line)

@@ -14,7 +14,7 @@ from learner.events.microbatch import Microbatch
 from learner.model.position import examination_text
 from learner.model.spec import Model
 from service.commands.fit_trial import trial_of
-from service.commands.logs import progress
+from service.progress import progress
 
 # It stops once no rank changes by more than this share: after two rounds, where the log has offsets.
 ROUNDS, ENOUGH = 6, 0.01

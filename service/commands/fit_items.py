@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from learner.batch.beside import ItemsBeside
-from learner.batch.half_life import difference, fit_half_life, report
+from learner.batch.half_life import MOST_HALF_LIVES, difference, fit_half_life, report
 from learner.batch.stored import collect_evidence, fit_stored_item_prior
 from learner.belief.gaussian import Gaussian
 from learner.belief.population import Population
@@ -19,7 +19,7 @@ from learner.model.prior_file import EffectPrior, fitted_prior
 from learner.model.spec import Model
 from service.commands.fit import say_prior_of_items
 from service.commands.fit_trial import Trial, half_life_of, is_to_be_tried, say_which_covariance
-from service.commands.logs import progress
+from service.progress import progress
 
 # The first begins with the numbers of the model, the second with what the first found.
 PASSES = 2
@@ -47,7 +47,7 @@ def choose_of_items(model: Model, trial: Trial, refit: Refit, keep_half_life: bo
     early = trial.until(middle, model)
     fitted = jointly(model, early, refit)
     if not keep_half_life:
-        with progress("half-life of items", " slates") as bar:
+        with progress("half-life of items, at most", " slates", MOST_HALF_LIVES * trial.log.n_slates(middle)) as bar:
             first, last = trial.span_ms
             chosen, tried = fit_half_life(
                 lambda one: trial.losses(_with(fitted, one), bar.update, "item", middle), own, last - first
@@ -58,9 +58,10 @@ def choose_of_items(model: Model, trial: Trial, refit: Refit, keep_half_life: bo
             # From the beginning: what the other half-life made of the priors would be there for long.
             fitted = jointly(_with(model, chosen), early, refit)
     assert fitted.item is not None
-    with progress("items", " slates") as bar:
+    turned = is_to_be_tried(fitted.item, more_than=1)
+    with progress("items", " slates", (2 + turned) * trial.log.n_slates(middle)) as bar:
         ours = trial.losses(fitted, bar.update, "item", middle)
-        if is_to_be_tried(fitted.item, more_than=1):
+        if turned:
             other, _ = with_items(replace(fitted, item=_turned(fitted.item)), early)
             theirs = trial.losses(other, bar.update, "item", middle)
             say_which_covariance(WHAT, fitted.item.prior.is_diagonal, ours, theirs)
@@ -92,7 +93,7 @@ def jointly(model: Model, trial: Trial, refit: Refit) -> Model:
 def with_items(model: Model, trial: Trial) -> tuple[Model, ItemsBeside]:
     """The model with a prior of items fitted on one pass with both effects, and what is then believed of them."""
     assert model.item is not None
-    with progress("both effects", " slates") as bar:
+    with progress("both effects", " slates", trial.log.n_slates()) as bar:
         records = trial.items(model, bar.update)
     item = _fitted(model.item, records)
     return replace(model, item=item), ItemsBeside(item, records)

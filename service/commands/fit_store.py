@@ -16,9 +16,9 @@ from learner.record import RecordError
 from learner.store import open_store
 from learner.store.versions import Versions
 from service.commands.fit import say_prior_of_items, told, write_prior
-from service.commands.logs import progress
 from service.environment import hide_password
 from service.model_file import read_prior
+from service.progress import progress
 from service.settings import Settings, SettingsError
 
 

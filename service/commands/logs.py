@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from learner.events.microbatch import Microbatch
 from learner.limits import MAX_TIMESTAMP_MS, MIN_TIMESTAMP_MS
 from learner.model.spec import Model
+from service.progress import progress
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def events_of(
     from learner.batch.reading import read_events
 
     with progress("reading", " events") as bar, closing(
-        read_events(arguments.logs, model, settings.topics, bar.update, settings.kafka_options, skipped)
+        read_events(arguments.logs, model, settings.topics, bar.reach, settings.kafka_options, skipped)
     ) as events:  # fmt: skip
         yield events
 
@@ -87,13 +87,6 @@ def skipping(arguments: argparse.Namespace) -> Skipped | None:
     from learner.batch.raw import Skipped
 
     return Skipped() if arguments.skip_bad else None
-
-
-def progress(what: str, unit: str, total: int | None = None) -> Any:
-    """A progress bar on a terminal; nothing elsewhere."""
-    from tqdm import tqdm
-
-    return tqdm(desc=what, unit=unit, total=total, unit_scale=True, disable=None, leave=False, file=sys.stderr)
 
 
 def check_output(option: str, path: str | None) -> None:

@@ -9,6 +9,7 @@ from learner.log import open_log
 from learner.model.spec import Model
 from service.commands.command import SQLITE_FILE
 from service.dead_letters import MAX_REPLAYS, Request, as_table, examples, replay
+from service.progress import progress
 from service.settings import Settings
 
 
@@ -49,7 +50,8 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     )
     log = open_log(settings.log, **settings.kafka_options)
     try:
-        rows = replay(settings.log, wanted, model, log, **settings.kafka_options)
+        with progress("looking at" if wanted.dry_run else "replaying", " letters") as bar:
+            rows = replay(settings.log, wanted, model, log, bar.reach, **settings.kafka_options)
     finally:
         log.close()
     print(as_table(rows, wanted.dry_run), end="")

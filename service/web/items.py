@@ -14,7 +14,8 @@ from learner.belief.gaussian import Array, Belief, Rows
 from learner.belief.policies import ItemEffects, item_noise
 from learner.events.keys import item_key
 from learner.model.effect import ItemEffect
-from learner.record.items import ItemBeliefs, item_id, read_items
+from learner.record.items import ItemBeliefs, read_items
+from learner.record.items import item_ids as item_ids_of
 
 
 class ScoredSlate(NamedTuple):
@@ -104,7 +105,7 @@ class Items:
         # Nothing is ever taken out of this dictionary: when it is full, another one is begun.
         read, oldest = self._read, self._clock() - self._max_age_s
         missing = [one for one in dict.fromkeys(item_ids) if (found := read.get(one)) is None or found[0] <= oldest]
-        return Plan(item_ids, read, missing, [item_id(item_key(one)) for one in missing])
+        return Plan(item_ids, read, missing, item_ids_of(np.array([item_key(one) for one in missing], np.int64)))
 
     def of(self, plan: Plan, values: Sequence[bytes | None], now_ms: int) -> SlateOfItems:
         """The beliefs of a plan's items, with the records that it wants, as they are to be scored with at a time.
@@ -118,6 +119,8 @@ class Items:
         if plan.missing:
             stored = read_items(self._effect, values, plan.keys)
             read, now = stored.at(self._effect, now_ms), self._clock()
+            if self._max_age_s <= 0.0 and len(plan.missing) == len(plan.item_ids):
+                return SlateOfItems(self._effect, plan.item_ids, read, stored.n_events.tolist())
             numbers = np.concatenate([read.mean, read.factor], axis=1)
             size, data = numbers[0].nbytes, numbers.tobytes()
             parts = [data[start : start + size] for start in range(0, len(data), size)]

@@ -33,10 +33,11 @@ from kafka.admin import NewPartitions, NewTopic
 from kafka.errors import KafkaConnectionError, KafkaError, NodeNotReadyError, TopicAlreadyExistsError
 from tqdm import tqdm
 
-from learner.items import cursor
+from learner.items import CURSORS, unpack
 from learner.log.position import Partition, Position
+from learner.positions import marks_by_shard
 from learner.record import decode_record
-from learner.store import StoreUnavailable, open_store
+from learner.store import StoreUnavailable, open_store, positions_by_shard
 from tests.chaos.nodes import Redis
 from tests.chaos.proxy import Proxy
 from tests.chaos.stream import MODEL, MODEL_OF_RUN, Logged, differences, events, expect, item_differences, with_bot
@@ -458,13 +459,15 @@ class Chaos:
                 ends = reader.end_offsets(list(self._places()))
                 committed = {place: reader.committed(place) or 0 for place in ends}
                 # A store that stepped back a moment ago is behind what was committed.
-                shards = store.positions([Partition(ids[place.topic], place.partition) for place in ends])
-                cursors = store.positions([cursor(feed) for feed in range(store.shards)])
-                read = {feed: max(0, min(marks).offset) for feed, marks in enumerate(zip(*cursors, strict=True))}
+                places = [Partition(ids[place.topic], place.partition) for place in ends]
+                marks = marks_by_shard(store, places)
+                held = positions_by_shard(store, [CURSORS])[CURSORS]
+                cursors = [unpack(one, store.shards) for one in held]
+                read = {feed: max(0, min(some).offset) for feed, some in enumerate(zip(*cursors, strict=True))}
                 untold = sum(map(len, store.read_feed(read, 10).values()))
             except (KafkaError, StoreUnavailable):
                 return False
-            stored = dict(zip(ends, (min(marks).offset + 1 for marks in zip(*shards, strict=True)), strict=True))
+            stored = {place: min(marks[one]).offset + 1 for place, one in zip(ends, places, strict=True)}
             behind.clear()
             behind.update(
                 {

@@ -12,6 +12,8 @@ finish() {
   exit $status
 }
 trap finish EXIT
+# `! command` alone would pass whatever comes: errexit takes no notice of it.
+refused() { if "$@" >/dev/null 2>&1; then echo "expected to be refused: $*"; return 1; fi; }
 healthy() { # service, how many
   for _ in $(seq 120); do
     up=$(docker ps -q --filter "label=com.docker.compose.project=$COMPOSE_PROJECT_NAME" \
@@ -55,7 +57,8 @@ docker-compose up -d --no-recreate --scale learner=3
 healthy learner 3
 # Not root, nothing to write to, no way to become more; and no Redis without the password.
 [[ $(docker-compose exec -T scorer id -u) != 0 ]]
-! docker-compose exec -T scorer touch /opt/freshet/x /etc/freshet/x 2>/dev/null
+refused docker-compose exec -T scorer touch /opt/freshet/x
+refused docker-compose exec -T scorer touch /etc/freshet/x
 [[ $(docker-compose exec -T scorer grep -E '^(CapEff|NoNewPrivs)' /proc/self/status | tr -d '[:space:]') == \
   CapEff:0000000000000000NoNewPrivs:1 ]]
 [[ $(docker-compose exec -T redis redis-cli ping 2>&1) == *NOAUTH* ]]

@@ -13,7 +13,7 @@ from zlib import crc32
 import pytest
 import redis
 
-from learner.log.position import NOTHING, Mark, Partition
+from learner.log.position import Partition
 from learner.record import DamagedRecord
 from learner.store import Move, Store, StoreUnavailable, Transaction, Write, open_store, write_alone
 from learner.store.redis import record_key
@@ -136,7 +136,7 @@ def test_a_scan_finds_every_user_or_every_item_and_nothing_else_that_is_in_the_s
     users = [f"{mark}-{i}-é:{{}}" for i in range(2_500)]
     place = Partition(uuid.uuid4().bytes, 0)
     assert all(write_alone(store, [Write(u, None, value(1, u.encode())) for u in users]))
-    store.commit([Transaction(0, [], [Move(place, NOTHING, Mark(0, 7))])])
+    store.commit([Transaction(0, [], [Move(place, b"", b"0/7")])])
     items = [f"{mark}-item-{i}" for i in range(20)]
     assert all(write_alone(store, [Write(one, None, value(1, b"item"), effect="item") for one in items]))
     found = [(u, v) for some in store.scan() for u, v in some if u.startswith(mark)]
@@ -166,11 +166,11 @@ def test_one_loser_stops_all_of_its_transaction_and_no_other(store: Store, user:
     shard, users = of_one_shard(store, user, 6)
     write_alone(store, [Write(users[2], None, value(1, b"first"))])
     place = Partition(uuid.uuid4().bytes, 3)
-    losing = Transaction(shard, [Write(u, None, value(1)) for u in users[:4]], [Move(place, NOTHING, Mark(0, 7))])
+    losing = Transaction(shard, [Write(u, None, value(1)) for u in users[:4]], [Move(place, b"", b"0/7")])
     other = Transaction(shard, [Write(u, None, value(1)) for u in users[4:]])
     assert store.commit([losing, other]) == [False, True]
     assert store.load(users) == [None, None, value(1, b"first"), None, value(1), value(1)]
-    assert store.positions([place]) == [[NOTHING]] * store.shards
+    assert store.positions([place]) == [[b""]] * store.shards
 
 
 def test_a_record_that_is_only_compared_stops_its_transaction_where_it_is_another(store: Store, user: str) -> None:
@@ -188,33 +188,33 @@ def test_a_record_that_is_only_compared_stops_its_transaction_where_it_is_anothe
 
 def test_a_shard_knows_its_positions_and_no_others(store: Store, user: str) -> None:
     here, there, nowhere = (Partition(uuid.uuid4().bytes, number) for number in (0, 1, 2**31 - 1))
-    moves = [Move(here, NOTHING, Mark(-1, 0)), Move(there, NOTHING, Mark(2**31 - 1, 2**62))]
+    moves = [Move(here, b"", b"-1/0"), Move(there, b"", bytes(range(256)))]
     assert store.commit([Transaction(0, (), moves)]) == [True]
-    nothing = [[NOTHING] * 3] * (store.shards - 1)
-    assert store.positions([here, nowhere, there]) == [[Mark(-1, 0), NOTHING, Mark(2**31 - 1, 2**62)], *nothing]
+    nothing = [[b""] * 3] * (store.shards - 1)
+    assert store.positions([here, nowhere, there]) == [[b"-1/0", b"", bytes(range(256))], *nothing]
     assert store.positions([]) == [[]] * store.shards
 
 
-@pytest.mark.parametrize("held", [NOTHING, Mark(1, 8), Mark(1, 10), Mark(2, 9)])
-def test_a_transaction_of_a_shard_that_is_elsewhere_changes_nothing(store: Store, user: str, held: Mark) -> None:
+@pytest.mark.parametrize("held", [b"", b"1/8", b"1/10", b"2/9"])
+def test_a_transaction_of_a_shard_that_is_elsewhere_changes_nothing(store: Store, user: str, held: bytes) -> None:
     """The store has stepped back, or another learner was faster."""
     shard, place = store.shard_of(user), Partition(uuid.uuid4().bytes, 0)
-    assert store.commit([Transaction(shard, (), [Move(place, NOTHING, Mark(1, 9))])]) == [True]
-    other = Move(Partition(uuid.uuid4().bytes, 0), NOTHING, Mark(0, 5))
-    late = Transaction(shard, [Write(user, None, value(1))], [other, Move(place, held, Mark(2, 20))])
+    assert store.commit([Transaction(shard, (), [Move(place, b"", b"1/9")])]) == [True]
+    other = Move(Partition(uuid.uuid4().bytes, 0), b"", b"0/5")
+    late = Transaction(shard, [Write(user, None, value(1))], [other, Move(place, held, b"2/20")])
     assert store.commit([late]) == [False]
     assert store.load([user]) == [None]
-    assert store.positions([place, other.partition])[shard] == [Mark(1, 9), NOTHING]
-    assert store.commit([late._replace(moves=[other, Move(place, Mark(1, 9), Mark(2, 20))])]) == [True]
+    assert store.positions([place, other.partition])[shard] == [b"1/9", b""]
+    assert store.commit([late._replace(moves=[other, Move(place, b"1/9", b"2/20")])]) == [True]
     assert store.load([user]) == [value(1)]
-    assert store.positions([place, other.partition])[shard] == [Mark(2, 20), Mark(0, 5)]
+    assert store.positions([place, other.partition])[shard] == [b"2/20", b"0/5"]
 
 
 def test_a_position_that_goes_nowhere_is_compared(store: Store, user: str) -> None:
     shard, place = store.shard_of(user), Partition(uuid.uuid4().bytes, 0)
-    for held, done in ((Mark(0, 1), False), (NOTHING, True)):
+    for held, done in ((b"0/1", False), (b"", True)):
         assert store.commit([Transaction(shard, [Write(user, None, value(1))], [Move(place, held, held)])]) == [done]
-    assert store.positions([place])[shard] == [NOTHING]
+    assert store.positions([place])[shard] == [b""]
 
 
 def test_users_and_items_of_one_id_have_records_of_their_own(store: Store, user: str) -> None:
@@ -258,14 +258,14 @@ def test_of_many_at_once_that_move_a_position_each_move_is_made_once(opener: Ope
         moved = 0
         while moved < 25:
             (held,) = mine.positions([place])[shard]
-            moved += mine.commit([Transaction(shard, (), [Move(place, held, Mark(0, held.offset + 1))])]) == [True]
+            moved += mine.commit([Transaction(shard, (), [Move(place, held, b"%d" % (int(held or 0) + 1))])]) == [True]
 
     threads = [threading.Thread(target=advance) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert opener().positions([place])[shard] == [Mark(0, 99)]
+    assert opener().positions([place])[shard] == [b"100"]
 
 
 def test_of_concurrent_increments_none_is_lost(opener: Opener, user: str) -> None:

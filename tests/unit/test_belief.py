@@ -12,7 +12,7 @@ from scipy.special import expit, log_expit
 
 from learner.belief import forget, laplace, update
 from learner.belief.gaussian import Belief, Gaussian, click_probability, draw, factorised, predict, triangle
-from learner.belief.moments import adf_moments, laplace_moments, mode
+from learner.belief.moments import adf_moments, laplace_moments, mode, moderated_no
 from tests.unit import covariance_form
 
 D = 17
@@ -360,3 +360,13 @@ def test_click_probability_is_close_to_the_integral(mu: float, v: float) -> None
     density = 1 / np.sqrt(2 * np.pi * v)
     exact = quad(lambda z: expit(z) * density * np.exp(-((z - mu) ** 2) / (2 * v)), mu - 40, mu + 40)[0]
     assert float(click_probability(np.array(mu), np.array(v))) == pytest.approx(exact, abs=0.02)
+
+
+@pytest.mark.parametrize("w", [0.1, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("v", [0.05, 0.5, 1.0, 2.0, 4.0])
+def test_a_no_in_closed_form_is_near_its_moments_where_clicks_are_rare(v: float, w: float) -> None:
+    for mu in np.linspace(-5.0, 0.0, 21):
+        score, precision = moderated_no(mu, v, w)
+        exact, exact_precision = adf_moments(mu, v, False, w)
+        assert abs(score - exact) < max(0.09 * abs(exact), 0.003)
+        assert abs(precision - exact_precision) < 0.35 * exact_precision

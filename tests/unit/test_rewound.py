@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from learner.log import open_reader
-from learner.log.position import NOTHING, Mark
+from learner.log.position import Mark
 from learner.loop import Learner
 from learner.model.spec import load_model
 from learner.progress import Progress
@@ -158,7 +158,7 @@ def test_no_offset_is_committed_that_a_shard_has_not_reached(rig: Rewound) -> No
     rig.send(b"not JSON")
     rig.turns(8, seconds=1.0)
     partition = next(iter(rig.learner.reader.held()))
-    assert rig.store.positions([partition]) == [[Mark(0, 12)]]
+    assert rig.store.positions([partition]) == [[b"0/12"]]
     other = open_reader(rig.log_url, ["events"], "g")
     assert other.assigned() == {partition: Mark(0, 12)}
     other.close()
@@ -178,7 +178,7 @@ def test_a_partition_that_was_anothers_meanwhile_is_not_moved_by_what_was_learnt
     rig.learner.reader._ours.clear()  # type: ignore[attr-defined]
     rig.learner._positions.begin([])
     rig.learner._positions.finish_now()
-    assert rig.store.positions([partition]) == [[Mark(0, 3)]]
+    assert rig.store.positions([partition]) == [[b"0/3"]]
     rig.turns(seconds=1.0)
     assert rig.records() == rig.by_the_log_alone()
 
@@ -193,7 +193,7 @@ def test_a_learner_that_was_killed_leaves_no_position_beyond_what_is_applied(rig
     with pytest.raises(KeyboardInterrupt):
         rig.turns()
     partition = next(iter(rig.learner.reader.held()))
-    assert rig.store.positions([partition]) == [[Mark(0, 3)]]
+    assert rig.store.positions([partition]) == [[b"0/3"]]
     assert rig.records() == rig.by_the_log_alone()
     rig.restart()
     rig.send_slates(2)
@@ -206,7 +206,7 @@ def test_a_store_without_positions_for_a_log_says_nothing_of_it(rig: Rewound) ->
     rig.send_slates(1)
     rig.turns(1)
     (partition,) = rig.learner.reader.held()
-    assert rig.store.positions([partition._replace(number=1)]) == [[NOTHING]]
+    assert rig.store.positions([partition._replace(number=1)]) == [[b""]]
 
 
 def test_an_erasure_in_the_log_survives_the_store(rig: Rewound) -> None:
