@@ -19,6 +19,7 @@ SUBJECTS = (
     "posterior",
     "foreign",
     "learner",
+    "quality",
     "freshness",
     "busy_user",
     "score",

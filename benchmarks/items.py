@@ -28,7 +28,7 @@ from learner.record import decode_record, encode_record
 from learner.step.apply import apply_to_items
 from learner.step.feed import NO, TRANSITION, Transitions, by_item
 from learner.store import Write, open_store, write_alone
-from learner.store.redis import record_key
+from learner.store.redis_keys import record_key
 from tests.servers import KafkaServer, RedisServer
 
 OUTCOMES = 10_000

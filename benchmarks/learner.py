@@ -22,6 +22,7 @@ from benchmarks.harness import Context, Figure, interleave, ratios
 from benchmarks.workload import fill_topic, freshet_environ, make_topic, model, send, shared, visits
 from learner.log import open_log, open_reader
 from learner.loop import Learner
+from learner.model.spec import Model
 from learner.store import open_store
 from learner.store.recent import RecentStore
 from tests.servers import KafkaServer, RedisServer, eventually
@@ -130,7 +131,7 @@ def bare_poll(context: Context, topic: str, n: int, decode: Callable[[bytes], ob
     return rates
 
 
-def freshet(context: Context, topic: str, n: int, with_items: bool = False) -> Rates:
+def freshet(context: Context, topic: str, n: int, with_items: bool = False, of: Model | None = None) -> Rates:
     """Records learnt, stored and committed by one learner into an empty Redis; from the first batch on."""
     server = shared(context, RedisServer)
     client = redis.Redis.from_url(server.url())
@@ -138,7 +139,7 @@ def freshet(context: Context, topic: str, n: int, with_items: bool = False) -> R
     client.close()
     log_url = shared(context, KafkaServer).url
     learner = Learner(
-        model(with_items=with_items),
+        of or model(with_items=with_items),
         RecentStore(open_store(server.url(), 86_400)),
         open_reader(log_url, [topic], f"group-{uuid.uuid4().hex}"),
         open_log(log_url),

@@ -9,7 +9,7 @@ from benchmarks.score import known_user
 from benchmarks.workload import model, shared
 from learner.record import decode_record, encode_record
 from learner.store import Write, open_store, write_alone
-from learner.store.redis import record_key
+from learner.store.redis_keys import record_key
 from tests.servers import RedisServer
 
 D = 16

@@ -27,7 +27,7 @@ from learner.model.file import (
     UserFile,
 )
 from service.environment import PREFIX
-from service.metrics import FATES, LearnerMetrics
+from service.metrics import FATES, LearnerMetrics, QualityMetrics
 from service.model_file import read_model
 from service.settings import SECRETS, Settings
 from service.web.app import create_app
@@ -108,6 +108,7 @@ def _metrics() -> Iterable[str]:
     )
     for title, kept in (
         ("Learner", LearnerMetrics(CollectorRegistry())),
+        ("Quality, of every learner", QualityMetrics(CollectorRegistry())),
         ("Service", ServiceMetrics(CollectorRegistry())),
     ):
         yield f"### {title}\n"

@@ -65,11 +65,12 @@ class Reader:
         here.mkdir()
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         environ = {"PATH": path, "PYTHONPATH": str(ROOT), "HOME": str(folder), **ports}
-        self._shell = subprocess.Popen(
-            ["bash"], cwd=here, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=(folder / "errors").open("w"),
-            text=True, start_new_session=True, env=environ,
-        )  # fmt: skip
         self._errors = folder / "errors"
+        with self._errors.open("w") as errors:
+            self._shell = subprocess.Popen(
+                ["bash"], cwd=here, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+                text=True, start_new_session=True, env=environ,
+            )  # fmt: skip
 
     def read(self, page: Path) -> Iterator[Printed]:
         """Do what a page says."""
@@ -87,7 +88,7 @@ class Reader:
         self._shell.stdin.flush()
         printed = ""
         # What waits for something that does not come would wait for ever.
-        watch = threading.Timer(MOST_S, self.close)
+        watch = threading.Timer(MOST_S, self._kill)
         watch.start()
         for line in self._shell.stdout:
             before, end, status = line.partition(_END)
@@ -103,11 +104,17 @@ class Reader:
         why = self._errors.read_text()[-3000:]
         raise AssertionError(f"{typed}\nprinted {printed}\nand failed, or took more than {MOST_S:g} s: {why}")
 
-    def close(self) -> None:
-        """End the shell and all that it left running."""
+    def _kill(self) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self._shell.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """End the shell and all that it left running."""
+        self._kill()
         self._shell.wait()
+        for pipe in (self._shell.stdin, self._shell.stdout):
+            assert pipe is not None
+            pipe.close()
 
 
 def difference(shown: str, printed: str) -> str:

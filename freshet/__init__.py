@@ -10,9 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from freshet.answers import (
+    CalibrationBin,
     Coefficient,
     Contribution,
     Erasure,
+    Estimate,
     EventError,
     EventsResponse,
     Explanation,
@@ -25,6 +27,11 @@ from freshet.answers import (
     Outcome,
     Posterior,
     PosteriorResponse,
+    QualityHour,
+    QualityPart,
+    QualityResponse,
+    QualityWay,
+    QualityWindow,
     ScoredItem,
     ScoreResponse,
 )
@@ -36,10 +43,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsyncClient",
+    "CalibrationBin",
     "Client",
     "Coefficient",
     "Contribution",
     "Erasure",
+    "Estimate",
     "EventError",
     "EventsResponse",
     "Explanation",
@@ -54,6 +63,11 @@ __all__ = [
     "Outcome",
     "Posterior",
     "PosteriorResponse",
+    "QualityHour",
+    "QualityPart",
+    "QualityResponse",
+    "QualityWay",
+    "QualityWindow",
     "ScoreResponse",
     "ScoredItem",
 ]

@@ -124,6 +124,7 @@ def erase_item(item_id: str) -> Call[answers.ItemErasure]:
 
 MODEL = Call("GET", "model", answers.ModelResponse)
 LEARNERS = Call("GET", "learners", answers.LearnersResponse)
+QUALITY = Call("GET", "quality", answers.QualityResponse)
 METRICS = Call("GET", "metrics", str)
 # 503 says what is wrong: an answer to this question, and not for asking again.
 HEALTH = Call("GET", "health/ready", answers.Health, also=frozenset({503}))

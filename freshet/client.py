@@ -87,6 +87,10 @@ class Client:
         """What learners tell of themselves."""
         return self._ask(calls.LEARNERS)
 
+    def quality(self) -> answers.QualityResponse:
+        """How good scores are."""
+        return self._ask(calls.QUALITY)
+
     def metrics(self) -> str:
         """What Prometheus scrapes, as text."""
         return self._ask(calls.METRICS)
@@ -166,6 +170,10 @@ class AsyncClient:
     async def learners(self) -> answers.LearnersResponse:
         """As `Client.learners`."""
         return await self._ask(calls.LEARNERS)
+
+    async def quality(self) -> answers.QualityResponse:
+        """As `Client.quality`."""
+        return await self._ask(calls.QUALITY)
 
     async def metrics(self) -> str:
         """As `Client.metrics`."""

@@ -7,7 +7,7 @@ from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from learner.events.microbatch import IMPRESSION
-from learner.events.parse import Parsed
+from learner.events.parsed import Parsed
 from learner.events.wire import BadEvent, Reason
 
 USERS = 100_000
@@ -28,7 +28,7 @@ class BusyUsers:
         self._counts: LRUCache[str, tuple[int, int]] = LRUCache(USERS)
 
     def refuse(self, parsed: Parsed, came_at: NDArray[np.int64]) -> None:
-        """Make the surplus slates bad; `came_at` are the times of the events in the log, epoch ms, shape (E,)."""
+        """Make the surplus slates bad; `came_at` are the times of the records in the log, epoch ms."""
         if not self._per_minute:
             return
         why = BadEvent(
@@ -37,9 +37,10 @@ class BusyUsers:
         )
         minutes = (came_at // 60_000).tolist()
         for place in np.flatnonzero(parsed.batch.events.event["kind"] == IMPRESSION).tolist():
-            user, minute = parsed.batch.user[place], minutes[place]
+            user, record = parsed.batch.user[place], parsed.batch.record(place)
+            minute = minutes[record]
             counted, n = self._counts.get(user, (minute, 0))
             n = n + 1 if counted == minute else 1
             self._counts[user] = minute, n
             if n > self._per_minute:
-                parsed.refuse(place, why)
+                parsed.refuse(record, why)

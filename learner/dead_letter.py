@@ -9,6 +9,7 @@ import structlog
 
 from learner.events.wire import BadEvent
 from learner.log import DEAD_LETTER_SUFFIX, REPLAYS_HEADER, Entry, EntryTooLarge, EventLog, Message
+from learner.model.record_paths import RecordPaths
 
 LARGE_BYTES = 64 << 10
 LARGE_BYTES_A_MINUTE = 64 << 20
@@ -17,11 +18,12 @@ LARGE_BYTES_A_MINUTE = 64 << 20
 log = structlog.get_logger("freshet.learner")
 
 
-def dead_letter(message: Message, why: BadEvent) -> Entry:
-    """The original bytes and key, with headers that say why and whence."""
+def dead_letter(message: Message, why: BadEvent, wanted: RecordPaths | None = None) -> Entry:
+    """The original bytes and key, and the headers that are wanted of it, with others that say why and whence."""
     place = message.position
     log.info("dead letter", reason=why.reason.value, detail=str(why), topic=message.topic, offset=place.offset)
     headers = [
+        *(header for header in message.headers if wanted and header[0] in wanted.headers),
         ("reason", why.reason.value.encode()),
         ("detail", str(why).encode("utf-8", "replace")),
         ("topic", message.topic.encode()),
@@ -41,19 +43,25 @@ class DeadLetters:
     ----------
     events
         The log.
+    wanted
+        What is read of records, and has to be there when a letter is replayed.
     clock
         Seconds that never step back.
     """
 
-    def __init__(self, events: EventLog, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, events: EventLog, wanted: RecordPaths | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._events = events
+        self._wanted = wanted
         self._clock = clock
         self._minute = 0
         self._written = 0
 
     def of(self, messages: Sequence[Message], refused: Mapping[int, BadEvent]) -> list[Entry]:
         """The letters of messages that were refused, by their place among these."""
-        return [self._bounded(dead_letter(messages[place], why)) for place, why in sorted(refused.items())]
+        letters = (dead_letter(messages[place], why, self._wanted) for place, why in sorted(refused.items()))
+        return list(map(self._bounded, letters))
 
     def bury(self, letters: Sequence[Entry]) -> None:
         """Append letters."""

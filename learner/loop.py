@@ -19,15 +19,14 @@ import structlog
 from learner.busy import BusyUsers
 from learner.collector import uncollected
 from learner.dead_letter import DeadLetters
-from learner.events.future import refuse_from_the_future, times_in_log
 from learner.events.microbatch import IMPRESSION, ByUser, Events, Microbatch, by_user, sweeps
-from learner.events.parse import Parsed, parse_events
 from learner.events.wire import BadEvent, Reason
 from learner.feed import encode_blocks
 from learner.items import Items
 from learner.laps import Laps
 from learner.log import EventLog, LogUnavailable, Message, Reader
 from learner.log.position import Partition
+from learner.messages import events_of
 from learner.model.spec import Model
 from learner.model_check import ModelCheck
 from learner.patience import Patience, Stopped
@@ -91,7 +90,7 @@ class Learner:
         self._record_bytes = len(encode_record(fresh_record(self.model), self.model))
         self._positions = Positions(self.store, self.reader, self.commit_interval_s)
         self._check = ModelCheck(self.model.name, self.model.events is not None)
-        self._letters = DeadLetters(self.dead_letters)
+        self._letters = DeadLetters(self.dead_letters, self.model.record)
         self._busy = BusyUsers(self.max_slates_per_minute)
         self._patience = Patience(self.reader, self.stop)
         self._versions = Versions(self.store, self.model, learns=True)
@@ -170,10 +169,11 @@ class Learner:
     def _take(self, messages: Sequence[Message], counts: Counter[str], bad: Counter[str]) -> float | None:
         """Learn what can be learnt of some messages, and bury the rest; returns the freshness, in ms."""
         # A schema registry may be away, too.
-        batch, refused = self._patience.call(counts, partial(self._parse, messages))
+        parsed = self._patience.call(counts, partial(events_of, messages, self.model, self._busy))
+        batch, refused = parsed
         self._laps.lap("parse")
         impressions = int((batch.events.event["kind"] == IMPRESSION).sum())
-        if passed_over := batch.user.count("") - len(refused):
+        if passed_over := parsed.passed_over():
             counts["passed_over"] += passed_over
         self._check.events(len(messages), impressions, Counter(why.reason for why in refused.values()))
 
@@ -199,18 +199,6 @@ class Learner:
             self._vanished.expect(user_id for user_id, at in due.items() if at > oldest)
             self._learn(sweeps(due, self.model.width), counts)
 
-    @uncollected()
-    def _parse(self, messages: Sequence[Message]) -> Parsed:
-        """The events, and what is wrong with those that are bad."""
-        parsed = parse_events([message.value for message in messages], self.model)
-        for place, message in enumerate(messages):
-            if message.unreadable:
-                parsed.refuse(place, BadEvent(Reason.UNREADABLE, message.unreadable))
-        came_at = times_in_log([message.timestamp for message in messages])
-        refuse_from_the_future(parsed, came_at, self.model)
-        self._busy.refuse(parsed, came_at)
-        return parsed
-
     def _learn(
         self,
         batch: Microbatch,
@@ -226,11 +214,12 @@ class Learner:
         Parameters
         ----------
         messages
-            Where the events stand in the log; none for what stands nowhere.
+            The records that the events came in; none for what stands nowhere.
         bury
-            Called with the places of events that cannot be learnt.
+            Called with the numbers of records that cannot be learnt.
         """
         pending = by_user(batch)
+        of_events = batch.of_events(messages)
         refused: dict[int, BadEvent] = {}
 
         def bury_refused() -> None:
@@ -240,14 +229,14 @@ class Learner:
         while pending.user_ids:
             if messages and self._positions.any_applied():
                 # Again after every refusal: another may have learnt it.
-                new = pending.where(lambda user, place: not self._positions.is_applied(user, messages[place].position))
+                new = pending.where(lambda user, place: not self._positions.is_applied(user, of_events[place].position))
                 counts["replayed"] += len(pending.order) - len(new.order)
                 pending = new
                 if not pending.user_ids:
                     break
             try:
                 lost = self._patience.call(
-                    counts, partial(self._attempt, batch.events, pending, messages, counts, bury_refused)
+                    counts, partial(self._attempt, batch.events, pending, of_events, counts, bury_refused)
                 )
             except (DamagedRecord, ForeignRecord) as exc:
                 if foreign := isinstance(exc, ForeignRecord):
@@ -257,7 +246,7 @@ class Learner:
                 log.error("record cannot be used", error=str(exc))
                 reason = Reason.FOREIGN_RECORD if foreign else Reason.DAMAGED_RECORD
                 u = pending.user_ids.index(exc.user_id)
-                refused |= dict.fromkeys(pending.of(u).tolist(), BadEvent(reason, str(exc)))
+                refused |= dict.fromkeys(map(batch.record, pending.of(u).tolist()), BadEvent(reason, str(exc)))
                 pending = pending.only([one for one in range(len(pending.user_ids)) if one != u])
                 continue
             counts["conflicts"] += len(lost)
@@ -290,7 +279,7 @@ class Learner:
             feeds = encode_blocks(self.model.item, applied.transitions, pending.user_ids, places, *shards)
         self._laps.lap("apply")
         before_commit()
-        done = self._positions.commit(writes, feeds)
+        done = self._positions.commit(writes, feeds, applied.sums)
         self._laps.lap("store")
         for user_id, end in zip(pending.user_ids, applied.ends, strict=True):
             self._sweeps.note(user_id, None if end == NEVER else end, self._log_time)

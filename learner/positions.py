@@ -13,6 +13,7 @@ import structlog
 
 from learner.log import Message, Reader
 from learner.log.position import NOTHING, Mark, Partition, Position
+from learner.record.sums import HourSums
 from learner.store import Move, Store, Transaction, Write, positions_by_shard
 
 NO_FEEDS: Mapping[int, bytes] = {}
@@ -90,7 +91,9 @@ class Positions:
         """Whether an event of the microbatch in hand is in its user's shard already."""
         return position.mark <= self._known[position.partition][self.store.shard_of(user_id)]
 
-    def commit(self, writes: Sequence[Write], feeds: Mapping[int, bytes] = NO_FEEDS) -> list[bool]:
+    def commit(
+        self, writes: Sequence[Write], feeds: Mapping[int, bytes] = NO_FEEDS, sums: Sequence[HourSums] = ()
+    ) -> list[bool]:
         """Store what came of the microbatch in hand, shard by shard; say which records were stored.
 
         Parameters
@@ -100,6 +103,8 @@ class Positions:
             stored together or not at all; then the records have to be read, and the events applied, again.
         feeds
             By shard what is to be appended to its feed together with them.
+        sums
+            What is to be added to those of groups of users.
 
         Raises
         ------
@@ -110,7 +115,13 @@ class Positions:
         for i, write in enumerate(writes):
             by_shard.setdefault(self.store.shard_of(write.id), []).append(i)
         transactions = [
-            Transaction(shard, [writes[i] for i in places], self._moves(shard, self._reached), feeds.get(shard, b""))
+            Transaction(
+                shard,
+                [writes[i] for i in places],
+                self._moves(shard, self._reached),
+                feeds.get(shard, b""),
+                [one for one in sums if one.group % self.store.shards == shard],
+            )
             for shard, places in by_shard.items()
         ]
         stored = [False] * len(writes)

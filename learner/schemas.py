@@ -1,7 +1,8 @@
-"""Values as producers with a schema registry write them: a zero byte, the number of a schema, then Avro or JSON.
+"""Values as producers with a schema registry write them: a zero byte, the number of a schema, then the event.
 
 The registry is one that answers as Confluent's does (https://docs.confluent.io/platform/current/schema-registry/develop/api.html):
-``GET /schemas/ids/{id}`` and ``GET /subjects/{subject}/versions/{version}``. Or its schemas are in files.
+``GET /schemas/ids/{id}`` and ``GET /subjects/{subject}/versions/{version}``, of Protobuf with ``?format=serialized``.
+Or its schemas are in files.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import base64
 import struct
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from learner.log import LogUnavailable
 
 _HEAD = struct.Struct(">bI")
 _TIMEOUT_S = 5.0
+_SERIALISED = "?format=serialized"
 # What fastavro raises for bytes that are not of the schema.
 _UNREADABLE = (
     EOFError,
@@ -62,7 +65,8 @@ class Schemas:
     ----------
     place
         The URL of a registry, with ``user:password@`` before its host where it asks for them; or a folder with
-        ``<id>.avsc``, or with ``<id>.json`` for JSON; or one file, ``.avsc``, which is then that of all values.
+        ``<id>.avsc``, with ``<id>.json`` for JSON, or with ``<id>.desc`` for Protobuf, as ``protoc --include_imports
+        --descriptor_set_out`` writes it; or one file, ``.avsc``, which is then that of all values.
     """
 
     def __init__(self, place: str) -> None:
@@ -96,6 +100,8 @@ class Schemas:
         schema, body = self._schema(number), raw[_HEAD.size :]
         if schema is None:
             return body
+        if callable(schema):
+            return bytes(schema(body))
         # Imported where it is needed: most have no such topics.
         from fastavro import schemaless_reader
 
@@ -109,26 +115,48 @@ class Schemas:
         return msgspec.json.encode(value)
 
     def _schema(self, number: int) -> Any:
-        """The parsed Avro schema of a number; None for JSON."""
+        """The parsed Avro schema of a number; None for JSON; of Protobuf what makes JSON of a value."""
         if number in self._unknown:
             raise self._unknown[number]
         if number not in self._known:
             try:
-                self._known[number] = _parsed(self._told(number), self._referenced)
+                told = self._told(number)
+                is_protobuf = told.schemaType == "PROTOBUF"
+                self._known[number] = self._protobuf(number) if is_protobuf else _parsed(told, self._referenced)
             except BadEvent as exc:
                 self._unknown[number] = exc
                 raise
         return self._known[number]
 
-    def _told(self, number: int) -> _Told:
+    def _protobuf(self, number: int) -> Callable[[bytes], bytes]:
+        # Imported where it is needed, as below.
+        from learner.protobuf import Messages, files_of
+
+        if not self._is_remote:
+            return Messages(files_of((Path(self._place) / f"{number}.desc").read_bytes())).json_of
+        files: dict[str, bytes] = {}
+
+        def add(name: str, told: _Told) -> None:
+            for one in told.references:
+                if one.name not in files:
+                    add(one.name, self._referenced(one, _SERIALISED))
+            try:
+                files[name] = base64.b64decode(told.schema, validate=True)
+            except ValueError as exc:
+                raise BadEvent(Reason.NOT_JSON, "Protobuf, of a registry that does not tell it serialised") from exc
+
+        add(f"schema {number}", self._told(number, _SERIALISED))
+        return Messages(files.items()).json_of
+
+    def _told(self, number: int, how: str = "") -> _Told:
         place = Path(self._place)
-        told = self._get(f"/schemas/ids/{number}") if self._is_remote else _from_file(place, number)
+        told = self._get(f"/schemas/ids/{number}{how}") if self._is_remote else _from_file(place, number)
         if told is None:
             raise BadEvent(Reason.NOT_JSON, f"schema {number}, which FRESHET_SCHEMAS does not have")
         return told
 
-    def _referenced(self, reference: _Reference) -> _Told:
-        told = self._get(f"/subjects/{quote(reference.subject, safe='')}/versions/{reference.version}")
+    def _referenced(self, reference: _Reference, how: str = "") -> _Told:
+        told = self._get(f"/subjects/{quote(reference.subject, safe='')}/versions/{reference.version}{how}")
         if told is None:
             raise BadEvent(Reason.NOT_JSON, "a schema that refers to one which FRESHET_SCHEMAS does not have")
         return told
@@ -153,6 +181,8 @@ class Schemas:
 
 def _from_file(place: Path, number: int) -> _Told | None:
     files = {place: "AVRO"} if place.is_file() else {place / f"{number}.avsc": "AVRO", place / f"{number}.json": "JSON"}
+    if not place.is_file() and (place / f"{number}.desc").is_file():
+        return _Told("", "PROTOBUF")
     for file, kind in files.items():
         if file.is_file():
             return _Told(file.read_text(encoding="utf-8"), kind)
@@ -163,7 +193,8 @@ def _parsed(told: _Told, referenced: Any) -> Any:
     if told.schemaType == "JSON":
         return None
     if told.schemaType != "AVRO":
-        raise BadEvent(Reason.NOT_JSON, f"{told.schemaType.title()}: expected Avro or JSON behind the framing")
+        expected = "expected Avro, JSON or Protobuf behind the framing"
+        raise BadEvent(Reason.NOT_JSON, f"{told.schemaType.title()}: {expected}")
     from fastavro import parse_schema
     from fastavro.schema import SchemaParseException, UnknownType
 

@@ -20,6 +20,7 @@ import msgspec
 
 from learner.events.future import from_the_future
 from learner.events.parse import parse_event
+from learner.events.record import told
 from learner.events.wire import BadEvent
 from learner.log import DEAD_LETTER_SUFFIX, REPLAYS_HEADER, Entry, EventLog, Message, read_to_end
 from learner.model.spec import Model
@@ -129,7 +130,7 @@ def replay(
                     log.append([Entry(marks, b"run", msgspec.json.encode({"started_at": now, **_told(wanted)}))])
                     begun = True
                 if not wanted.dry_run:
-                    log.append([_again(topic, letter, now) for letter in due])
+                    log.append([_again(topic, letter, model, now) for letter in due])
                     log.append([Entry(marks, _mark(one), msgspec.json.encode({"replayed_at": now})) for one in due])
     return rows
 
@@ -148,7 +149,7 @@ def _due(
         if wanted.reasons and reason not in wanted.reasons:
             continue
         row = rows.setdefault((topic, reason), Row())
-        fate = _fate(letter, done, wanted, model)
+        fate = _fate(topic, letter, done, wanted, model)
         row.fates[fate] += 1
         if row.example is None:
             row.example = _place(letter), detail_of(reason, _header(letter, "detail")), shape_of(letter.value)
@@ -158,13 +159,14 @@ def _due(
             yield letter
 
 
-def _fate(letter: Message, done: set[bytes | None], wanted: Request, model: Model) -> Fate:
+def _fate(topic: str, letter: Message, done: set[bytes | None], wanted: Request, model: Model) -> Fate:
     if _mark(letter) in done:
         return Fate.REPLAYED_BEFORE
     if _replays(letter) >= wanted.max_replays:
         return Fate.GIVEN_UP
     try:
-        event = parse_event(letter.value, model)
+        record = told(model.record, topic, letter.key, letter.headers) if model.record else b""
+        event = parse_event(letter.value, model, record)
     except BadEvent:
         return Fate.STILL_BAD
     # Replayed, it comes in now; one that was from the future may be no longer.
@@ -187,10 +189,11 @@ def _mark(letter: Message) -> bytes:
     return f"{topic_id.hex()}/{partition}/{letter.position.offset}".encode()
 
 
-def _again(topic: str, letter: Message, now: int) -> Entry:
+def _again(topic: str, letter: Message, model: Model, now: int) -> Entry:
     """The event as it was, with headers that say whence and how often it has come."""
     place = letter.position
     headers = [
+        *(header for header in letter.headers if model.record and header[0] in model.record.headers),
         ("replayed_from", f"{letter.topic}/{place.partition.number}/{place.offset}".encode()),
         ("replayed_at", str(now).encode()),
         (REPLAYS_HEADER, str(_replays(letter) + 1).encode()),

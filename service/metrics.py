@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import Counter as Counts
@@ -13,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.samples import Sample
 
+from freshet.answers import QualityWindow
 from learner.events.wire import Reason
 from learner.log.health import Health, Lost
 from learner.progress import STAGES
@@ -214,6 +216,46 @@ class LearnerMetrics:
         up_to = [int(one.value) for one in _samples(self.freshness, "_bucket")]
         within = [n - before for before, n in pairwise([0, *up_to])]
         return int(messages.value), within, {one.labels["reason"]: int(one.value) for one in letters if one.value}
+
+
+class QualityMetrics:
+    """How good scores are, as a learner reads it of the store: all learners of one store tell the same."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        labels = ["model", "metric", "way", "users", "window"]
+        self.value = Gauge(
+            "freshet_quality", "How good predictions are, as `GET /quality` has it; NaN where nothing can be said.",
+            labels, registry=registry,
+        )  # fmt: skip
+        self.half_width = Gauge(
+            "freshet_quality_half_width", "Half the width of the 95 % interval of the same.", labels, registry=registry
+        )
+        self.outcomes = Gauge(
+            "freshet_quality_outcomes", "Outcomes that are scored.", ["model", "users", "window"], registry=registry
+        )
+        self.worse = Gauge(
+            "freshet_quality_guardrail",
+            "Whether what is served is worse than the fixed effect alone, by more than chance.", ["model"],
+            registry=registry,
+        )  # fmt: skip
+
+    def observe(self, model: str, windows: Mapping[str, QualityWindow], is_worse: bool) -> None:
+        """Take what was read."""
+        self.worse.labels(model).set(is_worse)
+        for gauge in (self.value, self.half_width, self.outcomes):
+            gauge.clear()
+        for name, window in windows.items():
+            for users, part in window.parts.items():
+                self.outcomes.labels(model, users, name).set(part.outcomes)
+                for way, one in part.ways.items():
+                    for metric, estimate in one.metrics.items():
+                        labels = (model, metric, way, users, name)
+                        _set(self.value.labels(*labels), estimate.value)
+                        _set(self.half_width.labels(*labels), estimate.half_width)
+
+
+def _set(gauge: Gauge, value: float | None) -> None:
+    gauge.set(math.nan if value is None else value)
 
 
 def _samples(metric: Counter | Histogram, suffix: str) -> list[Sample]:

@@ -12,8 +12,9 @@ from typing import Any
 import msgspec
 
 from learner.batch.raw import Raw, Skipped
-from learner.events.foreign import PassedOver, at_path, epoch_ms, rule_of
+from learner.events.foreign import PassedOver, at_path, body_of, epoch_ms, rule_of
 from learner.events.parse import parse_event
+from learner.events.record import with_record
 from learner.events.wire import BadEvent, WireClick, WireErase, WireEraseItem, WireImpression
 from learner.model.events_file import ClickRule, EventRule, EventsFile, ImpressionRule
 from learner.model.foreign import feature_paths, paths_of
@@ -26,7 +27,7 @@ OURS = EventsFile(
     request_id="request_id",
     impression=ImpressionRule(
         when="impression", items="items", features="features", offset="offset", weight="weight",
-        item_effect="item_effect",
+        item_effect="item_effect", position="position", clicked="clicked",
     ),
     click=ClickRule(when="click"),
 )  # fmt: skip
@@ -40,7 +41,7 @@ def described(raws: Sequence[Raw], model: Model) -> tuple[str, int]:
     counts: Counter[str] = Counter()
     refused, shown, clicked = Skipped(), set[tuple[str, str]](), list[tuple[str, str]]()
     for raw in raws:
-        value = raw.value if isinstance(raw.value, bytes) else b""
+        value = with_record(raw.value, raw.record) if isinstance(raw.value, bytes) else b""
         try:
             if isinstance(raw.value, BadEvent):
                 raise raw.value
@@ -59,7 +60,11 @@ def described(raws: Sequence[Raw], model: Model) -> tuple[str, int]:
                 clicked.append((_request(event, model), event.item_id))
             else:
                 counts["impressions"] += 1
-                shown |= {(_request(event, model), item.item_id) for item in event.items}
+                items = [(_request(event, model), item.item_id) for item in event.items]
+                shown |= set(items)
+                its = [one for one, item in zip(items, event.items, strict=True) if item.clicked]
+                clicked += its
+                counts["clicks"] += len(its)
         if (found := _body(value, events)) is not None:
             bodies[found[0]].append(found[1])
     told = ", ".join(f"{counts[name]:,} {name}" for name in ("impressions", "clicks", "refused"))
@@ -85,7 +90,7 @@ def _request(event: WireImpression | WireClick, model: Model) -> str:
 def _body(raw: bytes, events: EventsFile) -> tuple[str, Any] | None:
     """Which rule an event is read by, and what its paths begin in; None of one that has no type that can be told."""
     try:
-        base = at_path(msgspec.json.decode(raw), events.within)
+        base = body_of(msgspec.json.decode(raw), events)
         rule = rule_of(base, events)
     except (*UNREADABLE, BadEvent):
         return None
@@ -106,7 +111,8 @@ def _rule(name: str, rule: EventRule, bodies: Sequence[Any], events: EventsFile,
         for one, path in feature_paths(rule.context, model.context_features).items():
             rows.append((f"context {one}", path, [at_path(each, path) for each in bodies]))
             read.add(path)
-        of_item = {field: getattr(rule, field) for field in ("item_id", "offset", "weight", "item_effect")}
+        more = ("item_id", "offset", "weight", "item_effect", "position", "clicked")
+        of_item = {field: getattr(rule, field) for field in more}
         of_item |= {f"feature {one}": path for one, path in feature_paths(rule.features, model.item_features).items()}
     else:
         of_item = {"item_id": rule.item_id}

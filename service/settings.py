@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import msgspec
 
 from learner.log import check_log_url
-from learner.store import check_store_url
+from learner.store.url import check_store_url
 from service.environment import PREFIX, hide_password, is_service_link
 
 DAY_S = 86_400
@@ -66,7 +66,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     kafka_ssl_password
         Of that key.
     schemas
-        Of Avro and JSON behind a registry's framing: its URL, or a folder with ``<id>.avsc``, or one such file.
+        Of Avro, JSON and Protobuf behind a registry's framing: its URL, or a folder of ``<id>.avsc``, ``<id>.json`` or
+        ``<id>.desc``, or one ``.avsc``.
     kafka_session_timeout_ms
         After which a learner that died has its partitions given to others.
     unreadable

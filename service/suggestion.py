@@ -17,18 +17,25 @@ from learner.model.duration import duration_text
 from service.recognition import NoSuggestion, Recognised, flattened, hint, recognised
 
 MOST_VALUES = 50
-"""Of a category that is proposed."""
+"""Of a category that is proposed; more are hashed."""
+BUCKETS = 32
 LEAST_CLICKS = 20
 """So many matched clicks say how late they come."""
+_POSITION = (
+    "# [position]                  # how likely each rank is looked at; `freshet fit` learns it",
+    '# examination = "1/k"',
+    "",
+)
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?", re.ASCII)
 
 
 @dataclass
 class _Features:
-    """Lines of `[features]`, the paths of those with another name, and what was left out."""
+    """Lines of `[features]`, the paths of those with another name, the path of ranks, and what was left out."""
 
     lines: list[str] = field(default_factory=list)
     paths: dict[str, str] = field(default_factory=dict)
+    position: str | None = None
     left_out: list[str] = field(default_factory=list)
 
 
@@ -61,6 +68,7 @@ def suggest(events: Sequence[Any], source: str) -> str:
         "variance = 0.5",
         f"intercept_mean = {_level(found):.2f}",
         "",
+        *(_POSITION if features.position else []),
         "[features]",
         *features.lines,
         *(f"# left out: {one}" for one in features.left_out),
@@ -77,6 +85,7 @@ def suggest(events: Sequence[Any], source: str) -> str:
         *_when(found, "impression"),
         *([f"items = {_text(found.items)}"] if found.items else []),
         f"item_id = {_text(found.item_id)}",
+        *([f"position = {_text(features.position)}"] if features.position else []),
         *(
             [f"features = {{ {', '.join(f'{_key(k)} = {_text(v)}' for k, v in features.paths.items())} }}"]
             * bool(features.paths)
@@ -122,7 +131,11 @@ def _features(found: Recognised) -> _Features:
         name = name if names[name] == 1 and name != "intercept" else path.replace(".", "_")
         place = path if found.items is None else f"{found.items}[].{path}"
         values = [row.get(path) for row in its]
-        declared = "a position" if hint("position", path) else declaration([v for v in values if v not in (None, "")])
+        there = [value for value in values if value not in (None, "")]
+        if hint("position", path) and features.position is None and _are_ranks(there):
+            features.position = path
+            continue
+        declared = "a position that does not count from 1" if hint("position", path) else declaration(there)
         if declared.startswith("{"):
             features.lines.append(f"{_key(name)} = {declared}")
             if name != path:
@@ -167,8 +180,10 @@ def _category(values: Sequence[str]) -> str:
     counts = Counter(values)
     if len(counts) < 2:
         return "the same throughout"
-    if len(counts) > MOST_VALUES or len(counts) > len(values) / 2:
-        return f"text of {len(counts):,} different values, too many to list; kind = 'hashed' would take them"
+    if len(counts) > len(values) / 2:
+        return f"text that hardly comes twice, {len(counts):,} different values"
+    if len(counts) > MOST_VALUES:
+        return f'{{ kind = "hashed", buckets = {BUCKETS} }}'
     return f'{{ kind = "category", values = {_list_of(counts)}, unknown = "ignore" }}'
 
 
@@ -179,13 +194,18 @@ def _list(values: Sequence[list[Any]]) -> str:
     if inner and all(isinstance(one, str) for one in inner):
         counts = Counter(inner)
         if len(counts) > MOST_VALUES:
-            return '{ kind = "multi", buckets = 32 }'
+            return f'{{ kind = "multi", buckets = {BUCKETS} }}'
         return f'{{ kind = "multi", values = {_list_of(counts)}, unknown = "ignore" }}'
     return "lists of other things than texts, or of different lengths"
 
 
 def _list_of(counts: Counter[str]) -> str:
     return "[" + ", ".join(_text(value) for value, _ in counts.most_common()) + "]"
+
+
+def _are_ranks(values: Sequence[Any]) -> bool:
+    """Whether they count from 1, as positions do here."""
+    return bool(values) and all(type(one) is int and one >= 1 for one in values) and 1 in values
 
 
 def _is_number(value: Any) -> bool:

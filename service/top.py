@@ -12,14 +12,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from freshet import LearnersResponse, LearnerStatus
+from freshet import Estimate, LearnersResponse, LearnerStatus, QualityResponse
 
 SILENT_AFTER_S = 10
 WINDOW_S = 60.0
 """Over how long quantiles are told, and"""
 RATE_S = 5.0
 """rates."""
-_SPARE_LINES = 14
+_SPARE_LINES = 15
 """What a screen has beside the rows of learners and routes."""
 
 Buckets: TypeAlias = Mapping[float, float]
@@ -40,10 +40,11 @@ class Reading(NamedTuple):
     at: float
     told: LearnersResponse
     routes: Mapping[str, Route]
+    quality: QualityResponse | None = None
 
 
-def reading(at: float, told: LearnersResponse, metrics: str) -> Reading:
-    """What `GET /learners` and `GET /metrics` answer; errors are answers from 500 on."""
+def reading(at: float, told: LearnersResponse, metrics: str, quality: QualityResponse | None = None) -> Reading:
+    """What `GET /learners`, `/metrics` and `/quality` answer; errors are answers from 500 on."""
     requests: Counter[str] = Counter()
     errors: Counter[str] = Counter()
     up_to: dict[str, dict[float, float]] = {}
@@ -57,7 +58,7 @@ def reading(at: float, told: LearnersResponse, metrics: str) -> Reading:
                 up_to.setdefault(route, {})[float(labels["le"])] = value
     within = {route: _apart(sorted(bounds.items())) for route, bounds in up_to.items()}
     routes = {route: Route(requests[route], errors[route], within.get(route, {})) for route in requests}
-    return Reading(at, told, routes)
+    return Reading(at, told, routes, quality)
 
 
 class Readings:
@@ -149,7 +150,7 @@ def screen(url: str, readings: Readings, trouble: str | None, now: float, height
         state = Text(told.trouble, style="bold red")
     rows = max(2, (height - _SPARE_LINES) // 2)
     parts = [title, state, Text(), _summary(readings, last), Text(), _learners(readings, last, rows)]
-    return Group(*parts, Text(), _routes(readings, last, rows), Text(), _letters(told))
+    return Group(*parts, Text(), _routes(readings, last, rows), Text(), _letters(told), _quality(last.quality))
 
 
 def _summary(readings: Readings, last: Reading) -> Text:
@@ -210,6 +211,26 @@ def _letters(told: LearnersResponse) -> Text:
         letters.update(one.dead_letters)
     said = ", ".join(f"{reason} {n:,}" for reason, n in letters.most_common())
     return Text(f"dead letters  {said or 'none'}", style="yellow" if letters else "")
+
+
+def _quality(told: QualityResponse | None) -> Text:
+    """Of the last day, all users."""
+    if told is None or not told.windows:
+        return Text("quality       nothing scored yet", style="dim")
+    part = told.windows["1d"].parts["all"]
+    served, fixed = (part.ways[name].metrics for name in ("served", "fixed effect"))
+    said = [f"log loss {_number(served['log_loss'])}, fixed effect {_number(fixed['log_loss'])}"]
+    said.append(f"predicted/actual {_number(served['predicted_over_actual'])}")
+    text = f"quality       last day: {'; '.join(said)}"
+    if told.worse_than_fixed_effect:
+        return Text(f"{text}; worse than the fixed effect", style="bold red")
+    return Text(text)
+
+
+def _number(estimate: Estimate) -> str:
+    if estimate.value is None:
+        return "-"
+    return f"{estimate.value:.4f}" + ("" if estimate.half_width is None else f" ±{estimate.half_width:.4f}")
 
 
 def _table(*columns: str) -> Table:

@@ -22,6 +22,7 @@ from service.settings import Settings
 ANSWER_TIMEOUT_MS = 5_000
 # A dead letter is its event with headers.
 HEADERS_BYTES = 1_024
+FORMATS_WITHOUT_HEADERS = ("0.8", "0.9", "0.10")
 
 
 class Verdict(StrEnum):
@@ -138,7 +139,15 @@ def _topics(settings: Settings, admin: Any) -> Iterator[Finding]:
 
 
 def _size(admin: Any, topic: str, letter: str) -> Finding:
-    """Whether a dead letter topic takes what its topic takes, with the headers of a letter."""
+    """Whether a dead letter topic takes headers, and what its topic takes beside them."""
+    # Brokers before 4.0 have it.
+    written_as = _setting(admin, "TOPIC", letter, "message.format.version")
+    if written_as is not None and written_as.startswith(FORMATS_WITHOUT_HEADERS):
+        return _failed(
+            "dead letters",
+            f"{letter} has message.format.version {written_as}, which has no headers: a learner stops at the first bad "
+            "event; set it to 0.11.0 or later",
+        )
     taken, wanted = (_setting(admin, "TOPIC", one, "max.message.bytes") for one in (letter, topic))
     if taken is None or wanted is None:
         return _warning("dead letters", f"{letter}: this account may not see max.message.bytes")
@@ -152,7 +161,8 @@ def _size(admin: Any, topic: str, letter: str) -> Finding:
 
 
 def _broker(admin: Any) -> str:
-    return str(admin.describe_cluster()["brokers"][0]["broker_id"])
+    # By what it was told at its start: of brokers before 3.7 kafka-python's `describe_cluster` ends in a KeyError.
+    return str(next(iter(admin._manager.cluster.brokers())).node_id)
 
 
 def _setting(admin: Any, kind: str, name: str, setting: str) -> str | None:

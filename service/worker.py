@@ -24,7 +24,8 @@ from learner.store import Store, StoreUnavailable, open_store
 from learner.store.owner import claim, difference, owner_of
 from learner.store.recent import RecentStore
 from service.eviction import StoreEvicts, evicts
-from service.metrics import exposition
+from service.measuring import measuring
+from service.metrics import QualityMetrics, exposition
 from service.monitor import Monitor
 from service.settings import DAY_S, Settings
 from service.store_watch import watch
@@ -69,7 +70,7 @@ def learn(settings: Settings, model: Model) -> int:
             if changed := difference(before, owner):
                 log.warning("the model has other settings than the group's last learner had", difference=changed)
             watch(settings, store, owner, stop, monitor)
-            with telling(store, monitor, settings.group):
+            with telling(store, monitor, settings.group), measuring(store, QualityMetrics(registry), model):
                 reader = _patiently("log", stop, lambda: _open_reader(settings))
                 if reader is None:
                     return 0

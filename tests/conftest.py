@@ -10,7 +10,7 @@ from typing import NoReturn
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from tests.servers import KafkaServer, Missing, PrometheusServer, RedisServer, Server
+from tests.servers import KafkaServer, Missing, OldKafkaServer, PrometheusServer, RedisServer, Server
 
 # Set in CI: a missing server or browser fails instead of skipping.
 REQUIRED = os.environ.get("REQUIRE_SERVICES") == "1"
@@ -44,6 +44,11 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def kafka_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     yield from _run(KafkaServer, tmp_path_factory.mktemp("kafka"))
+
+
+@pytest.fixture(scope="module")
+def old_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    yield from _run(OldKafkaServer, tmp_path_factory.mktemp("old-kafka"))
 
 
 @pytest.fixture(scope="session")

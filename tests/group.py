@@ -182,6 +182,13 @@ class Shards:
     def forget(self) -> None:
         pass
 
+    def keep_version(self, name: str, data: bytes) -> None:
+        for part in self._parts:
+            part.keep_version(name, data)
+
+    def versions(self) -> list[dict[str, bytes]]:
+        return [part.versions()[0] for part in self._parts]
+
     def keep(self) -> list[sqlite3.Connection]:
         """The state of each shard."""
         return [keep(part) for part in self._parts]

@@ -72,7 +72,7 @@ def put_back(store: Store, kept: sqlite3.Connection | None) -> None:
         if kept is not None:
             kept.backup(db)
             return
-        for table in ("records", "positions", "feed", "sqlite_sequence", "owner", "versions"):
+        for table in ("records", "positions", "feed", "sqlite_sequence", "owner", "sums", "versions"):
             db.execute(f"DELETE FROM {table}")
 
 
@@ -103,6 +103,7 @@ class Rig:
         Of learners.
     """
 
+    topics: Sequence[str] = ("events",)
     turn_s = 0.0
     """What a turn takes by the clock of positions, unless another time is given."""
 
@@ -118,7 +119,7 @@ class Rig:
         one = Learner(
             self.model,
             store or RecentStore(self.store),  # type: ignore[arg-type]
-            open_reader(self.log_url, ["events"], self.group),
+            open_reader(self.log_url, self.topics, self.group),
             dead_letters or self.log,  # type: ignore[arg-type]
             poll_timeout_ms=0,
             **self.settings,

@@ -16,14 +16,15 @@ from pathlib import Path
 import redis
 
 KAFKA_VERSION = "4.1.0"
-KAFKA_LIBS = Path(os.environ.get("KAFKA_LIBS", Path.home() / ".cache" / "freshet" / f"kafka-{KAFKA_VERSION}"))
-_POM = f"""\
+OLD_KAFKA_VERSION = "2.8.2"
+_POM = """\
 <project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
 <groupId>local</groupId><artifactId>kafka</artifactId><version>1</version><packaging>pom</packaging><dependencies>
-<dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{KAFKA_VERSION}</version></dependency>
-<dependency><groupId>org.apache.kafka</groupId><artifactId>kafka-tools</artifactId><version>{KAFKA_VERSION}</version></dependency>
-</dependencies></project>
+{}</dependencies></project>
 """
+_DEPENDENCY = (
+    "<dependency><groupId>org.apache.kafka</groupId><artifactId>{}</artifactId><version>{}</version></dependency>"
+)
 
 
 class Missing(Exception):
@@ -160,7 +161,7 @@ class KafkaServer(Server):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self._libs = _kafka_libs()
+        self._libs = _kafka_libs(KAFKA_VERSION, "kafka_2.13", "kafka-tools")
         controller = free_port()
         self._config = folder / "server.properties"
         self._config.write_text(
@@ -210,18 +211,83 @@ listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT"""
         return ["java", "-Xmx512m", "-cp", f"{self._libs}/*"]
 
 
-def _kafka_libs() -> Path:
+class ZooKeeperServer(Server):
+    """What Kafka kept its metadata in; of Kafka's own dependencies."""
+
+    name = "zookeeper"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._libs = _kafka_libs(OLD_KAFKA_VERSION, "kafka_2.13")
+
+    def command(self) -> list[str]:
+        options = ["-Xmx128m", "-Dzookeeper.admin.enableServer=false", "-cp", f"{self._libs}/*"]
+        data = str(self.folder / "zookeeper-data")
+        return ["java", *options, "org.apache.zookeeper.server.ZooKeeperServerMain", str(self.port), data]
+
+
+class OldKafkaServer(Server):
+    """One node with ZooKeeper that gives topics no ids, and writes records in format v1, as of before Kafka 0.11."""
+
+    name = "old-kafka"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._zookeeper = ZooKeeperServer(folder)
+        self._libs = _kafka_libs(OLD_KAFKA_VERSION, "kafka_2.13")
+        self._config = folder / "old.properties"
+        self._config.write_text(
+            f"""\
+broker.id=1
+zookeeper.connect=127.0.0.1:{self._zookeeper.port}
+listeners=PLAINTEXT://127.0.0.1:{self.port}
+log.dirs={folder / "old-kafka-data"}
+inter.broker.protocol.version=2.7
+log.message.format.version=0.10.2
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=1
+group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=1000
+"""
+        )
+
+    def start(self, seconds: float = 180) -> None:
+        self._zookeeper.start(seconds)
+        super().start(seconds)
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        super().stop(number)
+        self._zookeeper.stop(number)
+
+    def command(self) -> list[str]:
+        return ["java", "-Xmx256m", "-cp", f"{self._libs}/*", "kafka.Kafka", str(self._config)]
+
+    @property
+    def bootstrap(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"kafka://{self.bootstrap}"
+
+
+def _kafka_libs(version: str, *artifacts: str) -> Path:
     """The folder with Kafka's jars, fetched once by Maven."""
+    # Those of the present version may be elsewhere.
+    given = os.environ.get("KAFKA_LIBS") if version == KAFKA_VERSION else None
+    libs = Path(given) if given else Path.home() / ".cache" / "freshet" / f"kafka-{version}"
     missing = [command for command in ("java", "mvn") if shutil.which(command) is None]
-    ready = KAFKA_LIBS / "complete"
+    ready = libs / "complete"
     if "java" in missing or (missing and not ready.exists()):
         raise Missing(f"{' and '.join(missing)} not installed (Debian: apt-get install openjdk-17-jre-headless maven)")
     if not ready.exists():
-        KAFKA_LIBS.mkdir(parents=True, exist_ok=True)
-        (KAFKA_LIBS / "pom.xml").write_text(_POM)
-        command = ["mvn", "-q", "-B", "dependency:copy-dependencies", f"-DoutputDirectory={KAFKA_LIBS}"]
-        done = subprocess.run(command, cwd=KAFKA_LIBS, capture_output=True, text=True, check=False)
+        libs.mkdir(parents=True, exist_ok=True)
+        (libs / "pom.xml").write_text(
+            _POM.format("".join(_DEPENDENCY.format(one, version) + "\n" for one in artifacts))
+        )
+        command = ["mvn", "-q", "-B", "dependency:copy-dependencies", f"-DoutputDirectory={libs}"]
+        done = subprocess.run(command, cwd=libs, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise Missing(f"Maven could not fetch Kafka {KAFKA_VERSION}: {done.stdout[-500:]}")
+            raise Missing(f"Maven could not fetch Kafka {version}: {done.stdout[-500:]}")
         ready.touch()
-    return KAFKA_LIBS
+    return libs

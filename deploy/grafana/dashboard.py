@@ -30,6 +30,12 @@ def _mean(histogram: str, by: str) -> str:
     return f"{_rate(f'{histogram}_sum', by)} / {_rate(f'{histogram}_count', by)}"
 
 
+def _quality(metric: str, users: str, way: str = ".+") -> str:
+    """All learners tell the same."""
+    chosen = f'metric="{metric}", users=~"{users}", way=~"{way}", window="1d"'
+    return f"max by (way, users) (freshet_quality{{{chosen}}})"
+
+
 PANELS: dict[str, list[tuple[str, str, str, Mapping[str, str]]]] = {
     "Stream": [
         ("Events learnt", "events a second", "cps",
@@ -57,6 +63,19 @@ PANELS: dict[str, list[tuple[str, str, str, Mapping[str, str]]]] = {
          {"freshet_learner_share": "{{kind}} {{instance}}"}),
         ("Events lost", "dropped by the log before they were read, since the learner's start", "short",
          {"freshet_learner_events_lost_total": "{{instance}}"}),
+    ],
+    "Quality": [
+        ("Log loss", "of the last day, by way of predicting", "none",
+         {_quality("log_loss", "all"): "{{way}}"}),
+        ("Predicted over actual clicks", "of the last day; 1 if calibrated", "none",
+         {_quality("predicted_over_actual", "all"): "{{way}}"}),
+        ("NDCG@10 in slates", "of the last day", "none", {_quality("slate_ndcg", "all"): "{{way}}"}),
+        ("Log loss by users", "of the last day, as served: new ones have been shown less than 50 outcomes", "none",
+         {_quality("log_loss", "new|known", "served"): "{{users}}"}),
+        ("Outcomes scored", "in the last day", "short",
+         {'max by (users) (freshet_quality_outcomes{window="1d"})': "{{users}}"}),
+        ("Worse than the fixed effect", "1 where what is served is so by more than chance", "none",
+         {"max by (model) (freshet_quality_guardrail)": "{{model}}"}),
     ],
     "Scoring": [
         ("Requests", "a second, by route and status", "reqps",

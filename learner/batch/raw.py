@@ -25,11 +25,14 @@ class Raw(NamedTuple):
         The bytes; or why a row cannot be made an event.
     came_at
         When the event came into its log, epoch ms; 0 or -1 if nothing says so.
+    record
+        What a mapping reads of its Kafka record, as of `learner.events.record.told`.
     """
 
     place: str
     value: bytes | BadEvent
     came_at: int = 0
+    record: bytes = b""
 
 
 @dataclass

@@ -17,7 +17,9 @@ import msgspec
 from learner.batch.raw import LogError, Raw, Reached, Skipped
 from learner.events.future import refuse_from_the_future, times_in_log
 from learner.events.microbatch import Microbatch
-from learner.events.parse import Parsed, parse_events
+from learner.events.parse import parse_events
+from learner.events.parsed import Parsed
+from learner.events.record import told
 from learner.events.wire import BadEvent, Reason
 from learner.log import Message, read_to_end
 from learner.model.spec import Model
@@ -86,7 +88,8 @@ def read_events(
 def _parse(raws: Sequence[Raw], model: Model) -> Parsed:
     """The events, and why others are none: as a learner has it."""
     # Of a row that is no event there is nothing to read.
-    parsed = parse_events([raw.value if isinstance(raw.value, bytes) else b"" for raw in raws], model)
+    values = [raw.value if isinstance(raw.value, bytes) else b"" for raw in raws]
+    parsed = parse_events(values, model, [raw.record for raw in raws] if model.record else ())
     for at, raw in enumerate(raws):
         if isinstance(raw.value, BadEvent):
             parsed.refuse(at, raw.value)
@@ -129,7 +132,7 @@ def raw_events(
     """
     reached = reached or Reached()
     if "://" in source:
-        yield from _from_log(source, topics, kafka, reached)
+        yield from _from_log(source, model, topics, kafka, reached)
         return
     path = Path(source)
     files = sorted(file for file in path.iterdir() if _kind(file)) if path.is_dir() else [path]
@@ -189,7 +192,9 @@ def _from_array(file: Path, data: bytes, reached: Reached) -> Iterator[Raw]:
         yield Raw(f"{file}[{index}]", bytes(event))
 
 
-def _from_log(source: str, topics: Sequence[str], kafka: Mapping[str, Any], reached: Reached) -> Iterator[Raw]:
+def _from_log(
+    source: str, model: Model, topics: Sequence[str], kafka: Mapping[str, Any], reached: Reached
+) -> Iterator[Raw]:
     """From the beginning to now; no group notices."""
     done = 0
     reached.within = lambda: done
@@ -200,4 +205,5 @@ def _from_log(source: str, topics: Sequence[str], kafka: Mapping[str, Any], reac
             for message in messages:
                 place = f"{message.topic}/{message.position.partition.number}@{message.position.offset}"
                 unreadable = BadEvent(Reason.UNREADABLE, message.unreadable) if message.unreadable else None
-                yield Raw(place, unreadable or message.value, message.timestamp)
+                record = told(model.record, message.topic, message.key, message.headers) if model.record else b""
+                yield Raw(place, unreadable or message.value, message.timestamp, record)

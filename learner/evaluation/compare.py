@@ -23,13 +23,15 @@ ITEM_LAGS_MS = {"10 min late": 600_000.0, "1 h late": 3_600_000.0}
 AGES = {"new": 0, "few": 1, "known": 50}
 USER_AGE, ITEM_AGE = "outcomes shown to the user before", "outcomes shown of the item before"
 NOMINAL = 0.9
+AS_MEASURED = "fresh, as GET /quality"
 FIXED_EFFECT, PRIOR, FROZEN, FRESH = "fixed effect", "frozen prior", "per user, frozen at the cut", "fresh"
 
 
 class Variant(NamedTuple):
     """One way of learning: a model, when it gets each event (None: never), and how late items learn at the most.
 
-    With `as_shown` an item is scored for where it was shown: times the examination of its rank.
+    With `as_shown` an item is scored for where it was shown: times the examination of its rank. With `settled` what is
+    due has settled; see `replay`.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Variant(NamedTuple):
     available: Available | None
     item_lag_ms: float = ITEM_LAG_MS
     as_shown: bool = False
+    settled: bool = False
 
 
 class Result(NamedTuple):
@@ -134,6 +137,8 @@ def variants(model: Model, cut_ms: float, everything: bool = True) -> list[Varia
         ways.append(Variant("fresh, without examination", replace(model, examination=None), fresh))
     if not everything:
         return ways
+    if model.click_delay is not None:
+        ways.append(Variant(AS_MEASURED, model, fresh, settled=True))
     at_once = replace(model, click_delay=None)
     ways.append(Variant("joiner, after the window", at_once, joined_after(model.window_ms)))
     if model.click_delay is not None:
@@ -180,7 +185,7 @@ def evaluate(
     results = []
     for way in ways:
         pit_seed = seed if way.name.startswith(FRESH) else None
-        done = replay(way.model, log, way.available, cut_ms, pit_seed, advance, way.item_lag_ms)
+        done = replay(way.model, log, way.available, cut_ms, pit_seed, advance, way.item_lag_ms, way.settled)
         if way.as_shown and way.model.examination is not None:
             position = log.batch.events.item["position"][done.place]
             e = np.array(way.model.examination)[np.minimum(position, len(way.model.examination) - 1)]

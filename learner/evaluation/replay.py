@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from learner.belief.gaussian import Array, Belief, Rows, click_probability, draw
 from learner.evaluation.history import Available, History, Log, fresh
 from learner.evaluation.items import ReplayedItems, shown_before, without_items
 from learner.evaluation.metrics import Scored, log_losses
-from learner.events.microbatch import grouped, item_places
+from learner.events.microbatch import SWEEP, Events, grouped, item_places
 from learner.model.spec import Model
 from learner.record import decode_record, fresh_record
 from learner.record.served import belief_at
@@ -63,6 +64,7 @@ def replay(
     pit_seed: int | None = None,
     advance: Callable[[int], object] = lambda n: None,
     item_lag_ms: float = ITEM_LAG_MS,
+    settled: bool = False,
 ) -> Replayed:
     """Score every slate from a time on, each before it is learnt from.
 
@@ -81,10 +83,17 @@ def replay(
         Called with the number of slates scored.
     item_lag_ms
         How late items learn at the most; on average half as late.
+    settled
+        Whether what is due by a slate's time has settled, as it has when a learner comes to the slate. A scorer reads
+        the record as the event before has left it.
     """
-    # Each user learns in the order in which the learner gets their events.
+    # What is predicted here need not be kept in records. Users learn in the order in which the learner gets events.
+    model = replace(model, quality=0.0)
     items = None if model.item is None else ReplayedItems(model.item, log.batch.events)
     events = without_items(log.batch.events) if items is None else items.events
+    n_events = len(events.event)
+    if settled:
+        events = _with_sweeps(events)
     slice_ms = np.inf if items is None else item_lag_ms
     plans = [_plan(history, available, score_from_ms, slice_ms) for history in log.users]
     values: dict[int, bytes | None] = dict.fromkeys(i for i, plan in enumerate(plans) if plan)
@@ -97,6 +106,9 @@ def replay(
             items.learn()
             continue
         learning = [(i, step.learn) for i, step in steps if len(step.learn)]
+        if settled:
+            sweeps = {i: n_events + log.users[i].places[step.number] for i, step in steps if step.is_scored}
+            learning = [(i, np.append(step.learn, sweeps[i]) if i in sweeps else step.learn) for i, step in steps]
         users = grouped([str(i) for i, _ in learning], [places for _, places in learning])
         learnt = apply(model, [values[i] for i, _ in learning], events, users)
         values |= {i: value for (i, _), value in zip(learning, learnt.values, strict=True) if value is not None}
@@ -124,6 +136,13 @@ def replay(
                 pit.append(_pit(row, offset, belief, labels, generator, noise))
         advance(sum(step.is_scored for _, step in steps))
     return _gather(rows, np.array(pit), log, {} if items is None else items.learnt())
+
+
+def _with_sweeps(events: Events) -> Events:
+    """Behind the events, for each of them a sweep at its time."""
+    event = events.event.copy()
+    event["kind"], event["n_items"], event["first_item"] = SWEEP, 0, 0
+    return events._replace(event=np.concatenate([events.event, event]))
 
 
 def _rounds(plans: Sequence[list[_Step]]) -> Iterator[list[tuple[int, _Step]]]:

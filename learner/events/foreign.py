@@ -20,6 +20,7 @@ from learner.model.foreign import Foreign, feature_paths, kinds_of_events, paths
 from learner.model.kind import some
 from learner.model.kinds import Feature, ItemError
 from learner.model.number_kinds import Bucket, Scaled
+from learner.model.record_paths import RECORD
 from learner.wire_errors import UNREADABLE
 
 _PER_MS = (1.0, *UNITS.values())
@@ -56,8 +57,8 @@ def read_quickly(raw: bytes, foreign: Foreign, events: EventsFile, by_item: bool
         fields = foreign.click if is_click else foreign.impression
         user, at = fields.user_id(event), epoch_ms(fields.timestamp(event))
         request = None if fields.request_id is None else fields.request_id(event)
-        if request is None and by_item:
-            # A showing that names no request is known by its time.
+        if request is None and (by_item or (foreign.item.clicked is not None and not is_click)):
+            # A showing that names no request, and needs none for its clicks, is known by its time.
             request = at
         if user is None or request is None or at is None:
             return None
@@ -82,6 +83,7 @@ class Columns(NamedTuple):
     offsets: list[Any]
     effects: list[Any]
     positions: list[Any]
+    clicked: list[Any]
     features: Any
 
 
@@ -100,13 +102,14 @@ def columns_of(items: Sequence[Any], foreign: Foreign) -> Columns:
         offsets, effects, positions = (
             [None] * n if one is None else list(map(one, items)) for one in (get.offset, get.item_effect, get.position)
         )
+        clicked = [] if get.clicked is None else list(map(get.clicked, items))
         features = get.features(items)
     except AttributeError as exc:
         # An attribute of None, as above.
         raise ItemError("bad_field", "items", "null in the place of an object") from exc
     if None in ids:
         raise ItemError("bad_field", "item_id", "missing")
-    return Columns(list(map(str, ids)), weights, offsets, effects, positions, features)
+    return Columns(list(map(str, ids)), weights, offsets, effects, positions, clicked or [None] * n, features)
 
 
 def epoch_ms(at: Any) -> int | None:
@@ -162,7 +165,7 @@ def read_alone(
         event = msgspec.json.decode(raw)
     except UNREADABLE as exc:
         raise why(raw, exc) from exc
-    base = at_path(event, events.within)
+    base = body_of(event, events)
     rule = rule_of(base, events)
     try:
         try:
@@ -184,7 +187,8 @@ def _in_our_words(
         expected = "epoch seconds, milli-, micro- or nanoseconds between 2000 and 2100, or ISO 8601 with a zone"
         raise BadEvent(Reason.BAD_TIMESTAMP, f"timestamp: expected {expected}")
     ours = {name: _as_id(value) for name, value in fields.items()} | {"timestamp": at}
-    if by_item and at is not None and ours.get("request_id") is None:
+    says_clicks = isinstance(rule, ImpressionRule) and rule.clicked is not None
+    if (by_item or says_clicks) and at is not None and ours.get("request_id") is None:
         ours["request_id"] = str(at)
     if isinstance(rule, ImpressionRule):
         items = [base] if rule.items is None else at_path(base, rule.items)
@@ -206,7 +210,17 @@ def _read_from(field: str, events: EventsFile, rule: EventRule) -> str:
         if isinstance(rule, ImpressionRule) and field not in paths_of(events, rule) and field != "items"
         else None
     )
-    return f"; [events] reads it from {'.'.join(filter(None, [events.within, outer, path]))!r}"
+    if not path.startswith(RECORD):
+        path = ".".join(filter(None, [events.within, outer, path]))
+    return f"; [events] reads it from {path!r}"
+
+
+def body_of(event: Any, events: EventsFile) -> Any:
+    """What the paths of a mapping begin in, of an event's decoded JSON; what is said of its record goes with it."""
+    base = at_path(event, events.within)
+    if events.within is not None and isinstance(base, dict) and "record" in event:
+        return {**base, "record": event["record"]}
+    return base
 
 
 def rule_of(base: Any, events: EventsFile) -> EventRule:
@@ -242,6 +256,7 @@ def _item(sent: Any, rule: ImpressionRule, features: Mapping[str, Feature]) -> d
         "weight": _as(float | None, at_path(sent, rule.weight)) if rule.weight else None,
         "position": _as(int | None, at_path(sent, rule.position)) if rule.position else None,
         "item_effect": at_path(sent, rule.item_effect) if rule.item_effect else None,
+        "clicked": _as(bool | None, at_path(sent, rule.clicked)) if rule.clicked else None,
     }
     return _present(item) | {"features": _values(sent, rule.features, features)}
 

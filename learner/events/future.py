@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.events.parse import Parsed
+from learner.events.parsed import Parsed
 from learner.events.wire import BadEvent, Reason
 from learner.limits import MAX_TIMESTAMP_MS
 from learner.model.spec import Model
@@ -21,12 +21,14 @@ def times_in_log(timestamps: Sequence[int]) -> NDArray[np.int64]:
 
 
 def refuse_from_the_future(parsed: Parsed, came_at: NDArray[np.int64], model: Model) -> None:
-    """Make those events bad that are dated more than the model's `max_ahead` after they came in, epoch ms, shape (E,).
+    """Make those events bad that are dated more than the model's `max_ahead` after their records came in, epoch ms.
 
     A belief is relaxed to the latest event of its user: one dated far ahead would cost all that was learnt.
     """
-    for place in np.flatnonzero(parsed.batch.events.event["at"] > came_at + model.max_ahead_ms).tolist():
-        parsed.refuse(place, _from_the_future(model))
+    batch = parsed.batch
+    latest = (came_at if batch.source is None else came_at[batch.source]) + model.max_ahead_ms
+    for place in np.flatnonzero(batch.events.event["at"] > latest).tolist():
+        parsed.refuse(batch.record(place), _from_the_future(model))
 
 
 def from_the_future(timestamp: int, came_at: int, model: Model) -> BadEvent | None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 # Kinds of events; a bad one is never applied.
 BAD, IMPRESSION, CLICK, SWEEP, ERASE, ERASE_ITEM = -1, 0, 1, 2, 3, 4
@@ -50,10 +52,21 @@ class Microbatch(NamedTuple):
     """Events and the user of each, E ids; a bad event has none, ``""``.
 
     An item's erasure is nobody's: it has an id of its own, `of_item`, so that it stands in a shard as a user's does.
+    `source` has the number of the record that each event came in, shape (E,); None: each in one of its own. A slate
+    that says what was clicked is several.
     """
 
     user: list[str]
     events: Events
+    source: NDArray[np.int64] | None = None
+
+    def record(self, place: int) -> int:
+        """The number of the record that an event came in."""
+        return place if self.source is None else int(self.source[place])
+
+    def of_events(self, records: Sequence[T]) -> Sequence[T]:
+        """What there is of each record, for each event."""
+        return records if self.source is None else [records[i] for i in self.source]
 
     def items(self, place: int) -> slice:
         """The items of the event at a place."""
@@ -92,7 +105,10 @@ class Microbatch(NamedTuple):
         event = self.events.event[places]
         its = item_places(event)
         event["first_item"] = np.cumsum(event["n_items"]) - event["n_items"]
-        return Microbatch([self.user[i] for i in places], Events(event, self.events.item[its], self.events.row[its]))
+        source = None if self.source is None else self.source[places]
+        return Microbatch(
+            [self.user[i] for i in places], Events(event, self.events.item[its], self.events.row[its]), source
+        )
 
 
 @dataclass(frozen=True)
@@ -149,7 +165,7 @@ def by_user(batch: Microbatch) -> ByUser:
 
 
 def joined(batches: Iterable[Microbatch], d: int) -> Microbatch:
-    """Microbatches one after another as one; rows have d columns."""
+    """Microbatches one after another as one; rows have d columns. Which records events came in is not kept."""
     user: list[str] = []
     events, items, rows, n_items = [np.empty(0, EVENT)], [np.empty(0, ITEM)], [np.empty((0, d), np.float32)], 0
     for batch in batches:
@@ -165,6 +181,30 @@ def joined(batches: Iterable[Microbatch], d: int) -> Microbatch:
     if len(events) == 2:
         return Microbatch(user, Events(events[1], items[1], rows[1]))
     return Microbatch(user, Events(np.concatenate(events), np.concatenate(items), np.concatenate(rows)))
+
+
+def with_clicks(batch: Microbatch, items: NDArray[np.intp], slate: NDArray[np.intp], first: bool) -> Microbatch:
+    """With clicks on some of the items at the time of their slates, as events behind the slate, or before it.
+
+    Parameters
+    ----------
+    items
+        The places of those that were clicked.
+    slate
+        The place of each item's slate, shape (N,).
+    first
+        Whether they come before it.
+    """
+    event, item = batch.events.event, batch.events.item
+    click = np.zeros(len(items), EVENT)
+    click["kind"], click["at"] = CLICK, event["at"][slate[items]]
+    click["key"], click["item"] = item["key"][items], item["item"][items]
+    source = np.concatenate([np.arange(len(event)), slate[items]])
+    is_click = np.arange(len(source)) >= len(event)
+    order = np.lexsort((is_click != first, source))
+    source = source[order]
+    events = batch.events._replace(event=np.concatenate([event, click])[order])
+    return Microbatch([batch.user[place] for place in source], events, source)
 
 
 def sweeps(due: Mapping[str, int], d: int) -> Microbatch:

@@ -14,7 +14,21 @@ import numpy as np
 
 from learner.events.foreign import Columns, OtherType, PassedOver, columns_of, read_alone, read_quickly
 from learner.events.keys import digests, item_key
-from learner.events.microbatch import BAD, CLICK, ERASE, ERASE_ITEM, EVENT, ITEM, Events, Microbatch, joined, of_item
+from learner.events.microbatch import (
+    BAD,
+    CLICK,
+    ERASE,
+    ERASE_ITEM,
+    EVENT,
+    ITEM,
+    Events,
+    Microbatch,
+    joined,
+    of_item,
+    with_clicks,
+)
+from learner.events.parsed import Parsed
+from learner.events.record import with_record
 from learner.events.why import why
 from learner.events.wire import (
     BadEvent,
@@ -40,24 +54,10 @@ TOGETHER = 64
 # Unless their design matrix would have more numbers than this: 32 MiB.
 TOGETHER_NUMBERS = 4_000_000
 
-
-class Parsed(NamedTuple):
-    """Events as read: a microbatch, and by its place what is wrong with each one that is bad."""
-
-    batch: Microbatch
-    bad: dict[int, BadEvent]
-
-    def refuse(self, place: int, why: BadEvent) -> None:
-        """Make an event a bad one."""
-        self.batch.user[place] = ""
-        self.batch.events.event["kind"][place] = BAD
-        self.bad[place] = why
-
-
 _DECODER = msgspec.json.Decoder(Wire)
 
 
-def parse_event(raw: bytes, model: Model) -> Wire:
+def parse_event(raw: bytes, model: Model, record: bytes = b"") -> Wire:
     """Read one event, and see that its items fit the model.
 
     Parameters
@@ -66,13 +66,15 @@ def parse_event(raw: bytes, model: Model) -> Wire:
         JSON in UTF-8, of our shape or of that which the model's `[events]` says.
     model
         Whose features the items have, and whose schema registry makes JSON of Avro.
+    record
+        What is read of its Kafka record, as of `learner.events.record.told`.
 
     Raises
     ------
     BadEvent
         With a reason and a message that names the field.
     """
-    wire = _decode(raw if model.unframed is None else model.unframed(raw), model)
+    wire = _decode(with_record(raw if model.unframed is None else model.unframed(raw), record), model)
     if isinstance(wire, WireImpression):
         try:
             rows = model.rows([item.features for item in wire.items], _requests([wire]))
@@ -82,7 +84,7 @@ def parse_event(raw: bytes, model: Model) -> Wire:
     return wire
 
 
-def parse_events(raws: Sequence[bytes], model: Model) -> Parsed:
+def parse_events(raws: Sequence[bytes], model: Model, records: Sequence[bytes] = ()) -> Parsed:
     """Read many events to columns, each as `parse_event` does.
 
     The items are decoded to structs made for the model, and those of many impressions become one design matrix. An
@@ -91,9 +93,18 @@ def parse_events(raws: Sequence[bytes], model: Model) -> Parsed:
     unreadable: dict[int, BadEvent] = {}
     if model.unframed is not None:
         raws, unreadable = _unframed(raws, model.unframed)
+    if records:
+        raws = list(map(with_record, raws, records))
     parts = [_parse_together(raws[start : start + TOGETHER], model) for start in range(0, len(raws), TOGETHER)]
     bad = {i * TOGETHER + place: why for i, part in enumerate(parts) for place, why in part.bad.items()}
-    return Parsed(joined([part.batch for part in parts], model.width), bad | unreadable)
+    batch = joined([part.batch for part in parts], model.width)
+    if any(part.batch.source is not None for part in parts):
+        sources = [
+            i * TOGETHER + (np.arange(len(part.batch.user)) if part.batch.source is None else part.batch.source)
+            for i, part in enumerate(parts)
+        ]
+        batch = batch._replace(source=np.concatenate(sources))
+    return Parsed(batch, bad | unreadable)
 
 
 def _unframed(raws: Sequence[bytes], one: Callable[[bytes], bytes]) -> tuple[list[bytes], dict[int, BadEvent]]:
@@ -187,13 +198,15 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
     # A struct has seen to it that a context is none where the model wants none.
     has_requests = model.needs_shown or model.structs is None
     item, row = np.zeros(sum(n_items), ITEM), np.empty((sum(n_items), model.width), np.float32)
+    clicked: list[Any] = []
     start = 0
     for places, foreign in slates:
         slate: Any = [wires[place] for place in places]
         items = [one for wire in slate for one in wire.items]
         its = slice(start, start := start + len(items))
         columns = _of_items(items) if foreign is None else columns_of(items, foreign)
-        ids, weights, offsets, effects, positions, features = columns
+        ids, weights, offsets, effects, positions, clicks_too, features = columns
+        clicked += clicks_too
         ends = list(accumulate((len(wire.items) for wire in slate), initial=0))
         of_each = zip(slate, ends, ends[1:], strict=False)
         keys = list(chain.from_iterable(_keys(wire.request_id, ids[a:b], model) for wire, a, b in of_each))
@@ -208,14 +221,20 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
         if model.item is not None:
             item["item"][its] = list(map(item_key, ids))
             item["other_mean"][its], item["other_var"][its] = model.item.as_scored(effects, row[its])
-    return Parsed(Microbatch(users, Events(event, item, row)), bad)
+    batch = Microbatch(users, Events(event, item, row))
+    if any(clicked):
+        # Where what is not clicked is a "no" at once, clicks wait for their slate, if not for the latest showing.
+        first = model.click_delay is None and not model.by_item
+        batch = with_clicks(batch, np.flatnonzero(clicked), np.repeat(order, n_items), first)
+    return Parsed(batch, bad)
 
 
 def _of_items(items: Sequence[Any]) -> Columns:
     """See `learner.events.foreign.columns_of`."""
     return Columns(
         [one.item_id for one in items], [one.weight for one in items], [one.offset for one in items],
-        [one.item_effect for one in items], [one.position for one in items], [one.features for one in items],
+        [one.item_effect for one in items], [one.position for one in items], [one.clicked for one in items],
+        [one.features for one in items],
     )  # fmt: skip
 
 

@@ -57,7 +57,8 @@ class WireItem(msgspec.Struct, frozen=True, omit_defaults=True):
     """One shown item, as sent; without an `offset` it has what the model's `[offset]` says.
 
     `item_effect` is mean and variance of the item's effect on the log-odds as it was scored; without, the prior's.
-    `position` is the rank at which it was shown, 1 at the top; without, its place among the items.
+    `position` is the rank at which it was shown, 1 at the top; without, its place among the items. `clicked` says what
+    a click at the time of its slate does.
     """
 
     item_id: Id
@@ -66,13 +67,15 @@ class WireItem(msgspec.Struct, frozen=True, omit_defaults=True):
     weight: Weight = 1.0
     item_effect: tuple[Offset, Variance] | None = None
     position: Position | None = None
+    clicked: bool = False
 
 
 class Ranked(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a slate was ranked: what replays it exactly, together with the log up to the user's `n_events`-th event.
 
     `revision` is the stored record's; `prior` the fingerprint of the population; `at` the time (epoch ms) that the
-    belief was relaxed to; `seed` of the draw, for ``thompson``; `alpha` the optimism, for ``ucb``.
+    belief was relaxed to; `seed` of the draw, for ``thompson``; `alpha` the optimism, for ``ucb``; `fallback` says that
+    it was by the fixed effect alone.
     """
 
     policy: Id
@@ -82,6 +85,7 @@ class Ranked(msgspec.Struct, frozen=True, omit_defaults=True):
     at: int
     seed: int | None = None
     alpha: float | None = None
+    fallback: bool = False
 
 
 class WireImpression(msgspec.Struct, frozen=True, tag_field="type", tag="impression", omit_defaults=True):

@@ -1,14 +1,18 @@
-"""Batches of Kafka records that may hold what cannot be read."""
+"""Batches of Kafka records that may hold what cannot be read, or very much of it."""
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 from kafka import TopicPartition
 from kafka.consumer.fetcher import ConsumerRecord
 from kafka.errors import CorruptRecordError, KafkaError
 from kafka.record.default_records import DefaultRecord, DefaultRecordBatch
+from kafka.record.legacy_records import LegacyRecordBatch
 from kafka.record.util import decode_varint
+
+from learner.log.kafka_codecs import decompressed
 
 MAX_CAUSE = 300
 
@@ -38,10 +42,12 @@ class Batches:
     def next_batch(self) -> Any:
         """The next batch; None behind the last."""
         self._last = None
-        self._last = self._records.next_batch()
-        if self.skip and type(self._last) is DefaultRecordBatch:
-            return _Tolerant(self._last._buffer)
-        return self._last
+        self._last = last = self._records.next_batch()
+        if type(last) is DefaultRecordBatch and (self.skip or last.compression_type):
+            return (_Tolerant if self.skip else _Bounded)(last._buffer)
+        if type(last) is LegacyRecordBatch and last.compression_type:
+            return _BoundedLegacy(last._buffer, last.magic)
+        return last
 
     def behind_last(self) -> int:
         """The offset behind the batch that was last begun, by the next one if there is any; -1 if it cannot be told."""
@@ -55,7 +61,37 @@ class Batches:
         return int(last.next_offset if following is None else following.base_offset)
 
 
-class _Tolerant(DefaultRecordBatch):  # type: ignore[misc]
+class _Bounded(DefaultRecordBatch):  # type: ignore[misc]
+    """A batch that is decompressed up to a limit."""
+
+    __slots__ = ()
+
+    def _maybe_uncompress(self) -> None:
+        me: Any = self
+        codec = self.compression_type
+        if codec and not self._decompressed:
+            self._assert_has_codec(codec)
+            me._buffer, me._pos = decompressed(memoryview(self._buffer)[self._pos :], codec), 0
+        me._decompressed = True
+
+
+class _BoundedLegacy(LegacyRecordBatch):  # type: ignore[misc]
+    """The same in the format of before Kafka 0.11: there a batch is the value of a message, the last of its fields."""
+
+    __slots__ = ()
+
+    def _decompress(self, key_offset: int) -> Any:
+        codec = self.compression_type
+        (key_size,) = struct.unpack_from(">i", self._buffer, key_offset)
+        value = key_offset + self.KEY_LENGTH + max(0, key_size) + self.VALUE_LENGTH
+        if self.magic == 0 and codec == self.CODEC_LZ4:
+            # With a checksum of its own kind; no producer since Kafka 0.10 writes it.
+            return super()._decompress(key_offset)
+        self._assert_has_codec(codec)
+        return decompressed(self._buffer[value:], codec)
+
+
+class _Tolerant(_Bounded):
     """A batch that has, in the place of a record that cannot be read, one whose headers are the cause."""
 
     __slots__ = ()

@@ -10,7 +10,7 @@ from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.coordinator.assignors.range import RangePartitionAssignor
-from kafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
+from kafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError, UnknownError
 
 from learner.log import EntryTooLarge, LogUnavailable, Message
 from learner.log.kafka_batches import Cause
@@ -100,5 +100,9 @@ def translated() -> Iterator[None]:
         yield
     except (MessageSizeTooLargeError, RecordListTooLargeError) as exc:
         raise EntryTooLarge(f"Kafka: {type(exc).__name__}: {exc}") from exc
+    except UnknownError as exc:
+        # All that a broker says of it.
+        hint = "does a topic have a message.format.version before 0.11.0? Then it takes no headers, and no dead letters"
+        raise LogUnavailable(f"Kafka: {type(exc).__name__}: {exc}; {hint}") from exc
     except KafkaError as exc:
         raise LogUnavailable(f"Kafka: {type(exc).__name__}: {exc}") from exc

@@ -56,6 +56,9 @@ class ImpressionRule(EventRule, frozen=True, forbid_unknown_fields=True, kw_only
         Paths; without, items have none.
     position
         The path of the rank at which the item was shown, from 1; without, that is its place in the list.
+    clicked
+        The path of what says that the item was clicked, a boolean, 1 or 0, as a click at the time of the impression
+        would. Then there need be no clicks beside it, and no `request_id`.
     """
 
     items: Path | None = None
@@ -65,6 +68,7 @@ class ImpressionRule(EventRule, frozen=True, forbid_unknown_fields=True, kw_only
     weight: Path | None = None
     item_effect: Path | None = None
     position: Path | None = None
+    clicked: Path | None = None
 
 
 class ClickRule(EventRule, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -186,6 +186,27 @@ class PositionRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     examination: str | list[float] = "none"
 
 
+Guardrail: TypeAlias = Literal["off", "warn", "fallback"]
+
+
+class QualityRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is measured of how good scores are, all the time; `GET /quality` answers it.
+
+    Attributes
+    ----------
+    users
+        Of so large a share of users, chosen by their ids, each outcome is predicted when it is shown, and scored when
+        its label is due. All of them take a tenth of a learner's processor time; 0 measures nothing.
+    guardrail
+        What to do where what is served is worse than the fixed effect alone, by more than chance and by more than .005
+        of a slate's mean log loss: ``warn`` by metric, log and `/quality`; ``fallback``: scorers also serve the fixed
+        effect alone, until it is right again; ``off``: nothing.
+    """
+
+    users: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
+    guardrail: Guardrail = "warn"
+
+
 class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The keys of `model.toml`.
 
@@ -228,6 +249,8 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Where events of a foreign shape have what ours have; without, events come in our shape alone.
     position
         How likely items are looked at.
+    quality
+        How it is known at any time how good scores are.
     """
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
@@ -247,3 +270,4 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     offset: OffsetRule = OffsetRule()
     events: EventsFile | None = None
     position: PositionRule = PositionRule()
+    quality: QualityRule = QualityRule()

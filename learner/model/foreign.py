@@ -20,6 +20,7 @@ from learner.model.events_file import ClickRule, EventRule, EventsFile, TypeValu
 from learner.model.fields import Id, Offset, Position, Variance, Weight
 from learner.model.kind import some
 from learner.model.kinds import Feature
+from learner.model.record_paths import RECORD
 
 Get: TypeAlias = Callable[[Any], Any]
 """What one value of a decoded event or item is read by. An object that is null on the way is an AttributeError."""
@@ -42,6 +43,7 @@ class ItemFields(NamedTuple):
     weight: Get | None
     item_effect: Get | None
     position: Get | None
+    clicked: Get | None
     features: Callable[[Sequence[Any]], Sequence[tuple[Any, ...]]]
 
 
@@ -89,11 +91,10 @@ def check_events(events: EventsFile, features: Mapping[str, Feature], by_item: b
     impression, click = events.impression, events.click
     if events.type is not None:
         for name, rule in (("impression", impression), ("click", click)):
-            if rule.when is None:
+            if rule.when is None and not (rule is click and impression.clicked):
                 raise ModelError(f"events.{name}.when is missing: expected what {events.type!r} leads to in {name}s")
-        if len(kinds_of_events(events)) < sum(
-            len(r.when) if isinstance(r.when, list) else 1 for r in (impression, click)
-        ):
+        whens = [r.when if isinstance(r.when, list) else [r.when] for r in (impression, click) if r.when is not None]
+        if len(kinds_of_events(events)) < sum(map(len, whens)):
             raise ModelError("events.impression.when, events.click.when: expected values that are all different")
     elif impression.when is not None or click.when is not None:
         raise ModelError("events.type is missing: expected the path of what `when` is compared with")
@@ -105,7 +106,7 @@ def check_events(events: EventsFile, features: Mapping[str, Feature], by_item: b
             expected = f"the model's features of the {'item' if key == 'features' else key} are {some(known) or 'none'}"
             raise ModelError(f"events.impression.{key}.{min(unknown)}: {expected}")
     for name, rule in (("impression", impression), ("click", click)):
-        if not by_item and "request_id" not in paths_of(events, rule):
+        if not by_item and not impression.clicked and "request_id" not in paths_of(events, rule):
             raise ModelError(
                 f"events.{name}.request_id is missing: expected the path of what a click and its impression both "
                 "have, or match_clicks = 'item'"
@@ -126,33 +127,39 @@ def compile_events(
     root = _Object()
     base, to = (root, "") if events.within is None else root.object(events.within)
     rule = events.impression
-    inside, to_item = (base, to) if rule.items is None else (_Object(), "")
-    values = [
-        inside.value(path, features[name].schema(), to_item)
-        for name, path in feature_paths(rule.features, features).items()
-    ]
-    item_id = inside.value(rule.item_id, Id | int, to_item)
+    inside = _Object()
+
+    def of_event(path: str, kind: Any) -> str:
+        # What is said of its record stands beside whatever the event is wrapped in.
+        return root.value(path, kind, "") if path.startswith(RECORD) else base.value(path, kind, to)
+
+    def of_item(path: str, kind: Any) -> str:
+        return of_event(path, kind) if rule.items is None else inside.value(path, kind, "")
+
+    values = [of_item(path, features[name].schema()) for name, path in feature_paths(rule.features, features).items()]
+    item_id = of_item(rule.item_id, Id | int)
     effect = tuple[Offset, Variance]
     others: list[tuple[str | None, Any]] = [
-        (rule.offset, Offset), (rule.weight, Weight), (rule.item_effect, effect), (rule.position, Position)
+        (rule.offset, Offset), (rule.weight, Weight), (rule.item_effect, effect), (rule.position, Position),
+        (rule.clicked, bool),
     ]  # fmt: skip
-    offset, weight, item_effect, position = (
-        None if path is None else attrgetter(inside.value(path, kind, to_item)) for path, kind in others
+    offset, weight, item_effect, position, clicked = (
+        None if path is None else attrgetter(of_item(path, kind)) for path, kind in others
     )
     of_context = {
-        name: attrgetter(base.value(path, context[name].schema(), to))
+        name: attrgetter(of_event(path, context[name].schema()))
         for name, path in feature_paths(rule.context, context).items()
     }
-    item = ItemFields(attrgetter(item_id), offset, weight, item_effect, position, _tuples(values))
+    item = ItemFields(attrgetter(item_id), offset, weight, item_effect, position, clicked, _tuples(values))
     items = None if rule.items is None else attrgetter(base.list(rule.items, inside, to))
 
     def fields(rule: EventRule) -> Fields:
         kinds = {"user_id": Id | int, "timestamp": int | float | str, "request_id": Id | int}
-        found = {name: attrgetter(base.value(path, kinds[name], to)) for name, path in paths_of(events, rule).items()}
-        item_id = attrgetter(base.value(rule.item_id, Id | int, to)) if isinstance(rule, ClickRule) else item.item_id
+        found = {name: attrgetter(of_event(path, kinds[name])) for name, path in paths_of(events, rule).items()}
+        item_id = attrgetter(of_event(rule.item_id, Id | int)) if isinstance(rule, ClickRule) else item.item_id
         return Fields(found["user_id"], found["timestamp"], found.get("request_id"), item_id)
 
-    kind = None if events.type is None else attrgetter(base.value(events.type, str | int | float | bool, to))
+    kind = None if events.type is None else attrgetter(of_event(events.type, str | int | float | bool))
     both = fields(events.impression), fields(events.click)
     try:
         # Not strict: a number may be text.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from math import hypot, isfinite
+from math import hypot, inf, isfinite
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import msgspec
@@ -62,10 +62,10 @@ class Scaled(Kind, frozen=True):
 
     def check(self, key: str, features: Mapping[str, Kind]) -> None:
         """A scale from one place, and bounds for ``clip`` alone."""
-        possible = isfinite(self.mean) and isfinite(self.std) and self.std > 0
-        require(possible, key, (self.mean, self.std), "a finite mean and a positive std")
-        given = self.scale == "given" or (self.mean, self.std) == (0.0, 1.0)
-        require(given, f"{key}.scale", self.scale, "no mean or std beside it: `freshet fit` finds them")
+        scale = self.mean, self.std
+        require(isfinite(self.mean) and 0 < self.std < inf, key, scale, "a finite mean and a positive std")
+        alone = self.scale == "given" or scale == (0.0, 1.0)
+        require(alone, f"{key}.scale", self.scale, "no mean or std beside it: `freshet fit` finds them")
         bounds = [one for one in (self.low, self.high) if one is not None]
         if self.transform == "clip":
             require(bool(bounds), f"{key}.transform", self.transform, "low, high or both with it")
@@ -267,17 +267,16 @@ class Vector(Kind, frozen=True, tag="vector"):
 
     def filler(self, name: str, features: Mapping[str, Kind]) -> Filler:
         """The numbers."""
-        size, normalize = self.size, self.normalize
 
         def fill(columns: Array, values: Sequence[Any]) -> None:
             for i, value in enumerate(values):
                 if value is None:
                     continue
-                if type(value) is not list or len(value) != size or not NUMBERS.issuperset(map(type, value)):
+                if type(value) is not list or len(value) != self.size or not NUMBERS.issuperset(map(type, value)):
                     got = f"{len(value)} values" if isinstance(value, list) else type_name(value)
-                    raise FeatureError("bad_feature", i, name, f"expected a list of {size} numbers, got {got}")
+                    raise FeatureError("bad_feature", i, name, f"expected a list of {self.size} numbers, got {got}")
                 columns[i] = value
-                if normalize and (length := hypot(*value)):
+                if self.normalize and (length := hypot(*value)):
                     columns[i] /= length
 
         return fill

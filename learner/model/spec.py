@@ -30,11 +30,12 @@ from learner.model.design import (
 from learner.model.duration import ModelError, parse_duration_ms, parse_half_life, parse_max_age_ms
 from learner.model.effect import Effect, ItemEffect, independent
 from learner.model.events_file import EventsFile
-from learner.model.file import EarlierPrior, MissingOffset, ModelFile
+from learner.model.file import EarlierPrior, Guardrail, MissingOffset, ModelFile
 from learner.model.foreign import Foreign, check_events, compile_events
 from learner.model.item_effect import item_effect
 from learner.model.kinds import Feature, ItemError
 from learner.model.position import Examination, parse_examination
+from learner.model.record_paths import RecordPaths, record_paths
 from learner.model.space import Space
 from learner.model.toml_errors import explain
 
@@ -71,6 +72,10 @@ class Model(Effect):
         How events of a foreign shape are read; None if there are none.
     examination
         How likely an item is looked at, by its rank; None where every item is.
+    quality
+        The share of users whose outcomes are predicted before they are learnt, to say how good scores are.
+    guardrail
+        What to do where scores are worse than those of the fixed effect.
     """
 
     discount: float | None
@@ -87,6 +92,8 @@ class Model(Effect):
     unframed: Callable[[bytes], bytes] | None = None
     events: EventsFile | None = None
     examination: Examination | None = None
+    quality: float = 0.0
+    guardrail: Guardrail = "warn"
 
     @cached_property
     def width(self) -> int:
@@ -132,6 +139,11 @@ class Model(Effect):
     def foreign(self) -> Foreign | None:
         """What reads events of a foreign shape quickly; see `learner.model.foreign.compile_events`."""
         return None if self.events is None else compile_events(self.events, self.item_features, self.context_features)
+
+    @cached_property
+    def record(self) -> RecordPaths | None:
+        """What is read of the Kafka records of such events; None if nothing."""
+        return None if self.events is None else record_paths(self.events)
 
     @cached_property
     def _design(self) -> Design:
@@ -216,6 +228,8 @@ def build_model(file: ModelFile) -> Model:
         )
     if file.offset.mean is not None and file.offset.missing != "mean":
         raise ModelError(f"offset.mean = {file.offset.mean}: expected offset.missing = 'mean' with it")
+    if file.quality.guardrail == "fallback" and not file.quality.users:
+        raise ModelError("quality.guardrail = 'fallback': expected quality.users above 0, whose scores tell when")
     half_life_ms, half_life_outcomes = parse_half_life(file.half_life)
     check_features(file.features)
     of_user = file.effects.user.features
@@ -235,6 +249,7 @@ def build_model(file: ModelFile) -> Model:
         raise ModelError(f"{given}: expected method = 'adf' and no discount where there is an [effects.item]")
     if file.events is not None:
         check_events(file.events, features, file.match_clicks == "item")
+        record_paths(file.events)
     window_ms = parse_duration_ms("attribution_window", file.attribution_window)
     return Model(
         name=file.name,
@@ -264,6 +279,8 @@ def build_model(file: ModelFile) -> Model:
         by_item=file.match_clicks == "item",
         events=file.events,
         examination=parse_examination(file.position.examination),
+        quality=file.quality.users,
+        guardrail=file.quality.guardrail,
     )
 
 

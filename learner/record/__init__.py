@@ -11,7 +11,7 @@ Little-endian, checksummed, no pickle; the length is a multiple of 8::
     belief      mean d x f32, factor f32 (see `learner.belief.gaussian`)
     rows        as many f32 as the model's rows have columns, an outcome
     outcomes    an outcome: key i64, shown_at i64, offset f32, weight f32, mean and variance of its item's effect f32,
-                examination f32, precision f32, shift f32, state i32
+                examination f32, precision f32, shift f32, state i32, predicted i64 (see `learner.step.quality`)
 
 The first 8 bytes, checksum and revision, tell a record from every other one that its user has had, so that a store can
 compare them without knowing the rest. `learner.step` reads and writes the same layout in compiled code.
@@ -44,7 +44,7 @@ from learner.record.layout import (
 )
 from learner.record.layout import NEVER as NEVER
 
-VERSION = 8
+VERSION = 9
 IDENTITY = slice(0, 8)
 """Where the bytes of a record have what tells it from every other record of its user."""
 MAX_REVISION = (1 << 32) - 1

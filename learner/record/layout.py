@@ -32,6 +32,7 @@ OUTCOME = np.dtype(
     [
         ("key", "<i8"), ("shown_at", "<i8"), ("offset", "<f4"), ("weight", "<f4"), ("other_mean", "<f4"),
         ("other_var", "<f4"), ("examination", "<f4"), ("precision", "<f4"), ("shift", "<f4"), ("state", "<i4"),
+        ("predicted", "<i8"),
     ]
 )  # fmt: skip
 HEADER_BYTES, CLICK_BYTES, OUTCOME_BYTES = (one.itemsize for one in (HEADER, WAITING_CLICK, OUTCOME))

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from math import ceil, inf
 from typing import NamedTuple, cast
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +18,12 @@ from learner.record import header_template, sealed
 from learner.record.items import MOST_OPEN
 from learner.record.layout import LONG_HEADER_BYTES, plain_layout
 from learner.record.many import read_records
+from learner.record.sums import GROUPS, HOURS, HourSums, is_measured
 from learner.step import kernel
 from learner.step.columns import COUNTS, Rules
 from learner.step.feed import Transitions, room_for
 from learner.step.items import learn_items
+from learner.step.quality import Sums, no_sums
 
 # Beliefs relax in steps of event time: a share of the half-life in whole seconds, which records have, at least one.
 TICKS_A_HALF_LIFE, TICK_MS = 4_096, 1_000
@@ -43,6 +46,9 @@ class Applied(NamedTuple):
         How many events and outcomes met each fate of `learner.step.columns.COUNTS`.
     transitions
         What the items that were shown are to learn, user by user.
+    sums
+        How good predictions were whose labels are due, or changed: what is to be added to that of earlier microbatches,
+        together with the records.
     """
 
     values: list[bytes | None]
@@ -50,6 +56,7 @@ class Applied(NamedTuple):
     ends: list[int]
     counts: Counter[str]
     transitions: Transitions
+    sums: list[HourSums]
 
 
 def _template(effect: Effect) -> NDArray[np.uint8]:
@@ -68,7 +75,7 @@ def rules(effect: Effect) -> Rules:
     of_items = Rules(
         prior.mean, prior.factor, effect.method == "laplace", half_life, tick, outcome_tick, outcome_kept, 1.0,
         effect.window_ms, ceil(effect.settle_age_ms), median, sigma, MOST_OPEN, np.empty(0, np.int64), effect.width,
-        False, np.ones(1, np.float32),
+        False, np.ones(1, np.float32), np.empty(0), np.empty(0),
     )  # fmt: skip
     if not isinstance(effect, Model):
         return of_items
@@ -78,6 +85,8 @@ def rules(effect: Effect) -> Rules:
         examination=np.array(effect.examination or (1.0,), np.float32),
         item_columns=np.array(() if effect.item is None else effect.item.columns, np.int64),
         by_item=effect.by_item,
+        item_mean=np.empty(0) if effect.item is None else effect.item.prior_belief.mean,
+        item_factor=np.empty(0) if effect.item is None else effect.item.prior_belief.factor,
     )
 
 
@@ -115,10 +124,14 @@ def apply(model: Model, stored: Sequence[bytes | None], events: Events, users: B
     written, counts = np.zeros(n_users, np.int64), np.zeros(len(COUNTS), np.int64)
     erased, ends = np.zeros(n_users, np.bool_), np.zeros(n_users, np.int64)
     feed = room_for(0, 0) if model.item is None else room_for(int(n_items.sum() + n_events.sum()), model.item.d)
+    hashes = [crc32(user_id.encode()) for user_id in users.user_ids]
+    groups = np.array(hashes, np.int64) % GROUPS
+    sampled = np.array([is_measured(one, model.quality) for one in hashes], np.bool_)
+    sums = no_sums()
     kernel.apply_all(
         rules(model), _template(model), read.data, read.starts, read.revisions + 1,
         np.maximum(room.max(axis=0, initial=0), 1), events, users.order, users.first, out, starts, written, erased,
-        ends, feed, counts,
+        ends, feed, groups, sampled, sums, counts,
     )  # fmt: skip
     fates = {name: n for name, n in zip(COUNTS, counts.tolist(), strict=True) if n}
     n = int(feed.state[0])
@@ -128,7 +141,13 @@ def apply(model: Model, stored: Sequence[bytes | None], events: Events, users: B
         ends.tolist(),
         Counter(fates),
         Transitions(feed.row[:n], feed.x[:n]),
+        _hour_sums(sums),
     )
+
+
+def _hour_sums(sums: Sums) -> list[HourSums]:
+    places = np.flatnonzero(sums.hour >= 0).tolist()
+    return [HourSums(place // HOURS, int(sums.hour[place]), sums.cells[place].copy()) for place in places]
 
 
 def apply_to_items(

@@ -17,6 +17,7 @@ import numpy as np
 from learner.belief.compiled import inner
 from learner.belief.update import project
 from learner.events.microbatch import Events
+from learner.record.sums import KNOWN_FROM
 from learner.step.columns import (
     CLICKED,
     CLICKS,
@@ -36,6 +37,15 @@ from learner.step.columns import (
 )
 from learner.step.evidence import learn
 from learner.step.feed import FLIP, NO, YES, Feed, relaxed, served, tell
+from learner.step.quality import (
+    Sums,
+    change_slate,
+    predict,
+    score_due,
+    score_slate,
+    scored_with,
+    shown_before,
+)
 
 # Outcomes kept per user, open or not, as a multiple of `max_open`: what a busy user can cost.
 MAX_KEPT_FACTOR = 4
@@ -99,7 +109,7 @@ def waiting(rules: Rules, user: User, key: Any, since: int, until: int) -> int:
 
 
 @inner
-def advance(rules: Rules, user: User, now: int, counts: Any) -> None:
+def advance(rules: Rules, user: User, now: int, counts: Any, sums: Sums) -> None:
     """Settle what is due at an event's time, in due order; forget outcomes and clicks that are out of the window.
 
     The event's own time, not the latest: one event dated ahead must not end the window of all that follow.
@@ -111,6 +121,7 @@ def advance(rules: Rules, user: User, now: int, counts: Any) -> None:
             learn(rules, user, slot, user.outcome[slot].shown_at + rules.settle_age, False, counts)
         place += 1
     user.facts[0].open_from = place
+    score_due(rules, user, now, sums)
     place = user.facts[0].head
     while place < user.facts[0].open_from and user.outcome[user.order[place]].shown_at + rules.window < now:
         if user.outcome[user.order[place]].state != FORGOTTEN:
@@ -127,7 +138,7 @@ def advance(rules: Rules, user: User, now: int, counts: Any) -> None:
 
 
 @inner
-def bound(rules: Rules, user: User, now: int, counts: Any) -> None:
+def bound(rules: Rules, user: User, now: int, counts: Any, sums: Sums) -> None:
     """Keep a busy user's record small: the oldest open outcomes settle early, the oldest closed ones are forgotten."""
     place = user.facts[0].open_from
     while user.facts[0].n_open > rules.max_open:
@@ -141,6 +152,7 @@ def bound(rules: Rules, user: User, now: int, counts: Any) -> None:
     while user.facts[0].n_kept > MAX_KEPT_FACTOR * rules.max_open:
         slot = user.order[place]
         if user.outcome[slot].state == SETTLED or user.outcome[slot].state == CLICKED:
+            score_slate(rules, user, place, sums)
             forget(user, slot)
             counts[FORGOTTEN_EARLY] += 1
         place += 1
@@ -150,13 +162,17 @@ def bound(rules: Rules, user: User, now: int, counts: Any) -> None:
 
 
 @inner
-def show(rules: Rules, user: User, events: Events, e: int, feed: Feed, counts: Any) -> bool:
+def show(rules: Rules, user: User, events: Events, e: int, feed: Feed, sums: Sums, counts: Any) -> bool:
     """Open the outcomes of a slate, and learn those whose click has been waiting; say whether any of them was new."""
     now = events.event[e].at
     any_new = False
     mean, factor = np.empty(0), np.empty(0)
+    exact_mean, exact_factor = np.empty(0), np.empty(0)
+    known = shown_before(user) >= KNOWN_FROM
     if len(rules.item_columns) > 0:
         mean, factor = served(rules, user, now)
+    if user.facts[0].is_sampled:
+        exact_mean, exact_factor = scored_with(rules, user, now)
     for i in range(events.event[e].first_item, events.event[e].first_item + events.event[e].n_items):
         key = events.item[i].key
         if is_shown(rules, user, key, now):
@@ -169,10 +185,13 @@ def show(rules: Rules, user: User, events: Events, e: int, feed: Feed, counts: A
         user.outcome[slot].other_var = events.item[i].other_var
         user.outcome[slot].examination = rules.examination[min(events.item[i].position, len(rules.examination) - 1)]
         user.outcome[slot].precision, user.outcome[slot].shift, user.outcome[slot].state = 0.0, 0.0, OPEN
+        user.outcome[slot].predicted = 0
         user.row[slot] = events.row[i]
         keep(user, slot)
         click = waiting(rules, user, key, now, now + rules.window)
         clicked = click >= 0 and user.click[click].clicked_at - now <= rules.window
+        if user.facts[0].is_sampled:
+            predict(rules, user, slot, exact_mean, exact_factor, known)
         if len(rules.item_columns) > 0:
             mu, v = project(mean, factor, user.row[slot], user.f)
             tell(rules, user, feed, e, slot, events.item[i].item, now, YES if clicked else NO, mu, v)
@@ -185,12 +204,13 @@ def show(rules: Rules, user: User, events: Events, e: int, feed: Feed, counts: A
         if rules.settle_age == 0 and user.outcome[slot].state == OPEN:
             # Due at once: in the order of the slate, whose clicks have come before it.
             learn(rules, user, slot, now, False, counts)
+    score_due(rules, user, now, sums)
     counts[IMPRESSIONS if any_new else REPEATED] += 1
     return any_new
 
 
 @inner
-def click(rules: Rules, user: User, events: Events, e: int, feed: Feed, counts: Any) -> bool:
+def click(rules: Rules, user: User, events: Events, e: int, feed: Feed, sums: Sums, counts: Any) -> bool:
     """Take a click that is not late; say whether it changed anything."""
     key, now = events.event[e].key, events.event[e].at
     slot = find(rules, user, key, now)
@@ -207,7 +227,9 @@ def click(rules: Rules, user: User, events: Events, e: int, feed: Feed, counts: 
     if len(rules.item_columns) > 0:
         mu, v = relaxed(rules, user, user.row[slot], now)
         tell(rules, user, feed, e, slot, events.event[e].item, now, FLIP, mu, v)
+    change_slate(rules, user, slot, sums, -1)
     learn(rules, user, slot, now, True, counts)
+    change_slate(rules, user, slot, sums, 1)
     return True
 
 

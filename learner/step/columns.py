@@ -40,7 +40,8 @@ FACTS = np.dtype(
         (name, np.int64)
         for name in (
             "updated_at", "settled_at", "erased_at", "joint_at", "n_events", "n_learnt", "n_slots", "head", "open_from",
-            "n_open", "n_kept", "n_clicks", "n_joint", "n_new", "mask",
+            "n_open", "n_kept", "n_clicks", "n_joint", "n_new", "mask", "scored_from", "n_scored", "group",
+            "is_sampled",
         )
     ]
 )  # fmt: skip
@@ -54,7 +55,8 @@ class Rules(NamedTuple):
     learnt, `outcome_kept` is left. `median` and `sigma` are of the click delay, 0 and 1 if there is none. Columns of
     the effect of items are `item_columns`, none where there is none. A row has `width` columns, of which the belief is
     on the first. With `by_item` keys of outcomes and clicks are those of items, shown any number of times.
-    `examination` is that of each position, float32, the last that of all behind it.
+    `examination` is that of each position, float32, the last that of all behind it. `item_mean`
+    and `item_factor` are the prior of items, float64; none where they have no effect.
     """
 
     prior_mean: Any
@@ -74,6 +76,8 @@ class Rules(NamedTuple):
     width: int
     by_item: bool
     examination: Any
+    item_mean: Any
+    item_factor: Any
 
 
 class User(NamedTuple):
@@ -83,7 +87,8 @@ class User(NamedTuple):
     ----------
     facts
         One element: times and counts. `head` and `open_from` are places of `order`, before which all are forgotten, or
-        closed; `mask` is the part of `table` in use, less one.
+        closed; `scored_from` is one before which all that are due are scored, `n_scored` how many were; `mask` is the
+        part of `table` in use, less one; `group` that of the user's hash; with `is_sampled` outcomes are predicted.
     mean, factor
         The settled belief, float32.
     outcome, row
@@ -126,6 +131,7 @@ def keep(user: User, slot: int) -> None:
         place -= 1
     user.order[place] = slot
     user.facts[0].open_from = min(user.facts[0].open_from, place)
+    user.facts[0].scored_from = min(user.facts[0].scored_from, place)
     user.facts[0].n_slots += 1
     user.facts[0].n_kept += 1
     user.facts[0].n_open += user.outcome[slot].state == OPEN
@@ -151,7 +157,7 @@ def begin(rules: Rules, user: User, n_outcomes: int) -> None:
     facts = user.facts[0]
     facts.updated_at = facts.settled_at = facts.erased_at = facts.joint_at = NEVER
     facts.n_events = facts.n_learnt = facts.n_slots = facts.head = facts.open_from = facts.n_open = 0
-    facts.n_kept = facts.n_clicks = facts.n_joint = facts.n_new = 0
+    facts.n_kept = facts.n_clicks = facts.n_joint = facts.n_new = facts.scored_from = 0
     size = 4
     while size < 2 * n_outcomes:
         size *= 2

@@ -26,16 +26,20 @@ from learner.step.columns import (
 )
 from learner.step.evidence import fade, learn_jointly
 from learner.step.feed import Feed, tell_erasure
+from learner.step.quality import Sums
 
 
 @inner
-def apply_event(rules: Rules, user: User, events: Events, e: int, feed: Feed, counts: Any) -> bool:
+def apply_event(rules: Rules, user: User, events: Events, e: int, feed: Feed, sums: Sums, counts: Any) -> bool:
     """Apply one event; say whether the record has to be written."""
     kind, now = events.event[e].kind, events.event[e].at
     if kind == SWEEP:
         before: int = user.facts[0].n_kept + user.facts[0].n_clicks
-        advance(rules, user, now, counts)
-        return bool(before != user.facts[0].n_kept + user.facts[0].n_clicks)
+        scored: int = user.facts[0].n_scored
+        advance(rules, user, now, counts, sums)
+        kept: int = user.facts[0].n_kept + user.facts[0].n_clicks
+        # What is scored has to be said with the sums.
+        return bool(kept != before or user.facts[0].n_scored != scored)
     if kind == ERASE_ITEM:
         tell_erasure(rules, feed, e, events.event[e].item, now)
         counts[ERASED] += 1
@@ -48,16 +52,16 @@ def apply_event(rules: Rules, user: User, events: Events, e: int, feed: Feed, co
         counts[ERASED] += 1
         return True
     late = kind == CLICK and is_late(rules, user, events.event[e].key, now)
-    advance(rules, user, now, counts)
+    advance(rules, user, now, counts, sums)
     if late:
         counts[LATE_CLICKS] += 1
         changed = False
     elif kind == CLICK:
-        changed = click(rules, user, events, e, feed, counts)
+        changed = click(rules, user, events, e, feed, sums, counts)
     else:
-        changed = show(rules, user, events, e, feed, counts)
+        changed = show(rules, user, events, e, feed, sums, counts)
     if changed:
-        bound(rules, user, now, counts)
+        bound(rules, user, now, counts, sums)
         user.facts[0].n_events += 1
         user.facts[0].updated_at = max(user.facts[0].updated_at, now)
     return True
@@ -66,7 +70,8 @@ def apply_event(rules: Rules, user: User, events: Events, e: int, feed: Feed, co
 @compiled
 def apply_all(
     rules: Rules, template: Any, data: Any, starts: Any, revisions: Any, room: Any, events: Events, order: Any,
-    first: Any, out: Any, out_starts: Any, lengths: Any, erased: Any, ends: Any, feed: Feed, counts: Any,
+    first: Any, out: Any, out_starts: Any, lengths: Any, erased: Any, ends: Any, feed: Feed, groups: Any,
+    sampled: Any, sums: Sums, counts: Any,
 ) -> None:  # fmt: skip
     """Apply the events of U users to their records, bytes to bytes.
 
@@ -92,6 +97,12 @@ def apply_all(
         Filled with the time behind which each user's record would be the belief alone; `NEVER` if it is.
     feed
         What the items that were shown are to learn is added to it.
+    groups
+        Of users' hashes, shape (U,).
+    sampled
+        Whose outcomes are to be predicted, shape (U,).
+    sums
+        How good predictions were is added to it.
     counts
         What became of the events is added to it, in the order of `COUNTS`.
     """
@@ -103,6 +114,7 @@ def apply_all(
         known = starts[u + 1] > starts[u]
         if known:
             n_outcomes += read_more(data[starts[u] : starts[u + 1]]).n_outcomes
+        user.facts[0].group, user.facts[0].is_sampled, user.facts[0].n_scored = groups[u], sampled[u], 0
         begin(rules, user, n_outcomes)
         if known:
             load(user, data[starts[u] : starts[u + 1]])
@@ -112,7 +124,7 @@ def apply_all(
             discount(user.mean, user.factor, rules.prior_mean, rules.prior_factor, rules.discount)
             fade(user, rules.discount)
         for place in range(first[u], first[u + 1]):
-            if apply_event(rules, user, events, order[place], feed, counts):
+            if apply_event(rules, user, events, order[place], feed, sums, counts):
                 changed = True
         learn_jointly(rules, user)
         erased[u] = user.facts[0].erased_at != NEVER

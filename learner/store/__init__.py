@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from learner.log.position import Partition
 from learner.record import IDENTITY
+from learner.record.sums import HourSums
+from learner.store.url import check_store_url
 
 KEY_PREFIX = "freshet"
 """What keys in Redis begin with, unless another prefix is set."""
@@ -74,12 +75,16 @@ class Transaction(NamedTuple):
         Its positions. One that goes nowhere is only compared.
     feed
         A block to append to its feed: what other shards are to learn of this.
+    sums
+        What is added to the sums of its users, each of another hour or group: an hour that is `HOURS` before one that
+        is kept has left the store, and nothing is added to it.
     """
 
     shard: int
     writes: Sequence[Write]
     moves: Sequence[Move] = ()
     feed: bytes = b""
+    sums: Sequence[HourSums] = ()
 
 
 class Block(NamedTuple):
@@ -132,6 +137,10 @@ class Store(Protocol):
 
     def commit(self, transactions: Sequence[Transaction]) -> list[bool]:
         """Carry out each transaction whose shard has all the records and positions it expects; say which."""
+        ...
+
+    def sums(self) -> list[HourSums]:
+        """The sums of all hours that are kept, in any order; see `learner.record.sums`."""
         ...
 
     def forget(self) -> None:
@@ -270,30 +279,3 @@ def open_store(
     from learner.store.redis import RedisStore
 
     return RedisStore(url, lifetimes, timeout_s, key_prefix)
-
-
-def check_store_url(url: str) -> None:
-    """Raise `ValueError` for a URL that `open_store` would not take; its message never repeats the URL."""
-    scheme, separator, rest = url.partition("://")
-    if separator and scheme == "unix":
-        return
-    if scheme == "sqlite" and rest.startswith("/") and len(rest) > 1:
-        return
-    if not separator or scheme not in {"redis", "rediss", "redis+cluster", "rediss+cluster"}:
-        raise ValueError(
-            f"store URL with scheme {scheme if separator else None!r}: "
-            "expected redis://, rediss://, redis+cluster://, rediss+cluster:// or sqlite:///path"
-        )
-    if not _REDIS.fullmatch(rest):
-        # A password with a slash or a hash mark in it is the usual reason, and must not be shown.
-        raise ValueError(
-            f"store URL: expected {scheme}://[user:password@]host[:port][/database], characters such as / # ? @ of a "
-            "password as %2F %23 %3F %40, or the password in FRESHET_REDIS_PASSWORD"
-        )
-
-
-_REDIS = re.compile(
-    r"([^@/?#]*@)?"  # user and password
-    r"(\[[0-9A-Fa-f:.]+\]|[^\s@:/?#,]*)(:\d{1,5})?(,[^\s@:/?#,]+:\d{1,5})*"  # host, port, other nodes of a cluster
-    r"(/\d*)?(\?[^#]*)?"  # database, options
-)

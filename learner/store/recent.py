@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from cachetools import LRUCache
 
 from learner.log.position import Partition
+from learner.record.sums import HourSums
 from learner.store import Block, Store, Transaction
 
 CAPACITY_BYTES = 64 << 20
@@ -93,6 +94,10 @@ class RecentStore:
                     else:
                         self._recent.pop((write.effect, write.id), None)
         return done
+
+    def sums(self) -> list[HourSums]:
+        """Ask the store."""
+        return self._store.sums()
 
     def forget(self) -> None:
         """Remember no records."""

@@ -8,20 +8,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
-from zlib import crc32
 
 import redis
 
 from learner.log.position import Partition
 from learner.record import DamagedRecord
+from learner.record.sums import HOURS, HourSums
 from learner.store import KEY_PREFIX, SCANNED_TOGETHER, Block, Lifetimes, Transaction, Write
 from learner.store.redis_client import connect, is_cluster
 from learner.store.redis_errors import translated
+from learner.store.redis_keys import SHARDS, feed_key, positions_key, record_key, shard_of, sums_key, versions_key
 from learner.store.redis_pipeline import RedisPipeline, kept_alive
 from learner.store.redis_scripts import CLAIM, COMPARE_AND_SET, COMPARE_AND_SET_SHA, TELL
-
-SHARDS = 16
-"""Hash tags that keys are spread over. Users of one shard can be read and written in one command on Redis Cluster."""
+from learner.store.redis_sums import cells_added, read_sums
 
 # Of a stream's ids, which are a time in ms and a sequence number, in one number.
 _SEQUENCE_BITS = 20
@@ -96,15 +95,17 @@ class RedisStore:
         with translated():
             pipeline = self._redis.pipeline(transaction=False)
             script = ["EVAL", COMPARE_AND_SET]
-            for shard, writes, moves, feed in transactions:
+            for shard, writes, moves, feed, sums in transactions:
                 head = {write.effect: record_key("", self._prefix, write.effect, shard) for write in writes}
                 pipeline.execute_command(
                     *script,
-                    2 + len(writes),
+                    2 + len(writes) + len(sums),
                     positions_key(shard, self._prefix),
                     feed_key(shard, self._prefix),
                     *[head[write.effect] + write.id for write in writes],
+                    *[sums_key(shard, one.hour, self._prefix) for one in sums],
                     len(moves),
+                    len(writes),
                     feed,
                     *(part for move in moves for part in (_field(move.partition), move.held, move.reached)),
                     *[
@@ -112,6 +113,7 @@ class RedisStore:
                         for write in writes
                         for part in (write.expected_identity, write.value or b"", self._lifetimes.of(write))
                     ],
+                    *[part for one in sums for part in (one.hour, cells_added(one.cells))],
                 )
                 if not is_cluster(self._url):
                     # A Redis that restarted has forgotten the script, so it comes once a round trip, and its hash after
@@ -140,6 +142,15 @@ class RedisStore:
         """Drop blocks; the stream remembers the id of the last one."""
         with translated():
             self._redis.execute_command("XTRIM", feed_key(shard, self._prefix), "MINID", _stream_id(number + 1))
+
+    def sums(self) -> list[HourSums]:
+        """Read sums, in one round trip."""
+        with translated():
+            pipeline = self._redis.pipeline(transaction=False)
+            for shard in range(SHARDS):
+                pipeline.execute_command("MGET", *[sums_key(shard, hour, self._prefix) for hour in range(HOURS)])
+            replies = pipeline.execute()
+        return [read_sums(shard, held) for shard, reply in enumerate(replies) for held in reply if held]
 
     def forget(self) -> None:
         """Do nothing: nothing is remembered."""
@@ -242,31 +253,6 @@ class RedisStore:
                 raise self._wrong_type(Write(id, None, None, effect=effect)) from exc
             raise
         return value
-
-
-def shard_of(id: str) -> int:
-    """Which shard a user or an item is in."""
-    return crc32(id.encode()) % SHARDS
-
-
-def record_key(id: str, prefix: str = KEY_PREFIX, effect: str = "user", shard: int | None = None) -> str:
-    """The Redis key of a user's or an item's record; whoever knows its shard need not have it worked out again."""
-    return f"{prefix}:{{{shard_of(id) if shard is None else shard:02d}}}:{effect}:{id}"
-
-
-def feed_key(shard: int, prefix: str = KEY_PREFIX) -> str:
-    """The Redis key of a shard's feed: a stream of blocks."""
-    return f"{prefix}:{{{shard:02d}}}:feed"
-
-
-def positions_key(shard: int, prefix: str = KEY_PREFIX) -> str:
-    """The Redis key of a shard's positions: a hash, ``<topic id>/<partition>`` to a position."""
-    return f"{prefix}:{{{shard:02d}}}:positions"
-
-
-def versions_key(shard: int, prefix: str = KEY_PREFIX) -> str:
-    """The Redis key of the versions of models that a shard knows: a hash, by name."""
-    return f"{prefix}:{{{shard:02d}}}:versions"
 
 
 def _field(partition: Partition) -> str:

@@ -6,8 +6,11 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
+
 from learner.log.position import Partition
 from learner.record import IDENTITY
+from learner.record.sums import HOURS, HourSums
 from learner.sqlite_file import SqliteFile
 from learner.store import SCANNED_TOGETHER, Block, Lifetimes, Move, StoreUnavailable, Transaction, Write
 
@@ -20,6 +23,9 @@ CREATE TABLE IF NOT EXISTS positions (
     topic_id BLOB NOT NULL, number INTEGER NOT NULL, value BLOB NOT NULL, PRIMARY KEY (topic_id, number)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS feed (number INTEGER PRIMARY KEY AUTOINCREMENT, data BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS sums (
+    grp INTEGER NOT NULL, place INTEGER NOT NULL, hour INTEGER NOT NULL, cells BLOB NOT NULL, PRIMARY KEY (grp, place)
+);
 CREATE TABLE IF NOT EXISTS owner (value BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS versions (name TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS told (name TEXT PRIMARY KEY, status BLOB NOT NULL, expires_at REAL NOT NULL) WITHOUT ROWID;
@@ -91,11 +97,19 @@ class SqliteStore:
                     _move(db, move)
                 if transaction.feed:
                     db.execute("INSERT INTO feed (data) VALUES (?)", (transaction.feed,))
+                for one in transaction.sums:
+                    _add(db, one)
                 for write in transaction.writes:
                     _write(db, write, now + (self._lifetimes.of(write) or float("inf")))
         except _Refused:
             return False
         return True
+
+    def sums(self) -> list[HourSums]:
+        """Read sums."""
+        with self._file.reading() as db:
+            rows = db.execute("SELECT grp, hour, cells FROM sums").fetchall()
+        return [HourSums(group, hour, np.frombuffer(cells, "<i8")) for group, hour, cells in rows]
 
     def forget(self) -> None:
         """Do nothing: nothing is remembered."""
@@ -158,6 +172,16 @@ def _move(db: sqlite3.Connection, move: Move) -> None:
         raise _Refused
     if move.reached != move.held:
         db.execute("INSERT OR REPLACE INTO positions VALUES (?, ?, ?)", (*move.partition, move.reached))
+
+
+def _add(db: sqlite3.Connection, sums: HourSums) -> None:
+    group, hour, added = sums
+    place = group, hour % HOURS
+    row = db.execute("SELECT hour, cells FROM sums WHERE grp = ? AND place = ?", place).fetchone()
+    if row and row[0] > hour:
+        return
+    cells = added + np.frombuffer(row[1], "<i8") if row and row[0] == hour else added
+    db.execute("INSERT OR REPLACE INTO sums VALUES (?, ?, ?, ?)", (*place, hour, cells.astype("<i8").tobytes()))
 
 
 def _write(db: sqlite3.Connection, write: Write, expires_at: float) -> None:

@@ -31,9 +31,10 @@ def declare(parser: argparse.ArgumentParser) -> None:
     """Say what it is, and what it takes."""
     parser.description = (
         "Events a second, lag, freshness, each learner with its partitions and state, requests and "
-        "latencies by route, dead letters by reason: what GET /learners and GET /metrics of a service say, once a "
-        "second. Rates are those of the last 5 seconds, quantiles of the last minute; requests are of the one service "
-        "that answers. Where it goes away the screen says so, and goes on when it is back. q or Ctrl-C ends it."
+        "latencies by route, dead letters by reason, and how good scores are: what GET /learners, /metrics and "
+        "/quality of a service say, once a second. Rates are those of the last 5 seconds, quantiles of the last "
+        "minute; requests are of the one service that answers. Where it goes away the screen says so, and goes on "
+        "when it is back. q or Ctrl-C ends it."
     )
     parser.epilog = (
         "The key is what FRESHET_API_KEY says, or the file that FRESHET_API_KEY_FILE names. With --once, exit "
@@ -76,8 +77,8 @@ def _once(client: Client, url: str) -> int:
 def _look(client: Client) -> Reading:
     from service.top import reading
 
-    told, metrics = client.learners(), client.metrics()
-    return reading(time.monotonic(), told, metrics)
+    told, metrics, quality = client.learners(), client.metrics(), client.quality()
+    return reading(time.monotonic(), told, metrics, quality)
 
 
 def _show(client: Client, url: str) -> int:

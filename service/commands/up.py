@@ -36,6 +36,8 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
         from learner.store import open_store
         from learner.store.owner import claim, owner_of
         from learner.store.versions import ModelReplaced
+        from service.measuring import measuring
+        from service.metrics import QualityMetrics
         from service.monitor import Monitor
         from service.telling import telling
         from service.web.app import create_app
@@ -75,7 +77,8 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
         thread.start()
         log.info("up", address=f"http://{settings.host}:{settings.port}", file=settings.store, model=model.name)
         try:
-            with telling(learner_store, monitor, settings.group):
+            metrics = QualityMetrics(registry)
+            with telling(learner_store, monitor, settings.group), measuring(learner_store, metrics, model):
                 run_until_signal(server)
         finally:
             stop.set()

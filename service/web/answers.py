@@ -43,8 +43,9 @@ def ranked_items(
     rows: Rows,
     offset: Array,
     slate: ScoredSlate | None,
+    fallback: bool = False,
 ) -> list[api.ScoredItem]:
-    """The items, best first."""
+    """The items, best first; with `fallback` no item's effect is in its log-odds."""
     score, mean, std = scores.score.tolist(), scores.logit_mean.tolist(), scores.logit_std.tolist()
     sampled = None if scores.sampled_logit is None else scores.sampled_logit.tolist()
     deviations = np.sqrt(belief.variances) if wanted.explain else None
@@ -59,7 +60,7 @@ def ranked_items(
             None if sampled is None else sampled[i],
             None
             if deviations is None
-            else _explanation(model, belief, deviations, rows[i], float(offset[i]), slate, i),
+            else _explanation(model, belief, deviations, rows[i], float(offset[i]), None if fallback else slate, i),
             None if pairs is None else pairs[i],
             None if slate is None else slate.n_events[i],
         )

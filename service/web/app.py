@@ -25,6 +25,7 @@ from service.settings import Settings
 from service.web import api
 from service.web.answers import describe_model
 from service.web.guard import Guard
+from service.web.guardrail import Guardrail
 from service.web.http import (
     MAX_EVENTS,
     MAX_EVENTS_BYTES,
@@ -41,6 +42,7 @@ from service.web.metrics import ServiceMetrics
 from service.web.openapi import EVENT, OF_A_USER, OF_AN_ITEM, body, install, reference, responses
 from service.web.operations import Operations
 from service.web.pages import add_pages
+from service.web.quality import Quality, add_quality
 from service.web.readiness import Readiness
 from service.web.routing import PlainRoute, id_in_path
 from service.web.scoring import Scoring, in_thread
@@ -75,7 +77,6 @@ def create_app(
     trouble
         What else, beside the store, keeps the process from being ready; None if nothing.
     """
-    operations = Operations(settings, model, store, log)
     registry = registry or CollectorRegistry()
     metrics = ServiceMetrics(registry)
     # Threads that may wait for the store, for the log, and on behalf of a health probe: with one pool for all, a slow
@@ -89,6 +90,8 @@ def create_app(
         store.ping()
         return trouble()
 
+    guardrail = Guardrail(model, store, with_store)
+    operations = Operations(settings, model, store, log, guardrail)
     readiness = Readiness(look)
     scoring = Scoring(operations, model, store, with_store, explaining)
     learners = Learners(model.name, store, with_store)
@@ -98,7 +101,9 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # What is wrong is in the log before anybody asks.
         first_look = asyncio.create_task(readiness.check())
+        watching = asyncio.create_task(guardrail.watch())
         yield
+        watching.cancel()
         await first_look
         for pool in (with_store, with_log, explaining):
             pool.shutdown(wait=False)
@@ -188,7 +193,7 @@ def create_app(
     async def events(request: Request) -> Response:
         """Append events to the log: one event, an array, or one a line. 422 if there are events and none is good."""
         raw = await read_body(request, MAX_EVENTS_BYTES)
-        answer, topics = await in_thread(with_log, operations.append, raw)
+        answer, topics = await in_thread(with_log, operations.append, raw, request.headers)
         for error in answer.errors:
             metrics.rejected.labels(error.reason).inc()
         for topic in topics:
@@ -276,6 +281,7 @@ def create_app(
 
     add_pages(app)
     add_learners(app, learners)
+    add_quality(app, Quality(model, store, with_store))
     app.state.end = learners.end
     # Routes are tried in turn: the one that is asked for most comes first.
     app.router.routes.sort(key=lambda route: getattr(route, "path", "") != "/score")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from codecs import BOM_UTF8
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Annotated, TypeVar, get_args
 
@@ -18,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from learner.belief.policies import Policy
 from learner.log import EntryTooLarge, LogUnavailable
 from learner.model.kinds import ItemError
+from learner.model.spec import Model
 from learner.record import DamagedRecord, ForeignRecord
 from learner.store import StoreUnavailable
 from learner.wire_errors import UNREADABLE, explain
@@ -215,6 +217,13 @@ def split_events(body: bytes) -> list[bytes]:
         except msgspec.ValidationError as exc:
             raise _too_many_events() from exc
     return [body]
+
+
+def headers_of_events(sent: Mapping[str, str], model: Model) -> list[tuple[str, bytes]]:
+    """The headers of a request that `[events]` reads, named as those of records: ``ce-type`` is ``ce_type``."""
+    names = model.record.headers if model.record else frozenset()
+    found = ((name, sent.get(name.replace("_", "-"))) for name in sorted(names))
+    return [(name, value.encode()) for name, value in found if value is not None]
 
 
 def _could_be_event(line: bytes) -> bool:

@@ -9,9 +9,11 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from freshet.answers import LearnersResponse
+from freshet.answers import LearnersResponse, QualityResponse
 from learner.events.wire import WireClick, WireImpression
 from learner.limits import MAX_ID_LENGTH
+from learner.model.events_file import EventsFile
+from learner.model.foreign import paths_of
 from learner.model.kinds import Category, Feature, Numeric
 from learner.model.spec import Model
 from service.web import api
@@ -21,7 +23,7 @@ _REF = "#/components/schemas/{name}"
 _TYPES = [
     api.ScoreRequest, api.ScoreResponse, api.EventsResponse, api.PosteriorResponse,
     api.ItemPosteriorResponse, api.Erasure, api.ItemErasure, api.ModelResponse,
-    api.Health, api.ErrorResponse, LearnersResponse, WireImpression, WireClick,
+    api.Health, api.ErrorResponse, LearnersResponse, QualityResponse, WireImpression, WireClick,
 ]  # fmt: skip
 _ERRORS = {
     400: "The body is not JSON, or the path not UTF-8.",
@@ -68,6 +70,23 @@ EVENT: dict[str, Any] = {
 }
 
 
+def _events(events: EventsFile) -> dict[str, Any]:
+    """The schema of an event to post where the model has a mapping: ours, or one of the shape that it says."""
+    said = {"impression": events.impression, "click": events.click}
+    paths = [
+        f"{kind} `{name}` at `{path}`"
+        for kind, rule in said.items()
+        for name, path in (paths_of(events, rule) | {"item_id": rule.item_id}).items()
+    ]
+    within = f", within `{events.within}`" if events.within else ""
+    foreign = {
+        "type": "object",
+        "title": "ForeignEvent",
+        "description": f"An event of the shape that [events] of the model says{within}: {', '.join(paths)}.",
+    }
+    return {"anyOf": [EVENT, foreign]}
+
+
 def _of(name: str) -> dict[str, Any]:
     schema = {"type": "string", "minLength": 1, "maxLength": MAX_ID_LENGTH}
     return {"parameters": [{"name": name, "in": "path", "required": True, "schema": schema}]}
@@ -94,6 +113,10 @@ def install(app: FastAPI, model: Model, needs_key: bool) -> None:
             if not model.by_item:
                 schemas["WireClick"]["required"].append("request_id")
                 schemas["WireClick"]["properties"]["request_id"] = schemas["WireImpression"]["properties"]["request_id"]
+            if model.events is not None:
+                event = _events(model.events)
+                sent = document["paths"]["/events"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+                sent["oneOf"][0], sent["oneOf"][1]["items"] = event, event
             guarded = [
                 operation
                 for path, operations in document["paths"].items()

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import secrets
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
 import structlog
 
-from learner.belief.gaussian import Array, Rows
+from learner.belief.gaussian import Array, Belief, Rows
 from learner.belief.policies import score_items
 from learner.events.future import from_the_future
 from learner.events.keys import item_key
 from learner.events.parse import parse_event
+from learner.events.record import told
 from learner.events.wire import BadEvent, Ranked, Reason, WireClick, WireErase, WireEraseItem, WireImpression
 from learner.laps import Laps
 from learner.limits import MAX_EVENT_BYTES
@@ -42,20 +43,21 @@ from service.clock import now_ms
 from service.settings import Settings
 from service.web import api
 from service.web.answers import coefficients, ranked_items, state
-from service.web.http import split_events
+from service.web.guardrail import Guardrail
+from service.web.http import headers_of_events, split_events
 from service.web.items import Items, Plan
 from service.web.outcomes import outcomes
 from service.web.shown import check_shown, shown_items
 
 ERASE_ATTEMPTS = 10
-
 log = structlog.get_logger("freshet.service")
 
 
 class Operations:
     """The operations on one store and one log."""
 
-    def __init__(self, settings: Settings, model: Model, store: Store, log: EventLog) -> None:
+    def __init__(self, settings: Settings, model: Model, store: Store, log: EventLog, guardrail: Guardrail) -> None:
+        self.guardrail = guardrail
         self._settings = settings
         self._model = model
         self._store = store
@@ -101,7 +103,10 @@ class Operations:
         alpha = self._settings.ucb_alpha
         slate = None if self._items is None or plan is None else self._items.of(plan, values, now).at(rows, now, seed)
         effects = None if slate is None else slate.effects
-        scores = score_items(belief, rows, offset, wanted.policy, alpha, generator, effects)
+        fallback = self.guardrail.is_on
+        if fallback:
+            belief = Belief(np.zeros_like(belief.mean), np.zeros_like(belief.factor))
+        scores = score_items(belief, rows, offset, wanted.policy, alpha, generator, None if fallback else effects)
         ranked = Ranked(
             wanted.policy,
             record.revision,
@@ -110,6 +115,7 @@ class Operations:
             now,
             seed,
             alpha if wanted.policy == "ucb" else None,
+            fallback,
         )
         request_id = wanted.request_id or uuid.uuid4().hex
         entry = None
@@ -135,20 +141,23 @@ class Operations:
             user_known=record.n_events > 0,
             posterior=state(record, now),
             ranked=msgspec.to_builtins(ranked),
-            items=ranked_items(wanted, scores, self._model, belief, rows, offset, slate),
+            items=ranked_items(wanted, scores, self._model, belief, rows, offset, slate, fallback),
             logged=False,
             took_ms=laps.total * 1000,
+            fallback=fallback,
         )
         laps.lap("score")
         return answer, entry
 
-    def append(self, raw: bytes) -> tuple[api.EventsResponse, list[str]]:
-        """Append the good events of a body; also the topic of each."""
+    def append(self, raw: bytes, sent: Mapping[str, str]) -> tuple[api.EventsResponse, list[str]]:
+        """Append the good events of a body, with the headers of theirs that were sent; also the topic of each."""
         entries, errors = [], []
+        headers = headers_of_events(sent, self._model)
+        record = told(self._model.record, "", None, headers) if self._model.record else b""
         now = now_ms()
         for index, one in enumerate(split_events(raw)):
             try:
-                event = parse_event(one, self._model)
+                event = parse_event(one, self._model, record)
                 if isinstance(event, WireErase | WireEraseItem):
                     expected = "DELETE /users/{id} or /items/{id}"
                     raise BadEvent(Reason.UNKNOWN_TYPE, f"type: an erasure is not taken here: expected {expected}")
@@ -159,7 +168,7 @@ class Operations:
             else:
                 settings = self._settings
                 topic = settings.clicks_topic if isinstance(event, WireClick) else settings.impressions_topic
-                entries.append(Entry(topic, event.user_id.encode(), one))
+                entries.append(Entry(topic, event.user_id.encode(), one, headers))
         if not entries and not errors:
             raise api.ApiError(
                 400, "invalid_json", "the body is empty: expected an event, an array of events, or one a line"

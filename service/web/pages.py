@@ -10,7 +10,7 @@ from starlette.responses import FileResponse
 
 from service.static_files import CHARTS_SCRIPTS, CHARTS_STYLES, head, policy, text_of
 
-SCRIPTS = ("page.js", *CHARTS_SCRIPTS, "stream.js", "beliefs.js", "playground.js")
+SCRIPTS = ("page.js", *CHARTS_SCRIPTS, "stream.js", "beliefs.js", "playground.js", "quality.js")
 _SWAGGER = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}
 """Files of Swagger UI, as the package fastapi-offline has them."""
 

@@ -20,7 +20,7 @@ from learner.model.spec import load_model
 from learner.record import decode_record
 from learner.store import open_store
 from learner.store.owner import claim, owner_of
-from learner.store.redis import record_key
+from learner.store.redis_keys import record_key
 from service.web.server import DRAIN_S
 from tests.e2e.test_path import MODEL, Deployment, click, impression, members, now_ms
 from tests.servers import KafkaServer, RedisServer, eventually

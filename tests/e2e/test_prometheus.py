@@ -38,7 +38,7 @@ def slates(n: int, name: str) -> list[bytes]:
     at = time.time_ns() // 1_000_000 - 3_600_000
     events: list[dict[str, Any]] = []
     for i in range(n):
-        ids = {"request_id": f"{name}{i}", "user_id": f"user{i % 7}"}
+        ids = {"request_id": f"{name}{i}", "user_id": f"user{i % 40}"}
         events.append({"type": "impression", **ids, "timestamp": at, "items": ITEMS})
         events.append({"type": "click", **ids, "item_id": "b", "timestamp": at + 3_000})
     return [json.dumps(event).encode() for event in events]
@@ -130,7 +130,7 @@ def test_what_is_deployed_is_valid_and_each_alert_fires_and_goes_away(command: s
 def test_each_alert_is_in_the_rules_tests_and_says_what_it_means_and_what_to_do() -> None:
     rules, tests = ((DEPLOY / name).read_text() for name in ("rules.yml", "rules_test.yml"))
     alerts = re.split(r"- alert: ", rules)[1:]
-    assert len(alerts) == 8
+    assert len(alerts) == 10
     for alert in alerts:
         assert alert.split()[0] in tests
         assert all(f"\n          {key}: " in alert for key in ("summary", "means", "do"))
@@ -151,14 +151,15 @@ def test_every_expression_of_rules_and_dashboard_has_data(observed: Observed) ->
     def have_data() -> bool:
         # Rates need some traffic all the time.
         number = next(sent)
-        observed.append(slates(20, f"data{number}"))
+        # Of so many users that intervals can be told.
+        observed.append(slates(40, f"data{number}"))
         assert observed.scorer.request("/events", b"\n".join(slates(1, f"posted{number}")))[0] == 202
         observed.score()
         time.sleep(0.5)
         asked.difference_update([one for one in asked if observed.values(one)])
         return not asked
 
-    eventually(have_data, 30, lambda: f"all have data, but {asked}")
+    eventually(have_data, 90, lambda: f"all have data, but {asked}")
 
 
 def test_dead_letters_are_told_until_there_are_no_more(observed: Observed) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -78,6 +79,8 @@ def places() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def tutorial(tmp_path_factory: pytest.TempPathFactory, places: dict[str, str]) -> Iterator[Tutorial]:
+    if missing := [command for command in ("bash", "curl", "openssl") if shutil.which(command) is None]:
+        pytest.skip(f"a reader of the tutorial types {' and '.join(missing)}, which is not installed")
     read = Tutorial(tmp_path_factory.mktemp("tutorial"), places)
     yield read
     read.close()

@@ -79,13 +79,17 @@ def wire_law(raws: list[bytes]) -> None:
                 continue
             assert place not in together.bad
             alone = parse_events([raw], model).batch
-            one, other = single(together.batch, place), single(alone, 0)
-            assert one[:3] == other[:3]
-            assert one.user_id == wire.user_id
-            for field, same in zip(one[3:], other[3:], strict=True):
-                assert np.asarray(field).tobytes() == np.asarray(same).tobytes()
-                if np.asarray(field).dtype.kind == "f":
-                    assert np.isfinite(field).all()
+            # A slate that says what was clicked is several events.
+            of_it = [i for i in range(len(together.batch.user)) if together.batch.record(i) == place]
+            for at, one in enumerate(single(together.batch, i) for i in of_it):
+                other = single(alone, at)
+                assert one[:3] == other[:3]
+                assert one.user_id == wire.user_id
+                for field, same in zip(one[3:], other[3:], strict=True):
+                    assert np.asarray(field).tobytes() == np.asarray(same).tobytes()
+                    if np.asarray(field).dtype.kind == "f":
+                        assert np.isfinite(field).all()
+            assert len(of_it) == len(alone.user)
 
 
 def body_law(body: bytes) -> None:
@@ -261,8 +265,13 @@ _good = st.fixed_dictionaries(
 _features = _good | st.dictionaries(_name | _text, _value, max_size=4) | _value
 _context = st.fixed_dictionaries({}, optional={"device": _text, "query": _text}) | _features
 _id = st.sampled_from(["u", "r", "a", "", "x" * 257]) | _text | _value
-_item = st.fixed_dictionaries({"item_id": _id}, optional={"features": _features, "offset": _value, "weight": _value})
-_items = st.lists(_item | st.fixed_dictionaries({"item_id": st.just("a"), "features": _good}), max_size=4) | _value
+_item = st.fixed_dictionaries(
+    {"item_id": _id}, optional={"features": _features, "offset": _value, "weight": _value, "clicked": _value}
+)
+_taken = st.fixed_dictionaries(
+    {"item_id": st.just("a"), "features": _good}, optional={"clicked": st.booleans(), "position": st.integers(1, 9)}
+)
+_items = st.lists(_item | _taken, max_size=4) | _value
 _shown = st.fixed_dictionaries(
     {"type": st.just("impression"), "request_id": st.just("r"), "user_id": st.just("u"), "timestamp": st.just(AT)},
     optional={"items": _items, "context": _context},

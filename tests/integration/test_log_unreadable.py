@@ -12,12 +12,10 @@ from kafka import KafkaProducer, codec
 
 from learner.events.wire import Reason
 from learner.log import REPLAYS_HEADER, Message, Reader, open_log, open_reader, read_to_end
-from learner.loop import Learner
 from learner.model.spec import load_model
-from learner.store import open_store
 from service.dead_letters import Request, replay
 from tests.servers import KafkaServer, eventually
-from tests.topics import make_topic, read
+from tests.topics import learning, make_topic, read
 
 MODEL = load_model('name = "t"\n[features]\nx = { kind = "numeric" }\n')
 AT = 1_700_000_000_000
@@ -224,7 +222,7 @@ def test_nulls_anywhere_are_dead_lettered_or_learnt_and_end_no_process(
     for value, headers in [(None, []), (b"", []), (b"not JSON", nulls), (None, nulls), (shown("ann"), nulls)]:
         # kafka-python refuses to send a record without both.
         producer.send(topic, value, key=b"k" if value is None else None, partition=0, headers=headers).get(10)
-    with learning(kafka_server, topic, tmp_path) as learn:
+    with learning(MODEL, kafka_server, topic, tmp_path) as learn:
         assert learn(5) == {Reason.NOT_JSON: 4}
         assert learn.store.load(["ann"]) != [None]
     letters = [one for batch in read_to_end(kafka_server.url, [topic + ".dlq"]) for one in batch]
@@ -248,7 +246,7 @@ def test_a_learner_goes_on_beside_what_it_cannot_read(
     put(producer, topic, [shown("bob")])
     put(producer, topic, [shown("cy")], partition=1)
     flip(kafka_server, topic, 0, b"corrupt-me")
-    with learning(kafka_server, topic, tmp_path, skip) as learn:
+    with learning(MODEL, kafka_server, topic, tmp_path, skip) as learn:
         bad = learn(4 if skip else 2)
         known = [user for user in ("ann", "bob", "cy") if learn.store.load([user]) != [None]]
     letters = [one for batch in read_to_end(kafka_server.url, [topic + ".dlq"]) for one in batch]
@@ -263,36 +261,3 @@ def test_a_learner_goes_on_beside_what_it_cannot_read(
     reader = open_reader(kafka_server.url, [topic], "learning")
     assert reader.poll(2_000, 10) == []
     reader.close()
-
-
-class learning:
-    """A learner on a topic and a SQLite store; called, it learns until so many messages came and returns the bad."""
-
-    def __init__(self, server: KafkaServer, topic: str, folder: Path, skip: bool = False) -> None:
-        self.store = open_store(f"sqlite:///{folder / 'store.db'}", 1_000)
-        self._log = open_log(server.url)
-        self._reader = open_reader(server.url, [topic], "learning", skip_unreadable=skip)
-        self._learner = Learner(MODEL, self.store, self._reader, self._log, poll_timeout_ms=100)
-
-    def __call__(self, messages: int) -> dict[str, int]:
-        bad: dict[str, int] = {}
-        seen = 0
-
-        def turned() -> bool:
-            nonlocal seen
-            progress = self._learner.turn()
-            seen += progress.messages
-            for reason, count in progress.bad.items():
-                bad[reason] = bad.get(reason, 0) + count
-            return seen >= messages
-
-        eventually(turned, 30, lambda: f"{messages} messages; {seen} came")
-        return bad
-
-    def __enter__(self) -> learning:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._reader.close()
-        self._log.close()
-        self.store.close()

@@ -1,19 +1,28 @@
-"""A learner's memory is bounded however large the records are."""
+"""A learner's memory is bounded however large the records are, and however much a batch holds."""
 
 from __future__ import annotations
 
 import json
 import random
 import re
+import uuid
 from pathlib import Path
 
 import redis
+from kafka import KafkaProducer
 
 from learner.log import Entry, open_log
 from tests.freshet import Freshet
-from tests.servers import RedisServer, eventually
+from tests.servers import KafkaServer, RedisServer, eventually
+from tests.topics import make_topic
 
 USERS = 1_500
+
+
+def peak_kb(learner: Freshet) -> int:
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{learner.process.pid}/status").read_text())
+    assert peak is not None
+    return int(peak[1])
 
 
 def test_a_backlog_of_many_users_of_385_coefficients_is_learnt_in_600_mib(
@@ -34,10 +43,32 @@ def test_a_backlog_of_many_users_of_385_coefficients_is_learnt_in_600_mib(
     try:
         learnt = f"freshet_learner_messages_total {USERS}.0".encode()
         eventually(lambda: learnt in learner.request("/metrics")[1], 120, "all is learnt")
-        peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{learner.process.pid}/status").read_text())
-        assert peak is not None
-        assert int(peak[1]) < 600 << 10
+        assert peak_kb(learner) < 600 << 10
     finally:
         learner.stop()
         client.flushdb()
         client.close()
+
+
+def test_a_batch_that_holds_three_hundred_megabytes_is_taken_in_less_than_a_containers_memory(
+    tmp_path: Path, kafka_server: KafkaServer
+) -> None:
+    """In one batch of some 300 kB; docker-compose.yml gives a learner 1 GiB."""
+    topic = f"bomb-{uuid.uuid4().hex}"
+    for name in (topic, f"{topic}.dlq"):
+        make_topic(kafka_server, name, **{"max.message.bytes": str(2 << 20)})
+    with KafkaProducer(
+        bootstrap_servers=kafka_server.bootstrap, compression_type="gzip", linger_ms=60_000, batch_size=320 << 20,
+        max_request_size=320 << 20,
+    ) as producer:  # fmt: skip
+        sent = [producer.send(topic, b"x" * 900_000) for _ in range(334)]
+        producer.flush()
+        assert sent[-1].get(10).offset == 333
+    options = {"log": kafka_server.url, "impressions_topic": topic, "clicks_topic": topic}
+    learner = Freshet(tmp_path, "learn", **options)
+    try:
+        buried = b'freshet_learner_dead_letters_total{reason="not_json"} 334.0'
+        eventually(lambda: buried in learner.request("/metrics")[1], 120, "all of it is dead-lettered")
+        assert peak_kb(learner) < 800 << 10
+    finally:
+        learner.stop()

@@ -15,7 +15,7 @@ import redis
 
 from learner.record import IDENTITY
 from learner.store import NotNow, Pipeline, Pipelined, StoreUnavailable, Write, open_store, write_alone
-from learner.store.redis import record_key
+from learner.store.redis_keys import record_key
 from tests.servers import RedisServer
 
 TIMEOUT_S = 1.0

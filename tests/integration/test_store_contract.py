@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from zlib import crc32
 
+import numpy as np
 import pytest
 import redis
 
 from learner.log.position import Partition
 from learner.record import DamagedRecord
+from learner.record.sums import CELLS, GROUPS, HOURS, HourSums
 from learner.store import Move, Store, StoreUnavailable, Transaction, Write, open_store, write_alone
-from learner.store.redis import record_key
+from learner.store.redis_keys import record_key
 from tests.servers import RedisServer, eventually
 
 Opener = Callable[..., Store]
@@ -384,6 +386,48 @@ def test_a_sqlite_file_that_cannot_be_made_is_unavailable() -> None:
 def test_an_unknown_store_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="expected redis://"):
         open_store(url, 60)
+
+
+def added(group: int, hour: int, **cells: int) -> HourSums:
+    """What is added to some cells of an hour, by names such as ``c5``."""
+    numbers = np.zeros(CELLS, np.int64)
+    for name, number in cells.items():
+        numbers[int(name[1:])] = number
+    return HourSums(group, hour, numbers)
+
+
+def sums_of(store: Store, hours: range) -> dict[tuple[int, int], dict[int, int]]:
+    """By group and hour the cells that have something."""
+    return {
+        (one.group, one.hour): {int(cell): int(one.cells[cell]) for cell in np.flatnonzero(one.cells)}
+        for one in store.sums()
+        if one.hour in hours
+    }
+
+
+def test_sums_add_up_with_the_records_of_their_transaction_or_not_at_all(store: Store, user: str) -> None:
+    shard, group, hour = store.shard_of(user), crc32(user.encode()) % GROUPS, HOURS * 10**6 + int(user[:4], 16)
+    assert group % store.shards == shard
+    big, last = (1 << 60) + 1, CELLS - 1
+    first = Write(user, None, value(1))
+    sums = [added(group, hour, c0=3, c7=big), added(group, hour + 1, **{f"c{last}": -5})]
+    assert store.commit([Transaction(shard, [first], sums=sums)]) == [True]
+    # A second time it is refused: with its record, all of it.
+    assert store.commit([Transaction(shard, [first], sums=sums)]) == [False]
+    here = range(hour, hour + 2)
+    assert sums_of(store, here) == {(group, hour): {0: 3, 7: big}, (group, hour + 1): {last: -5}}
+    changed = [added(group, hour, c0=-1, c7=1), added(group, hour + 1, c1=1)]
+    assert store.commit([Transaction(shard, [Write(user, value(1), value(2))], sums=changed)]) == [True]
+    assert sums_of(store, here) == {(group, hour): {0: 2, 7: big + 1}, (group, hour + 1): {1: 1, last: -5}}
+
+
+def test_an_hour_takes_the_place_of_the_one_that_was_so_many_earlier_and_never_of_a_later_one(
+    store: Store, user: str
+) -> None:
+    shard, group, hour = store.shard_of(user), crc32(user.encode()) % GROUPS, HOURS * 10**6 + int(user[4:8], 16)
+    for number in (hour, hour + HOURS, hour):
+        assert store.commit([Transaction(shard, (), sums=[added(group, number, c2=1)])]) == [True]
+    assert sums_of(store, range(hour, hour + HOURS + 1, HOURS)) == {(group, hour + HOURS): {2: 1}}
 
 
 def test_each_shard_knows_the_versions_that_it_was_told_of_the_last_of_each_name(store: Store, user: str) -> None:

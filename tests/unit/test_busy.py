@@ -56,7 +56,7 @@ class Log:
 def test_of_a_flood_of_large_bad_events_so_many_bytes_a_minute_are_written_and_the_rest_is_told_by_its_place() -> None:
     """334 records of 900 kB, as a compressed batch of a few kilobytes may hold them."""
     log, seconds = Log(), [0.0]
-    letters = DeadLetters(log, lambda: seconds[0])  # type: ignore[arg-type]
+    letters = DeadLetters(log, clock=lambda: seconds[0])  # type: ignore[arg-type]
     place = Partition(bytes(16), 0)
     large = [Message("t", Position(place, i), None, bytes(900_000), 1) for i in range(334)]
     small = Message("t", Position(place, 500), None, bytes(LARGE_BYTES), 1)

@@ -8,7 +8,10 @@ import tomllib
 from importlib.metadata import entry_points, version
 from pathlib import Path
 
+import yaml
+
 from service import DISTRIBUTION
+from service.settings import read_settings
 
 ROOT = Path(__file__).parent.parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -58,3 +61,37 @@ def test_every_image_of_compose_is_pinned_by_digest_under_the_tag_that_compose_h
     assert re.search(
         rf"^ARG PYTHON_IMAGE={pinned['PYTHON_IMAGE']}$", (ROOT / "deploy/Dockerfile").read_text(), re.MULTILINE
     )
+
+
+def test_each_container_has_no_more_rights_than_it_needs() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    assert services.keys() >= {"kafka", "redis", "learner", "scorer"}
+    for name, one in services.items():
+        assert one["cap_drop"] == ["ALL"], name
+        assert one["security_opt"] == ["no-new-privileges:true"], name
+        assert re.fullmatch(r"\d+[mg]", one["mem_limit"]), name
+        # To this machine alone.
+        assert all(port.startswith("127.0.0.1:") for port in one.get("ports", [])), name
+    # Kafka's image writes its configuration into itself, and Grafana's what it was given.
+    assert {name for name, one in services.items() if not one.get("read_only")} == {"kafka", "topics", "grafana"}
+    assert "cap_add" not in services["learner"] | services["scorer"]
+
+
+def test_redis_of_compose_asks_for_a_password_and_forgets_nobody() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    told = services["redis"]["command"]
+    assert told[1] == "/run/secrets/redis.conf"
+    assert {"redis.conf", "redis_password"} <= set(services["redis"]["secrets"])
+    assert "requirepass" in (ROOT / "deploy/make_secrets.sh").read_text()
+    assert told[told.index("--maxmemory-policy") + 1] == "noeviction"
+    assert told[told.index("--appendonly") + 1] == "yes"
+    for name in ("learner", "scorer"):
+        assert "redis_password" in services[name]["secrets"]
+        assert services[name]["environment"]["FRESHET_REDIS_PASSWORD_FILE"] == "/run/secrets/redis_password"
+
+
+def test_compose_has_both_types_in_one_topic() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    for name in ("learner", "scorer"):
+        settings = read_settings({k: str(v) for k, v in services[name]["environment"].items() if "FILE" not in k})
+        assert settings.topics == ["events"]

@@ -17,7 +17,8 @@ from starlette.testclient import TestClient
 from learner.batch.reading import LogError, Skipped, read_events
 from learner.events.foreign import epoch_ms
 from learner.events.microbatch import Microbatch, item_places, joined
-from learner.events.parse import Parsed, parse_event, parse_events
+from learner.events.parse import parse_event, parse_events
+from learner.events.parsed import Parsed
 from learner.events.wire import BadEvent, Reason, WireImpression
 from learner.model.spec import Model, ModelError, load_model
 from learner.model_check import ModelMismatch

@@ -527,12 +527,37 @@ def test_the_openapi_document_is_complete(rig: Rig) -> None:
     document = rig.client.get("/openapi.json").json()
     assert set(document["paths"]) == {
         "/score", "/events", "/users/{user_id}/posterior", "/users/{user_id}", "/items/{item_id}/posterior",
-        "/items/{item_id}", "/model", "/learners", "/health/live", "/health/ready", "/metrics",
+        "/items/{item_id}", "/model", "/learners", "/quality", "/health/live", "/health/ready", "/metrics",
     }  # fmt: skip
     references = set(json.dumps(document).split("#/components/schemas/")[1:])
     assert {one.split('"')[0] for one in references} <= set(document["components"]["schemas"])
     answer = rig.score(policy="thompson", explain=True)
     assert set(answer) == set(document["components"]["schemas"]["ScoreResponse"]["properties"])
+
+
+def test_the_openapi_document_says_that_events_of_the_models_own_shape_are_taken(rig: Rig) -> None:
+    mapped = load_model(
+        """
+name = "shop"
+[features]
+price = { kind = "numeric" }
+[events]
+user_id = "ctx.uid"
+timestamp = "ts"
+request_id = "ctx.sid"
+[events.impression]
+items = "results"
+"""
+    )
+    document = TestClient(create_app(Settings(), mapped, rig.store, rig.log)).get("/openapi.json").json()
+    one, many = document["paths"]["/events"]["post"]["requestBody"]["content"]["application/json"]["schema"]["oneOf"]
+    assert many["items"] == one
+    ours, theirs = one["anyOf"]
+    assert {each["$ref"].rpartition("/")[2] for each in ours["oneOf"]} == {"WireImpression", "WireClick"}
+    assert theirs["type"] == "object"
+    assert "impression `user_id` at `ctx.uid`" in theirs["description"]
+    plain = rig.client.get("/openapi.json").json()["paths"]["/events"]["post"]["requestBody"]["content"]
+    assert "anyOf" not in plain["application/json"]["schema"]["oneOf"][0]
 
 
 def test_settings_name_the_variable_and_never_a_secret(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from learner.events.wire import Reason
@@ -382,3 +383,17 @@ def test_a_schedule_of_sweeps_is_bounded_and_takes_those_seen_longest_ago_first(
     assert schedule.take(24, 2) == {"c": 13, "d": 14}
     assert schedule.take(24, 2) == {"b": 15}
     assert len(schedule) == 0
+
+
+def test_two_equal_features_of_1_7e9_under_laplace_are_learnt_and_end_no_learner(tmp_path: Path) -> None:
+    """What a model of raw times comes to: it once ended the learner, and again at each restart."""
+    fields = "".join(f'{name} = {{ kind = "numeric" }}\n' for name in ("created_at", "updated_at"))
+    model = load_model(f'name = "t"\nmethod = "laplace"\n[features]\n{fields}')
+    rig = Rig(tmp_path, model)
+    features = {"created_at": 1_700_000_000, "updated_at": 1_700_000_000}
+    rig.send({**shown("ann"), "items": [{"item_id": "a", "features": features}]}, clicked("ann"))
+    rig.new_learner().turn()
+    (value,) = rig.store.load(["ann"])
+    assert value is not None
+    assert np.isfinite(decode_record(value, model, "ann").settled.mean).all()
+    rig.close()

@@ -11,6 +11,7 @@ from learner.belief.gaussian import Belief, Gaussian, factorised
 from learner.model.spec import Model, load_model
 from learner.record import (
     NEVER,
+    VERSION,
     DamagedRecord,
     ForeignRecord,
     Record,
@@ -122,8 +123,8 @@ def test_a_header_that_does_not_fit_is_refused_even_if_its_checksum_does() -> No
 
 def test_another_version_or_feature_space_is_refused_as_foreign() -> None:
     data = encode_record(fresh_record(FULL), FULL)
-    with pytest.raises(ForeignRecord, match="format version 9, this release reads 8"):
-        decode_record(forged(data, 8, 8 ^ 9), FULL, "u")
+    with pytest.raises(ForeignRecord, match=f"format version 10, this release reads {VERSION}"):
+        decode_record(forged(data, 8, VERSION ^ 10), FULL, "u")
     with pytest.raises(ForeignRecord, match="feature space"):
         decode_record(data, DIAGONAL, "u")
 

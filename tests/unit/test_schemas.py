@@ -47,7 +47,7 @@ EVENT: dict[str, Any] = {
     ],
 }  # fmt: skip
 WHOLE = EVENT | {"fields": [one | {"type": CONTEXT} if one["name"] == "ctx" else one for one in EVENT["fields"]]}
-AVRO, JSON, PROTOBUF, BROKEN, LOST = 7, 8, 9, 10, 11
+AVRO, JSON, THRIFT, BROKEN, LOST = 7, 8, 9, 10, 11
 TOLD: dict[str, dict[str, Any]] = {
     f"/schemas/ids/{AVRO}": {
         "schema": json.dumps(EVENT), "references": [{"name": "shop.Context", "subject": "shop context", "version": 2}],
@@ -56,7 +56,7 @@ TOLD: dict[str, dict[str, Any]] = {
         "subject": "shop context", "version": 2, "id": 3, "schema": json.dumps(CONTEXT),
     },
     f"/schemas/ids/{JSON}": {"schema": '{"type": "object"}', "schemaType": "JSON"},
-    f"/schemas/ids/{PROTOBUF}": {"schema": 'syntax = "proto3";', "schemaType": "PROTOBUF"},
+    f"/schemas/ids/{THRIFT}": {"schema": "", "schemaType": "THRIFT"},
     f"/schemas/ids/{BROKEN}": {"schema": '{"type": "nothing"}'},
     f"/schemas/ids/{LOST}": {
         "schema": json.dumps(EVENT), "references": [{"name": "shop.Context", "subject": "gone", "version": 1}],
@@ -182,7 +182,7 @@ def test_schemas_may_be_files(tmp_path: Path, as_folder: bool) -> None:
     ("raw", "message"),
     [
         (framed(99, b"x"), "schema 99, which FRESHET_SCHEMAS does not have"),
-        (framed(PROTOBUF, b"x"), "Protobuf: expected Avro or JSON"),
+        (framed(THRIFT, b"x"), "Thrift: expected Avro, JSON or Protobuf"),
         (framed(BROKEN, b"x"), "no Avro schema"),
         (framed(LOST, b"x"), "refers to one which FRESHET_SCHEMAS does not have"),
         (framed(AVRO, b"\x02"), f"not Avro of schema {AVRO}"),

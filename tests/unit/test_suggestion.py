@@ -223,3 +223,23 @@ def test_from_a_topic_to_scores_with_what_is_suggested(
     area = {name: one["all"]["slate_auc"]["value"] for name, one in ways.items()}
     # Who likes what is dear, and who likes what is cheap, no one model for all can tell.
     assert area["fresh"] > 0.6 > area["fixed effect"]
+
+
+def test_ranks_that_count_from_1_are_positions_and_text_of_many_values_is_hashed(tmp_path: Path) -> None:
+    brands, events = [f"brand {i}" for i in range(60)], []
+    for i, event in enumerate(shop(200)):
+        (one,) = as_shop(event)
+        for k, item in enumerate(one.get("results", [])):
+            item |= {"pos": k + 1, "brand": brands[(7 * i + k) % 60], "title": f"title {i} {k}"}
+        events.append(one)
+    text = suggest(events, "sample.ndjson")
+    assert 'position = "pos"' in text
+    assert 'brand = { kind = "hashed", buckets = 32 }' in text
+    assert "# left out: results[].title: text that hardly comes twice" in text
+    model = load_model(text.replace("# [position] ", "[position] ").replace("# examination", "examination"))
+    batch = read(events, model, tmp_path)
+    assert batch.events.item["position"].tolist() == list(range(6)) * 200
+    # From 0 they are no positions of ours.
+    others = suggest([one for event in shop(200) for one in as_shop(event)], "sample.ndjson")
+    assert "# left out: results[].pos: a position that does not count from 1" in others
+    assert "\nposition" not in others

@@ -9,7 +9,15 @@ import pytest
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 
-from freshet import LearnersResponse, LearnerStatus
+from freshet import (
+    Estimate,
+    LearnersResponse,
+    LearnerStatus,
+    QualityPart,
+    QualityResponse,
+    QualityWay,
+    QualityWindow,
+)
 from service.metrics import exposition
 from service.top import Readings, events_per_second, freshness, quantile, reading, screen, span
 from service.web.metrics import ServiceMetrics
@@ -135,3 +143,18 @@ def test_a_minute_is_kept() -> None:
         readings.take(reading(float(second), told(), ""))
     assert readings.since(60.0).at == 139.0
     assert readings.since(5.0).at == 194.0
+
+
+def test_quality_is_told_of_the_last_day_and_so_is_what_is_worse_than_the_fixed_effect() -> None:
+    estimates = {name: Estimate(0.5, 0.01) for name in ("log_loss", "predicted_over_actual")}
+    fixed = QualityWay(estimates | {"log_loss": Estimate(0.6, None)}, {})
+    part = QualityPart(10, 2, 1, {"served": QualityWay(estimates, {}), "fixed effect": fixed})
+    window = QualityWindow(0, 1, {"all": part}, {}, {})
+    for worse in (False, True):
+        readings = Readings()
+        readings.take(reading(0.0, told(learner()), "", QualityResponse("m", 0, 1.0, worse, {"1d": window}, [])))
+        text = shown(readings, width=200)
+        assert "log loss 0.5000 ±0.0100, fixed effect 0.6000; predicted/actual 0.5000 ±0.0100" in text
+        assert ("worse than the fixed effect" in text) == worse
+    readings.take(reading(0.0, told(learner()), "", QualityResponse("m", 0, 1.0, False, {}, [])))
+    assert "nothing scored yet" in shown(readings)

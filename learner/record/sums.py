@@ -1,0 +1,63 @@
+"""How good predictions were: sums of integers by hour of event time and group of users, as a store keeps them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+WAYS = ("fixed effect", "prior", "served", "user alone")
+"""What outcomes are predicted by; the last, beside an item of whom nothing is known, where items have an effect."""
+FIXED, PRIOR, SERVED, ALONE = range(len(WAYS))
+KNOWN_FROM = 50
+"""Users are known who were shown so many outcomes before."""
+
+GROUPS = 16
+"""Of users, by hash: what an interval is made of."""
+HOUR_MS, HOURS = 3_600_000, 192
+"""Hours of event time are kept until one comes that is so many later."""
+UNIT = float(1 << 32)
+"""Sums of what is no count are in parts of one."""
+BINS, BIN_WIDTH = 64, 0.25
+"""Of the predicted log-odds, around 0; the first and the last have all that is beyond."""
+MOST_LOGIT = 31.9
+"""Log-odds are scored as if they were no further from 0: a log loss is at most this."""
+MOST_WORSE = 1.0
+"""What a slate counts for at most, either way, in the difference of served and fixed effect: it has to be bounded."""
+
+# Cells of a group's hour. Twice, of new and of known users: outcomes, clicks, slates that have both labels.
+PER_AGE = 3
+N, CLICKS, RANKED = range(PER_AGE)
+# Of all slates: how many, the mean difference of served and fixed effect's log loss in each, bounded, and its square.
+SLATES, WORSE, WORSE_2 = range(2 * PER_AGE, 2 * PER_AGE + 3)
+FIRST_WAY = WORSE_2 + 1
+# Then of each way, twice: log loss, probabilities, AUC and NDCG in slates; of each bin: `MANY` times the outcomes, and
+# clicks; probabilities.
+PER_WAY_AGE, PER_BIN, MANY = 4, 2, 1 << 32
+LOSS, PREDICTED, AUC, NDCG = range(PER_WAY_AGE)
+PER_WAY = 2 * PER_WAY_AGE + BINS * PER_BIN
+CELLS = FIRST_WAY + len(WAYS) * PER_WAY
+
+
+class HourSums(NamedTuple):
+    """Sums of an hour, or what is added to them.
+
+    Attributes
+    ----------
+    group
+        Of users: the CRC-32 of their ids, modulo `GROUPS`; those of one are in one shard of a store.
+    hour
+        Of event time, counted from the epoch.
+    cells
+        Shape (CELLS,).
+    """
+
+    group: int
+    hour: int
+    cells: NDArray[np.int64]
+
+
+def is_measured(hash_: int, share: float) -> bool:
+    """Whether the outcomes of a user are predicted, where so large a share of users is; by the CRC-32 of the id."""
+    return hash_ // GROUPS < share * ((1 << 32) // GROUPS)

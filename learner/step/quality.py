@@ -1,0 +1,302 @@
+"""How good predictions were: outcomes are predicted when they are shown, and scored once their label is due. Compiled.
+
+A slate is scored as a whole when its "no"s are due: were a click scored when it comes, the sums of the last hours would
+have too many. A click that comes later still takes its slate's sums back, and adds them anew. Sums are integers, which
+add up to the same in any order.
+"""
+
+from __future__ import annotations
+
+from math import exp, log1p, pi, sqrt
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from learner.belief.compiled import inner
+from learner.belief.update import project
+from learner.record.served import serve
+from learner.record.sums import (
+    ALONE,
+    AUC,
+    BIN_WIDTH,
+    BINS,
+    CELLS,
+    CLICKS,
+    FIRST_WAY,
+    FIXED,
+    GROUPS,
+    HOUR_MS,
+    HOURS,
+    LOSS,
+    MANY,
+    MOST_LOGIT,
+    MOST_WORSE,
+    NDCG,
+    PER_AGE,
+    PER_BIN,
+    PER_WAY,
+    PER_WAY_AGE,
+    PREDICTED,
+    PRIOR,
+    RANKED,
+    SERVED,
+    SLATES,
+    UNIT,
+    WAYS,
+    WORSE,
+    WORSE_2,
+    N,
+)
+from learner.step.columns import CLICKED, FORGOTTEN, OPEN, Rules, User
+from learner.step.evidence import kept_of_settled
+from learner.step.feed import MOST_WEIGHED
+
+TOP = 10
+# Discounted gain of the first k places; see `learner.evaluation.metrics.rank_slates`.
+_GAINS = np.concatenate((np.zeros(1), np.cumsum(1.0 / np.log2(np.arange(TOP) + 2.0))))
+
+# Bits of what a record keeps of an outcome: flags, then two log-odds.
+_SCORED, _KNOWN, _IS_PREDICTED, _FLAGS = 1, 2, 4, 3
+_ALONE_BITS = 22
+_ALONE_UNIT, _SERVED_UNIT = float(1 << 16), float(1 << 31)
+
+
+class Sums(NamedTuple):
+    """What a microbatch adds, in the place ``group HOURS + hour mod HOURS``.
+
+    Attributes
+    ----------
+    hour
+        Which hour of event time a place is of; -1 if of none. Shape (GROUPS HOURS,).
+    cells
+        Shape (GROUPS HOURS, CELLS), int64; undefined where a place is of no hour.
+    """
+
+    hour: Any
+    cells: Any
+
+
+def no_sums(n: int = GROUPS * HOURS) -> Sums:
+    """Nothing added. What is never asked for takes no memory."""
+    return Sums(np.full(n, -1, np.int64), np.empty((n, CELLS), np.int64))
+
+
+@inner
+def bounded_logit(z: float) -> float:
+    """Log-odds that sums have room for."""
+    return min(max(z, -MOST_LOGIT), MOST_LOGIT)
+
+
+@inner
+def moderated(mu: float, v: float) -> float:
+    """The log-odds of E[sigma(z)] under N(z; mu, v), by MacKay's approximation."""
+    return bounded_logit(mu / sqrt(1.0 + pi * v / 8.0))
+
+
+@inner
+def unknown_item(rules: Rules, row: Any) -> float:
+    """Variance of the effect of an item nobody knows; 0 where items have none. Its mean is 0."""
+    n = len(rules.item_columns)
+    if n == 0:
+        return 0.0
+    x, f = np.empty(n, np.float32), np.empty(n)
+    for j in range(n):
+        x[j] = row[rules.item_columns[j]]
+    _, v = project(rules.item_mean, rules.item_factor, x, f)
+    return v
+
+
+@inner
+def shown_before(user: User) -> int:
+    """How many outcomes the user was shown."""
+    n: int = user.facts[0].n_learnt + user.facts[0].n_new + user.facts[0].n_open
+    return n
+
+
+@inner
+def scored_with(rules: Rules, user: User, now: int) -> tuple[Any, Any]:
+    """Mean and factor of what the user is scored with at a time; see `learner.record.served.belief_at`.
+
+    Of more open impressions than `MOST_WEIGHED` the oldest are weighed.
+    """
+    n, slots = 0, np.empty(MOST_WEIGHED, np.int64)
+    for place in range(user.facts[0].open_from, user.facts[0].n_slots):
+        if n < MOST_WEIGHED and user.outcome[user.order[place]].state == OPEN:
+            slots[n] = user.order[place]
+            n += 1
+    mean, factor = user.mean.astype(np.float64), user.factor.astype(np.float64)
+    outcome = user.outcome[slots[:n]]
+    serve(
+        mean, factor, rules.prior_mean, rules.prior_factor, kept_of_settled(rules, user, now), user.row[slots[:n]],
+        now - outcome["shown_at"], outcome, rules.median, rules.sigma, rules.laplace,
+    )  # fmt: skip
+    return mean, factor
+
+
+@inner
+def predict(rules: Rules, user: User, slot: int, mean: Any, factor: Any, known: bool) -> None:
+    """Keep with an outcome what it would be scored with, by the belief of `scored_with`."""
+    mu, v = project(mean, factor, user.row[slot], user.f)
+    one = user.outcome[slot]
+    offset = np.float64(one.offset)
+    served = moderated(mu + offset + one.other_mean, v + one.other_var)
+    alone = moderated(mu + offset, v + unknown_item(rules, user.row[slot]))
+    bits = np.int64(np.floor(served * _SERVED_UNIT + 0.5)) << _ALONE_BITS
+    bits += np.int64(np.floor(alone * _ALONE_UNIT + 0.5)) + (1 << (_ALONE_BITS - 1))
+    one.predicted = (bits << _FLAGS) + _IS_PREDICTED + (_KNOWN if known else 0)
+
+
+@inner
+def is_scored(user: User, slot: int) -> bool:
+    """Whether an outcome is in the sums."""
+    return bool(user.outcome[slot].predicted & _SCORED)
+
+
+@inner
+def score_due(rules: Rules, user: User, now: int, sums: Sums) -> None:
+    """Score the slates whose labels are due at a time."""
+    facts = user.facts[0]
+    place = facts.scored_from
+    while place < facts.n_slots and user.outcome[user.order[place]].shown_at + rules.settle_age <= now:
+        place = score_slate(rules, user, place, sums)
+    facts.scored_from = place
+
+
+@inner
+def slate_of(user: User, place: int) -> tuple[int, int]:
+    """The places of what was shown together with that of a place: from, and up to."""
+    at = user.outcome[user.order[place]].shown_at
+    first = last = place
+    while first > user.facts[0].head and user.outcome[user.order[first - 1]].shown_at == at:
+        first -= 1
+    while last < user.facts[0].n_slots and user.outcome[user.order[last]].shown_at == at:
+        last += 1
+    return first, last
+
+
+@inner
+def score_slate(rules: Rules, user: User, place: int, sums: Sums) -> int:
+    """Score what of the slate at a place is not scored; say where the slate ends."""
+    first, last = slate_of(user, place)
+    n_new = n_old = 0
+    for i in range(first, last):
+        one = user.outcome[user.order[i]]
+        if one.state != FORGOTTEN and one.predicted & _IS_PREDICTED:
+            if one.predicted & _SCORED:
+                n_old += 1
+            else:
+                n_new += 1
+    if n_new > 0:
+        if n_old > 0:
+            add_slate(rules, user, first, last, sums, -1)
+        for i in range(first, last):
+            one = user.outcome[user.order[i]]
+            if one.state != FORGOTTEN and one.predicted & _IS_PREDICTED:
+                one.predicted |= _SCORED
+        add_slate(rules, user, first, last, sums, 1)
+        user.facts[0].n_scored += n_new
+    return last
+
+
+@inner
+def change_slate(rules: Rules, user: User, slot: int, sums: Sums, sign: int) -> None:
+    """Take the sums of an outcome's slate back, before its label changes, or add them, after that."""
+    if not is_scored(user, slot):
+        return
+    place = user.facts[0].head
+    while user.order[place] != slot:
+        place += 1
+    first, last = slate_of(user, place)
+    add_slate(rules, user, first, last, sums, sign)
+
+
+@inner
+def in_units(x: float) -> Any:
+    """A number as sums have it."""
+    return np.int64(np.floor(x * UNIT + 0.5))
+
+
+@inner
+def add_slate(rules: Rules, user: User, first: int, last: int, sums: Sums, sign: int) -> None:
+    """Add what is scored of a slate to the sums of its hour, or take it away."""
+    hour = user.outcome[user.order[first]].shown_at // HOUR_MS
+    at = user.facts[0].group * HOURS + hour % HOURS
+    if sums.hour[at] > hour:
+        return
+    if sums.hour[at] < hour:
+        sums.hour[at] = hour
+        sums.cells[at, :] = 0
+    cells = sums.cells[at]
+    logit = np.empty((len(WAYS), last - first))
+    yes = np.empty(last - first, np.bool_)
+    n = clicks = known = 0
+    for i in range(first, last):
+        slot = user.order[i]
+        one = user.outcome[slot]
+        if one.state == FORGOTTEN or not one.predicted & _SCORED:
+            continue
+        yes[n] = one.state == CLICKED
+        clicks += yes[n]
+        known = 1 if one.predicted & _KNOWN else 0
+        offset = np.float64(one.offset)
+        mu, v = project(rules.prior_mean, rules.prior_factor, user.row[slot], user.f)
+        logit[FIXED, n] = bounded_logit(offset)
+        logit[PRIOR, n] = moderated(mu + offset, v + unknown_item(rules, user.row[slot]))
+        bits = one.predicted >> _FLAGS
+        logit[SERVED, n] = (bits >> _ALONE_BITS) / _SERVED_UNIT
+        logit[ALONE, n] = ((bits & ((1 << _ALONE_BITS) - 1)) - (1 << (_ALONE_BITS - 1))) / _ALONE_UNIT
+        n += 1
+    of_age = known * PER_AGE
+    ranks = 0 < clicks < n
+    cells[of_age + N] += sign * n
+    cells[of_age + CLICKS] += sign * clicks
+    cells[of_age + RANKED] += sign * ranks
+    worse = 0.0
+    for way in range(len(WAYS) if len(rules.item_columns) > 0 else ALONE):
+        of_way = FIRST_WAY + way * PER_WAY
+        of_way_age = of_way + known * PER_WAY_AGE
+        of_bins = of_way + 2 * PER_WAY_AGE
+        for i in range(n):
+            z = logit[way, i]
+            e = exp(-abs(z))
+            p = (1.0 if z >= 0.0 else e) / (1.0 + e)
+            loss = log1p(e) + max(-z if yes[i] else z, 0.0)
+            promised = sign * in_units(p)
+            cells[of_way_age + LOSS] += sign * in_units(loss)
+            cells[of_way_age + PREDICTED] += promised
+            its = of_bins + PER_BIN * min(max(int(np.floor(z / BIN_WIDTH)) + BINS // 2, 0), BINS - 1)
+            cells[its] += sign * (MANY + yes[i])
+            cells[its + 1] += promised
+            if way == SERVED:
+                worse += loss
+            elif way == FIXED:
+                worse -= loss
+        if ranks:
+            auc, ndcg = rank(logit[way], yes, n, clicks)
+            cells[of_way_age + AUC] += sign * in_units(auc)
+            cells[of_way_age + NDCG] += sign * in_units(ndcg)
+    worse = min(max(worse / n, -MOST_WORSE), MOST_WORSE)
+    cells[SLATES] += sign
+    cells[WORSE] += sign * in_units(worse)
+    cells[WORSE_2] += sign * in_units(worse * worse)
+
+
+@inner
+def rank(logit: Any, yes: Any, n: int, clicks: int) -> tuple[float, float]:
+    """AUC and NDCG in a slate of both labels; equal scores as `learner.evaluation.metrics.rank_slates` has them."""
+    auc = gain = 0.0
+    for i in range(n):
+        if not yes[i]:
+            continue
+        above = ties = below = tied = 0
+        for j in range(n):
+            if logit[j] > logit[i]:
+                above += 1
+            elif logit[j] == logit[i]:
+                ties += 1
+                tied += not yes[j]
+            else:
+                below += not yes[j]
+        auc += below + 0.5 * tied
+        gain += (_GAINS[min(above + ties, TOP)] - _GAINS[min(above, TOP)]) / ties
+    return auc / (clicks * (n - clicks)), gain / _GAINS[min(clicks, TOP)]

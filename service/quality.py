@@ -1,0 +1,191 @@
+"""How good predictions are, from the sums that learners keep (`learner.record.sums`). Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freshet.answers import CalibrationBin, Estimate, QualityHour, QualityPart, QualityWay, QualityWindow
+from learner.belief.gaussian import Array
+from learner.record.sums import (
+    ALONE,
+    AUC,
+    BINS,
+    CELLS,
+    CLICKS,
+    FIRST_WAY,
+    GROUPS,
+    HOUR_MS,
+    LOSS,
+    MANY,
+    NDCG,
+    PER_AGE,
+    PER_BIN,
+    PER_WAY,
+    PER_WAY_AGE,
+    PREDICTED,
+    RANKED,
+    UNIT,
+    WAYS,
+    HourSums,
+    N,
+)
+
+WINDOWS = {"1h": 1, "1d": 24, "7d": 168}
+"""Hours before the last one."""
+AGES = ("all", "new", "known")
+METRICS = ("log_loss", "predicted_over_actual", "slate_auc", "slate_ndcg", "auc", "ece")
+"""As `learner.evaluation.metrics` has them; the last two, of all outcomes at once, from bins of log-odds."""
+CALIBRATION_BINS = 10
+# Student's t of 15 degrees of freedom: 95 in 100 lie within.
+_T = 2.131
+
+
+def windows_of(sums: Sequence[HourSums], has_items: bool) -> dict[str, QualityWindow]:
+    """All of `WINDOWS`; none where nothing is scored yet."""
+    found = {name: window_of(sums, hours, has_items) for name, hours in WINDOWS.items()}
+    return {name: one for name, one in found.items() if one is not None}
+
+
+def window_of(sums: Sequence[HourSums], hours: int, has_items: bool) -> QualityWindow | None:
+    """The window of the newest hour and so many before it; None where nothing is scored yet.
+
+    Parameters
+    ----------
+    has_items
+        Whether items have an effect, so that users alone are another way to predict.
+    """
+    newest = max((one.hour for one in sums), default=None)
+    if newest is None:
+        return None
+    cells = np.zeros((GROUPS, CELLS), np.int64)
+    for one in sums:
+        if one.hour >= newest - hours:
+            cells[one.group] += one.cells
+    # All of them, then all but one group each.
+    total = np.concatenate([cells.sum(axis=0)[None], cells.sum(axis=0) - cells[cells[:, [N, PER_AGE + N]].any(axis=1)]])
+    ways = _ways(has_items)
+    bins = {name: _bins_of(total, way) for way, name in enumerate(ways)}
+    return QualityWindow(
+        (newest - hours) * HOUR_MS,
+        (newest + 1) * HOUR_MS,
+        {age: _part(total, ages, ways) for age, ages in zip(AGES, ((0, 1), (0,), (1,)), strict=True)},
+        {name: _calibration(*(column[0] for column in one)) for name, one in bins.items()},
+        {name: _auc_error(one.shown[0], one.clicked[0]) for name, one in bins.items()},
+    )
+
+
+def _ways(has_items: bool) -> tuple[str, ...]:
+    return WAYS if has_items else WAYS[:ALONE]
+
+
+class _Bins(NamedTuple):
+    """Outcomes, clicks and promised clicks of each bin, shape (K, BINS)."""
+
+    shown: Array
+    clicked: Array
+    promised: Array
+
+
+def _bins_of(total: NDArray[np.int64], way: int) -> _Bins:
+    start = FIRST_WAY + way * PER_WAY + 2 * PER_WAY_AGE
+    cells = total[:, start : start + BINS * PER_BIN].reshape(-1, BINS, PER_BIN)
+    shown, clicked = np.divmod(cells[..., 0], MANY)
+    return _Bins(shown.astype(np.float64), clicked.astype(np.float64), cells[..., 1] / UNIT)
+
+
+def _part(total: NDArray[np.int64], ages: Sequence[int], ways: Sequence[str]) -> QualityPart:
+    counts = sum(total[:, age * PER_AGE : (age + 1) * PER_AGE] for age in ages)
+    assert isinstance(counts, np.ndarray)
+    values = {name: _metrics(total, ages, counts, way) for way, name in enumerate(ways)}
+    fixed = values[ways[0]]
+    return QualityPart(
+        int(counts[0, N]),
+        int(counts[0, CLICKS]),
+        int(counts[0, RANKED]),
+        {
+            name: QualityWay(
+                {metric: _jackknife(samples) for metric, samples in mine.items()},
+                {metric: _jackknife(samples - fixed[metric]) for metric, samples in mine.items()},
+            )
+            for name, mine in values.items()
+        },
+    )
+
+
+def _metrics(total: NDArray[np.int64], ages: Sequence[int], counts: NDArray[np.int64], way: int) -> dict[str, Array]:
+    """Each metric, of all groups and without each one, shape (K,)."""
+    start = FIRST_WAY + way * PER_WAY
+    cells = np.zeros((len(total), PER_WAY_AGE))
+    for age in ages:
+        cells += total[:, start + age * PER_WAY_AGE : start + (age + 1) * PER_WAY_AGE] / UNIT
+    n, clicks, ranked = (counts[:, i].astype(np.float64) for i in (N, CLICKS, RANKED))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = {
+            "log_loss": cells[:, LOSS] / n,
+            "predicted_over_actual": np.where(clicks > 0, cells[:, PREDICTED] / clicks, np.nan),
+            "slate_auc": cells[:, AUC] / ranked,
+            "slate_ndcg": cells[:, NDCG] / ranked,
+        }
+        if len(ages) == 2:
+            bins = _bins_of(total, way)
+            others = bins.shown - bins.clicked
+            below = np.cumsum(others, axis=1) - 0.5 * others
+            found["auc"] = (bins.clicked * below).sum(axis=1) / (clicks * (n - clicks))
+            found["ece"] = np.array([_ece(*(column[k] for column in bins)) for k in range(len(total))])
+    return found
+
+
+def _jackknife(samples: Array) -> Estimate:
+    """The first of some numbers, with its interval by those without one group each (Efron 1982)."""
+    value, without = float(samples[0]), samples[1:][~np.isnan(samples[1:])]
+    g = len(without)
+    if g < GROUPS // 2:
+        return Estimate(value, float("nan"))
+    return Estimate(value, _T * float(np.sqrt((g - 1) * without.var())))
+
+
+def _merged(shown: Array, *others: Array) -> list[Array]:
+    """Bins put together to ten of about equal count at most."""
+    n = shown.sum()
+    middle = np.cumsum(shown) - 0.5 * shown
+    of = np.minimum((CALIBRATION_BINS * middle / max(n, 1.0)).astype(np.intp), CALIBRATION_BINS - 1)
+    return [np.bincount(of, one, CALIBRATION_BINS).astype(np.float64) for one in (shown, *others)]
+
+
+def _ece(shown: Array, clicked: Array, promised: Array) -> float:
+    n, clicks, expected = _merged(shown, clicked, promised)
+    return float(np.abs(expected - clicks).sum() / n.sum()) if n.sum() else float("nan")
+
+
+def _calibration(shown: Array, clicked: Array, promised: Array) -> list[CalibrationBin]:
+    n, clicks, expected = _merged(shown, clicked, promised)
+    return [CalibrationBin(int(n[i]), float(expected[i] / n[i]), float(clicks[i] / n[i])) for i in np.flatnonzero(n)]
+
+
+def _auc_error(shown: Array, clicked: Array) -> float:
+    """Half of the share of pairs that are in one bin."""
+    clicks, others = clicked.sum(), (shown - clicked).sum()
+    return float((clicked * (shown - clicked)).sum() / (2 * clicks * others)) if clicks and others else float("nan")
+
+
+def hours_of(sums: Sequence[HourSums], has_items: bool) -> list[QualityHour]:
+    """The log loss of each hour of the longest window, oldest first."""
+    newest = max((one.hour for one in sums), default=0)
+    by_hour: dict[int, NDArray[np.int64]] = {}
+    for one in sums:
+        if one.hour >= newest - max(WINDOWS.values()):
+            by_hour[one.hour] = by_hour.get(one.hour, 0) + one.cells
+    found = []
+    for hour, cells in sorted(by_hour.items()):
+        counts = cells[:PER_AGE] + cells[PER_AGE : 2 * PER_AGE]
+        if counts[N]:
+            ways = enumerate(_ways(has_items))
+            losses = {
+                name: float(_metrics(cells[None], (0, 1), counts[None], way)["log_loss"][0]) for way, name in ways
+            }
+            found.append(QualityHour(hour * HOUR_MS, int(counts[N]), losses))
+    return found

@@ -1,0 +1,74 @@
+"use strict";
+// How good scores are: windows beside the fixed effect, log loss by the hour, and calibration.
+
+const QUALITY_MS = 10_000;
+const WINDOWS = { "1h": "last hour", "1d": "last day", "7d": "last week" };
+const WAY_KINDS = { served: "mark", "fixed effect": "other" };
+const known = (number) => number !== null && number !== undefined;
+
+async function startQuality() {
+  for (;;) {
+    try {
+      showQuality(await get("quality"));
+    } catch (error) {
+      // The stream says that the service is away.
+      if (!(error instanceof Failed)) throw error;
+    }
+    await sleep(QUALITY_MS);
+  }
+}
+
+function showQuality(told) {
+  const windows = Object.entries(told.windows);
+  $("quality-none").hidden = windows.length > 0;
+  $("quality-shown").hidden = !windows.length;
+  $("quality-none").textContent = told.users > 0
+    ? "Nothing is scored yet: outcomes are, once their “no”s are due."
+    : "Not measured: the model says quality.users = 0.";
+  if (!windows.length) return;
+  // A reader, by eye or by ear, is not to lose the place where nothing has changed.
+  const state = JSON.stringify([told.windows, told.hours, told.worse_than_fixed_effect]);
+  if (state === $("quality").dataset.state) return;
+  $("quality").dataset.state = state;
+  const share = told.users < 1 ? ` of ${Math.round(100 * told.users)} % of users` : "";
+  put($("quality-windows"),
+    ...(told.worse_than_fixed_effect ? [el("p", { class: "bad", role: "alert" }, "What is served is worse than the fixed effect alone, by more than chance.")] : []),
+    table(`Quality${share}`, ["", "outcomes", "clicks", "log loss", "less fixed effect", "NDCG@10 in slates", "less fixed effect", "predicted/actual"],
+      windows.flatMap(([name, one]) => Object.entries(one.parts).filter(([, part]) => part.outcomes).map(([users, part]) => {
+        const { metrics, less_fixed_effect: less } = part.ways.served;
+        return [`${WINDOWS[name] ?? name}${users === "all" ? "" : `, ${users} users`}`, whole(part.outcomes), whole(part.clicks),
+          within(metrics.log_loss), within(less.log_loss), within(metrics.slate_ndcg), within(less.slate_ndcg), within(metrics.predicted_over_actual)];
+      })), [0]));
+  drawHours(told.hours);
+  drawCalibration(windows.at(-1)[1].calibration);
+}
+
+const within = ({ value, half_width: half }) => (known(value) ? `${value.toFixed(4)}${known(half) ? ` ± ${half.toFixed(4)}` : ""}` : "–");
+
+function drawHours(hours) {
+  const last = hours.at(-1).at;
+  const lines = Object.entries(WAY_KINDS).map(([way, kind]) => ({
+    name: way, kind,
+    points: hours.map((one) => ({ x: (one.at - last) / 3_600_000, value: one.log_loss[way], low: null, high: null })),
+  }));
+  // Of one hour there is no line.
+  for (const line of lines) if (line.points.length === 1) Object.assign(line.points[0], { low: line.points[0].value, high: line.points[0].value });
+  plot($("chart-hours"), { x: "hours before the newest", y: "log loss", height: 220, lines });
+  const now = Object.keys(WAY_KINDS).map((way) => `${way} ${hours.at(-1).log_loss[way].toFixed(4)}`).join(", ");
+  $("chart-hours").setAttribute("aria-label", `Log loss of ${hours.length} hours; in the newest ${now}.`);
+}
+
+function drawCalibration(calibration) {
+  const lines = Object.entries(WAY_KINDS).map(([way, kind]) => ({
+    name: way, kind,
+    points: calibration[way].map(({ predicted, actual, n }) => {
+      const half = 1.96 * Math.sqrt((actual * (1 - actual)) / n);
+      return { x: predicted, label: `${whole(n)} outcomes`, value: actual, low: actual - half, high: actual + half };
+    }),
+  }));
+  const most = Math.max(...lines.flatMap((line) => line.points.map((one) => one.x)));
+  lines.push({ name: "as promised", kind: "ideal", points: [0, most].map((x) => ({ x, value: x, low: null, high: null })) });
+  plot($("chart-calibration"), { x: "predicted", y: "clicked", height: 220, lines });
+  const served = calibration.served.map((one) => `${one.predicted.toFixed(2)} predicted, ${one.actual.toFixed(2)} clicked`);
+  $("chart-calibration").setAttribute("aria-label", `Calibration of what was served: ${served.join("; ")}.`);
+}

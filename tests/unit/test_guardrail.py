@@ -1,0 +1,131 @@
+"""Scores worse than the fixed effect: false alarms are rare, harm is noticed soon, and alarms end by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.events.microbatch import by_user
+from learner.events.parse import parse_events
+from learner.model.spec import load_model
+from learner.record.sums import FIRST_WAY, HOUR_MS, SLATES, UNIT, WORSE, WORSE_2, HourSums
+from learner.step.apply import apply
+from service.guardrail import ALPHA, MARGIN, boundary, verdict, verdicts
+
+MONTH = 30 * 24
+
+
+def hours(differences: NDArray[np.float64], first: int = 0) -> list[HourSums]:
+    """Sums of hours, of each slate's difference: shape (hours, slates)."""
+    found = []
+    for i, one in enumerate(np.clip(differences, -1.0, 1.0)):
+        cells = np.zeros(FIRST_WAY, np.int64)
+        cells[SLATES], cells[WORSE], cells[WORSE_2] = len(one), round(one.sum() * UNIT), round((one**2).sum() * UNIT)
+        found.append(HourSums(0, first + i, cells))
+    return found
+
+
+def alarms(told: Sequence[HourSums]) -> NDArray[np.int64]:
+    """The hours at whose end there is an alarm, counted from the first."""
+    return np.array([i for i, one in enumerate(verdicts(told)) if one.is_worse])
+
+
+def test_stationary_traffic_raises_fewer_than_one_alarm_in_a_hundred_months() -> None:
+    assert MONTH * ALPHA < 0.01
+    rng = np.random.default_rng(1)
+    months = 0
+    for month in range(100):
+        # At the very margin, where false alarms are most likely: symmetrical, and with a long tail to the worse.
+        size = (MONTH, 60)
+        noise = rng.normal(0, 0.2, size) if month % 2 else np.where(rng.random(size) < 0.05, 0.475, -0.025)
+        months += any(one.is_worse for one in verdicts(hours(MARGIN + noise)))
+    assert months == 0
+
+
+def test_the_boundary_is_passed_as_rarely_as_it_says_at_any_time() -> None:
+    rng, alpha, passed, n = np.random.default_rng(2), 0.05, 0, 400
+    for _ in range(n):
+        x = rng.choice([-0.5, 0.5], 4_000)
+        total, squares = np.cumsum(x), np.cumsum(x * x)
+        passed += any(total[i] >= boundary(squares[i], alpha) for i in range(9, 4_000, 10))
+    assert passed / n <= alpha
+
+
+def test_an_alarm_comes_soon_lasts_as_long_as_the_harm_and_ends_within_hours() -> None:
+    rng = np.random.default_rng(3)
+    mean = np.full(5 * 24, -0.02)
+    mean[30:60] = 0.05
+    told = hours(mean[:, None] + rng.normal(0, 0.15, (len(mean), 400)), first=24_000)
+    found = alarms(told)
+    # Within 2,000 slates, though hours of good ones came before it; and it ends within as many hours as are looked at.
+    assert 30 <= found[0] <= 34
+    assert 59 <= found[-1] <= 63
+    np.testing.assert_array_equal(found, np.arange(found[0], found[-1] + 1))
+    assert verdict(told[:40]).is_worse
+    assert not verdict(told).is_worse
+    assert not verdict([]).is_worse
+
+
+TEXT = """
+name = "t"
+attribution_window = "10m"
+half_life = "7d"
+[prior]
+variance = 0.3
+[features]
+x = { kind = "numeric" }
+y = { kind = "numeric" }
+[quality]
+users = 1.0
+"""
+MODEL = load_model(TEXT)
+USERS, ITEMS, AT = 40, 5, 1_700_000_000_000 // (24 * HOUR_MS) * 24 * HOUR_MS
+GOOD, BAD, AFTER, PER_HOUR = 12, 4, 12, 400
+
+
+@cache
+def poisoned() -> list[HourSums]:
+    """What is counted of users who differ, while for some hours half of the slates have features of the wrong sign."""
+    rng = np.random.default_rng(4)
+    taste = rng.normal(0, 0.7, (USERS, 2))
+    stored: dict[str, bytes | None] = {}
+    sums: dict[int, NDArray[np.int64]] = {}
+    for hour in range(GOOD + BAD + AFTER):
+        raws: list[dict[str, object]] = []
+        for k in range(PER_HOUR):
+            user, at = int(rng.integers(USERS)), AT + hour * HOUR_MS + k * (HOUR_MS // PER_HOUR)
+            x = rng.normal(size=(ITEMS, 2))
+            yes = rng.random(ITEMS) < 1 / (1 + np.exp(1 - x @ taste[user]))
+            ids = {"request_id": f"{hour}-{k}", "user_id": f"u{user}"}
+            # Before their impression: labels are known at once.
+            clicked = np.flatnonzero(yes)
+            raws += [{"type": "click", **ids, "item_id": f"i{i}", "timestamp": at} for i in clicked]
+            seen = -3 * x if GOOD <= hour < GOOD + BAD and k % 2 else x
+            items = [
+                {"item_id": f"i{i}", "offset": -1.0, "features": {"x": float(seen[i, 0]), "y": float(seen[i, 1])}}
+                for i in range(ITEMS)
+            ]
+            raws.append({"type": "impression", **ids, "timestamp": at, "items": items})
+        batch, bad = parse_events([msgspec.json.encode(one) for one in raws], MODEL)
+        assert not bad
+        users = by_user(batch)
+        done = apply(MODEL, [stored.get(one) for one in users.user_ids], batch.events, users)
+        stored |= zip(users.user_ids, done.values, strict=True)
+        for one in done.sums:
+            sums[one.hour] = sums.get(one.hour, np.zeros_like(one.cells)) + one.cells
+    return [HourSums(0, hour, cells) for hour, cells in sorted(sums.items())]
+
+
+def test_poisoned_features_of_half_the_slates_are_noticed_within_four_thousand_outcomes_and_forgotten_after_them() -> (
+    None
+):
+    told = poisoned()
+    found = alarms(told)
+    # The hours before it are learnt, and raise none.
+    assert found.min() >= GOOD
+    assert (found.min() - GOOD + 1) * PER_HOUR * ITEMS <= 4_000
+    assert found.max() < GOOD + BAD + 6

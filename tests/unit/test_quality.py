@@ -1,0 +1,303 @@
+"""How good served scores are, counted exactly once: against `freshet evaluate`'s own code on the same log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from freshet.answers import Estimate, QualityPart, QualityWindow
+from learner.evaluation.compare import AS_MEASURED, FIXED_EFFECT, PRIOR, variants
+from learner.evaluation.history import read_log
+from learner.evaluation.metrics import Scored, measure
+from learner.evaluation.replay import Replayed, replay
+from learner.events.microbatch import Microbatch, by_user, joined, sweeps
+from learner.events.parse import parse_events
+from learner.model.spec import Model, load_model
+from learner.record import decode_record
+from learner.record.sums import CELLS, FIRST_WAY, GROUPS, HOUR_MS, HOURS, KNOWN_FROM, LOSS, PER_AGE, UNIT, HourSums, N
+from learner.step.apply import apply
+from learner.store import Transaction
+from learner.store.recent import RecentStore
+from service.quality import window_of
+from tests.rig import Around, SteppingBack, once
+
+TEXT = """
+name = "t"
+attribution_window = "10m"
+half_life = "2h"
+click_delay = { median = "5s", sigma = 1.0 }
+[prior]
+variance = 0.5
+intercept_mean = -1.0
+[features]
+x = { kind = "numeric" }
+y = { kind = "numeric" }
+"""
+MODEL = load_model(TEXT + "[quality]\nusers = 1.0\n")
+AT = 1_700_000_000_000 // HOUR_MS * HOUR_MS
+USERS, SLATES, ITEMS = 12, 14, 6
+
+
+class Killed(Exception):
+    """A process that is no more."""
+
+
+def stream(seed: int = 0) -> list[dict[str, Any]]:
+    """Slates of users who differ, with clicks, some behind the settle age and some behind the window, by time.
+
+    At the end each user is shown a slate so late that all others are due.
+    """
+    rng = np.random.default_rng(seed)
+    taste = rng.normal(size=(USERS, 2))
+    events = []
+    for user in range(USERS):
+        for k in range(SLATES + 1):
+            at = AT + int(rng.integers(0, 5 * HOUR_MS)) if k < SLATES else AT + 6 * HOUR_MS + user
+            about = {"request_id": f"{user}-{k}", "user_id": f"u{user}"}
+            x = rng.normal(size=(ITEMS, 2)).round(3)
+            offset = rng.normal(size=ITEMS).round(2)
+            items = [
+                {"item_id": f"i{i}", "offset": float(offset[i]), "features": {"x": float(x[i, 0]), "y": float(x[i, 1])}}
+                for i in range(ITEMS)
+            ]
+            events.append({"type": "impression", **about, "timestamp": at, "items": items})
+            yes = rng.random(ITEMS) < 1 / (1 + np.exp(-(offset + x @ taste[user] - 1)))
+            for i in np.flatnonzero(yes) if k < SLATES else ():
+                delay = int(1 + 5_000 * np.exp(rng.normal() * 2.5))
+                events.append({"type": "click", **about, "timestamp": at + delay, "item_id": f"i{i}"})
+    in_time = [one for one in events if one["type"] == "impression" or one["timestamp"] < AT + 6 * HOUR_MS]
+    return sorted(in_time, key=lambda one: int(one["timestamp"]))
+
+
+STREAM = stream()
+
+
+def parsed(model: Model, events: list[dict[str, Any]]) -> Microbatch:
+
+    batch, bad = parse_events([msgspec.json.encode(one) for one in events], model)
+    assert not bad
+    return batch
+
+
+def evaluated(model: Model, events: list[dict[str, Any]]) -> dict[str, Replayed]:
+    """What `freshet evaluate` predicts of all slates but the last of each user."""
+    log = read_log(joined([parsed(model, events)], model.width), model.window_ms)
+    found = {}
+    for way in variants(model, AT):
+        if way.name in (FIXED_EFFECT, PRIOR, AS_MEASURED):
+            done = replay(way.model, log, way.available, settled=way.settled)
+            kept = done.shown_at < AT + 6 * HOUR_MS
+            scored = Scored(*(column[kept] for column in done.scored))
+            found[way.name] = done._replace(scored=scored, evidence=done.evidence[kept], shown_at=done.shown_at[kept])
+    return found
+
+
+class Watched(SteppingBack):
+    """A learner of the stream, in microbatches of a few messages."""
+
+    def __init__(self, folder: Path, model: Model = MODEL, group: str = "g", max_messages: int = 7) -> None:
+        super().__init__(folder, model, group, max_messages=max_messages)
+
+    def window(self, hours: int = 168) -> QualityWindow:
+        found = window_of(self.store.sums(), hours, self.model.item is not None)
+        assert found is not None
+        return found
+
+    def sums(self) -> dict[tuple[int, int], list[int]]:
+        return {(one.group, one.hour): one.cells.tolist() for one in self.store.sums()}
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Watched]:
+    one = Watched(tmp_path)
+    one.send(*STREAM)
+    yield one
+    one.close()
+
+
+def number(estimate: Estimate) -> float:
+    assert estimate.value is not None
+    return estimate.value
+
+
+N_TURNS = len(STREAM) // 7 + 3
+
+
+def learnt(rig: Watched) -> Watched:
+    done = rig.turns(N_TURNS)
+    assert sum(turn.messages for turn in done) >= len(STREAM)
+    return rig
+
+
+def assert_equal(part: QualityPart, by_way: dict[str, Replayed], chosen: np.ndarray) -> None:
+    """Live metrics are those of `evaluate` on the same outcomes, to 1e-9."""
+    for name, way in (("fixed effect", FIXED_EFFECT), ("prior", PRIOR), ("served", AS_MEASURED)):
+        scored = Scored(*(column[chosen] for column in by_way[way].scored))
+        expected = measure(scored, resamples=2)
+        live = part.ways[name].metrics
+        assert part.outcomes == len(scored.y)
+        assert part.clicks == scored.y.sum()
+        for metric, of in (
+            ("log_loss", "log_loss"), ("predicted_over_actual", "predicted/actual"), ("slate_auc", "slate_auc"),
+            ("slate_ndcg", "slate_ndcg@10"),
+        ):  # fmt: skip
+            assert number(live[metric]) == pytest.approx(expected[of].value, abs=1e-9), (name, metric)
+
+
+def test_live_metrics_equal_those_of_evaluate_on_the_same_log(rig: Watched) -> None:
+    learnt(rig)
+    by_way = evaluated(MODEL, STREAM)
+    fresh = by_way[AS_MEASURED]
+    window = rig.window()
+    assert_equal(window.parts["all"], by_way, np.ones(len(fresh.evidence), bool))
+    assert_equal(window.parts["new"], by_way, fresh.evidence < KNOWN_FROM)
+    assert_equal(window.parts["known"], by_way, fresh.evidence >= KNOWN_FROM)
+    # Hours of event time; the last slates, which are not due, begin no hour.
+    assert window.until == AT + 5 * HOUR_MS
+    last = rig.window(1)
+    assert_equal(last.parts["all"], by_way, fresh.shown_at >= AT + 3 * HOUR_MS)
+
+
+def test_auc_and_calibration_are_within_their_stated_errors(rig: Watched) -> None:
+    window = learnt(rig).window()
+    by_way = evaluated(MODEL, STREAM)
+    for name, way in (("fixed effect", FIXED_EFFECT), ("prior", PRIOR), ("served", AS_MEASURED)):
+        expected = measure(by_way[way].scored, resamples=2)
+        live = window.parts["all"].ways[name].metrics
+        assert abs(number(live["auc"]) - expected["pooled_auc"].value) <= (window.auc_error[name] or 0.0)
+        assert number(live["auc"]) == pytest.approx(expected["pooled_auc"].value, abs=0.01)
+        bins = window.calibration[name]
+        assert sum(one.n for one in bins) == len(by_way[way].scored.y)
+        assert sum(one.n * one.predicted for one in bins) == pytest.approx(by_way[way].scored.p.sum(), abs=1e-6)
+        assert sum(one.n * one.actual for one in bins) == pytest.approx(by_way[way].scored.y.sum())
+
+
+def test_sums_do_not_depend_on_where_microbatches_end(tmp_path: Path, rig: Watched) -> None:
+    learnt(rig)
+    for size in (1, 50, 10_000):
+        other = Watched(tmp_path, group=f"by-{size}", max_messages=size)
+        other.turns(len(STREAM) // size + 3)
+        assert other.sums() == rig.sums()
+        other.close()
+
+
+def test_a_learner_that_dies_at_the_worst_moments_counts_nothing_twice_and_loses_nothing(
+    tmp_path: Path, rig: Watched
+) -> None:
+    learnt(rig)
+    other = Watched(tmp_path, group="dies")
+    for turn in range(N_TURNS):
+        # Before the store has it, and after that, but before the learner knows, or the log.
+        how: dict[str, Any] = {"before": once(Killed())} if turn % 2 else {"after": once(Killed())}
+        other.restart(Around(RecentStore(other.store), "commit", **how))
+        with pytest.raises(Killed):
+            other.turns(1)
+        other.restart()
+        other.turns(1)
+    other.turns(N_TURNS)
+    assert other.sums() == rig.sums()
+    other.close()
+
+
+def test_sums_step_back_with_their_records(tmp_path: Path, rig: Watched) -> None:
+    learnt(rig)
+    other = Watched(tmp_path, group="steps-back")
+    copies = []
+    for step in range(12):
+        copies.append(other.keep())
+        other.turns(6)
+        if step % 3 == 2:
+            other.put_back(None if step == 5 else copies[step // 2])
+    done = other.turns(4 * N_TURNS)
+    assert sum(turn.counts["store_rewound"] for turn in done)
+    assert other.sums() == rig.sums()
+    other.close()
+
+
+def test_a_learner_that_was_overtaken_counts_nothing_twice(tmp_path: Path, rig: Watched) -> None:
+    learnt(rig)
+    other = Watched(tmp_path, group="overtaken")
+    faster = Watched(tmp_path, group="overtaken")
+    overtaken = other.new_learner(Around(RecentStore(other.store), "load", after=once(lambda: faster.turns(1))))
+    for _ in range(3 * N_TURNS):
+        other.clock += 1
+        overtaken.turn()
+    faster.turns(N_TURNS)
+    assert other.sums() == rig.sums()
+    faster.close()
+    other.close()
+
+
+def test_a_sweep_scores_what_is_due_and_says_so_in_the_record() -> None:
+
+    batch = parsed(MODEL, [one for one in STREAM if one["user_id"] == "u0"][:1])
+    first = apply(MODEL, [None], batch.events, by_user(batch))
+    assert not first.sums
+    at = int(batch.events.event["at"][0])
+    stored, scored = first.values, 0
+    for later in (1_000, int(MODEL.settle_age_ms) + 1, int(MODEL.settle_age_ms) + 2, MODEL.window_ms + 1):
+        swept = sweeps({"u0": at + later}, MODEL.width)
+        done = apply(MODEL, stored, swept.events, by_user(swept))
+        scored += sum(int(one.cells[[N, PER_AGE + N]].sum()) for one in done.sums)
+        assert bool(done.sums) <= (done.values[0] is not None)
+        stored = [done.values[0] or stored[0]]
+    assert scored == ITEMS
+
+
+def test_without_a_share_of_users_nothing_is_measured_and_the_belief_is_the_same(tmp_path: Path, rig: Watched) -> None:
+    learnt(rig)
+    off, half = (Watched(tmp_path, replace(MODEL, quality=share), f"share-{share}") for share in (0.0, 0.5))
+    for other in (off, half):
+        learnt(other)
+    users = [f"u{i}" for i in range(USERS)]
+
+    for one, other in zip(rig.store.load(users), off.store.load(users), strict=True):
+        assert one is not None
+        assert other is not None
+        mine, theirs = decode_record(one, MODEL, ""), decode_record(other, MODEL, "")
+        for part, its in zip(mine.settled, theirs.settled, strict=True):
+            np.testing.assert_array_equal(part, its)
+    assert not off.sums()
+    assert 0 < half.window().parts["all"].outcomes < rig.window().parts["all"].outcomes
+    off.close()
+    half.close()
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
+    """Log losses whose mean is known, of groups that differ as samples do."""
+
+    rng, held = np.random.default_rng(1), 0
+    for _ in range(400):
+        sums = []
+        for group in range(GROUPS):
+            cells = np.zeros(CELLS, np.int64)
+            cells[N] = 200
+            cells[FIRST_WAY + LOSS] = int(rng.exponential(0.5, 200).sum() * UNIT)
+            sums.append(HourSums(group, 5, cells))
+        window = window_of(sums, 1, has_items=False)
+        assert window is not None
+        loss = window.parts["all"].ways["fixed effect"].metrics["log_loss"]
+        held += abs(number(loss) - 0.5) <= (loss.half_width or 0.0)
+    assert 0.92 <= held / 400 <= 0.98
+
+
+def test_an_hour_leaves_the_store_when_one_comes_that_is_so_many_later(rig: Watched) -> None:
+
+    def add(hour: int) -> None:
+        cells = np.zeros(CELLS, np.int64)
+        cells[N] = 1
+        assert rig.store.commit([Transaction(0, (), sums=[HourSums(3, hour, cells)])]) == [True]
+
+    add(7)
+    add(7)
+    add(8)
+    assert {key: cells[N] for key, cells in rig.sums().items()} == {(3, 7): 2, (3, 8): 1}
+    add(7 + HOURS)
+    add(7)
+    assert {key: cells[N] for key, cells in rig.sums().items()} == {(3, 7 + HOURS): 1, (3, 8): 1}
