@@ -11,7 +11,7 @@ import msgspec
 
 
 class Posterior(msgspec.Struct, frozen=True):
-    """The state of the belief that was used; `updated_at` (epoch ms) and `age_seconds` are null for the bare prior."""
+    """The state of the belief that was used; the bare prior has no `updated_at` (epoch ms, to the second) nor age."""
 
     revision: int
     n_events: int

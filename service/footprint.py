@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from learner.limits import MAX_RECORD_BYTES
 from learner.model.effect import Effect
-from learner.record.layout import plain_layout
+from learner.record.layout import HEADER_BYTES, LONG_HEADER_BYTES, plain_layout
 
 # Of the learning step on one core, ten items to an impression, d from 8 to 4,000 and either covariance: within a factor
 # of 1.5 of what was measured there. Reading the event comes on top, see docs/scaling.md.
@@ -53,5 +53,7 @@ def told(effect: Effect) -> str:
 
 
 def _of(d: int, n_factor: int, width: int) -> Footprint:
-    none, one = (plain_layout(d, n_factor, n, 0, width) for n in (0, 1))
-    return Footprint(none.length, one.end - none.end, STEP_US + NUMBER_US * (d + n_factor))
+    idle, one, two = (
+        plain_layout(HEADER_BYTES if n == 0 else LONG_HEADER_BYTES, d, n_factor, n, 0, width) for n in (0, 1, 2)
+    )
+    return Footprint(idle.length, two.end - one.end, STEP_US + NUMBER_US * (d + n_factor))

@@ -10,7 +10,7 @@ import numpy as np
 
 from learner.belief.gaussian import Array, Belief
 from learner.model.effect import Effect
-from learner.record import NEVER, Record, RecordError, State, decode_record, read_header
+from learner.record import NEVER, Record, RecordError, State, decode_record, prior_of, read_header
 from learner.record.served import belief_at
 
 SHOWN_OUTCOMES = 20
@@ -26,8 +26,7 @@ def report(value: bytes, effect: Effect, id: str, now: int) -> dict[str, Any]:
         facts |= {
             "format_version": header.version,
             "revision": header.revision,
-            "model_fingerprint": header.fingerprint.hex(),
-            "prior_fingerprint": header.population_fingerprint.hex() or None,
+            "prior_fingerprint": prior_of(header, effect),
             "n_events": header.n_events,
             "updated_at": _iso(header.updated_at),
             "settled_at": _iso(header.settled_at),

@@ -19,6 +19,14 @@ from learner.model.space import Space
 SETTLED_SHARE = 0.95
 
 
+def mark_of(fingerprint: bytes, population: bytes) -> bytes:
+    """Three bytes that a record has: of the fingerprints of feature space and population, by exclusive or.
+
+    Whoever knows one of the two finds the first bytes of the other.
+    """
+    return bytes(a ^ b for a, b in zip(fingerprint[:3], population, strict=False))
+
+
 class Origin(NamedTuple):
     """What a record was learnt under."""
 
@@ -61,8 +69,8 @@ class Effect:
     max_age_ms
         How long after its last event a record is dropped from the store; None leaves it to the store.
     known
-        What other records may have been learnt under, by fingerprints of feature space and population: filled from what
-        the store knows, see `learner.store.versions`, and shared by all copies of the effect.
+        What other records may have been learnt under, by their marks: filled from what the store knows, see
+        `learner.store.versions`, and shared by all copies of the effect.
     """
 
     name: str
@@ -77,7 +85,7 @@ class Effect:
     click_delay: tuple[float, float] | None
     earlier: tuple[Population, ...] = ()
     max_age_ms: int | None = None
-    known: dict[tuple[bytes, bytes], Origin] = field(default_factory=dict, compare=False)
+    known: dict[bytes, Origin] = field(default_factory=dict, compare=False)
     key: ClassVar[str] = "user"
     """What has the effect."""
 
@@ -97,14 +105,19 @@ class Effect:
         return self.population.fingerprint
 
     @cached_property
-    def _origins(self) -> Mapping[bytes, Origin]:
-        """Of its own feature space, by the population's fingerprint."""
-        return {one.fingerprint: Origin(self.space, one) for one in (*self.earlier, self.population)}
+    def own_mark(self) -> bytes:
+        """The mark of records of its feature space and population."""
+        return mark_of(self.fingerprint, self.population_fingerprint)
 
-    def origin(self, fingerprint: bytes, population: bytes) -> Origin | None:
-        """What a record with these fingerprints was learnt under; None if it is not known."""
-        own = self._origins.get(population) if fingerprint == self.fingerprint else None
-        return own or self.known.get((fingerprint, population))
+    @cached_property
+    def _origins(self) -> Mapping[bytes, Origin]:
+        """Of its own feature space, by mark."""
+        populations = (*self.earlier, self.population)
+        return {mark_of(self.fingerprint, one.fingerprint): Origin(self.space, one) for one in populations}
+
+    def origin(self, mark: bytes) -> Origin | None:
+        """What a record with this mark was learnt under; None if it is not known."""
+        return self._origins.get(mark) or self.known.get(mark)
 
     @property
     def ttl_s(self) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from learner.belief.gaussian import Array, Gaussian
 from learner.belief.population import Population, marginal
 from learner.model.duration import HalfLife, ModelError
-from learner.model.effect import Effect, Origin
+from learner.model.effect import Effect, Origin, mark_of
 from learner.model.kind import Found
 from learner.model.prior_file import EffectPrior, PriorFile
 from learner.model.space import bridge
@@ -83,7 +83,7 @@ def in_force(effect: _E, fitted: EffectPrior, source: str = "prior.npz") -> _E:
     """
     if fitted.feature_space != effect.fingerprint:
         old = {one.fingerprint: Origin(fitted.space, one) for one in (*fitted.earlier, fitted.population)}
-        effect.known.update(((fitted.feature_space, name), one) for name, one in old.items())
+        effect.known.update((mark_of(fitted.feature_space, name), one) for name, one in old.items())
         fitted = replace(fitted, population=_brought_over(effect, fitted, source), earlier=())
     half_life = fitted.half_life
     # "Never" is a half-life too.

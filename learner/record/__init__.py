@@ -2,16 +2,18 @@
 
 Little-endian, checksummed, no pickle; the length is a multiple of 8::
 
-    header      magic "FRS" and version u8, checksum u32 (CRC-32 of all the rest), revision i64, model fingerprint 8
-                bytes, fingerprint of the prior and fixed effect it was learnt under 8 bytes, updated_at i64, settled_at
-                i64, erased_at i64, n_events u32, n_learnt u32, outcomes u32, clicks u32
+    header      checksum u32 (CRC-32 of all the rest), revision u32, form u8 (the version, and 128 if there is more),
+                mark of feature space and population 3 bytes, updated and settled u32 (seconds; 2^32 - 1: never),
+                n_events and n_learnt u16
+    more        erased_at i64, outcomes u32, clicks u32, n_events and n_learnt above 16 bits u32: left out where all of
+                it would say nothing, so that most users who have gone fit a smaller class of Redis's allocator
     clicks      a click: key i64, clicked_at i64
     belief      mean d x f32, factor f32 (see `learner.belief.gaussian`)
     rows        as many f32 as the model's rows have columns, an outcome
     outcomes    an outcome: key i64, shown_at i64, offset f32, weight f32, mean and variance of its item's effect f32,
                 examination f32, precision f32, shift f32, state i32, predicted i64 (see `learner.step.quality`)
 
-Bytes 4 to 16, checksum and revision, tell a record from every other one that its user has had, so that a store can
+The first 8 bytes, checksum and revision, tell a record from every other one that its user has had, so that a store can
 compare them without knowing the rest. `learner.step` reads and writes the same layout in compiled code.
 """
 
@@ -27,22 +29,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.belief.gaussian import Belief, Rows
-from learner.model.effect import Effect, Origin
+from learner.model.effect import Effect, Origin, mark_of
 from learner.record.brought_over import brought_over
-from learner.record.layout import HEADER_BYTES, OUTCOME, WAITING_CLICK, Layout, plain_layout
+from learner.record.layout import (
+    COUNT_BITS,
+    HAS_MORE,
+    HEADER_BYTES,
+    LONG_HEADER_BYTES,
+    NO_SECONDS,
+    OUTCOME,
+    WAITING_CLICK,
+    Layout,
+    plain_layout,
+)
+from learner.record.layout import NEVER as NEVER
 
-MAGIC = b"FRS"
-VERSION = 8
-NEVER = -1
-IDENTITY = slice(4, 16)
+VERSION = 9
+IDENTITY = slice(0, 8)
 """Where the bytes of a record have what tells it from every other record of its user."""
-_ERASED_AT = slice(48, 56)
+MAX_REVISION = (1 << 32) - 1
 
 Structured: TypeAlias = NDArray[np.void]
 
-_HEADER = struct.Struct("<3sBIq8s8sqqqIIII")
+_HEADER = struct.Struct("<IIB3sIIHH")
+_MORE = struct.Struct("<qIIII")
+_NO_MORE = (NEVER, 0, 0, 0, 0)
 _CHECKSUM = struct.Struct("<I")
-_NEVER_ERASED = struct.pack("<q", NEVER)
+_LOW = (1 << COUNT_BITS) - 1
 
 
 class RecordError(ValueError):
@@ -80,9 +93,9 @@ class Record(NamedTuple):
     revision
         How often it was written; 0 for a user never written.
     updated_at
-        Latest event time, epoch ms; `NEVER` without events.
+        Latest event time, epoch ms in whole seconds, rounded down; `NEVER` without events.
     settled_at
-        The time to which `settled` is relaxed, epoch ms; `NEVER` while it is the prior.
+        The time to which `settled` is relaxed, epoch ms in whole seconds; `NEVER` while it is the prior.
     n_events
         Events that changed it.
     n_learnt
@@ -133,10 +146,10 @@ class Header(NamedTuple):
     """What the bytes of a record say of themselves; see the module."""
 
     version: int
-    checksum: int
+    length: int
+    """Its own length."""
     revision: int
-    fingerprint: bytes
-    population_fingerprint: bytes
+    mark: bytes
     updated_at: int
     settled_at: int
     erased_at: int
@@ -148,30 +161,41 @@ class Header(NamedTuple):
 
 def read_header(data: bytes) -> Header | None:
     """The header of bytes that need not be a whole record, nor one of this model's; None if they have none we know."""
-    if len(data) < HEADER_BYTES or data[:3] != MAGIC or data[3] != VERSION:
+    if len(data) < HEADER_BYTES or data[8] & ~HAS_MORE != VERSION:
         return None
-    return Header._make(_HEADER.unpack_from(data)[1:])
+    _, revision, form, mark, updated, settled, events, learnt = _HEADER.unpack_from(data)
+    size, more = HEADER_BYTES, _NO_MORE
+    if form & HAS_MORE:
+        if len(data) < LONG_HEADER_BYTES:
+            return None
+        size, more = LONG_HEADER_BYTES, _MORE.unpack_from(data, HEADER_BYTES)
+    erased_at, n_outcomes, n_clicks, events_high, learnt_high = more
+    updated_at, settled_at = (NEVER if at == NO_SECONDS else 1000 * at for at in (updated, settled))
+    return Header(
+        VERSION, size, revision, mark, updated_at, settled_at, erased_at,
+        events | events_high << COUNT_BITS, learnt | learnt_high << COUNT_BITS, n_outcomes, n_clicks,
+    )  # fmt: skip
 
 
 def is_tombstone(data: bytes) -> bool:
     """Whether a record is of someone who was ever erased."""
-    return data[_ERASED_AT] != _NEVER_ERASED
+    header = read_header(data)
+    return header is not None and header.erased_at != NEVER
 
 
 def header_template(effect: Effect) -> bytes:
     """The header of a record of which nothing but the model is known."""
-    unknown = (NEVER, NEVER, NEVER, 0, 0, 0, 0)
-    return _HEADER.pack(MAGIC, VERSION, 0, 0, effect.fingerprint, effect.population_fingerprint, *unknown)
+    return _HEADER.pack(0, 0, VERSION, effect.own_mark, NO_SECONDS, NO_SECONDS, 0, 0)
 
 
 def checksum(data: bytes | memoryview) -> int:
     """CRC-32 of a record, but for the place of the checksum."""
-    return crc32(data[8:], crc32(data[:4]))
+    return crc32(data[4:])
 
 
 def sealed(data: memoryview) -> bytes:
     """The bytes of a record whose checksum, until now none, is put in its place."""
-    _CHECKSUM.pack_into(data, 4, checksum(data))
+    _CHECKSUM.pack_into(data, 0, checksum(data))
     return bytes(data)
 
 
@@ -185,14 +209,14 @@ def check_record(data: bytes, effect: Effect, user_id: str) -> Header:
     ForeignRecord
         If another version of the format wrote it, or a feature space or prior that nobody knows.
     """
-    if len(data) < HEADER_BYTES or data[:3] != MAGIC:
+    if len(data) < HEADER_BYTES:
         raise DamagedRecord(user_id, f"{len(data)} bytes that are not a Freshet record", effect.key)
-    if checksum(data) != _CHECKSUM.unpack_from(data, 4)[0]:
+    if checksum(data) != _CHECKSUM.unpack_from(data)[0]:
         raise DamagedRecord(user_id, f"checksum of its {len(data)} bytes does not match", effect.key)
-    if data[3] != VERSION:
-        raise ForeignRecord(user_id, f"format version {data[3]}, this release reads {VERSION}", effect.key)
-    header = Header._make(_HEADER.unpack_from(data)[1:])
-    if len(data) != _layout(_origin(header, effect, user_id), header).length:
+    if (version := data[8] & ~HAS_MORE) != VERSION:
+        raise ForeignRecord(user_id, f"format version {version}, this release reads {VERSION}", effect.key)
+    header = read_header(data)
+    if header is None or len(data) != _layout(_origin(header, effect, user_id), header).length:
         raise DamagedRecord(user_id, f"{len(data)} bytes do not fit its own header", effect.key)
     return header
 
@@ -200,10 +224,15 @@ def check_record(data: bytes, effect: Effect, user_id: str) -> Header:
 def encode_record(record: Record, effect: Effect) -> bytes:
     """The bytes to store; `decode_record` gives the record back to the last bit."""
     outcomes, clicks = record.outcomes, record.clicks
+    counts = record.n_events >> COUNT_BITS, record.n_learnt >> COUNT_BITS
+    more = (record.erased_at, len(outcomes), len(clicks), *counts)
+    seconds = (at // 1000 & NO_SECONDS for at in (record.updated_at, record.settled_at))
     head = _HEADER.pack(
-        MAGIC, VERSION, 0, record.revision, effect.fingerprint, effect.population_fingerprint, record.updated_at,
-        record.settled_at, record.erased_at, record.n_events, record.n_learnt, len(outcomes), len(clicks),
+        0, record.revision, VERSION | (HAS_MORE if more != _NO_MORE else 0), effect.own_mark, *seconds,
+        record.n_events & _LOW, record.n_learnt & _LOW,
     )  # fmt: skip
+    if more != _NO_MORE:
+        head += _MORE.pack(*more)
     belief = [part.astype("<f4") for part in record.settled]
     parts = [clicks, *belief, record.rows, outcomes]
     data = bytearray(head + b"".join(part.tobytes() for part in parts))
@@ -245,36 +274,37 @@ def decode_record(data: bytes, effect: Effect, user_id: str) -> Record:
 
 def is_own(header: Header, effect: Effect) -> bool:
     """Whether a record was learnt under the feature space and population in force."""
-    own = effect.fingerprint, effect.population_fingerprint
-    return (header.fingerprint, header.population_fingerprint) == own
+    return header.mark == effect.own_mark
+
+
+def prior_of(header: Header, effect: Effect) -> str:
+    """The first six digits of the fingerprint of a record's prior, if it has the feature space of the effect."""
+    return mark_of(effect.fingerprint, header.mark).hex()
 
 
 def _layout(origin: Origin, header: Header) -> Layout:
     d, width = origin.space.d, len(origin.space.columns)
-    return _layout_of(d, origin.n_factor, header.n_outcomes, header.n_clicks, width)
+    return _layout_of(header.length, d, origin.n_factor, header.n_outcomes, header.n_clicks, width)
 
 
 @lru_cache(maxsize=10_000)
-def _layout_of(d: int, n_factor: int, n_outcomes: int, n_clicks: int, width: int) -> Layout:
+def _layout_of(head: int, d: int, n_factor: int, n_outcomes: int, n_clicks: int, width: int) -> Layout:
     """Remembered: most records of a microbatch have few outcomes, and few different numbers of them."""
-    found: Layout = plain_layout(d, n_factor, n_outcomes, n_clicks, width)
+    found: Layout = plain_layout(head, d, n_factor, n_outcomes, n_clicks, width)
     return found
 
 
 def _origin(header: Header, effect: Effect, user_id: str) -> Origin:
     """What a record was learnt under; raises `ForeignRecord` if nobody knows it."""
-    origin = effect.origin(header.fingerprint, header.population_fingerprint)
+    origin = effect.origin(header.mark)
     if origin is not None:
         return origin
-    if header.fingerprint != effect.fingerprint:
-        what, own = f"with feature space {header.fingerprint.hex()}", effect.fingerprint
-    else:
-        what, own = f"under prior {header.population_fingerprint.hex()}", effect.population_fingerprint
     raise ForeignRecord(
         user_id,
-        f"learnt {what}, which neither model {effect.name!r} nor the store knows; the model has {own.hex()}. Expected "
-        "a record of a model that has learnt into this store, or, where the store has lost what it knew of models, "
-        "that prior in the file of the one that followed it",
+        f"learnt with another feature space, or under prior {prior_of(header, effect)}, which neither model "
+        f"{effect.name!r} nor the store knows; the model has {effect.population_fingerprint.hex()}. Expected a record "
+        "of a model that has learnt into this store, or, where the store has lost what it knew of models, that prior "
+        "in the file of the one that followed it",
         effect.key,
     )
 

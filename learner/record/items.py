@@ -13,7 +13,7 @@ from learner.belief.gaussian import Array, Rows
 from learner.belief.update import predict_each
 from learner.model.effect import ItemEffect
 from learner.record import NEVER
-from learner.record.layout import HEADER, HEADER_BYTES, OUTCOME, layout
+from learner.record.layout import HEADER, HEADER_BYTES, OUTCOME, in_ms, layout, read_more
 from learner.record.many import read_records
 from learner.record.served import serve_each
 
@@ -134,10 +134,10 @@ def _read_each(
         if starts[n + 1] == starts[n]:
             continue
         one = data[starts[n] : starts[n + 1]]
-        head = one[:HEADER_BYTES].view(HEADER)[0]
-        k: Any = np.int64(head.n_outcomes)
-        at = layout(mean.shape[1], factor.shape[1], k, head.n_clicks, row.shape[2])
-        settled_at[n], n_events[n], n_open[n] = head.settled_at, head.n_events, k
+        head, more = one[:HEADER_BYTES].view(HEADER)[0], read_more(one)
+        k = more.n_outcomes
+        at = layout(more.head, mean.shape[1], factor.shape[1], k, more.n_clicks, row.shape[2])
+        settled_at[n], n_events[n], n_open[n] = in_ms(head.settled), more.events_high + head.n_events, k
         mean[n] = one[at.mean : at.factor].view(np.float32)
         factor[n] = one[at.factor : at.rows].view(np.float32)
         row[n, :k] = one[at.rows : at.outcomes].view(np.float32).reshape(k, row.shape[2])

@@ -6,15 +6,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from learner.belief.compiled import compiled
+from learner.belief.compiled import compiled, inner
 
+NEVER = -1
+"""In the place of a time, in ms: there is none."""
+# The same of a header, which has times in whole seconds, rounded down.
+NO_SECONDS = NEVER // 1000 % (1 << 32)
 HEADER = np.dtype(
     [
-        ("magic", "<u4"), ("checksum", "<u4"), ("revision", "<i8"), ("model", "<u8"), ("population", "<u8"),
-        ("updated_at", "<i8"), ("settled_at", "<i8"), ("erased_at", "<i8"), ("n_events", "<u4"), ("n_learnt", "<u4"),
-        ("n_outcomes", "<u4"), ("n_clicks", "<u4"),
+        ("checksum", "<u4"), ("revision", "<u4"), ("form", "<u4"), ("updated", "<u4"), ("settled", "<u4"),
+        ("n_events", "<u2"), ("n_learnt", "<u2"),
     ]
 )  # fmt: skip
+MORE = np.dtype(
+    [
+        ("erased_at", "<i8"), ("n_outcomes", "<u4"), ("n_clicks", "<u4"), ("events_high", "<u4"),
+        ("learnt_high", "<u4"),
+    ]
+)  # fmt: skip
+HAS_MORE = 0x80
+"""The bit of `form` that says that `MORE` follows the header."""
+COUNT_BITS = 16
 WAITING_CLICK = np.dtype([("key", "<i8"), ("clicked_at", "<i8")])
 OUTCOME = np.dtype(
     [
@@ -24,10 +36,22 @@ OUTCOME = np.dtype(
     ]
 )  # fmt: skip
 HEADER_BYTES, CLICK_BYTES, OUTCOME_BYTES = (one.itemsize for one in (HEADER, WAITING_CLICK, OUTCOME))
+LONG_HEADER_BYTES = HEADER_BYTES + MORE.itemsize
+
+
+class More(NamedTuple):
+    """`MORE`, the counts already shifted, and how long header and it are."""
+
+    head: Any
+    erased_at: Any
+    n_outcomes: Any
+    n_clicks: Any
+    events_high: Any
+    learnt_high: Any
 
 
 class Layout(NamedTuple):
-    """First byte of each part of a record behind its header, and its length."""
+    """First byte of each part of a record behind its header and `MORE`, and its length."""
 
     clicks: int
     mean: int
@@ -39,9 +63,12 @@ class Layout(NamedTuple):
 
 
 @compiled
-def layout(d: int, n_factor: int, n_outcomes: int, n_clicks: int, width: int) -> Layout:
-    """The layout of a record of d coefficients whose factor has so many numbers, and whose rows so many columns."""
-    clicks = HEADER_BYTES
+def layout(head: int, d: int, n_factor: int, n_outcomes: int, n_clicks: int, width: int) -> Layout:
+    """The layout of a record of d coefficients whose factor has so many numbers, and whose rows so many columns.
+
+    `head` is `HEADER_BYTES`, or `LONG_HEADER_BYTES` with `MORE`.
+    """
+    clicks = head
     mean = clicks + CLICK_BYTES * n_clicks
     factor = mean + 4 * d
     rows = factor + 4 * n_factor
@@ -52,3 +79,21 @@ def layout(d: int, n_factor: int, n_outcomes: int, n_clicks: int, width: int) ->
 
 # For Python code, to which a compiled call costs more than the sums; it also takes arrays of counts.
 plain_layout: Any = layout.py_func  # type: ignore[attr-defined]
+
+
+@inner
+def read_more(data: Any) -> More:
+    """What stands in `MORE` of a record's bytes, or is meant where there is none."""
+    if data[:HEADER_BYTES].view(HEADER)[0].form & HAS_MORE:
+        more = data[HEADER_BYTES:LONG_HEADER_BYTES].view(MORE)[0]
+        return More(
+            LONG_HEADER_BYTES, np.int64(more.erased_at), np.int64(more.n_outcomes), np.int64(more.n_clicks),
+            np.int64(more.events_high) << COUNT_BITS, np.int64(more.learnt_high) << COUNT_BITS,
+        )  # fmt: skip
+    return More(HEADER_BYTES, np.int64(NEVER), np.int64(0), np.int64(0), np.int64(0), np.int64(0))
+
+
+@inner
+def in_ms(seconds: int) -> int:
+    """A time of a header in epoch ms."""
+    return NEVER if seconds == NO_SECONDS else 1000 * seconds

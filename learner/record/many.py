@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
-from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
 from learner.events.microbatch import ends_of
 from learner.model.effect import Effect
-from learner.record import check_record, decode_record, encode_record, header_template, is_own
-from learner.record.layout import HEADER, HEADER_BYTES, plain_layout
+from learner.record import check_record, checksum, decode_record, encode_record, header_template, is_own
+from learner.record.layout import HAS_MORE, HEADER, HEADER_BYTES, LONG_HEADER_BYTES, MORE, plain_layout
 
 
 class Records(NamedTuple):
@@ -43,39 +42,49 @@ def read_records(effect: Effect, stored: Sequence[bytes | None], ids: Sequence[s
         If a record cannot be used.
     """
     values = [value for value in stored if value is not None]
-    head = _heads(effect, values)
-    if head is None:
+    headers = _headers(values)
+    if headers is None or not _are_ours(effect, values, *headers):
         values = [_checked(effect, value, whose) for value, whose in zip(stored, ids, strict=True) if value is not None]
-        head = np.frombuffer(b"".join([value[:HEADER_BYTES] for value in values]), HEADER)
+        headers = _headers(values)
+        assert headers is not None, "a checked record has a header"
+    head, more = headers
     known = np.array([value is not None for value in stored], np.bool_)
     revisions, lengths = np.zeros(len(ids), np.int64), np.zeros(len(ids), np.int64)
     pending = np.zeros((len(ids), 2), np.int64)
     lengths[known] = [len(value) for value in values]
-    revisions[known], pending[known, 0], pending[known, 1] = head["revision"], head["n_outcomes"], head["n_clicks"]
+    revisions[known], pending[known, 0], pending[known, 1] = head["revision"], more["n_outcomes"], more["n_clicks"]
     return Records(np.frombuffer(b"".join(values), np.uint8), ends_of(lengths), revisions, pending)
 
 
-def _heads(effect: Effect, values: Sequence[bytes]) -> NDArray[np.void] | None:
-    """The headers of whole records of this model and population; None if any of them is not one.
-
-    All at once what `check_record` checks one by one, in a fifth of the time.
-    """
+def _headers(values: Sequence[bytes]) -> tuple[NDArray[np.void], NDArray[np.void]] | None:
+    """`HEADER` and `MORE` of each, zeros in the place of one that is left out; None if any has no room for its own."""
     heads = b"".join([value[:HEADER_BYTES] for value in values])
     if len(heads) != HEADER_BYTES * len(values):
         return None
-    head, template = np.frombuffer(heads, HEADER), header_template(effect)
-    (expected,) = np.frombuffer(template, HEADER)
-    before = crc32(template[:4])
-    lengths = plain_layout(
-        effect.d, len(effect.prior_belief.factor), head["n_outcomes"].astype(np.int64),
-        head["n_clicks"].astype(np.int64), effect.width,
-    ).length  # fmt: skip
-    are_ours = (
-        all((head[name] == expected[name]).all() for name in ("magic", "model", "population"))
+    head, more = np.frombuffer(heads, HEADER), np.zeros(len(values), MORE)
+    has_more = (head["form"] & HAS_MORE) > 0
+    mores = b"".join([values[i][HEADER_BYTES:LONG_HEADER_BYTES] for i in np.flatnonzero(has_more).tolist()])
+    if len(mores) != MORE.itemsize * int(has_more.sum()):
+        return None
+    more[has_more] = np.frombuffer(mores, MORE)
+    return head, more
+
+
+def _are_ours(effect: Effect, values: Sequence[bytes], head: NDArray[np.void], more: NDArray[np.void]) -> bool:
+    """Whether all are whole records of this model and population.
+
+    All at once what `check_record` checks one by one, in a fifth of the time.
+    """
+    (expected,) = np.frombuffer(header_template(effect), HEADER)
+    own = head["form"] & ~np.uint32(HAS_MORE)
+    first = np.where(head["form"] == own, HEADER_BYTES, LONG_HEADER_BYTES)
+    pending = (more[name].astype(np.int64) for name in ("n_outcomes", "n_clicks"))
+    lengths = plain_layout(first, effect.d, len(effect.prior_belief.factor), *pending, effect.width).length
+    return bool(
+        (own == expected["form"]).all()
         and (lengths == [len(value) for value in values]).all()
-        and (head["checksum"] == [crc32(value[8:], before) for value in values]).all()
+        and (head["checksum"] == [checksum(value) for value in values]).all()
     )
-    return head if are_ours else None
 
 
 def _checked(effect: Effect, value: bytes, whose: str) -> bytes:

@@ -16,7 +16,7 @@ from learner.model.effect import Effect, ItemEffect
 from learner.model.spec import Model
 from learner.record import header_template, sealed
 from learner.record.items import MOST_OPEN
-from learner.record.layout import plain_layout
+from learner.record.layout import LONG_HEADER_BYTES, plain_layout
 from learner.record.many import read_records
 from learner.record.sums import GROUPS, HOURS, HourSums, is_measured
 from learner.step import kernel
@@ -25,8 +25,8 @@ from learner.step.feed import Transitions, room_for
 from learner.step.items import learn_items
 from learner.step.quality import Sums, no_sums
 
-# Beliefs relax in steps of event time: a share of the half-life, and never less than this.
-TICKS_A_HALF_LIFE, MIN_TICK_MS = 4_096, 1_000
+# Beliefs relax in steps of event time: a share of the half-life in whole seconds, which records have, at least one.
+TICKS_A_HALF_LIFE, TICK_MS = 4_096, 1_000
 # And in steps of outcomes learnt: a relaxing costs as much as three outcomes at d = 17, and more in higher dimensions.
 OUTCOME_TICKS_A_HALF_LIFE = 16
 
@@ -66,7 +66,7 @@ def _template(effect: Effect) -> NDArray[np.uint8]:
 def rules(effect: Effect) -> Rules:
     """What the compiled loops have to know of an effect."""
     half_life = effect.half_life_ms or inf
-    tick = 1 if half_life == inf else max(MIN_TICK_MS, int(half_life / TICKS_A_HALF_LIFE))
+    tick = TICK_MS if half_life == inf else max(TICK_MS, int(half_life / TICKS_A_HALF_LIFE) // TICK_MS * TICK_MS)
     outcomes = effect.half_life_outcomes or inf
     outcome_tick = 1 if outcomes == inf else max(1, round(outcomes / OUTCOME_TICKS_A_HALF_LIFE))
     outcome_kept = 2.0 ** (-outcome_tick / outcomes)
@@ -118,7 +118,8 @@ def apply(model: Model, stored: Sequence[bytes | None], events: Events, users: B
     n_items[n_events == 0] = 0
     # The most that each may come to: every event may bring a click.
     room = read.pending + np.stack([n_items, n_events], axis=1)
-    starts = ends_of(plain_layout(model.d, len(model.prior_belief.factor), *room.T, model.width).length)
+    k = len(model.prior_belief.factor)
+    starts = ends_of(plain_layout(LONG_HEADER_BYTES, model.d, k, *room.T, model.width).length)
     out = np.empty(int(starts[-1]), np.uint8)
     written, counts = np.zeros(n_users, np.int64), np.zeros(len(COUNTS), np.int64)
     erased, ends = np.zeros(n_users, np.bool_), np.zeros(n_users, np.int64)
@@ -168,7 +169,8 @@ def apply_to_items(
     """
     read = read_records(effect, stored, items.user_ids)
     room = np.minimum(read.pending[:, 0] + np.diff(items.first), MOST_OPEN)
-    starts = ends_of(plain_layout(effect.d, len(effect.prior_belief.factor), room, 0, effect.width).length)
+    k = len(effect.prior_belief.factor)
+    starts = ends_of(plain_layout(LONG_HEADER_BYTES, effect.d, k, room, 0, effect.width).length)
     out, written = np.empty(int(starts[-1]), np.uint8), np.zeros(len(stored), np.int64)
     learn_items(
         rules(effect), _template(effect), read.data, read.starts, read.revisions + 1, transitions.row, transitions.x,

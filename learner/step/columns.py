@@ -8,7 +8,19 @@ import numpy as np
 
 from learner.belief.compiled import inner
 from learner.record import NEVER, State
-from learner.record.layout import HEADER, HEADER_BYTES, OUTCOME, WAITING_CLICK, layout
+from learner.record.layout import (
+    COUNT_BITS,
+    HAS_MORE,
+    HEADER,
+    HEADER_BYTES,
+    LONG_HEADER_BYTES,
+    MORE,
+    OUTCOME,
+    WAITING_CLICK,
+    in_ms,
+    layout,
+    read_more,
+)
 
 OPEN, SETTLED, CLICKED = (int(state) for state in State)
 # An outcome that has left the record; never stored.
@@ -167,12 +179,12 @@ def erase(rules: Rules, user: User, now: int) -> None:
 @inner
 def load(user: User, data: Any) -> None:
     """Read a record that is known to be whole."""
-    facts, head = user.facts[0], data[:HEADER_BYTES].view(HEADER)[0]
-    facts.updated_at, facts.settled_at, facts.erased_at = head.updated_at, head.settled_at, head.erased_at
-    facts.n_events, facts.n_learnt = head.n_events, head.n_learnt
-    facts.n_clicks = head.n_clicks
-    n: Any = np.int64(head.n_outcomes)
-    at = layout(len(user.mean), len(user.factor), n, facts.n_clicks, user.row.shape[1])
+    facts, head, more = user.facts[0], data[:HEADER_BYTES].view(HEADER)[0], read_more(data)
+    facts.updated_at, facts.settled_at, facts.erased_at = in_ms(head.updated), in_ms(head.settled), more.erased_at
+    facts.n_events, facts.n_learnt = more.events_high + head.n_events, more.learnt_high + head.n_learnt
+    facts.n_clicks = more.n_clicks
+    n = more.n_outcomes
+    at = layout(more.head, len(user.mean), len(user.factor), n, facts.n_clicks, user.row.shape[1])
     user.click[: facts.n_clicks] = data[at.clicks : at.mean].view(WAITING_CLICK)
     user.mean[:] = data[at.mean : at.factor].view(np.float32)
     user.factor[:] = data[at.factor : at.rows].view(np.float32)
@@ -187,13 +199,20 @@ def store(user: User, template: Any, revision: int, out: Any) -> int:
     """Write a record, all but its checksum; its length."""
     facts = user.facts[0]
     n: Any = facts.n_kept
-    at = layout(len(user.mean), len(user.factor), n, facts.n_clicks, user.row.shape[1])
+    high: Any = (facts.n_events | facts.n_learnt) >> COUNT_BITS
+    has_more = n > 0 or facts.n_clicks > 0 or facts.erased_at != NEVER or high > 0
+    first = LONG_HEADER_BYTES if has_more else HEADER_BYTES
+    at = layout(first, len(user.mean), len(user.factor), n, facts.n_clicks, user.row.shape[1])
     out[:HEADER_BYTES] = template
     head = out[:HEADER_BYTES].view(HEADER)[0]
     head.revision = revision
-    head.updated_at, head.settled_at, head.erased_at = facts.updated_at, facts.settled_at, facts.erased_at
-    head.n_events, head.n_learnt, head.n_outcomes = facts.n_events, facts.n_learnt, n
-    head.n_clicks = facts.n_clicks
+    head.updated, head.settled = facts.updated_at // 1000, facts.settled_at // 1000
+    head.n_events, head.n_learnt = facts.n_events, facts.n_learnt
+    if has_more:
+        head.form |= HAS_MORE
+        more = out[HEADER_BYTES:LONG_HEADER_BYTES].view(MORE)[0]
+        more.erased_at, more.n_outcomes, more.n_clicks = facts.erased_at, n, facts.n_clicks
+        more.events_high, more.learnt_high = facts.n_events >> COUNT_BITS, facts.n_learnt >> COUNT_BITS
     out[at.clicks : at.mean].view(WAITING_CLICK)[:] = user.click[: facts.n_clicks]
     out[at.mean : at.factor].view(np.float32)[:] = user.mean
     out[at.factor : at.rows].view(np.float32)[:] = user.factor

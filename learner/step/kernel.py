@@ -10,7 +10,7 @@ from learner.belief.compiled import compiled, inner
 from learner.belief.forget import discount
 from learner.events.microbatch import CLICK, ERASE, ERASE_ITEM, SWEEP, Events
 from learner.record import NEVER
-from learner.record.layout import HEADER, HEADER_BYTES
+from learner.record.layout import read_more
 from learner.step.attribution import advance, bound, click, is_late, show
 from learner.step.columns import (
     ERASED,
@@ -113,7 +113,7 @@ def apply_all(
             n_outcomes += events.event[order[place]].n_items
         known = starts[u + 1] > starts[u]
         if known:
-            n_outcomes += np.int64(data[starts[u] : starts[u] + HEADER_BYTES].view(HEADER)[0].n_outcomes)
+            n_outcomes += read_more(data[starts[u] : starts[u + 1]]).n_outcomes
         user.facts[0].group, user.facts[0].is_sampled, user.facts[0].n_scored = groups[u], sampled[u], 0
         begin(rules, user, n_outcomes)
         if known:

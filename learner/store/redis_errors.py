@@ -18,6 +18,8 @@ _TRANSIENT = (
     redis.exceptions.OutOfMemoryError,
     redis.exceptions.TryAgainError,
     redis.exceptions.ClusterDownError,
+    # Somebody flushed the scripts between a script and its hash; the next try sends the script again.
+    redis.exceptions.NoScriptError,
     redis.exceptions.RedisClusterException,
 )
 # The same, of errors that redis-py has no class for: the append-only file cannot be written, a script or a failover is

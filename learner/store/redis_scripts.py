@@ -1,5 +1,9 @@
 """What Redis runs in one go, in Lua, on keys of one shard."""
 
+from __future__ import annotations
+
+from hashlib import sha1
+
 # KEYS: positions, feed, records, sums by hour. ARGV: the number of moves; the number of records; the block to append to
 # the feed (none: no block); for each move its partition, the mark expected (none: no such field) and the new one; for
 # each record the identity expected (none: no record), the new value (none: as it is), and seconds to live (0: for
@@ -14,7 +18,7 @@ for i = 4, 3 * n + 1, 3 do
   end
 end
 for i = 1, r do
-  local held = redis.pcall('GETRANGE', KEYS[i + 2], 4, 15)
+  local held = redis.pcall('GETRANGE', KEYS[i + 2], 0, 7)
   if type(held) == 'table' then
     return -i
   elseif held ~= ARGV[3 * (n + i) + 1] then
@@ -63,6 +67,7 @@ for i = r + 3, #KEYS do
 end
 return 1
 """
+COMPARE_AND_SET_SHA = sha1(COMPARE_AND_SET.encode()).hexdigest()
 
 # KEYS: what learners tell of themselves, by name; until when that holds, by name. ARGV: who tells, what (nothing: no
 # more), now, until when, and for how many seconds. It takes no time of Redis, which an account may not be let ask for.

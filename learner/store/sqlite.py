@@ -197,8 +197,8 @@ def _write(db: sqlite3.Connection, write: Write, expires_at: float) -> None:
     else:
         cursor = db.execute(
             "UPDATE records SET value = ?, expires_at = ?"
-            " WHERE effect = ? AND id = ? AND coalesce(substr(value, 5, 12), x'') = ?",
-            (*new, *key, write.expected_identity),
+            " WHERE effect = ? AND id = ? AND coalesce(substr(value, ?, ?), x'') = ?",
+            (*new, *key, IDENTITY.start + 1, IDENTITY.stop - IDENTITY.start, write.expected_identity),
         )
     if cursor.rowcount != 1:
         raise _Refused

@@ -20,7 +20,7 @@ import numpy as np
 
 from learner.belief.gaussian import Array, Gaussian
 from learner.belief.population import Population
-from learner.model.effect import Effect, Origin
+from learner.model.effect import Effect, Origin, mark_of
 from learner.model.file import ModelFile
 from learner.model.space import Space
 from learner.model.spec import Model
@@ -183,9 +183,9 @@ class Versions:
         new = False
         for effect in effects:
             for learnt in (one.effects[effect.key] for one in versions if effect.key in one.effects):
-                key = learnt.fingerprint, learnt.population_fingerprint
-                if effect.origin(*key) is None:
-                    effect.known[key] = learnt.origin()
+                mark = mark_of(learnt.fingerprint, learnt.population_fingerprint)
+                if effect.origin(mark) is None:
+                    effect.known[mark] = learnt.origin()
                     new = True
         return new
 

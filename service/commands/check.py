@@ -14,7 +14,7 @@ from learner.events.wire import BadEvent
 from learner.limits import MAX_RECORD_BYTES
 from learner.model.duration import HalfLife
 from learner.model.spec import Model
-from service.commands.command import SQLITE_FILE, Subparsers
+from service.commands.command import SQLITE_FILE
 from service.environment import service_links
 from service.footprint import told
 from service.settings import Settings, describe
@@ -25,18 +25,17 @@ if TYPE_CHECKING:
 SAMPLED, READ_TO_SUGGEST = 100, 10_000
 
 
-def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
-    """Add `check` to the command."""
-    parser = commands.add_parser(
-        "check", help="print the model and the settings, and look at log and store",
-        description="Read the model and the settings as the other commands would, and print them with secrets hidden, "
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Say what it is, and what it takes."""
+    parser.description = (
+        "Read the model and the settings as the other commands would, and print them with secrets hidden, "
         "with the bytes of a user's record and about how long an outcome takes to be learnt. A model whose records "
         f"would have more than {MAX_RECORD_BYTES >> 20} MiB is refused, here as by every command. "
         "Then connect to the log and the store and say, a line each, whether they are as docs/guarantees.md needs "
         "them: topics, dead letter topics, numbers of partitions, eviction, persistence, the API key. Changes nothing. "
         "Exit status 1 if anything failed. With --sample it looks at events instead, and says what the model makes of "
-        "them; with --suggest it writes a model for events that have none yet.",
-    )  # fmt: skip
+        "them; with --suggest it writes a model for events that have none yet."
+    )
     parser.add_argument(
         "--sample", metavar="SOURCE",
         help=f"read the first {SAMPLED} records of a file, of a topic of FRESHET_LOG by its name, or of a log by its "
@@ -50,7 +49,6 @@ def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--offline", action="store_true", help="only print; connect to nothing")
     parser.add_argument("--file", help=SQLITE_FILE)
-    return parser
 
 
 def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from learner.model.spec import Model
 from service.settings import Settings
-
-Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 SQLITE_FILE = "the SQLite file of `freshet up` (default: what FRESHET_STORE and FRESHET_LOG say; if neither is set and \
 there is a freshet.db here, that)"
@@ -16,10 +14,10 @@ there is a freshet.db here, that)"
 
 
 class Command(Protocol):
-    """A module of this package. What only `run` needs is imported there: no other command waits for it."""
+    """A module of this package, imported when it is the one that is typed."""
 
-    def add_parser(self, commands: Subparsers, /) -> argparse.ArgumentParser:
-        """Add it to the command."""
+    def declare(self, parser: argparse.ArgumentParser, /) -> None:
+        """Say what it is, and what it takes."""
         ...
 
     def run(self, arguments: argparse.Namespace, settings: Settings, model: Model, /) -> int:

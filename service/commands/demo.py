@@ -24,7 +24,6 @@ from learner.evaluation.simulate import (
     best_of,
 )
 from learner.model.spec import Model, load_model
-from service.commands.command import Subparsers
 from service.progress import progress
 from service.settings import Settings
 
@@ -62,22 +61,23 @@ Then how new items rank against old ones, by how often an item had been shown be
 """
 
 
-def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
-    """Add `demo` to the command."""
-    demo = commands.add_parser(
-        "demo", help="simulated users and items that come and go, and the regret of each policy",
-        description="Simulate users and items whose true effects follow the model's priors and drift with its "
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Say what it is, and what it takes."""
+    parser.description = (
+        "Simulate users and items whose true effects follow the model's priors and drift with its "
         "half-lives; new items\ncome in, and clicks come as late as the model has it. Shows the regret of each policy, "
         "calibration, how often 90 %\ncredible intervals hold the truth, what the effect of items adds, and how new "
-        "items rank against old ones.",
-        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    demo.add_argument("--service", metavar="URL", help="a running service of the same model, for example started by up")
-    demo.add_argument("--users", type=int, default=100, help="(default: %(default)s)")
-    demo.add_argument("--rounds", type=int, default=60, help="slates of each user (default: %(default)s)")
-    demo.add_argument("--pause", type=float, default=0.5, help="seconds between rounds, with --service")
-    demo.add_argument("--seed", type=int, default=0, help="of the simulation (default: %(default)s)")
-    return demo
+        "items rank against old ones."
+    )
+    parser.epilog = _EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument(
+        "--service", metavar="URL", help="a running service of the same model, for example started by up"
+    )
+    parser.add_argument("--users", type=int, default=100, help="(default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=60, help="slates of each user (default: %(default)s)")
+    parser.add_argument("--pause", type=float, default=0.5, help="seconds between rounds, with --service")
+    parser.add_argument("--seed", type=int, default=0, help="of the simulation (default: %(default)s)")
 
 
 def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:

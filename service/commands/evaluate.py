@@ -8,7 +8,6 @@ import textwrap
 from learner.evaluation.metrics import METRICS, Metric
 from learner.events.microbatch import Microbatch, is_of_item, joined
 from learner.model.spec import Model
-from service.commands.command import Subparsers
 from service.commands.logs import add_arguments, check_output, events_of, share, skipping, write_output
 from service.progress import progress
 from service.settings import Settings
@@ -22,16 +21,15 @@ values alone, whose intervals overlap, do not look it.
 """
 
 
-def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
-    """Add `evaluate` to the command."""
-    parser = commands.add_parser(
-        "evaluate", help="what freshness would have gained on a log",
-        description="Replay a log by its own times, score every slate before learning from it, and compare: the\n"
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Say what it is, and what it takes."""
+    parser.description = (
+        "Replay a log by its own times, score every slate before learning from it, and compare: the\n"
         "fixed effect, the prior, users frozen at the cut, learning with a lag, fresh, other attributions and\n"
-        "approximations.",
-        epilog=_EPILOG.format("\n".join(map(_explained, METRICS.values()))),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+        "approximations."
+    )
+    parser.epilog = _EPILOG.format("\n".join(map(_explained, METRICS.values())))
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "--from", dest="start", type=share, default=0.5, metavar="SHARE",
         help="score from behind this share of the outcomes; earlier ones are only learnt (default: %(default)s)",
@@ -46,7 +44,6 @@ def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
     parser.add_argument("--json", metavar="FILE", help="write all numbers")
     parser.add_argument("--html", metavar="FILE", help="write one self-contained page with plots")
     add_arguments(parser)
-    return parser
 
 
 def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:

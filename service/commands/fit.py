@@ -15,7 +15,6 @@ from learner.model.in_force import with_found, with_prior
 from learner.model.kind import Found
 from learner.model.prior_file import EffectPrior, PriorFile, decode_prior, encode_prior, fitted_prior
 from learner.model.spec import Model
-from service.commands.command import Subparsers
 from service.commands.logs import (
     add_arguments,
     check_output,
@@ -36,11 +35,10 @@ if TYPE_CHECKING:
     from learner.batch.prior import Iteration
 
 
-def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
-    """Add `fit` to the command."""
-    parser = commands.add_parser(
-        "fit", help="learn the prior, click delay and half-life from a log, or the prior from the store",
-        description="Learn from a log what is true of all users: the prior's mean and covariance by empirical Bayes, a "
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Say what it is, and what it takes."""
+    parser.description = (
+        "Learn from a log what is true of all users: the prior's mean and covariance by empirical Bayes, a "
         "fixed effect if the log has no offsets of its own, the click delay, the half-life; of a model with "
         "[position] how likely each rank is looked at. The half-life is the one "
         "that predicts users best who had no part in the prior; the model's own is kept where the log cannot tell. "
@@ -48,8 +46,8 @@ def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
         "model with [effects.item] the same is learnt of items, and it is said whether their effect is worth it. With "
         "--from-store the priors alone are refitted, from the beliefs of a running system and without a log. The "
         "result replaces the prior of a running system: users and items keep their evidence. A log that does not fit "
-        "the model is refused.",
-    )  # fmt: skip
+        "the model is refused."
+    )
     parser.add_argument("--out", required=True, metavar="FILE", help="the prior to write, for example prior.npz")
     parser.add_argument(
         "--until", type=share, default=1.0, metavar="SHARE",
@@ -72,7 +70,6 @@ def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
     parser.add_argument("--keep-half-life", action="store_true", help="leave the half-life as the model has it")
     parser.add_argument("--keep-examination", action="store_true", help="leave the examination as the model has it")
     add_arguments(parser, "*")
-    return parser
 
 
 def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:

@@ -12,25 +12,23 @@ from learner.model.spec import Model
 from learner.store import open_store
 from learner.store.versions import Versions
 from service.clock import now_ms
-from service.commands.command import SQLITE_FILE, Subparsers
+from service.commands.command import SQLITE_FILE
 from service.environment import hide_password
 from service.settings import Settings
 
 
-def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
-    """Add `inspect` to the command."""
-    parser = commands.add_parser(
-        "inspect", help="print the record of a user or an item",
-        description="Print what is stored of a user, or of an item where the model has [effects.item]: beliefs, "
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Say what it is, and what it takes."""
+    parser.description = (
+        "Print what is stored of a user, or of an item where the model has [effects.item]: beliefs, "
         "outcomes, clicks that wait. Changes nothing. "
-        "Exit status 1 if there is no record, or one that cannot be read, of which it prints what its header says.",
-    )  # fmt: skip
+        "Exit status 1 if there is no record, or one that cannot be read, of which it prints what its header says."
+    )
     whose = parser.add_mutually_exclusive_group(required=True)
     whose.add_argument("user", metavar="USER", nargs="?", help="the user_id")
     whose.add_argument("--item", metavar="ITEM", help="the item_id")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--file", help=SQLITE_FILE)
-    return parser
 
 
 def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:

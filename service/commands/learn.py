@@ -5,20 +5,19 @@ from __future__ import annotations
 import argparse
 
 from learner.model.spec import Model
-from service.commands.command import Subparsers
+from service.commands.imports import imports
 from service.commands.ports import require_free
-from service.commands.process import imports, logged
+from service.commands.process import logged
 from service.settings import Settings
 
 
-def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
-    """Add `learn` to the command."""
-    return commands.add_parser(
-        "learn", help="update users' posteriors from the log",
-        description="Read impressions and clicks from the log, update users' records in the store, commit. Run as many "
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Say what it is, and what it takes."""
+    parser.description = (
+        "Read impressions and clicks from the log, update users' records in the store, commit. Run as many "
         "as there are partitions, at most. SIGTERM finishes the microbatch in hand and leaves the group. Bad events go "
-        "to <topic>.dlq.",
-    )  # fmt: skip
+        "to <topic>.dlq."
+    )
 
 
 def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:

@@ -10,22 +10,20 @@ from learner.model.spec import Model
 from learner.store import open_store
 from learner.store.versions import Version, in_force, known, put_in_force, version_of
 from service.clock import now_ms
-from service.commands.command import SQLITE_FILE, Subparsers
+from service.commands.command import SQLITE_FILE
 from service.environment import hide_password
 from service.settings import Settings
 
 
-def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
-    """Add `models` to the command."""
-    parser = commands.add_parser(
-        "models", help="the versions of the model that have learnt into the store",
-        description="Print the versions of models that have learnt into the store, oldest first: * is in force, that "
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Say what it is, and what it takes."""
+    parser.description = (
+        "Print the versions of models that have learnt into the store, oldest first: * is in force, that "
         "is, its learners write records; those of the others stop. A learner with a new model.toml or prior comes into "
-        "force as it starts, and reads the records of the versions before it.",
-    )  # fmt: skip
+        "force as it starts, and reads the records of the versions before it."
+    )
     parser.add_argument("--use", metavar="VERSION", help="put an earlier one in force again; then start its learners")
     parser.add_argument("--file", help=SQLITE_FILE)
-    return parser
 
 
 def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from learner.log import LogUnavailable
 from learner.model_check import ModelMismatch
@@ -16,20 +14,6 @@ from learner.store.versions import ModelReplaced
 from service.environment import service_links
 from service.eviction import StoreEvicts
 from service.settings import Settings
-
-
-@contextmanager
-def imports() -> Iterator[None]:
-    """Import a process's modules. `check` and `--help` need no server, and answer sooner without.
-
-    The collector need not look at what is imported, neither now nor while requests wait: all of it stays.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-    gc.freeze()
 
 
 def logged(settings: Settings, process: Callable[[], int]) -> int:

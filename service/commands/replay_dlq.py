@@ -7,22 +7,21 @@ import argparse
 from learner.events.wire import Reason
 from learner.log import open_log
 from learner.model.spec import Model
-from service.commands.command import SQLITE_FILE, Subparsers
+from service.commands.command import SQLITE_FILE
 from service.dead_letters import MAX_REPLAYS, Request, as_table, examples, replay
 from service.progress import progress
 from service.settings import Settings
 
 
-def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
-    """Add `replay-dlq` to the command."""
-    parser = commands.add_parser(
-        "replay-dlq", help="put dead letters back into their topics",
-        description="Append the events of <topic>.dlq to the topics they came from, with their bytes and keys, if the "
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Say what it is, and what it takes."""
+    parser.description = (
+        "Append the events of <topic>.dlq to the topics they came from, with their bytes and keys, if the "
         "model in force takes them; those it still refuses stay. Letters stay too, and <topic>.dlq.replayed (in Kafka: "
         "compacted, or kept as long as the letters) says which were replayed: run it again at any time. An event is "
         "learnt at its new place in the log by its own time: a click by then out of the window counts as late, an "
-        "event from before its user's erasure changes nothing.",
-    )  # fmt: skip
+        "event from before its user's erasure changes nothing."
+    )
     parser.add_argument(
         "--dry-run", action="store_true",
         help="write nothing; say what would be replayed, and for each reason what is wrong with the first letter, with "
@@ -40,7 +39,6 @@ def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
         help="leave an event alone that was replayed so often and failed again (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--file", help=SQLITE_FILE)
-    return parser
 
 
 def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:

@@ -8,9 +8,9 @@ import socket
 from tempfile import TemporaryDirectory
 
 from learner.model.spec import Model
-from service.commands.command import Subparsers
+from service.commands.imports import imports
 from service.commands.ports import require_free
-from service.commands.process import imports, logged
+from service.commands.process import logged
 from service.settings import Settings, SettingsError
 
 MAX_WORKERS = 256
@@ -18,18 +18,16 @@ LEAST_AGE_S = 10.0
 """A worker that dies sooner is not started again: see `service.workers`."""
 
 
-def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
-    """Add `serve` to the command."""
-    parser = commands.add_parser(
-        "serve", help="answer POST /score from the store",
-        description="Serve scores over HTTP. Stateless: run as many as you like. /docs explains the API; the page at / "
-        "scores, clicks, and shows what learners do.",
-    )  # fmt: skip
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Say what it is, and what it takes."""
+    parser.description = (
+        "Serve scores over HTTP. Stateless: run as many as you like. /docs explains the API; the page at / "
+        "scores, clicks, and shows what learners do."
+    )
     parser.add_argument(
         "--workers", type=_n_workers, default=1, metavar="N",
         help="processes that share the port, one a core at most; one that dies is started again (default: %(default)s)",
     )  # fmt: skip
-    return parser
 
 
 def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from learner.model.spec import Model
-from service.commands.command import Subparsers
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -28,18 +27,19 @@ _ALL_LINES = 1000
 _KEY_WAIT_S = 0.1
 
 
-def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
-    """Add `top` to the command."""
-    parser = commands.add_parser(
-        "top", help="what learners and a service tell, on one screen of a terminal",
-        description="Events a second, lag, freshness, each learner with its partitions and state, requests and "
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Say what it is, and what it takes."""
+    parser.description = (
+        "Events a second, lag, freshness, each learner with its partitions and state, requests and "
         "latencies by route, dead letters by reason, and how good scores are: what GET /learners, /metrics and "
         "/quality of a service say, once a second. Rates are those of the last 5 seconds, quantiles of the last "
         "minute; requests are of the one service that answers. Where it goes away the screen says so, and goes on "
-        "when it is back. q or Ctrl-C ends it.",
-        epilog="The key is what FRESHET_API_KEY says, or the file that FRESHET_API_KEY_FILE names. With --once, exit "
-        "status 1 if the service does not answer.",
-    )  # fmt: skip
+        "when it is back. q or Ctrl-C ends it."
+    )
+    parser.epilog = (
+        "The key is what FRESHET_API_KEY says, or the file that FRESHET_API_KEY_FILE names. With --once, exit "
+        "status 1 if the service does not answer."
+    )
     parser.add_argument("--url", help="of the service (default: http://127.0.0.1: and FRESHET_PORT, else 8000)")
     parser.add_argument(
         "--api-key", metavar="KEY", help="instead of FRESHET_API_KEY; others on this machine may see what is typed"
@@ -47,7 +47,6 @@ def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
     parser.add_argument(
         "--once", action="store_true", help="print it once, after two looks, and end; so too where there is no terminal"
     )
-    return parser
 
 
 def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:

@@ -6,24 +6,22 @@ import argparse
 import threading
 
 from learner.model.spec import Model
-from service.commands.command import Subparsers
+from service.commands.imports import imports
 from service.commands.ports import require_free
-from service.commands.process import imports, logged
+from service.commands.process import logged
 from service.settings import Settings
 
 FILE = "freshet.db"
 """Where log and store are, unless something else is said."""
 
 
-def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
-    """Add `up` to the command."""
-    parser = commands.add_parser(
-        "up", help="learner and service in one process on one SQLite file",
-        description="Learner and service in one process. One SQLite file is both the log and the store; no servers.",
-    )  # fmt: skip
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Say what it is, and what it takes."""
+    parser.description = (
+        "Learner and service in one process. One SQLite file is both the log and the store; no servers."
+    )
     parser.add_argument("--file", default=FILE, help="the SQLite file, made if missing (default: %(default)s)")
     parser.add_argument("--port", type=int, help="where to listen (default: FRESHET_PORT, else 8000)")
-    return parser
 
 
 def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:

@@ -24,6 +24,7 @@ from learner.model.design import Shown
 from learner.model.effect import Effect, ItemEffect
 from learner.model.spec import Model
 from learner.record import (
+    MAX_REVISION,
     DamagedRecord,
     ForeignRecord,
     Record,
@@ -284,8 +285,8 @@ class Operations:
             # Whatever it is, the compare-and-set has to find it and to leave another one.
             header = read_header(value or b"")
             record = fresh_record(effect)._replace(revision=header.revision if header else 0, n_events=1)
-        # The tombstone's, one more, is of 64 bits with a sign.
-        return record._replace(revision=record.revision % (2**63 - 1))
+        # The tombstone's is one more.
+        return record._replace(revision=record.revision % MAX_REVISION)
 
     def _read(self, value: bytes | None, id: str, effect: Effect) -> Record:
         """As `_decoded`, also of a version of the model that has come since; it may ask the store."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from learner.belief.gaussian import Belief
+from learner.model.effect import mark_of
 from learner.record import DamagedRecord, decode_record, encode_record, fresh_record
 from tests.fuzz.laws import MODELS, MOVED, TARGETS, Target
 from tests.fuzz.run import by_hypothesis, by_schemathesis
@@ -33,7 +34,13 @@ def test_a_forged_record_of_another_shape_or_without_an_inverse_is_damaged() -> 
     singular = record._replace(settled=Belief(record.settled.mean, np.zeros_like(record.settled.factor)))
     for forged, model in (
         (encode_record(singular, full), MOVED),
-        (encode_record(fresh_record(diagonal), replace(diagonal, fingerprint=full.fingerprint)), full),
+        (
+            encode_record(
+                fresh_record(diagonal),
+                replace(diagonal, fingerprint=mark_of(full.own_mark, diagonal.population_fingerprint)),
+            ),
+            full,
+        ),
     ):
         with pytest.raises(DamagedRecord):
             decode_record(forged, model, "u")

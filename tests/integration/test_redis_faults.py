@@ -74,6 +74,15 @@ def test_a_full_memory_is_retried_later_and_what_is_there_stays(store: Store, cl
     assert write_alone(store, [Write("u", value(1), value(2))]) == [True]
 
 
+def test_a_redis_that_forgot_the_scripts_is_told_them_again(store: Store, client: redis.Redis) -> None:
+    users = [f"u{i}" for i in range(40)]
+    for revision in range(3):
+        client.script_flush()
+        before = value(revision - 1) if revision else None
+        assert all(write_alone(store, [Write(user, before, value(revision)) for user in users]))
+    assert store.load(users) == [value(2)] * 40
+
+
 def test_a_redis_that_sleeps_past_the_timeout_is_unavailable_and_then_found_again(store: Store, faulty: Faulty) -> None:
     assert store.load(["u"]) == [None]
     sleeper = redis.Redis(port=faulty.port, socket_timeout=5)

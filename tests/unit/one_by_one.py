@@ -58,7 +58,7 @@ def attribute(model: Model, record: Record, events: Iterable[Event]) -> Attribut
         if ledger.take(event):
             ledger.bound(event.timestamp)
             ledger.n_events += 1
-            ledger.updated_at = max(ledger.updated_at, event.timestamp)
+            ledger.updated_at = max(ledger.updated_at, event.timestamp // 1000 * 1000)
     return Attribution(
         ledger.steps,
         ledger.kept,

@@ -260,7 +260,7 @@ def test_a_record_of_another_feature_space_or_of_an_unknown_prior_is_refused() -
     other = load_model(HEAD.format(DELAY) + 'more = { kind = "numeric" }\n')
     with pytest.raises(RecordError, match="feature space"):
         decode_record(data, other, "u")
-    with pytest.raises(RecordError, match=rf"learnt under prior {ADF.population_fingerprint.hex()}"):
+    with pytest.raises(RecordError, match=rf"under prior {ADF.population_fingerprint.hex()[:6]}"):
         decode_record(data, load_model(HEAD.format(DELAY).replace("0.7", "0.9")), "u")
     known = HEAD.format(DELAY).replace("0.7", "0.9\nearlier = [{ variance = 0.7 }]")
     decode_record(data, load_model(known), "u")

@@ -169,8 +169,7 @@ class Learner:
         self.fade(discount)
 
     def relax(self, at: int) -> None:
-        tick = TICK_MS if self.model.half_life_ms else 1
-        now = at // tick * tick
+        now = at // TICK_MS * TICK_MS
         if self.settled_at != NEVER and now <= self.settled_at:
             return
         if self.settled_at != NEVER and self.model.half_life_ms:

@@ -446,7 +446,7 @@ def test_a_user_whose_record_is_damaged_can_be_erased_and_begins_anew(rig: Rig, 
     assert rig.score()["posterior"]["n_events"] == 1
 
 
-@pytest.mark.parametrize("revision", [2**63 - 1, 2**63 - 2, -1, -(2**63)])
+@pytest.mark.parametrize("revision", [2**32 - 1, 2**32 - 2, 2**31])
 @pytest.mark.parametrize("damaged", [True, False])
 def test_a_record_of_any_revision_can_be_erased(rig: Rig, revision: int, damaged: bool) -> None:
     value = encode_record(fresh_record(MODEL)._replace(revision=revision, n_events=1), MODEL)

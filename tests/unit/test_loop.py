@@ -229,8 +229,8 @@ OTHER = load_model('name = "o"\n[features]\ny = { kind = "numeric" }\n')
 
 def test_the_events_of_a_record_of_another_model_are_dead_lettered_and_all_others_are_learnt(rig: Loop) -> None:
     foreign = encode_record(fresh_record(OTHER), OTHER)
-    later_format = foreign[:3] + bytes([99]) + foreign[4:]
-    later_format = later_format[:4] + checksum(later_format).to_bytes(4, "little") + later_format[8:]
+    later_format = foreign[:8] + bytes([99]) + foreign[9:]
+    later_format = checksum(later_format).to_bytes(4, "little") + later_format[4:]
     write_alone(rig.store, [Write("ann", None, foreign), Write("bob", None, later_format)])
     users = [f"u{i}" for i in range(400)]
     rig.send(shown("ann"), *map(shown, users), shown("bob"), clicked("ann"))

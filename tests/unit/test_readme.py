@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from examples.feed.log import as_lines, events
-from service.commands.main import _parser, main
+from service.commands.main import main, parser
 from service.model_file import read_model
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +28,7 @@ def test_every_command_of_the_readmes_is_one_and_its_files_are_there() -> None:
     commands = [command for page in PAGES for command in typed(page)]
     assert {"fit", "evaluate", "demo", "inspect", "check"} <= {command[0] for command in commands}
     for command in commands:
-        arguments = _parser().parse_args(command)
+        arguments = parser(command).parse_args(command)
         for log in getattr(arguments, "logs", []):
             assert (ROOT / log).exists(), command
     for page in PAGES:

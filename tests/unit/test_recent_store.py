@@ -13,7 +13,7 @@ from learner.store.recent import RecentStore
 
 
 def value(revision: int, body: bytes = b"") -> bytes:
-    return b"FRSH\3\0\2\0" + revision.to_bytes(8, "little") + b"\0" * 4 + body
+    return bytes(4) + revision.to_bytes(4, "little") + body
 
 
 class Watched:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from learner.belief.gaussian import Belief, Gaussian, factorised
 from learner.model.spec import Model, load_model
 from learner.record import (
+    NEVER,
     VERSION,
     DamagedRecord,
     ForeignRecord,
@@ -19,7 +20,7 @@ from learner.record import (
     encode_record,
     fresh_record,
 )
-from learner.record.layout import OUTCOME, WAITING_CLICK
+from learner.record.layout import HAS_MORE, HEADER_BYTES, OUTCOME, WAITING_CLICK
 from learner.step.apply import apply
 from tests.stepping import Click, microbatch
 
@@ -40,14 +41,15 @@ def a_record(model: Model, i: int) -> Record:
     clicks["clicked_at"] = i
     return fresh_record(model)._replace(
         revision=i,
-        updated_at=2 * i,
-        settled_at=i - 1,
-        n_events=3 * i,
+        updated_at=2_000 * i,
+        settled_at=1_000 * (i - 1) if i else NEVER,
+        n_events=3 * i + (i % 2 << 20),
+        n_learnt=i + (i % 5 << 31),
         settled=Belief(*(one.astype(np.float32) for one in belief)),
         outcomes=outcomes,
         rows=rows,
         clicks=clicks,
-        erased_at=i,
+        erased_at=i if i % 7 else NEVER,
     )
 
 
@@ -55,7 +57,7 @@ def forged(data: bytes, place: int, flaw: int) -> bytes:
     """One bit pattern changed, and a checksum that says that all is well."""
     changed = bytearray(data)
     changed[place] ^= flaw
-    struct.pack_into("<I", changed, 4, checksum(bytes(changed)))
+    struct.pack_into("<I", changed, 0, checksum(bytes(changed)))
     return bytes(changed)
 
 
@@ -66,7 +68,7 @@ def test_a_record_comes_back_to_the_last_bit(model: Model) -> None:
         data = encode_record(record, model)
         assert len(data) % 8 == 0
         back = decode_record(data, model, "u")
-        assert back[:4] == record[:4]
+        assert back[:5] == record[:5]
         assert back.erased_at == record.erased_at
         assert back.outcomes.tobytes() == record.outcomes.tobytes()
         assert back.clicks.tobytes() == record.clicks.tobytes()
@@ -109,22 +111,33 @@ def test_every_damage_is_noticed_and_the_user_named(model: Model) -> None:
 
 def test_a_header_that_does_not_fit_is_refused_even_if_its_checksum_does() -> None:
     data = encode_record(a_record(FULL, 7), FULL)
-    # The numbers of outcomes and clicks.
-    for place, flaw in ((64, 1), (67, 255), (68, 1), (71, 255)):
+    # The numbers of outcomes and clicks; that there are any.
+    for place, flaw in ((32, 1), (35, 255), (36, 1), (39, 255)):
         with pytest.raises(DamagedRecord, match=f"{len(data)} bytes do not fit its own header"):
             decode_record(forged(data, place, flaw), FULL, "u")
+    with pytest.raises(DamagedRecord, match="do not fit its own header"):
+        decode_record(forged(data, 8, HAS_MORE), FULL, "u")
+    with pytest.raises(DamagedRecord, match="24 bytes do not fit its own header"):
+        decode_record(forged(forged(data, 8, 0)[:HEADER_BYTES], 8, 0), FULL, "u")
 
 
 def test_another_version_or_feature_space_is_refused_as_foreign() -> None:
     data = encode_record(fresh_record(FULL), FULL)
-    with pytest.raises(ForeignRecord, match=f"format version 9, this release reads {VERSION}"):
-        decode_record(forged(data, 3, VERSION ^ 9), FULL, "u")
+    with pytest.raises(ForeignRecord, match=f"format version 10, this release reads {VERSION}"):
+        decode_record(forged(data, 8, VERSION ^ 10), FULL, "u")
     with pytest.raises(ForeignRecord, match="feature space"):
         decode_record(data, DIAGONAL, "u")
 
 
-def test_a_record_of_sixteen_coefficients_is_little_more_than_its_numbers() -> None:
+@pytest.mark.parametrize("what", ["n_events", "n_learnt"])
+def test_counts_of_one_who_is_idle_go_beyond_sixteen_bits(what: str) -> None:
+    small, large = (fresh_record(FULL)._replace(**{what: n}) for n in ((1 << 16) - 1, 1 << 16))
+    assert decode_record(encode_record(large, FULL), FULL, "u")[:5] == large[:5]
+    assert len(encode_record(large, FULL)) == len(encode_record(small, FULL)) + 24
+
+
+def test_an_idle_record_of_sixteen_coefficients_is_little_more_than_its_numbers() -> None:
     features = "\n".join(f'f{i} = {{ kind = "numeric" }}' for i in range(15))
     model = load_model(f'name = "s"\n[features]\n{features}')
     # jemalloc has classes of 640 and 768 bytes; a string has six of its own.
-    assert len(encode_record(fresh_record(model), model)) <= 768 - 6
+    assert len(encode_record(fresh_record(model), model)) <= 640 - 6

@@ -12,6 +12,7 @@ import pytest
 from learner.belief.gaussian import Gaussian, predict
 from learner.belief.population import Population, rebase
 from learner.model.duration import ModelError
+from learner.model.effect import mark_of
 from learner.model.space import bridge, rows_over
 from learner.model.spec import Model, load_model
 from learner.record import Record, decode_record, encode_record
@@ -40,7 +41,7 @@ def knows(model: Model, *others: Model) -> Model:
         for key, learnt in version_of(other).effects.items():
             effect = model if key == "user" else model.item
             assert effect is not None
-            effect.known[learnt.fingerprint, learnt.population_fingerprint] = learnt.origin()
+            effect.known[mark_of(learnt.fingerprint, learnt.population_fingerprint)] = learnt.origin()
     return model
 
 

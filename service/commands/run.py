@@ -1,0 +1,76 @@
+"""What commands have in common: settings, the model, and what is said of errors."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from freshet import FreshetError
+from learner.log import LogUnavailable
+from learner.model.duration import ModelError
+from learner.record import RecordError
+from learner.store import StoreUnavailable
+from service.commands.command import Command
+from service.commands.up import FILE
+from service.environment import PREFIX
+from service.model_file import read_model
+from service.settings import SettingsError, read_settings
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+# As a shell has it: 128 and the number of SIGINT.
+EXIT_INTERRUPTED = 130
+
+
+def run(command: Command, arguments: argparse.Namespace) -> int:
+    """Run a command; returns the exit status: 0 done, 1 failed, 2 wrong usage, model or settings."""
+    try:
+        settings = read_settings(os.environ)
+        if arguments.model:
+            settings = msgspec.structs.replace(settings, model=arguments.model)
+        if (path := _sqlite_file(arguments, os.environ)) is not None:
+            if arguments.command != "up" and not Path(path).exists():
+                raise SettingsError(f"--file {path!r}: no such file")
+            file = f"sqlite:///{path}"
+            settings = msgspec.structs.replace(settings, store=file, log=file, redis_password="")
+        if getattr(arguments, "port", None) is not None:
+            settings = msgspec.structs.replace(settings, port=arguments.port)
+        if arguments.prior:
+            settings = msgspec.structs.replace(settings, prior=arguments.prior)
+        model = read_model(settings.model, settings.prior)
+        if settings.schemas:
+            from learner.schemas import Schemas
+
+            model = replace(model, unframed=Schemas(settings.schemas).json_of)
+        if arguments.command != "fit":
+            # `fit` is what finds the mean of the offsets, and scales and edges; all others must know what stands for an
+            # offset that is missing, and make rows.
+            _ = model.stand_in, model.width
+        return command.run(arguments, settings, model)
+    except (LogUnavailable, StoreUnavailable, RecordError, FreshetError) as exc:
+        print(f"freshet: {exc}", file=sys.stderr)
+        return EXIT_FAILED
+    except (SettingsError, ModelError, ValueError) as exc:
+        print(f"freshet: {exc}", file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def _sqlite_file(arguments: argparse.Namespace, environ: Mapping[str, str]) -> str | None:
+    """The SQLite file that is both log and store; None if settings say where they are.
+
+    `up` always has one. Commands that look at what is there may be told one, and by themselves find what `up` left.
+    """
+    if not hasattr(arguments, "file"):
+        return None
+    if arguments.file:
+        return str(arguments.file)
+    said = {PREFIX + name + file for name in ("STORE", "LOG") for file in ("", "_FILE")} & environ.keys()
+    return FILE if not said and Path(FILE).exists() else None
