@@ -23,7 +23,8 @@ from learner.collector import uncollected
 from learner.feed import Told, decode_block
 from learner.log.position import NOTHING, Mark, Partition
 from learner.model.effect import ItemEffect
-from learner.record import DamagedRecord, ForeignRecord, is_tombstone
+from learner.record import DamagedRecord, ForeignRecord
+from learner.record.header import is_tombstone
 from learner.step.apply import apply_to_items
 from learner.step.feed import ERASED, TRANSITION, Transitions, by_item
 from learner.store import Move, Store, Transaction, Write, positions_by_shard

@@ -10,7 +10,8 @@ import numpy as np
 
 from learner.belief.gaussian import Array, Belief
 from learner.model.effect import Effect
-from learner.record import NEVER, Record, RecordError, State, decode_record, prior_of, read_header
+from learner.record import NEVER, Record, RecordError, State, decode_record, prior_of
+from learner.record.header import read_header
 from learner.record.served import belief_at
 
 SHOWN_OUTCOMES = 20

@@ -19,11 +19,9 @@ compare them without knowing the rest. `learner.step` reads and writes the same 
 
 from __future__ import annotations
 
-import struct
 from enum import IntEnum
 from functools import lru_cache
 from typing import NamedTuple, TypeAlias
-from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,31 +29,11 @@ from numpy.typing import NDArray
 from learner.belief.gaussian import Belief, Rows
 from learner.model.effect import Effect, Origin, mark_of
 from learner.record.brought_over import brought_over
-from learner.record.layout import (
-    COUNT_BITS,
-    HAS_MORE,
-    HEADER_BYTES,
-    LONG_HEADER_BYTES,
-    NO_SECONDS,
-    OUTCOME,
-    WAITING_CLICK,
-    Layout,
-    plain_layout,
-)
+from learner.record.header import VERSION, Header, has_its_checksum, packed, read_header, sealed, version_of
+from learner.record.layout import HEADER_BYTES, OUTCOME, WAITING_CLICK, Layout, plain_layout
 from learner.record.layout import NEVER as NEVER
 
-VERSION = 9
-IDENTITY = slice(0, 8)
-"""Where the bytes of a record have what tells it from every other record of its user."""
-MAX_REVISION = (1 << 32) - 1
-
 Structured: TypeAlias = NDArray[np.void]
-
-_HEADER = struct.Struct("<IIB3sIIHH")
-_MORE = struct.Struct("<qIIII")
-_NO_MORE = (NEVER, 0, 0, 0, 0)
-_CHECKSUM = struct.Struct("<I")
-_LOW = (1 << COUNT_BITS) - 1
 
 
 class RecordError(ValueError):
@@ -142,63 +120,6 @@ def erased(record: Record, effect: Effect, now: int) -> Record:
     return fresh_record(effect)._replace(revision=record.revision + 1, erased_at=now)
 
 
-class Header(NamedTuple):
-    """What the bytes of a record say of themselves; see the module."""
-
-    version: int
-    length: int
-    """Its own length."""
-    revision: int
-    mark: bytes
-    updated_at: int
-    settled_at: int
-    erased_at: int
-    n_events: int
-    n_learnt: int
-    n_outcomes: int
-    n_clicks: int
-
-
-def read_header(data: bytes) -> Header | None:
-    """The header of bytes that need not be a whole record, nor one of this model's; None if they have none we know."""
-    if len(data) < HEADER_BYTES or data[8] & ~HAS_MORE != VERSION:
-        return None
-    _, revision, form, mark, updated, settled, events, learnt = _HEADER.unpack_from(data)
-    size, more = HEADER_BYTES, _NO_MORE
-    if form & HAS_MORE:
-        if len(data) < LONG_HEADER_BYTES:
-            return None
-        size, more = LONG_HEADER_BYTES, _MORE.unpack_from(data, HEADER_BYTES)
-    erased_at, n_outcomes, n_clicks, events_high, learnt_high = more
-    updated_at, settled_at = (NEVER if at == NO_SECONDS else 1000 * at for at in (updated, settled))
-    return Header(
-        VERSION, size, revision, mark, updated_at, settled_at, erased_at,
-        events | events_high << COUNT_BITS, learnt | learnt_high << COUNT_BITS, n_outcomes, n_clicks,
-    )  # fmt: skip
-
-
-def is_tombstone(data: bytes) -> bool:
-    """Whether a record is of someone who was ever erased."""
-    header = read_header(data)
-    return header is not None and header.erased_at != NEVER
-
-
-def header_template(effect: Effect) -> bytes:
-    """The header of a record of which nothing but the model is known."""
-    return _HEADER.pack(0, 0, VERSION, effect.own_mark, NO_SECONDS, NO_SECONDS, 0, 0)
-
-
-def checksum(data: bytes | memoryview) -> int:
-    """CRC-32 of a record, but for the place of the checksum."""
-    return crc32(data[4:])
-
-
-def sealed(data: memoryview) -> bytes:
-    """The bytes of a record whose checksum, until now none, is put in its place."""
-    _CHECKSUM.pack_into(data, 0, checksum(data))
-    return bytes(data)
-
-
 def check_record(data: bytes, effect: Effect, user_id: str) -> Header:
     """The header of a record, once it is known to be whole and of this model or one that it knows.
 
@@ -211,9 +132,9 @@ def check_record(data: bytes, effect: Effect, user_id: str) -> Header:
     """
     if len(data) < HEADER_BYTES:
         raise DamagedRecord(user_id, f"{len(data)} bytes that are not a Freshet record", effect.key)
-    if checksum(data) != _CHECKSUM.unpack_from(data)[0]:
+    if not has_its_checksum(data):
         raise DamagedRecord(user_id, f"checksum of its {len(data)} bytes does not match", effect.key)
-    if (version := data[8] & ~HAS_MORE) != VERSION:
+    if (version := version_of(data)) != VERSION:
         raise ForeignRecord(user_id, f"format version {version}, this release reads {VERSION}", effect.key)
     header = read_header(data)
     if header is None or len(data) != _layout(_origin(header, effect, user_id), header).length:
@@ -224,15 +145,10 @@ def check_record(data: bytes, effect: Effect, user_id: str) -> Header:
 def encode_record(record: Record, effect: Effect) -> bytes:
     """The bytes to store; `decode_record` gives the record back to the last bit."""
     outcomes, clicks = record.outcomes, record.clicks
-    counts = record.n_events >> COUNT_BITS, record.n_learnt >> COUNT_BITS
-    more = (record.erased_at, len(outcomes), len(clicks), *counts)
-    seconds = (at // 1000 & NO_SECONDS for at in (record.updated_at, record.settled_at))
-    head = _HEADER.pack(
-        0, record.revision, VERSION | (HAS_MORE if more != _NO_MORE else 0), effect.own_mark, *seconds,
-        record.n_events & _LOW, record.n_learnt & _LOW,
+    head = packed(
+        effect.own_mark, record.revision, record.updated_at, record.settled_at, record.erased_at, record.n_events,
+        record.n_learnt, len(outcomes), len(clicks),
     )  # fmt: skip
-    if more != _NO_MORE:
-        head += _MORE.pack(*more)
     belief = [part.astype("<f4") for part in record.settled]
     parts = [clicks, *belief, record.rows, outcomes]
     data = bytearray(head + b"".join(part.tobytes() for part in parts))

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from learner.events.microbatch import ends_of
 from learner.model.effect import Effect
-from learner.record import check_record, checksum, decode_record, encode_record, header_template, is_own
+from learner.record import check_record, decode_record, encode_record, is_own
+from learner.record.header import checksum, header_template
 from learner.record.layout import HAS_MORE, HEADER, HEADER_BYTES, LONG_HEADER_BYTES, MORE, plain_layout
 
 

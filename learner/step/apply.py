@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from learner.events.microbatch import ByUser, Events, ends_of
 from learner.model.effect import Effect, ItemEffect
 from learner.model.spec import Model
-from learner.record import header_template, sealed
+from learner.record.header import header_template, sealed
 from learner.record.items import MOST_OPEN
 from learner.record.layout import LONG_HEADER_BYTES, plain_layout
 from learner.record.many import read_records

@@ -46,7 +46,7 @@ from learner.record.sums import (
     WORSE,
     WORSE_2,
     N,
-)
+)  # fmt: skip
 from learner.step.columns import CLICKED, FORGOTTEN, OPEN, Rules, User
 from learner.step.evidence import kept_of_settled
 from learner.step.feed import MOST_WEIGHED

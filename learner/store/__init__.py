@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from learner.log.position import Partition
-from learner.record import IDENTITY
+from learner.record.header import IDENTITY
 from learner.record.sums import HourSums
 from learner.store.url import check_store_url
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from learner.log.position import Partition
-from learner.record import IDENTITY
+from learner.record.header import IDENTITY
 from learner.record.sums import HOURS, HourSums
 from learner.sqlite_file import SqliteFile
 from learner.store import SCANNED_TOGETHER, Block, Lifetimes, Move, StoreUnavailable, Transaction, Write

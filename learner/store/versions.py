@@ -33,6 +33,10 @@ class ModelReplaced(ValueError):
     """Another version of the model is in force: this one must not learn."""
 
 
+class IndistinctVersions(ValueError):
+    """Two versions have the same mark in records."""
+
+
 class Learnt(msgspec.Struct, frozen=True, array_like=True):
     """What records of one effect mean: feature space, prior and fixed effect, arrays as compressed float64."""
 
@@ -137,8 +141,8 @@ class Versions:
 
         Raises
         ------
-        ModelReplaced
-            If another version has followed it.
+        ModelReplaced, IndistinctVersions
+            If another version has followed it, or records of two versions cannot be told apart.
         StoreUnavailable
             As the store does.
         """
@@ -184,9 +188,14 @@ class Versions:
         for effect in effects:
             for learnt in (one.effects[effect.key] for one in versions if effect.key in one.effects):
                 mark = mark_of(learnt.fingerprint, learnt.population_fingerprint)
-                if effect.origin(mark) is None:
+                if (found := effect.origin(mark)) is None:
                     effect.known[mark] = learnt.origin()
                     new = True
+                elif found.population.fingerprint != learnt.population_fingerprint:
+                    raise IndistinctVersions(
+                        f"records of two versions of model {self._model.name!r} cannot be told apart, which happens once "
+                        "in 17 million pairs: expected another number somewhere in the prior of the newer one"
+                    )
         return new
 
     def _require_in_force(self, versions: list[Version]) -> None:

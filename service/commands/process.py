@@ -10,7 +10,7 @@ from learner.model_check import ModelMismatch
 from learner.record import RecordError
 from learner.store import StoreUnavailable
 from learner.store.owner import WrongStore
-from learner.store.versions import ModelReplaced
+from learner.store.versions import IndistinctVersions, ModelReplaced
 from service.environment import service_links
 from service.eviction import StoreEvicts
 from service.settings import Settings
@@ -36,6 +36,7 @@ def logged(settings: Settings, process: Callable[[], int]) -> int:
         RecordError,
         ModelMismatch,
         ModelReplaced,
+        IndistinctVersions,
     ) as exc:
         log.error("stopped", error=str(exc))
         return 1

@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
         from learner.model_check import ModelMismatch
         from learner.store import open_store
         from learner.store.owner import claim, owner_of
-        from learner.store.versions import ModelReplaced
+        from learner.store.versions import IndistinctVersions, ModelReplaced
         from service.measuring import measuring
         from service.metrics import QualityMetrics
         from service.monitor import Monitor
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
         def learn() -> None:
             try:
                 learner.run()
-            except (ModelMismatch, ModelReplaced) as exc:
+            except (ModelMismatch, ModelReplaced, IndistinctVersions) as exc:
                 log.error("stopped", error=str(exc))
             finally:
                 # However the loop ended, a service whose posteriors no longer move must not look alive.

@@ -24,7 +24,6 @@ from learner.model.design import Shown
 from learner.model.effect import Effect, ItemEffect
 from learner.model.spec import Model
 from learner.record import (
-    MAX_REVISION,
     DamagedRecord,
     ForeignRecord,
     Record,
@@ -33,8 +32,8 @@ from learner.record import (
     encode_record,
     erased,
     fresh_record,
-    read_header,
 )
+from learner.record.header import MAX_REVISION, read_header
 from learner.record.items import item_id
 from learner.record.served import belief_at
 from learner.store import Store, StoreUnavailable, Write, write_alone

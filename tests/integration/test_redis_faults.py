@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from learner.record import IDENTITY
+from learner.record.header import IDENTITY
 from learner.store import Store, StoreUnavailable, Write, open_store, write_alone
 from learner.store.redis_keys import record_key
 from tests.servers import RedisServer, certificate, cluster_options, eventually, join_cluster

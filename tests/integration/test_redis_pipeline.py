@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import redis
 
-from learner.record import IDENTITY
+from learner.record.header import IDENTITY
 from learner.store import NotNow, Pipeline, Pipelined, StoreUnavailable, Write, open_store, write_alone
 from learner.store.redis_keys import record_key
 from tests.servers import RedisServer

@@ -26,7 +26,8 @@ from learner.log import open_reader
 from learner.model.duration import ModelError
 from learner.model.spec import Model, load_model
 from learner.progress import Progress
-from learner.record import Record, decode_record, encode_record, erased, fresh_record, is_tombstone
+from learner.record import Record, decode_record, encode_record, erased, fresh_record
+from learner.record.header import is_tombstone
 from learner.record.items import item_id, read_items
 from learner.record.served import belief_at
 from learner.step.apply import apply, apply_to_items

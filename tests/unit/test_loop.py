@@ -17,7 +17,8 @@ from learner.log import Entry, EntryTooLarge, EventLog, LogUnavailable, Message,
 from learner.model.spec import load_model
 from learner.model_check import ModelMismatch
 from learner.progress import Progress
-from learner.record import Record, checksum, decode_record, encode_record, fresh_record
+from learner.record import Record, decode_record, encode_record, fresh_record
+from learner.record.header import checksum
 from learner.store import StoreUnavailable, Write, write_alone
 from learner.sweeps import Sweeps
 from tests.rig import Around, Rig, once

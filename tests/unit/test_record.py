@@ -9,17 +9,8 @@ from hypothesis import strategies as st
 
 from learner.belief.gaussian import Belief, Gaussian, factorised
 from learner.model.spec import Model, load_model
-from learner.record import (
-    NEVER,
-    VERSION,
-    DamagedRecord,
-    ForeignRecord,
-    Record,
-    checksum,
-    decode_record,
-    encode_record,
-    fresh_record,
-)
+from learner.record import NEVER, DamagedRecord, ForeignRecord, Record, decode_record, encode_record, fresh_record
+from learner.record.header import VERSION, checksum
 from learner.record.layout import HAS_MORE, HEADER_BYTES, OUTCOME, WAITING_CLICK
 from learner.step.apply import apply
 from tests.stepping import Click, microbatch

@@ -17,7 +17,15 @@ from learner.model.space import bridge, rows_over
 from learner.model.spec import Model, load_model
 from learner.record import Record, decode_record, encode_record
 from learner.record.served import belief_at
-from learner.store.versions import ModelReplaced, Versions, in_force, known, put_in_force, version_of
+from learner.store.versions import (
+    IndistinctVersions,
+    ModelReplaced,
+    Versions,
+    in_force,
+    known,
+    put_in_force,
+    version_of,
+)
 from tests.rig import Rig, keep, put_back
 
 AT = 1_700_000_000_000
@@ -323,3 +331,11 @@ def test_items_are_brought_over_too(tmp_path: Path) -> None:
     # Shown to six users twice, clicked by three of them twice.
     assert record.n_events == 18
     shop.close()
+
+
+def test_versions_whose_records_cannot_be_told_apart_are_refused(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_in_force(shop.store, version_of(ADDED), [], AT)
+    monkeypatch.setattr("learner.model.effect.mark_of", lambda *fingerprints: b"abc")
+    monkeypatch.setattr("learner.store.versions.mark_of", lambda *fingerprints: b"abc")
+    with pytest.raises(IndistinctVersions, match="cannot be told apart"):
+        Versions(shop.store, fresh(BEFORE)).look()
