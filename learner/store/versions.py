@@ -193,7 +193,7 @@ class Versions:
                     new = True
                 elif found.population.fingerprint != learnt.population_fingerprint:
                     raise IndistinctVersions(
-                        f"records of two versions of model {self._model.name!r} cannot be told apart, which happens once "
+                        f"records of two versions of model {self._model.name!r} cannot be told apart, as happens once "
                         "in 17 million pairs: expected another number somewhere in the prior of the newer one"
                     )
         return new
