@@ -33,7 +33,7 @@ function showQuality(told) {
   const share = told.users < 1 ? ` of ${Math.round(100 * told.users)} % of users` : "";
   put($("quality-windows"),
     ...(told.worse_than_fixed_effect ? [el("p", { class: "bad", role: "alert" }, "What is served is worse than the fixed effect alone, by more than chance.")] : []),
-    table(`Quality${share}`, ["", "outcomes", "clicks", "log loss", "less fixed effect", "NDCG@10 in slates", "less fixed effect", "predicted/actual"],
+    table(`Quality by window${share}`, ["window", "outcomes", "clicks", "log loss", "less fixed effect", "NDCG@10 in slates", "less fixed effect", "predicted/actual"],
       windows.flatMap(([name, one]) => Object.entries(one.parts).filter(([, part]) => part.outcomes).map(([users, part]) => {
         const { metrics, less_fixed_effect: less } = part.ways.served;
         return [`${WINDOWS[name] ?? name}${users === "all" ? "" : `, ${users} users`}`, whole(part.outcomes), whole(part.clicks),
