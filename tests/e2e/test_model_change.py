@@ -20,6 +20,8 @@ import pytest
 
 from learner.log import Entry, open_log, read_to_end
 from learner.model.spec import load_model
+from learner.record import is_own
+from learner.record.header import read_header
 from learner.store import open_store
 from tests.freshet import KEY, Freshet
 from tests.servers import KafkaServer, RedisServer, eventually
@@ -140,7 +142,8 @@ class Change:
             store = open_store(self.common["store"], 60, key_prefix=self.topic)
             values = store.load([*self.sent])
             store.close()
-            taken_over = sum((value or b"")[16:24] == new_model.fingerprint for value in values)
+            headers = [read_header(value or b"") for value in values]
+            taken_over = sum(one is not None and is_own(one, new_model) for one in headers)
         finally:
             self.over.set()
             if traffic is not None:

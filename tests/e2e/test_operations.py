@@ -21,6 +21,7 @@ from learner.record import decode_record
 from learner.store import open_store
 from learner.store.owner import claim, owner_of
 from learner.store.redis_keys import record_key
+from learner.store.versions import Versions
 from service.web.server import DRAIN_S
 from tests.e2e.test_path import MODEL, Deployment, click, impression, members, now_ms
 from tests.servers import KafkaServer, RedisServer, eventually
@@ -176,6 +177,7 @@ def test_a_learner_with_lag_that_nothing_comes_of_is_red_and_one_that_works_it_o
     client = redis.Redis.from_url(freshet.redis_url)
     store = open_store(freshet.redis_url, 60)
     claim(store, owner_of(load_model(MODEL), freshet.environ["FRESHET_GROUP"]))
+    Versions(store, load_model(MODEL), learns=True).register()
     store.close()
     # Full: whatever it is, it is not written.
     client.config_set("maxmemory", "1")
