@@ -29,7 +29,7 @@ _NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
 # What no two runs have in common: times, fingerprints, how long something took.
 _VARIABLE = (
     (re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?(\.\d+)?(Z|\+00:00)?"), "TIME"),
-    (re.compile(r"\b(?=[0-9a-f]*\d)[0-9a-f]{16}\b"), "FINGERPRINT"),
+    (re.compile(r"(?<!\.)\b(?=[0-9a-f]*\d)[0-9a-f]{16}\b"), "FINGERPRINT"),
     (re.compile(r"\b1[67]\d{11}\b"), "TIME"),
     (re.compile(r'(?<="took_ms": )[\d.]+'), "TOOK"),
     (re.compile(r"(?<=learnt in about )[\d.]+ us"), "TOOK"),

@@ -33,9 +33,9 @@ ITEMS = [
 EXPRESSIONS = [one for panels in PANELS.values() for *_, expressions in panels for one in expressions]
 
 
-def slates(n: int, name: str) -> list[bytes]:
-    """Impressions an hour old, each with a click."""
-    at = time.time_ns() // 1_000_000 - 3_600_000
+def slates(n: int, name: str, later_ms: int = 0) -> list[bytes]:
+    """Impressions an hour old, or later, each with a click."""
+    at = time.time_ns() // 1_000_000 - 3_600_000 + later_ms
     events: list[dict[str, Any]] = []
     for i in range(n):
         ids = {"request_id": f"{name}{i}", "user_id": f"user{i % 40}"}
@@ -152,7 +152,8 @@ def test_every_expression_of_rules_and_dashboard_has_data(observed: Observed) ->
         # Rates need some traffic all the time.
         number = next(sent)
         # Of so many users that intervals can be told.
-        observed.append(slates(40, f"data{number}"))
+        # Their "no"s are due some minutes later, and a slate is scored when its user is seen again.
+        observed.append(slates(40, f"data{number}", min(number, 10) * 300_000))
         assert observed.scorer.request("/events", b"\n".join(slates(1, f"posted{number}")))[0] == 202
         observed.score()
         time.sleep(0.5)
@@ -173,10 +174,10 @@ def test_clicks_without_impressions_are_told_until_their_share_is_small(observed
     lost = {"type": "click", "user_id": "lost", "item_id": "b", "timestamp": at - 3_600_000}
     seen = {"type": "impression", "request_id": "seen", "user_id": "lost", "timestamp": at, "items": ITEMS}
     # The later event of their user says that no impression comes any more.
-    events = [*({**lost, "request_id": f"lost{i}"} for i in range(120)), seen]
+    events = [*({**lost, "request_id": f"lost{i}"} for i in range(600)), seen]
     observed.append([json.dumps(event).encode() for event in events])
     observed.fires("FreshetUnmatchedClicks")
-    observed.append(slates(2_500, "many"))
+    observed.append(slates(14_000, "many"))
     observed.goes_away("FreshetUnmatchedClicks")
 
 
