@@ -215,8 +215,12 @@ def make_server(app: FastAPI, settings: Settings, port: int) -> uvicorn.Server:
 
 def run_until_signal(server: uvicorn.Server, listeners: list[socket.socket] | None = None) -> None:
     """Serve until SIGTERM or SIGINT; what is open is answered first. `listeners` are in the place of its port."""
+
+    def end(*_: object) -> None:
+        # Before uvicorn has handlers of its own, and once it has shut down: then it raises the signal again for this
+        # one, where the default would end the process before the learner has finished its microbatch.
+        server.should_exit = True
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        # Once it has shut down, uvicorn raises the signal again for the handler that was there before it; the default
-        # one would end the process before the learner has finished its microbatch.
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, end)
     server.run(listeners)

@@ -40,7 +40,17 @@ from learner.record import decode_record
 from learner.store import StoreUnavailable, open_store, positions_by_shard
 from tests.chaos.nodes import Redis
 from tests.chaos.proxy import Proxy
-from tests.chaos.stream import MODEL, MODEL_OF_RUN, Logged, differences, events, expect, item_differences, with_bot
+from tests.chaos.stream import (
+    KINDS,
+    MODEL,
+    MODEL_OF_RUN,
+    Logged,
+    differences,
+    events,
+    expect,
+    item_differences,
+    with_bot,
+)
 from tests.servers import KafkaServer, answers, eventually, free_port, join_cluster
 
 TOPICS = ("impressions", "clicks")
@@ -154,6 +164,7 @@ class Chaos:
         learners: int,
         users: int,
         cluster: bool = False,
+        together: bool = False,
         bot: bool = False,
         compression: str | None = None,
     ) -> None:
@@ -189,7 +200,10 @@ class Chaos:
         )
         self.usual = learners
         self.cluster = cluster
-        self.stream = with_bot(self.rng, events(self.rng, users)) if bot else events(self.rng, users)
+        self.together = together
+        self.stream = events(self.rng, users, ("one",) if together else KINDS)
+        if bot:
+            self.stream = with_bot(self.rng, self.stream)
         self.partitions = dict.fromkeys(TOPICS, 4)
         self.epoch = 0
         self.log: list[Logged] = []
@@ -523,7 +537,11 @@ class Chaos:
         report = self.report
         report.log, report.users, report.ordered = len(self.log), len(expected.records), len(expected.ordered)
         report.bad, report.letters = len(expected.bad), len(letters)
-        report.wrong = differences(expected, found) | item_differences(expected.items, items)
+        report.wrong = differences(expected, found)
+        if self.together or not self.cluster:
+            # What items learn is not promised where a user's events are in several partitions and a node of a cluster
+            # steps back alone: the others have been told of some of these events.
+            report.wrong |= item_differences(expected.items, items)
         report.items, report.item_outcomes = len(expected.items), sum(one.outcomes for one in expected.items.values())
         bad = {(topic, Position(place.partition, place.offset)) for topic, place in expected.bad}
         if missing := bad - set(letters):
@@ -550,9 +568,17 @@ class Chaos:
         return letters
 
 
-def chaos(folder: Path, n_events: int, n_faults: int, seed: int, learners: int = 3, cluster: bool = False) -> Report:
+def chaos(
+    folder: Path,
+    n_events: int,
+    n_faults: int,
+    seed: int,
+    learners: int = 3,
+    cluster: bool = False,
+    together: bool = False,
+) -> Report:
     """Run it and judge."""
-    one = Chaos(folder, seed, learners, max(50, n_events // 40), cluster)
+    one = Chaos(folder, seed, learners, max(50, n_events // 40), cluster, together)
     try:
         return one.run(n_events, n_faults)
     finally:
@@ -571,13 +597,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the events and the schedule (default: %(default)s)")
     parser.add_argument("--learners", type=int, default=3, help="in the group, usually (default: %(default)s)")
     parser.add_argument("--cluster", action="store_true", help="the store is a cluster of three nodes")
+    parser.add_argument("--together", action="store_true", help="each user's events are in one partition")
     parser.add_argument("--keep", type=Path, help="an empty folder for the servers' and learners' logs")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.keep or Path(scratch)
         report = chaos(
-            folder, arguments.events, arguments.faults, arguments.seed, arguments.learners, arguments.cluster
-        )
+            folder, arguments.events, arguments.faults, arguments.seed, arguments.learners, arguments.cluster,
+            arguments.together,
+        )  # fmt: skip
     print(report.table())
     for kind, which in report.wrong.items():
         print(f"{kind}: {len(which)}, for example {which[:5]}")

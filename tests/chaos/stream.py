@@ -56,18 +56,19 @@ class Sent(NamedTuple):
     value: bytes
 
 
-def events(rng: random.Random, users: int) -> Iterator[Sent]:
+def events(rng: random.Random, users: int, kinds: Sequence[str] = KINDS) -> Iterator[Sent]:
     """Impressions and clicks, with repeats, clicks first, late clicks, bad records, wrong and missing keys; endless.
 
     Now and then one of the others is erased, and of each slate the last item, once it is shown no more.
 
     Of five users one (``two-…``) has the clicks in a topic of their own and one (``odd-…``) has wrong keys: there no
     log says in which order all their events act. These have no click so late that it would age their other outcomes.
+    With `kinds` of ``one`` alone each user's events are in one partition.
     """
     number = 0
     while True:
         number += 1
-        user = f"{rng.choice(KINDS)}-{rng.randrange(users // len(KINDS))}"
+        user = f"{rng.choice(kinds)}-{rng.randrange(users // len(KINDS))}"
         request, at = f"r{number}", START_MS + number * 100
         shown_items = [*rng.sample("abcdefgh", 2), gone := f"gone-{number // GONE_AFTER}"]
         items = [

@@ -21,8 +21,9 @@ def test_under_fire_nothing_is_lost_and_nothing_applied_twice(tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("kafka_server", "redis_server")
-def test_nodes_of_a_cluster_step_back_alone_and_nothing_is_lost(tmp_path: Path) -> None:
-    report = chaos(tmp_path, n_events=3_000, n_faults=6, seed=5, learners=2, cluster=True)
+@pytest.mark.parametrize("together", [False, True], ids=["users in several partitions", "users in one, items too"])
+def test_nodes_of_a_cluster_step_back_alone_and_nothing_is_lost(tmp_path: Path, together: bool) -> None:
+    report = chaos(tmp_path, n_events=3_000, n_faults=6, seed=5, learners=2, cluster=True, together=together)
     print(report.table())
     assert report.wrong == {}
     assert report.faults.total() == 6

@@ -9,13 +9,17 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 
+from service.settings import Settings
+from service.web.server import make_server, run_until_signal
 from tests.freshet import head, read
 from tests.servers import eventually, free_port
 
@@ -126,3 +130,29 @@ def test_a_number_of_workers_that_is_none_is_refused(n: str) -> None:
     )
     assert done.returncode == 2
     assert "expected a whole number from 1 to 256" in done.stderr
+
+
+def test_a_signal_that_comes_before_the_server_has_begun_ends_it() -> None:
+    server = make_server(FastAPI(), Settings(), free_port())
+    run, missed = server.run, threading.Event()
+
+    def late(listeners: list[socket.socket] | None) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        run(listeners)
+
+    def give_up() -> None:
+        missed.set()
+        server.should_exit = True
+
+    server.run = late  # type: ignore[method-assign]
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    timer = threading.Timer(20, give_up)
+    timer.start()
+    try:
+        run_until_signal(server)
+    finally:
+        timer.cancel()
+        signal.alarm(0)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert not missed.is_set()
