@@ -154,7 +154,19 @@ class PrometheusServer(Server):
         ]  # fmt: skip
 
 
-class KafkaServer(Server):
+class Broker(Server):
+    """A node of Kafka."""
+
+    @property
+    def bootstrap(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"kafka://{self.bootstrap}"
+
+
+class KafkaServer(Broker):
     """One node in KRaft mode."""
 
     name = "kafka"
@@ -199,14 +211,6 @@ listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT"""
     def command(self) -> list[str]:
         return [*self._java(), "kafka.Kafka", str(self._config)]
 
-    @property
-    def bootstrap(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    @property
-    def url(self) -> str:
-        return f"kafka://{self.bootstrap}"
-
     def _java(self) -> list[str]:
         return ["java", "-Xmx512m", "-cp", f"{self._libs}/*"]
 
@@ -226,7 +230,7 @@ class ZooKeeperServer(Server):
         return ["java", *options, "org.apache.zookeeper.server.ZooKeeperServerMain", str(self.port), data]
 
 
-class OldKafkaServer(Server):
+class OldKafkaServer(Broker):
     """One node with ZooKeeper that gives topics no ids, and writes records in format v1, as of before Kafka 0.11."""
 
     name = "old-kafka"
@@ -261,14 +265,6 @@ group.min.session.timeout.ms=1000
 
     def command(self) -> list[str]:
         return ["java", "-Xmx256m", "-cp", f"{self._libs}/*", "kafka.Kafka", str(self._config)]
-
-    @property
-    def bootstrap(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    @property
-    def url(self) -> str:
-        return f"kafka://{self.bootstrap}"
 
 
 def _kafka_libs(version: str, *artifacts: str) -> Path:

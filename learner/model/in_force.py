@@ -9,7 +9,7 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
-from learner.belief.gaussian import Array, Gaussian
+from learner.belief.gaussian import Gaussian
 from learner.belief.population import Population, marginal
 from learner.model.duration import HalfLife, ModelError
 from learner.model.effect import Effect, Origin, mark_of
@@ -103,17 +103,16 @@ def in_force(effect: _E, fitted: EffectPrior, source: str = "prior.npz") -> _E:
 
 def new_coefficients(effect: Effect, fitted: EffectPrior) -> list[str]:
     """Those that a fitted prior has nothing of."""
-    within = _within(effect, fitted)
+    if fitted.feature_space == effect.fingerprint:
+        return []
+    within = bridge(fitted.space, effect.space)[: effect.d, : fitted.space.d]
     return [name for name, row in zip(effect.coefficients, within, strict=True) if not row.any()]
-
-
-def _within(effect: Effect, fitted: EffectPrior) -> Array:
-    return bridge(fitted.space, effect.space)[: effect.d, : fitted.space.d]
 
 
 def _brought_over(effect: Effect, fitted: EffectPrior, source: str) -> Population:
     """The fitted population in the effect's feature space."""
-    within = _within(effect, fitted)
+    over = bridge(fitted.space, effect.space)
+    within = over[: effect.d, : fitted.space.d]
     kept = np.flatnonzero(within.any(axis=1))
     if len(kept) < 2 <= min(within.shape):
         which = " of items" if effect.key == "item" else ""
@@ -127,6 +126,5 @@ def _brought_over(effect: Effect, fitted: EffectPrior, source: str) -> Populatio
     mean, cov = prior.mean.copy(), prior.cov.copy()
     mean[kept] = mine.mean
     cov[kept if prior.is_diagonal else np.ix_(kept, kept)] = mine.cov
-    over = bridge(fitted.space, effect.space)
     fixed_effect = fitted.population.fixed_effect
     return Population(Gaussian(mean, cov), over[:, : len(fixed_effect)] @ fixed_effect)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,7 +17,7 @@ from service.clock import now_ms
 from service.metrics import FRESHNESS_BUCKETS
 from service.web.http import json_response
 from service.web.openapi import responses
-from service.web.scoring import in_thread
+from service.web.shared_read import SharedRead
 
 INTERVAL_S = 1.0
 EVENTS = "text/event-stream"
@@ -40,18 +39,12 @@ class Learners:
     def __init__(self, model: str, store: Store, pool: ThreadPoolExecutor) -> None:
         self._model = model
         self._store = store
-        self._pool = pool
-        self._reading: asyncio.Future[LearnersResponse] | None = None
-        self._read_at = 0.0
+        self._shared = SharedRead(pool, self._read, INTERVAL_S / 2, failed_s=INTERVAL_S / 2)
         self._ended = asyncio.Event()
 
     async def now(self) -> LearnersResponse:
         """What is told now, or was read half a second ago at most; raises `StoreUnavailable`."""
-        now = time.monotonic()
-        if self._reading is None or (self._reading.done() and now - self._read_at > INTERVAL_S / 2):
-            self._reading, self._read_at = asyncio.ensure_future(in_thread(self._pool, self._read)), now
-        # Those who look on share it: one who goes away takes it from no other.
-        return await asyncio.shield(self._reading)
+        return await self._shared.now()
 
     async def events(self) -> AsyncIterator[bytes]:
         """Server-sent events of what is told, one a second, until the process ends."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 from fastapi import FastAPI, Request, Response
@@ -16,7 +14,7 @@ from service.guardrail import verdict
 from service.quality import hours_of, windows_of
 from service.web.http import json_response
 from service.web.openapi import responses
-from service.web.scoring import in_thread
+from service.web.shared_read import SharedRead
 
 REMEMBERED_S = 10.0
 """Sums of a week are some megabytes; those who look on share a read of them."""
@@ -36,18 +34,12 @@ class Quality:
     def __init__(self, model: Model, store: Store, pool: ThreadPoolExecutor) -> None:
         self._model = model
         self._store = store
-        self._pool = pool
-        self._reading: asyncio.Future[QualityResponse] | None = None
-        self._read_at = 0.0
+        # Who asks again after an error has it read again.
+        self._shared = SharedRead(pool, self._read, REMEMBERED_S, failed_s=0.0)
 
     async def now(self) -> QualityResponse:
         """What is counted now, or was a few seconds ago; raises `StoreUnavailable`."""
-        now, reading = time.monotonic(), self._reading
-        failed = reading is not None and reading.done() and (reading.cancelled() or reading.exception() is not None)
-        if reading is None or failed or (reading.done() and now - self._read_at > REMEMBERED_S):
-            reading = self._reading = asyncio.ensure_future(in_thread(self._pool, self._read))
-            self._read_at = now
-        return await asyncio.shield(reading)
+        return await self._shared.now()
 
     def _read(self) -> QualityResponse:
         sums, has_items = self._store.sums(), self._model.item is not None
