@@ -14,12 +14,13 @@ from functools import partial
 from itertools import repeat
 from math import inf
 
+import numpy as np
 import structlog
 
 from learner.busy import BusyUsers
 from learner.collector import uncollected
 from learner.dead_letter import DeadLetters
-from learner.events.microbatch import IMPRESSION, ByUser, Events, Microbatch, by_user, sweeps
+from learner.events.microbatch import CATALOG_ITEM, IMPRESSION, ByUser, Microbatch, by_user, sweeps
 from learner.events.wire import BadEvent, Reason
 from learner.feed import encode_blocks
 from learner.items import Items
@@ -35,6 +36,7 @@ from learner.progress import Progress
 from learner.record import NEVER, DamagedRecord, ForeignRecord, encode_record, fresh_record
 from learner.step.apply import apply
 from learner.store import Store, StoreUnavailable, Write
+from learner.store.catalog import LearntCatalog
 from learner.store.versions import Versions
 from learner.sweeps import Sweeps, read_to
 from learner.vanished import Vanished
@@ -68,6 +70,8 @@ class Learner:
         How many slates of one user are learnt a minute; 0: all.
     take_over
         Whether a model that another one has followed may come into force again, since nobody else learns here.
+    items_topic
+        That of the catalog, if it has one of its own: there a record without a value removes an item.
     """
 
     model: Model
@@ -81,6 +85,7 @@ class Learner:
     commit_interval_s: float = 1.0
     max_slates_per_minute: int = 0
     take_over: bool = False
+    items_topic: str = ""
     _committing: bool = field(default=True, init=False)
     _log_time: int = field(default=0, init=False)
     _held: frozenset[Partition] = field(default=frozenset(), init=False)
@@ -95,6 +100,7 @@ class Learner:
         self._patience = Patience(self.reader, self.stop)
         self._versions = Versions(self.store, self.model, learns=True)
         self._items = None if self.model.item is None else Items(self.model.item, self.store, self._versions.look)
+        self._catalog = None if self.model.catalog is None else LearntCatalog(self.model.catalog, self.store)
         self._vanished, self._laps = Vanished(), Laps()
 
     def run(self) -> None:
@@ -168,14 +174,18 @@ class Learner:
 
     def _take(self, messages: Sequence[Message], counts: Counter[str], bad: Counter[str]) -> float | None:
         """Learn what can be learnt of some messages, and bury the rest; returns the freshness, in ms."""
+        catalog = self._catalog
         # A schema registry may be away, too.
-        parsed = self._patience.call(counts, partial(events_of, messages, self.model, self._busy))
+        read = partial(events_of, messages, self.model, self._busy, catalog, self.items_topic)
+        parsed = self._patience.call(counts, read)
         batch, refused = parsed
         self._laps.lap("parse")
-        impressions = int((batch.events.event["kind"] == IMPRESSION).sum())
+        with_features = int(np.isin(batch.events.event["kind"], (IMPRESSION, CATALOG_ITEM)).sum())
+        if catalog is not None:
+            counts["catalog_unknown"] += catalog.unknown
         if passed_over := parsed.passed_over():
             counts["passed_over"] += passed_over
-        self._check.events(len(messages), impressions, Counter(why.reason for why in refused.values()))
+        self._check.events(len(messages), with_features, Counter(why.reason for why in refused.values()))
 
         def bury(refused: Mapping[int, BadEvent]) -> None:
             if not refused:
@@ -236,7 +246,7 @@ class Learner:
                     break
             try:
                 lost = self._patience.call(
-                    counts, partial(self._attempt, batch.events, pending, of_events, counts, bury_refused)
+                    counts, partial(self._attempt, batch, pending, of_events, counts, bury_refused)
                 )
             except (DamagedRecord, ForeignRecord) as exc:
                 if foreign := isinstance(exc, ForeignRecord):
@@ -256,7 +266,7 @@ class Learner:
     @uncollected()
     def _attempt(
         self,
-        events: Events,
+        batch: Microbatch,
         pending: ByUser,
         messages: Sequence[Message],
         counts: Counter[str],
@@ -265,12 +275,14 @@ class Learner:
         """Load, apply, commit; returns the users of shards that were written meanwhile."""
         stored = self.store.load(pending.user_ids)
         self._laps.lap("read")
-        applied = apply(self.model, stored, events, pending)
+        applied = apply(self.model, stored, batch.events, pending)
         if sizes := [len(value) for value in applied.values if value is not None]:
             self._record_bytes = sum(sizes) // len(sizes)
         # Those that nothing has to be written of, too: that holds for what was read.
         whose = repeat(self.model.key), repeat(self.model.ttl_s)
         writes = list(map(Write, pending.user_ids, stored, applied.values, applied.erased, *whose))
+        if self._catalog is not None:
+            writes += self._catalog.writes(batch, pending, counts)
         self._check.records(len(stored) - stored.count(None))
         feeds = {}
         if self.model.item is not None and messages:
@@ -279,7 +291,7 @@ class Learner:
             feeds = encode_blocks(self.model.item, applied.transitions, pending.user_ids, places, *shards)
         self._laps.lap("apply")
         before_commit()
-        done = self._positions.commit(writes, feeds, applied.sums)
+        done = self._positions.commit(writes, feeds, applied.sums)[: len(stored)]
         self._laps.lap("store")
         for user_id, end in zip(pending.user_ids, applied.ends, strict=True):
             self._sweeps.note(user_id, None if end == NEVER else end, self._log_time)

@@ -4,23 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from learner.busy import BusyUsers
 from learner.collector import uncollected
 from learner.events.future import refuse_from_the_future, times_in_log
 from learner.events.parse import parse_events
 from learner.events.parsed import Parsed
 from learner.events.record import told
-from learner.events.wire import BadEvent, Reason
+from learner.events.wire import BadEvent, Reason, WireCatalogItem
 from learner.log import Message
 from learner.model.spec import Model
+from learner.store.catalog import LearntCatalog
 
 
 @uncollected()
-def events_of(messages: Sequence[Message], model: Model, busy: BusyUsers) -> Parsed:
-    """The events, and what is wrong with those that are bad: as a learner takes them."""
+def events_of(
+    messages: Sequence[Message],
+    model: Model,
+    busy: BusyUsers,
+    catalog: LearntCatalog | None = None,
+    items_topic: str = "",
+) -> Parsed:
+    """The events, and what is wrong with those that are bad: as a learner takes them; see `value_of`."""
+    if catalog is not None:
+        catalog.begin()
     wanted = model.record
     records = [told(wanted, one.topic, one.key, one.headers) for one in messages] if wanted else ()
-    parsed = parse_events([message.value for message in messages], model, records)
+    parsed = parse_events([value_of(one, model, items_topic) for one in messages], model, records, catalog)
     for place, message in enumerate(messages):
         if message.unreadable:
             parsed.refuse(place, BadEvent(Reason.UNREADABLE, message.unreadable))
@@ -28,3 +39,12 @@ def events_of(messages: Sequence[Message], model: Model, busy: BusyUsers) -> Par
     refuse_from_the_future(parsed, came_at, model)
     busy.refuse(parsed, came_at)
     return parsed
+
+
+def value_of(message: Message, model: Model, items_topic: str) -> bytes:
+    """The bytes of an event; a record without a value, in a topic of the catalog alone, removes the item of its key."""
+    is_removal = message.topic == items_topic and message.key and not message.value and not message.unreadable
+    if model.catalog is None or not is_removal:
+        return message.value
+    item_id = (message.key or b"").decode(errors="replace")
+    return msgspec.json.encode(WireCatalogItem(item_id, message.timestamp, None))

@@ -58,6 +58,12 @@ FATES: dict[str, tuple[str, str]] = {
     ),
     "item_outcomes_lost": ("What was told to items whose records cannot be used.", "ever: the log names the item"),
     "item_blocks_foreign": ("Blocks of a feed of another model's items.", "after a change of `[effects.item]` is over"),
+    "catalog": ("Events that changed what the catalog has of an item, erasures of items among them.", ""),
+    "catalog_outdated": ("Events about an item that were older than what the catalog has.", ""),
+    "catalog_unknown": (
+        "Items of a microbatch that an impression left to the catalog, which has nothing of them.",
+        "above 0: they are learnt as if their features were missing",
+    ),
     "retries": ("Calls to the log or the store that were made again.", "they go on: one of them is away"),
     "vanished": (
         "Users whose record was known to be there, and was not: evicted, deleted, or expired before its time.",

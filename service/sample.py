@@ -15,7 +15,7 @@ from learner.batch.raw import Raw, Skipped
 from learner.events.foreign import PassedOver, at_path, body_of, epoch_ms, rule_of
 from learner.events.parse import parse_event
 from learner.events.record import with_record
-from learner.events.wire import BadEvent, WireClick, WireErase, WireEraseItem, WireImpression
+from learner.events.wire import BadEvent, WireCatalogItem, WireClick, WireErase, WireEraseItem, WireImpression
 from learner.model.events_file import ClickRule, EventRule, EventsFile, ImpressionRule
 from learner.model.foreign import feature_paths, paths_of
 from learner.model.spec import Model
@@ -55,6 +55,8 @@ def described(raws: Sequence[Raw], model: Model) -> tuple[str, int]:
         else:
             if isinstance(event, WireErase | WireEraseItem):
                 counts["erasures"] += 1
+            elif isinstance(event, WireCatalogItem):
+                counts["items"] += 1
             elif isinstance(event, WireClick):
                 counts["clicks"] += 1
                 clicked.append((_request(event, model), event.item_id))

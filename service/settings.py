@@ -51,6 +51,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     impressions_topic, clicks_topic
         What learners read, and where `POST /events` puts events of each type. One topic for both keeps the
         order of a user's events.
+    items_topic
+        The same of events about items; not set: with impressions. It may be compacted: a null removes the key's item.
     group
         The learners' consumer group.
     kafka_security_protocol
@@ -61,10 +63,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         The account.
     kafka_ssl_cafile
         PEM file with whom to trust; empty: whom the system trusts.
-    kafka_ssl_certfile, kafka_ssl_keyfile
-        PEM files with a certificate of our own and its key.
-    kafka_ssl_password
-        Of that key.
+    kafka_ssl_certfile, kafka_ssl_keyfile, kafka_ssl_password
+        PEM files with a certificate of our own and its key, and the key's password.
     schemas
         Of Avro, JSON and Protobuf behind a registry's framing: its URL, or a folder of ``<id>.avsc``, ``<id>.json`` or
         ``<id>.desc``, or one ``.avsc``.
@@ -84,10 +84,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         How long a learner waits for one.
     stalled_after_s
         How long a learner may take for a turn, or take nothing while there is something to learn, and still be ready.
-    host
-        The address that the service and a learner listen on.
-    port
-        Where the service listens.
+    host, port
+        The address that the service and a learner listen on, and where the service does.
     learner_port
         Where a learner answers health and metrics; 0: nowhere.
     api_key
@@ -128,6 +126,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     tombstone_days: Annotated[int, msgspec.Meta(ge=0)] = 0
     impressions_topic: str = "events"
     clicks_topic: str = "events"
+    items_topic: str = ""
     group: str = "freshet"
     kafka_security_protocol: str = "PLAINTEXT"
     kafka_sasl_mechanism: str = ""
@@ -165,7 +164,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def topics(self) -> list[str]:
         """What a learner reads."""
-        return list(dict.fromkeys([self.impressions_topic, self.clicks_topic]))
+        return list(dict.fromkeys(filter(None, [self.impressions_topic, self.clicks_topic, self.items_topic])))
 
     @property
     def allowed_origins(self) -> list[str]:

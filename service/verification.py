@@ -123,10 +123,11 @@ def _topics(settings: Settings, admin: Any) -> Iterator[Finding]:
             yield _ok("topic", f"{topic}: {found[topic]} partitions")
         else:
             yield missing(topic, "nothing can be learnt from it, or sent to it", True)
-    if len(partitions := {found[topic] for topic in settings.topics if topic in found}) > 1:
+    of_users = list(dict.fromkeys([settings.impressions_topic, settings.clicks_topic]))
+    if len(partitions := {found[topic] for topic in of_users if topic in found}) > 1:
         yield _failed(
             "partitions",
-            f"{' and '.join(settings.topics)} have {' and '.join(map(str, sorted(partitions)))}: a user's impressions "
+            f"{' and '.join(of_users)} have {' and '.join(map(str, sorted(partitions)))}: a user's impressions "
             "and clicks would go to different learners; make them equal, or use one topic for both",
         )
     for topic, letter, mark in zip(settings.topics, letters, marks, strict=True):

@@ -107,6 +107,7 @@ def make_learner(
         stop,
         max_slates_per_minute=settings.max_slates_per_minute,
         take_over=take_over,
+        items_topic=settings.items_topic,
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any, cast
 import msgspec
 
 from learner.batch.raw import LogError, Raw, Reached, Skipped
+from learner.events.catalog import Entries, LogEntries
 from learner.events.future import refuse_from_the_future, times_in_log
 from learner.events.microbatch import Microbatch
 from learner.events.parse import parse_events
@@ -22,6 +23,7 @@ from learner.events.parsed import Parsed
 from learner.events.record import told
 from learner.events.wire import BadEvent, Reason
 from learner.log import Message, read_to_end
+from learner.messages import value_of
 from learner.model.spec import Model
 
 __all__ = ["LogError", "Skipped", "raw_events", "read_events"]
@@ -39,6 +41,7 @@ def read_events(
     advance: Callable[[int, float | None], object] = lambda n, of: None,
     kafka: Mapping[str, Any] | None = None,
     skipped: Skipped | None = None,
+    items_topic: str = "",
 ) -> Generator[Microbatch]:
     """Every event of the logs, source by source. Close it, if it is not read to its end.
 
@@ -57,6 +60,9 @@ def read_events(
     skipped
         Where to count the events that a learner would dead-letter, which are then passed over. None: the first of them
         is an error.
+    items_topic
+        That of the catalog, if it has one of its own: there a record without a value removes an item. What items leave
+        to the catalog is what the logs have said of them before.
 
     Raises
     ------
@@ -66,30 +72,31 @@ def read_events(
         source cannot be read.
     """
     n = 0
+    entries = None if model.catalog is None else LogEntries(model.catalog)
     for i, source in enumerate(sources):
         here = Reached()
         # A generator that holds a connection must be closed here and now: when Python ends, kafka-python's own thread
         # is gone, and closing its consumer would wait for it without end.
-        with closing(raw_events(source, model, topics, kafka or {}, here)) as raws:
+        with closing(raw_events(source, model, topics, kafka or {}, here, items_topic)) as raws:
             while some := list(islice(raws, _EVENTS_TOGETHER)):
-                parsed = _parse(some, model)
+                parsed = _parse(some, model, entries)
                 for at, why in sorted(parsed.bad.items()):
                     if skipped is None:
                         raise LogError(
                             f"{some[at].place}: {why.reason.value}: {why}{_misfit(why, some[at:], raws, model)}"
                         )
                     skipped.note(some[at].place, why)
-                yield parsed.batch
+                yield parsed.batch.without_catalog()
                 n += len(some)
                 share = (i + here.share) / len(sources)
                 advance(len(some), n / share if share else None)
 
 
-def _parse(raws: Sequence[Raw], model: Model) -> Parsed:
+def _parse(raws: Sequence[Raw], model: Model, entries: Entries | None) -> Parsed:
     """The events, and why others are none: as a learner has it."""
     # Of a row that is no event there is nothing to read.
     values = [raw.value if isinstance(raw.value, bytes) else b"" for raw in raws]
-    parsed = parse_events(values, model, [raw.record for raw in raws] if model.record else ())
+    parsed = parse_events(values, model, [raw.record for raw in raws] if model.record else (), entries)
     for at, raw in enumerate(raws):
         if isinstance(raw.value, BadEvent):
             parsed.refuse(at, raw.value)
@@ -124,7 +131,12 @@ def _misfit(why: BadEvent, some: Sequence[Raw], following: Iterator[Raw], model:
 
 
 def raw_events(
-    source: str, model: Model, topics: Sequence[str], kafka: Mapping[str, Any], reached: Reached | None = None
+    source: str,
+    model: Model,
+    topics: Sequence[str],
+    kafka: Mapping[str, Any],
+    reached: Reached | None = None,
+    items_topic: str = "",
 ) -> Generator[Raw]:
     """The events of one source as they stand there; see `read_events`. Close it, if it is not read to its end.
 
@@ -132,7 +144,7 @@ def raw_events(
     """
     reached = reached or Reached()
     if "://" in source:
-        yield from _from_log(source, model, topics, kafka, reached)
+        yield from _from_log(source, model, topics, kafka, reached, items_topic)
         return
     path = Path(source)
     files = sorted(file for file in path.iterdir() if _kind(file)) if path.is_dir() else [path]
@@ -193,7 +205,7 @@ def _from_array(file: Path, data: bytes, reached: Reached) -> Iterator[Raw]:
 
 
 def _from_log(
-    source: str, model: Model, topics: Sequence[str], kafka: Mapping[str, Any], reached: Reached
+    source: str, model: Model, topics: Sequence[str], kafka: Mapping[str, Any], reached: Reached, items_topic: str
 ) -> Iterator[Raw]:
     """From the beginning to now; no group notices."""
     done = 0
@@ -206,4 +218,4 @@ def _from_log(
                 place = f"{message.topic}/{message.position.partition.number}@{message.position.offset}"
                 unreadable = BadEvent(Reason.UNREADABLE, message.unreadable) if message.unreadable else None
                 record = told(model.record, message.topic, message.key, message.headers) if model.record else b""
-                yield Raw(place, unreadable or message.value, message.timestamp, record)
+                yield Raw(place, unreadable or value_of(message, model, items_topic), message.timestamp, record)

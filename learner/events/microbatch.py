@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 T = TypeVar("T")
 
 # Kinds of events; a bad one is never applied.
-BAD, IMPRESSION, CLICK, SWEEP, ERASE, ERASE_ITEM = -1, 0, 1, 2, 3, 4
+BAD, IMPRESSION, CLICK, SWEEP, ERASE, ERASE_ITEM, CATALOG_ITEM = -1, 0, 1, 2, 3, 4, 5
 
 EVENT = np.dtype([(name, np.int64) for name in ("kind", "at", "key", "item", "first_item", "n_items")])
 """One event: a kind, a time (epoch ms), the outcome's key and the item of a click, or an erased item, and which items
@@ -39,26 +39,28 @@ _OF_ITEM = "item:"
 
 
 def of_item(item_id: str) -> str:
-    """What stands for the user of an item's erasure; a user who is called so has events of their own beside it."""
+    """What stands for the user of an event about an item; a user who is called so has events of their own beside it."""
     return _OF_ITEM + item_id
 
 
 def is_of_item(user_id: str) -> bool:
-    """Whether it may be the erasure of an item, which is of no sample of users and of all of them."""
+    """Whether it may be an event about an item, which is of no sample of users and of all of them."""
     return user_id.startswith(_OF_ITEM)
 
 
 class Microbatch(NamedTuple):
     """Events and the user of each, E ids; a bad event has none, ``""``.
 
-    An item's erasure is nobody's: it has an id of its own, `of_item`, so that it stands in a shard as a user's does.
-    `source` has the number of the record that each event came in, shape (E,); None: each in one of its own. A slate
-    that says what was clicked is several.
+    An event about an item is nobody's: it has an id of its own, `of_item`, so that it stands in a shard as a user's
+    does. `source` has the number of the record that each event came in, shape (E,); None: each in one of its own. A
+    slate that says what was clicked is several. `catalog` has, by place, the bytes of the entry (see
+    `learner.model.catalog`) that an event about an item makes.
     """
 
     user: list[str]
     events: Events
     source: NDArray[np.int64] | None = None
+    catalog: Mapping[int, bytes] = {}
 
     def record(self, place: int) -> int:
         """The number of the record that an event came in."""
@@ -84,6 +86,15 @@ class Microbatch(NamedTuple):
                 if user and (since_ms <= at <= until_ms or kind in (ERASE, ERASE_ITEM)) and wanted(user)
             ]
         )
+
+    def without_catalog(self) -> Microbatch:
+        """Without what it says of the catalog, for whoever has taken notice of that when the events were read."""
+        if not self.catalog:
+            return self
+        event, user = self.events.event.copy(), list(self.user)
+        for place in self.catalog:
+            user[place], event["kind"][place] = "", BAD
+        return self._replace(user=user, events=self.events._replace(event=event), catalog={})
 
     def erasures(self) -> dict[str, int]:
         """When each user who was erased was erased last, epoch ms."""
@@ -167,8 +178,10 @@ def by_user(batch: Microbatch) -> ByUser:
 def joined(batches: Iterable[Microbatch], d: int) -> Microbatch:
     """Microbatches one after another as one; rows have d columns. Which records events came in is not kept."""
     user: list[str] = []
+    catalog: dict[int, bytes] = {}
     events, items, rows, n_items = [np.empty(0, EVENT)], [np.empty(0, ITEM)], [np.empty((0, d), np.float32)], 0
     for batch in batches:
+        catalog |= {len(user) + place: entry for place, entry in batch.catalog.items()}
         user += batch.user
         event = batch.events.event
         if n_items:
@@ -179,8 +192,9 @@ def joined(batches: Iterable[Microbatch], d: int) -> Microbatch:
         rows.append(batch.events.row)
         n_items += len(batch.events.item)
     if len(events) == 2:
-        return Microbatch(user, Events(events[1], items[1], rows[1]))
-    return Microbatch(user, Events(np.concatenate(events), np.concatenate(items), np.concatenate(rows)))
+        return Microbatch(user, Events(events[1], items[1], rows[1]), catalog=catalog)
+    together = Events(np.concatenate(events), np.concatenate(items), np.concatenate(rows))
+    return Microbatch(user, together, catalog=catalog)
 
 
 def with_clicks(batch: Microbatch, items: NDArray[np.intp], slate: NDArray[np.intp], first: bool) -> Microbatch:
@@ -203,8 +217,10 @@ def with_clicks(batch: Microbatch, items: NDArray[np.intp], slate: NDArray[np.in
     is_click = np.arange(len(source)) >= len(event)
     order = np.lexsort((is_click != first, source))
     source = source[order]
+    place_of = np.argsort(order)
+    catalog = {int(place_of[place]): entry for place, entry in batch.catalog.items()}
     events = batch.events._replace(event=np.concatenate([event, click])[order])
-    return Microbatch([batch.user[place] for place in source], events, source)
+    return Microbatch([batch.user[place] for place in source], events, source, catalog)
 
 
 def sweeps(due: Mapping[str, int], d: int) -> Microbatch:

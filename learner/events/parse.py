@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from codecs import BOM_UTF8
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import lru_cache, partial
-from itertools import accumulate, chain
+from functools import lru_cache
+from itertools import accumulate, chain, groupby, pairwise
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
-from learner.events.foreign import Columns, OtherType, PassedOver, columns_of, read_alone, read_quickly
+from learner.events.alone import any_decoder, lacks_request, parse_event, requests_of
+from learner.events.catalog import Entries, entries_of, resolved
+from learner.events.foreign import Columns, PassedOver, columns_of, read_quickly
 from learner.events.keys import digests, item_key
 from learner.events.microbatch import (
     BAD,
+    CATALOG_ITEM,
     CLICK,
     ERASE,
     ERASE_ITEM,
@@ -29,82 +31,63 @@ from learner.events.microbatch import (
 )
 from learner.events.parsed import Parsed
 from learner.events.record import with_record
-from learner.events.why import why
 from learner.events.wire import (
     BadEvent,
-    Reason,
     Wire,
+    WireCatalogItem,
     WireClick,
     WireErase,
     WireEraseItem,
     WireImpression,
     WireItem,
-    has_our_type,
+    catalog_item,
     with_features,
 )
 from learner.limits import MAX_EVENT_BYTES
-from learner.model.design import Shown
 from learner.model.foreign import Foreign
 from learner.model.kinds import ItemError
 from learner.model.spec import Model
 from learner.wire_errors import UNREADABLE
+
+__all__ = ["parse_event", "parse_events"]
 
 # Events read at a time: enough to share the cost of an array, few enough to stay in the processor's cache.
 TOGETHER = 64
 # Unless their design matrix would have more numbers than this: 32 MiB.
 TOGETHER_NUMBERS = 4_000_000
 
-_DECODER = msgspec.json.Decoder(Wire)
 
-
-def parse_event(raw: bytes, model: Model, record: bytes = b"") -> Wire:
-    """Read one event, and see that its items fit the model.
-
-    Parameters
-    ----------
-    raw
-        JSON in UTF-8, of our shape or of that which the model's `[events]` says.
-    model
-        Whose features the items have, and whose schema registry makes JSON of Avro.
-    record
-        What is read of its Kafka record, as of `learner.events.record.told`.
-
-    Raises
-    ------
-    BadEvent
-        With a reason and a message that names the field.
-    """
-    wire = _decode(with_record(raw if model.unframed is None else model.unframed(raw), record), model)
-    if isinstance(wire, WireImpression):
-        try:
-            rows = model.rows([item.features for item in wire.items], _requests([wire]))
-            model.offsets([item.offset for item in wire.items], rows)
-        except ItemError as exc:
-            raise BadEvent(Reason(exc.reason), str(exc)) from exc
-    return wire
-
-
-def parse_events(raws: Sequence[bytes], model: Model, records: Sequence[bytes] = ()) -> Parsed:
+def parse_events(
+    raws: Sequence[bytes], model: Model, records: Sequence[bytes] = (), entries: Entries | None = None
+) -> Parsed:
     """Read many events to columns, each as `parse_event` does.
 
     The items are decoded to structs made for the model, and those of many impressions become one design matrix. An
-    event that cannot be read so is left to `parse_event`, which says what is wrong with it.
+    event that cannot be read so is left to `parse_event`, which says what is wrong with it. What items leave to the
+    model's catalog is taken from `entries`, which are told what the events before say; without, it is missing.
     """
     unreadable: dict[int, BadEvent] = {}
     if model.unframed is not None:
         raws, unreadable = _unframed(raws, model.unframed)
     if records:
         raws = list(map(with_record, raws, records))
-    parts = [_parse_together(raws[start : start + TOGETHER], model) for start in range(0, len(raws), TOGETHER)]
-    bad = {i * TOGETHER + place: why for i, part in enumerate(parts) for place, why in part.bad.items()}
+    starts = range(0, len(raws), TOGETHER)
+    parts = [_parse_together(raws[start : start + TOGETHER], model, entries) for start in starts]
+    batch, bad = _one_after_another(parts, starts, model)
+    return Parsed(batch, bad | unreadable)
+
+
+def _one_after_another(parts: Sequence[Parsed], starts: Sequence[int], model: Model) -> Parsed:
+    """Parts as one; `starts` is the number of the first record of each."""
+    bad = {start + place: why for start, part in zip(starts, parts, strict=True) for place, why in part.bad.items()}
     batch = joined([part.batch for part in parts], model.width)
     if any(part.batch.source is not None for part in parts):
         sources = [
-            i * TOGETHER + (np.arange(len(part.batch.user)) if part.batch.source is None else part.batch.source)
-            for i, part in enumerate(parts)
+            start + (np.arange(len(part.batch.user)) if part.batch.source is None else part.batch.source)
+            for start, part in zip(starts, parts, strict=True)
         ]
         batch = batch._replace(source=np.concatenate(sources))
-    return Parsed(batch, bad | unreadable)
+    return Parsed(batch, bad)
 
 
 def _unframed(raws: Sequence[bytes], one: Callable[[bytes], bytes]) -> tuple[list[bytes], dict[int, BadEvent]]:
@@ -119,9 +102,9 @@ def _unframed(raws: Sequence[bytes], one: Callable[[bytes], bytes]) -> tuple[lis
     return found, bad
 
 
-def _parse_together(raws: Sequence[bytes], model: Model) -> Parsed:
+def _parse_together(raws: Sequence[bytes], model: Model, entries: Entries | None) -> Parsed:
     structs, events, foreign = model.structs, model.events, model.foreign
-    decode = (_DECODER if structs is None else _decoder(structs)).decode
+    decode = (any_decoder(model) if structs is None else _decoder(structs, model.catalog is not None)).decode
     wires: list[Wire | BadEvent] = []
     ours: list[int] = []
     theirs: list[int] = []
@@ -135,10 +118,14 @@ def _parse_together(raws: Sequence[bytes], model: Model) -> Parsed:
             if wire is None or isinstance(wire, PassedOver):
                 with suppress(*UNREADABLE):
                     our, quick = decode(raw), ours
-                    wire = None if _lacks_request(our, model) else our
+                    wire = None if lacks_request(our, model) else our
         if isinstance(wire, WireImpression):
             quick.append(place)
         wires.append(_alone(raw, model) if wire is None else wire)
+    if entries is not None and len(runs := _runs(wires)) > 1:
+        # What comes before an event about an item does not know of it, and what comes behind it does.
+        parts = [_parse_together(raws[a:b], model, entries) for a, b in runs]
+        return _one_after_another(parts, [a for a, _ in runs], model)
     slow = _impressions(wires) - {*ours, *theirs}
     slates = [_Slates([place], None) for place in sorted(slow)]
     for together, shape in ((ours, None), (theirs, foreign)):
@@ -147,11 +134,18 @@ def _parse_together(raws: Sequence[bytes], model: Model) -> Parsed:
         alike = [together] if together and n_numbers <= TOGETHER_NUMBERS else [[place] for place in together]
         slates += [_Slates(places, shape) for places in alike]
     try:
-        return _columns(wires, slates, model)
+        return _columns(wires, slates, model, entries)
     except ItemError:
         # One of them is bad: read each alone to tell which.
         wires = [_alone(raw, model) for raw in raws]
-        return _columns(wires, [_Slates([place], None) for place in sorted(_impressions(wires))], model)
+        return _columns(wires, [_Slates([place], None) for place in sorted(_impressions(wires))], model, entries)
+
+
+def _runs(wires: Sequence[Wire | BadEvent]) -> list[tuple[int, int]]:
+    """Where events about items, or others, begin and end to stand together."""
+    lengths = [len(list(run)) for _, run in groupby(isinstance(wire, WireCatalogItem) for wire in wires)]
+    ends = list(accumulate(lengths, initial=0))
+    return list(pairwise(ends))
 
 
 def _impressions(wires: Sequence[Wire | BadEvent]) -> set[int]:
@@ -165,7 +159,7 @@ class _Slates(NamedTuple):
     foreign: Foreign | None
 
 
-def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Model) -> Parsed:
+def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Model, entries: Entries | None) -> Parsed:
     """The columns of these events; `slates` has the place of every impression."""
     event = np.zeros(len(wires), EVENT)
     users, keys, clicks, bad = [], [], [], {}
@@ -179,6 +173,10 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
             users.append(of_item(wire.item_id))
             event["kind"][place], event["item"][place] = ERASE_ITEM, item_key(wire.item_id)
             continue
+        if isinstance(wire, WireCatalogItem):
+            users.append(of_item(wire.item_id))
+            event["kind"][place] = CATALOG_ITEM
+            continue
         users.append(wire.user_id)
         if isinstance(wire, WireClick):
             clicks.append(place)
@@ -191,6 +189,11 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
     event["kind"][clicks] = CLICK
     event["key"][clicks] = np.frombuffer(b"".join(keys), "<i8")
     event["at"] = [0 if isinstance(wire, BadEvent) else wire.timestamp for wire in wires]
+    of_items = [place for place, wire in enumerate(wires) if isinstance(wire, WireCatalogItem)]
+    catalog: dict[int, bytes] = {}
+    if model.catalog is not None and of_items:
+        said: Any = [wires[place] for place in of_items]
+        catalog = dict(zip(of_items, entries_of(said, model.catalog, entries), strict=True))
     order = [place for one in slates for place in one.places]
     shown: Any = [wires[place] for place in order]
     event["n_items"][order] = n_items = [len(wire.items) for wire in shown]
@@ -206,6 +209,9 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
         its = slice(start, start := start + len(items))
         columns = _of_items(items) if foreign is None else columns_of(items, foreign)
         ids, weights, offsets, effects, positions, clicks_too, features = columns
+        if model.catalog is not None and entries is not None:
+            is_open = [not wire.resolved for wire in slate for _ in wire.items]
+            features = resolved(model.catalog, entries, ids, features, is_open)
         clicked += clicks_too
         ends = list(accumulate((len(wire.items) for wire in slate), initial=0))
         of_each = zip(slate, ends, ends[1:], strict=False)
@@ -216,12 +222,12 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
             in_order = chain.from_iterable(range(len(wire.items)) for wire in slate)
             ranks = zip(positions, in_order, strict=True)
             item["position"][its] = [place if one is None else one - 1 for one, place in ranks]
-        row[its] = model.rows(features, _requests(slate) if has_requests else None)
+        row[its] = model.rows(features, requests_of(slate) if has_requests else None)
         item["offset"][its] = model.offsets(offsets, row[its])
         if model.item is not None:
             item["item"][its] = list(map(item_key, ids))
             item["other_mean"][its], item["other_var"][its] = model.item.as_scored(effects, row[its])
-    batch = Microbatch(users, Events(event, item, row))
+    batch = Microbatch(users, Events(event, item, row), catalog=catalog)
     if any(clicked):
         # Where what is not clicked is a "no" at once, clicks wait for their slate, if not for the latest showing.
         first = model.click_delay is None and not model.by_item
@@ -238,13 +244,6 @@ def _of_items(items: Sequence[Any]) -> Columns:
     )  # fmt: skip
 
 
-def _requests(wires: Sequence[WireImpression]) -> Shown:
-    """What the items of impressions have in common: the event's own time, never a clock's, and its context."""
-    return Shown(
-        [len(wire.items) for wire in wires], [wire.timestamp for wire in wires], [one.context for one in wires]
-    )
-
-
 def _alone(raw: bytes, model: Model) -> Wire | BadEvent:
     try:
         return parse_event(raw, model)
@@ -253,44 +252,10 @@ def _alone(raw: bytes, model: Model) -> Wire | BadEvent:
 
 
 @lru_cache(maxsize=8)
-def _decoder(structs: tuple[type[msgspec.Struct], ...]) -> msgspec.json.Decoder[Wire]:
+def _decoder(structs: tuple[type[msgspec.Struct], ...], has_catalog: bool) -> msgspec.json.Decoder[Wire]:
     """Of events whose items' features, and whose contexts, are of these types."""
-    slate = with_features(structs, WireImpression, WireItem)
-    return msgspec.json.Decoder(slate | WireClick | WireErase | WireEraseItem)
-
-
-def _decode(raw: bytes, model: Model) -> Wire:
-    if len(raw) > MAX_EVENT_BYTES:
-        raise BadEvent(Reason.TOO_LARGE, f"{len(raw)} bytes: expected at most {MAX_EVENT_BYTES}")
-    raw = raw.removeprefix(BOM_UTF8)
-    if model.events is None:
-        return _ours(raw, model)
-    try:
-        return read_alone(raw, model.events, model.features, model.by_item, partial(_ours, model=model))
-    except BadEvent as foreign:
-        try:
-            return _ours(raw, model)
-        except BadEvent as exc:
-            raise exc if isinstance(foreign, OtherType) and has_our_type(raw) else foreign from None
-
-
-def _ours(raw: bytes, model: Model) -> Wire:
-    try:
-        wire: Wire = _DECODER.decode(raw)
-    except UNREADABLE as exc:
-        raise why(raw, exc) from exc
-    if _lacks_request(wire, model):
-        raise BadEvent(
-            Reason.BAD_FIELD,
-            "request_id: Object missing required field `request_id`; without it, clicks are those of items where the "
-            "model says match_clicks = 'item'",
-        )
-    return wire
-
-
-def _lacks_request(wire: Wire, model: Model) -> bool:
-    """Whether nothing says what a click is of."""
-    return isinstance(wire, WireClick) and wire.request_id is None and not model.by_item
+    kinds = with_features(structs, WireImpression, WireItem) | WireClick | WireErase | WireEraseItem
+    return msgspec.json.Decoder(kinds | catalog_item(structs[0]) if has_catalog else kinds)
 
 
 def _keys(request_id: str, item_ids: Sequence[str], model: Model) -> list[bytes]:

@@ -89,7 +89,10 @@ class Ranked(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class WireImpression(msgspec.Struct, frozen=True, tag_field="type", tag="impression", omit_defaults=True):
-    """A slate that was shown to a user, as sent; `context` is of all items; learning takes no notice of `ranked`."""
+    """A slate that was shown to a user, as sent; `context` is of all items; learning takes no notice of `ranked`.
+
+    `resolved` says that its items have the features they were scored with: nothing is looked up in the catalog.
+    """
 
     request_id: Id
     user_id: Id
@@ -97,6 +100,7 @@ class WireImpression(msgspec.Struct, frozen=True, tag_field="type", tag="impress
     items: Annotated[list[WireItem], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
     ranked: Ranked | None = None
     context: Features = {}
+    resolved: bool = False
 
 
 class WireClick(msgspec.Struct, frozen=True, tag_field="type", tag="click"):
@@ -122,7 +126,18 @@ class WireEraseItem(msgspec.Struct, frozen=True, tag_field="type", tag="erase_it
     timestamp: Timestamp
 
 
-Wire: TypeAlias = WireImpression | WireClick | WireErase | WireEraseItem
+class WireCatalogItem(msgspec.Struct, frozen=True, tag_field="type", tag="item"):
+    """What the catalog is to have of an item: all its features of the catalog; null, or an erasure, removes it.
+
+    Of several events of an item that of the latest time counts, and of one time the last.
+    """
+
+    item_id: Id
+    timestamp: Timestamp
+    features: Features | None
+
+
+Wire: TypeAlias = WireImpression | WireClick | WireErase | WireEraseItem | WireCatalogItem
 
 
 def with_features(structs: tuple[type[msgspec.Struct], ...], slate: type[S], item: type[msgspec.Struct]) -> type[S]:
@@ -138,6 +153,13 @@ def with_features(structs: tuple[type[msgspec.Struct], ...], slate: type[S], ite
     )
 
 
+def catalog_item(features: type[msgspec.Struct]) -> type[WireCatalogItem]:
+    """The event of an item whose features are of the type of a model's `structs`."""
+    fields = [("features", features | None)]
+    kind = msgspec.defstruct("CatalogItem", fields, bases=(WireCatalogItem,), frozen=True)
+    return cast(type[WireCatalogItem], kind)
+
+
 def user_of(raw: bytes) -> str | None:
     """The user an event is about if it says so, to key its record by; None when it cannot be told."""
     try:
@@ -150,17 +172,17 @@ class _UserOnly(msgspec.Struct):
     user_id: str
 
 
-def has_our_type(raw: bytes) -> bool:
+def has_our_type(raw: bytes, has_catalog: bool) -> bool:
     """Whether an event says that it is of a type of ours, whatever else is wrong with it."""
     try:
-        msgspec.json.decode(raw, type=_TypeOnly)
+        said = msgspec.json.decode(raw, type=_TypeOnly).type
     except UNREADABLE:
         return False
-    return True
+    return has_catalog or said != "item"
 
 
 class _TypeOnly(msgspec.Struct):
-    type: Literal["impression", "click", "erase", "erase_item"]
+    type: Literal["impression", "click", "erase", "erase_item", "item"]
 
 
 def impression_json(request_id: str, user_id: str, timestamp: int, items: Sequence[Mapping[str, Any]]) -> bytes:

@@ -232,8 +232,10 @@ def _of_each(values: Sequence[Any], n_items: Sequence[int]) -> list[Any]:
 
 
 def taken(features: Mapping[str, Feature], origin: str) -> dict[str, Feature]:
-    """The features whose values come from there: ``item`` or ``context``."""
-    return {name: one for name, one in features.items() if one.origin == origin and one.schema() is not None}
+    """The features whose values come from there: ``context``; or ``item``, where the catalog may have them instead."""
+    of_context = origin == "context"
+    said = {name: one for name, one in features.items() if one.schema() is not None}
+    return {name: one for name, one in said.items() if (one.origin == "context") == of_context}
 
 
 def structs(features: Mapping[str, Feature]) -> tuple[type[msgspec.Struct], type[msgspec.Struct]] | None:
@@ -248,11 +250,16 @@ def structs(features: Mapping[str, Feature]) -> tuple[type[msgspec.Struct], type
     return None if max(map(len, of)) > MAX_FIELDS else (_struct("Item", of[0]), _struct("Context", of[1]))
 
 
-def _struct(title: str, features: Mapping[str, Feature]) -> type[msgspec.Struct]:
+def lenient(title: str, features: Mapping[str, Feature]) -> type[msgspec.Struct]:
+    """As those of `structs`, of what may have other features too, which are passed over."""
+    return _struct(title, features, forbid_unknown=False)
+
+
+def _struct(title: str, features: Mapping[str, Feature], forbid_unknown: bool = True) -> type[msgspec.Struct]:
     names = {f"f{i}": name for i, name in enumerate(features)}
     fields = [(field, one.schema() | None, None) for field, one in zip(names, features.values(), strict=True)]
     return msgspec.defstruct(
-        title, fields, rename=names, frozen=True, gc=False, forbid_unknown_fields=True, omit_defaults=True
+        title, fields, rename=names, frozen=True, gc=False, forbid_unknown_fields=forbid_unknown, omit_defaults=True
     )
 
 

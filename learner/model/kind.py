@@ -78,12 +78,12 @@ class Kind(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="k
     Attributes
     ----------
     origin
-        Whether each item says it, or the context of the request, once.
+        Whether each item says it, or the context of the request, once; or the catalog, of an item that does not.
     was
         The name that it had in an earlier model, if it was renamed: its coefficients stay what they were.
     """
 
-    origin: Literal["item", "context"] = msgspec.field(default="item", name="from")
+    origin: Literal["item", "context", "catalog"] = msgspec.field(default="item", name="from")
     was: FeatureName | None = None
     about_others: ClassVar[frozenset[str]] = frozenset()
     """Fields on which what a single column means does not depend."""

@@ -122,7 +122,7 @@ class Numeric(Scaled, frozen=True, tag="numeric"):
     @property
     def is_decoded(self) -> bool:
         """Whether items come with a number, or none, once they are decoded to structs."""
-        return not self.coerce and self.origin == "item"
+        return not self.coerce and self.origin != "context"
 
     def schema(self) -> Any:
         """A number."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from learner.belief.gaussian import Array, Gaussian, Rows
 from learner.belief.population import Population
+from learner.model.catalog import Catalog
 from learner.model.design import (
     INTERCEPT,
     Design,
@@ -119,6 +120,13 @@ class Model(Effect):
     def item_features(self) -> Mapping[str, Feature]:
         """Those that each item says."""
         return taken(self.features, "item")
+
+    @cached_property
+    def catalog(self) -> Catalog | None:
+        """What its catalog has of items; None if no feature is of the catalog."""
+        if all(one.origin != "catalog" for one in self.features.values()):
+            return None
+        return Catalog(self.item_features, self.structs is not None, self.rows)
 
     @cached_property
     def context_features(self) -> Mapping[str, Feature]:

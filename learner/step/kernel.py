@@ -8,7 +8,7 @@ import numpy as np
 
 from learner.belief.compiled import compiled, inner
 from learner.belief.forget import discount
-from learner.events.microbatch import CLICK, ERASE, ERASE_ITEM, SWEEP, Events
+from learner.events.microbatch import CATALOG_ITEM, CLICK, ERASE, ERASE_ITEM, SWEEP, Events
 from learner.record import NEVER
 from learner.record.layout import read_more
 from learner.step.attribution import advance, bound, click, is_late, show
@@ -43,6 +43,8 @@ def apply_event(rules: Rules, user: User, events: Events, e: int, feed: Feed, su
     if kind == ERASE_ITEM:
         tell_erasure(rules, feed, e, events.event[e].item, now)
         counts[ERASED] += 1
+        return False
+    if kind == CATALOG_ITEM:
         return False
     if now <= user.facts[0].erased_at:
         counts[ERASED] += 1

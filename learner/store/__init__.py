@@ -14,6 +14,10 @@ KEY_PREFIX = "freshet"
 """What keys in Redis begin with, unless another prefix is set."""
 
 
+CATALOG = "catalog"
+"""What has the entries of a catalog, in the place of an effect's key; see `learner.store.catalog`."""
+FOR_EVER = -1
+"""What `Write.ttl_s` is of a record that stays until it is written or erased."""
 SCANNED_TOGETHER = 1_000
 """About how many records a scan reads at a time."""
 
@@ -38,7 +42,7 @@ class Write(NamedTuple):
     effect
         What has the record, see `learner.model.effect.Effect.key`.
     ttl_s
-        Seconds for which the record is kept, if the effect has a say in it; 0: as the store is set up.
+        Seconds for which the record is kept, if the effect has a say in it, or `FOR_EVER`; 0: as the store is set up.
     """
 
     id: str
@@ -241,7 +245,7 @@ class Lifetimes(NamedTuple):
         """The seconds for which a write stays; 0: for ever."""
         ttl_s = write.ttl_s or self.ttl_s
         if not write.erased:
-            return ttl_s
+            return max(ttl_s, 0)
         return max(ttl_s, self.tombstone_ttl_s) if self.tombstone_ttl_s else 0
 
 

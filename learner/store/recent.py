@@ -9,7 +9,7 @@ from cachetools import LRUCache
 
 from learner.log.position import Partition
 from learner.record.sums import HourSums
-from learner.store import Block, Store, Transaction
+from learner.store import CATALOG, Block, Store, Transaction
 
 CAPACITY_BYTES = 64 << 20
 
@@ -89,7 +89,9 @@ class RecentStore:
             for transaction, stored in zip(transactions, done, strict=True):
                 for write in transaction.writes:
                     value = write.value or write.expected
-                    if stored and value is not None and len(value) <= self._recent.maxsize:
+                    # What others read, as an entry of the catalog, they want as it is and not as it was.
+                    remembers = stored and write.effect != CATALOG
+                    if remembers and value is not None and len(value) <= self._recent.maxsize:
                         self._recent[write.effect, write.id] = value
                     else:
                         self._recent.pop((write.effect, write.id), None)

@@ -77,7 +77,8 @@ def events_of(
     from learner.batch.reading import read_events
 
     with progress("reading", " events") as bar, closing(
-        read_events(arguments.logs, model, settings.topics, bar.reach, settings.kafka_options, skipped)
+        read_events(arguments.logs, model, settings.topics, bar.reach, settings.kafka_options, skipped,
+                    settings.items_topic)
     ) as events:  # fmt: skip
         yield events
 

@@ -329,7 +329,7 @@ both = { kind = "cross", of = ["price", "sale"], buckets = 512 }
         ('kind = "numeric", transform = "clip", low = 2, high = 1', "features.x.low = 2"),
         ('kind = "numeric", low = 2', "features.x.transform = None: expected 'clip' with low or high"),
         ('kind = "numeric", missing = "zero"', "features.x.missing = 'zero': expected 'mean' or 'indicator'"),
-        ('kind = "numeric", from = "user"', "features.x.from = 'user': expected 'item' or 'context'"),
+        ('kind = "numeric", from = "user"', "features.x.from = 'user': expected 'item', 'context' or 'catalog'"),
         ('kind = "bucket"', "features.x = (None, None): expected either edges or quantiles"),
         ('kind = "bucket", edges = [1, 1]', "features.x.edges = [1.0, 1.0]: expected numbers that rise"),
         ('kind = "age", unit = "day"', "features.x.unit = 'day': expected a positive duration"),

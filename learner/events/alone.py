@@ -1,0 +1,111 @@
+"""One event by itself, and what is wrong with it if it is bad."""
+
+from __future__ import annotations
+
+from codecs import BOM_UTF8
+from collections.abc import Sequence
+from functools import partial
+
+import msgspec
+
+from learner.events.catalog import check_entry
+from learner.events.foreign import OtherType, read_alone
+from learner.events.record import with_record
+from learner.events.why import why
+from learner.events.wire import (
+    BadEvent,
+    Reason,
+    Wire,
+    WireCatalogItem,
+    WireClick,
+    WireErase,
+    WireEraseItem,
+    WireImpression,
+    has_our_type,
+)
+from learner.limits import MAX_EVENT_BYTES
+from learner.model.design import Shown
+from learner.model.kinds import ItemError
+from learner.model.spec import Model
+from learner.wire_errors import UNREADABLE
+
+_WITHOUT_CATALOG: msgspec.json.Decoder[Wire] = msgspec.json.Decoder(
+    WireImpression | WireClick | WireErase | WireEraseItem
+)
+_WITH_CATALOG: msgspec.json.Decoder[Wire] = msgspec.json.Decoder(Wire)
+
+
+def any_decoder(model: Model) -> msgspec.json.Decoder[Wire]:
+    """Of events of our shape whose items have any features; those of a catalog are none where there is no catalog."""
+    return _WITHOUT_CATALOG if model.catalog is None else _WITH_CATALOG
+
+
+def parse_event(raw: bytes, model: Model, record: bytes = b"") -> Wire:
+    """Read one event, and see that its items fit the model.
+
+    Parameters
+    ----------
+    raw
+        JSON in UTF-8, of our shape or of that which the model's `[events]` says.
+    model
+        Whose features the items have, and whose schema registry makes JSON of Avro.
+    record
+        What is read of its Kafka record, as of `learner.events.record.told`.
+
+    Raises
+    ------
+    BadEvent
+        With a reason and a message that names the field.
+    """
+    wire = _decode(with_record(raw if model.unframed is None else model.unframed(raw), record), model)
+    if isinstance(wire, WireCatalogItem):
+        check_entry(wire, model)
+    if isinstance(wire, WireImpression):
+        try:
+            rows = model.rows([item.features for item in wire.items], requests_of([wire]))
+            model.offsets([item.offset for item in wire.items], rows)
+        except ItemError as exc:
+            raise BadEvent(Reason(exc.reason), str(exc)) from exc
+    return wire
+
+
+def requests_of(wires: Sequence[WireImpression]) -> Shown:
+    """What the items of impressions have in common: the event's own time, never a clock's, and its context."""
+    return Shown(
+        [len(wire.items) for wire in wires], [wire.timestamp for wire in wires], [one.context for one in wires]
+    )
+
+
+def lacks_request(wire: Wire, model: Model) -> bool:
+    """Whether nothing says what a click is of."""
+    return isinstance(wire, WireClick) and wire.request_id is None and not model.by_item
+
+
+def _decode(raw: bytes, model: Model) -> Wire:
+    if len(raw) > MAX_EVENT_BYTES:
+        raise BadEvent(Reason.TOO_LARGE, f"{len(raw)} bytes: expected at most {MAX_EVENT_BYTES}")
+    raw = raw.removeprefix(BOM_UTF8)
+    if model.events is None:
+        return _ours(raw, model)
+    try:
+        return read_alone(raw, model.events, model.features, model.by_item, partial(_ours, model=model))
+    except BadEvent as foreign:
+        try:
+            return _ours(raw, model)
+        except BadEvent as exc:
+            is_ours = isinstance(foreign, OtherType) and has_our_type(raw, model.catalog is not None)
+            raise exc if is_ours else foreign from None
+
+
+def _ours(raw: bytes, model: Model) -> Wire:
+    try:
+        wire = any_decoder(model).decode(raw)
+    except UNREADABLE as exc:
+        raise why(raw, exc) from exc
+    if lacks_request(wire, model):
+        raise BadEvent(
+            Reason.BAD_FIELD,
+            "request_id: Object missing required field `request_id`; without it, clicks are those of items where the "
+            "model says match_clicks = 'item'",
+        )
+    return wire

@@ -1,0 +1,169 @@
+"""The catalog as a store has it: read for whoever scores or learns, remembered for a moment, changed by events.
+
+An entry is a record of its own, in the shard of what stands for its item in a microbatch, so that it is written
+together with the shard's positions. Of two events of an item the later one counts, whichever is applied first.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import structlog
+
+from learner.events.microbatch import CATALOG_ITEM, ERASE_ITEM, ByUser, Microbatch, of_item
+from learner.model.catalog import Catalog, Entry, at_of, is_removed, removed
+from learner.store import CATALOG, FOR_EVER, Store, Write
+
+log = structlog.get_logger("freshet")
+
+
+class Plan(NamedTuple):
+    """What is remembered of some items, and which of them have to be read."""
+
+    found: Mapping[str, Entry | None]
+    missing: list[str]
+
+    @property
+    def keys(self) -> list[str]:
+        """What the records to be read are kept under."""
+        return list(map(of_item, self.missing))
+
+
+class RecentCatalog:
+    """The entries that a store has, each at most so old. Safe to use from several threads.
+
+    Parameters
+    ----------
+    catalog
+        Reads them.
+    max_age_s
+        How long an entry is remembered, or that there is none; 0: it is always read.
+    capacity
+        How many are remembered; when there are more, all are forgotten.
+    clock
+        Seconds that never step back.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        max_age_s: float = 1.0,
+        capacity: int = 100_000,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._catalog = catalog
+        self._max_age_s = max_age_s
+        self._capacity = capacity
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._read: dict[str, tuple[float, Entry | None]] = {}
+
+    def plan(self, item_ids: Sequence[str]) -> Plan:
+        """What has to be read to know some items."""
+        read, oldest = self._read, self._clock() - self._max_age_s
+        found, missing = {}, []
+        for one in dict.fromkeys(item_ids):
+            held = read.get(one)
+            if held is None or held[0] <= oldest:
+                missing.append(one)
+            else:
+                found[one] = held[1]
+        return Plan(found, missing)
+
+    def of(self, plan: Plan, values: Sequence[bytes | None]) -> Mapping[str, Entry | None]:
+        """The entries of a plan's items, with the records that it wants; None of one that nobody knows."""
+        if not plan.missing:
+            return plan.found
+        now, new = self._clock(), {}
+        for one, value in zip(plan.missing, values, strict=True):
+            new[one] = None if value is None else self._catalog.read(value)
+            if value is not None and new[one] is None:
+                log.error("an entry of the catalog cannot be read; the next event about its item mends it", item=one)
+        with self._lock:
+            if len(self._read) + len(new) > self._capacity:
+                self._read = {}
+            self._read.update((one, (now, entry)) for one, entry in new.items())
+        return {**plan.found, **new}
+
+    def forget(self, item_ids: Iterable[str]) -> None:
+        """Have these items read again."""
+        with self._lock:
+            for one in item_ids:
+                self._read.pop(one, None)
+
+
+class LearntCatalog:
+    """See `learner.events.catalog.Entries`: for a learner, from what the store has and what the microbatch says.
+
+    Parameters
+    ----------
+    catalog, store
+        How entries are read, and where they are; not one that remembers what it wrote, as others write too.
+    """
+
+    def __init__(self, catalog: Catalog, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store = store
+        self._recent = RecentCatalog(catalog, clock=clock)
+        self._noted: dict[str, Entry] = {}
+        self._unknown: set[str] = set()
+
+    def begin(self) -> None:
+        """A microbatch is taken in hand: what the one before it said is in the store, or will be read again."""
+        if self._noted:
+            self._recent.forget(self._noted)
+            self._noted = {}
+        self._unknown = set()
+
+    def note(self, item_id: str, entry: Entry) -> None:
+        """Know it for the rest of the microbatch."""
+        held = self._noted.get(item_id)
+        if held is None or entry.at >= held.at:
+            self._noted[item_id] = entry
+
+    def find(self, item_ids: Sequence[str]) -> list[Entry | None]:
+        """Read those that are not remembered, in one round trip."""
+        plan = self._recent.plan(item_ids)
+        found = self._recent.of(plan, self._store.load(plan.keys, CATALOG) if plan.missing else [])
+        entries = [_later(found[one], self._noted.get(one)) for one in item_ids]
+        self._unknown |= {i for i, one in zip(item_ids, entries, strict=True) if one is None or one.features is None}
+        return entries
+
+    @property
+    def unknown(self) -> int:
+        """How many items of the microbatch were looked for in vain."""
+        return len(self._unknown)
+
+    def writes(self, batch: Microbatch, pending: ByUser, counts: Counter[str]) -> list[Write]:
+        """What events of a microbatch make of the entries of their items; those that stay are compared."""
+        kind, at = batch.events.event["kind"], batch.events.event["at"]
+        if not (batch.catalog or (kind == ERASE_ITEM).any()):
+            return []
+        about = {
+            one: its
+            for one, places in pending
+            if (its := places[np.isin(kind[places], (CATALOG_ITEM, ERASE_ITEM))]).size
+        }
+        writes = []
+        for one, held, its in zip(about, self._store.load(list(about), CATALOG), about.values(), strict=True):
+            value, value_at = held, at_of(held)
+            for place in its.tolist():
+                if value_at is not None and at[place] < value_at:
+                    counts["catalog_outdated"] += 1
+                    continue
+                value, value_at = batch.catalog.get(place) or removed(int(at[place])), int(at[place])
+                counts["catalog"] += 1
+            changed = None if value == held else value
+            is_gone = value is not None and is_removed(value)
+            writes.append(Write(one, held, changed, is_gone, CATALOG, FOR_EVER))
+        return writes
+
+
+def _later(held: Entry | None, noted: Entry | None) -> Entry | None:
+    if held is None or noted is None:
+        return held or noted
+    return noted if noted.at >= held.at else held
