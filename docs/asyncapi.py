@@ -9,14 +9,17 @@ from typing import Any
 
 import msgspec
 
-from learner.events.wire import Reason, WireClick, WireErase, WireEraseItem, WireImpression
+from learner.events.wire import Reason, WireCatalogItem, WireClick, WireErase, WireEraseItem, WireImpression
 from learner.log import DEAD_LETTER_SUFFIX, REPLAYS_HEADER
 from service import DISTRIBUTION
 from service.dead_letters import MARKS_SUFFIX
 from service.settings import Settings
 
 FILE = Path(__file__).with_name("asyncapi.json")
-_EVENTS = {"impression": WireImpression, "click": WireClick, "erase": WireErase, "erase_item": WireEraseItem}
+_EVENTS = {
+    "impression": WireImpression, "click": WireClick, "erase": WireErase, "erase_item": WireEraseItem,
+    "item": WireCatalogItem,
+}  # fmt: skip
 _LETTER = {
     "reason": ("Why the event can never be learnt from.", {"enum": [str(reason) for reason in Reason]}),
     "detail": ("What was expected, and where; no value that was sent.", {}),
@@ -39,7 +42,7 @@ def document() -> dict[str, Any]:
     _, schemas = msgspec.json.schema_components(_EVENTS.values(), ref_template="#/components/schemas/{name}")
     settings = Settings()
     topics = dict.fromkeys(settings.topics)
-    keyed = {"kafka": {"key": {"type": "string", "description": "The user's id; of an erased item, its own."}}}
+    keyed = {"kafka": {"key": {"type": "string", "description": "The user's id; of an event about an item, its own."}}}
     messages: dict[str, Any] = {
         name: {
             "name": name, "contentType": "application/json", "summary": " ".join((struct.__doc__ or "").split()),
@@ -76,7 +79,8 @@ def document() -> dict[str, Any]:
             }  # fmt: skip
     about = (
         "What producers send to a learner, and what it sends. The setting FRESHET_IMPRESSIONS_TOPIC names the topic of "
-        "impressions, FRESHET_CLICKS_TOPIC that of clicks. Features are those of the model, and [events] in it reads "
+        "impressions, FRESHET_CLICKS_TOPIC that of clicks, FRESHET_ITEMS_TOPIC that of items, which may be compacted: "
+        "a null value there removes the item. Features are those of the model, and [events] in it reads "
         "events of other shapes. "
         "The routes of the service are in its OpenAPI document, /openapi.json."
     )

@@ -44,7 +44,7 @@ class ScoredItem(msgspec.Struct, frozen=True, omit_defaults=True):
     """An item with its rank (from 1), the click probability it is ranked by, and the log-odds with uncertainty.
 
     Where the model has an effect of items, `item_effect` is its mean and variance, to be logged with the impression,
-    and `item_n_events` how many changes of labels the item has learnt from.
+    and `item_n_events` how many changes of labels it has learnt from. `known` is false if the catalog lacks it.
     """
 
     item_id: str
@@ -56,6 +56,7 @@ class ScoredItem(msgspec.Struct, frozen=True, omit_defaults=True):
     explanation: Explanation | None = None
     item_effect: tuple[float, float] | None = None
     item_n_events: int | None = None
+    known: bool | None = None
 
 
 class ScoreResponse(msgspec.Struct, frozen=True):
@@ -198,8 +199,7 @@ class LearnerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What a learner tells of itself once a second; numbers are counted since it started. Times are epoch ms.
 
     `trouble` says why it is not ready; `lags` has the messages that are still to be learnt of each of its partitions;
-    `freshness` how many microbatches were stored within each of `freshness_seconds` of `LearnersResponse`, and beyond
-    the last.
+    `freshness` how many microbatches were stored within each of `freshness_seconds` of `LearnersResponse`, and beyond.
     """
 
     name: str

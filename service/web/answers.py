@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import msgspec
@@ -43,9 +44,13 @@ def ranked_items(
     rows: Rows,
     offset: Array,
     slate: ScoredSlate | None,
+    known: Sequence[bool] | None,
     fallback: bool = False,
 ) -> list[api.ScoredItem]:
-    """The items, best first; with `fallback` no item's effect is in its log-odds."""
+    """The items, best first; with `fallback` no item's effect is in its log-odds.
+
+    `known` says of each whether the catalog has it; None without one.
+    """
     score, mean, std = scores.score.tolist(), scores.logit_mean.tolist(), scores.logit_std.tolist()
     sampled = None if scores.sampled_logit is None else scores.sampled_logit.tolist()
     deviations = np.sqrt(belief.variances) if wanted.explain else None
@@ -63,6 +68,7 @@ def ranked_items(
             else _explanation(model, belief, deviations, rows[i], float(offset[i]), None if fallback else slate, i),
             None if pairs is None else pairs[i],
             None if slate is None else slate.n_events[i],
+            None if known is None else known[i],
         )
         for rank, i in enumerate(scores.order.tolist(), start=1)
     ]

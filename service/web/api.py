@@ -10,6 +10,7 @@ import msgspec
 from freshet.answers import *  # noqa: F403  # `api.ScoreResponse` and all other answers
 from freshet.answers import ErrorBody, ErrorResponse
 from learner.belief.policies import Policy
+from learner.events.catalog import ItemSaid
 from learner.events.wire import with_features
 from learner.limits import MAX_ITEMS
 from learner.model.fields import Id, Offset, Timestamp
@@ -50,6 +51,14 @@ class ScoreRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shown: Annotated[list[Id], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)] | None = None
     context: Features = {}
     timestamp: Timestamp | None = None
+
+
+class CatalogItem(ItemSaid, frozen=True, forbid_unknown_fields=True):
+    """What the catalog is to have of an item: all its features `from = "catalog"`; null removes it.
+
+    `timestamp` is when that came to be (epoch ms), if not now: of several, the latest counts. `type` is that of the
+    event that it becomes.
+    """
 
 
 def score_decoder(structs: tuple[type[msgspec.Struct], ...] | None) -> msgspec.json.Decoder[ScoreRequest]:

@@ -27,8 +27,6 @@ from service.web.answers import describe_model
 from service.web.guard import Guard
 from service.web.guardrail import Guardrail
 from service.web.http import (
-    MAX_EVENTS,
-    MAX_EVENTS_BYTES,
     CountRequests,
     RouteAsSent,
     add_error_handlers,
@@ -37,9 +35,10 @@ from service.web.http import (
     read_body,
 )
 from service.web.impressions import Impressions
+from service.web.ingest import Ingest, add_ingest
 from service.web.learners import Learners, add_learners
 from service.web.metrics import ServiceMetrics
-from service.web.openapi import EVENT, OF_A_USER, OF_AN_ITEM, body, install, reference, responses
+from service.web.openapi import OF_A_USER, OF_AN_ITEM, body, install, reference, responses
 from service.web.operations import Operations
 from service.web.pages import add_pages
 from service.web.quality import Quality, add_quality
@@ -91,7 +90,7 @@ def create_app(
         return trouble()
 
     guardrail = Guardrail(model, store, with_store)
-    operations = Operations(settings, model, store, log, guardrail)
+    operations, ingest = Operations(settings, model, store, guardrail), Ingest(settings, model, log)
     readiness = Readiness(look)
     scoring = Scoring(operations, model, store, with_store, explaining)
     learners = Learners(model.name, store, with_store)
@@ -132,7 +131,7 @@ def create_app(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.allowed_origins,
-            allow_methods=["GET", "POST", "DELETE"],
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
             allow_headers=["Content-Type", "X-API-Key"],
             expose_headers=["Retry-After"],
         )
@@ -161,6 +160,8 @@ def create_app(
             answer = msgspec.structs.replace(answer, logged=await logged(impression))
             laps.lap("log")
         metrics.took(laps.seconds)
+        if model.catalog is not None:
+            metrics.unknown_items.inc(sum(item.known is False for item in answer.items))
         metrics.scored.labels(wanted.policy, str(answer.user_known).lower()).inc(len(answer.items))
         return json_response(answer)
 
@@ -175,35 +176,6 @@ def create_app(
             service_log.warning("scored, but not logged", error=str(exc))
             return False
         return True
-
-    @app.post(
-        "/events",
-        status_code=202,
-        responses=responses(
-            api.EventsResponse, 400, 408, 413, 422, status=202, says="The accepted events are in the log for good."
-        ),
-        openapi_extra=body(
-            (
-                "application/json",
-                {"oneOf": [EVENT, {"type": "array", "items": EVENT, "minItems": 1, "maxItems": MAX_EVENTS}]},
-            ),
-            ("application/x-ndjson", {"type": "string", "description": "One event a line."}),
-        ),
-    )
-    async def events(request: Request) -> Response:
-        """Append events to the log: one event, an array, or one a line. 422 if there are events and none is good."""
-        raw = await read_body(request, MAX_EVENTS_BYTES)
-        answer, topics = await in_thread(with_log, operations.append, raw, request.headers)
-        for error in answer.errors:
-            metrics.rejected.labels(error.reason).inc()
-        for topic in topics:
-            metrics.accepted.labels(topic).inc()
-        if answer.errors and not answer.accepted:
-            first = answer.errors[0]
-            raise api.ApiError(
-                422, "no_event_accepted", f"events[{first.index}]: {first.message}", msgspec.to_builtins(answer)
-            )
-        return json_response(answer, 202)
 
     @app.get(
         "/users/{user_id}/posterior",
@@ -235,7 +207,7 @@ def create_app(
         """
         user_id = id_in_path(request, "user_id")
         # Each with its own threads: those who score need not wait for the log.
-        at = await in_thread(with_log, operations.log_erasure, user_id)
+        at = await in_thread(with_log, ingest.log_erasure, user_id)
         return json_response(await in_thread(with_store, operations.erase, user_id, at))
 
     @app.delete(
@@ -246,11 +218,12 @@ def create_app(
     async def erase_item(request: Request) -> Response:
         """Erase an item: it begins again from its prior, and learns nothing of what was shown until now.
 
-        Scorers may remember it for `FRESHET_ITEM_CACHE_MS`. The erasure is in the log before the answer is sent.
-        Whatever fails, ask again: nothing is undone. 404 if the model learns no items.
+        The catalog has it no more as soon as learners have read the erasure, which is in the log before the answer is
+        sent. Scorers may remember it for `FRESHET_ITEM_CACHE_MS`. Whatever fails, ask again: nothing is undone. 404 if
+        the model knows nothing of items.
         """
         item_id = id_in_path(request, "item_id")
-        at = await in_thread(with_log, operations.log_item_erasure, item_id)
+        at = await in_thread(with_log, ingest.log_item_erasure, item_id)
         return json_response(await in_thread(with_store, operations.erase_item, item_id, at))
 
     @app.get("/model", responses=responses(api.ModelResponse, says="The model."))
@@ -279,6 +252,7 @@ def create_app(
         """Metrics for Prometheus."""
         return Response(exposition(registry), media_type=CONTENT_TYPE_LATEST)
 
+    add_ingest(app, ingest, metrics, with_log)
     add_pages(app)
     add_learners(app, learners)
     add_quality(app, Quality(model, store, with_store))

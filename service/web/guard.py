@@ -71,7 +71,7 @@ class Guard:
         route = self._routes[name]
         visit = _Visit(route, name, self._max_concurrency, self._timeout_s, receive)
         try:
-            if scope["method"] != "POST":
+            if scope["method"] not in ("POST", "PUT"):
                 # No route reads a body of these.
                 visit.work()
             await self._app(scope, visit.receive, send)

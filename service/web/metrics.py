@@ -26,6 +26,11 @@ class ServiceMetrics:
             ["stage"], buckets=STAGE_BUCKETS, registry=registry,
         )  # fmt: skip
         self.scored = Counter("freshet_items_scored", "Items scored.", ["policy", "user_known"], registry=registry)
+        self.unknown_items = Counter(
+            "freshet_items_unknown",
+            "Items scored without what they left to the catalog, which does not have them.",
+            registry=registry,
+        )
         self.accepted = Counter("freshet_events_accepted", "Events appended to the log.", ["topic"], registry=registry)
         self.unlogged = Counter(
             "freshet_impressions_unlogged",

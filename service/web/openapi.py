@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from freshet.answers import LearnersResponse, QualityResponse
-from learner.events.wire import WireClick, WireImpression
+from learner.events.wire import WireCatalogItem, WireClick, WireImpression
 from learner.limits import MAX_ID_LENGTH
 from learner.model.events_file import EventsFile
 from learner.model.foreign import paths_of
@@ -24,6 +24,7 @@ _TYPES = [
     api.ScoreRequest, api.ScoreResponse, api.EventsResponse, api.PosteriorResponse,
     api.ItemPosteriorResponse, api.Erasure, api.ItemErasure, api.ModelResponse,
     api.Health, api.ErrorResponse, LearnersResponse, QualityResponse, WireImpression, WireClick,
+    WireCatalogItem, api.CatalogItem,
 ]  # fmt: skip
 _ERRORS = {
     400: "The body is not JSON, or the path not UTF-8.",
@@ -70,8 +71,21 @@ EVENT: dict[str, Any] = {
 }
 
 
-def _events(events: EventsFile) -> dict[str, Any]:
-    """The schema of an event to post where the model has a mapping: ours, or one of the shape that it says."""
+def _event(model: Model) -> dict[str, Any]:
+    """The schema of an event to post: ours, about items too where there is a catalog, or of the shape of a mapping."""
+    ours = EVENT
+    if model.catalog is not None:
+        ours = {
+            "oneOf": [*EVENT["oneOf"], reference("WireCatalogItem")],
+            "discriminator": {
+                "propertyName": "type",
+                "mapping": EVENT["discriminator"]["mapping"] | {"item": _REF.format(name="WireCatalogItem")},
+            },
+        }
+    return ours if model.events is None else _or_foreign(ours, model.events)
+
+
+def _or_foreign(ours: dict[str, Any], events: EventsFile) -> dict[str, Any]:
     said = {"impression": events.impression, "click": events.click}
     paths = [
         f"{kind} `{name}` at `{path}`"
@@ -84,7 +98,7 @@ def _events(events: EventsFile) -> dict[str, Any]:
         "title": "ForeignEvent",
         "description": f"An event of the shape that [events] of the model says{within}: {', '.join(paths)}.",
     }
-    return {"anyOf": [EVENT, foreign]}
+    return {"anyOf": [ours, foreign]}
 
 
 def _of(name: str) -> dict[str, Any]:
@@ -110,11 +124,16 @@ def install(app: FastAPI, model: Model, needs_key: bool) -> None:
                 schemas[name]["properties"]["features"] |= _features(model.item_features, model)
             for name in ("ScoreRequest", "WireImpression"):
                 schemas[name]["properties"]["context"] |= _features(model.context_features, model)
+            if model.catalog is not None:
+                kept = {name: model.item_features[name] for name in model.catalog.names}
+                for name in ("CatalogItem", "WireCatalogItem"):
+                    said, _ = schemas[name]["properties"]["features"]["anyOf"]
+                    said |= _features(kept, model)
             if not model.by_item:
                 schemas["WireClick"]["required"].append("request_id")
                 schemas["WireClick"]["properties"]["request_id"] = schemas["WireImpression"]["properties"]["request_id"]
-            if model.events is not None:
-                event = _events(model.events)
+            if model.events is not None or model.catalog is not None:
+                event = _event(model)
                 sent = document["paths"]["/events"]["post"]["requestBody"]["content"]["application/json"]["schema"]
                 sent["oneOf"][0], sent["oneOf"][1]["items"] = event, event
             guarded = [

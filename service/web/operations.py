@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
@@ -14,12 +14,10 @@ from learner.belief.gaussian import Array, Belief, Rows
 from learner.belief.policies import score_items
 from learner.events.future import from_the_future
 from learner.events.keys import item_key
-from learner.events.parse import parse_event
-from learner.events.record import told
-from learner.events.wire import BadEvent, Ranked, Reason, WireClick, WireErase, WireEraseItem, WireImpression
+from learner.events.wire import Ranked, WireImpression
 from learner.laps import Laps
 from learner.limits import MAX_EVENT_BYTES
-from learner.log import Entry, EventLog
+from learner.log import Entry
 from learner.model.design import Shown
 from learner.model.effect import Effect, ItemEffect
 from learner.model.spec import Model
@@ -36,62 +34,73 @@ from learner.record import (
 from learner.record.header import MAX_REVISION, read_header
 from learner.record.items import item_id
 from learner.record.served import belief_at
-from learner.store import Store, StoreUnavailable, Write, write_alone
+from learner.store import CATALOG, Store, StoreUnavailable, Write, write_alone
+from learner.store.catalog import RecentCatalog
 from learner.store.versions import Versions
 from service.clock import now_ms
 from service.settings import Settings
 from service.web import api
 from service.web.answers import coefficients, ranked_items, state
 from service.web.guardrail import Guardrail
-from service.web.http import headers_of_events, split_events
-from service.web.items import Items, Plan
+from service.web.items import Items
 from service.web.outcomes import outcomes
 from service.web.shown import check_shown, shown_items
+from service.web.slate import Reads, Resolved, resolve
 
 ERASE_ATTEMPTS = 10
+MAX_CATALOG_AGE_MS = 1_000
+"""How long an entry of the catalog is remembered at the most."""
 log = structlog.get_logger("freshet.service")
 
 
 class Operations:
-    """The operations on one store and one log."""
+    """The operations on one store."""
 
-    def __init__(self, settings: Settings, model: Model, store: Store, log: EventLog, guardrail: Guardrail) -> None:
+    def __init__(self, settings: Settings, model: Model, store: Store, guardrail: Guardrail) -> None:
         self.guardrail = guardrail
         self._settings = settings
         self._model = model
         self._store = store
-        self._log = log
         self.versions = Versions(store, model)
         self._items = None if model.item is None else Items(model.item, settings.item_cache_ms / 1000)
+        remembered_s = min(settings.item_cache_ms, MAX_CATALOG_AGE_MS) / 1000
+        self._catalog = None if model.catalog is None else RecentCatalog(model.catalog, remembered_s)
         self._warned = False
 
-    def plan(self, wanted: api.ScoreRequest) -> Plan | None:
-        """What of its items is known, and what has to be read; None if items have no effect."""
-        return None if self._items is None else self._items.plan([item.item_id for item in wanted.items])
+    def plan(self, wanted: api.ScoreRequest) -> Reads:
+        """What of its items is known, and what has to be read."""
+        ids = [item.item_id for item in wanted.items]
+        items = None if self._items is None else self._items.plan(ids)
+        if self._catalog is None or self._model.catalog is None:
+            return Reads(items, None)
+        lacks = self._model.catalog.lacks
+        return Reads(items, self._catalog.plan([one.item_id for one in wanted.items if lacks(one.features)]))
 
-    def score(self, plan: Plan | None, wanted: api.ScoreRequest, laps: Laps) -> tuple[api.ScoreResponse, Entry | None]:
-        """Score a slate: a read of the user and one of items that are not known, and `score_from`."""
+    def score(self, reads: Reads, wanted: api.ScoreRequest, laps: Laps) -> tuple[api.ScoreResponse, Entry | None]:
+        """Score a slate: a read of the user and one of what is not known of its items, and `score_from`."""
         (value,) = self._store.load([wanted.user_id])
-        values = self._store.load(plan.keys, "item") if plan is not None and plan.keys else []
+        values = [self._store.load(keys, effect) for effect, keys in reads.wanted.items()]
         laps.lap("read")
-        return self.score_from(value, plan, values, wanted, laps)
+        return self.score_from(value, reads, values, wanted, laps)
 
     def score_from(
         self,
         value: bytes | None,
-        plan: Plan | None,
-        values: Sequence[bytes | None],
+        reads: Reads,
+        values: Sequence[Sequence[bytes | None]],
         wanted: api.ScoreRequest,
         laps: Laps,
     ) -> tuple[api.ScoreResponse, Entry | None]:
         """Score a slate from the bytes of its user and items: one design matrix, one prediction each.
 
-        Also what is to be logged of it.
+        Also what is to be logged of it. Values are those that `Reads.wanted` wants, in its order.
         """
         check_shown(wanted)
         now = self._when(wanted)
         requests = Shown([len(wanted.items)], [now], [wanted.context])
-        rows = self._model.rows([item.features for item in wanted.items], requests)
+        read = dict(zip(reads.wanted, values, strict=True))
+        found = self._resolved(wanted, reads, read.get(CATALOG, []))
+        rows = self._model.rows(found.features, requests)
         record = self._decoded(value, wanted.user_id, self._model)
         belief = belief_at(self._model, record, now)
         offset = self._offsets([item.offset for item in wanted.items], rows)
@@ -100,7 +109,9 @@ class Operations:
             seed = secrets.randbits(63) if wanted.seed is None else wanted.seed
             generator = np.random.default_rng(seed)
         alpha = self._settings.ucb_alpha
-        slate = None if self._items is None or plan is None else self._items.of(plan, values, now).at(rows, now, seed)
+        slate = None
+        if self._items is not None and reads.items is not None:
+            slate = self._items.of(reads.items, read.get("item", []), now).at(rows, now, seed)
         effects = None if slate is None else slate.effects
         fallback = self.guardrail.is_on
         if fallback:
@@ -121,8 +132,11 @@ class Operations:
         if wanted.log_impression:
             pairs = None if effects is None else effects.pairs()
             context = wanted.context if self._model.context_features else {}
-            items = shown_items(wanted, scores.order.tolist(), pairs, self._model.examination is not None)
-            raw = msgspec.json.encode(WireImpression(request_id, wanted.user_id, now, items, ranked, context))
+            ranks = self._model.examination is not None
+            items = shown_items(wanted, found.features, scores.order.tolist(), pairs, ranks)
+            is_resolved = found.known is not None
+            shown = WireImpression(request_id, wanted.user_id, now, items, ranked, context, is_resolved)
+            raw = msgspec.json.encode(shown)
             if len(raw) > MAX_EVENT_BYTES:
                 # It says more than the request did, and learners would refuse it.
                 raise api.ApiError(
@@ -140,40 +154,13 @@ class Operations:
             user_known=record.n_events > 0,
             posterior=state(record, now),
             ranked=msgspec.to_builtins(ranked),
-            items=ranked_items(wanted, scores, self._model, belief, rows, offset, slate, fallback),
+            items=ranked_items(wanted, scores, self._model, belief, rows, offset, slate, found.known, fallback),
             logged=False,
             took_ms=laps.total * 1000,
             fallback=fallback,
         )
         laps.lap("score")
         return answer, entry
-
-    def append(self, raw: bytes, sent: Mapping[str, str]) -> tuple[api.EventsResponse, list[str]]:
-        """Append the good events of a body, with the headers of theirs that were sent; also the topic of each."""
-        entries, errors = [], []
-        headers = headers_of_events(sent, self._model)
-        record = told(self._model.record, "", None, headers) if self._model.record else b""
-        now = now_ms()
-        for index, one in enumerate(split_events(raw)):
-            try:
-                event = parse_event(one, self._model, record)
-                if isinstance(event, WireErase | WireEraseItem):
-                    expected = "DELETE /users/{id} or /items/{id}"
-                    raise BadEvent(Reason.UNKNOWN_TYPE, f"type: an erasure is not taken here: expected {expected}")
-                if why := from_the_future(event.timestamp, now, self._model):
-                    raise why
-            except BadEvent as exc:
-                errors.append(api.EventError(index, exc.reason, str(exc)))
-            else:
-                settings = self._settings
-                topic = settings.clicks_topic if isinstance(event, WireClick) else settings.impressions_topic
-                entries.append(Entry(topic, event.user_id.encode(), one, headers))
-        if not entries and not errors:
-            raise api.ApiError(
-                400, "invalid_json", "the body is empty: expected an event, an array of events, or one a line"
-            )
-        self._log.append(entries)
-        return api.EventsResponse(len(entries), len(errors), errors), [entry.topic for entry in entries]
 
     def posterior(self, user_id: str) -> api.PosteriorResponse:
         """The belief of a user."""
@@ -212,27 +199,20 @@ class Operations:
             outcomes=outcomes(record, effect, now),
         )
 
-    def log_erasure(self, user_id: str) -> int:
-        """Have the log say that a user was erased: a store that is lost and learnt anew forgets again; returns when."""
-        return self._log_erasure(WireErase, user_id)
-
-    def log_item_erasure(self, id: str) -> int:
-        """As `log_erasure`, of an item; it may raise as `item_posterior` does."""
-        self._item_effect()
-        return self._log_erasure(WireEraseItem, id)
-
-    def _log_erasure(self, kind: type[WireErase] | type[WireEraseItem], id: str) -> int:
-        event = kind(id, now_ms())
-        self._log.append([Entry(self._settings.impressions_topic, id.encode(), msgspec.json.encode(event))])
-        return event.timestamp
-
     def erase(self, user_id: str, at: int) -> api.Erasure:
         """Forget a user."""
         return api.Erasure(user_id, erased=self._erase(self._model, user_id, at))
 
     def erase_item(self, id: str, at: int) -> api.ItemErasure:
-        """Forget what an item has learnt."""
-        return api.ItemErasure(id, erased=self._erase(self._item_effect(), item_id(item_key(id)), at))
+        """Forget what an item has learnt; what the catalog has of it, learners remove."""
+        known = False
+        if self._catalog is not None:
+            plan = self._catalog.plan([id])
+            entry = self._catalog.of(plan, self._store.load(plan.keys, CATALOG))[id]
+            known = entry is not None and entry.features is not None
+        if self._catalog is None or self._model.item is not None:
+            known |= self._erase(self._item_effect(), item_id(item_key(id)), at)
+        return api.ItemErasure(id, erased=known)
 
     def _erase(self, effect: Effect, id: str, at: int) -> bool:
         """Leave a tombstone, against learners that write meanwhile; also for a damaged record. Says if it was known."""
@@ -251,6 +231,12 @@ class Operations:
             if write_alone(self._store, [write]) == [True]:
                 return known
         raise StoreUnavailable(f"{effect.key} {id!r} was written {ERASE_ATTEMPTS} times while being erased")
+
+    def _resolved(self, wanted: api.ScoreRequest, reads: Reads, values: Sequence[bytes | None]) -> Resolved:
+        """The features that a slate is scored with."""
+        if self._catalog is None or self._model.catalog is None or reads.catalog is None:
+            return Resolved([item.features for item in wanted.items], None)
+        return resolve(self._model.catalog, wanted.items, self._catalog.of(reads.catalog, values))
 
     def _item_effect(self) -> ItemEffect:
         if self._model.item is None:

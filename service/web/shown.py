@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from learner.events.wire import WireItem
 from service.web.api import ApiError, ScoreItem, ScoreRequest
 
 
 def shown_items(
-    wanted: ScoreRequest, order: Sequence[int], effects: Sequence[tuple[float, float]] | None, ranks: bool = False
+    wanted: ScoreRequest,
+    features: Sequence[Any],
+    order: Sequence[int],
+    effects: Sequence[tuple[float, float]] | None,
+    ranks: bool = False,
 ) -> list[WireItem]:
     """The items that an impression has, exactly as they were scored, in the order they are shown.
 
     Parameters
     ----------
+    features
+        Those that the items were scored with.
     order
         Places of the items, best first.
     effects
@@ -35,10 +42,10 @@ def shown_items(
         places = _places(wanted.shown, wanted.items)
     elif ranks:
         position = {place: rank for rank, place in enumerate(order, start=1)}
-    shown = ((wanted.items[i], None if effects is None else effects[i], position.get(i)) for i in places)
+    shown = ((i, wanted.items[i], None if effects is None else effects[i], position.get(i)) for i in places)
     return [
-        WireItem(one.item_id, one.features, one.offset, item_effect=effect, position=rank)
-        for one, effect, rank in shown
+        WireItem(one.item_id, features[i], one.offset, item_effect=effect, position=rank)
+        for i, one, effect, rank in shown
     ]
 
 

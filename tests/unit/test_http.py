@@ -174,7 +174,7 @@ def test_where_ranks_count_items_that_come_in_another_order_are_logged_with_thei
 
     def positions(ranks: bool, **more: Any) -> list[tuple[str, int | None]]:
         asked = msgspec.structs.replace(wanted, **more)
-        return [(one.item_id, one.position) for one in shown_items(asked, [2, 0, 1], None, ranks)]
+        return [(one.item_id, one.position) for one in shown_items(asked, [{}] * 3, [2, 0, 1], None, ranks)]
 
     assert positions(False) == [("a", None), ("b", None), ("c", None)]
     assert positions(True) == [("a", 2), ("b", 3), ("c", 1)]
@@ -527,7 +527,7 @@ def test_the_openapi_document_is_complete(rig: Rig) -> None:
     document = rig.client.get("/openapi.json").json()
     assert set(document["paths"]) == {
         "/score", "/events", "/users/{user_id}/posterior", "/users/{user_id}", "/items/{item_id}/posterior",
-        "/items/{item_id}", "/model", "/learners", "/quality", "/health/live", "/health/ready", "/metrics",
+        "/items/{item_id}", "/items", "/model", "/learners", "/quality", "/health/live", "/health/ready", "/metrics",
     }  # fmt: skip
     references = set(json.dumps(document).split("#/components/schemas/")[1:])
     assert {one.split('"')[0] for one in references} <= set(document["components"]["schemas"])
