@@ -24,6 +24,7 @@ SUBJECTS = (
     "busy_user",
     "score",
     "items",
+    "catalog",
     "memory",
     "start",
     "growth",

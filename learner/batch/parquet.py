@@ -7,7 +7,7 @@ floats or decimals, times epoch milliseconds or timestamps (without a zone: UTC)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import groupby
 from math import isfinite
 from pathlib import Path
@@ -18,9 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from learner.batch.items import item_json, require_id
 from learner.batch.raw import LogError, Raw, Reached
 from learner.events.wire import BadEvent, Reason
-from learner.model.kinds import Age
+from learner.model.kinds import Age, Feature
 from learner.model.spec import Model
 
 _IDS = ("user_id", "request_id", "item_id")
@@ -78,19 +79,38 @@ def _outcomes(file: Path, table: Any, model: Model, reached: Reached) -> Iterato
     _check_names(file, columns, model)
     taken = {**model.item_features, **model.context_features}
     wanted = [name for name in columns if name in _FACTS or name in taken]
-    times = {*_TIMES, *(name for name, one in taken.items() if isinstance(one, Age))}
-    converters = {name: _converter(file, name, table.schema_arrow.field(name).type, times) for name in wanted}
-
-    def rows() -> Iterator[tuple[int, dict[str, Any]]]:
-        number = 0
-        for batch in _batches(table, wanted, reached):
-            values = [convert(batch.column(name)) for name, convert in converters.items()]
-            for row in zip(*values, strict=True):
-                number += 1
-                yield number, dict(zip(converters, row, strict=True))
-
-    for _, slate in groupby(rows(), key=lambda one: tuple(one[1][name] for name in _SLATE)):
+    rows = _rows(file, table, wanted, taken, reached)
+    for _, slate in groupby(rows, key=lambda one: tuple(one[1][name] for name in _SLATE)):
         yield from _slate_events(file, list(slate), model)
+
+
+def _rows(
+    file: Path, table: Any, wanted: list[str], features: Mapping[str, Feature], reached: Reached
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Each row of some columns with its number, from 1."""
+    times = {*_TIMES, *(name for name, one in features.items() if isinstance(one, Age))}
+    converters = {name: _converter(file, name, table.schema_arrow.field(name).type, times) for name in wanted}
+    number = 0
+    for batch in _batches(table, wanted, reached):
+        values = [convert(batch.column(name)) for name, convert in converters.items()]
+        for row in zip(*values, strict=True):
+            number += 1
+            yield number, dict(zip(converters, row, strict=True))
+
+
+def read_parquet_items(file: Path, model: Model, reached: Reached) -> Iterator[Raw]:
+    """See `learner.batch.items.read_items`."""
+    try:
+        table = pq.ParquetFile(file)
+        names = table.schema_arrow.names
+        require_id(file, names)
+        known = [] if model.catalog is None else model.catalog.names
+        wanted = [name for name in names if name in ("item_id", "timestamp", *known)]
+        for number, row in _rows(file, table, wanted, model.item_features, reached):
+            flaw = next((value for value in row.values() if isinstance(value, BadEvent)), None)
+            yield Raw(f"{file}: row {number}", flaw or item_json(row, model))
+    except pa.ArrowException as exc:
+        raise LogError(f"table {str(file)!r}: {exc}") from exc
 
 
 def _check_names(file: Path, columns: list[str], model: Model) -> None:

@@ -24,6 +24,7 @@ COMMANDS = {
     "fit": "learn the prior, click delay and half-life from a log, or the prior from the store",
     "evaluate": "what freshness would have gained on a log",
     "demo": "simulated users and items that come and go, and the regret of each policy",
+    "items": "import a table of items into the catalog",
     "inspect": "print the record of a user or an item",
     "models": "the versions of the model that have learnt into the store",
     "replay-dlq": "put dead letters back into their topics",

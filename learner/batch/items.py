@@ -1,0 +1,109 @@
+"""Tables of items, as `freshet items import` reads them: Parquet, CSV or JSON lines, a row an item."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from learner.batch.raw import LogError, Raw, Reached
+from learner.model.spec import Model
+
+_EXPECTED = ".parquet, .csv, .ndjson or .jsonl (the last three also with .gz)"
+
+
+def read_items(table: str, model: Model, reached: Reached) -> Iterator[Raw]:
+    """Each row of a table as the JSON of an item, as `learner.events.catalog.item_said` takes it.
+
+    Parameters
+    ----------
+    model
+        Which columns are features: those of its catalog.
+    reached
+        Is told how far the file has been read.
+
+    Raises
+    ------
+    LogError
+        If the file is of no such kind, cannot be read, or has no column `item_id`.
+    """
+    path = Path(table)
+    name = path.name.removesuffix(".gz")
+    try:
+        reached.parts = [path.stat().st_size]
+        if path.suffix == ".parquet":
+            from learner.batch.parquet import read_parquet_items
+
+            yield from read_parquet_items(path, model, reached)
+        elif name.endswith(".csv"):
+            yield from _from_csv(path, model, reached)
+        elif name.endswith((".ndjson", ".jsonl")):
+            yield from _from_lines(path, model, reached)
+        else:
+            raise LogError(f"table {table!r}: expected {_EXPECTED}")
+        reached.end_part()
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as exc:
+        raise LogError(f"table {table!r}: cannot be read: {exc}") from exc
+
+
+def item_json(row: Mapping[str, Any], model: Model) -> bytes:
+    """The JSON of an item from its columns; None is a missing feature."""
+    names = model.catalog.names if model.catalog is not None else []
+    features = {name: row[name] for name in names if row.get(name) is not None}
+    item = {"item_id": row.get("item_id"), "features": features}
+    at = row.get("timestamp")
+    return msgspec.json.encode(item | ({} if at is None else {"timestamp": at}))
+
+
+def require_id(table: Path, columns: Any) -> None:
+    """Raise `LogError` for a table whose items have no ids."""
+    if "item_id" not in columns:
+        raise LogError(f"table {str(table)!r}: expected a column item_id, and one for each feature of the catalog")
+
+
+def _from_csv(path: Path, model: Model, reached: Reached) -> Iterator[Raw]:
+    with path.open("rb") as stored, gzip.open(stored) if path.suffix == ".gz" else stored as data:
+        reached.within = stored.tell
+        rows = csv.DictReader(io.TextIOWrapper(data, encoding="utf-8-sig", newline=""))
+        require_id(path, rows.fieldnames or ())
+        for row in rows:
+            said = {name: _value(name, text, model) for name, text in row.items() if name is not None and text}
+            yield Raw(f"{path}: line {rows.line_num}", item_json({**said, "item_id": row["item_id"]}, model))
+
+
+def _value(name: str, text: str, model: Model) -> Any:
+    """What a cell says: of the type that the feature has, if the text is of it, lists as JSON; else as it stands."""
+    feature = model.item_features.get(name)
+    kind = int if name == "timestamp" else None if feature is None else feature.schema()
+    if kind is None or name == "item_id":
+        return text
+    if text.lstrip().startswith("["):
+        try:
+            return msgspec.json.decode(text)
+        except msgspec.DecodeError:
+            return text
+    try:
+        return msgspec.convert(text, kind, strict=False)
+    except msgspec.ValidationError:
+        return text
+
+
+def _from_lines(path: Path, model: Model, reached: Reached) -> Iterator[Raw]:
+    with path.open("rb") as stored, gzip.open(stored) if path.suffix == ".gz" else stored as lines:
+        reached.within = stored.tell
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            place = f"{path}:{number}"
+            try:
+                row = msgspec.json.decode(line)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                row = None
+            # What is no object, or has features already, is judged as it is.
+            is_flat = isinstance(row, dict) and "features" not in row
+            yield Raw(place, item_json(row, model) if is_flat else line)

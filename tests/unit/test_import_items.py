@@ -1,0 +1,135 @@
+"""`freshet items import`: rows of a table become events, in whatever kind of file they are."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from learner.log import read_to_end
+from service.commands.main import main
+
+MODEL = """
+name = "shop"
+[features]
+price = { kind = "numeric", from = "catalog" }
+genre = { kind = "category", values = ["drama", "comedy"], from = "catalog" }
+tags = { kind = "multi", buckets = 4, from = "catalog" }
+added = { kind = "age", unit = "1d", from = "catalog" }
+distance = { kind = "numeric" }
+"""
+AT = 1_700_000_000_000
+ROWS: list[dict[str, Any]] = [
+    {"item_id": "1", "timestamp": AT, "price": 9.5, "genre": "drama", "tags": ["x", "y"], "added": AT - 5},
+    {"item_id": "2", "timestamp": AT + 1, "price": None, "genre": None, "tags": None, "added": None},
+]
+EVENTS = [
+    {
+        "type": "item",
+        "item_id": row["item_id"],
+        "timestamp": row["timestamp"],
+        "features": {k: v for k, v in row.items() if k not in ("item_id", "timestamp") and v is not None},
+    }
+    for row in ROWS
+]
+
+
+def parquet(file: Path) -> None:
+    columns = {name: [row[name] for row in ROWS] for name in ROWS[0]}
+    table = pa.table({**columns, "item_id": [1, 2], "other": ["n", "m"]})
+    at = table.schema.get_field_index("timestamp")
+    pq.write_table(table.set_column(at, "timestamp", table.column(at).cast(pa.timestamp("ms"))), file)
+
+
+def as_csv(file: Path) -> None:
+    lines = ["item_id,price,genre,tags,added,timestamp,other", f'1,9.5,drama,"[""x"", ""y""]",{AT - 5},{AT},n']
+    file.write_text("\n".join([*lines, f"2,,,,,{AT + 1},m"]), encoding="utf-8-sig")
+
+
+def flat(file: Path) -> None:
+    file.write_bytes(gzip.compress("\n".join(map(json.dumps, ROWS)).encode()))
+
+
+def nested(file: Path) -> None:
+    file.write_text("\n\n".join(map(json.dumps, EVENTS)))
+
+
+@pytest.fixture
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "model.toml").write_text(MODEL)
+    url = f"sqlite:///{tmp_path / 'f.db'}"
+    for name, value in (("LOG", url), ("STORE", url), ("MODEL", str(tmp_path / "model.toml"))):
+        monkeypatch.setenv(f"FRESHET_{name}", value)
+    return url
+
+
+def events(url: str, topic: str = "events") -> list[tuple[bytes | None, dict[str, Any]]]:
+    return [(one.key, json.loads(one.value)) for some in read_to_end(url, [topic]) for one in some]
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [("t.parquet", parquet), ("t.csv", as_csv), ("t.ndjson.gz", flat), ("t.jsonl", nested)],
+)
+def test_a_row_is_an_event_whatever_the_file(
+    tmp_path: Path, log: str, capsys: pytest.CaptureFixture[str], name: str, write: Any
+) -> None:
+    write(tmp_path / name)
+    assert main(["items", "import", str(tmp_path / name)]) == 0
+    assert events(log) == [(event["item_id"].encode(), event) for event in EVENTS]
+    assert "2 items are in the log, topic 'events'" in capsys.readouterr().out
+
+
+def test_items_go_into_their_own_topic_and_are_of_now_if_nothing_says_when(
+    tmp_path: Path, log: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FRESHET_ITEMS_TOPIC", "items")
+    (tmp_path / "t.csv").write_text("item_id,price\na,3\n")
+    assert main(["items", "import", str(tmp_path / "t.csv")]) == 0
+    ((key, event),) = events(log, "items")
+    assert key == b"a"
+    assert event["features"] == {"price": 3.0}
+    assert event["timestamp"] > AT
+
+
+def test_a_row_that_the_catalog_does_not_take_stops_the_import_or_is_counted(
+    tmp_path: Path, log: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text("item_id,price,genre\na,3,drama\nb,much,drama\nc,4,news\n,5,drama\nd,6,comedy\n")
+    assert main(["items", "import", str(file)]) == 2
+    told = capsys.readouterr().err
+    assert f"{file}: line 3: bad_feature: features['price']" in told
+    assert events(log) == []
+    assert main(["items", "import", "--skip-bad", str(file)]) == 0
+    assert [key for key, _ in events(log)] == [b"a", b"d"]
+    told = capsys.readouterr().err
+    assert "skipped 3 bad rows" in told
+    assert "bad_feature 1, first at" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("t.csv", "id,price\na,3\n", "expected a column item_id"),
+        ("t.xlsx", "", "expected .parquet, .csv"),
+        ("t.parquet", "no", "table"),
+    ],
+)
+def test_a_file_that_is_no_such_table_is_said_to_be_none(
+    tmp_path: Path, log: str, capsys: pytest.CaptureFixture[str], name: str, text: str, says: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    assert main(["items", "import", str(tmp_path / name)]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_without_a_catalog_nothing_is_imported(tmp_path: Path, log: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model.toml").write_text(MODEL.replace(', from = "catalog"', ""))
+    assert main(["items", "import", str(tmp_path / "t.csv")]) == 2
+    assert "has no catalog" in capsys.readouterr().err
