@@ -282,7 +282,7 @@ class Learner:
         whose = repeat(self.model.key), repeat(self.model.ttl_s)
         writes = list(map(Write, pending.user_ids, stored, applied.values, applied.erased, *whose))
         if self._catalog is not None:
-            writes += self._catalog.writes(batch, pending, counts)
+            writes += self._catalog.writes(batch, pending, applied.counts)
         self._check.records(len(stored) - stored.count(None))
         feeds = {}
         if self.model.item is not None and messages:

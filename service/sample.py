@@ -70,7 +70,7 @@ def described(raws: Sequence[Raw], model: Model) -> tuple[str, int]:
         if (found := _body(value, events)) is not None:
             bodies[found[0]].append(found[1])
     told = ", ".join(f"{counts[name]:,} {name}" for name in ("impressions", "clicks", "refused"))
-    more = "".join(f", {counts[name]:,} {name}" for name in ("passed over", "erasures") if counts[name])
+    more = "".join(f", {counts[name]:,} {name}" for name in ("passed over", "items", "erasures") if counts[name])
     lines = [f"sample  {len(raws):,} records: {told}{more}"]
     for name, rule in (("impression", events.impression), ("click", events.click)):
         if bodies[name]:

@@ -212,7 +212,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         timeout = self.kafka_session_timeout_ms
         # Three heartbeats may be lost before a learner counts as dead.
         kafka = {**self.kafka_options, "session_timeout_ms": timeout, "heartbeat_interval_ms": max(1, timeout // 4)}
-        return {"skip_unreadable": self.unreadable == "skip", **kafka}
+        return {"skip_unreadable": self.unreadable == "skip", "items_topic": self.items_topic, **kafka}
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:

@@ -118,7 +118,7 @@ def resolved(
     catalog: Catalog, entries: Entries, item_ids: Sequence[str], features: Sequence[Any], is_open: Sequence[bool]
 ) -> Sequence[Any]:
     """The features of N items, with what the catalog has of those that are open and leave something to it."""
-    wanted = [i for i, (one, may) in enumerate(zip(features, is_open, strict=True)) if may and catalog.lacks(one)]
+    wanted = [i for i, (lacks, may) in enumerate(zip(catalog.lacking(features), is_open, strict=True)) if lacks and may]
     if not wanted:
         return features
     whole = list(features)

@@ -156,17 +156,24 @@ def open_log(url: str, **kafka: object) -> EventLog:
     return SqliteLog(place)
 
 
-def open_reader(url: str, topics: Sequence[str], group: str, skip_unreadable: bool = False, **kafka: object) -> Reader:
+def open_reader(
+    url: str,
+    topics: Sequence[str],
+    group: str,
+    skip_unreadable: bool = False,
+    items_topic: str = "",
+    **kafka: object,
+) -> Reader:
     """Open a reading end; a Kafka consumer joins the group at its first poll.
 
     With `skip_unreadable` it goes on behind what cannot be read, with a message that says why; otherwise the partition
-    waits there, and `Reader.health` tells.
+    waits there, and `Reader.health` tells. `items_topic` is that of `topics` which is not keyed by user, if one is.
     """
     kind, place = _split(url)
     if kind == "kafka":
         from learner.log.kafka import KafkaReader
 
-        return KafkaReader(place, topics, group, skip_unreadable, kafka)
+        return KafkaReader(place, topics, group, skip_unreadable, kafka, items_topic)
     from learner.log.sqlite import SqliteReader
 
     return SqliteReader(place, topics, group)

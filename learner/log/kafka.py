@@ -33,14 +33,20 @@ class KafkaReader:
     """
 
     def __init__(
-        self, servers: str, topics: Sequence[str], group: str, skip_unreadable: bool, options: Mapping[str, Any]
+        self,
+        servers: str,
+        topics: Sequence[str],
+        group: str,
+        skip_unreadable: bool,
+        options: Mapping[str, Any],
+        items_topic: str = "",
     ) -> None:
         with translated():
             self._consumer, self._fetcher = make_consumer(
                 servers, topics, skip_unreadable, {"group_id": group, **options}
             )
         self._topics = topics
-        self._watch = Watch(self._consumer, self._fetcher, topics)
+        self._watch = Watch(self._consumer, self._fetcher, topics, items_topic)
         self._ids: dict[str, bytes] = {}
         self._next: dict[TopicPartition, int] = {}
         # Learnt, and not known to be committed.

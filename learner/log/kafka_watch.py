@@ -25,10 +25,13 @@ log = structlog.get_logger("freshet.log")
 
 
 class Watch:
-    """Counts what is still to be read, and notes what cannot be any more. For the reader's thread."""
+    """Counts what is still to be read, and notes what cannot be any more. For the reader's thread.
 
-    def __init__(self, consumer: Any, fetcher: InTimeOrder, topics: Sequence[str]) -> None:
-        self._consumer, self._fetcher, self._topics = consumer, fetcher, topics
+    All topics but that of items are keyed by user.
+    """
+
+    def __init__(self, consumer: Any, fetcher: InTimeOrder, topics: Sequence[str], items_topic: str = "") -> None:
+        self._consumer, self._fetcher, self._topics, self._items_topic = consumer, fetcher, topics, items_topic
         self._looked_at = 0.0
         # Where to read on, of partitions that kafka-python has not come to yet.
         self._begins: dict[TopicPartition, int] = {}
@@ -142,9 +145,11 @@ class Watch:
     def _compare_topics(self) -> None:
         """Say so once if a user's impressions and clicks may be read by different members."""
         counts = {
-            topic: len(self._consumer._client.cluster.partitions_for_topic(topic) or ()) for topic in self._topics
+            topic: len(self._consumer._client.cluster.partitions_for_topic(topic) or ())
+            for topic in self._topics
+            if topic != self._items_topic
         }
-        if 0 in counts.values() or len(set(counts.values())) == 1 or self._warned:
+        if not counts or 0 in counts.values() or len(set(counts.values())) == 1 or self._warned:
             return
         self._warned = True
         log.warning(

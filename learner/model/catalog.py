@@ -49,21 +49,21 @@ class Catalog:
     ----------
     features
         All that an item may say, in order.
-    has_structs
-        Whether the model decodes them to structs.
+    struct
+        What the model decodes them to; None: to dictionaries.
     rows
         Makes rows of items and what they have in common, and raises what is wrong with them.
     """
 
     def __init__(
-        self, features: Mapping[str, Feature], has_structs: bool, rows: Callable[[Items, Shown], Rows]
+        self, features: Mapping[str, Feature], struct: type[msgspec.Struct] | None, rows: Callable[[Items, Shown], Rows]
     ) -> None:
         self.names = [name for name, one in features.items() if one.origin == "catalog"]
         self._all = list(features)
         self._features = features
         self._rows = rows
-        self._struct = lenient("Item", features) if has_structs else None
-        self._schema: Any = Features if self._struct is None else self._struct
+        self._bare = None if struct is None else struct()
+        self._schema: Any = Features if struct is None else lenient("Item", features)
         self._decode = msgspec.msgpack.Decoder(self._schema).decode
         places = [i for i, name in enumerate(features) if name in self.names]
         pick = itemgetter(*places)
@@ -81,7 +81,7 @@ class Catalog:
             If one is not of the catalog, or not as the model takes it.
         """
         for index, one in enumerate(items):
-            if isinstance(one, Mapping):
+            if isinstance(one, dict):
                 names = sorted(one.keys() & {self._all[i] for i in self._others})
             else:
                 values = msgspec.structs.astuple(one)
@@ -96,7 +96,7 @@ class Catalog:
         """The bytes of an entry: of a struct or a dictionary that was checked; None removes the item."""
         if features is None:
             return removed(at)
-        if isinstance(features, Mapping):
+        if isinstance(features, dict):
             features = {name: features[name] for name in self.names if features.get(name) is not None}
         return _HEAD.pack(at, self._mark) + msgspec.msgpack.encode(features)
 
@@ -109,12 +109,12 @@ class Catalog:
             at, mark = _HEAD.unpack_from(value)
             if len(value) == _HEAD.size:
                 return Entry(at, None)
-            said = memoryview(value)[_HEAD.size :]
+            said = value[_HEAD.size :]
             return Entry(at, self._decode(said) if mark == self._mark else self._fitting(said, at))
         except (StructError, *UNREADABLE):
             return None
 
-    def _fitting(self, said: memoryview, at: int) -> Any:
+    def _fitting(self, said: bytes, at: int) -> Any:
         kept: dict[str, Any] = {}
         for name, value in msgspec.msgpack.decode(said, type=dict[str, Any]).items():
             if name not in self.names:
@@ -127,34 +127,34 @@ class Catalog:
             kept[name] = value
         return msgspec.convert(kept, self._schema)
 
-    def lacks(self, features: Any) -> bool:
-        """Whether an item leaves something to the catalog."""
-        if isinstance(features, Mapping):
-            return any(features.get(name) is None for name in self.names)
-        return None in self._said(features if isinstance(features, tuple) else msgspec.structs.astuple(features))
+    def lacking(self, items: Sequence[Any]) -> list[bool]:
+        """Whether each item leaves something to the catalog; all are of one form."""
+        if items and isinstance(items[0], dict):
+            return [any(one.get(name) is None for name in self.names) for one in items]
+        if items and isinstance(items[0], tuple):
+            return [None in self._said(one) for one in items]
+        return [one == self._bare or None in self._said(msgspec.structs.astuple(one)) for one in items]
 
     def filled(self, features: Any, entry: Entry | None) -> Any:
         """An item's features, with what the catalog has of those that it does not say; in the form they came in."""
         if entry is None or entry.features is None:
             return features
         theirs = entry.features
-        if isinstance(features, Mapping):
+        if isinstance(features, dict):
             mine = {name: value for name, value in features.items() if value is not None}
             return {**_as_dict(theirs), **mine}
+        if features == self._bare:
+            return theirs
         is_tuple = isinstance(features, tuple)
         said = features if is_tuple else msgspec.structs.astuple(features)
-        if isinstance(theirs, Mapping):
-            known = tuple(map(theirs.get, self._all))
-        elif not is_tuple and not any(one is not None for one in said):
-            return theirs
-        else:
-            known = msgspec.structs.astuple(theirs)
+        known = tuple(map(theirs.get, self._all)) if isinstance(theirs, dict) else msgspec.structs.astuple(theirs)
         both = tuple(b if a is None else a for a, b in zip(said, known, strict=True))
         return both if is_tuple else type(features)(*both)
 
 
-def _as_dict(features: Any) -> Mapping[str, Any]:
-    return features if isinstance(features, Mapping) else msgspec.to_builtins(features)
+def _as_dict(features: Any) -> dict[str, Any]:
+    found: dict[str, Any] = features if isinstance(features, dict) else msgspec.to_builtins(features)
+    return found
 
 
 def at_of(value: bytes | None) -> int | None:

@@ -126,7 +126,7 @@ class Model(Effect):
         """What its catalog has of items; None if no feature is of the catalog."""
         if all(one.origin != "catalog" for one in self.features.values()):
             return None
-        return Catalog(self.item_features, self.structs is not None, self.rows)
+        return Catalog(self.item_features, self.structs and self.structs[0], self.rows)
 
     @cached_property
     def context_features(self) -> Mapping[str, Feature]:

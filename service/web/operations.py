@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import uuid
 from collections.abc import Sequence
+from itertools import compress
 
 import msgspec
 import numpy as np
@@ -73,8 +74,8 @@ class Operations:
         items = None if self._items is None else self._items.plan(ids)
         if self._catalog is None or self._model.catalog is None:
             return Reads(items, None)
-        lacks = self._model.catalog.lacks
-        return Reads(items, self._catalog.plan([one.item_id for one in wanted.items if lacks(one.features)]))
+        is_open = self._model.catalog.lacking([item.features for item in wanted.items])
+        return Reads(items, self._catalog.plan(list(compress(ids, is_open))), is_open)
 
     def score(self, reads: Reads, wanted: api.ScoreRequest, laps: Laps) -> tuple[api.ScoreResponse, Entry | None]:
         """Score a slate: a read of the user and one of what is not known of its items, and `score_from`."""
@@ -236,7 +237,8 @@ class Operations:
         """The features that a slate is scored with."""
         if self._catalog is None or self._model.catalog is None or reads.catalog is None:
             return Resolved([item.features for item in wanted.items], None)
-        return resolve(self._model.catalog, wanted.items, self._catalog.of(reads.catalog, values))
+        entries = self._catalog.of(reads.catalog, values)
+        return resolve(self._model.catalog, wanted.items, reads.is_open, entries)
 
     def _item_effect(self) -> ItemEffect:
         if self._model.item is None:

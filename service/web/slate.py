@@ -13,10 +13,14 @@ from service.web.items import Plan
 
 
 class Reads(NamedTuple):
-    """What is remembered of a slate's items, and what is not; None of what the model does not have."""
+    """What is remembered of a slate's items, and what is not; None of what the model does not have.
+
+    `is_open` says of each whether it leaves something to the catalog.
+    """
 
     items: Plan | None
     catalog: CatalogPlan | None
+    is_open: Sequence[bool] = ()
 
     @property
     def wanted(self) -> dict[str, list[str]]:
@@ -36,16 +40,14 @@ class Resolved(NamedTuple):
     known: list[bool] | None
 
 
-def resolve(catalog: Catalog, items: Sequence[ScoreItem], entries: Mapping[str, Entry | None]) -> Resolved:
-    """The features of items, what the request says before what the catalog has."""
+def resolve(
+    catalog: Catalog, items: Sequence[ScoreItem], is_open: Sequence[bool], entries: Mapping[str, Entry | None]
+) -> Resolved:
+    """The features of items: what the request says, else what the catalog has; `entries` are those of open items."""
     features: list[Any] = []
     known = []
-    for item in items:
-        said, is_known = item.features, True
-        if item.item_id in entries and catalog.lacks(said):
-            entry = entries[item.item_id]
-            is_known = entry is not None and entry.features is not None
-            said = catalog.filled(said, entry)
-        features.append(said)
-        known.append(is_known)
+    for item, may in zip(items, is_open, strict=True):
+        entry = entries[item.item_id] if may else None
+        features.append(item.features if entry is None else catalog.filled(item.features, entry))
+        known.append(not may or (entry is not None and entry.features is not None))
     return Resolved(features, known)
