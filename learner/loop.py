@@ -14,7 +14,6 @@ from functools import partial
 from itertools import repeat
 from math import inf
 
-import numpy as np
 import structlog
 
 from learner.busy import BusyUsers
@@ -174,15 +173,14 @@ class Learner:
 
     def _take(self, messages: Sequence[Message], counts: Counter[str], bad: Counter[str]) -> float | None:
         """Learn what can be learnt of some messages, and bury the rest; returns the freshness, in ms."""
-        catalog = self._catalog
         # A schema registry may be away, too.
-        read = partial(events_of, messages, self.model, self._busy, catalog, self.items_topic)
+        read = partial(events_of, messages, self.model, self._busy, self._catalog, self.items_topic)
         parsed = self._patience.call(counts, read)
         batch, refused = parsed
         self._laps.lap("parse")
-        with_features = int(np.isin(batch.events.event["kind"], (IMPRESSION, CATALOG_ITEM)).sum())
-        if catalog is not None:
-            counts["catalog_unknown"] += catalog.unknown
+        with_features = sum(kind in (IMPRESSION, CATALOG_ITEM) for kind in batch.events.event["kind"].tolist())
+        if self._catalog is not None:
+            counts["catalog_unknown"] += self._catalog.unknown
         if passed_over := parsed.passed_over():
             counts["passed_over"] += passed_over
         self._check.events(len(messages), with_features, Counter(why.reason for why in refused.values()))

@@ -8,11 +8,20 @@ from contextlib import closing
 from itertools import islice
 
 from learner.model.spec import Model
-from service.commands.command import SQLITE_FILE
+from service.commands.command import SQLITE_FILE, Arguments
 from service.settings import Settings
 
 TOGETHER = 1_000
 """Items that are appended to the log at a time."""
+
+
+class ItemsArguments(Arguments):
+    """What was typed."""
+
+    action: str
+    table: str
+    skip_bad: bool
+    file: str | None
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +47,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--file", help=SQLITE_FILE)
 
 
-def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
+def run(arguments: ItemsArguments, settings: Settings, model: Model) -> int:
     """Import, and say how many items are in the log."""
     import msgspec
 
