@@ -6,7 +6,6 @@ together with the shard's positions. Of two events of an item the later one coun
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ import structlog
 from learner.events.microbatch import CATALOG_ITEM, ERASE_ITEM, ByUser, Microbatch, of_item
 from learner.model.catalog import Catalog, Entry, at_of, is_removed, removed
 from learner.store import CATALOG, FOR_EVER, Store, Write
+from learner.store.remembered import Remembered
 
 log = structlog.get_logger("freshet")
 
@@ -35,66 +35,31 @@ class Plan(NamedTuple):
 
 
 class RecentCatalog:
-    """The entries that a store has, each at most so old. Safe to use from several threads.
+    """The entries that a store has, or that it has none, each at most so old. Safe to use from several threads."""
 
-    Parameters
-    ----------
-    catalog
-        Reads them.
-    max_age_s
-        How long an entry is remembered, or that there is none; 0: it is always read.
-    capacity
-        How many are remembered; when there are more, all are forgotten.
-    clock
-        Seconds that never step back.
-    """
-
-    def __init__(
-        self,
-        catalog: Catalog,
-        max_age_s: float = 1.0,
-        capacity: int = 100_000,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, catalog: Catalog, max_age_s: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._catalog = catalog
-        self._max_age_s = max_age_s
-        self._capacity = capacity
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._read: dict[str, tuple[float, Entry | None]] = {}
+        self._read = Remembered[Entry | None](max_age_s, clock=clock)
 
-    def plan(self, item_ids: Sequence[str]) -> Plan:
+    def plan(self, item_ids: Iterable[str]) -> Plan:
         """What has to be read to know some items."""
-        read, oldest = self._read, self._clock() - self._max_age_s
-        found, missing = {}, []
-        for one in dict.fromkeys(item_ids):
-            held = read.get(one)
-            if held is None or held[0] <= oldest:
-                missing.append(one)
-            else:
-                found[one] = held[1]
-        return Plan(found, missing)
+        return Plan(*self._read.look(item_ids))
 
     def of(self, plan: Plan, values: Sequence[bytes | None]) -> Mapping[str, Entry | None]:
         """The entries of a plan's items, with the records that it wants; None of one that nobody knows."""
         if not plan.missing:
             return plan.found
-        now, new = self._clock(), {}
+        new = {}
         for one, value in zip(plan.missing, values, strict=True):
             new[one] = None if value is None else self._catalog.read(value)
             if value is not None and new[one] is None:
                 log.error("an entry of the catalog cannot be read; the next event about its item mends it", item=one)
-        with self._lock:
-            if len(self._read) + len(new) > self._capacity:
-                self._read = {}
-            self._read.update((one, (now, entry)) for one, entry in new.items())
+        self._read.keep(new)
         return {**plan.found, **new}
 
     def forget(self, item_ids: Iterable[str]) -> None:
         """Have these items read again."""
-        with self._lock:
-            for one in item_ids:
-                self._read.pop(one, None)
+        self._read.forget(item_ids)
 
 
 class LearntCatalog:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
-from itertools import repeat
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -16,6 +13,7 @@ from learner.events.keys import item_key
 from learner.model.effect import ItemEffect
 from learner.record.items import ItemBeliefs, read_items
 from learner.record.items import item_ids as item_ids_of
+from learner.store.remembered import Remembered
 
 
 class ScoredSlate(NamedTuple):
@@ -58,15 +56,15 @@ class SlateOfItems(NamedTuple):
         return ScoredSlate(ItemEffects(mean, var, noise), self.n_events, self.effect, self.beliefs, now)
 
 
-Remembered: TypeAlias = tuple[float, bytes, int, int]
-"""When an item was read, the numbers of its belief, the time to which that is relaxed, and `n_events`."""
+Held: TypeAlias = tuple[bytes, int, int]
+"""The numbers of an item's belief, the time to which that is relaxed, and `n_events`."""
 
 
 class Plan(NamedTuple):
     """Some items, what is remembered, which of them are not, and under which ids their records are kept."""
 
     item_ids: Sequence[str]
-    read: Mapping[str, Remembered]
+    read: Mapping[str, Held]
     missing: list[str]
     keys: list[str]
 
@@ -80,31 +78,16 @@ class Items:
         What is believed of items.
     max_age_s
         How long an item is remembered; 0: it is always read.
-    capacity
-        How many are remembered; when there are more, all are forgotten.
-    clock
-        Seconds that never step back.
     """
 
-    def __init__(
-        self,
-        effect: ItemEffect,
-        max_age_s: float = 1.0,
-        capacity: int = 100_000,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, effect: ItemEffect, max_age_s: float = 1.0) -> None:
         self._effect = effect
         self._max_age_s = max_age_s
-        self._capacity = capacity
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._read: dict[str, Remembered] = {}
+        self._read = Remembered[Held](max_age_s)
 
     def plan(self, item_ids: Sequence[str]) -> Plan:
         """What has to be read to know some items."""
-        # Nothing is ever taken out of this dictionary: when it is full, another one is begun.
-        read, oldest = self._read, self._clock() - self._max_age_s
-        missing = [one for one in dict.fromkeys(item_ids) if (found := read.get(one)) is None or found[0] <= oldest]
+        read, missing = self._read.look(item_ids)
         return Plan(item_ids, read, missing, item_ids_of(np.array([item_key(one) for one in missing], np.int64)))
 
     def of(self, plan: Plan, values: Sequence[bytes | None], now_ms: int) -> SlateOfItems:
@@ -118,19 +101,16 @@ class Items:
         new = {}
         if plan.missing:
             stored = read_items(self._effect, values, plan.keys)
-            read, now = stored.at(self._effect, now_ms), self._clock()
+            read = stored.at(self._effect, now_ms)
             if self._max_age_s <= 0.0 and len(plan.missing) == len(plan.item_ids):
                 return SlateOfItems(self._effect, plan.item_ids, read, stored.n_events.tolist())
             numbers = np.concatenate([read.mean, read.factor], axis=1)
             size, data = numbers[0].nbytes, numbers.tobytes()
             parts = [data[start : start + size] for start in range(0, len(data), size)]
-            rows = zip(repeat(now), parts, read.settled_at.tolist(), stored.n_events.tolist(), strict=False)
+            rows = zip(parts, read.settled_at.tolist(), stored.n_events.tolist(), strict=True)
             new = dict(zip(plan.missing, rows, strict=True))
-            with self._lock:
-                if len(self._read) + len(new) > self._capacity:
-                    self._read = {}
-                self._read.update(new)
-        _, belief, settled_at, n_events = zip(*[new.get(one) or plan.read[one] for one in plan.item_ids], strict=True)
+            self._read.keep(new)
+        belief, settled_at, n_events = zip(*[new.get(one) or plan.read[one] for one in plan.item_ids], strict=True)
         numbers = np.frombuffer(b"".join(belief), np.float32).reshape(len(belief), -1)
         mean, factor = numbers[:, : self._effect.d], numbers[:, self._effect.d :]
         beliefs = ItemBeliefs(np.ascontiguousarray(mean), np.ascontiguousarray(factor), np.array(settled_at, np.int64))

@@ -89,6 +89,18 @@ def test_topics_with_different_numbers_of_partitions_are_warned_of_once(kafka_se
     reader.close()
 
 
+def test_a_topic_of_items_may_have_any_number_of_partitions(kafka_server: KafkaServer, topic: str) -> None:
+    make_topic(kafka_server, topic, partitions=2)
+    make_topic(kafka_server, f"{topic}-items", partitions=3)
+    topics = [topic, f"{topic}-items"]
+    reader = open_reader(kafka_server.url, topics, "counts", items_topic=f"{topic}-items")
+    with capture_logs() as logs:
+        eventually(lambda: reader.poll(100, 10) or len(reader.held()) == 5, 30, "all partitions are ours")
+        reader._watch._compare_topics()  # type: ignore[attr-defined]
+    assert not [one for one in logs if one["log_level"] == "warning" and "partitions" in one]
+    reader.close()
+
+
 def test_what_retention_took_before_it_was_read_is_told_with_its_range_and_known_to_the_next(
     kafka_server: KafkaServer, topic: str, admin: KafkaAdminClient
 ) -> None:
