@@ -39,7 +39,7 @@ class LogEntries:
         """Keep it, if nothing later is known."""
         held = self._known.get(item_id)
         if held is None or entry.at >= held[0]:
-            self._known[item_id] = entry.at, self._catalog.packed(*entry)
+            self._known[item_id] = entry.at, self._catalog.packed(entry.at, entry.features)
 
     def find(self, item_ids: Sequence[str]) -> list[Entry | None]:
         """Read what is kept."""

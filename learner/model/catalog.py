@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from struct import Struct
 from struct import error as StructError
-from typing import Any, NamedTuple
+from typing import Any
 from zlib import crc32
 
 import msgspec
@@ -25,7 +25,7 @@ _HEAD = Struct("<qI")
 _AT = Struct("<q")
 
 
-class Entry(NamedTuple):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """What a catalog has of an item.
 
     Attributes
@@ -107,10 +107,9 @@ class Catalog:
         """
         try:
             at, mark = _HEAD.unpack_from(value)
-            if len(value) == _HEAD.size:
-                return Entry(at, None)
-            said = value[_HEAD.size :]
-            return Entry(at, self._decode(said) if mark == self._mark else self._fitting(said, at))
+            if mark == self._mark:
+                return Entry(at, self._decode(value[_HEAD.size :]))
+            return Entry(at, None if is_removed(value) else self._fitting(value[_HEAD.size :], at))
         except (StructError, *UNREADABLE):
             return None
 

@@ -49,9 +49,9 @@ class RecentCatalog:
         """The entries of a plan's items, with the records that it wants; None of one that nobody knows."""
         if not plan.missing:
             return plan.found
-        new = {}
+        read = self._catalog.read
+        new = dict(zip(plan.missing, [None if value is None else read(value) for value in values], strict=True))
         for one, value in zip(plan.missing, values, strict=True):
-            new[one] = None if value is None else self._catalog.read(value)
             if value is not None and new[one] is None:
                 log.error("an entry of the catalog cannot be read; the next event about its item mends it", item=one)
         self._read.keep(new)

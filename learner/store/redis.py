@@ -17,7 +17,16 @@ from learner.record.sums import HOURS, HourSums
 from learner.store import KEY_PREFIX, SCANNED_TOGETHER, Block, Lifetimes, Transaction, Write
 from learner.store.redis_client import connect, is_cluster
 from learner.store.redis_errors import translated
-from learner.store.redis_keys import SHARDS, feed_key, positions_key, record_key, shard_of, sums_key, versions_key
+from learner.store.redis_keys import (
+    SHARDS,
+    feed_key,
+    positions_key,
+    record_key,
+    record_keys,
+    shard_of,
+    sums_key,
+    versions_key,
+)
 from learner.store.redis_pipeline import RedisPipeline, kept_alive
 from learner.store.redis_scripts import CLAIM, COMPARE_AND_SET, COMPARE_AND_SET_SHA, TELL
 from learner.store.redis_sums import cells_added, read_sums
@@ -186,7 +195,7 @@ class RedisStore:
         """One connection for an event loop; None for a cluster, and by TLS, whose sockets a loop has to open."""
         if is_cluster(self._url) or self._url.startswith("rediss://"):
             return None
-        return RedisPipeline(self._socket, self._key, self._timeout_s)
+        return RedisPipeline(self._socket, self._keys, self._timeout_s)
 
     def ping(self) -> None:
         """Return if Redis answers, and lets us run a script on our keys."""
@@ -229,6 +238,9 @@ class RedisStore:
 
     def _key(self, id: str, effect: str) -> str:
         return record_key(id, self._prefix, effect)
+
+    def _keys(self, ids: Sequence[str], effect: str) -> list[str]:
+        return record_keys(ids, self._prefix, effect)
 
     def _socket(self) -> socket.socket:
         """A socket that redis-py has connected and logged in, and does not keep."""

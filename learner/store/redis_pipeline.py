@@ -31,17 +31,20 @@ class RedisPipeline:
     ----------
     connect
         Makes a connected socket to Redis that is let in and in its database; it blocks, and is called in a thread.
-    key_of
-        The key of a record, by its id and effect.
+    keys_of
+        The keys of records, by their ids and effect.
     timeout_s
         How long an answer may take.
     """
 
     def __init__(
-        self, connect: Callable[[], socket.socket], key_of: Callable[[str, str], str], timeout_s: float
+        self,
+        connect: Callable[[], socket.socket],
+        keys_of: Callable[[Sequence[str], str], list[str]],
+        timeout_s: float,
     ) -> None:
         self._connect = connect
-        self._key_of = key_of
+        self._keys_of = keys_of
         self._timeout_s = timeout_s
         self._pool = ThreadPoolExecutor(1, "pipeline")
         self._link: _Link | None = None
@@ -54,7 +57,7 @@ class RedisPipeline:
         if link is None or link.is_lost:
             self._connect_soon()
             raise NotNow
-        keys = [self._key_of(one, effect) for one in ids]
+        keys = self._keys_of(ids, effect)
         if len(keys) == 1:
             # GET, unlike MGET, does not call a key absent that holds something else.
             return [await link.ask("GET", *keys)]
