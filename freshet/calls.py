@@ -102,6 +102,11 @@ def events(some: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> Call[answer
     return Call("POST", "events", answers.EventsResponse, msgspec.json.encode(body))
 
 
+def put_items(some: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> Call[answers.EventsResponse]:
+    """``PUT /items``."""
+    return msgspec.structs.replace(events(some), method="PUT", path="items")
+
+
 def of_user(user_id: str) -> Call[answers.PosteriorResponse]:
     """``GET /users/{user_id}/posterior``."""
     return Call("GET", f"users/{_segment(user_id)}/posterior", answers.PosteriorResponse)

@@ -63,6 +63,10 @@ class Client:
         """Put one event, or several, into the log: impressions and clicks. Raises if none of them is good."""
         return self._ask(calls.events(events))
 
+    def put_items(self, items: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> answers.EventsResponse:
+        """Have the catalog know an item, or several, by ``item_id`` and ``features``; None as features removes one."""
+        return self._ask(calls.put_items(items))
+
     def posterior(self, user_id: str) -> answers.PosteriorResponse:
         """What is believed of a user now; of an unknown one the prior."""
         return self._ask(calls.of_user(user_id))
@@ -146,6 +150,10 @@ class AsyncClient:
     async def events(self, events: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> answers.EventsResponse:
         """As `Client.events`."""
         return await self._ask(calls.events(events))
+
+    async def put_items(self, items: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> answers.EventsResponse:
+        """As `Client.put_items`."""
+        return await self._ask(calls.put_items(items))
 
     async def posterior(self, user_id: str) -> answers.PosteriorResponse:
         """As `Client.posterior`."""

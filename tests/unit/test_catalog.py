@@ -219,6 +219,21 @@ def test_bytes_that_are_no_entry_are_none(value: bytes) -> None:
     assert catalog_of(MODEL).read(value) is None
 
 
+any_values = st.recursive(st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=3), st.lists)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=40) | st.dictionaries(st.sampled_from(["price", "genre", "tags", "x"]), any_values).map(
+    msgspec.msgpack.encode), st.sampled_from([MODEL, LAX]), st.booleans())  # fmt: skip
+def test_whatever_bytes_an_entry_has_the_model_takes_what_is_read_of_it(
+    body: bytes, model: Model, is_marked: bool
+) -> None:
+    catalog = catalog_of(model)
+    entry = catalog.read(catalog.packed(AT, {})[: 12 if is_marked else 8] + bytes(0 if is_marked else 4) + body)
+    if entry is not None and entry.features is not None and not is_marked:
+        catalog.check([entry.features], AT)
+
+
 class Shop(SteppingBack):
     """One learner after another, whose store can be taken back."""
 

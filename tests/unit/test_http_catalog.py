@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from freshet import Client
 from learner.log import open_log, open_reader, read_to_end
 from learner.loop import Learner
 from learner.model.spec import Model, load_model
 from learner.store import CATALOG, Store, Write, open_store, write_alone
 from service.settings import Settings
 from service.web.app import create_app
+from tests.asking import through
 
 SPEC = """
 name = "shop"
@@ -184,6 +186,15 @@ def test_events_about_items_are_taken_by_post_events_too(rig: Rig) -> None:
     assert rig.client.post("/events", json=event).status_code == 202
     rig.learner.turn()
     assert rig.score("a")["a"]["known"] is True
+
+
+def test_the_client_puts_items(rig: Rig) -> None:
+    with Client("http://test", transport=through(rig.client)) as client:
+        assert client.put_items({"item_id": "a", "features": A}).accepted == 1
+        assert client.put_items([{"item_id": "b", "features": B}, {"item_id": "a", "features": None}]).accepted == 2
+        rig.learner.turn()
+        found = client.score("ann", [{"item_id": "a"}, {"item_id": "b"}])
+    assert {one.item_id: one.known for one in found.items} == {"a": False, "b": True}
 
 
 def test_an_entry_that_cannot_be_read_is_of_an_unknown_item_and_mended_by_its_next_event(rig: Rig) -> None:
