@@ -27,15 +27,15 @@ def events_of(
     items_topic: str = "",
 ) -> Parsed:
     """The events, and what is wrong with those that are bad: as a learner takes them; see `value_of`."""
+    came_at = times_in_log([message.timestamp for message in messages])
     if catalog is not None:
-        catalog.begin()
+        catalog.begin(int(came_at.max(initial=0)) + model.max_ahead_ms)
     wanted = model.record
     records = [told(wanted, one.topic, one.key, one.headers) for one in messages] if wanted else ()
     parsed = parse_events([value_of(one, model, items_topic) for one in messages], model, records, catalog)
     for place, message in enumerate(messages):
         if message.unreadable:
             parsed.refuse(place, BadEvent(Reason.UNREADABLE, message.unreadable))
-    came_at = times_in_log([message.timestamp for message in messages])
     refuse_from_the_future(parsed, came_at, model)
     busy.refuse(parsed, came_at)
     return parsed

@@ -15,7 +15,7 @@ from typing import Any, cast
 import msgspec
 
 from learner.batch.raw import LogError, Raw, Reached, Skipped
-from learner.events.catalog import Entries, LogEntries
+from learner.events.catalog import LogEntries
 from learner.events.future import refuse_from_the_future, times_in_log
 from learner.events.microbatch import Microbatch
 from learner.events.parse import parse_events
@@ -92,15 +92,18 @@ def read_events(
                 advance(len(some), n / share if share else None)
 
 
-def _parse(raws: Sequence[Raw], model: Model, entries: Entries | None) -> Parsed:
+def _parse(raws: Sequence[Raw], model: Model, entries: LogEntries | None) -> Parsed:
     """The events, and why others are none: as a learner has it."""
+    came_at = times_in_log([raw.came_at for raw in raws])
+    if entries is not None:
+        entries.until = int(came_at.max(initial=0)) + model.max_ahead_ms
     # Of a row that is no event there is nothing to read.
     values = [raw.value if isinstance(raw.value, bytes) else b"" for raw in raws]
     parsed = parse_events(values, model, [raw.record for raw in raws] if model.record else (), entries)
     for at, raw in enumerate(raws):
         if isinstance(raw.value, BadEvent):
             parsed.refuse(at, raw.value)
-    refuse_from_the_future(parsed, times_in_log([raw.came_at for raw in raws]), model)
+    refuse_from_the_future(parsed, came_at, model)
     return parsed
 
 

@@ -9,6 +9,7 @@ import msgspec
 
 from learner.events.why import why
 from learner.events.wire import BadEvent, Reason, WireCatalogItem
+from learner.limits import MAX_TIMESTAMP_MS
 from learner.model.catalog import Catalog, Entry
 from learner.model.fields import Id, Timestamp
 from learner.model.kinds import Features, ItemError
@@ -29,7 +30,12 @@ class Entries(Protocol):
 
 
 class LogEntries:
-    """See `Entries`: those that a log has had so far, of all its items, as bytes."""
+    """See `Entries`: those that a log has had so far, of all its items, as bytes.
+
+    Events that are dated after `until`, epoch ms, are refused by whoever reads the log.
+    """
+
+    until = MAX_TIMESTAMP_MS
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
@@ -38,7 +44,7 @@ class LogEntries:
     def note(self, item_id: str, entry: Entry) -> None:
         """Keep it, if nothing later is known."""
         held = self._known.get(item_id)
-        if held is None or entry.at >= held[0]:
+        if entry.at <= self.until and (held is None or entry.at >= held[0]):
             self._known[item_id] = entry.at, self._catalog.packed(entry.at, entry.features)
 
     def find(self, item_ids: Sequence[str]) -> list[Entry | None]:

@@ -15,6 +15,7 @@ import numpy as np
 import structlog
 
 from learner.events.microbatch import CATALOG_ITEM, ERASE_ITEM, ByUser, Microbatch, of_item
+from learner.limits import MAX_TIMESTAMP_MS
 from learner.model.catalog import Catalog, Entry, at_of, is_removed, removed
 from learner.store import CATALOG, FOR_EVER, Store, Write
 from learner.store.remembered import Remembered
@@ -75,10 +76,15 @@ class LearntCatalog:
         self._store = store
         self._recent = RecentCatalog(catalog, clock=clock)
         self._noted: dict[str, Entry] = {}
+        self._until = MAX_TIMESTAMP_MS
         self._unknown: set[str] = set()
 
-    def begin(self) -> None:
-        """A microbatch is taken in hand: what the one before it said is in the store, or will be read again."""
+    def begin(self, until: int) -> None:
+        """A microbatch is taken in hand: what the one before it said is in the store, or will be read again.
+
+        Events that are dated after `until`, epoch ms, will be refused, and are not known.
+        """
+        self._until = until
         if self._noted:
             self._recent.forget(self._noted)
             self._noted = {}
@@ -87,7 +93,7 @@ class LearntCatalog:
     def note(self, item_id: str, entry: Entry) -> None:
         """Know it for the rest of the microbatch."""
         held = self._noted.get(item_id)
-        if held is None or entry.at >= held.at:
+        if entry.at <= self._until and (held is None or entry.at >= held.at):
             self._noted[item_id] = entry
 
     def find(self, item_ids: Sequence[str]) -> list[Entry | None]:

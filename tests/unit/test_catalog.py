@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import permutations
+from itertools import pairwise, permutations
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from learner.log import Entry
 from learner.model.catalog import Catalog
 from learner.model.spec import Model, load_model
 from learner.store import CATALOG
+from learner.store.catalog import LearntCatalog
 from tests.rig import SteppingBack
 
 AT = 1_700_000_000_000
@@ -297,6 +300,56 @@ def test_an_older_event_and_a_repeat_change_nothing_and_an_erasure_removes(shop:
     shop.send(said("a", A, AT + 10))
     shop.turns(1)
     assert shop.entry("a") == A
+
+
+def test_an_event_about_an_item_that_comes_from_the_future_is_known_to_nobody(shop: Shop) -> None:
+    ahead = int(time.time() * 1000) + 2 * 3_600_000
+    shop.send(said("a", A, ahead), shown("a"))
+    (done, *_) = shop.turns(1)
+    assert done.bad == {"from_the_future": 1}
+    assert shop.entry("a") is None
+    assert shop.learnt_row() == whole({"item_id": "a"}).tobytes()
+
+
+class Kept:
+    """A store of entries alone."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, bytes] = {}
+
+    def load(self, ids: Sequence[str], effect: str) -> list[bytes | None]:
+        assert effect == CATALOG
+        return [self.values.get(one) for one in ids]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 3), st.none() | st.integers(0, 9)), max_size=12),
+    st.lists(st.integers(0, 12)),
+)
+def test_of_each_item_the_latest_event_is_kept_and_of_one_time_the_last_wherever_microbatches_end(
+    events: list[tuple[str, int, int | None]], cuts: list[int]
+) -> None:
+    store, catalog = Kept(), catalog_of(MODEL)
+    learnt = LearntCatalog(catalog, store)  # type: ignore[arg-type]
+    sent = [said(item, None if price is None else {"price": price}, AT + at) for item, at, price in events]
+    ends = sorted({0, *(cut for cut in cuts if cut < len(sent)), len(sent)})
+    for start, end in pairwise(ends):
+        batch, _ = parse_events(raws(sent[start:end]), MODEL)
+        for write in learnt.writes(batch, by_user(batch), Counter()):
+            assert write.expected == store.values.get(write.id)
+            if write.value is not None:
+                store.values[write.id] = write.value
+    for item in "ab":
+        of_it = [one for one in sent if one["item_id"] == item]
+        if not of_it:
+            assert f"item:{item}" not in store.values
+            continue
+        expected = max(enumerate(of_it), key=lambda one: (one[1]["timestamp"], one[0]))[1]
+        entry = catalog.read(store.values[f"item:{item}"])
+        assert entry is not None
+        assert entry.at == expected["timestamp"]
+        assert (entry.features and msgspec.to_builtins(entry.features)) == expected["features"]
 
 
 def test_a_store_that_steps_back_has_its_items_again_from_the_log(shop: Shop) -> None:
