@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from learner.belief.gaussian import Array, Belief
+from learner.model.catalog import Catalog
 from learner.model.effect import Effect
 from learner.record import NEVER, Record, RecordError, State, decode_record, prior_of
 from learner.record.header import read_header
@@ -40,6 +42,14 @@ def report(value: bytes, effect: Effect, id: str, now: int) -> dict[str, Any]:
     except RecordError as exc:
         return {**facts, "error": str(exc)}
     return {**facts, **_contents(record, effect, now)}
+
+
+def of_catalog(catalog: Catalog, value: bytes | None) -> dict[str, Any]:
+    """What a catalog has of an item, from the bytes of its entry, and since when."""
+    entry = None if value is None else catalog.read(value)
+    if entry is None:
+        return {"catalog": None} if value is None else {"error": "the entry of the catalog cannot be read"}
+    return {"catalog_since": _iso(entry.at), "catalog": msgspec.to_builtins(entry.features)}
 
 
 def _contents(record: Record, effect: Effect, now: int) -> dict[str, Any]:

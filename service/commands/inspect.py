@@ -9,7 +9,7 @@ import msgspec
 
 from learner.model.effect import Effect
 from learner.model.spec import Model
-from learner.store import open_store
+from learner.store import CATALOG, open_store
 from learner.store.versions import Versions
 from service.clock import now_ms
 from service.commands.command import SQLITE_FILE, Arguments
@@ -29,8 +29,8 @@ class InspectArguments(Arguments):
 def declare(parser: argparse.ArgumentParser) -> None:
     """Say what it is, and what it takes."""
     parser.description = (
-        "Print what is stored of a user, or of an item where the model has [effects.item]: beliefs, "
-        "outcomes, clicks that wait. Changes nothing. "
+        "Print what is stored of a user, or of an item where the model has [effects.item] or a catalog: beliefs, "
+        "outcomes, clicks that wait, features. Changes nothing. "
         "Exit status 1 if there is no record, or one that cannot be read, of which it prints what its header says."
     )
     whose = parser.add_mutually_exclusive_group(required=True)
@@ -41,27 +41,37 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: InspectArguments, settings: Settings, model: Model) -> int:
-    """Print a record."""
+    """Print a record, and what the catalog has of an item."""
     from learner.events.keys import item_key
+    from learner.events.microbatch import of_item
     from learner.record.items import item_id
-    from service.inspection import as_text, report
+    from service.inspection import as_text, of_catalog, report
 
-    effect: Effect = model
+    effect: Effect | None = model
     whose = key = arguments.user or ""
+    catalog = None
     if arguments.item is not None:
-        if model.item is None:
+        effect, catalog = model.item, model.catalog
+        if effect is None and catalog is None:
             print(f"model {model.name!r} learns no items: expected an [effects.item] in it", file=sys.stderr)
             return 1
-        effect, whose, key = model.item, arguments.item, item_id(item_key(arguments.item))
+        whose, key = arguments.item, item_id(item_key(arguments.item))
+    value = entry = None
     store = open_store(settings.store_url, **settings.store_options)
     try:
-        (value,) = store.load([key], effect.key)
+        if effect is not None:
+            (value,) = store.load([key], effect.key)
+        if catalog is not None:
+            (entry,) = store.load([of_item(whose)], CATALOG)
         Versions(store, model).look()
     finally:
         store.close()
-    if value is None:
-        print(f"{effect.key} {whose!r} has no record in {hide_password(settings.store)}", file=sys.stderr)
+    if value is None and entry is None:
+        what = "item" if effect is None else effect.key
+        print(f"{what} {whose!r} has no record in {hide_password(settings.store)}", file=sys.stderr)
         return 1
-    facts = report(value, effect, whose, now_ms())
+    facts = {"item_id": whose} if effect is None or value is None else report(value, effect, whose, now_ms())
+    if catalog is not None:
+        facts |= of_catalog(catalog, entry)
     print(msgspec.json.format(msgspec.json.encode(facts)).decode() if arguments.json else as_text(facts), end="")
     return 1 if "error" in facts else 0

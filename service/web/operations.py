@@ -46,7 +46,7 @@ from service.web.guardrail import Guardrail
 from service.web.items import Items
 from service.web.outcomes import outcomes
 from service.web.shown import check_shown, shown_items
-from service.web.slate import Reads, Resolved, resolve
+from service.web.slate import Reads, Resolved, reads, resolve
 
 ERASE_ATTEMPTS = 10
 MAX_CATALOG_AGE_MS = 1_000
@@ -73,21 +73,21 @@ class Operations:
         ids = [item.item_id for item in wanted.items]
         items = None if self._items is None else self._items.plan(ids)
         if self._catalog is None or self._model.catalog is None:
-            return Reads(items, None)
+            return reads(items, None)
         is_open = self._model.catalog.lacking([item.features for item in wanted.items])
-        return Reads(items, self._catalog.plan(list(compress(ids, is_open))), is_open)
+        return reads(items, self._catalog.plan(compress(ids, is_open)), is_open)
 
-    def score(self, reads: Reads, wanted: api.ScoreRequest, laps: Laps) -> tuple[api.ScoreResponse, Entry | None]:
+    def score(self, plan: Reads, wanted: api.ScoreRequest, laps: Laps) -> tuple[api.ScoreResponse, Entry | None]:
         """Score a slate: a read of the user and one of what is not known of its items, and `score_from`."""
         (value,) = self._store.load([wanted.user_id])
-        values = [self._store.load(keys, effect) for effect, keys in reads.wanted.items()]
+        values = [self._store.load(keys, effect) for effect, keys in plan.wanted.items()]
         laps.lap("read")
-        return self.score_from(value, reads, values, wanted, laps)
+        return self.score_from(value, plan, values, wanted, laps)
 
     def score_from(
         self,
         value: bytes | None,
-        reads: Reads,
+        plan: Reads,
         values: Sequence[Sequence[bytes | None]],
         wanted: api.ScoreRequest,
         laps: Laps,
@@ -99,8 +99,8 @@ class Operations:
         check_shown(wanted)
         now = self._when(wanted)
         requests = Shown([len(wanted.items)], [now], [wanted.context])
-        read = dict(zip(reads.wanted, values, strict=True))
-        found = self._resolved(wanted, reads, read.get(CATALOG, []))
+        read = dict(zip(plan.wanted, values, strict=True))
+        found = self._resolved(wanted, plan, read.get(CATALOG, []))
         rows = self._model.rows(found.features, requests)
         record = self._decoded(value, wanted.user_id, self._model)
         belief = belief_at(self._model, record, now)
@@ -111,8 +111,8 @@ class Operations:
             generator = np.random.default_rng(seed)
         alpha = self._settings.ucb_alpha
         slate = None
-        if self._items is not None and reads.items is not None:
-            slate = self._items.of(reads.items, read.get("item", []), now).at(rows, now, seed)
+        if self._items is not None and plan.items is not None:
+            slate = self._items.of(plan.items, read.get("item", []), now).at(rows, now, seed)
         effects = None if slate is None else slate.effects
         fallback = self.guardrail.is_on
         if fallback:
@@ -233,12 +233,12 @@ class Operations:
                 return known
         raise StoreUnavailable(f"{effect.key} {id!r} was written {ERASE_ATTEMPTS} times while being erased")
 
-    def _resolved(self, wanted: api.ScoreRequest, reads: Reads, values: Sequence[bytes | None]) -> Resolved:
+    def _resolved(self, wanted: api.ScoreRequest, plan: Reads, values: Sequence[bytes | None]) -> Resolved:
         """The features that a slate is scored with."""
-        if self._catalog is None or self._model.catalog is None or reads.catalog is None:
+        if self._catalog is None or self._model.catalog is None or plan.catalog is None:
             return Resolved([item.features for item in wanted.items], None)
-        entries = self._catalog.of(reads.catalog, values)
-        return resolve(self._model.catalog, wanted.items, reads.is_open, entries)
+        entries = self._catalog.of(plan.catalog, values)
+        return resolve(self._model.catalog, wanted.items, plan.is_open, entries)
 
     def _item_effect(self) -> ItemEffect:
         if self._model.item is None:

@@ -63,25 +63,25 @@ class Scoring:
         self, wanted: api.ScoreRequest, n_bytes: int, laps: Laps
     ) -> tuple[api.ScoreResponse, Entry | None]:
         pool = self._explaining if wanted.explain else self._with_store
-        reads = self._operations.plan(wanted)
+        plan = self._operations.plan(wanted)
         if self._pipeline is None:
-            return await in_thread(pool, self._operations.score, reads, wanted, laps)
+            return await in_thread(pool, self._operations.score, plan, wanted, laps)
         try:
             user = self._pipeline.load([wanted.user_id])
-            if reads.wanted:
+            if plan.wanted:
                 # All are asked for before any is waited for.
-                others = (self._pipeline.load(keys, effect) for effect, keys in reads.wanted.items())
+                others = (self._pipeline.load(keys, effect) for effect, keys in plan.wanted.items())
                 (value,), *values = await asyncio.gather(user, *others)
             else:
                 (value,), values = await user, []
         except NotNow:
-            return await in_thread(pool, self._operations.score, reads, wanted, laps)
+            return await in_thread(pool, self._operations.score, plan, wanted, laps)
         laps.lap("read")
         n_bytes += len(value or b"")
         n_products = len(wanted.items) * self._n_factor
         if wanted.explain or n_bytes > MAX_BYTES_AT_ONCE or n_products > MAX_PRODUCTS_AT_ONCE:
-            return await in_thread(pool, self._operations.score_from, value, reads, values, wanted, laps)
-        return self._operations.score_from(value, reads, values, wanted, laps)
+            return await in_thread(pool, self._operations.score_from, value, plan, values, wanted, laps)
+        return self._operations.score_from(value, plan, values, wanted, laps)
 
     def close(self) -> None:
         """Give up the connection; the threads are their owner's."""

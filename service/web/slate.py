@@ -15,22 +15,24 @@ from service.web.items import Plan
 class Reads(NamedTuple):
     """What is remembered of a slate's items, and what is not; None of what the model does not have.
 
-    `is_open` says of each whether it leaves something to the catalog.
+    `is_open` says of each whether it leaves something to the catalog; `wanted`, by effect, under which ids the records
+    are kept that are to be read.
     """
 
     items: Plan | None
     catalog: CatalogPlan | None
-    is_open: Sequence[bool] = ()
+    is_open: Sequence[bool]
+    wanted: Mapping[str, list[str]]
 
-    @property
-    def wanted(self) -> dict[str, list[str]]:
-        """By effect under which ids the records are kept that are to be read."""
-        found = {}
-        if self.items is not None and self.items.keys:
-            found["item"] = self.items.keys
-        if self.catalog is not None and self.catalog.missing:
-            found[CATALOG] = self.catalog.keys
-        return found
+
+def reads(items: Plan | None, catalog: CatalogPlan | None, is_open: Sequence[bool] = ()) -> Reads:
+    """What has to be read by these plans."""
+    wanted = {}
+    if items is not None and items.keys:
+        wanted["item"] = items.keys
+    if catalog is not None and catalog.missing:
+        wanted[CATALOG] = catalog.keys
+    return Reads(items, catalog, is_open, wanted)
 
 
 class Resolved(NamedTuple):

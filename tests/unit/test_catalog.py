@@ -26,6 +26,7 @@ from learner.model.catalog import Catalog
 from learner.model.spec import Model, load_model
 from learner.store import CATALOG
 from learner.store.catalog import LearntCatalog
+from service.commands.main import main
 from tests.rig import SteppingBack
 
 AT = 1_700_000_000_000
@@ -350,6 +351,21 @@ def test_of_each_item_the_latest_event_is_kept_and_of_one_time_the_last_wherever
         assert entry is not None
         assert entry.at == expected["timestamp"]
         assert (entry.features and msgspec.to_builtins(entry.features)) == expected["features"]
+
+
+def test_inspect_prints_what_the_catalog_has_of_an_item(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    (shop.folder / "model.toml").write_text(SPEC)
+    shop.send(said("a", A), said("b", None))
+    shop.turns(1)
+    where = ["--file", str(shop.folder / "g.db"), "--model", str(shop.folder / "model.toml")]
+    assert main(["inspect", "--item", "a", "--json", *where]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "item_id": "a", "catalog_since": "2023-11-14T22:13:20.000+00:00", "catalog": A,
+    }  # fmt: skip
+    assert main(["inspect", "--item", "b", *where]) == 0
+    assert "catalog            -" in capsys.readouterr().out
+    assert main(["inspect", "--item", "c", *where]) == 1
+    assert "item 'c' has no record" in capsys.readouterr().err
 
 
 def test_a_store_that_steps_back_has_its_items_again_from_the_log(shop: Shop) -> None:
