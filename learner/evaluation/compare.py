@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.belief.gaussian import Gaussian, Method
+from learner.belief.population import marginal
 from learner.evaluation.history import Available, Log, fresh, frozen_at, joined_after, lagging
 from learner.evaluation.metrics import Bin, Estimate, Metrics, Scored, measure, reliability, share_of
 from learner.evaluation.replay import ITEM_LAG_MS, Replayed, replay
+from learner.model.effect import independent
 from learner.model.spec import Model
 
 A_DAY = "lag 1 d"
@@ -115,9 +117,7 @@ def cut_at(log: Log, share: float) -> float:
 def variants(model: Model, cut_ms: float, everything: bool = True) -> list[Variant]:
     """The ways of learning to compare; the fixed effect alone is among them as a model without a belief."""
     # No coefficient moves: its variance is as small as a belief can hold.
-    known = Gaussian(
-        np.zeros_like(model.prior.mean), 1e-30 * (np.ones(model.d) if model.prior.is_diagonal else np.eye(model.d))
-    )
+    known = independent(np.zeros(model.d), np.full(model.d, 1e-30), model.prior.n_dense)
     ways = [
         Variant(FIXED_EFFECT, replace(model, prior=known, item=None), None),
         Variant(PRIOR, model, None),
@@ -145,21 +145,12 @@ def variants(model: Model, cut_ms: float, everything: bool = True) -> list[Varia
         ways.append(Variant("no at once, then flip", at_once, fresh))
     methods: tuple[Method, ...] = ("adf", "laplace")
     for method in methods:
-        for diagonal in (False, True):
-            other = with_covariance(replace(model, method=method), diagonal)
-            if other is not None and (method, diagonal) != (model.method, model.prior.is_diagonal):
-                ways.append(Variant(f"fresh, {method}, {'diagonal' if diagonal else 'full'}", other, fresh))
+        for form, n_dense in model.forms.items():
+            # Columns stand in the order of a block only where that is the model's own form.
+            if (method, form) != (model.method, model.prior.form) and (form != "block" or model.prior.form == "block"):
+                prior = marginal(model.prior, np.eye(model.d), n_dense)
+                ways.append(Variant(f"fresh, {method}, {form}", replace(model, method=method, prior=prior), fresh))
     return ways
-
-
-def with_covariance(model: Model, diagonal: bool) -> Model | None:
-    """The model with a prior of the other shape: a full one keeps its variances, a diagonal one gains no covariance."""
-    mean, cov = model.prior
-    if diagonal and not model.prior.is_diagonal:
-        return replace(model, prior=Gaussian(mean, np.diagonal(cov).copy()))
-    if not diagonal and model.prior.is_diagonal:
-        return replace(model, prior=Gaussian(mean, np.diag(cov)))
-    return model
 
 
 def evaluate(

@@ -277,8 +277,8 @@ def test_an_items_record_of_an_earlier_prior_is_moved_to_the_one_in_force_with_i
     np.testing.assert_array_equal(stored.mean[0], read.settled.mean)
     assert stored.n_events.tolist() == [3]
     evidence = collect_evidence([[("one", value)]], new)
-    ((precision, _),) = evidence.chunks()
-    np.testing.assert_allclose(precision[0], was[0], rtol=1e-5, atol=1e-5)
+    ((dense, single, _),) = evidence.chunks()
+    np.testing.assert_allclose(np.concatenate([dense[0].ravel(), single[0]]), was[0].ravel(), rtol=1e-5, atol=1e-5)
 
 
 def test_a_prior_file_of_items_comes_back_and_is_of_their_feature_space() -> None:
