@@ -23,8 +23,9 @@ def relax(mean: Any, factor: Any, prior_mean: Any, prior_factor: Any, a: float) 
     kept, drawn = a * a, (1.0 - a) * (1.0 + a)
     for j in range(d):
         mean[j] = bounded(a * mean[j] + (1.0 - a) * prior_mean[j])
-    for at in range(len(factor) - d + k, len(factor)):
-        factor[at] = positive(kept * factor[at] + drawn * prior_factor[at])
+    var, var_0 = factor[len(factor) - d + k :], prior_factor[len(factor) - d + k :]
+    for j in range(d - k):
+        var[j] = positive(kept * var[j] + drawn * var_0[j])
     if k == 0:
         return
     # Row c of these is column c of U. The innermost loops go along rows and are no sums, so that they are vectorised:

@@ -40,7 +40,10 @@ def positive(a: float) -> float:
 
 @compiled
 def n_dense(n_factor: int, d: int) -> int:
-    """K of a factor of so many numbers; the variance of a coefficient j from k on is at n_factor - d + j."""
+    """K of a factor of so many numbers, of which the last d - k are the variances of the others.
+
+    Loops over these go over slices, from their beginnings: numba vectorises what cannot count from an end.
+    """
     more = n_factor - d
     if more == 0:
         return 0
@@ -62,10 +65,11 @@ def project(mean: Any, factor: Any, x: Any, f: Any) -> tuple[float, float]:
         mu += np.float64(x[j]) * np.float64(mean[j])
         v += factor[start + j] * total * total
         start += j + 1
-    for j in range(k, d):
-        f[j] = x[j]
-        mu += f[j] * mean[j]
-        v += factor[len(factor) - d + j] * f[j] * f[j]
+    m, var, x_1, f_1 = mean[k:], factor[start:], x[k:], f[k:]
+    for j in range(d - k):
+        f_1[j] = x_1[j]
+        mu += f_1[j] * m[j]
+        v += var[j] * f_1[j] * f_1[j]
     return mu, v
 
 
@@ -78,13 +82,13 @@ def absorb(mean: Any, factor: Any, x: Any, f: Any, gain: Any, v: float, score: f
     exception. `f` is U'x, `gain` is work space, both of shape (d,).
     """
     d, k = len(mean), n_dense(len(factor), len(mean))
+    m, var, f_1 = mean[k:], factor[len(factor) - d + k :], f[k:]
     single = 0.0
-    for j in range(k, d):
-        at = len(factor) - d + j
-        share = factor[at] * f[j] * f[j]
+    for j in range(d - k):
+        share = var[j] * f_1[j] * f_1[j]
         single += share
-        mean[j] = bounded(mean[j] + factor[at] * f[j] * score)
-        factor[at] = positive(factor[at] * (1.0 + precision * max(v - share, 0.0)) / (1.0 + precision * v))
+        m[j] = bounded(m[j] + var[j] * f_1[j] * score)
+        var[j] = positive(var[j] * (1.0 + precision * max(v - share, 0.0)) / (1.0 + precision * v))
     # To the dense block the others are noise of the site.
     precision /= 1.0 + precision * single
     before = 1.0
@@ -179,11 +183,11 @@ def retract(mean: Any, factor: Any, x: Any, offset: float, precision: float, shi
     left = 1.0 - taken * v
     score = taken / precision * (precision * (mu + offset) - shift) / left
     c = taken / left
-    for j in range(k, d):
-        at = len(factor) - d + j
-        a = factor[at] * f[j]
-        mean[j] = bounded(mean[j] + a * score)
-        factor[at] = positive(factor[at] + c * a * a)
+    m, var, f_1 = mean[k:], factor[len(factor) - d + k :], f[k:]
+    for j in range(d - k):
+        a = var[j] * f_1[j]
+        m[j] = bounded(m[j] + a * score)
+        var[j] = positive(var[j] + c * a * a)
     # gain = S x = U D f
     start = 0
     for j in range(k):
@@ -234,5 +238,6 @@ def scale_noise(factor: Any, noise: Any) -> None:
         for i in range(j):
             noise[i] += factor[start + i] * noise[j]
         start += j + 1
-    for j in range(k, d):
-        noise[j] *= sqrt(factor[len(factor) - d + j])
+    var, others = factor[start:], noise[k:]
+    for j in range(d - k):
+        others[j] *= sqrt(var[j])

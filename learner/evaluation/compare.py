@@ -25,6 +25,8 @@ ITEM_LAGS_MS = {"10 min late": 600_000.0, "1 h late": 3_600_000.0}
 AGES = {"new": 0, "few": 1, "known": 50}
 USER_AGE, ITEM_AGE = "outcomes shown to the user before", "outcomes shown of the item before"
 NOMINAL = 0.9
+# Of more coefficients full covariance is not tried where it is not the model's own.
+MOST_IN_FULL = 64
 AS_MEASURED = "fresh, as GET /quality"
 FIXED_EFFECT, PRIOR, FROZEN, FRESH = "fixed effect", "frozen prior", "per user, frozen at the cut", "fresh"
 
@@ -144,10 +146,12 @@ def variants(model: Model, cut_ms: float, everything: bool = True) -> list[Varia
     if model.click_delay is not None:
         ways.append(Variant("no at once, then flip", at_once, fresh))
     methods: tuple[Method, ...] = ("adf", "laplace")
+    own = model.prior.form
     for method in methods:
         for form, n_dense in model.forms.items():
             # Columns stand in the order of a block only where that is the model's own form.
-            if (method, form) != (model.method, model.prior.form) and (form != "block" or model.prior.form == "block"):
+            soon_tried = form in (own, "diagonal") or (form == "full" and model.d <= MOST_IN_FULL)
+            if soon_tried and (method, form) != (model.method, own):
                 prior = marginal(model.prior, np.eye(model.d), n_dense)
                 ways.append(Variant(f"fresh, {method}, {form}", replace(model, method=method, prior=prior), fresh))
     return ways

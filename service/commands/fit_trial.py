@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from learner.batch.half_life import Losses, difference
 from learner.belief.gaussian import Form, Gaussian
 from learner.belief.population import marginal
-from learner.evaluation.compare import cut_at
+from learner.evaluation.compare import MOST_IN_FULL, cut_at
 from learner.evaluation.history import Log, read_log
 from learner.evaluation.replay import ITEM_LAG_MS, Replayed, progressive_losses, replay
 from learner.events.microbatch import Microbatch
@@ -108,14 +108,11 @@ def half_life_of(effect: Effect) -> HalfLife:
     return HalfLife(effect.half_life_ms, effect.half_life_outcomes)
 
 
-def forms_to_try(effect: Effect, more_than: int, too_many: int = 64) -> list[Form]:
-    """Which other forms the covariance of an effect of more coefficients than that may have.
-
-    A full one may overfit, and is not soon tried of too many.
-    """
+def forms_to_try(effect: Effect, more_than: int) -> list[Form]:
+    """Which other forms the covariance of an effect may have: of more coefficients than that a full one may overfit."""
     if effect.d <= more_than:
         return []
-    return [one for one in effect.forms if one != effect.prior.form and (one != "full" or effect.d <= too_many)]
+    return [one for one in effect.forms if one != effect.prior.form and (one != "full" or effect.d <= MOST_IN_FULL)]
 
 
 def order_of(effect: Effect) -> NDArray[np.intp]:

@@ -90,8 +90,9 @@ class Given(Evidence):
     def __len__(self) -> int:
         return len(self._given[1])
 
-    def chunks(self, numbers: int = 0) -> Iterator[tuple[Array, Array]]:
-        yield self._given
+    def chunks(self, numbers: int = 0) -> Iterator[tuple[Array, Array, Array]]:
+        precision, shift = self._given
+        yield precision, shift[:, shift.shape[1] :], shift
 
 
 def test_the_prior_of_items_has_the_greatest_likelihood_of_those_of_mean_0() -> None:
