@@ -89,6 +89,8 @@ class Belief(NamedTuple):
     @property
     def variances(self) -> Array:
         """The variance of each coefficient, shape (d,)."""
+        if self.is_diagonal:
+            return self.factor.astype(np.float64)
         U, D, single = _triangles(self.factor[None], len(self.mean))
         return np.concatenate([(U[0] * U[0]) @ D[0], single[0]])
 

@@ -11,8 +11,8 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import scipy  # scipy.special is imported at its first use, the click delay's: no scorer waits for it
 
-from learner.belief.gaussian import Array, Belief, Form, Gaussian, Method, Rows, factorised, joined
-from learner.belief.population import Population, marginal
+from learner.belief.gaussian import Array, Belief, Form, Gaussian, Method, Rows, blocks, factorised, joined
+from learner.belief.population import Population
 from learner.model.space import Space
 
 # An open impression counts as a "no" for good once this share of clicks would have come.
@@ -183,10 +183,19 @@ class ItemEffect(Effect):
     columns: tuple[int, ...]
     key: ClassVar[str] = "item"
 
+    @cached_property
+    def _prior_blocks(self) -> tuple[Array, Array]:
+        return blocks(self.prior.cov, self.d)
+
     def as_scored(self, given: Sequence[tuple[float, float] | None], rows: Rows) -> tuple[Array, Array]:
         """Mean and variance of the effect of the items of a slate, shape (N,): those given, or of an unknown item."""
         X = rows[:, self.columns].astype(np.float64)
-        unknown = marginal(self.prior, X, 0).cov
+        # For every slate that a learner reads: `learner.belief.population.marginal` takes five times as long.
+        cov, var = self._prior_blocks
+        dense, single = X[:, : len(cov)], X[:, len(cov) :]
+        unknown = (single * single) @ var
+        if len(cov):
+            unknown += ((dense @ cov) * dense).sum(axis=1)
         if given.count(None) == len(given):
             return np.zeros(len(given)), unknown
         mean = np.array([0.0 if one is None else one[0] for one in given])

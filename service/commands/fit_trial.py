@@ -138,6 +138,6 @@ def say_which_covariance(what: str, own_form: Form, own: Losses, others: Mapping
             "fit again. Users keep what they have taught, as far as the other form can hold it"
         )
     else:
-        clear = all(gap.is_clear for gap in gaps.values())
-        told_apart = "is the better one" if clear else "is kept: this log does not tell them apart"
+        unclear = " or ".join(form for form, gap in gaps.items() if not gap.is_clear)
+        told_apart = f"is kept: this log does not tell it from {unclear}" if unclear else "is the best one"
         print(f'{what}covariance = "{own_form}", the model\'s own, {told_apart}')

@@ -13,7 +13,7 @@ from examples.categories.simulate import drawn, run
 from learner.batch.half_life import Losses, difference
 from learner.batch.join import collect
 from learner.batch.prior import fit_prior
-from learner.batch.stored import Evidence, fit_stored_prior
+from learner.batch.stored import Evidence, collect_evidence, fit_stored_prior
 from learner.belief import forget, update
 from learner.belief.gaussian import (
     Belief,
@@ -365,6 +365,17 @@ class Given(Evidence):
             yield dense, single, shift
 
 
+def test_the_evidence_of_a_store_is_that_of_each_of_its_records() -> None:
+    model = model_of(BLOCK, X + GENRE + Y)
+    values = list(learnt(model, a_log(8), 7).items())
+    ((dense, single, shift),) = collect_evidence([values], model).chunks()
+    assert dense.shape == (len(values), 3, 3)
+    for n, (user, value) in enumerate(values):
+        precision, its_shift = gained(decode_record(value, model, user).settled, model.population, np.zeros(5))
+        np.testing.assert_allclose(joined(dense[n], single[n]), precision, rtol=1e-12)
+        np.testing.assert_array_equal(shift[n], its_shift)
+
+
 def test_a_step_of_em_on_what_a_store_holds_is_that_of_the_whole_covariance_in_blocks() -> None:
     rng = np.random.default_rng(1)
     start = a_block(2)
@@ -432,7 +443,9 @@ def test_the_best_covariance_is_advised_only_where_the_log_tells_them_apart(caps
     told = capsys.readouterr().out
     assert 'warning: full covariance predicts worse here: choose covariance = "block"' in told
     say_which_covariance("", "full", Losses(own, ones), {"diagonal": same})
-    assert "is kept: this log does not tell them apart" in capsys.readouterr().out
+    assert "is kept: this log does not tell it from diagonal" in capsys.readouterr().out
+    say_which_covariance("", "block", Losses(own - 0.003, ones), {"full": Losses(own, ones)})
+    assert 'covariance = "block", the model\'s own, is the best one' in capsys.readouterr().out
 
 
 def test_a_wide_category_is_learnt_nearly_as_well_as_with_all_covariances() -> None:
