@@ -53,6 +53,7 @@ def compile_all() -> None:
     posteriors(mean, factor, X, yes, one.astype(np.float32), one, starts, mean[None].copy(), factor[None].copy())
     predict(belief, batch.events.row, batch.events.item["offset"])
     draw(belief, np.random.default_rng(0))
+    assert (belief.variances > 0.0).all()
     of_items = read_items(model.item, items, told.user_ids)
     of_items.at(model.item, MIN_TIMESTAMP_MS).effects(model.item, X[: len(items)], MIN_TIMESTAMP_MS)
 

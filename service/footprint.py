@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from learner.belief.gaussian import factor_size
 from learner.limits import MAX_RECORD_BYTES
 from learner.model.effect import Effect
 from learner.record.layout import HEADER_BYTES, LONG_HEADER_BYTES, plain_layout
 
-# Of the learning step on one core, ten items to an impression, d from 8 to 4,000 and either covariance: within a factor
+# Of the learning step on one core, ten items to an impression, d from 8 to 4,000 and any covariance: within a factor
 # of 1.5 of what was measured there. Reading the event comes on top, see docs/scaling.md.
 STEP_US, NUMBER_US = 2.0, 0.0035
-# Full covariance of so many times the bytes of a diagonal one: from about 60 coefficients on.
+# Full covariance of so many times the bytes of another: from about 60 coefficients on.
 WIDE = 16
 
 
@@ -41,15 +42,23 @@ class Footprint(NamedTuple):
 
 def footprint(effect: Effect) -> Footprint:
     """What an effect costs for each user, or item, and outcome."""
-    return _of(effect.d, len(effect.prior_belief.factor), effect.width)
+    return _of(effect.d, effect.prior.n_factor, effect.width)
 
 
 def told(effect: Effect) -> str:
-    """The same for people; of a wide one also what a diagonal covariance would cost."""
-    own, diagonal = footprint(effect), _of(effect.d, effect.d, effect.width)
-    if own.record < WIDE * diagonal.record:
-        return str(own)
-    return f"{own} (diagonal covariance: {diagonal.record:,} bytes, {diagonal.outcome_us:.2g} us)"
+    """The same for people; of a wide one also what another covariance would cost."""
+    return f"{footprint(effect)}{f' ({cheaper})' if (cheaper := advice(effect)) else ''}"
+
+
+def advice(effect: Effect) -> str:
+    """Which other covariance costs a wide effect how much less; empty if none does by far."""
+    own = footprint(effect)
+    others = {form: _of(effect.d, factor_size(effect.d, k), effect.width) for form, k in effect.forms.items()}
+    return "; ".join(
+        f"covariance = {form!r}: {other.record:,} bytes, {other.outcome_us:.2g} us"
+        for form, other in others.items()
+        if WIDE * other.record <= own.record
+    )
 
 
 def _of(d: int, n_factor: int, width: int) -> Footprint:

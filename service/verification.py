@@ -17,6 +17,7 @@ from learner.store.owner import WrongStore, difference, owner_in, owner_of, requ
 from service.dead_letters import MARKS_SUFFIX
 from service.environment import hide_password
 from service.eviction import forgets, redis_info
+from service.footprint import advice, footprint
 from service.settings import Settings
 
 ANSWER_TIMEOUT_MS = 5_000
@@ -49,6 +50,10 @@ def verify(settings: Settings, model: Model) -> Iterator[Finding]:
     """Look at the model, the API key, the log and the store, in this order; each line as soon as it is known."""
     source = settings.prior or model.prior_file or "the specification"
     yield _ok("model", f"{model.name!r}, {model.d} coefficients, prior from {source}")
+    for effect in (model, model.item):
+        if effect is not None and (cheaper := advice(effect)):
+            much = f"{footprint(effect).record:,} bytes for every {effect.key}'s belief"
+            yield _warning("covariance", f"{effect.prior.form} of {effect.d:,} coefficients takes {much}; {cheaper}")
     yield _api_key(settings)
     yield from _log(settings)
     yield from _store(settings, model)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from copy import copy
 from dataclasses import replace
 from typing import IO, Any, TypeAlias
 
@@ -55,6 +56,7 @@ class Outcomes:
     """
 
     examination: Examination | None = None
+    _order: NDArray[np.intp] | None = None
 
     def __init__(
         self,
@@ -80,6 +82,12 @@ class Outcomes:
 
     def __len__(self) -> int:
         return int(self.starts[-1])
+
+    def in_order(self, order: NDArray[np.intp]) -> Outcomes:
+        """The same with the columns of `chunks` in another order; of use as long as this one is there."""
+        other = copy(self)
+        other._order = order
+        return other
 
     @property
     def n_users(self) -> int:
@@ -113,6 +121,7 @@ class Outcomes:
                 kept = self.users[first:last] >= left_out
                 part, sizes = part[np.repeat(kept, sizes)], sizes[kept]
             X, offset = part["row"].astype(np.float64), part["offset"].astype(np.float64)
+            X = X if self._order is None else X[:, self._order]
             offset = np.where(np.isnan(offset), X @ stand_in, offset)
             if beside is not None:
                 X, offset = beside.moderated(part["item"], part["row"], offset)

@@ -14,7 +14,15 @@ import numpy as np
 from learner.batch.beside import ItemsBeside
 from learner.batch.join import Outcomes
 from learner.batch.rows import Rows, curvature_weights, log_likelihoods, weights
-from learner.belief.gaussian import Array, Gaussian, diagonal_of, factorised, sum_of_covariances
+from learner.belief.gaussian import (
+    Array,
+    Gaussian,
+    blocks,
+    factorised,
+    log_volumes,
+    sum_of_covariances,
+    sum_of_squares,
+)
 from learner.belief.laplace import posteriors
 
 PSEUDO_USERS = 2.0
@@ -50,7 +58,7 @@ class Moments(NamedTuple):
     step
         The sum of m_u - m0, shape (d,): about the old mean, which is near, so that no digits are lost.
     second
-        The sum of S_u + (m_u - m0)(m_u - m0)', shape (d, d), or (d,) when diagonal.
+        The sum of S_u + (m_u - m0)(m_u - m0)', as the covariance of the prior.
     """
 
     evidence: float
@@ -78,7 +86,7 @@ def fit_prior(
     Parameters
     ----------
     start
-        The model's prior; full or diagonal, as the result will be.
+        The model's prior, of the form that the result will have.
     stand_in
         c, shape (d,): x'c stands in for offsets that are missing; see `Model.stand_in`.
     max_iterations, tolerance
@@ -142,7 +150,7 @@ def expectation_maximisation(
 def _m_step(moments: Moments, prior: Gaussian, start: Gaussian, keep_mean: bool) -> Gaussian:
     n = moments.n
     shift = np.zeros_like(prior.mean) if keep_mean else moments.step / n
-    spread = moments.second - n * (shift * shift if prior.is_diagonal else np.outer(shift, shift))
+    spread = moments.second - n * sum_of_squares(shift[None], prior.n_dense)
     return Gaussian(prior.mean + shift, (spread + PSEUDO_USERS * start.cov) / (n + PSEUDO_USERS))
 
 
@@ -162,7 +170,7 @@ def _laplace_moments(
         step = means - prior.mean
         n += len(means)
         total += step.sum(axis=0)
-        second += sum_of_covariances(factors, d) + ((step * step).sum(axis=0) if prior.is_diagonal else step.T @ step)
+        second += sum_of_covariances(factors, d) + sum_of_squares(step, prior.n_dense)
         advance(len(rows.y))
     return Moments(evidence, n, total, second)
 
@@ -202,19 +210,16 @@ def _evidence(rows: Rows, prior: Gaussian, means: Array, factors: Array) -> floa
     """Laplace's approximation of log p(y): at each mode, log p(y, theta) + log |S_u| / 2 + d log(2 pi) / 2."""
     fit = (rows.weight * log_likelihoods(rows, _log_odds(rows, means))).sum()
     step = means - prior.mean
-    if prior.is_diagonal:
-        distance = (step * step / prior.cov).sum()
-        volume = np.log(prior.cov).sum()
-    else:
-        distance = (step * np.linalg.solve(prior.cov, step.T).T).sum()
-        volume = np.linalg.slogdet(prior.cov)[1]
-    gained = np.log(factors[:, diagonal_of(factors.shape[1], len(prior.mean))]).sum() - len(means) * volume
+    cov, var = blocks(prior.cov, len(prior.mean))
+    k = len(cov)
+    distance = (step[:, :k] * np.linalg.solve(cov, step[:, :k].T).T).sum() + (step[:, k:] ** 2 / var).sum()
+    volume = np.linalg.slogdet(cov)[1] + np.log(var).sum()
+    gained = log_volumes(factors, len(prior.mean)).sum() - len(means) * volume
     return float(fit - 0.5 * distance + 0.5 * gained)
 
 
 def _penalty(prior: Gaussian, start: Gaussian) -> float:
     """Log-likelihood of the pseudo users, but for a constant."""
-    if prior.is_diagonal:
-        return float(-0.5 * PSEUDO_USERS * (np.log(prior.cov) + start.cov / prior.cov).sum())
-    trace = np.trace(np.linalg.solve(prior.cov, start.cov))
-    return float(-0.5 * PSEUDO_USERS * (np.linalg.slogdet(prior.cov)[1] + trace))
+    (cov, var), (cov_0, var_0) = (blocks(one.cov, len(one.mean)) for one in (prior, start))
+    dense = np.linalg.slogdet(cov)[1] + np.trace(np.linalg.solve(cov, cov_0))
+    return float(-0.5 * PSEUDO_USERS * (dense + (np.log(var) + var_0 / var).sum()))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from learner.batch.disk import on_disk, spool
 from learner.batch.prior import Iteration, Moments, expectation_maximisation
 from learner.batch.users import user_hash
-from learner.belief.gaussian import Array, Gaussian
+from learner.belief.gaussian import Array, Gaussian, blocks, factor_size, joined, sum_of_squares
 from learner.belief.population import gained
 from learner.model.effect import Effect
 from learner.record import NEVER, DamagedRecord, RecordError, decode_record
@@ -31,33 +31,31 @@ MIN_ITEMS, ITEM_ITERATIONS, ITEM_TOLERANCE = 10, 500, 1e-6
 class Evidence:
     """What is known of users, or items, beyond their prior, in a temporary file, without a name and soon gone.
 
-    Memory holds 8 bytes a user; the file has 8 (d + d (d + 1) / 2), or 16 d when diagonal.
+    Memory holds 8 bytes a user; the file has as many numbers of 8 bytes as a belief has, d and those of its factor.
     """
 
-    def __init__(self, table: IO[bytes], d: int, diagonal: bool, once: NDArray[np.bool_]) -> None:
-        self._table, self._d, self._diagonal, self._once = table, d, diagonal, once
+    def __init__(self, table: IO[bytes], d: int, n_dense: int, once: NDArray[np.bool_]) -> None:
+        self._table, self._d, self._n_dense, self._once = table, d, n_dense, once
         weakref.finalize(self, table.close)
 
     def __len__(self) -> int:
         """How many there are."""
         return int(self._once.sum())
 
-    def chunks(self, numbers: int = 1 << 20) -> Iterator[tuple[Array, Array]]:
-        """Precisions gained, shape (n, d, d), or (n, d) when diagonal, and shifts, (n, d), of some users at a time."""
-        d = self._d
-        width, together = _width(d, self._diagonal), max(1, numbers // d**2)
-        upper, lower = np.triu_indices(d), np.tril_indices(d)
+    def chunks(self, numbers: int = 1 << 20) -> Iterator[tuple[Array, Array, Array]]:
+        """Precisions gained, shapes (n, k, k) and (n, d - k), and shifts, (n, d), of some users at a time."""
+        d, k = self._d, self._n_dense
+        width, together = d + factor_size(d, k), max(1, numbers // (k * k + d))
+        upper, lower = np.triu_indices(k), np.tril_indices(k)
         self._table.seek(0)
         for first in range(0, len(self._once), together):
             once = self._once[first : first + together]
             found = np.frombuffer(self._table.read(8 * width * len(once)), np.float64).reshape(-1, width)[once]
-            if self._diagonal:
-                yield found[:, d:], found[:, :d]
-                continue
-            precision = np.zeros((len(found), d, d))
-            precision[:, *upper] = found[:, d:]
+            first_single = width - (d - k)
+            precision = np.zeros((len(found), k, k))
+            precision[:, *upper] = found[:, d:first_single]
             precision[:, *lower] = np.swapaxes(precision, 1, 2)[:, *lower]
-            yield precision, found[:, :d]
+            yield precision, found[:, first_single:], found[:, :d]
 
 
 def collect_evidence(
@@ -115,7 +113,7 @@ def collect_evidence(
     user = np.concatenate(users)
     once = np.zeros(len(user), np.bool_)
     once[np.unique(user, return_index=True)[1]] = True
-    return Evidence(table, effect.d, effect.prior.is_diagonal, once)
+    return Evidence(table, effect.d, effect.prior.n_dense, once)
 
 
 def _evidence_of(value: bytes, effect: Effect, user_id: str) -> Array | None:
@@ -127,7 +125,8 @@ def _evidence_of(value: bytes, effect: Effect, user_id: str) -> Array | None:
         precision, shift = gained(record.settled, effect.population, effect.fixed_effect)
     except np.linalg.LinAlgError as exc:
         raise DamagedRecord(user_id, "a covariance that cannot be inverted", effect.key) from exc
-    return np.concatenate([shift, precision if effect.prior.is_diagonal else precision[np.triu_indices(effect.d)]])
+    dense, single = blocks(precision, effect.d)
+    return np.concatenate([shift, dense[np.triu_indices(len(dense))], single])
 
 
 def fit_stored_prior(
@@ -144,7 +143,7 @@ def fit_stored_prior(
     Parameters
     ----------
     start
-        The effect's prior; full or diagonal, as the evidence is.
+        The effect's prior, of the form that the evidence has.
     advance
         Called with the number of users, or items, gone through.
     keep_mean
@@ -173,32 +172,22 @@ def fit_stored_item_prior(
 
 def _moments(evidence: Evidence, prior: Gaussian, advance: Callable[[int], object]) -> Moments:
     """The E-step. With r = h - G m0: m_u - m0 = S_u r, and the evidence is that of a Gaussian integral."""
-    d = len(prior.mean)
+    d, k = len(prior.mean), prior.n_dense
     value, n, total, second = 0.0, 0, np.zeros(d), np.zeros_like(prior.cov)
-    P_0 = np.asarray(1.0 / prior.cov if prior.is_diagonal else np.linalg.inv(prior.cov), dtype=np.float64)
-    volume = -np.log(P_0).sum() if prior.is_diagonal else -np.linalg.slogdet(P_0)[1]
-    for precision, shift in evidence.chunks():
-        if prior.is_diagonal:
-            pull = precision * prior.mean
-            S = 1.0 / (P_0 + precision)
-            step = S * (shift - pull)
-            log_volume = np.log(S).sum(axis=1)
-            second += (S + step * step).sum(axis=0)
-        else:
-            pull = precision @ prior.mean
-            P = P_0 + precision
-            S = np.asarray(np.linalg.inv(P), dtype=np.float64)
-            step = (S @ (shift - pull)[:, :, None])[:, :, 0]
-            log_volume = -np.linalg.slogdet(P)[1]
-            second += S.sum(axis=0) + step.T @ step
+    cov_0, var_0 = blocks(prior.cov, d)
+    P_0 = np.asarray(np.linalg.inv(cov_0), dtype=np.float64)
+    volume = np.linalg.slogdet(cov_0)[1] + np.log(var_0).sum()
+    for dense, single, shift in evidence.chunks():
+        pull = np.concatenate([dense @ prior.mean[:k], single * prior.mean[k:]], axis=1)
+        left = shift - pull
+        P = P_0 + dense
+        S, var = np.asarray(np.linalg.inv(P), dtype=np.float64), 1.0 / (1.0 / var_0 + single)
+        step = np.concatenate([(S @ left[:, :k, None])[:, :, 0], var * left[:, k:]], axis=1)
+        log_volume = np.log(var).sum(axis=1) - np.linalg.slogdet(P)[1]
+        second += joined(S.sum(axis=0), var.sum(axis=0)) + sum_of_squares(step, k)
         value += float(0.5 * (log_volume - volume).sum() + (shift @ prior.mean).sum())
-        value += 0.5 * float(((shift - pull) * step).sum() - (pull @ prior.mean).sum())
+        value += 0.5 * float((left * step).sum() - (pull @ prior.mean).sum())
         n += len(step)
         total += step.sum(axis=0)
         advance(len(step))
     return Moments(value, n, total, second)
-
-
-def _width(d: int, diagonal: bool) -> int:
-    """Numbers a user in the file: the shift, and the precision or its upper triangle."""
-    return 2 * d if diagonal else d + d * (d + 1) // 2

@@ -8,7 +8,7 @@ import numpy as np
 
 from learner.belief.compiled import compiled
 from learner.belief.moments import log_sigmoid, sigmoid
-from learner.belief.update import absorb, bounded, is_diagonal, positive, project
+from learner.belief.update import absorb, bounded, n_dense, positive, project
 
 NEWTON_STEPS = 100
 # The joint mode takes its last step at this squared Newton decrement; the step squares what is left of the error.
@@ -17,14 +17,9 @@ LAST_DECREMENT = 1e-13
 
 @compiled
 def distance(factor: Any, step: Any) -> float:
-    """Step' S^-1 step, with `step` of shape (d,) used up."""
-    d = len(step)
+    """Step' S^-1 step of a full covariance, with `step` of shape (d,) used up."""
     total = 0.0
-    if len(factor) == d:
-        for j in range(d):
-            total += step[j] * step[j] / factor[j]
-        return total
-    for j in range(d - 1, -1, -1):
+    for j in range(len(step) - 1, -1, -1):
         start = j * (j + 1) // 2
         for i in range(j):
             step[i] -= factor[start + i] * step[j]
@@ -51,8 +46,9 @@ def condition_jointly(
     """Condition on N outcomes at once: the joint Laplace approximation (arXiv 2010.05154, equations 6 to 9).
 
     theta = argmin of `joint_loss`, S' = (P + sum_i w_i p_i (1 - p_i) x_i x_i')^-1 at theta. Each Newton step is a pass
-    of rank-one updates from (m, S) on the outcomes linearised at theta, so there is no matrix to invert. A diagonal
-    covariance keeps the reciprocals of the Hessian's diagonal.
+    of rank-one updates from (m, S) on the outcomes linearised at theta, so there is no matrix to invert. Single
+    coefficients keep the reciprocals of the Hessian's diagonal, and a dense block beside them the inverse of the
+    Hessian's own.
 
     Parameters
     ----------
@@ -61,27 +57,38 @@ def condition_jointly(
     precision, shift
         Shape (N,): filled with the sites that the outcomes leave.
     """
-    n_rows, d = len(X), len(mean)
-    m = mean.astype(np.float64)
-    diagonal = is_diagonal(mean, factor)
-    F = np.zeros(d * (d + 1) // 2)
-    if diagonal:
-        for j in range(d):
-            F[j * (j + 3) // 2] = factor[j]
-    else:
-        F[:] = factor
-    x, f, gain = np.empty(d), np.empty(d), np.empty(d)
+    n_rows, d, k = len(X), len(mean), n_dense(len(factor), len(mean))
+    n_block = k * (k + 1) // 2
+    # A single coefficient that is 0 in all rows stays what it is.
+    has = np.zeros(d, np.bool_)
+    has[:k] = True
+    for n in range(n_rows):
+        for j in range(k, d):
+            has[j] |= X[n, j] != 0.0
+    kept = np.flatnonzero(has)
+    a = len(kept)
+    rows = np.empty((n_rows, a), X.dtype)
+    m = np.empty(a)
+    F = np.zeros(a * (a + 1) // 2)
+    F[:n_block] = factor[:n_block]
+    for i in range(a):
+        m[i] = mean[kept[i]]
+        for n in range(n_rows):
+            rows[n, i] = X[n, kept[i]]
+        if i >= k:
+            F[i * (i + 3) // 2] = factor[len(factor) - d + kept[i]]
+    x, f, gain = np.empty(a), np.empty(a), np.empty(a)
     theta, proposal = m.copy(), m.copy()
     S = F.copy()
-    value = joint_loss(theta, m, F, X, clicked, offset, weight)
+    value = joint_loss(theta, m, F, rows, clicked, offset, weight)
     for _ in range(NEWTON_STEPS):
         proposal[:] = m
         S[:] = F
         for n in range(n_rows):
             z = np.float64(offset[n])
             pseudo = 0.0
-            for j in range(d):
-                x[j] = X[n, j]
+            for j in range(a):
+                x[j] = rows[n, j]
                 z += x[j] * theta[j]
             p = sigmoid(z)
             precision[n] = weight[n] * p * sigmoid(-z)
@@ -93,13 +100,13 @@ def condition_jointly(
         decrement = distance(F, step.copy())
         for n in range(n_rows):
             moved = 0.0
-            for j in range(d):
-                moved += X[n, j] * step[j]
+            for j in range(a):
+                moved += rows[n, j] * step[j]
             decrement += precision[n] * moved * moved
         # A full Newton step may overshoot far from the mode; halve it until the loss falls.
         scale = 1.0
         for _ in range(60):
-            proposed = joint_loss(theta + scale * step, m, F, X, clicked, offset, weight)
+            proposed = joint_loss(theta + scale * step, m, F, rows, clicked, offset, weight)
             if proposed <= value + 1e-12 * (1.0 + abs(value)):
                 break
             scale *= 0.5
@@ -107,16 +114,21 @@ def condition_jointly(
         value = proposed
         if not decrement > LAST_DECREMENT:
             break
-    for j in range(d):
-        mean[j] = bounded(theta[j])
-        if diagonal:
-            curvature = 1.0 / F[j * (j + 3) // 2]
-            for n in range(n_rows):
-                curvature += precision[n] * X[n, j] * X[n, j]
-            factor[j] = positive(1.0 / curvature)
-    if not diagonal:
-        for i in range(len(F)):
-            factor[i] = S[i]
+    for i in range(a):
+        mean[kept[i]] = bounded(theta[i])
+    for i in range(k, a):
+        curvature = 1.0 / F[i * (i + 3) // 2]
+        for n in range(n_rows):
+            curvature += precision[n] * rows[n, i] * rows[n, i]
+        factor[len(factor) - d + kept[i]] = positive(1.0 / curvature)
+    if a > k > 0:
+        S[:n_block] = F[:n_block]
+        for n in range(n_rows):
+            x[:] = rows[n]
+            _, v = project(m[:k], S[:n_block], x, f)
+            absorb(m[:k], S[:n_block], x, f, gain, v, 0.0, precision[n])
+    for i in range(n_block):
+        factor[i] = S[i]
 
 
 @compiled

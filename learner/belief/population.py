@@ -6,8 +6,9 @@ import hashlib
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from learner.belief.gaussian import Array, Belief, Gaussian, factorised
+from learner.belief.gaussian import Array, Belief, Gaussian, blocks, factorised, joined
 
 
 class Population(NamedTuple):
@@ -16,7 +17,7 @@ class Population(NamedTuple):
     Attributes
     ----------
     prior
-        N(m0, S0), shapes (d,) and (d, d), or (d,) with a diagonal covariance.
+        N(m0, S0), in the form that beliefs have.
     fixed_effect
         b, shape (d,) or longer: an outcome without an offset of its own has the offset x'b. Zeros without a fixed
         effect. The prior is on its first coefficients.
@@ -51,7 +52,7 @@ def gained(belief: Belief | Gaussian, under: Population, fixed_effect: Array) ->
     Returns
     -------
     precision, shift
-        Shapes (d, d), or (d,) when diagonal, and (d,).
+        As the covariance of a `Gaussian`, and of shape (d,).
 
     Raises
     ------
@@ -59,17 +60,18 @@ def gained(belief: Belief | Gaussian, under: Population, fixed_effect: Array) ->
         If a covariance is singular in float64.
     """
     moved = (under.fixed_effect - fixed_effect)[: len(belief.mean)]
-    mean, mean_0, cov_0 = belief.mean + moved, under.prior.mean + moved, under.prior.cov
-    if belief.is_diagonal:
-        precision = np.maximum(1.0 / belief.cov - 1.0 / cov_0, 0.0)
-        return precision, precision * mean + (mean - mean_0) / cov_0
+    mean, step = belief.mean + moved, belief.mean - under.prior.mean
+    (cov, var), (cov_0, var_0) = (blocks(one.cov, len(mean)) for one in (belief, under.prior))
+    k = len(cov)
     # P - P0 = L^-T (L'PL - I) L^-1 with S0 = L L'
     root = np.linalg.cholesky(cov_0)
-    whitened = root.T @ np.linalg.solve(belief.cov, root)
+    whitened = root.T @ np.linalg.solve(cov, root)
     values, vectors = np.linalg.eigh(0.5 * (whitened + whitened.T))
     directions = np.linalg.solve(root.T, vectors)
-    precision = np.asarray((directions * np.maximum(values - 1.0, 0.0)) @ directions.T)
-    return precision, precision @ mean + np.linalg.solve(cov_0, mean - mean_0)
+    dense = np.asarray((directions * np.maximum(values - 1.0, 0.0)) @ directions.T)
+    single = np.maximum(1.0 / var - 1.0 / var_0, 0.0)
+    pull = np.concatenate([np.linalg.solve(cov_0, step[:k]), step[k:] / var_0])
+    return joined(dense, single), np.concatenate([dense @ mean[:k], single * mean[k:]]) + pull
 
 
 def rebase(belief: Belief, old: Population, new: Population, bridge: Array | None = None) -> Belief:
@@ -80,7 +82,8 @@ def rebase(belief: Belief, old: Population, new: Population, bridge: Array | Non
 
     In another feature space the evidence is what the marginals of the coefficients that both have hold beyond one
     another: those that only the old one has are integrated out, and those that only the new one has keep their prior
-    given the others. From a full covariance to a diagonal one the evidence is that of each marginal.
+    given the others. Where the form of the covariance changes, the evidence is that of the marginals which the new form
+    has: of its dense block and of each single coefficient.
 
     Parameters
     ----------
@@ -99,35 +102,47 @@ def rebase(belief: Belief, old: Population, new: Population, bridge: Array | Non
     numpy.linalg.LinAlgError
         If a covariance is singular in float64.
     """
-    d, kept = len(new.prior.mean), np.arange(len(new.prior.mean))
+    d, k = len(new.prior.mean), new.prior.n_dense
+    kept = np.arange(d)
     under: Gaussian | Belief = belief
     if bridge is not None:
         within = bridge[:d, : len(old.prior.mean)]
         kept = np.flatnonzero(within.any(axis=1))
-        diagonal = new.prior.is_diagonal
-        old = Population(marginal(old.prior, within[kept], diagonal), (bridge @ old.fixed_effect)[kept])
-        under = marginal(belief, within[kept], diagonal)
+        dense = int((kept < k).sum())
+        old = Population(marginal(old.prior, within[kept], dense), (bridge @ old.fixed_effect)[kept])
+        under = marginal(belief, within[kept], dense)
     precision, shift = gained(under, old, new.fixed_effect[kept] if bridge is not None else new.fixed_effect)
-    if new.prior.is_diagonal:
-        P, moment = 1.0 / new.prior.cov, new.prior.mean / new.prior.cov
-        P[kept] += precision
-        moment[kept] += shift
-        return _rounded(Gaussian(1.0 / P * moment, 1.0 / P))
-    P = np.array(np.linalg.inv(new.prior.cov), dtype=np.float64)
-    moment = P @ new.prior.mean
-    P[np.ix_(kept, kept)] += precision
+    cov_0, var_0 = blocks(new.prior.cov, d)
+    P_0, more = np.asarray(np.linalg.inv(cov_0), dtype=np.float64), spread(precision, kept, d, k)
+    P, p = P_0 + more[0], 1.0 / var_0 + more[1]
+    moment = np.concatenate([P_0 @ new.prior.mean[:k], new.prior.mean[k:] / var_0])
     moment[kept] += shift
     cov = np.asarray(np.linalg.inv(P), dtype=np.float64)
-    return _rounded(Gaussian(np.asarray(np.linalg.solve(P, moment), dtype=np.float64), 0.5 * (cov + cov.T)))
+    mean = np.concatenate([np.linalg.solve(P, moment[:k]), 1.0 / p * moment[k:]])
+    return _rounded(Gaussian(mean, joined(0.5 * (cov + cov.T), 1.0 / p)))
 
 
-def marginal(gaussian: Gaussian | Belief, B: Array, diagonal: bool) -> Gaussian:
-    """B theta of theta ~ N(m, S), with a covariance of its own form."""
-    mean, cov = B @ gaussian.mean, gaussian.cov
-    if diagonal:
-        variances = (B * B) @ cov if gaussian.is_diagonal else ((B @ cov) * B).sum(axis=1)
-        return Gaussian(mean, variances)
-    return Gaussian(mean, (B * cov) @ B.T if gaussian.is_diagonal else B @ cov @ B.T)
+def spread(cov: Array, places: NDArray[np.intp], d: int, n_dense: int) -> tuple[Array, Array]:
+    """The `blocks` of d coefficients with a covariance, or precision, at some places, in order, and 0 elsewhere."""
+    block, others = blocks(cov, len(places))
+    dense, single = np.zeros((n_dense, n_dense)), np.zeros(d - n_dense)
+    k = len(block)
+    dense[np.ix_(places[:k], places[:k])] = block
+    # One that stands alone may be of the block in the other form.
+    inside = places[k:] < n_dense
+    dense[places[k:][inside], places[k:][inside]] = others[inside]
+    single[places[k:][~inside] - n_dense] = others[~inside]
+    return dense, single
+
+
+def marginal(gaussian: Gaussian | Belief, B: Array, n_dense: int) -> Gaussian:
+    """B theta of theta ~ N(m, S), shape (d',): its first `n_dense` coefficients with a dense covariance."""
+    cov, var = blocks(gaussian.cov, len(gaussian.mean))
+    block, single = B[:, : len(cov)], B[:, len(cov) :]
+    first, others = slice(n_dense), slice(n_dense, None)
+    dense = block[first] @ cov @ block[first].T + (single[first] * var) @ single[first].T
+    variances = ((block[others] @ cov) * block[others]).sum(axis=1) + (single[others] * single[others]) @ var
+    return Gaussian(B @ gaussian.mean, joined(dense, variances))
 
 
 def _rounded(gaussian: Gaussian) -> Belief:

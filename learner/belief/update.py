@@ -1,10 +1,13 @@
 """How beliefs in U D U' form learn and predict. Compiled; each function changes the belief it is given.
 
-A belief is N(m, S) over d coefficients with S = U D U', U unit upper triangular and D > 0 (Bierman 1976): the `mean`,
-shape (d,), and the `factor`, shape (d (d + 1) / 2,), which holds column j of U above D_j at j (j + 1) / 2. A factor of
-shape (d,) is D alone, for a diagonal covariance. Both are float32 in a record and float64 within one joint update:
-every operation computes in float64 and stores in the type of the array, so results never depend on where microbatches
-end. S stays positive definite whatever comes: each D_j is a ratio or a sum of positive numbers.
+A belief is N(m, S) over d coefficients, of which the first k have a dense covariance U D U', U unit upper triangular
+and D > 0 (Bierman 1976), and each of the others has a variance of its own. It is the `mean`, shape (d,), and the
+`factor`, shape (k (k + 1) / 2 + d - k,): column j of U above D_j at j (j + 1) / 2, then the variances. Its length tells
+k: d in the full form, 0 in the diagonal one, between them in block form. Where the exact posterior has covariances
+between the dense block and the single coefficients, or among these, they are dropped, and its exact marginals stay
+(docs/adr/0033). Mean and factor are float32 in a record and float64 within one joint update: every operation computes
+in float64 and stores in the type of the array, so results never depend on where microbatches end. S stays positive
+definite whatever comes: each D_j, and each variance, is a ratio or a sum of positive numbers.
 """
 
 from __future__ import annotations
@@ -36,23 +39,25 @@ def positive(a: float) -> float:
 
 
 @compiled
-def is_diagonal(mean: Any, factor: Any) -> bool:
-    """Whether the factor is D alone."""
-    return len(factor) == len(mean)
+def n_dense(n_factor: int, d: int) -> int:
+    """K of a factor of so many numbers, of which the last d - k are the variances of the others.
+
+    Loops over these go over slices, from their beginnings: numba vectorises what cannot count from an end.
+    """
+    more = n_factor - d
+    if more == 0:
+        return 0
+    # k (k - 1) / 2; the root of (2 k - 1)^2 is exact, and not needed in the full form.
+    return d if 2 * more == d * (d - 1) else (1 + int(sqrt(1.0 + 8.0 * more))) // 2
 
 
 @compiled
 def project(mean: Any, factor: Any, x: Any, f: Any) -> tuple[float, float]:
-    """X'm and x'Sx, with f = U'x stored in `f`, shape (d,)."""
+    """X'm and x'Sx, with f = U'x stored in `f`, shape (d,); of a single coefficient f is x."""
+    d, k = len(mean), n_dense(len(factor), len(mean))
     mu = v = 0.0
-    if is_diagonal(mean, factor):
-        for j in range(len(mean)):
-            f[j] = x[j]
-            mu += f[j] * mean[j]
-            v += factor[j] * f[j] * f[j]
-        return mu, v
     start = 0
-    for j in range(len(mean)):
+    for j in range(k):
         total = np.float64(x[j])
         for i in range(j):
             total += np.float64(factor[start + i]) * np.float64(x[i])
@@ -60,6 +65,11 @@ def project(mean: Any, factor: Any, x: Any, f: Any) -> tuple[float, float]:
         mu += np.float64(x[j]) * np.float64(mean[j])
         v += factor[start + j] * total * total
         start += j + 1
+    m, var, x_1, f_1 = mean[k:], factor[start:], x[k:], f[k:]
+    for j in range(d - k):
+        f_1[j] = x_1[j]
+        mu += f_1[j] * m[j]
+        v += var[j] * f_1[j] * f_1[j]
     return mu, v
 
 
@@ -67,19 +77,23 @@ def project(mean: Any, factor: Any, x: Any, f: Any) -> tuple[float, float]:
 def absorb(mean: Any, factor: Any, x: Any, f: Any, gain: Any, v: float, score: float, precision: float) -> None:
     """Add a site of `precision` along x, and move the mean by S x times the score.
 
-    m += S x score,  S -= S x x'S precision / (1 + precision v): Bierman's rank-one downdate (1976, chapter V.3), scaled
-    by the precision so that a site of none is no exception. `f` is U'x, `gain` is work space, both of shape (d,).
+    m += S x score,  S -= S x x'S precision / (1 + precision v), of which the dense block and the single variances are
+    kept: Bierman's rank-one downdate (1976, chapter V.3), scaled by the precision so that a site of none is no
+    exception. `f` is U'x, `gain` is work space, both of shape (d,).
     """
-    d = len(mean)
-    if is_diagonal(mean, factor):
-        for j in range(d):
-            share = factor[j] * f[j] * f[j]
-            mean[j] = bounded(mean[j] + factor[j] * f[j] * score)
-            factor[j] = positive(factor[j] * (1.0 + precision * max(v - share, 0.0)) / (1.0 + precision * v))
-        return
+    d, k = len(mean), n_dense(len(factor), len(mean))
+    m, var, f_1 = mean[k:], factor[len(factor) - d + k :], f[k:]
+    single = 0.0
+    for j in range(d - k):
+        share = var[j] * f_1[j] * f_1[j]
+        single += share
+        m[j] = bounded(m[j] + var[j] * f_1[j] * score)
+        var[j] = positive(var[j] * (1.0 + precision * max(v - share, 0.0)) / (1.0 + precision * v))
+    # To the dense block the others are noise of the site.
+    precision /= 1.0 + precision * single
     before = 1.0
     start = 0
-    for j in range(d):
+    for j in range(k):
         g = factor[start + j] * f[j]
         after = before + precision * f[j] * g
         factor[start + j] = positive(factor[start + j] * (before / after))
@@ -91,7 +105,7 @@ def absorb(mean: Any, factor: Any, x: Any, f: Any, gain: Any, v: float, score: f
             gain[i] += g * u
         before = after
         start += j + 1
-    for j in range(d):
+    for j in range(k):
         mean[j] = bounded(mean[j] + gain[j] * score)
 
 
@@ -161,7 +175,7 @@ def retract(mean: Any, factor: Any, x: Any, offset: float, precision: float, shi
     With t = min(precision, 0.8 / v) and the same share of the shift: S += S x x'S t / (1 - t v), by the rank-one
     addition of Agee and Turner (1972).
     """
-    d = len(mean)
+    d, k = len(mean), n_dense(len(factor), len(mean))
     mu, v = project(mean, factor, x, f)
     if not (precision > 0.0 and v > 0.0):
         return
@@ -169,23 +183,22 @@ def retract(mean: Any, factor: Any, x: Any, offset: float, precision: float, shi
     left = 1.0 - taken * v
     score = taken / precision * (precision * (mu + offset) - shift) / left
     c = taken / left
-    if is_diagonal(mean, factor):
-        for j in range(d):
-            a = factor[j] * f[j]
-            mean[j] = bounded(mean[j] + a * score)
-            factor[j] = positive(factor[j] + c * a * a)
-        return
+    m, var, f_1 = mean[k:], factor[len(factor) - d + k :], f[k:]
+    for j in range(d - k):
+        a = var[j] * f_1[j]
+        m[j] = bounded(m[j] + a * score)
+        var[j] = positive(var[j] + c * a * a)
     # gain = S x = U D f
     start = 0
-    for j in range(d):
+    for j in range(k):
         g = factor[start + j] * f[j]
         gain[j] = g
         for i in range(j):
             gain[i] += g * factor[start + i]
         start += j + 1
-    for j in range(d):
+    for j in range(k):
         mean[j] = bounded(mean[j] + gain[j] * score)
-    for j in range(d - 1, -1, -1):
+    for j in range(k - 1, -1, -1):
         start = j * (j + 1) // 2
         a = gain[j]
         old = np.float64(factor[start + j])
@@ -218,13 +231,13 @@ def predict_each(means: Any, factors: Any, X: Any, logit_mean: Any, logit_var: A
 @compiled
 def scale_noise(factor: Any, noise: Any) -> None:
     """Turn standard normal `noise`, shape (d,), into a draw from N(0, S): U D^1/2 noise, in place."""
-    d = len(noise)
+    d, k = len(noise), n_dense(len(factor), len(noise))
     start = 0
-    for j in range(d):
-        if len(factor) == d:
-            noise[j] *= sqrt(factor[j])
-            continue
+    for j in range(k):
         noise[j] *= sqrt(factor[start + j])
         for i in range(j):
             noise[i] += factor[start + i] * noise[j]
         start += j + 1
+    var, others = factor[start:], noise[k:]
+    for j in range(d - k):
+        others[j] *= sqrt(var[j])

@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.belief.gaussian import Gaussian, Method
+from learner.belief.population import marginal
 from learner.evaluation.history import Available, Log, fresh, frozen_at, joined_after, lagging
 from learner.evaluation.metrics import Bin, Estimate, Metrics, Scored, measure, reliability, share_of
 from learner.evaluation.replay import ITEM_LAG_MS, Replayed, replay
+from learner.model.effect import independent
 from learner.model.spec import Model
 
 A_DAY = "lag 1 d"
@@ -23,6 +25,8 @@ ITEM_LAGS_MS = {"10 min late": 600_000.0, "1 h late": 3_600_000.0}
 AGES = {"new": 0, "few": 1, "known": 50}
 USER_AGE, ITEM_AGE = "outcomes shown to the user before", "outcomes shown of the item before"
 NOMINAL = 0.9
+# Of more coefficients full covariance is not tried where it is not the model's own.
+MOST_IN_FULL = 64
 AS_MEASURED = "fresh, as GET /quality"
 FIXED_EFFECT, PRIOR, FROZEN, FRESH = "fixed effect", "frozen prior", "per user, frozen at the cut", "fresh"
 
@@ -115,9 +119,7 @@ def cut_at(log: Log, share: float) -> float:
 def variants(model: Model, cut_ms: float, everything: bool = True) -> list[Variant]:
     """The ways of learning to compare; the fixed effect alone is among them as a model without a belief."""
     # No coefficient moves: its variance is as small as a belief can hold.
-    known = Gaussian(
-        np.zeros_like(model.prior.mean), 1e-30 * (np.ones(model.d) if model.prior.is_diagonal else np.eye(model.d))
-    )
+    known = independent(np.zeros(model.d), np.full(model.d, 1e-30), model.prior.n_dense)
     ways = [
         Variant(FIXED_EFFECT, replace(model, prior=known, item=None), None),
         Variant(PRIOR, model, None),
@@ -144,22 +146,15 @@ def variants(model: Model, cut_ms: float, everything: bool = True) -> list[Varia
     if model.click_delay is not None:
         ways.append(Variant("no at once, then flip", at_once, fresh))
     methods: tuple[Method, ...] = ("adf", "laplace")
+    own = model.prior.form
     for method in methods:
-        for diagonal in (False, True):
-            other = with_covariance(replace(model, method=method), diagonal)
-            if other is not None and (method, diagonal) != (model.method, model.prior.is_diagonal):
-                ways.append(Variant(f"fresh, {method}, {'diagonal' if diagonal else 'full'}", other, fresh))
+        for form, n_dense in model.forms.items():
+            # Columns stand in the order of a block only where that is the model's own form.
+            soon_tried = form in (own, "diagonal") or (form == "full" and model.d <= MOST_IN_FULL)
+            if soon_tried and (method, form) != (model.method, own):
+                prior = marginal(model.prior, np.eye(model.d), n_dense)
+                ways.append(Variant(f"fresh, {method}, {form}", replace(model, method=method, prior=prior), fresh))
     return ways
-
-
-def with_covariance(model: Model, diagonal: bool) -> Model | None:
-    """The model with a prior of the other shape: a full one keeps its variances, a diagonal one gains no covariance."""
-    mean, cov = model.prior
-    if diagonal and not model.prior.is_diagonal:
-        return replace(model, prior=Gaussian(mean, np.diagonal(cov).copy()))
-    if not diagonal and model.prior.is_diagonal:
-        return replace(model, prior=Gaussian(mean, np.diag(cov)))
-    return model
 
 
 def evaluate(

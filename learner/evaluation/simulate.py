@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.belief.gaussian import Array, Rows, sigmoid
+from learner.belief.gaussian import Array, Rows, blocks, sigmoid
 from learner.evaluation.metrics import expected_calibration_error
 from learner.model.effect import Effect
 from learner.model.kinds import (
@@ -260,6 +260,7 @@ def drifted(effect: Effect, true: Array, elapsed_ms: float, generator: np.random
 
 
 def _noise(effect: Effect, n: int, generator: np.random.Generator) -> Array:
-    cov = effect.prior.cov
-    root = np.diag(np.sqrt(cov)) if effect.prior.is_diagonal else np.linalg.cholesky(cov)
-    return np.asarray(generator.standard_normal((n, effect.d)) @ root.T, dtype=np.float64)
+    cov, var = blocks(effect.prior.cov, effect.d)
+    noise = generator.standard_normal((n, effect.d))
+    k = len(cov)
+    return np.concatenate([noise[:, :k] @ np.linalg.cholesky(cov).T, noise[:, k:] * np.sqrt(var)], axis=1)

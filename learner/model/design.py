@@ -15,15 +15,13 @@ import msgspec
 import numpy as np
 
 from learner.belief.gaussian import Array, Rows
-from learner.limits import MAX_RECORD_BYTES
+from learner.model.columns import INTERCEPT_NAME
 from learner.model.duration import ModelError
 from learner.model.kind import TIME, Filler, some
 from learner.model.kinds import Feature, FeatureError, FeatureValue, Numeric
-from learner.model.space import Column
 
 INTERCEPT = 0
 """Its column."""
-INTERCEPT_NAME = "intercept"
 # A struct of more is read more slowly than a dictionary where the events have another order than the model.
 MAX_FIELDS = 128
 
@@ -272,34 +270,3 @@ def check_features(features: Mapping[str, Feature]) -> None:
             expected = "the name that it had, which no feature has now"
             raise ModelError(f"features.{name}.was = {feature.was!r}: expected {expected}")
         feature.check(f"features.{name}", features)
-
-
-def check_size(key: str, d: int, diagonal: bool, width: int, max_open: int) -> None:
-    """Raise `ModelError` if a record with d coefficients would be larger than `MAX_RECORD_BYTES`."""
-    belief = 4 * (d + (d if diagonal else d * (d + 1) // 2))
-    rows = 4 * width * max_open
-    if belief + rows > MAX_RECORD_BYTES:
-        total, of_belief, of_rows = (f"{one / 2**20:,.1f}" for one in (belief + rows, belief, rows))
-        raise ModelError(
-            f"{key}: a record would have {total} MiB: {of_belief} for {d:,} coefficients with covariance = "
-            f"{'diagonal' if diagonal else 'full'!r}, {of_rows} for max_open = {max_open:,} rows of {width:,} numbers; "
-            f"expected at most {MAX_RECORD_BYTES >> 20} MiB: fewer values or buckets, covariance = 'diagonal', or "
-            "fewer features by [effects.user]"
-        )
-
-
-def named(key: str, names: Sequence[str], features: Mapping[str, Feature]) -> dict[str, Feature]:
-    """Those of the features that an effect is on, in their order."""
-    if unknown := [name for name in names if name != INTERCEPT_NAME and name not in features]:
-        raise ModelError(f"{key}: {unknown[0]!r}: expected 'intercept' or some of {', '.join(features) or 'none'}")
-    return {name: feature for name, feature in features.items() if name in names}
-
-
-def coefficients(features: Mapping[str, Feature]) -> list[str]:
-    """The names of an effect's coefficients on some features."""
-    return [column.name for column in columns(features)]
-
-
-def columns(features: Mapping[str, Feature]) -> list[Column]:
-    """The columns of rows of some features, the intercept's first."""
-    return [Column(INTERCEPT_NAME), *chain.from_iterable(one.columns(name) for name, one in features.items())]

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
+from learner.belief.gaussian import Form
 from learner.limits import MAX_FEATURES, MAX_OFFSET
 from learner.model.events_file import EventsFile
 from learner.model.kinds import Feature, FeatureName, Positive
@@ -101,7 +102,7 @@ class ItemFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     features
         Which of the model's features it is on; the intercept always is.
     covariance
-        Of an item's belief: between all its coefficients, or of each alone.
+        Of an item's belief, as of a user's.
     half_life
         Time, or outcomes, in which an item's evidence loses half its pull on the mean; without, it is kept for ever.
     prior
@@ -114,7 +115,7 @@ class ItemFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     features: Annotated[list[str], msgspec.Meta(max_length=MAX_FEATURES)] = msgspec.field(
         default_factory=lambda: ["intercept"]
     )
-    covariance: Literal["full", "diagonal"] = "full"
+    covariance: Form = "full"
     half_life: str | Annotated[list[str], msgspec.Meta(min_length=1, max_length=2)] | None = None
     prior: ItemPrior = ItemPrior()
     max_age: str | None = None
@@ -217,7 +218,8 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     features
         What items say of themselves.
     covariance
-        Of a user's belief: between all coefficients, or of each alone, for hundreds of them.
+        Of a user's belief: between all coefficients; of each alone; or in a ``block``, for values of categories by the
+        hundred: those of ``category``, ``multi``, ``hashed`` and ``cross`` each alone, between all others.
     method
         How a label moves a belief: by the exact posterior's moments, or, as in the papers, by its mode and curvature.
     half_life
@@ -255,7 +257,7 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
     features: Annotated[dict[FeatureName, Feature], msgspec.Meta(max_length=MAX_FEATURES)]
-    covariance: Literal["full", "diagonal"] = "full"
+    covariance: Form = "full"
     method: Literal["adf", "laplace"] = "adf"
     half_life: str | Annotated[list[str], msgspec.Meta(min_length=1, max_length=2)] | None = None
     discount: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None

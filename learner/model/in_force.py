@@ -9,8 +9,8 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
-from learner.belief.gaussian import Gaussian
-from learner.belief.population import Population, marginal
+from learner.belief.gaussian import Gaussian, blocks, joined
+from learner.belief.population import Population, marginal, spread
 from learner.model.duration import HalfLife, ModelError
 from learner.model.effect import Effect, Origin, mark_of
 from learner.model.kind import Found
@@ -121,10 +121,12 @@ def _brought_over(effect: Effect, fitted: EffectPrior, source: str) -> Populatio
             f"prior {source!r}: fitted for another feature space{which}, of {theirs}: expected one that has a feature "
             f"in common with model {effect.name!r}"
         )
-    prior = effect.prior
-    mine = marginal(fitted.population.prior, within[kept], prior.is_diagonal)
-    mean, cov = prior.mean.copy(), prior.cov.copy()
+    prior, k = effect.prior, effect.prior.n_dense
+    mine = marginal(fitted.population.prior, within[kept], int((kept < k).sum()))
+    mean, cov, known = prior.mean.copy(), blocks(prior.cov, effect.d), np.isin(np.arange(effect.d), kept)
     mean[kept] = mine.mean
-    cov[kept if prior.is_diagonal else np.ix_(kept, kept)] = mine.cov
+    of_kept = spread(mine.cov, kept, effect.d, k)
+    dense = np.where(np.outer(known[:k], known[:k]), of_kept[0], cov[0])
+    single = np.where(known[k:], of_kept[1], cov[1])
     fixed_effect = fitted.population.fixed_effect
-    return Population(Gaussian(mean, cov), over[:, : len(fixed_effect)] @ fixed_effect)
+    return Population(Gaussian(mean, joined(dense, single)), over[:, : len(fixed_effect)] @ fixed_effect)

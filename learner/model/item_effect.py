@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from itertools import accumulate, chain
 
 import msgspec
 import numpy as np
 
 from learner.belief.population import Population
-from learner.model.design import check_size, columns, named
+from learner.model.columns import check_size, columns, in_order, named, wide
 from learner.model.duration import parse_half_life, parse_max_age_ms
 from learner.model.effect import ItemEffect, independent
 from learner.model.file import EarlierItemPrior, ItemFile, ModelFile
@@ -19,23 +20,21 @@ from learner.model.space import Space
 
 def item_effect(model: ModelFile, file: ItemFile, features: Mapping[str, Feature], window_ms: int) -> ItemEffect:
     """The effect of `[effects.item]` of a model whose rows have these features; raises `ModelError` if it cannot be."""
-    wanted = named("effects.item.features", file.features, features)
-    mine, places, start = columns(wanted), [0], 1
-    for name, feature in features.items():
-        if name in wanted:
-            places += range(start, start + feature.width)
-        start += feature.width
-    diagonal = file.covariance == "diagonal"
+    wanted = in_order(named("effects.item.features", file.features, features), file.covariance)
+    ends = accumulate((feature.width for feature in features.values()), initial=1)
+    start = dict(zip(features, ends, strict=False))
+    mine, is_wide = columns(wanted), wide(wanted)
+    places = [0, *chain.from_iterable(range(start[name], start[name] + one.width) for name, one in wanted.items())]
     half_life_ms, half_life_outcomes = parse_half_life(file.half_life)
     d, names = len(mine), [column.name for column in mine]
-    check_size("effects.item.features", d, diagonal, d, model.max_open)
+    n_dense = check_size("effects.item.features", file.covariance, is_wide, d, model.max_open)
 
     def population(prior: EarlierItemPrior) -> Population:
         variance = np.full(d, prior.variance)
         if prior.intercept_variance is not None:
             variance[0] = prior.intercept_variance
         # The level of all items is the intercept of users: a mean here as well could not be told from it.
-        return Population(independent(np.zeros(d), variance, diagonal), np.zeros(d))
+        return Population(independent(np.zeros(d), variance, n_dense), np.zeros(d))
 
     said = {name: features[name].space() for name in file.features if name in wanted}
     space = msgspec.json.encode(["item", file.covariance, said, names])
@@ -46,6 +45,7 @@ def item_effect(model: ModelFile, file: ItemFile, features: Mapping[str, Feature
         half_life_outcomes=half_life_outcomes,
         space=Space(tuple(mine), d),
         fingerprint=hashlib.blake2b(space, digest_size=8).digest(),
+        is_wide=is_wide,
         fixed_effect=np.zeros(d),
         earlier=tuple(map(population, file.prior.earlier)),
         columns=tuple(places),

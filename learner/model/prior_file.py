@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.belief.gaussian import Array, Gaussian
+from learner.belief.gaussian import Array, Gaussian, blocks
 from learner.belief.population import Population
 from learner.model.duration import HalfLife, ModelError
 from learner.model.effect import Effect
@@ -66,7 +66,7 @@ class EffectPrior:
     feature_space, space
         Of the effect it was fitted for: fingerprint, and what its columns mean.
     population
-        The prior, full or diagonal, and the fixed effect.
+        The prior and the fixed effect.
     earlier
         The populations that came before, oldest first.
     half_life
@@ -201,7 +201,8 @@ def _decoded(header: _EffectHeader, arrays: Mapping[str, Array], name: str) -> E
 
 def _population(arrays: Mapping[str, Array], name: str, i: int, d: int) -> Population:
     mean, cov, fixed_effect = (arrays[f"{name}{part}_{i}"] for part in ("mean", "cov", "fixed_effect"))
-    if mean.shape != (d,) or fixed_effect.ndim != 1 or len(fixed_effect) < d or cov.shape not in {(d,), (d, d)}:
+    blocks(cov, d)
+    if mean.shape != (d,) or fixed_effect.ndim != 1 or len(fixed_effect) < d:
         raise ValueError(f"arrays of {mean.shape} and {cov.shape} for {d} coefficients")
     return Population(Gaussian(mean, cov), fixed_effect)
 

@@ -16,18 +16,8 @@ from numpy.typing import NDArray
 from learner.belief.gaussian import Array, Gaussian, Rows
 from learner.belief.population import Population
 from learner.model.catalog import Catalog
-from learner.model.design import (
-    INTERCEPT,
-    Design,
-    Items,
-    Shown,
-    check_features,
-    check_size,
-    columns,
-    named,
-    structs,
-    taken,
-)
+from learner.model.columns import check_size, columns, in_order, named, wide
+from learner.model.design import INTERCEPT, Design, Items, Shown, check_features, structs, taken
 from learner.model.duration import ModelError, parse_duration_ms, parse_half_life, parse_max_age_ms
 from learner.model.effect import Effect, ItemEffect, independent
 from learner.model.events_file import EventsFile
@@ -242,12 +232,14 @@ def build_model(file: ModelFile) -> Model:
     check_features(file.features)
     of_user = file.effects.user.features
     mine = named("effects.user.features", [*file.features] if of_user is None else of_user, file.features)
+    mine = in_order(mine, file.covariance)
     features = mine | file.features
     all_columns = columns(features)
     all_names = [column.name for column in all_columns]
-    d, width = sum(feature.width for feature in mine.values()) + 1, len(all_columns)
-    names, diagonal = all_names[:d], file.covariance == "diagonal"
-    check_size("features", d, diagonal, width, file.max_open)
+    is_wide, width = wide(mine), len(all_columns)
+    d = len(is_wide)
+    names = all_names[:d]
+    n_dense = check_size("features", file.covariance, is_wide, width, file.max_open)
     # How a value is read makes no other feature space. Nor does what a missing offset stands for: a record keeps the
     # offset of each outcome as it was learnt, and its belief is about what is beyond the offsets that came.
     of_features = {name: feature.space() for name, feature in features.items()}
@@ -261,7 +253,7 @@ def build_model(file: ModelFile) -> Model:
     window_ms = parse_duration_ms("attribution_window", file.attribution_window)
     return Model(
         name=file.name,
-        prior=_gaussian(file.prior, d, diagonal),
+        prior=_gaussian(file.prior, d, n_dense),
         method=file.method,
         half_life_ms=half_life_ms,
         half_life_outcomes=half_life_outcomes,
@@ -276,8 +268,9 @@ def build_model(file: ModelFile) -> Model:
         ignore_unknown=file.unknown_features == "ignore",
         space=Space(tuple(all_columns), d),
         fingerprint=hashlib.blake2b(space, digest_size=8).digest(),
+        is_wide=is_wide,
         fixed_effect=np.zeros(width),
-        earlier=tuple(Population(_gaussian(one, d, diagonal), np.zeros(width)) for one in file.prior.earlier),
+        earlier=tuple(Population(_gaussian(one, d, n_dense), np.zeros(width)) for one in file.prior.earlier),
         max_age_ms=parse_max_age_ms("effects.user.max_age", file.effects.user.max_age, window_ms),
         item=None if file.effects.item is None else item_effect(file, file.effects.item, features, window_ms),
         prior_file=file.prior.file,
@@ -292,10 +285,10 @@ def build_model(file: ModelFile) -> Model:
     )
 
 
-def _gaussian(prior: EarlierPrior, d: int, diagonal: bool) -> Gaussian:
+def _gaussian(prior: EarlierPrior, d: int, n_dense: int) -> Gaussian:
     mean, variance = np.full(d, prior.mean), np.full(d, prior.variance)
     if prior.intercept_mean is not None:
         mean[0] = prior.intercept_mean
     if prior.intercept_variance is not None:
         variance[0] = prior.intercept_variance
-    return independent(mean, variance, diagonal)
+    return independent(mean, variance, n_dense)

@@ -51,7 +51,8 @@ class Learnt(msgspec.Struct, frozen=True, array_like=True):
     def origin(self) -> Origin:
         """As `learner.record` wants it."""
         mean, cov, fixed_effect = map(_unpacked, (self.mean, self.cov, self.fixed_effect))
-        shape = (len(mean),) if self.diagonal else (len(mean), len(mean))
+        d = len(mean)
+        shape = (d, d) if not self.diagonal and cov.size == d * d else cov.shape
         return Origin(self.space, Population(Gaussian(mean, cov.reshape(shape)), fixed_effect))
 
 

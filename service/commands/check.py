@@ -9,7 +9,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from learner.belief.gaussian import factorised
 from learner.events.wire import BadEvent
 from learner.limits import MAX_RECORD_BYTES
 from learner.model.duration import HalfLife
@@ -134,13 +133,12 @@ def check_text(settings: Settings, model: Model) -> str:
     delay = "a missing click means no at once"
     if model.click_delay is not None:
         delay = f"median {model.click_delay[0] / 1000:g} s, sigma {model.click_delay[1]:g}"
-    covariance = "diagonal" if model.prior.is_diagonal else "full"
     lines = [
         "settings",
         *(f"  {name}={value}" for name, value in describe(settings).items()),
         *(f"  passed over {name}: a service link of Kubernetes" for name in service_links(os.environ)),
         f"model {model.name!r}, fingerprint {model.fingerprint.hex()}, prior {model.population_fingerprint.hex()}",
-        f"  method        {model.method}, {covariance} covariance, {model.d} coefficients",
+        f"  method        {model.method}, {model.prior.form} covariance, {model.d} coefficients",
         f"  users         {told(model)}",
         f"  forgetting    {forgets}",
         f"  items         {_items(model)}",
@@ -156,7 +154,7 @@ def _items(model: Model) -> str:
     if (item := model.item) is None:
         return "not learnt"
     half_life = HalfLife(item.half_life_ms, item.half_life_outcomes)
-    variance = factorised(item.prior).variances[0]
+    variance = item.prior.variances[0]
     prior = f"prior {item.population_fingerprint.hex()}, variance of the intercept {variance:.4g}"
     return f"{prior}, half_life = {half_life}; {told(item)}"
 

@@ -55,7 +55,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
         "fixed effect if the log has no offsets of its own, the click delay, the half-life; of a model with "
         "[position] how likely each rank is looked at. The half-life is the one "
         "that predicts users best who had no part in the prior; the model's own is kept where the log cannot tell. "
-        "Where the model is wide, it is also said whether full or diagonal covariance predicts them better. Of a "
+        "Where the model is wide, it is also said which covariance predicts them best: full, block or diagonal. Of a "
         "model with [effects.item] the same is learnt of items, and it is said whether their effect is worth it. With "
         "--from-store the priors alone are refitted, from the beliefs of a running system and without a log. The "
         "result replaces the prior of a running system: users and items keep their evidence. A log that does not fit "
@@ -240,7 +240,7 @@ def write_prior(out: str, fitted: PriorFile, model: Model) -> None:
 
 def say_prior_of_items(own: ItemEffect, prior: Gaussian) -> None:
     """Say by how much items differ."""
-    was, found = (one.cov if one.is_diagonal else np.diagonal(one.cov) for one in (own.prior, prior))
+    was, found = own.prior.variances, prior.variances
     for name, before, now in zip(own.coefficients, was.tolist(), found.tolist(), strict=True):
         print(f"effects.item: prior of {name}: variance {now:.4g} (sd {now**0.5:.3g}), in the model {before:.4g}")
 

@@ -9,17 +9,25 @@ from typing import NamedTuple
 import numpy as np
 
 from learner.batch.beside import ItemsBeside
-from learner.batch.half_life import MIN_USERS, MOST_HALF_LIVES, fit_half_life, report
+from learner.batch.half_life import MIN_USERS, MOST_HALF_LIVES, Losses, fit_half_life, report
 from learner.batch.join import Outcomes
 from learner.batch.prior import Iteration, fit_prior
-from learner.belief.gaussian import Gaussian
+from learner.belief.gaussian import Form, Gaussian
 from learner.events.microbatch import Microbatch
 from learner.model.duration import HalfLife
 from learner.model.prior_file import EffectPrior
 from learner.model.spec import Model
 from service.commands.fit import told
 from service.commands.fit_items import Refit, choose_of_items, jointly, prior_of_items
-from service.commands.fit_trial import Trial, half_life_of, is_to_be_tried, say_which_covariance, trial_of
+from service.commands.fit_trial import (
+    Trial,
+    forms_to_try,
+    half_life_of,
+    in_form,
+    order_of,
+    say_which_covariance,
+    trial_of,
+)
 from service.progress import progress
 
 # A full covariance of more coefficients may overfit.
@@ -65,7 +73,7 @@ def choose(
         Of as many users as are for the prior of items; None without an effect of theirs.
     """
     trial = trial_of(sample, model, len(outcomes))
-    wide = is_to_be_tried(model, WIDE)
+    wide = bool(forms_to_try(model, WIDE))
     keeps_own = keep_half_life or model.discount is not None
     if model.discount is not None:
         print("half-life: none, since the model has discount, which predicts worse")
@@ -143,13 +151,17 @@ def _half_life(model: Model, trial: Trial) -> HalfLife | None:
 
 def _covariance(model: Model, outcomes: Outcomes, trial: Trial, sampled_below: int, iterations: int) -> None:
     """Say which covariance predicts better."""
-    other = "full" if model.prior.is_diagonal else "diagonal"
-    mean, cov = model.prior
-    start = Gaussian(mean, np.diag(cov) if model.prior.is_diagonal else np.diagonal(cov).copy())
-    prior = _fit(outcomes, model, start, f"EM, {other}", iterations, left_out=sampled_below, quiet=True)
-    with progress("covariance", " slates", 2 * trial.log.n_slates()) as bar:
-        own, others = (trial.losses(one, bar.update) for one in (model, replace(model, prior=prior)))
-    say_which_covariance("", model.prior.is_diagonal, own, others)
+    forms = forms_to_try(model, WIDE)
+    order = np.append(order_of(model), np.arange(model.d, model.width))
+    reordered, columns = trial.in_order(order), outcomes.in_order(order)
+    others: dict[Form, Losses] = {}
+    with progress("covariance", " slates", (1 + len(forms)) * trial.log.n_slates()) as bar:
+        own = trial.losses(model, bar.update)
+        for form in forms:
+            other = replace(model, prior=in_form(model.prior, model, form), fixed_effect=model.fixed_effect[order])
+            prior = _fit(columns, other, other.prior, f"EM, {form}", iterations, left_out=sampled_below, quiet=True)
+            others[form] = reordered.losses(replace(other, prior=prior), bar.update)
+    say_which_covariance("", model.prior.form, own, others)
 
 
 def _with(model: Model, half_life: HalfLife) -> Model:

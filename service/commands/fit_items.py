@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from learner.batch.beside import ItemsBeside
-from learner.batch.half_life import MOST_HALF_LIVES, difference, fit_half_life, report
+from learner.batch.half_life import MOST_HALF_LIVES, Losses, difference, fit_half_life, report
 from learner.batch.stored import collect_evidence, fit_stored_item_prior
-from learner.belief.gaussian import Gaussian
+from learner.belief.gaussian import Form, Gaussian
 from learner.belief.population import Population
 from learner.model.duration import HalfLife
 from learner.model.effect import ItemEffect
@@ -18,7 +18,7 @@ from learner.model.in_force import in_force
 from learner.model.prior_file import EffectPrior, fitted_prior
 from learner.model.spec import Model
 from service.commands.fit import say_prior_of_items
-from service.commands.fit_trial import Trial, half_life_of, is_to_be_tried, say_which_covariance
+from service.commands.fit_trial import Trial, forms_to_try, half_life_of, in_form, order_of, say_which_covariance
 from service.progress import progress
 
 # The first begins with the numbers of the model, the second with what the first found.
@@ -58,13 +58,15 @@ def choose_of_items(model: Model, trial: Trial, refit: Refit, keep_half_life: bo
             # From the beginning: what the other half-life made of the priors would be there for long.
             fitted = jointly(_with(model, chosen), early, refit)
     assert fitted.item is not None
-    turned = is_to_be_tried(fitted.item, more_than=1)
-    with progress("items", " slates", (2 + turned) * trial.log.n_slates(middle)) as bar:
+    forms = forms_to_try(fitted.item, more_than=1)
+    with progress("items", " slates", (2 + len(forms)) * trial.log.n_slates(middle)) as bar:
         ours = trial.losses(fitted, bar.update, "item", middle)
-        if turned:
-            other, _ = with_items(replace(fitted, item=_turned(fitted.item)), early)
-            theirs = trial.losses(other, bar.update, "item", middle)
-            say_which_covariance(WHAT, fitted.item.prior.is_diagonal, ours, theirs)
+        others: dict[Form, Losses] = {}
+        for form in forms:
+            other, _ = with_items(replace(fitted, item=_in_form(fitted.item, form)), early)
+            others[form] = trial.losses(other, bar.update, "item", middle)
+        if forms:
+            say_which_covariance(WHAT, fitted.item.prior.form, ours, others)
         without = trial.losses(replace(model, item=None), bar.update, "item", middle)
     gap = difference(ours, without)
     print(
@@ -116,11 +118,10 @@ def _fitted(effect: ItemEffect, records: Mapping[str, bytes]) -> ItemEffect:
     return in_force(effect, fitted_prior(effect, Population(prior, effect.fixed_effect), None))
 
 
-def _turned(effect: ItemEffect) -> ItemEffect:
-    """The effect with the other covariance."""
-    mean, cov = effect.prior
-    other = Gaussian(mean, np.diag(cov) if effect.prior.is_diagonal else np.diagonal(cov).copy())
-    return replace(effect, prior=other, earlier=())
+def _in_form(effect: ItemEffect, form: Form) -> ItemEffect:
+    """The effect with another covariance."""
+    columns = tuple(effect.columns[place] for place in order_of(effect))
+    return replace(effect, prior=in_form(effect.prior, effect, form), columns=columns, earlier=())
 
 
 def _with(model: Model, half_life: HalfLife) -> Model:

@@ -7,9 +7,12 @@ from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from learner.batch.half_life import Losses, difference
-from learner.evaluation.compare import cut_at
+from learner.belief.gaussian import Form, Gaussian
+from learner.belief.population import marginal
+from learner.evaluation.compare import MOST_IN_FULL, cut_at
 from learner.evaluation.history import Log, read_log
 from learner.evaluation.replay import ITEM_LAG_MS, Replayed, progressive_losses, replay
 from learner.events.microbatch import Microbatch
@@ -81,6 +84,12 @@ class Trial(NamedTuple):
         """Every slate, scored before it is learnt from."""
         return replay(self._thinned(model), self.log, advance=advance, item_lag_ms=self.item_lag_ms)
 
+    def in_order(self, order: NDArray[np.intp]) -> Trial:
+        """The same with the columns of rows in another order."""
+        batch = self.log.batch
+        row = np.ascontiguousarray(batch.events.row[:, order])
+        return self._replace(log=self.log._replace(batch=batch._replace(events=batch.events._replace(row=row))))
+
     def _thinned(self, model: Model) -> Model:
         """The model for this share of the outcomes of items: they have that share of a half-life in outcomes here."""
         if model.item is None or model.item.half_life_outcomes is None:
@@ -99,27 +108,36 @@ def half_life_of(effect: Effect) -> HalfLife:
     return HalfLife(effect.half_life_ms, effect.half_life_outcomes)
 
 
-def is_to_be_tried(effect: Effect, more_than: int, too_many: int = 64) -> bool:
-    """Whether full covariance may overfit, with more coefficients than that, and both are soon tried."""
-    return effect.d > more_than and (effect.d <= too_many or not effect.prior.is_diagonal)
+def forms_to_try(effect: Effect, more_than: int) -> list[Form]:
+    """Which other forms the covariance of an effect may have: of more coefficients than that a full one may overfit."""
+    if effect.d <= more_than:
+        return []
+    return [one for one in effect.forms if one != effect.prior.form and (one != "full" or effect.d <= MOST_IN_FULL)]
 
 
-def say_which_covariance(what: str, is_diagonal: bool, own: Losses, other: Losses) -> None:
+def order_of(effect: Effect) -> NDArray[np.intp]:
+    """The order of coefficients in which those of a dense block come first, shape (d,)."""
+    return np.argsort(effect.is_wide, kind="stable")
+
+
+def in_form(prior: Gaussian, form_of: Effect, form: Form) -> Gaussian:
+    """A prior of the effect's in another form, in `order_of`; what is dense in both keeps its covariances."""
+    return marginal(prior, np.eye(form_of.d)[order_of(form_of)], form_of.forms[form])
+
+
+def say_which_covariance(what: str, own_form: Form, own: Losses, others: Mapping[Form, Losses]) -> None:
     """Say which covariance predicts better; it is the model's to change, since it makes another feature space."""
-    names = ("diagonal", "full") if is_diagonal else ("full", "diagonal")
-    mean = dict(zip(names, (own.mean, other.mean), strict=True))
-    gap = difference(own, other)
-    print(
-        f"{what}covariance: progressive log loss of the same outcomes, full {mean['full']:.5f}, diagonal "
-        f"{mean['diagonal']:.5f}; the model's own, {names[0]}, against the other {gap}"
-    )
-    if gap.is_clear and gap.value > 0:
-        why = "diagonal loses what full knows" if is_diagonal else "full covariance overfits here"
-        fewer = "" if is_diagonal else ", or fewer features or a smaller vector"
+    gaps = {form: difference(own, losses) for form, losses in others.items()}
+    means = ", ".join(f"{form} {losses.mean:.5f}" for form, losses in {own_form: own, **others}.items())
+    told = ", ".join(f"against {form} {gap}" for form, gap in gaps.items())
+    print(f"{what}covariance: progressive log loss of the same outcomes, {means}; the model's own, {own_form}, {told}")
+    best = max(gaps, key=lambda form: gaps[form].value)
+    if gaps[best].is_clear and gaps[best].value > 0:
         print(
-            f'warning: {why}: choose {what}covariance = "{names[1]}"{fewer} in the model and fit again. That makes '
-            "another feature space: records of this one cannot be read under it, so the log has to be learnt anew"
+            f'warning: {own_form} covariance predicts worse here: choose {what}covariance = "{best}" in the model and '
+            "fit again. Users keep what they have taught, as far as the other form can hold it"
         )
     else:
-        told_apart = "is the better one" if gap.is_clear else "is kept: this log does not tell them apart"
-        print(f'{what}covariance = "{names[0]}", the model\'s own, {told_apart}')
+        unclear = " or ".join(form for form, gap in gaps.items() if not gap.is_clear)
+        told_apart = f"is kept: this log does not tell it from {unclear}" if unclear else "is the best one"
+        print(f'{what}covariance = "{own_form}", the model\'s own, {told_apart}')

@@ -22,7 +22,7 @@ def describe_model(model: Model) -> api.ModelResponse:
     return api.ModelResponse(
         name=model.name,
         fingerprint=model.fingerprint.hex(),
-        covariance="diagonal" if model.prior.is_diagonal else "full",
+        covariance=model.prior.form,
         method=model.method,
         half_life_seconds=None if model.half_life_ms is None else model.half_life_ms / 1000,
         half_life_outcomes=model.half_life_outcomes,

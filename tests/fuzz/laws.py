@@ -50,6 +50,7 @@ cross = { kind = "cross", of = ["device", "genre"], buckets = 3 }
 MODELS = [
     load_model(f'name = "m"\n{_FEATURES}'),
     load_model(f'name = "d"\ncovariance = "diagonal"\nunknown_features = "ignore"\n{_FEATURES}'),
+    load_model(f'name = "b"\ncovariance = "block"\n{_FEATURES}'),
 ]
 # A record of the model before it may have been learnt under another prior.
 MOVED = load_model(f'name = "m"\n[prior]\nvariance = 2.0\nearlier = [{{ variance = 1.0 }}]\n{_FEATURES}')

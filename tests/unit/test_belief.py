@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_expit
 
 from learner.belief import forget, laplace, update
-from learner.belief.gaussian import Belief, Gaussian, click_probability, draw, factorised, predict, triangle
+from learner.belief.gaussian import Belief, Form, Gaussian, click_probability, draw, factorised, joined, predict
 from learner.belief.moments import adf_moments, laplace_moments, mode, moderated_no
 from tests.unit import covariance_form
 
@@ -58,7 +58,10 @@ def assert_near(belief: Belief, gaussian: Gaussian, tolerance: float = 1e-9) -> 
 
 
 def assert_positive_definite(belief: Belief) -> None:
-    D = belief.factor if belief.is_diagonal else triangle(belief)[1]
+    d = len(belief.mean)
+    k = update.n_dense(len(belief.factor), d)
+    D = belief.factor[[*(j * (j + 3) // 2 for j in range(k)), *range(len(belief.factor) - d + k, len(belief.factor))]]
+    assert len(D) == d
     assert (D > 0).all()
     assert np.isfinite(belief.mean).all()
     assert np.isfinite(belief.factor).all()
@@ -70,8 +73,10 @@ def test_a_factorised_covariance_is_the_covariance(d: int) -> None:
     belief = factorised(gaussian)
     np.testing.assert_allclose(np.atleast_2d(belief.cov), gaussian.cov, atol=1e-12)
     np.testing.assert_allclose(belief.variances, np.diagonal(gaussian.cov), atol=1e-12)
-    U, _ = triangle(belief) if d > 1 else (np.eye(1), None)
-    np.testing.assert_array_equal(U, np.triu(U))
+    U, D = np.zeros((d, d)), np.empty(d)
+    for j in range(d):
+        U[:j, j], D[j] = belief.factor[j * (j + 1) // 2 : j * (j + 3) // 2], belief.factor[j * (j + 3) // 2]
+    np.testing.assert_allclose((U + np.eye(d)) * D @ (U + np.eye(d)).T, gaussian.cov, atol=1e-12)
 
 
 @pytest.mark.parametrize("diagonal", [False, True])
@@ -305,12 +310,17 @@ steps = st.tuples(
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.sampled_from([1, 2, 3, 17, 128]), st.booleans(), st.floats(1e-12, 1e8), st.lists(steps, max_size=12))
+@given(
+    st.sampled_from([1, 2, 3, 17, 128]),
+    st.sampled_from(["full", "block", "diagonal"]),
+    st.floats(1e-12, 1e8),
+    st.lists(steps, max_size=12),
+)
 def test_a_belief_is_positive_definite_after_any_sequence_of_admitted_events(
-    d: int, diagonal: bool, variance: float, plan: list[tuple[str, list[float], float, float, float]]
+    d: int, form: Form, variance: float, plan: list[tuple[str, list[float], float, float, float]]
 ) -> None:
-    cov = np.full(d, variance) if diagonal else variance * np.eye(d)
-    prior = factorised(Gaussian(np.zeros(d), cov))
+    k = {"full": d, "block": (d + 1) // 2, "diagonal": 0}[form]
+    prior = factorised(Gaussian(np.zeros(d), joined(variance * np.eye(k), np.full(d - k, variance))))
     belief = copy(prior, np.float32)
     sites: list[tuple[np.ndarray, float, float, float]] = []
     for kind, values, offset, weight, share in plan:

@@ -108,7 +108,11 @@ def test_a_wide_model_is_told_which_covariance_predicts_better_and_stays_what_it
     (folder / "wide.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert run(folder, "fit", str(folder / "wide.jsonl"), "--out", str(folder / "p.npz"), "--iterations", "5") == 0
     told = capsys.readouterr().out
-    assert re.search(r"covariance: .* full 0\.\d+, diagonal 0\.\d+; the model's own, full, .* [+-]0\.\d+ ±0\.\d+", told)
+    gap = r"[+-]0\.\d+ ±0\.\d+"
+    means = r"full 0\.\d+, block 0\.\d+, diagonal 0\.\d+"
+    assert re.search(
+        rf"covariance: .* {means}; the model's own, full, against block {gap}, against diagonal {gap}", told
+    )
     assert 'covariance = "' in told
     assert not decode_prior((folder / "p.npz").read_bytes()).population.prior.is_diagonal
 

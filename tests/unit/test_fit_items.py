@@ -90,8 +90,9 @@ class Given(Evidence):
     def __len__(self) -> int:
         return len(self._given[1])
 
-    def chunks(self, numbers: int = 0) -> Iterator[tuple[Array, Array]]:
-        yield self._given
+    def chunks(self, numbers: int = 0) -> Iterator[tuple[Array, Array, Array]]:
+        precision, shift = self._given
+        yield precision, shift[:, shift.shape[1] :], shift
 
 
 def test_the_prior_of_items_has_the_greatest_likelihood_of_those_of_mean_0() -> None:
@@ -277,8 +278,8 @@ def test_an_items_record_of_an_earlier_prior_is_moved_to_the_one_in_force_with_i
     np.testing.assert_array_equal(stored.mean[0], read.settled.mean)
     assert stored.n_events.tolist() == [3]
     evidence = collect_evidence([[("one", value)]], new)
-    ((precision, _),) = evidence.chunks()
-    np.testing.assert_allclose(precision[0], was[0], rtol=1e-5, atol=1e-5)
+    ((dense, single, _),) = evidence.chunks()
+    np.testing.assert_allclose(np.concatenate([dense[0].ravel(), single[0]]), was[0].ravel(), rtol=1e-5, atol=1e-5)
 
 
 def test_a_prior_file_of_items_comes_back_and_is_of_their_feature_space() -> None:

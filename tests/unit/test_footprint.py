@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import numpy as np
 import pytest
 
@@ -14,13 +16,14 @@ from learner.record.layout import HEADER_BYTES, LONG_HEADER_BYTES, OUTCOME
 from service.commands.check import check_text
 from service.footprint import footprint
 from service.settings import Settings
+from service.verification import Verdict, verify
 
 
-@pytest.mark.parametrize("covariance", ["full", "diagonal"])
+@pytest.mark.parametrize("covariance", ["full", "block", "diagonal"])
 @pytest.mark.parametrize("head", ["", '[effects.user]\nfeatures = ["v"]\n'])
 def test_a_record_has_as_many_bytes_as_are_told(covariance: str, head: str) -> None:
     text = f'name = "m"\ncovariance = "{covariance}"\n{head}[effects.item]\nfeatures = ["w"]\n[features]\n'
-    model = load_model(f'{text}v = {{ kind = "vector", size = 9 }}\nw = {{ kind = "vector", size = 4 }}\n')
+    model = load_model(f'{text}v = {{ kind = "hashed", buckets = 9 }}\nw = {{ kind = "vector", size = 4 }}\n')
     assert model.item is not None
     effects: list[Effect] = [model, model.item]
     for effect in effects:
@@ -36,15 +39,25 @@ def test_a_record_has_as_many_bytes_as_are_told(covariance: str, head: str) -> N
     assert f"{footprint(model.item).record:,} bytes each" in text
 
 
-def test_full_covariance_of_many_values_costs_what_it_does_and_diagonal_little() -> None:
+def test_full_covariance_of_many_values_is_warned_of_and_a_block_advised() -> None:
     text = 'name = "m"\ncovariance = "{}"\n[features]\nh = {{ kind = "hashed", buckets = 1000 }}\n'
-    full, diagonal = (footprint(load_model(text.format(one))) for one in ("full", "diagonal"))
-    assert full.record == pytest.approx(4 * (1001 + 1001 * 1002 / 2), rel=0.001)
-    assert diagonal.record < 9_000
-    assert full.outcome_us > 50 * diagonal.outcome_us
-    said = {one: check_text(Settings(), load_model(text.format(one))) for one in ("full", "diagonal")}
-    assert f"(diagonal covariance: {diagonal.record:,} bytes" in said["full"]
-    assert "(diagonal covariance" not in said["diagonal"]
+    text += 'v = {{ kind = "vector", size = 9 }}\n'
+    models = {one: load_model(text.format(one)) for one in ("full", "block", "diagonal")}
+    full, block, diagonal = map(footprint, models.values())
+    assert full.record == pytest.approx(4 * (1010 + 1010 * 1011 / 2), rel=0.001)
+    assert diagonal.record < block.record < diagonal.record + 4 * 9 * 10
+    assert block.record < 9_000
+    assert full.outcome_us > 50 * block.outcome_us
+    said = f"covariance = 'block': {block.record:,} bytes, {block.outcome_us:.2g} us; covariance = 'diagonal': "
+    assert said in check_text(Settings(), models["full"])
+    warning = next(one for one in verify(Settings(), models["full"]) if one.subject == "covariance")
+    assert warning.verdict == Verdict.WARNING
+    assert warning.text.startswith(
+        f"full of 1,010 coefficients takes {full.record:,} bytes for every user's belief; cov"
+    )
+    for other in ("block", "diagonal"):
+        assert "covariance = '" not in check_text(Settings(), models[other])
+        assert next(islice(verify(Settings(), models[other]), 1, None)).subject == "API key"
 
 
 @pytest.mark.parametrize(
