@@ -45,7 +45,8 @@ from service.web.pages import add_pages
 from service.web.quality import Quality, add_quality
 from service.web.readiness import Readiness
 from service.web.routing import PlainRoute, id_in_path
-from service.web.scoring import Scoring, in_thread
+from service.web.scoring import Scoring
+from service.web.threads import in_thread
 
 THREADS = 32
 EXPLAINING_THREADS = 2
@@ -90,7 +91,8 @@ def create_app(
         store.ping()
         return trouble()
 
-    guardrail = Guardrail(model, store, with_store)
+    quality = Quality(model, store, with_store)
+    guardrail = Guardrail(model, quality)
     operations = Operations(settings, model, store, log, guardrail)
     readiness = Readiness(look)
     scoring = Scoring(operations, model, store, with_store, explaining)
@@ -281,7 +283,7 @@ def create_app(
 
     add_pages(app)
     add_learners(app, learners)
-    add_quality(app, Quality(model, store, with_store))
+    add_quality(app, quality)
     app.state.end = learners.end
     # Routes are tried in turn: the one that is asked for most comes first.
     app.router.routes.sort(key=lambda route: getattr(route, "path", "") != "/score")

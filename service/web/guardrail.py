@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import structlog
 
 from learner.model.spec import Model
-from learner.store import Store, StoreUnavailable
-from service.guardrail import verdict
+from learner.store import StoreUnavailable
+from service.web.quality import Quality
 
 INTERVAL_S = 30.0
 
@@ -20,14 +19,16 @@ log = structlog.get_logger("freshet.service")
 class Guardrail:
     """Looks now and then at how good scores are, where the model says that a scorer is to fall back.
 
+    It shares the read of `GET /quality`: what is some seconds old is new enough.
+
     Attributes
     ----------
     is_on
         Whether the fixed effect is to be served.
     """
 
-    def __init__(self, model: Model, store: Store, pool: ThreadPoolExecutor, interval_s: float = INTERVAL_S) -> None:
-        self._model, self._store, self._pool, self._interval_s = model, store, pool, interval_s
+    def __init__(self, model: Model, quality: Quality, interval_s: float = INTERVAL_S) -> None:
+        self._model, self._quality, self._interval_s = model, quality, interval_s
         self.is_on = False
 
     async def watch(self) -> None:
@@ -35,7 +36,7 @@ class Guardrail:
         while self._model.guardrail == "fallback":
             # Readiness asks for the store itself.
             with suppress(StoreUnavailable):
-                self.take(await asyncio.get_running_loop().run_in_executor(self._pool, self._look))
+                self.take((await self._quality.now()).worse_than_fixed_effect)
             await asyncio.sleep(self._interval_s)
 
     def take(self, is_worse: bool) -> None:
@@ -47,6 +48,3 @@ class Guardrail:
         elif self.is_on and not is_worse:
             log.info("what is learnt is served again")
         self.is_on = is_worse
-
-    def _look(self) -> bool:
-        return verdict(self._store.sums()).is_worse

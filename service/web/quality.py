@@ -17,7 +17,7 @@ from service.web.openapi import responses
 from service.web.shared_read import SharedRead
 
 REMEMBERED_S = 10.0
-"""Sums of a week are some megabytes; those who look on share a read of them."""
+"""Sums of a week are some megabytes; those who look on, and the guardrail, share a read of them."""
 
 
 class Quality:

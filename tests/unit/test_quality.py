@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from starlette.testclient import TestClient
 
 from freshet.answers import Estimate, QualityPart, QualityWindow
 from learner.belief.gaussian import Array
@@ -21,15 +22,20 @@ from learner.evaluation.metrics import Scored, measure
 from learner.evaluation.replay import Replayed, replay
 from learner.events.microbatch import Events, Microbatch, by_user, joined, sweeps
 from learner.events.parse import parse_events
+from learner.log import open_log
 from learner.model.spec import Model, load_model
 from learner.record import decode_record
 from learner.record.items import unknown
 from learner.record.sums import CELLS, FIRST_WAY, GROUPS, HOUR_MS, HOURS, KNOWN_FROM, LOSS, PER_AGE, UNIT, HourSums, N
 from learner.step.apply import apply
-from learner.store import Transaction
+from learner.store import Transaction, open_store
 from learner.store.recent import RecentStore
 from service.quality import window_of
+from service.settings import Settings
+from service.web import quality as quality_route
+from service.web.app import create_app
 from tests.rig import Around, SteppingBack, once
+from tests.servers import eventually
 
 TEXT = """
 name = "t"
@@ -371,3 +377,16 @@ def test_an_hour_leaves_the_store_when_one_comes_that_is_so_many_later(rig: Watc
     add(7 + HOURS)
     add(7)
     assert {key: cells[N] for key, cells in rig.sums().items()} == {(3, 7 + HOURS): 1, (3, 8): 1}
+
+
+def test_a_scorers_guardrail_and_those_who_look_on_share_one_read_of_the_sums(
+    tmp_path: Path, rig: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quality_route, "REMEMBERED_S", 3_600.0)
+    reads: list[int] = []
+    store: Any = Around(open_store(f"sqlite:///{tmp_path / 'g.db'}", 60), "sums", before=lambda: reads.append(1))
+    app = create_app(Settings(), replace(MODEL, guardrail="fallback"), store, open_log(rig.log_url))
+    with TestClient(app) as client:
+        eventually(lambda: reads, 30, "the guardrail looks")
+        assert [client.get("/quality").status_code for _ in range(3)] == [200] * 3
+    assert len(reads) == 1
