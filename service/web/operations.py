@@ -102,7 +102,7 @@ class Operations:
         alpha = self._settings.ucb_alpha
         slate = None if self._items is None or plan is None else self._items.of(plan, values, now).at(rows, now, seed)
         effects = None if slate is None else slate.effects
-        fallback = self.guardrail.is_on
+        fallback = self.guardrail.covers(rows)
         if fallback:
             belief = Belief(np.zeros_like(belief.mean), np.zeros_like(belief.factor))
         scores = score_items(belief, rows, offset, wanted.policy, alpha, generator, None if fallback else effects)

@@ -116,7 +116,8 @@ class Watched(SteppingBack):
         super().__init__(folder, model, group, max_messages=max_messages)
 
     def window(self, hours: int = 168) -> QualityWindow:
-        found = window_of(self.store.sums(), hours, self.model.item is not None)
+        segments = [one.name for one in self.model.segments]
+        found = window_of(self.store.sums(), hours, self.model.item is not None, segments)
         assert found is not None
         return found
 
@@ -188,6 +189,43 @@ def as_served(events: list[dict[str, Any]], noted: Events) -> list[dict[str, Any
         return [{**item, "item_effect": next(pairs)} for item in items]
 
     return [one if one["type"] == "click" else {**one, "items": noted_in(one["items"])} for one in events]
+
+
+BY_DEVICE = load_model(
+    TEXT + 'device = { kind = "category", values = ["web", "phone"], from = "context", unknown = "ignore" }\n'
+    '[quality]\nsegment = "device"\n'
+)  # fmt: skip
+
+
+def on_devices(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same slates, each on the web, a phone, or something that the model does not know."""
+    shown, devices = 0, []
+    for one in events:
+        if one["type"] == "impression":
+            one = {**one, "context": {"device": ("web", "phone", "phone", "watch")[shown % 4]}}
+            shown += 1
+        devices.append(one)
+    return devices
+
+
+def test_the_quality_of_a_declared_segment_equals_that_of_evaluate_on_its_slates(tmp_path: Path) -> None:
+    events = on_devices(STREAM)
+    rig = Watched(tmp_path, BY_DEVICE)
+    rig.send(*events)
+    parts = learnt(rig).window().parts
+    by_way = evaluated(BY_DEVICE, events)
+    device = {(one["user_id"], one["timestamp"]): one["context"]["device"] for one in events if "context" in one}
+    fresh = by_way[AS_MEASURED]
+    # Users are numbered in the order in which they come.
+    users = list(dict.fromkeys(one["user_id"] for one in events))
+    whose = zip(fresh.scored.user.tolist(), fresh.shown_at.tolist(), strict=True)
+    shown_on = np.array([device[users[user], at] for user, at in whose])
+    for name in ("web", "phone"):
+        assert_equal(parts[f"device={name}"], by_way, shown_on == name)
+    assert_equal(parts["all"], by_way, np.ones(len(shown_on), bool))
+    assert set(parts) == {"all", "new", "known", "device=web", "device=phone"}
+    assert parts["device=web"].outcomes + parts["device=phone"].outcomes < parts["all"].outcomes
+    rig.close()
 
 
 class BesideUnknown(ReplayedItems):
