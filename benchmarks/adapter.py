@@ -27,9 +27,10 @@ def parsed(spec: Model, raws: Sequence[bytes], start: int = 0) -> Parsed:
 
 
 def write(store: Store, values: Mapping[str, bytes]) -> None:
-    """Store records of users who have none."""
-    done = write_alone(store, [Write(user_id, None, value) for user_id, value in values.items()])
-    assert all(done), "a record was there already"
+    """Store records, in the place of those that are there."""
+    there = store.load(list(values))
+    done = write_alone(store, [Write(one, before, values[one]) for one, before in zip(values, there, strict=True)])
+    assert all(done), "another wrote a record meanwhile"
 
 
 def nothing_pending(model: Model, value: bytes) -> bytes:

@@ -251,6 +251,8 @@ class Learner:
                 continue
             counts["conflicts"] += len(lost)
             pending = pending.only(lost)
+            if lost:
+                self._patience.call(counts, self._positions.compare)
         bury_refused()
 
     @uncollected()

@@ -96,6 +96,9 @@ class Positions:
     ) -> list[bool]:
         """Store what came of the microbatch in hand, shard by shard; say which records were stored.
 
+        Where some were not, `compare` finds out why. It is a call of its own: were it to fail in here, the store being
+        away, nobody would know what was stored, and it would be applied again.
+
         Parameters
         ----------
         writes
@@ -105,11 +108,6 @@ class Positions:
             By shard what is to be appended to its feed together with them.
         sums
             What is to be added to those of groups of users.
-
-        Raises
-        ------
-        StoreRewound
-            If a shard holds less than it held; it has stored nothing.
         """
         by_shard: dict[int, list[int]] = {}
         for i, write in enumerate(writes):
@@ -128,8 +126,6 @@ class Positions:
         for places, done in zip(by_shard.values(), self._carry_out(transactions), strict=True):
             for i in places:
                 stored[i] = done
-        if not all(stored):
-            self._compare()
         return stored
 
     def finish(self, messages: Sequence[Message]) -> bool:
@@ -152,7 +148,7 @@ class Positions:
         """As `finish`, without waiting for the time."""
         held = self.reader.held()
         self._known = {one: marks for one, marks in self._known.items() if one in held or one in self._done}
-        self._compare()
+        self.compare()
         goals = _last(self._done.values())
         lagging = [
             Transaction(shard, (), moves)
@@ -181,8 +177,14 @@ class Positions:
             self._done.pop(partition, None)
         self._reached = {}
 
-    def _compare(self) -> None:
-        """Read what all shards hold. What another has moved is taken over."""
+    def compare(self) -> None:
+        """Read what all shards hold. What another has moved is taken over.
+
+        Raises
+        ------
+        StoreRewound
+            If a shard holds less than it held.
+        """
         known = {partition: list(marks) for partition, marks in self._known.items()}
         self._read(known)
         rewound = [

@@ -152,7 +152,10 @@ class Member:
 
 
 class Shards:
-    """A store of SQLite databases in memory, each of them a shard that may step back by itself."""
+    """A store of SQLite databases in memory, each of them a shard that may step back by itself.
+
+    Nothing may be stored in one but together with its position: learners on it must not sweep.
+    """
 
     def __init__(self, n: int) -> None:
         self._parts = [SqliteStore(":memory:", Lifetimes(10**9)) for _ in range(n)]
@@ -177,6 +180,10 @@ class Shards:
         return [part.positions(partitions)[0] for part in self._parts]
 
     def commit(self, transactions: Sequence[Transaction]) -> list[bool]:
+        for one in transactions:
+            # A second time most events change nothing, and so nothing else would tell.
+            moved = any(move.reached != move.held for move in one.moves)
+            assert moved or not one.writes, "a shard has all of a microbatch that is applied to it"
         return [self._parts[one.shard].commit([one])[0] for one in transactions]
 
     def forget(self) -> None:

@@ -55,8 +55,9 @@ def step(model: Model, stored: Sequence[bytes | None], batch: tuple[list[str], l
 
 
 def write(store: Any, values: Mapping[str, bytes]) -> None:
-    """Store records of users who have none."""
-    assert all(store.commit([Write(user_id, None, value) for user_id, value in values.items()]))
+    """Store records, in the place of those that are there."""
+    there = store.load(list(values))
+    assert all(store.commit([Write(one, before, values[one]) for one, before in zip(values, there, strict=True)]))
 
 
 def nothing_pending(model: Model, value: bytes) -> bytes:

@@ -14,7 +14,7 @@ from learner.events.wire import BadEvent
 from learner.limits import MAX_RECORD_BYTES
 from learner.model.duration import HalfLife
 from learner.model.spec import Model
-from service.commands.command import SQLITE_FILE
+from service.commands.command import SQLITE_FILE, Arguments
 from service.environment import service_links
 from service.footprint import told
 from service.settings import Settings, describe
@@ -23,6 +23,15 @@ if TYPE_CHECKING:
     from learner.batch.raw import Raw
 
 SAMPLED, READ_TO_SUGGEST = 100, 10_000
+
+
+class CheckArguments(Arguments):
+    """What was typed."""
+
+    sample: str | None
+    suggest: str | None
+    offline: bool
+    file: str | None
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +60,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--file", help=SQLITE_FILE)
 
 
-def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
+def run(arguments: CheckArguments, settings: Settings, model: Model) -> int:
     """Print both, and what was found."""
     if arguments.suggest is not None:
         return _suggest(arguments.suggest, settings, model)

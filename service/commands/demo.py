@@ -24,6 +24,7 @@ from learner.evaluation.simulate import (
     best_of,
 )
 from learner.model.spec import Model, load_model
+from service.commands.command import Arguments
 from service.progress import progress
 from service.settings import Settings
 
@@ -61,6 +62,16 @@ Then how new items rank against old ones, by how often an item had been shown be
 """
 
 
+class DemoArguments(Arguments):
+    """What was typed."""
+
+    service: str | None
+    users: int
+    rounds: int
+    pause: float
+    seed: int
+
+
 def declare(parser: argparse.ArgumentParser) -> None:
     """Say what it is, and what it takes."""
     parser.description = (
@@ -80,7 +91,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the simulation (default: %(default)s)")
 
 
-def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
+def run(arguments: DemoArguments, settings: Settings, model: Model) -> int:
     """Run the simulation for every policy, and print what came of it."""
     from freshet import Client
     from service.simulation import Embedded, Freshet, Running, simulate

@@ -8,7 +8,7 @@ import textwrap
 from learner.evaluation.metrics import METRICS, Metric
 from learner.events.microbatch import Microbatch, is_of_item, joined
 from learner.model.spec import Model
-from service.commands.logs import add_arguments, check_output, events_of, share, skipping, write_output
+from service.commands.logs import LogArguments, add_arguments, check_output, events_of, share, skipping, write_output
 from service.progress import progress
 from service.settings import Settings
 
@@ -19,6 +19,17 @@ What the columns are, what a ranking page can use first:
 Differences are paired: the same slates, the same bootstrap samples of users. So a difference may be sure where two
 values alone, whose intervals overlap, do not look it.
 """
+
+
+class EvaluateArguments(LogArguments):
+    """What was typed."""
+
+    start: float
+    learnt: float
+    brief: bool
+    resamples: int
+    json: str | None
+    html: str | None
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +57,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add_arguments(parser)
 
 
-def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
+def run(arguments: EvaluateArguments, settings: Settings, model: Model) -> int:
     """Replay, print the table and write what was asked for."""
     import numpy as np
 

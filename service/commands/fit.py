@@ -16,6 +16,7 @@ from learner.model.kind import Found
 from learner.model.prior_file import EffectPrior, PriorFile, decode_prior, encode_prior, fitted_prior
 from learner.model.spec import Model
 from service.commands.logs import (
+    LogArguments,
     add_arguments,
     check_output,
     events_of,
@@ -33,6 +34,18 @@ if TYPE_CHECKING:
 
     from learner.batch.join import Outcomes
     from learner.batch.prior import Iteration
+
+
+class FitArguments(LogArguments):
+    """What was typed."""
+
+    out: str
+    until: float
+    since: int | None
+    from_store: str | None
+    iterations: int
+    keep_half_life: bool
+    keep_examination: bool
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +85,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add_arguments(parser, "*")
 
 
-def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
+def run(arguments: FitArguments, settings: Settings, model: Model) -> int:
     """Fit and write a prior."""
     check_output("--out", arguments.out)
     if arguments.from_store is not None:
@@ -84,7 +97,7 @@ def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
     return _fit_from_log(arguments, settings, model)
 
 
-def _fit_from_log(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
+def _fit_from_log(arguments: FitArguments, settings: Settings, model: Model) -> int:
     from learner.batch.join import collect, without_stand_in
     from learner.batch.reading import LogError
     from learner.batch.sample import MAX_USERS, MAX_USERS_OF_ITEMS, TIMES_FOR_RANKS, Sample
@@ -179,7 +192,7 @@ def _fit_from_log(arguments: argparse.Namespace, settings: Settings, model: Mode
     return 0
 
 
-def _find_numbers(arguments: argparse.Namespace, settings: Settings, model: Model) -> dict[str, Found]:
+def _find_numbers(arguments: FitArguments, settings: Settings, model: Model) -> dict[str, Found]:
     """The scales and edges that the model left to be found, from the same outcomes; the log is read once for them."""
     from learner.batch.join import collect, without_stand_in
     from learner.batch.scaling import find_numbers, probe

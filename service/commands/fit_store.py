@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import msgspec
@@ -15,14 +14,14 @@ from learner.model.spec import Model
 from learner.record import RecordError
 from learner.store import open_store
 from learner.store.versions import Versions
-from service.commands.fit import say_prior_of_items, told, write_prior
+from service.commands.fit import FitArguments, say_prior_of_items, told, write_prior
 from service.environment import hide_password
 from service.model_file import read_prior
 from service.progress import progress
 from service.settings import Settings, SettingsError
 
 
-def fit_from_store(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
+def fit_from_store(arguments: FitArguments, settings: Settings, model: Model) -> int:
     """Refit the prior from stored beliefs, and write it with all that is in force beside it."""
     if arguments.logs or arguments.since is not None or arguments.until < 1.0:
         raise ValueError("--from-store: expected no LOG, --since or --until beside it: beliefs have no log's times")

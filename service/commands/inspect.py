@@ -12,9 +12,18 @@ from learner.model.spec import Model
 from learner.store import open_store
 from learner.store.versions import Versions
 from service.clock import now_ms
-from service.commands.command import SQLITE_FILE
+from service.commands.command import SQLITE_FILE, Arguments
 from service.environment import hide_password
 from service.settings import Settings
+
+
+class InspectArguments(Arguments):
+    """What was typed."""
+
+    user: str | None
+    item: str | None
+    json: bool
+    file: str | None
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -31,14 +40,14 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--file", help=SQLITE_FILE)
 
 
-def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
+def run(arguments: InspectArguments, settings: Settings, model: Model) -> int:
     """Print a record."""
     from learner.events.keys import item_key
     from learner.record.items import item_id
     from service.inspection import as_text, report
 
     effect: Effect = model
-    whose = key = arguments.user
+    whose = key = arguments.user or ""
     if arguments.item is not None:
         if model.item is None:
             print(f"model {model.name!r} learns no items: expected an [effects.item] in it", file=sys.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from learner.model.spec import Model
+from service.commands.command import Arguments
 from service.commands.imports import imports
 from service.commands.ports import require_free
 from service.commands.process import logged
@@ -20,7 +21,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
+def run(arguments: Arguments, settings: Settings, model: Model) -> int:
     """Learn until a signal."""
     require_free(settings.host, settings.learner_port, "FRESHET_LEARNER_PORT, 0 for none")
     with imports():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from learner.events.microbatch import Microbatch
 from learner.limits import MAX_TIMESTAMP_MS, MIN_TIMESTAMP_MS
 from learner.model.spec import Model
+from service.commands.command import Arguments
 from service.progress import progress
 from service.settings import Settings
 
@@ -20,6 +21,15 @@ if TYPE_CHECKING:
 
 _LOGS = "files or folders of .jsonl, .json, .ndjson (or with .gz) or .parquet; or kafka://host:port or sqlite:///path, \
 from the beginning to now"
+
+
+class LogArguments(Arguments):
+    """What of a log was typed."""
+
+    logs: list[str]
+    sample: float
+    seed: int
+    skip_bad: bool
 
 
 def add_arguments(parser: argparse.ArgumentParser, at_least: Literal["*", "+"] = "+") -> None:
@@ -71,7 +81,7 @@ def instant(text: str) -> int:
 
 @contextmanager
 def events_of(
-    arguments: argparse.Namespace, settings: Settings, model: Model, skipped: Skipped | None
+    arguments: LogArguments, settings: Settings, model: Model, skipped: Skipped | None
 ) -> Iterator[Iterator[Microbatch]]:
     """The events of the logs; what they are read from is closed at the end of the block, however that comes."""
     from learner.batch.reading import read_events
@@ -82,7 +92,7 @@ def events_of(
         yield events
 
 
-def skipping(arguments: argparse.Namespace) -> Skipped | None:
+def skipping(arguments: LogArguments) -> Skipped | None:
     """Where to count bad events, if they are to be skipped."""
     from learner.batch.raw import Skipped
 

@@ -8,13 +8,11 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from service import DISTRIBUTION
+from service.commands.command import Arguments, Command
 from service.commands.imports import imports
-
-if TYPE_CHECKING:
-    from service.commands.command import Command
 
 COMMANDS = {
     "up": "everything in one process on one SQLite file: try it here",
@@ -45,7 +43,7 @@ FRESHET_API_KEY_FILE=path.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status, see `service.commands.run`."""
     typed = sys.argv[1:] if argv is None else list(argv)
-    arguments = parser(typed).parse_args(typed)
+    arguments = parser(typed).parse_args(typed, Arguments())
     arguments.typed = shlex.join(["freshet", *typed])
     with imports():
         from service.commands.run import run
@@ -73,4 +71,4 @@ def parser(typed: Sequence[str]) -> argparse.ArgumentParser:
 
 def _command(name: str) -> Command:
     with imports():
-        return cast("Command", import_module(f"service.commands.{name.replace('-', '_')}"))
+        return cast(Command, import_module(f"service.commands.{name.replace('-', '_')}"))

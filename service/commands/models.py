@@ -10,9 +10,16 @@ from learner.model.spec import Model
 from learner.store import open_store
 from learner.store.versions import Version, in_force, known, put_in_force, version_of
 from service.clock import now_ms
-from service.commands.command import SQLITE_FILE
+from service.commands.command import SQLITE_FILE, Arguments
 from service.environment import hide_password
 from service.settings import Settings
+
+
+class ModelsArguments(Arguments):
+    """What was typed."""
+
+    use: str | None
+    file: str | None
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +33,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--file", help=SQLITE_FILE)
 
 
-def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
+def run(arguments: ModelsArguments, settings: Settings, model: Model) -> int:
     """Print versions, or put one in force."""
     store = open_store(settings.store_url, **settings.store_options)
     try:

@@ -7,10 +7,20 @@ import argparse
 from learner.events.wire import Reason
 from learner.log import open_log
 from learner.model.spec import Model
-from service.commands.command import SQLITE_FILE
+from service.commands.command import SQLITE_FILE, Arguments
 from service.dead_letters import MAX_REPLAYS, Request, as_table, examples, replay
 from service.progress import progress
 from service.settings import Settings
+
+
+class ReplayArguments(Arguments):
+    """What was typed."""
+
+    dry_run: bool
+    reason: list[str]
+    topic: list[str]
+    max_replays: int
+    file: str | None
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +51,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--file", help=SQLITE_FILE)
 
 
-def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
+def run(arguments: ReplayArguments, settings: Settings, model: Model) -> int:
     """Replay, and print what was done or would be."""
     if unknown := set(arguments.topic) - set(settings.topics):
         raise ValueError(f"topic {min(unknown)!r}: expected one of {', '.join(settings.topics)}")

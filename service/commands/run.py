@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from learner.log import LogUnavailable
 from learner.model.duration import ModelError
 from learner.record import RecordError
 from learner.store import StoreUnavailable
-from service.commands.command import Command
+from service.commands.command import Arguments, Command
 from service.commands.up import FILE
 from service.environment import PREFIX
 from service.model_file import read_model
@@ -28,7 +27,7 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
 
-def run(command: Command, arguments: argparse.Namespace) -> int:
+def run(command: Command, arguments: Arguments) -> int:
     """Run a command; returns the exit status: 0 done, 1 failed, 2 wrong usage, model or settings."""
     try:
         settings = read_settings(os.environ)
@@ -63,7 +62,7 @@ def run(command: Command, arguments: argparse.Namespace) -> int:
         return EXIT_INTERRUPTED
 
 
-def _sqlite_file(arguments: argparse.Namespace, environ: Mapping[str, str]) -> str | None:
+def _sqlite_file(arguments: Arguments, environ: Mapping[str, str]) -> str | None:
     """The SQLite file that is both log and store; None if settings say where they are.
 
     `up` always has one. Commands that look at what is there may be told one, and by themselves find what `up` left.

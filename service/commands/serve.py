@@ -8,6 +8,7 @@ import socket
 from tempfile import TemporaryDirectory
 
 from learner.model.spec import Model
+from service.commands.command import Arguments
 from service.commands.imports import imports
 from service.commands.ports import require_free
 from service.commands.process import logged
@@ -16,6 +17,12 @@ from service.settings import Settings, SettingsError
 MAX_WORKERS = 256
 LEAST_AGE_S = 10.0
 """A worker that dies sooner is not started again: see `service.workers`."""
+
+
+class ServeArguments(Arguments):
+    """What was typed."""
+
+    workers: int
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +37,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
+def run(arguments: ServeArguments, settings: Settings, model: Model) -> int:
     """Serve until a signal."""
     require_free(settings.host, settings.port, "FRESHET_PORT")
     if arguments.workers == 1:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from learner.model.spec import Model
+from service.commands.command import Arguments
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -25,6 +26,14 @@ INTERVAL_S = 1.0
 TIMEOUT_S = 2.0
 _ALL_LINES = 1000
 _KEY_WAIT_S = 0.1
+
+
+class TopArguments(Arguments):
+    """What was typed."""
+
+    url: str | None
+    api_key: str | None
+    once: bool
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +58,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
+def run(arguments: TopArguments, settings: Settings, model: Model) -> int:
     """Show it until a key, or once."""
     from freshet import Client
 

@@ -6,6 +6,7 @@ import argparse
 import threading
 
 from learner.model.spec import Model
+from service.commands.command import Arguments
 from service.commands.imports import imports
 from service.commands.ports import require_free
 from service.commands.process import logged
@@ -13,6 +14,13 @@ from service.settings import Settings
 
 FILE = "freshet.db"
 """Where log and store are, unless something else is said."""
+
+
+class UpArguments(Arguments):
+    """What was typed."""
+
+    file: str
+    port: int | None
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +32,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, help="where to listen (default: FRESHET_PORT, else 8000)")
 
 
-def run(arguments: argparse.Namespace, settings: Settings, model: Model) -> int:
+def run(arguments: UpArguments, settings: Settings, model: Model) -> int:
     """Learn and serve until a signal."""
     require_free(settings.host, settings.port, "--port or FRESHET_PORT")
     with imports():

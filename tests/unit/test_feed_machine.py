@@ -199,13 +199,16 @@ class ExactlyOnce(RuleBasedStateMachine):
     @rule(
         member=members, n=st.integers(0, 12), seed=st.integers(0, 999), seconds=st.sampled_from([0.0, 1.0, 10.0]),
         first=small, deaf=st.booleans(), what=st.sampled_from(TROUBLE), calls=st.integers(0, 7), after=st.booleans(),
-        shard=small, state=small,
+        shard=small, state=small, twice=st.booleans(),
     )  # fmt: skip
     def turn(
         self, member: int, n: int, seed: int, seconds: float, first: int, deaf: bool, what: str, calls: int,
-        after: bool, shard: int, state: int,
+        after: bool, shard: int, state: int, twice: bool,
     ) -> None:  # fmt: skip
-        """Events are sent, and a member takes a turn: something happens before or after a call of it to the store."""
+        """Events are sent, and a member takes a turn: something happens before or after a call of it to the store.
+
+        `twice` lets the call behind that one go unanswered.
+        """
         self.turned = True
         self.send(n, seed)
         reader, trap = self.ends_of(self.learners[member])
@@ -231,8 +234,14 @@ class ExactlyOnce(RuleBasedStateMachine):
             # Not between what a turn reads and what it writes where users have events in several partitions.
             "back": lambda: self.alone and self.step_back(shard, state),
         }
+
+        def happen() -> None:
+            if twice:
+                trap.set(0, False, unanswered)
+            actions[what]()
+
         if what:
-            trap.set(calls, after, actions[what])
+            trap.set(calls, after, happen)
         try:
             self.plain_turn(member, seconds)
             self.plain_turn(1 - member)
