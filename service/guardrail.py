@@ -65,9 +65,13 @@ def boundary(variance: float, alpha: float = ALPHA) -> float:
 
 def judged(sums: Sequence[HourSums], segments: Sequence[str] = ()) -> dict[str, Verdict]:
     """What all hours that are kept say now, of each segment and of all other slates; of `ALL` where there are none."""
+    by_hour: dict[int, NDArray[np.int64]] = {}
+    for one in sums:
+        by_hour[one.hour] = by_hour.get(one.hour, 0) + one.cells
+    hours = [HourSums(0, hour, cells) for hour, cells in by_hour.items()]
     last = len(segments)
     names = {OTHERS if segments else ALL: last} | {name: place for place, name in enumerate(segments)}
-    found = {name: deque(verdicts(sums, place, last), maxlen=1) for name, place in names.items()}
+    found = {name: deque(verdicts(hours, place, last), maxlen=1) for name, place in names.items()}
     return {name: told.pop() if told else Verdict(False, 0, 0.0) for name, told in found.items()}
 
 
