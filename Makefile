@@ -4,7 +4,7 @@ SOURCES := $(shell find learner service freshet -name '*.py' -o -path '*/static/
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help up test lint chaos fuzz bench docs sbom compose image digests ranklens lock clean
+.PHONY: help up test lint chaos fuzz bench docs screenshots sbom compose image digests ranklens lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -34,6 +34,10 @@ fuzz: .venv-fuzz/installed ## Fuzz the wire format, the records and every route:
 
 docs: .venv-docs/installed ## Build the site into build/site, every link checked; to be read from there, without a server
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+
+screenshots: .venv-test/installed ## Take the pictures of the live page that README shows, in six minutes (needs chromium)
+	@.venv-test/bin/python -m learner.compile
+	.venv-test/bin/python -m docs.screenshots $(ARGS)
 
 sbom: .venv-docs/installed ## List what an image's environment is made of, with hashes, in CycloneDX: build/sbom.json
 	@mkdir -p build

@@ -24,6 +24,7 @@ from learner.model.file import (
     OffsetRule,
     PositionRule,
     Prior,
+    QualityRule,
     UserFile,
 )
 from service.environment import PREFIX
@@ -44,7 +45,7 @@ _TABLES = {
     "click_delay": ClickDelay, "effects": Effects, "effects.user": UserFile, "effects.item": ItemFile,
     "effects.item.prior": ItemPrior, "effects.item.prior.earlier": EarlierItemPrior, "offset": OffsetRule,
     "position": PositionRule, "prior": Prior, "prior.earlier": EarlierPrior, "events": EventsFile,
-    "events.impression": ImpressionRule, "events.click": ClickRule,
+    "events.impression": ImpressionRule, "events.click": ClickRule, "quality": QualityRule,
 }  # fmt: skip
 _NOTHING: Any = None  # What the apps would ask only when they are asked.
 

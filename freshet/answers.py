@@ -267,7 +267,8 @@ class CalibrationBin(msgspec.Struct, frozen=True, gc=False):
 class QualityWindow(msgspec.Struct, frozen=True):
     """How good predictions were of what was shown from `since` to `until`, epoch ms.
 
-    `parts` are `all`, `new` (shown less than 50 outcomes before) and `known` users; `auc` may be off by `auc_error`.
+    `parts` are `all`, `new` (shown less than 50 outcomes before) and `known` users, and each segment of slates that the
+    model declares (`device=phone`); `auc` may be off by `auc_error`.
     """
 
     since: int
@@ -288,6 +289,8 @@ class QualityHour(msgspec.Struct, frozen=True):
 class QualityResponse(msgspec.Struct, frozen=True):
     """How good scores of a share of `users` are; `worse_than_fixed_effect` says more so than by chance.
 
+    `worse_in` says where: in which segments of slates that the model declares, `others` being those of none; `all` if
+    it declares none.
     Windows end with the newest hour that has scored outcomes: `1h` has that and the one before, `1d` the 24 before,
     `7d` the 168 before. `hours` are the longest's, oldest first.
     """
@@ -298,3 +301,4 @@ class QualityResponse(msgspec.Struct, frozen=True):
     worse_than_fixed_effect: bool
     windows: dict[str, QualityWindow]
     hours: list[QualityHour]
+    worse_in: list[str] = []

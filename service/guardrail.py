@@ -4,6 +4,7 @@ Each slate has the mean difference of the two log losses over its items, bounded
 the mean holds at all times at once, so that one may look whenever one likes (Howard et al. 2021, arXiv 1810.08240,
 theorem 4). Each hour begins a test of the next day, so that good hours before do not make up for what goes wrong now.
 Learners go on predicting by the belief while scorers serve the fixed effect: the same sums say when it is right again.
+Where a model declares segments of slates, each is judged by its own, and so are all slates of none of them.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.record.sums import SLATES, UNIT, WORSE, WORSE_2, HourSums
+from learner.model.segment import ALL, OTHERS
+from learner.record.sums import FIRST_SEGMENT, OF_SLATES, PER_SEGMENT, SLATES, UNIT, HourSums
 
 MARGIN = 0.005
 """Nats a slate by which what is served may be worse than the fixed effect."""
 ALPHA = 1e-5
-"""The probability that a test of scores within the margin raises an alarm: 0.72 % a month of them, of 720 tests."""
+"""The probability that a test of scores within the margin raises an alarm: 0.72 % a month of them, of 720 tests.
+Segments share it."""
 TEST_HOURS = 24
 RETURN_HOURS = 3
 """Of the newest so many hours the mean has to be within the margin, for sure but for one in 20, for an alarm to end."""
@@ -60,17 +63,27 @@ def boundary(variance: float, alpha: float = ALPHA) -> float:
     return sqrt(k_1**2 * v * crossings + (k_2 * crossings) ** 2) + k_2 * crossings
 
 
-def verdict(sums: Sequence[HourSums]) -> Verdict:
-    """What all hours that are kept say now."""
-    return deque(verdicts(sums), maxlen=1).pop() if sums else Verdict(False, 0, 0.0)
+def judged(sums: Sequence[HourSums], segments: Sequence[str] = ()) -> dict[str, Verdict]:
+    """What all hours that are kept say now, of each segment and of all other slates; of `ALL` where there are none."""
+    by_hour: dict[int, NDArray[np.int64]] = {}
+    for one in sums:
+        by_hour[one.hour] = by_hour.get(one.hour, 0) + one.cells
+    hours = [HourSums(0, hour, cells) for hour, cells in by_hour.items()]
+    last = len(segments)
+    names = {OTHERS if segments else ALL: last} | {name: place for place, name in enumerate(segments)}
+    found = {name: deque(verdicts(hours, place, last), maxlen=1) for name, place in names.items()}
+    return {name: told.pop() if told else Verdict(False, 0, 0.0) for name, told in found.items()}
 
 
-def verdicts(sums: Sequence[HourSums]) -> Iterator[Verdict]:
-    """What was to be said at the end of each hour that has slates, in their order."""
+def verdicts(sums: Sequence[HourSums], place: int = 0, segments: int = 0) -> Iterator[Verdict]:
+    """What was to be said at the end of each hour that has slates, in their order.
+
+    Of the segment at a place, of so many; or of all slates that are of none, at the last place.
+    """
+    alpha = ALPHA / (segments + 1)
     hours: dict[int, NDArray[np.float64]] = {}
     for one in sums:
-        found = np.array([one.cells[SLATES], one.cells[WORSE] / UNIT, one.cells[WORSE_2] / UNIT])
-        hours[one.hour] = hours.get(one.hour, 0.0) + found
+        hours[one.hour] = hours.get(one.hour, 0.0) + _differences(one.cells, place, segments)
     alarm, begin, newest = False, 0, _NONE.tolist()
     for hour in sorted(hours):
         if alarm:
@@ -81,14 +94,25 @@ def verdicts(sums: Sequence[HourSums]) -> Iterator[Verdict]:
         else:
             first = max(begin, hour - TEST_HOURS + 1)
             tests = np.cumsum([hours.get(at, _NONE) for at in range(hour, first - 1, -1)], axis=0).tolist()
-            if worse := [test for test in tests if _is_worse(*test)]:
+            if worse := [test for test in tests if _is_worse(alpha, *test)]:
                 alarm, newest = True, worse[0]
         slates, total, _ = newest
         yield Verdict(alarm, int(slates), total / slates if slates else 0.0)
 
 
-def _is_worse(slates: float, total: float, squares: float) -> bool:
-    return slates > 0 and total - boundary(squares) > MARGIN * slates
+def _differences(cells: NDArray[np.int64], place: int, segments: int) -> NDArray[np.float64]:
+    """Slates, the sum of their differences and of their squares; integers until then, so that the rest is exact."""
+    of_segments = [FIRST_SEGMENT + one * PER_SEGMENT + OF_SLATES for one in range(segments)]
+    if place < segments:
+        found = cells[of_segments[place] :][:3]
+    else:
+        found = cells[SLATES : SLATES + 3] - sum(cells[at : at + 3] for at in of_segments)
+    differences: NDArray[np.float64] = found / np.array([1.0, UNIT, UNIT])
+    return differences
+
+
+def _is_worse(alpha: float, slates: float, total: float, squares: float) -> bool:
+    return slates > 0 and total - boundary(squares, alpha) > MARGIN * slates
 
 
 def _is_right(slates: float, total: float, squares: float) -> bool:

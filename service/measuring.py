@@ -10,7 +10,7 @@ import structlog
 
 from learner.model.spec import Model
 from learner.store import Store, StoreUnavailable
-from service.guardrail import verdict
+from service.guardrail import judged
 from service.metrics import QualityMetrics
 from service.quality import windows_of
 
@@ -25,23 +25,26 @@ def measuring(store: Store, metrics: QualityMetrics, model: Model) -> Iterator[N
     stop = threading.Event()
 
     def read() -> None:
-        was_worse, interval = False, 1.0
+        was_worse, interval = set[str](), 1.0
+        segments = [one.name for one in model.segments]
         while not stop.wait(interval):
             try:
                 sums = store.sums()
             except StoreUnavailable:
                 continue  # Readiness asks for that itself.
-            found = verdict(sums)
-            is_worse = found.is_worse and model.guardrail != "off"
-            metrics.observe(model.name, windows_of(sums, model.item is not None), is_worse)
-            if is_worse and not was_worse:
+            found = judged(sums, segments)
+            worse = {name for name, one in found.items() if one.is_worse and model.guardrail != "off"}
+            windows = windows_of(sums, model.item is not None, segments)
+            metrics.observe(model.name, windows, {name: name in worse for name in found})
+            for name in sorted(worse - was_worse):
                 log.error(
-                    "what is served is worse than the fixed effect", slates=found.slates, log_loss_more=found.worse,
+                    "what is served is worse than the fixed effect", segment=name, slates=found[name].slates,
+                    log_loss_more=found[name].worse,
                     means="features, offsets or clicks may not be what they were; see /quality",
                 )  # fmt: skip
-            elif was_worse and not is_worse:
-                log.info("what is served is no longer worse than the fixed effect")
-            was_worse, interval = is_worse, INTERVAL_S if sums else 1.0
+            for name in sorted(was_worse - worse):
+                log.info("what is served is no longer worse than the fixed effect", segment=name)
+            was_worse, interval = worse, INTERVAL_S if sums else 1.0
 
     thread = threading.Thread(target=read, name="measuring", daemon=True)
     if model.quality > 0:

@@ -241,13 +241,14 @@ class QualityMetrics:
         )
         self.worse = Gauge(
             "freshet_quality_guardrail",
-            "Whether what is served is worse than the fixed effect alone, by more than chance.", ["model"],
-            registry=registry,
+            "Whether what is served to slates of a segment is worse than the fixed effect alone, by more than chance.",
+            ["model", "segment"], registry=registry,
         )  # fmt: skip
 
-    def observe(self, model: str, windows: Mapping[str, QualityWindow], is_worse: bool) -> None:
-        """Take what was read."""
-        self.worse.labels(model).set(is_worse)
+    def observe(self, model: str, windows: Mapping[str, QualityWindow], is_worse: Mapping[str, bool]) -> None:
+        """Take what was read; `is_worse` by segment."""
+        for segment, worse in is_worse.items():
+            self.worse.labels(model, segment).set(worse)
         for gauge in (self.value, self.half_width, self.outcomes):
             gauge.clear()
         for name, window in windows.items():

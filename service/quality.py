@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,14 +16,17 @@ from learner.record.sums import (
     BINS,
     CELLS,
     CLICKS,
+    FIRST_SEGMENT,
     FIRST_WAY,
     GROUPS,
     HOUR_MS,
     LOSS,
     MANY,
     NDCG,
+    OF_WAYS,
     PER_AGE,
     PER_BIN,
+    PER_SEGMENT,
     PER_WAY,
     PER_WAY_AGE,
     PREDICTED,
@@ -36,7 +39,7 @@ from learner.record.sums import (
 
 WINDOWS = {"1h": 1, "1d": 24, "7d": 168}
 """Hours before the last one."""
-AGES = ("all", "new", "known")
+AGES = {"all": (0, 1), "new": (0,), "known": (1,)}
 METRICS = ("log_loss", "predicted_over_actual", "slate_auc", "slate_ndcg", "auc", "ece")
 """As `learner.evaluation.metrics` has them; the last two, of all outcomes at once, from bins of log-odds."""
 CALIBRATION_BINS = 10
@@ -44,19 +47,23 @@ CALIBRATION_BINS = 10
 _T = 2.131
 
 
-def windows_of(sums: Sequence[HourSums], has_items: bool) -> dict[str, QualityWindow]:
+def windows_of(sums: Sequence[HourSums], has_items: bool, segments: Sequence[str] = ()) -> dict[str, QualityWindow]:
     """All of `WINDOWS`; none where nothing is scored yet."""
-    found = {name: window_of(sums, hours, has_items) for name, hours in WINDOWS.items()}
+    found = {name: window_of(sums, hours, has_items, segments) for name, hours in WINDOWS.items()}
     return {name: one for name, one in found.items() if one is not None}
 
 
-def window_of(sums: Sequence[HourSums], hours: int, has_items: bool) -> QualityWindow | None:
+def window_of(
+    sums: Sequence[HourSums], hours: int, has_items: bool, segments: Sequence[str] = ()
+) -> QualityWindow | None:
     """The window of the newest hour and so many before it; None where nothing is scored yet.
 
     Parameters
     ----------
     has_items
         Whether items have an effect, so that users alone are another way to predict.
+    segments
+        What those that the model declares are called.
     """
     newest = max((one.hour for one in sums), default=None)
     if newest is None:
@@ -68,11 +75,13 @@ def window_of(sums: Sequence[HourSums], hours: int, has_items: bool) -> QualityW
     # All of them, then all but one group each.
     total = np.concatenate([cells.sum(axis=0)[None], cells.sum(axis=0) - cells[cells[:, [N, PER_AGE + N]].any(axis=1)]])
     ways = _ways(has_items)
+    parts = {age: _of_ages(total, ages) for age, ages in AGES.items()}
+    parts |= {name: _of_segment(total, place) for place, name in enumerate(segments)}
     bins = {name: _bins_of(total, way) for way, name in enumerate(ways)}
     return QualityWindow(
         (newest - hours) * HOUR_MS,
         (newest + 1) * HOUR_MS,
-        {age: _part(total, ages, ways) for age, ages in zip(AGES, ((0, 1), (0,), (1,)), strict=True)},
+        {name: _part(part, ways, bins if name == "all" else {}) for name, part in parts.items()},
         {name: _calibration(*(column[0] for column in one)) for name, one in bins.items()},
         {name: _auc_error(one.shown[0], one.clicked[0]) for name, one in bins.items()},
     )
@@ -97,15 +106,34 @@ def _bins_of(total: NDArray[np.int64], way: int) -> _Bins:
     return _Bins(shown.astype(np.float64), clicked.astype(np.float64), cells[..., 1] / UNIT)
 
 
-def _part(total: NDArray[np.int64], ages: Sequence[int], ways: Sequence[str]) -> QualityPart:
-    counts = sum(total[:, age * PER_AGE : (age + 1) * PER_AGE] for age in ages)
-    assert isinstance(counts, np.ndarray)
-    values = {name: _metrics(total, ages, counts, way) for way, name in enumerate(ways)}
+class _Cells(NamedTuple):
+    """What a part of the outcomes has: counts, shape (K, PER_AGE), and of each way, shape (K, WAYS, PER_WAY_AGE)."""
+
+    counts: NDArray[np.int64]
+    of_ways: Array
+
+
+def _of_ages(total: NDArray[np.int64], ages: Sequence[int]) -> _Cells:
+    counts, of_ways = np.zeros((len(total), PER_AGE), np.int64), np.zeros((len(total), len(WAYS), PER_WAY_AGE))
+    ways = total[:, FIRST_WAY:FIRST_SEGMENT].reshape(len(total), len(WAYS), PER_WAY)
+    for age in ages:
+        counts += total[:, age * PER_AGE : (age + 1) * PER_AGE]
+        of_ways += ways[:, :, age * PER_WAY_AGE : (age + 1) * PER_WAY_AGE] / UNIT
+    return _Cells(counts, of_ways)
+
+
+def _of_segment(total: NDArray[np.int64], place: int) -> _Cells:
+    cells = total[:, FIRST_SEGMENT + place * PER_SEGMENT :][:, :PER_SEGMENT]
+    return _Cells(cells[:, :PER_AGE], cells[:, OF_WAYS:].reshape(len(total), len(WAYS), PER_WAY_AGE) / UNIT)
+
+
+def _part(cells: _Cells, ways: Sequence[str], bins: Mapping[str, _Bins]) -> QualityPart:
+    values = {name: _metrics(cells, way, bins.get(name)) for way, name in enumerate(ways)}
     fixed = values[ways[0]]
     return QualityPart(
-        int(counts[0, N]),
-        int(counts[0, CLICKS]),
-        int(counts[0, RANKED]),
+        int(cells.counts[0, N]),
+        int(cells.counts[0, CLICKS]),
+        int(cells.counts[0, RANKED]),
         {
             name: QualityWay(
                 {metric: _jackknife(samples) for metric, samples in mine.items()},
@@ -116,26 +144,22 @@ def _part(total: NDArray[np.int64], ages: Sequence[int], ways: Sequence[str]) ->
     )
 
 
-def _metrics(total: NDArray[np.int64], ages: Sequence[int], counts: NDArray[np.int64], way: int) -> dict[str, Array]:
-    """Each metric, of all groups and without each one, shape (K,)."""
-    start = FIRST_WAY + way * PER_WAY
-    cells = np.zeros((len(total), PER_WAY_AGE))
-    for age in ages:
-        cells += total[:, start + age * PER_WAY_AGE : start + (age + 1) * PER_WAY_AGE] / UNIT
-    n, clicks, ranked = (counts[:, i].astype(np.float64) for i in (N, CLICKS, RANKED))
+def _metrics(cells: _Cells, way: int, bins: _Bins | None = None) -> dict[str, Array]:
+    """Each metric, of all groups and without each one, shape (K,); those of all outcomes at once from bins."""
+    n, clicks, ranked = (cells.counts[:, i].astype(np.float64) for i in (N, CLICKS, RANKED))
+    its = cells.of_ways[:, way]
     with np.errstate(invalid="ignore", divide="ignore"):
         found = {
-            "log_loss": cells[:, LOSS] / n,
-            "predicted_over_actual": np.where(clicks > 0, cells[:, PREDICTED] / clicks, np.nan),
-            "slate_auc": cells[:, AUC] / ranked,
-            "slate_ndcg": cells[:, NDCG] / ranked,
+            "log_loss": its[:, LOSS] / n,
+            "predicted_over_actual": np.where(clicks > 0, its[:, PREDICTED] / clicks, np.nan),
+            "slate_auc": its[:, AUC] / ranked,
+            "slate_ndcg": its[:, NDCG] / ranked,
         }
-        if len(ages) == 2:
-            bins = _bins_of(total, way)
+        if bins is not None:
             others = bins.shown - bins.clicked
             below = np.cumsum(others, axis=1) - 0.5 * others
             found["auc"] = (bins.clicked * below).sum(axis=1) / (clicks * (n - clicks))
-            found["ece"] = np.array([_ece(*(column[k] for column in bins)) for k in range(len(total))])
+            found["ece"] = np.array([_ece(*(column[k] for column in bins)) for k in range(len(n))])
     return found
 
 
@@ -181,11 +205,8 @@ def hours_of(sums: Sequence[HourSums], has_items: bool) -> list[QualityHour]:
             by_hour[one.hour] = by_hour.get(one.hour, 0) + one.cells
     found = []
     for hour, cells in sorted(by_hour.items()):
-        counts = cells[:PER_AGE] + cells[PER_AGE : 2 * PER_AGE]
-        if counts[N]:
-            ways = enumerate(_ways(has_items))
-            losses = {
-                name: float(_metrics(cells[None], (0, 1), counts[None], way)["log_loss"][0]) for way, name in ways
-            }
-            found.append(QualityHour(hour * HOUR_MS, int(counts[N]), losses))
+        part = _of_ages(cells[None], AGES["all"])
+        if n := int(part.counts[0, N]):
+            losses = {name: float(_metrics(part, way)["log_loss"][0]) for way, name in enumerate(_ways(has_items))}
+            found.append(QualityHour(hour * HOUR_MS, n, losses))
     return found

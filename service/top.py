@@ -223,7 +223,8 @@ def _quality(told: QualityResponse | None) -> Text:
     said.append(f"predicted/actual {_number(served['predicted_over_actual'])}")
     text = f"quality       last day: {'; '.join(said)}"
     if told.worse_than_fixed_effect:
-        return Text(f"{text}; worse than the fixed effect", style="bold red")
+        segments = ", ".join(name for name in told.worse_in if name != "all")
+        return Text(f"{text}; worse than the fixed effect{segments and f' in {segments}'}", style="bold red")
     return Text(text)
 
 

@@ -1,15 +1,15 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
+from tests.browser import browser_path, launched
 from tests.servers import KafkaServer, Missing, OldKafkaServer, PrometheusServer, RedisServer, Server
 
 # Set in CI: a missing server or browser fails instead of skipping.
@@ -75,27 +75,20 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def browser() -> str:
     """A browser that runs without a screen."""
-    for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"):
-        if found := shutil.which(name):
-            return found
-    _skip("neither chromium nor google-chrome is on the PATH (Debian: apt-get install chromium)")
+    try:
+        return browser_path()
+    except Missing as exc:
+        _skip(str(exc))
 
 
 @pytest.fixture(scope="module")
 def chromium(browser: str) -> Iterator[Browser]:
-    """The browser, driven by Playwright; it asks for nothing by itself.
+    """The browser.
 
     For no more than a module: while Playwright runs, so does its event loop, and tests of others cannot start theirs.
     """
-    quiet = ("quic", "background-networking", "component-update", "sync")
-    with sync_playwright() as playwright:
-        # With a profile of its own, which goes with it.
-        running = playwright.chromium.launch(
-            executable_path=browser,
-            args=["--no-sandbox", "--disable-gpu", "--no-first-run", *(f"--disable-{one}" for one in quiet)],
-        )
+    with launched(browser) as running:
         yield running
-        running.close()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -25,6 +25,7 @@ from learner.events.microbatch import (
 from learner.events.parse import parse_events
 from learner.model.spec import Model
 from learner.record import Record, decode_record, encode_record
+from learner.record.sums import HourSums
 from learner.step.apply import apply as apply_to_bytes
 from learner.step.feed import Transitions
 
@@ -78,6 +79,7 @@ class Report(NamedTuple):
     counts: Counter[str]
     changed: list[bool]
     transitions: Transitions
+    sums: list[HourSums]
 
 
 def columns(model: Model, events: Sequence[Event]) -> Microbatch:
@@ -131,20 +133,22 @@ def parsed(raw: bytes, model: Model) -> Event:
     return single(batch, 0)
 
 
-def microbatch(model: Model, users: Sequence[UserEvents]) -> tuple[Events, ByUser]:
-    """Each user's events as columns."""
+def microbatch(model: Model, users: Sequence[UserEvents], names: Sequence[str] | None = None) -> tuple[Events, ByUser]:
+    """Each user's events as columns; a name matters where quality is measured, whose groups are of their hashes."""
     events = columns(model, [event for mine in users for event in mine]).events
     ends = np.cumsum([0, *map(len, users)])
-    names = [f"u{i}" for i in range(len(users))]
+    names = names or [f"u{i}" for i in range(len(users))]
     return events, grouped(names, [np.arange(*ends[i : i + 2]) for i in range(len(users))])
 
 
-def apply(model: Model, records: Sequence[Record], events: Sequence[UserEvents]) -> tuple[list[Record], Report]:
+def apply(
+    model: Model, records: Sequence[Record], events: Sequence[UserEvents], names: Sequence[str] | None = None
+) -> tuple[list[Record], Report]:
     """Apply each user's events; an unchanged record comes back as it is."""
     stored = [encode_record(record, model) for record in records]
-    done = apply_to_bytes(model, stored, *microbatch(model, events))
+    done = apply_to_bytes(model, stored, *microbatch(model, events, names))
     after = [
         record if value is None else decode_record(value, model, f"u{i}")
         for i, (record, value) in enumerate(zip(records, done.values, strict=True))
     ]
-    return after, Report(done.counts, [value is not None for value in done.values], done.transitions)
+    return after, Report(done.counts, [value is not None for value in done.values], done.transitions, done.sums)

@@ -84,11 +84,13 @@ def replay(
     item_lag_ms
         How late items learn at the most; on average half as late.
     settled
-        Whether what is due by a slate's time has settled, as it has when a learner comes to the slate. A scorer reads
-        the record as the event before has left it.
+        Whether to predict as a learner does when it comes to a slate: what is due by the slate's time has settled, and
+        items have the effects that the impression says, in float32. A scorer reads the record as the event before has
+        left it.
     """
-    # What is predicted here need not be kept in records. Users learn in the order in which the learner gets events.
-    model = replace(model, quality=0.0)
+    # What is predicted here need not be kept in records; but a sweep that has settled what is due writes a record for
+    # having scored it. Users learn in the order in which the learner gets events.
+    model = replace(model, quality=float(settled))
     items = None if model.item is None else ReplayedItems(model.item, log.batch.events)
     events = without_items(log.batch.events) if items is None else items.events
     n_events = len(events.event)
@@ -122,6 +124,9 @@ def replay(
             row, offset, now = events.row[shown], events.item["offset"][shown], int(history.at[step.number])
             if items is not None:
                 item_mean, item_var = items.show(shown, now)
+                if settled:
+                    # As the impression says it, which is what a learner goes by.
+                    item_mean, item_var = (one.astype(np.float32).astype(float) for one in (item_mean, item_var))
             if not step.is_scored:
                 continue
             value = values[i]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -235,7 +236,9 @@ class Slates(NamedTuple):
         return lost
 
     def calibration(self) -> tuple[float, float]:
-        """Predicted by actual clicks on what was shown, and the mean gap of the two over ten bins of equal count."""
+        """Predicted by actual clicks on what was shown, and the mean gap of the two over ten bins; NaN of nothing."""
+        if not self.shown.any():
+            return math.nan, math.nan
         p, y = self.both[self.shown], self.clicked[self.shown].astype(np.float64)
         return float(p.sum() / max(y.sum(), 1.0)), expected_calibration_error(y, p)
 

@@ -202,10 +202,14 @@ class QualityRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         What to do where what is served is worse than the fixed effect alone, by more than chance and by more than .005
         of a slate's mean log loss: ``warn`` by metric, log and `/quality`; ``fallback``: scorers also serve the fixed
         effect alone, until it is right again; ``off``: nothing.
+    segment
+        A category of the context, of at most 8 values: quality is told of the slates of each value, too, and the
+        guardrail judges each apart, and those of no value together. Values keep their places: new ones come last.
     """
 
     users: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
     guardrail: Guardrail = "warn"
+    segment: str | None = None
 
 
 class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

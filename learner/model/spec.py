@@ -27,6 +27,7 @@ from learner.model.item_effect import item_effect
 from learner.model.kinds import Feature, ItemError
 from learner.model.position import Examination, parse_examination
 from learner.model.record_paths import RecordPaths, record_paths
+from learner.model.segment import Segment, segments_of
 from learner.model.space import Space
 from learner.model.toml_errors import explain
 
@@ -67,6 +68,8 @@ class Model(Effect):
         The share of users whose outcomes are predicted before they are learnt, to say how good scores are.
     guardrail
         What to do where scores are worse than those of the fixed effect.
+    segments
+        Slates whose quality is told apart.
     """
 
     discount: float | None
@@ -85,6 +88,7 @@ class Model(Effect):
     examination: Examination | None = None
     quality: float = 0.0
     guardrail: Guardrail = "warn"
+    segments: tuple[Segment, ...] = ()
 
     @cached_property
     def width(self) -> int:
@@ -282,6 +286,7 @@ def build_model(file: ModelFile) -> Model:
         examination=parse_examination(file.position.examination),
         quality=file.quality.users,
         guardrail=file.quality.guardrail,
+        segments=segments_of(file.quality.segment, features),
     )
 
 

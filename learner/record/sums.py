@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from learner.limits import MAX_SEGMENTS
+
 WAYS = ("fixed effect", "prior", "served", "user alone")
 """What outcomes are predicted by; the last, beside an item of whom nothing is known, where items have an effect."""
 FIXED, PRIOR, SERVED, ALONE = range(len(WAYS))
@@ -37,7 +39,12 @@ FIRST_WAY = WORSE_2 + 1
 PER_WAY_AGE, PER_BIN, MANY = 4, 2, 1 << 32
 LOSS, PREDICTED, AUC, NDCG = range(PER_WAY_AGE)
 PER_WAY = 2 * PER_WAY_AGE + BINS * PER_BIN
-CELLS = FIRST_WAY + len(WAYS) * PER_WAY
+# Of each segment, which has slates of its own: outcomes, clicks, slates that have both labels; the same of all slates;
+# then what each way has of an age.
+FIRST_SEGMENT = FIRST_WAY + len(WAYS) * PER_WAY
+OF_SLATES, OF_WAYS = PER_AGE, PER_AGE + 3
+PER_SEGMENT = OF_WAYS + len(WAYS) * PER_WAY_AGE
+CELLS = FIRST_SEGMENT + MAX_SEGMENTS * PER_SEGMENT
 
 
 class HourSums(NamedTuple):
@@ -56,6 +63,13 @@ class HourSums(NamedTuple):
     group: int
     hour: int
     cells: NDArray[np.int64]
+
+
+def all_cells(first: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Cells of which a store has those that anything was added to, or that there were when it was."""
+    cells = np.zeros(CELLS, np.int64)
+    cells[: len(first)] = first
+    return cells
 
 
 def is_measured(hash_: int, share: float) -> bool:

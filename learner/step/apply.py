@@ -75,7 +75,7 @@ def rules(effect: Effect) -> Rules:
     of_items = Rules(
         prior.mean, prior.factor, effect.method == "laplace", half_life, tick, outcome_tick, outcome_kept, 1.0,
         effect.window_ms, ceil(effect.settle_age_ms), median, sigma, MOST_OPEN, np.empty(0, np.int64), effect.width,
-        False, np.ones(1, np.float32), np.empty(0), np.empty(0),
+        False, np.ones(1, np.float32), np.empty(0), np.empty(0), np.empty(0, np.int64),
     )  # fmt: skip
     if not isinstance(effect, Model):
         return of_items
@@ -87,6 +87,7 @@ def rules(effect: Effect) -> Rules:
         by_item=effect.by_item,
         item_mean=np.empty(0) if effect.item is None else effect.item.prior_belief.mean,
         item_factor=np.empty(0) if effect.item is None else effect.item.prior_belief.factor,
+        segments=np.array([one.column for one in effect.segments], np.int64),
     )
 
 

@@ -56,7 +56,8 @@ class Rules(NamedTuple):
     the effect of items are `item_columns`, none where there is none. A row has `width` columns, of which the belief is
     on the first. With `by_item` keys of outcomes and clicks are those of items, shown any number of times.
     `examination` is that of each position, float32, the last that of all behind it. `item_mean`
-    and `item_factor` are the prior of items, float64; none where they have no effect.
+    and `item_factor` are the prior of items, float64; none where they have no effect. Columns that tell segments of
+    slates apart are `segments`, none where none are declared.
     """
 
     prior_mean: Any
@@ -78,6 +79,7 @@ class Rules(NamedTuple):
     examination: Any
     item_mean: Any
     item_factor: Any
+    segments: Any
 
 
 class User(NamedTuple):

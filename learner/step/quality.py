@@ -21,7 +21,7 @@ from learner.record.sums import (
     BIN_WIDTH,
     BINS,
     CELLS,
-    CLICKS,
+    FIRST_SEGMENT,
     FIRST_WAY,
     FIXED,
     GROUPS,
@@ -32,28 +32,24 @@ from learner.record.sums import (
     MOST_LOGIT,
     MOST_WORSE,
     NDCG,
+    OF_SLATES,
+    OF_WAYS,
     PER_AGE,
     PER_BIN,
+    PER_SEGMENT,
     PER_WAY,
     PER_WAY_AGE,
     PREDICTED,
     PRIOR,
-    RANKED,
     SERVED,
     SLATES,
     UNIT,
     WAYS,
-    WORSE,
-    WORSE_2,
-    N,
 )  # fmt: skip
 from learner.step.columns import CLICKED, FORGOTTEN, OPEN, Rules, User
 from learner.step.evidence import kept_of_settled
 from learner.step.feed import MOST_WEIGHED
-
-TOP = 10
-# Discounted gain of the first k places; see `learner.evaluation.metrics.rank_slates`.
-_GAINS = np.concatenate((np.zeros(1), np.cumsum(1.0 / np.log2(np.arange(TOP) + 2.0))))
+from learner.step.slates import rank, segment_of
 
 # Bits of what a record keeps of an outcome: flags, then two log-odds.
 _SCORED, _KNOWN, _IS_PREDICTED, _FLAGS = 1, 2, 4, 3
@@ -230,6 +226,7 @@ def add_slate(rules: Rules, user: User, first: int, last: int, sums: Sums, sign:
     logit = np.empty((len(WAYS), last - first))
     yes = np.empty(last - first, np.bool_)
     n = clicks = known = 0
+    segment = -1
     for i in range(first, last):
         slot = user.order[i]
         one = user.outcome[slot]
@@ -238,6 +235,7 @@ def add_slate(rules: Rules, user: User, first: int, last: int, sums: Sums, sign:
         yes[n] = one.state == CLICKED
         clicks += yes[n]
         known = 1 if one.predicted & _KNOWN else 0
+        segment = segment_of(rules, user.row[slot])
         offset = np.float64(one.offset)
         mu, v = project(rules.prior_mean, rules.prior_factor, user.row[slot], user.f)
         logit[FIXED, n] = bounded_logit(offset)
@@ -247,56 +245,49 @@ def add_slate(rules: Rules, user: User, first: int, last: int, sums: Sums, sign:
         logit[ALONE, n] = ((bits & ((1 << _ALONE_BITS) - 1)) - (1 << (_ALONE_BITS - 1))) / _ALONE_UNIT
         n += 1
     of_age = known * PER_AGE
+    of_segment = FIRST_SEGMENT + segment * PER_SEGMENT
     ranks = 0 < clicks < n
-    cells[of_age + N] += sign * n
-    cells[of_age + CLICKS] += sign * clicks
-    cells[of_age + RANKED] += sign * ranks
+    add_three(cells, of_age, sign * n, sign * clicks, sign * ranks)
+    if segment >= 0:
+        add_three(cells, of_segment, sign * n, sign * clicks, sign * ranks)
     worse = 0.0
+    found = np.empty(PER_WAY_AGE, np.int64)
     for way in range(len(WAYS) if len(rules.item_columns) > 0 else ALONE):
         of_way = FIRST_WAY + way * PER_WAY
-        of_way_age = of_way + known * PER_WAY_AGE
         of_bins = of_way + 2 * PER_WAY_AGE
+        found[:] = 0
         for i in range(n):
             z = logit[way, i]
             e = exp(-abs(z))
             p = (1.0 if z >= 0.0 else e) / (1.0 + e)
             loss = log1p(e) + max(-z if yes[i] else z, 0.0)
-            promised = sign * in_units(p)
-            cells[of_way_age + LOSS] += sign * in_units(loss)
-            cells[of_way_age + PREDICTED] += promised
+            promised = in_units(p)
+            found[LOSS] += in_units(loss)
+            found[PREDICTED] += promised
             its = of_bins + PER_BIN * min(max(int(np.floor(z / BIN_WIDTH)) + BINS // 2, 0), BINS - 1)
             cells[its] += sign * (MANY + yes[i])
-            cells[its + 1] += promised
+            cells[its + 1] += sign * promised
             if way == SERVED:
                 worse += loss
             elif way == FIXED:
                 worse -= loss
         if ranks:
             auc, ndcg = rank(logit[way], yes, n, clicks)
-            cells[of_way_age + AUC] += sign * in_units(auc)
-            cells[of_way_age + NDCG] += sign * in_units(ndcg)
+            found[AUC], found[NDCG] = in_units(auc), in_units(ndcg)
+        for k in range(PER_WAY_AGE):
+            cells[of_way + known * PER_WAY_AGE + k] += sign * found[k]
+            if segment >= 0:
+                cells[of_segment + OF_WAYS + way * PER_WAY_AGE + k] += sign * found[k]
     worse = min(max(worse / n, -MOST_WORSE), MOST_WORSE)
-    cells[SLATES] += sign
-    cells[WORSE] += sign * in_units(worse)
-    cells[WORSE_2] += sign * in_units(worse * worse)
+    difference, square = sign * in_units(worse), sign * in_units(worse * worse)
+    add_three(cells, SLATES, sign, difference, square)
+    if segment >= 0:
+        add_three(cells, of_segment + OF_SLATES, sign, difference, square)
 
 
 @inner
-def rank(logit: Any, yes: Any, n: int, clicks: int) -> tuple[float, float]:
-    """AUC and NDCG in a slate of both labels; equal scores as `learner.evaluation.metrics.rank_slates` has them."""
-    auc = gain = 0.0
-    for i in range(n):
-        if not yes[i]:
-            continue
-        above = ties = below = tied = 0
-        for j in range(n):
-            if logit[j] > logit[i]:
-                above += 1
-            elif logit[j] == logit[i]:
-                ties += 1
-                tied += not yes[j]
-            else:
-                below += not yes[j]
-        auc += below + 0.5 * tied
-        gain += (_GAINS[min(above + ties, TOP)] - _GAINS[min(above, TOP)]) / ties
-    return auc / (clicks * (n - clicks)), gain / _GAINS[min(clicks, TOP)]
+def add_three(cells: Any, at: int, one: int, two: int, three: int) -> None:
+    """Add to three cells."""
+    cells[at] += one
+    cells[at + 1] += two
+    cells[at + 2] += three

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.record.sums import CELLS, HourSums
+from learner.record.sums import HourSums, all_cells
 
 
 def cells_added(cells: NDArray[np.int64]) -> str:
@@ -18,6 +18,4 @@ def cells_added(cells: NDArray[np.int64]) -> str:
 def read_sums(shard: int, held: bytes) -> HourSums:
     """What a string has; cells behind the last that anything was added to are not in it."""
     numbers = np.frombuffer(held, ">i8")
-    cells = np.zeros(CELLS, np.int64)
-    cells[: len(numbers) - 1] = numbers[1:]
-    return HourSums(shard, int(numbers[0]), cells)
+    return HourSums(shard, int(numbers[0]), all_cells(numbers[1:]))

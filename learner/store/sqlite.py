@@ -10,7 +10,7 @@ import numpy as np
 
 from learner.log.position import Partition
 from learner.record.header import IDENTITY
-from learner.record.sums import HOURS, HourSums
+from learner.record.sums import HOURS, HourSums, all_cells
 from learner.sqlite_file import SqliteFile
 from learner.store import SCANNED_TOGETHER, Block, Lifetimes, Move, StoreUnavailable, Transaction, Write
 
@@ -109,7 +109,7 @@ class SqliteStore:
         """Read sums."""
         with self._file.reading() as db:
             rows = db.execute("SELECT grp, hour, cells FROM sums").fetchall()
-        return [HourSums(group, hour, np.frombuffer(cells, "<i8")) for group, hour, cells in rows]
+        return [HourSums(group, hour, all_cells(np.frombuffer(cells, "<i8"))) for group, hour, cells in rows]
 
     def forget(self) -> None:
         """Do nothing: nothing is remembered."""
@@ -180,8 +180,10 @@ def _add(db: sqlite3.Connection, sums: HourSums) -> None:
     row = db.execute("SELECT hour, cells FROM sums WHERE grp = ? AND place = ?", place).fetchone()
     if row and row[0] > hour:
         return
-    cells = added + np.frombuffer(row[1], "<i8") if row and row[0] == hour else added
-    db.execute("INSERT OR REPLACE INTO sums VALUES (?, ?, ?, ?)", (*place, hour, cells.astype("<i8").tobytes()))
+    cells = added + all_cells(np.frombuffer(row[1], "<i8")) if row and row[0] == hour else added
+    # As Redis has them: without what nothing was added to, behind the last.
+    held = np.trim_zeros(cells, "b").astype("<i8").tobytes()
+    db.execute("INSERT OR REPLACE INTO sums VALUES (?, ?, ?, ?)", (*place, hour, held))
 
 
 def _write(db: sqlite3.Connection, write: Write, expires_at: float) -> None:

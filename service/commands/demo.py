@@ -161,7 +161,9 @@ def _by_age(slates: Mapping[str, Slates]) -> None:
             those = (late.age >= least) & (late.age < most)
             if those.any():
                 best, shown = late.best()[those].mean(), late.shown[those].mean()
-                line += f"{best:8.0%} {shown:6.0%} {late.of(those).calibration()[0]:6.2f} "
+                line += f"{best:8.0%} {shown:6.0%} "
+                # Of what was met there may be nothing that was shown.
+                line += f"{late.of(those).calibration()[0]:6.2f} " if shown else f"{'-':>6s} "
             else:
                 line += f"{'-':>8s} {'-':>6s} {'-':>6s} "
         print(line.rstrip())

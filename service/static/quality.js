@@ -27,16 +27,17 @@ function showQuality(told) {
     : "Not measured: the model says quality.users = 0.";
   if (!windows.length) return;
   // A reader, by eye or by ear, is not to lose the place where nothing has changed.
-  const state = JSON.stringify([told.windows, told.hours, told.worse_than_fixed_effect]);
+  const state = JSON.stringify([told.windows, told.hours, told.worse_in]);
   if (state === $("quality").dataset.state) return;
   $("quality").dataset.state = state;
   const share = told.users < 1 ? ` of ${Math.round(100 * told.users)} % of users` : "";
+  const where = told.worse_in.some((one) => one !== "all") ? ` to slates of ${told.worse_in.join(", ")}` : "";
   put($("quality-windows"),
-    ...(told.worse_than_fixed_effect ? [el("p", { class: "bad", role: "alert" }, "What is served is worse than the fixed effect alone, by more than chance.")] : []),
+    ...(told.worse_than_fixed_effect ? [el("p", { class: "bad", role: "alert" }, `What is served${where} is worse than the fixed effect alone, by more than chance.`)] : []),
     table(`Quality by window${share}`, ["window", "outcomes", "clicks", "log loss", "less fixed effect", "NDCG@10 in slates", "less fixed effect", "predicted/actual"],
       windows.flatMap(([name, one]) => Object.entries(one.parts).filter(([, part]) => part.outcomes).map(([users, part]) => {
         const { metrics, less_fixed_effect: less } = part.ways.served;
-        return [`${WINDOWS[name] ?? name}${users === "all" ? "" : `, ${users} users`}`, whole(part.outcomes), whole(part.clicks),
+        return [`${WINDOWS[name] ?? name}${users === "all" ? "" : users.includes("=") ? `, ${users}` : `, ${users} users`}`, whole(part.outcomes), whole(part.clicks),
           within(metrics.log_loss), within(less.log_loss), within(metrics.slate_ndcg), within(less.slate_ndcg), within(metrics.predicted_over_actual)];
       })), [0]));
   drawHours(told.hours);

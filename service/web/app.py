@@ -44,7 +44,8 @@ from service.web.pages import add_pages
 from service.web.quality import Quality, add_quality
 from service.web.readiness import Readiness
 from service.web.routing import PlainRoute, id_in_path
-from service.web.scoring import Scoring, in_thread
+from service.web.scoring import Scoring
+from service.web.threads import in_thread
 
 THREADS = 32
 EXPLAINING_THREADS = 2
@@ -89,7 +90,8 @@ def create_app(
         store.ping()
         return trouble()
 
-    guardrail = Guardrail(model, store, with_store)
+    quality = Quality(model, store, with_store)
+    guardrail = Guardrail(model, quality)
     operations, ingest = Operations(settings, model, store, guardrail), Ingest(settings, model, log)
     readiness = Readiness(look)
     scoring = Scoring(operations, model, store, with_store, explaining)
@@ -255,7 +257,7 @@ def create_app(
     add_ingest(app, ingest, metrics, with_log)
     add_pages(app)
     add_learners(app, learners)
-    add_quality(app, Quality(model, store, with_store))
+    add_quality(app, quality)
     app.state.end = learners.end
     # Routes are tried in turn: the one that is asked for most comes first.
     app.router.routes.sort(key=lambda route: getattr(route, "path", "") != "/score")

@@ -114,7 +114,7 @@ class Operations:
         if self._items is not None and plan.items is not None:
             slate = self._items.of(plan.items, read.get("item", []), now).at(rows, now, seed)
         effects = None if slate is None else slate.effects
-        fallback = self.guardrail.is_on
+        fallback = self.guardrail.covers(rows)
         if fallback:
             belief = Belief(np.zeros_like(belief.mean), np.zeros_like(belief.factor))
         scores = score_items(belief, rows, offset, wanted.policy, alpha, generator, None if fallback else effects)

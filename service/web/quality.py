@@ -10,14 +10,14 @@ from freshet.answers import QualityResponse
 from learner.model.spec import Model
 from learner.store import Store
 from service.clock import now_ms
-from service.guardrail import verdict
+from service.guardrail import judged
 from service.quality import hours_of, windows_of
 from service.web.http import json_response
 from service.web.openapi import responses
 from service.web.shared_read import SharedRead
 
 REMEMBERED_S = 10.0
-"""Sums of a week are some megabytes; those who look on share a read of them."""
+"""Sums of a week are some megabytes; those who look on, and the guardrail, share a read of them."""
 
 
 class Quality:
@@ -43,9 +43,11 @@ class Quality:
 
     def _read(self) -> QualityResponse:
         sums, has_items = self._store.sums(), self._model.item is not None
+        segments = [one.name for one in self._model.segments]
+        worse = [name for name, one in judged(sums, segments).items() if one.is_worse]
         return QualityResponse(
-            self._model.name, now_ms(), self._model.quality, verdict(sums).is_worse, windows_of(sums, has_items),
-            hours_of(sums, has_items),
+            self._model.name, now_ms(), self._model.quality, bool(worse), windows_of(sums, has_items, segments),
+            hours_of(sums, has_items), worse,
         )  # fmt: skip
 
 

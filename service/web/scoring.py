@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar, TypeVarTuple
 
 from learner.laps import Laps
 from learner.log import Entry
@@ -14,15 +12,13 @@ from learner.record import ForeignRecord
 from learner.store import NotNow, Pipelined, Store
 from service.web import api
 from service.web.operations import Operations
+from service.web.threads import in_thread
 
 # What may be worked on between two looks at the connections: a millisecond or two.
 MAX_BYTES_AT_ONCE = 64 << 10
 """Request and record together."""
 MAX_PRODUCTS_AT_ONCE = 1_000_000
 """Items times numbers of a covariance."""
-
-T = TypeVar("T")
-Ts = TypeVarTuple("Ts")
 
 
 class Scoring:
@@ -87,8 +83,3 @@ class Scoring:
         """Give up the connection; the threads are their owner's."""
         if self._pipeline is not None:
             self._pipeline.close()
-
-
-async def in_thread(pool: ThreadPoolExecutor, call: Callable[[*Ts], T], *arguments: *Ts) -> T:
-    """Call in a thread of the pool, as soon as one is free. By anyio's threads `POST /score` took 5 % longer."""
-    return await asyncio.get_running_loop().run_in_executor(pool, call, *arguments)

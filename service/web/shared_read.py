@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-from service.web.scoring import in_thread
+from service.web.threads import in_thread
 
 T = TypeVar("T")
 

@@ -38,6 +38,7 @@ from learner.log.position import Partition, Position
 from learner.positions import marks_by_shard
 from learner.record import decode_record
 from learner.store import StoreUnavailable, open_store, positions_by_shard
+from learner.store.redis_sums import read_sums
 from tests.chaos.nodes import Redis
 from tests.chaos.proxy import Proxy
 from tests.chaos.stream import (
@@ -51,6 +52,7 @@ from tests.chaos.stream import (
     item_differences,
     with_bot,
 )
+from tests.chaos.sums import outcomes, sum_differences, total
 from tests.servers import KafkaServer, answers, eventually, free_port, join_cluster
 
 TOPICS = ("impressions", "clicks")
@@ -63,7 +65,7 @@ REMADE, ADDED = "topic deleted and made again", "partition added"
 COUNTED = re.compile(r'freshet_learner_total\{kind="(\w+)"\} (\S+)')
 
 
-LOST = ("missing", "lost", "letters missing", "items lost")
+LOST = ("missing", "lost", "letters missing", "items lost", "sums lost")
 
 
 @dataclass
@@ -80,6 +82,8 @@ class Report:
     rewinds: int = 0
     items: int = 0
     item_outcomes: int = 0
+    scored: int = 0
+    scored_by_log: int = 0
     wrong: dict[str, list[str]] = field(default_factory=dict)
 
     def table(self) -> str:
@@ -91,6 +95,8 @@ class Report:
             ("  whose order the log determines (compared to the last bit)", self.ordered),
             ("items", self.items),
             ("  outcomes they learnt", self.item_outcomes),
+            ("outcomes scored, whose sums are compared to the last integer", self.scored),
+            ("  by the log alone; the others by what their records say", self.scored_by_log),
             ("bad records", self.bad),
             ("dead letters (one may be written twice; see docs/guarantees.md)", self.letters),
             *((f"learners at least: {kind}", count) for kind, count in sorted(self.counts.items())),
@@ -522,7 +528,7 @@ class Chaos:
 
     def _judge(self) -> None:
         expected = expect(self.log)
-        found, items, effect = {}, {}, MODEL_OF_RUN.item
+        found, items, stored, effect = {}, {}, [], MODEL_OF_RUN.item
         assert effect is not None
         for node in self.nodes:
             client = redis.Redis(port=node.port)
@@ -532,6 +538,9 @@ class Chaos:
             for key in client.scan_iter("freshet:*:item:*", count=1000):
                 item = key.decode().partition(":item:")[2]
                 items[item] = decode_record(client.get(key), effect, item)
+            for key in client.scan_iter("freshet:*:sums:*", count=1000):
+                shard = int(key.decode().partition("{")[2].partition("}")[0])
+                stored.append(read_sums(shard, client.get(key)))
             client.close()
         letters = self._letters()
         report = self.report
@@ -543,6 +552,8 @@ class Chaos:
             # steps back alone: the others have been told of some of these events.
             report.wrong |= item_differences(expected.items, items)
         report.items, report.item_outcomes = len(expected.items), sum(one.outcomes for one in expected.items.values())
+        report.wrong |= sum_differences(expected.sums, expected.ordered, found, stored, MODEL_OF_RUN)
+        report.scored, report.scored_by_log = outcomes(total(stored)), outcomes(total(expected.sums))
         bad = {(topic, Position(place.partition, place.offset)) for topic, place in expected.bad}
         if missing := bad - set(letters):
             report.wrong["letters missing"] = [str(one) for one in missing]

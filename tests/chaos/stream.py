@@ -17,6 +17,7 @@ from learner.model.spec import Model, load_model
 from learner.record import Record, State, decode_record, encode_record, fresh_record
 from learner.record.items import item_id
 from learner.record.served import belief_at
+from learner.record.sums import HourSums
 from learner.step.apply import apply_to_items
 from learner.step.feed import FLIP, NO, Transitions, by_item
 from tests.stepping import Click, EraseItem, Event, apply, single
@@ -35,6 +36,8 @@ price = { kind = "numeric" }
 genre = { kind = "category", values = ["drama", "comedy"] }
 [effects.item]
 half_life = "30d"
+[quality]
+users = 1.0
 """
 START_MS = 1_700_000_000_000
 LATE_MS = 61 * 86_400_000
@@ -138,13 +141,14 @@ class Expected(NamedTuple):
     """What the log alone says must come of it.
 
     `records` by user; `ordered` are those users whose order the log determines; `bad` the places of bad records;
-    `items` by the id of their records.
+    `items` by the id of their records; `sums` are what the ordered users add to those of how good predictions were.
     """
 
     records: dict[str, Record]
     ordered: set[str]
     bad: set[tuple[str, Position]]
     items: dict[str, ExpectedItem]
+    sums: list[HourSums]
 
 
 class ExpectedItem(NamedTuple):
@@ -177,6 +181,7 @@ def expect(log: Iterable[Logged]) -> Expected:
     by_user: dict[str, list[InBurst]] = {}
     told: dict[str, list[Transitions]] = {}
     told_late: dict[str, list[Transitions]] = {}
+    sums: list[HourSums] = []
     erased: dict[int, int] = {}
     for one in log:
         batch, refused = parse_events([one.value], model)
@@ -195,16 +200,18 @@ def expect(log: Iterable[Logged]) -> Expected:
         if user not in ordered:
             # Partition by partition a user would believe in no click until all are read, and tell items so.
             mine.sort(key=lambda one: one.burst)
-        records[user], told[user] = _learn(model, mine)
+        records[user], told[user], its_sums = _learn(model, user, mine)
         told_late[user] = told[user]
-        if user not in ordered:
+        if user in ordered:
+            sums += its_sums
+        else:
             mine.sort(key=lambda one: isinstance(one.event, Click))
-            _, told_late[user] = _learn(model, mine)
+            _, told_late[user], _ = _learn(model, user, mine)
     told, told_late = (
         {user: [_left(one, erased) for one in its] for user, its in of.items()} for of in (told, told_late)
     )
     gone = {item_id(key): ExpectedItem(0, (0, 0), (0.0, 0.0), 0.0) for key in erased}
-    return Expected(records, ordered, bad, gone | _expect_items(told, told_late, ordered))
+    return Expected(records, ordered, bad, gone | _expect_items(told, told_late, ordered), sums)
 
 
 def _left(told: Transitions, erased: dict[int, int]) -> Transitions:
@@ -214,13 +221,14 @@ def _left(told: Transitions, erased: dict[int, int]) -> Transitions:
     return Transitions(told.row[left], told.x[left])
 
 
-def _learn(model: Model, mine: list[InBurst]) -> tuple[Record, list[Transitions]]:
-    """What one user's events come to, one at a time, and what they tell items."""
-    record, told = fresh_record(model), []
+def _learn(model: Model, user: str, mine: list[InBurst]) -> tuple[Record, list[Transitions], list[HourSums]]:
+    """What one user's events come to, one at a time, what they tell items, and what they add to sums."""
+    record, told, sums = fresh_record(model), [], []
     for _, event in mine:
-        ((record,), report) = apply(model, [record], [[event]])
+        ((record,), report) = apply(model, [record], [[event]], [user])
         told.append(report.transitions)
-    return record, told
+        sums += report.sums
+    return record, told, sums
 
 
 def _expect_items(

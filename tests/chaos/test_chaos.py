@@ -18,6 +18,7 @@ def test_under_fire_nothing_is_lost_and_nothing_applied_twice(tmp_path: Path) ->
     assert report.faults.total() == 19
     assert report.rewinds > 0, "no learner has noticed that the store stepped back"
     assert report.counts["replayed"] + report.counts["conflicts"] > 0, "no fault met an event on its way"
+    assert 0 < report.scored_by_log < report.scored, "no predictions of one of the two kinds of users were scored"
 
 
 @pytest.mark.usefixtures("kafka_server", "redis_server")
@@ -28,6 +29,10 @@ def test_nodes_of_a_cluster_step_back_alone_and_nothing_is_lost(tmp_path: Path, 
     assert report.wrong == {}
     assert report.faults.total() == 6
     assert report.rewinds > 0
+    assert report.scored > 0
+    if together:
+        # Each user's order is one that the log determines, and so are all sums.
+        assert report.scored_by_log == report.scored
 
 
 @pytest.mark.usefixtures("kafka_server", "redis_server")

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from learner.log import Entry, open_log
+from learner.record.sums import CELLS, FIRST_SEGMENT, HOUR_MS, OF_SLATES, PER_SEGMENT, SLATES, UNIT, HourSums, N
+from learner.store import Transaction, open_store
 from tests.freshet import Freshet
 
 MODEL = """\
@@ -60,10 +63,10 @@ def opened(
 
 
 @contextmanager
-def running(folder: Path, command: str, **settings: Any) -> Iterator[Freshet]:
+def running(folder: Path, command: str, text: str = MODEL, **settings: Any) -> Iterator[Freshet]:
     """A command with the model of the tests; whatever comes, it ends."""
     model = folder / "model.toml"
-    model.write_text(MODEL)
+    model.write_text(text)
     one = Freshet(folder, command, model=model, **settings)
     try:
         yield one
@@ -162,6 +165,26 @@ def test_a_belief_is_found_by_id_and_what_is_unknown_is_said(chromium: Browser, 
             expect(belief).to_contain_text(expected)
             assert inked(page, "#belief [role=img]")
         assert page.locator("img").count() == 0
+
+
+def test_quality_is_shown_by_segment_and_so_is_where_scores_do_harm(chromium: Browser, tmp_path: Path) -> None:
+    cells = np.zeros(CELLS, np.int64)
+    phone = FIRST_SEGMENT + PER_SEGMENT
+    cells[[N, phone + N]] = 5_000
+    for at in (SLATES, phone + OF_SLATES):
+        cells[at : at + 3] = 5_000, int(0.1 * 5_000 * UNIT), int(0.04 * 5_000 * UNIT)
+    store = open_store(f"sqlite:///{tmp_path / 'freshet.db'}", 60)
+    hour = time.time_ns() // 1_000_000 // HOUR_MS
+    assert store.commit([Transaction(0, (), sums=[HourSums(0, hour, cells)])]) == [True]
+    store.close()
+    text = (
+        'device = { kind = "category", values = ["web", "phone"], from = "context" }\n[quality]\nsegment = "device"\n'
+    )
+    with running(tmp_path, "up", f"name = 'page'\n[features]\n{text}") as service, opened(chromium, service) as page:
+        shown = page.locator("#quality-windows")
+        expect(shown).to_contain_text("last hour, device=phone", timeout=15_000)
+        expect(shown).not_to_contain_text("device=web")
+        expect(shown.get_by_role("alert")).to_contain_text("What is served to slates of device=phone is worse")
 
 
 def test_ids_of_any_kind_are_text_and_never_markup(chromium: Browser, service: Freshet) -> None:

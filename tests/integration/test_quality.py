@@ -12,7 +12,19 @@ import numpy as np
 import pytest
 
 from learner.log import Entry, open_log
-from learner.record.sums import CELLS, HOUR_MS, SLATES, UNIT, WORSE, WORSE_2, HourSums, N
+from learner.record.sums import (
+    CELLS,
+    FIRST_SEGMENT,
+    HOUR_MS,
+    OF_SLATES,
+    PER_SEGMENT,
+    SLATES,
+    UNIT,
+    WORSE,
+    WORSE_2,
+    HourSums,
+    N,
+)
 from learner.store import Transaction, open_store
 from tests.freshet import Freshet
 from tests.servers import eventually
@@ -77,6 +89,40 @@ def test_what_is_learnt_is_scored_and_told(service: Freshet, tmp_path: Path) -> 
     assert sum(hour["outcomes"] for hour in told["hours"]) == 400
     wanted = 'freshet_quality_outcomes{model="watched",users="all",window="1d"} 400.0'
     eventually(lambda: wanted in service.request("/metrics")[1].decode(), 60, "gauges have them")
+
+
+def test_scorers_fall_back_in_the_segment_where_scores_do_harm_and_in_no_other(tmp_path: Path) -> None:
+    model = tmp_path / "model.toml"
+    device = (
+        'device = { kind = "category", values = ["web", "phone"], from = "context" }\n[quality]\nsegment = "device"\n'
+    )
+    model.write_text(MODEL.replace("[quality]\n", device))
+    cells = np.zeros(CELLS, np.int64)
+    phone = FIRST_SEGMENT + PER_SEGMENT + OF_SLATES
+    for at in (SLATES, phone):
+        cells[at : at + 3] = 5_000, int(0.1 * 5_000 * UNIT), int(0.04 * 5_000 * UNIT)
+    cells[N] = 5_000
+    store = open_store(url_of(tmp_path), 60)
+    assert store.commit([Transaction(0, (), sums=[HourSums(0, time.time_ns() // 1_000_000 // HOUR_MS, cells)])]) == [
+        True
+    ]
+    store.close()
+    service = Freshet(tmp_path, "up", model=model)
+
+    def falls_back(**context: str) -> bool:
+        answer = asked(service, "/score", json.dumps({"user_id": "u", "items": ITEMS, "context": context}).encode())
+        assert answer["ranked"].get("fallback", False) == answer["fallback"]
+        return bool(answer["fallback"])
+
+    try:
+        eventually(lambda: falls_back(device="phone"), 60, "the fixed effect is served on phones")
+        assert not falls_back(device="web")
+        assert not falls_back()
+        assert asked(service, "/quality")["worse_in"] == ["device=phone"]
+        wanted = 'freshet_quality_guardrail{model="watched",segment="device=phone"} 1.0'
+        eventually(lambda: wanted in service.request("/metrics")[1].decode(), 60, "the gauge says so")
+    finally:
+        service.stop()
 
 
 def test_scorers_fall_back_where_scores_do_harm_and_say_so(service: Freshet, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
 import msgspec
 import numpy as np
@@ -11,10 +10,22 @@ from numpy.typing import NDArray
 
 from learner.events.microbatch import by_user
 from learner.events.parse import parse_events
-from learner.model.spec import load_model
-from learner.record.sums import FIRST_WAY, HOUR_MS, SLATES, UNIT, WORSE, WORSE_2, HourSums
+from learner.model.spec import Model, load_model
+from learner.record.sums import (
+    CELLS,
+    FIRST_SEGMENT,
+    FIRST_WAY,
+    HOUR_MS,
+    OF_SLATES,
+    PER_SEGMENT,
+    SLATES,
+    UNIT,
+    WORSE,
+    WORSE_2,
+    HourSums,
+)
 from learner.step.apply import apply
-from service.guardrail import ALPHA, MARGIN, boundary, verdict, verdicts
+from service.guardrail import ALPHA, MARGIN, boundary, judged, verdicts
 
 MONTH = 30 * 24
 
@@ -65,9 +76,9 @@ def test_an_alarm_comes_soon_lasts_as_long_as_the_harm_and_ends_within_hours() -
     assert 30 <= found[0] <= 34
     assert 59 <= found[-1] <= 63
     np.testing.assert_array_equal(found, np.arange(found[0], found[-1] + 1))
-    assert verdict(told[:40]).is_worse
-    assert not verdict(told).is_worse
-    assert not verdict([]).is_worse
+    for some, is_worse in ((told[:40], True), (told, False), ([], False)):
+        (found_now,) = judged(some).items()
+        assert (found_now[0], found_now[1].is_worse) == ("all", is_worse)
 
 
 TEXT = """
@@ -83,13 +94,17 @@ y = { kind = "numeric" }
 users = 1.0
 """
 MODEL = load_model(TEXT)
+DEVICE = 'device = { kind = "category", values = ["web", "phone"], from = "context" }\n[quality]\nsegment = "device"\n'
+BY_DEVICE = load_model(TEXT.replace("[quality]\n", DEVICE))
 USERS, ITEMS, AT = 40, 5, 1_700_000_000_000 // (24 * HOUR_MS) * 24 * HOUR_MS
 GOOD, BAD, AFTER, PER_HOUR = 12, 4, 12, 400
 
 
-@cache
-def poisoned() -> list[HourSums]:
-    """What is counted of users who differ, while for some hours half of the slates have features of the wrong sign."""
+def poisoned(model: Model = MODEL) -> list[HourSums]:
+    """What is counted of users who differ, while for some hours half of the slates have features of the wrong sign.
+
+    These are of phones, where the model knows devices.
+    """
     rng = np.random.default_rng(4)
     taste = rng.normal(0, 0.7, (USERS, 2))
     stored: dict[str, bytes | None] = {}
@@ -109,11 +124,12 @@ def poisoned() -> list[HourSums]:
                 {"item_id": f"i{i}", "offset": -1.0, "features": {"x": float(seen[i, 0]), "y": float(seen[i, 1])}}
                 for i in range(ITEMS)
             ]
-            raws.append({"type": "impression", **ids, "timestamp": at, "items": items})
-        batch, bad = parse_events([msgspec.json.encode(one) for one in raws], MODEL)
+            context = {"device": "phone" if k % 2 else "web"} if model.segments else {}
+            raws.append({"type": "impression", **ids, "timestamp": at, "items": items, "context": context})
+        batch, bad = parse_events([msgspec.json.encode(one) for one in raws], model)
         assert not bad
         users = by_user(batch)
-        done = apply(MODEL, [stored.get(one) for one in users.user_ids], batch.events, users)
+        done = apply(model, [stored.get(one) for one in users.user_ids], batch.events, users)
         stored |= zip(users.user_ids, done.values, strict=True)
         for one in done.sums:
             sums[one.hour] = sums.get(one.hour, np.zeros_like(one.cells)) + one.cells
@@ -129,3 +145,35 @@ def test_poisoned_features_of_half_the_slates_are_noticed_within_four_thousand_o
     assert found.min() >= GOOD
     assert (found.min() - GOOD + 1) * PER_HOUR * ITEMS <= 4_000
     assert found.max() < GOOD + BAD + 6
+
+
+def test_where_segments_are_declared_those_that_are_poisoned_raise_an_alarm_and_no_others() -> None:
+    told = poisoned(BY_DEVICE)
+    names = [one.name for one in BY_DEVICE.segments]
+    assert names == ["device=web", "device=phone"]
+    now = judged(told[: GOOD + BAD], names)
+    assert [name for name, one in now.items() if one.is_worse] == ["device=phone"]
+    assert not any(one.is_worse for one in judged(told, names).values())
+    raised = {place: [one.is_worse for one in verdicts(told, place, 2)] for place in range(3)}
+    assert not any(raised[0])
+    assert (raised[1].index(True) - GOOD + 1) * PER_HOUR * ITEMS <= 4_000
+    # Of none of them: there is no such slate.
+    assert not any(raised[2])
+
+
+def test_slates_of_no_segment_are_judged_together_and_segments_share_the_false_alarms() -> None:
+    whole = hours(np.full((1, 4_000), 0.05))[0].cells
+    cells = np.zeros(CELLS, np.int64)
+    cells[: len(whole)] = whole
+    assert [name for name, one in judged([HourSums(0, 1, cells)], ["a", "b"]).items() if one.is_worse] == ["others"]
+    # All of them are of the second segment.
+    at = FIRST_SEGMENT + PER_SEGMENT + OF_SLATES
+    cells[at : at + 3] = whole[SLATES : SLATES + 3]
+    assert [name for name, one in judged([HourSums(0, 1, cells)], ["a", "b"]).items() if one.is_worse] == ["b"]
+    # Enough for one test, and not where it is one of nine.
+    n = next(n for n in range(1, 9_000) if n * (0.05 - MARGIN) > boundary(n * 0.05**2))
+    assert alarms(hours(np.full((1, n), 0.05))).tolist() == [0]
+    cells[:] = 0
+    few = hours(np.full((1, n), 0.05))[0].cells
+    cells[: len(few)] = few
+    assert not judged([HourSums(0, 1, cells)], [str(i) for i in range(8)])["others"].is_worse

@@ -34,6 +34,15 @@ KINDS = "expected 'numeric', 'category', 'multi', 'vector', 'bucket', 'boolean',
         (HEAD + "[prior]\nmeen = 1\n" + FEATURES, "prior.meen: no such key; there are mean, variance"),
         (HEAD + "[[prior.earlier]]\nvariance = 0\n" + FEATURES, "prior.earlier[0].variance = 0: expected float > 0.0"),
         (HEAD + "[[prior.earlier]]\nfile = 'p'\n" + FEATURES, "prior.earlier[0].file: no such key; there are mean"),
+        (
+            HEAD + FEATURES + 'page = { kind = "category", values = ["a"] }\n[quality]\nsegment = "page"',
+            "quality.segment = 'page': expected a category with from = 'context'; the model has none",
+        ),
+        (
+            HEAD + FEATURES + f'on = {{ kind = "category", values = {[*"abcdefghi"]}, from = "context" }}\n'
+            '[quality]\nsegment = "on"',
+            "quality.segment = 'on': 9 values: expected at most 8, since each is counted apart",
+        ),
         (FEATURES, "name is missing"),
         (HEAD, "features is missing"),
     ],

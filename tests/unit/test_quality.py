@@ -10,22 +10,32 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from starlette.testclient import TestClient
 
 from freshet.answers import Estimate, QualityPart, QualityWindow
+from learner.belief.gaussian import Array
+from learner.evaluation import replay as replaying
 from learner.evaluation.compare import AS_MEASURED, FIXED_EFFECT, PRIOR, variants
 from learner.evaluation.history import read_log
+from learner.evaluation.items import ReplayedItems
 from learner.evaluation.metrics import Scored, measure
 from learner.evaluation.replay import Replayed, replay
-from learner.events.microbatch import Microbatch, by_user, joined, sweeps
+from learner.events.microbatch import Events, Microbatch, by_user, joined, sweeps
 from learner.events.parse import parse_events
+from learner.log import open_log
 from learner.model.spec import Model, load_model
 from learner.record import decode_record
+from learner.record.items import unknown
 from learner.record.sums import CELLS, FIRST_WAY, GROUPS, HOUR_MS, HOURS, KNOWN_FROM, LOSS, PER_AGE, UNIT, HourSums, N
 from learner.step.apply import apply
-from learner.store import Transaction
+from learner.store import Transaction, open_store
 from learner.store.recent import RecentStore
 from service.quality import window_of
+from service.settings import Settings
+from service.web import quality as quality_route
+from service.web.app import create_app
 from tests.rig import Around, SteppingBack, once
+from tests.servers import eventually
 
 TEXT = """
 name = "t"
@@ -40,6 +50,7 @@ x = { kind = "numeric" }
 y = { kind = "numeric" }
 """
 MODEL = load_model(TEXT + "[quality]\nusers = 1.0\n")
+WITH_ITEMS = load_model(TEXT + '[effects.item]\nhalf_life = "3h"\nfeatures = ["intercept", "x"]\n')
 AT = 1_700_000_000_000 // HOUR_MS * HOUR_MS
 USERS, SLATES, ITEMS = 12, 14, 6
 
@@ -105,7 +116,8 @@ class Watched(SteppingBack):
         super().__init__(folder, model, group, max_messages=max_messages)
 
     def window(self, hours: int = 168) -> QualityWindow:
-        found = window_of(self.store.sums(), hours, self.model.item is not None)
+        segments = [one.name for one in self.model.segments]
+        found = window_of(self.store.sums(), hours, self.model.item is not None, segments)
         assert found is not None
         return found
 
@@ -135,9 +147,14 @@ def learnt(rig: Watched) -> Watched:
     return rig
 
 
-def assert_equal(part: QualityPart, by_way: dict[str, Replayed], chosen: np.ndarray) -> None:
+WAYS = {"fixed effect": FIXED_EFFECT, "prior": PRIOR, "served": AS_MEASURED}
+
+
+def assert_equal(
+    part: QualityPart, by_way: dict[str, Replayed], chosen: np.ndarray, ways: dict[str, str] = WAYS, error: float = 1e-9
+) -> None:
     """Live metrics are those of `evaluate` on the same outcomes, to 1e-9."""
-    for name, way in (("fixed effect", FIXED_EFFECT), ("prior", PRIOR), ("served", AS_MEASURED)):
+    for name, way in ways.items():
         scored = Scored(*(column[chosen] for column in by_way[way].scored))
         expected = measure(scored, resamples=2)
         live = part.ways[name].metrics
@@ -147,7 +164,7 @@ def assert_equal(part: QualityPart, by_way: dict[str, Replayed], chosen: np.ndar
             ("log_loss", "log_loss"), ("predicted_over_actual", "predicted/actual"), ("slate_auc", "slate_auc"),
             ("slate_ndcg", "slate_ndcg@10"),
         ):  # fmt: skip
-            assert number(live[metric]) == pytest.approx(expected[of].value, abs=1e-9), (name, metric)
+            assert number(live[metric]) == pytest.approx(expected[of].value, abs=error), (name, metric)
 
 
 def test_live_metrics_equal_those_of_evaluate_on_the_same_log(rig: Watched) -> None:
@@ -164,10 +181,107 @@ def test_live_metrics_equal_those_of_evaluate_on_the_same_log(rig: Watched) -> N
     assert_equal(last.parts["all"], by_way, fresh.shown_at >= AT + 3 * HOUR_MS)
 
 
+def as_served(events: list[dict[str, Any]], noted: Events) -> list[dict[str, Any]]:
+    """The same log, of which each impression says what its items' effects were as `evaluate` works them out."""
+    pairs = zip(noted.item["other_mean"].tolist(), noted.item["other_var"].tolist(), strict=True)
+
+    def noted_in(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{**item, "item_effect": next(pairs)} for item in items]
+
+    return [one if one["type"] == "click" else {**one, "items": noted_in(one["items"])} for one in events]
+
+
+BY_DEVICE = load_model(
+    TEXT + 'device = { kind = "category", values = ["web", "phone"], from = "context", unknown = "ignore" }\n'
+    '[quality]\nsegment = "device"\n'
+)  # fmt: skip
+
+
+def on_devices(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same slates, each on the web, a phone, or something that the model does not know."""
+    shown, devices = 0, []
+    for one in events:
+        if one["type"] == "impression":
+            one = {**one, "context": {"device": ("web", "phone", "phone", "watch")[shown % 4]}}
+            shown += 1
+        devices.append(one)
+    return devices
+
+
+def test_the_quality_of_a_declared_segment_equals_that_of_evaluate_on_its_slates(tmp_path: Path) -> None:
+    events = on_devices(STREAM)
+    rig = Watched(tmp_path, BY_DEVICE)
+    rig.send(*events)
+    parts = learnt(rig).window().parts
+    by_way = evaluated(BY_DEVICE, events)
+    device = {(one["user_id"], one["timestamp"]): one["context"]["device"] for one in events if "context" in one}
+    fresh = by_way[AS_MEASURED]
+    # Users are numbered in the order in which they come.
+    users = list(dict.fromkeys(one["user_id"] for one in events))
+    whose = zip(fresh.scored.user.tolist(), fresh.shown_at.tolist(), strict=True)
+    shown_on = np.array([device[users[user], at] for user, at in whose])
+    for name in ("web", "phone"):
+        assert_equal(parts[f"device={name}"], by_way, shown_on == name)
+    assert_equal(parts["all"], by_way, np.ones(len(shown_on), bool))
+    assert set(parts) == {"all", "new", "known", "device=web", "device=phone"}
+    assert parts["device=web"].outcomes + parts["device=phone"].outcomes < parts["all"].outcomes
+    rig.close()
+
+
+class BesideUnknown(ReplayedItems):
+    """Users learn beside the items as they are, and are scored beside items that nobody knows."""
+
+    def show(self, shown: slice, now: int) -> tuple[Array, Array]:
+        super().show(shown, now)
+        nobody = unknown(self._effect, shown.stop - shown.start).at(self._effect, now)
+        return nobody.effects(self._effect, self.events.row[shown], now)
+
+
+def test_with_an_effect_of_items_they_equal_those_of_evaluate_where_the_log_says_what_items_were_served_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[ReplayedItems] = []
+
+    class Noting(ReplayedItems):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            made.append(self)
+
+    monkeypatch.setattr(replaying, "ReplayedItems", Noting)
+    by_way = evaluated(WITH_ITEMS, STREAM)
+    noted = made[-1].events
+    assert np.abs(noted.item["other_mean"]).max() > 0.3
+    rig = Watched(tmp_path, WITH_ITEMS)
+    rig.send(*as_served(STREAM, noted))
+    part = learnt(rig).window().parts["all"]
+    everything = np.ones(len(by_way[AS_MEASURED].evidence), bool)
+    assert_equal(part, by_way, everything)
+    # Kept in parts of 2^-16 of log-odds.
+    monkeypatch.setattr(replaying, "ReplayedItems", BesideUnknown)
+    alone = evaluated(WITH_ITEMS, STREAM)
+    assert not np.array_equal(alone[AS_MEASURED].scored.p, by_way[AS_MEASURED].scored.p)
+    assert_equal(part, alone, everything, {"user alone": AS_MEASURED}, 2.0**-17)
+    rig.close()
+
+
+def test_of_a_log_that_does_not_say_it_the_learner_takes_items_for_unknown_and_evaluate_does_not(
+    tmp_path: Path,
+) -> None:
+    rig = Watched(tmp_path, WITH_ITEMS)
+    rig.send(*STREAM)
+    part = learnt(rig).window().parts["all"]
+    by_way = evaluated(WITH_ITEMS, STREAM)
+    everything = np.ones(len(by_way[AS_MEASURED].evidence), bool)
+    assert_equal(part, by_way, everything, {"fixed effect": FIXED_EFFECT, "prior": PRIOR})
+    served = measure(by_way[AS_MEASURED].scored, resamples=2)["log_loss"].value
+    assert abs(number(part.ways["served"].metrics["log_loss"]) - served) > 0.001
+    rig.close()
+
+
 def test_auc_and_calibration_are_within_their_stated_errors(rig: Watched) -> None:
     window = learnt(rig).window()
     by_way = evaluated(MODEL, STREAM)
-    for name, way in (("fixed effect", FIXED_EFFECT), ("prior", PRIOR), ("served", AS_MEASURED)):
+    for name, way in WAYS.items():
         expected = measure(by_way[way].scored, resamples=2)
         live = window.parts["all"].ways[name].metrics
         assert abs(number(live["auc"]) - expected["pooled_auc"].value) <= (window.auc_error[name] or 0.0)
@@ -301,3 +415,16 @@ def test_an_hour_leaves_the_store_when_one_comes_that_is_so_many_later(rig: Watc
     add(7 + HOURS)
     add(7)
     assert {key: cells[N] for key, cells in rig.sums().items()} == {(3, 7 + HOURS): 1, (3, 8): 1}
+
+
+def test_a_scorers_guardrail_and_those_who_look_on_share_one_read_of_the_sums(
+    tmp_path: Path, rig: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quality_route, "REMEMBERED_S", 3_600.0)
+    reads: list[int] = []
+    store: Any = Around(open_store(f"sqlite:///{tmp_path / 'g.db'}", 60), "sums", before=lambda: reads.append(1))
+    app = create_app(Settings(), replace(MODEL, guardrail="fallback"), store, open_log(rig.log_url))
+    with TestClient(app) as client:
+        eventually(lambda: reads, 30, "the guardrail looks")
+        assert [client.get("/quality").status_code for _ in range(3)] == [200] * 3
+    assert len(reads) == 1

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 
+import msgspec
+
 from docs.reference import PAGE, page
+from learner.model.file import ModelFile
 from learner.step import apply
 from service.environment import PREFIX
 from service.metrics import FATES
@@ -27,6 +30,14 @@ def test_nothing_is_without_a_meaning() -> None:
         for row in rows.splitlines():
             cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[2:-1]]
             assert at is None or cells[at], row
+
+
+def test_every_table_of_the_model_is_on_it() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    for field in msgspec.inspect.type_info(ModelFile).fields:  # type: ignore[attr-defined]
+        kinds = getattr(field.type, "types", (field.type,))
+        if any(isinstance(one, msgspec.inspect.StructType) for one in kinds):
+            assert f"### `{field.name}`\n" in text
 
 
 def test_every_setting_and_every_fate_of_an_event_is_on_it() -> None:

@@ -112,3 +112,9 @@ def test_where_items_cannot_have_an_effect_the_demo_says_so(tmp_path: Path, caps
     told = capsys.readouterr().out
     assert "the model has no [effects.item]" in told
     assert "nan" not in told
+
+
+def test_of_items_of_an_age_none_of_which_was_shown_there_is_no_calibration() -> None:
+    slates = run("mean", 5, 2).slates
+    hidden = slates.of(~slates.shown)
+    assert np.isnan(hidden.calibration()).all()

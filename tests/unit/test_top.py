@@ -150,11 +150,13 @@ def test_quality_is_told_of_the_last_day_and_so_is_what_is_worse_than_the_fixed_
     fixed = QualityWay(estimates | {"log_loss": Estimate(0.6, None)}, {})
     part = QualityPart(10, 2, 1, {"served": QualityWay(estimates, {}), "fixed effect": fixed})
     window = QualityWindow(0, 1, {"all": part}, {}, {})
-    for worse in (False, True):
-        readings = Readings()
-        readings.take(reading(0.0, told(learner()), "", QualityResponse("m", 0, 1.0, worse, {"1d": window}, [])))
+    for worse_in in ([], ["all"], ["device=phone", "others"]):
+        worse, readings = bool(worse_in), Readings()
+        answer = QualityResponse("m", 0, 1.0, worse, {"1d": window}, [], worse_in)
+        readings.take(reading(0.0, told(learner()), "", answer))
         text = shown(readings, width=200)
         assert "log loss 0.5000 ±0.0100, fixed effect 0.6000; predicted/actual 0.5000 ±0.0100" in text
         assert ("worse than the fixed effect" in text) == worse
+        assert ("worse than the fixed effect in device=phone, others" in text) == (len(worse_in) > 1)
     readings.take(reading(0.0, told(learner()), "", QualityResponse("m", 0, 1.0, False, {}, [])))
     assert "nothing scored yet" in shown(readings)
