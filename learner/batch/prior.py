@@ -46,7 +46,7 @@ class Moments(NamedTuple):
     evidence
         Log marginal likelihood of what is known of them.
     n
-        How many users they are.
+        How many users they are; of a population from before, how many it is worth.
     step
         The sum of m_u - m0, shape (d,): about the old mean, which is near, so that no digits are lost.
     second
@@ -54,7 +54,7 @@ class Moments(NamedTuple):
     """
 
     evidence: float
-    n: int
+    n: float
     step: Array
     second: Array
 
@@ -70,6 +70,7 @@ def fit_prior(
     initial: Gaussian | None = None,
     left_out: int = 0,
     beside: ItemsBeside | None = None,
+    before: tuple[Gaussian, float] | None = None,
 ) -> Gaussian:
     """The population N(m0, S0) that makes the labels most likely, by `expectation_maximisation`.
 
@@ -91,6 +92,8 @@ def fit_prior(
         Where to begin, if it is known about; else at `start`.
     left_out, beside
         As in `Outcomes.chunks`.
+    before
+        A population that is known already, and how many users it is worth: it counts as so many, beside the log's.
 
     Raises
     ------
@@ -99,7 +102,8 @@ def fit_prior(
     """
 
     def e_step(prior: Gaussian) -> Moments:
-        return _laplace_moments(outcomes, prior, stand_in, left_out, beside, advance)
+        moments = _laplace_moments(outcomes, prior, stand_in, left_out, beside, advance)
+        return moments if before is None else _together(moments, _moments_of(*before, prior))
 
     if not len(outcomes):
         raise ValueError("the log has no outcomes: expected impressions")
@@ -144,6 +148,40 @@ def _m_step(moments: Moments, prior: Gaussian, start: Gaussian, keep_mean: bool)
     shift = np.zeros_like(prior.mean) if keep_mean else moments.step / n
     spread = moments.second - n * (shift * shift if prior.is_diagonal else np.outer(shift, shift))
     return Gaussian(prior.mean + shift, (spread + PSEUDO_USERS * start.cov) / (n + PSEUDO_USERS))
+
+
+def users_worth(outcomes: Outcomes, prior: Gaussian, stand_in: Array) -> float:
+    """How many fully known users a log's are worth: of each, the share of the prior's variance that its outcomes took.
+
+    By Laplace's approximation that is what they say of the prior's mean, as users: with S_u of their posteriors the sum
+    of 1 - tr(S0^-1 S_u) / d.
+    """
+    d, worth = len(prior.mean), 0.0
+    for rows in outcomes.chunks(stand_in):
+        _, factors = laplace_posteriors(rows, prior)
+        left = sum_of_covariances(factors, d)
+        worth += len(factors) - float((left / prior.cov).sum() if prior.is_diagonal else _trace(prior, left)) / d
+    return max(worth, 0.0)
+
+
+def _moments_of(population: Gaussian, n: float, prior: Gaussian) -> Moments:
+    """Those of n users who are known to be of a population, under another prior."""
+    step = population.mean - prior.mean
+    second = n * (population.cov + (step * step if prior.is_diagonal else np.outer(step, step)))
+    if prior.is_diagonal:
+        evidence = -0.5 * float(n * np.log(prior.cov).sum() + (second / prior.cov).sum())
+    else:
+        evidence = -0.5 * float(n * np.linalg.slogdet(prior.cov)[1] + _trace(prior, second))
+    return Moments(evidence, n, n * step, second)
+
+
+def _together(one: Moments, other: Moments) -> Moments:
+    return Moments(one.evidence + other.evidence, one.n + other.n, one.step + other.step, one.second + other.second)
+
+
+def _trace(prior: Gaussian, second: Array) -> float:
+    """tr(S0^-1 M), of a full S0."""
+    return float(np.trace(np.linalg.solve(prior.cov, second)))
 
 
 def _laplace_moments(
@@ -216,5 +254,4 @@ def _penalty(prior: Gaussian, start: Gaussian) -> float:
     """Log-likelihood of the pseudo users, but for a constant."""
     if prior.is_diagonal:
         return float(-0.5 * PSEUDO_USERS * (np.log(prior.cov) + start.cov / prior.cov).sum())
-    trace = np.trace(np.linalg.solve(prior.cov, start.cov))
-    return float(-0.5 * PSEUDO_USERS * (np.linalg.slogdet(prior.cov)[1] + trace))
+    return float(-0.5 * PSEUDO_USERS * (np.linalg.slogdet(prior.cov)[1] + _trace(prior, start.cov)))
