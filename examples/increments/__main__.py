@@ -3,9 +3,9 @@
     python -m examples.increments LOG --model model.toml --parts 12
 
 A log's first share is fitted from nothing. The rest is cut into parts of equally many slates; after each, every way
-fits anew, and is scored on the part that follows. `freshet fit` and `freshet evaluate` do the work. Offsets of the log
-are left out, so that there is a fixed effect to fit. Without LOG it is simulated: a fixed effect that drifts, or with
---drift 0 does not.
+fits anew by `freshet fit`, and is scored on the part that follows by the replay of `freshet evaluate`. Offsets of the
+log are left out, so that there is a fixed effect to fit. Without LOG it is simulated: a fixed effect that drifts, or
+with --drift 0 does not.
 """
 
 from __future__ import annotations
@@ -21,12 +21,16 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 
+from learner.batch.reading import read_events
+from learner.evaluation.compare import FIXED_EFFECT, FRESH, evaluate, variants
+from learner.evaluation.history import read_log
+from learner.events.microbatch import joined
 from service.commands.main import main as freshet
+from service.model_file import read_model
 
 FEATURES, SLATE, SIMULATED_SLATES = 20, 10, 1_000
 WINDOW = 4
@@ -43,7 +47,8 @@ WAYS: dict[str, tuple[str, list[str]]] = {
     "incremental, full, keep 0.7": ("part", ["--keep", "0.7", "--previous"]),
     "first fit, never again": ("", []),
 }
-COLUMNS = ("log_loss", "auc_in_slates")
+COLUMNS = ("log_loss", "slate_auc")
+SHORT = {FIXED_EFFECT: "fixed", FRESH: "fresh"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,7 +100,7 @@ def _compare(folder: Path, files: Sequence[Path], model: Path) -> dict[str, list
                 _freshet("fit", *read, "--model", model, *beside, "--out", out)
                 before[name] = out
             cost = {"seconds": time.process_time() - start, "bytes": float(sum(one.stat().st_size for one in read))}
-            found[name].append(cost | _worth(folder, files[k + 1], model, before[name]))
+            found[name].append(cost | _worth(files[k + 1], model, before[name]))
         print(f"increment {k} of {len(files) - 2}", file=sys.stderr, flush=True)
     return found
 
@@ -106,27 +111,15 @@ def _read(what: str, files: Sequence[Path], k: int) -> Sequence[Path]:
     return files[first : k + 1]
 
 
-def _worth(folder: Path, part: Path, model: Path, prior: Path) -> dict[str, float]:
-    out = folder / "scores.json"
-    _freshet(
-        "evaluate",
-        part,
-        "--model",
-        model,
-        "--prior",
-        prior,
-        "--from",
-        "0",
-        "--brief",
-        "--resamples",
-        "2",
-        "--json",
-        out,
-    )
-    ways: dict[str, Any] = json.loads(out.read_text())["ways"]
+def _worth(part: Path, model: Path, prior: Path) -> dict[str, float]:
+    """How well the fixed effect alone, and with users learnt as their slates come, predict a part."""
+    fitted = read_model(str(model), str(prior))
+    batches = read_events([str(part)], fitted)
+    log = read_log(joined(batches, fitted.width), fitted.window_ms)
+    ways = [one for one in variants(fitted, -np.inf, False) if one.name in SHORT]
     return {
-        f"{short} {column}": ways[name]["all"][column]["value"]
-        for short, name in (("fixed", "fixed effect"), ("fresh", "fresh"))
+        f"{SHORT[result.name]} {column}": result.metrics[column].estimate().value
+        for result in evaluate(log, ways, -np.inf, resamples=2)
         for column in COLUMNS
     }
 
