@@ -8,29 +8,58 @@ import numpy as np
 import scipy  # its modules are imported at their first use: no other command waits for them
 
 from learner.batch.join import Outcomes
-from learner.batch.rows import log_likelihoods, weights
-from learner.belief.gaussian import Array
+from learner.batch.rows import curvature_weights, log_likelihoods, weights
+from learner.belief.gaussian import Array, Gaussian
 
 RIDGE = 1.0
+WIDEST_FULL = 512
+"""Coefficients of which a full covariance is kept; of more the variances."""
 
 
-def fit_fixed_effect(outcomes: Outcomes, d: int, advance: Callable[[int], object] = lambda n: None) -> Array:
-    """The logistic regression of all users together, shape (d,): the mode under N(0, 1 / RIDGE), by L-BFGS.
+def flat(width: int) -> Gaussian:
+    """What is known of the fixed effect before any log."""
+    return Gaussian(np.zeros(width), np.full(width, 1.0 / RIDGE))
+
+
+def fit_fixed_effect(outcomes: Outcomes, before: Gaussian, advance: Callable[[int], object] = lambda n: None) -> Array:
+    """The logistic regression of all users together, shape (width,): the mode under a prior, by L-BFGS.
 
     Of a log without offsets. `advance` is called with the number of outcomes gone through.
     """
-    total = max(sum(float(rows.weight.sum()) for rows in outcomes.chunks(np.zeros(d))), 1.0)
+    mean, root = before.mean, np.sqrt(before.cov) if before.is_diagonal else np.linalg.cholesky(before.cov)
+    total = max(sum(float(rows.weight.sum()) for rows in outcomes.chunks(np.zeros(len(mean)))), 1.0)
 
-    def loss(b: Array) -> tuple[float, Array]:
-        value, gradient = 0.5 * RIDGE * float(b @ b), RIDGE * b
-        for rows in outcomes.chunks(b):
+    def at(u: Array) -> Array:
+        """The coefficients that are u standard deviations from the prior's mean."""
+        return mean + (root * u if before.is_diagonal else root @ u)
+
+    def loss(u: Array) -> tuple[float, Array]:
+        value, gradient = 0.5 * float(u @ u), np.zeros_like(mean)
+        for rows in outcomes.chunks(at(u)):
             z = rows.offset
             value -= float((rows.weight * log_likelihoods(rows, z)).sum())
             gradient = gradient + rows.X.T @ (weights(rows, z) * (scipy.special.expit(z) - rows.y))
             advance(len(z))
-        return value / total, gradient / total
+        return value / total, (u + (root * gradient if before.is_diagonal else root.T @ gradient)) / total
 
     fit = scipy.optimize.minimize(
-        loss, np.zeros(d), jac=True, method="L-BFGS-B", options={"maxiter": 500, "gtol": 1e-8}
+        loss, np.zeros_like(mean), jac=True, method="L-BFGS-B", options={"maxiter": 500, "gtol": 1e-8}
     )
-    return np.asarray(fit.x, dtype=np.float64)
+    return at(np.asarray(fit.x, dtype=np.float64))
+
+
+def covariance_of_fixed_effect(outcomes: Outcomes, mode: Array, before: Gaussian, diagonal: bool) -> Array:
+    """Laplace's covariance around the mode, shape (width, width); the inverse of the precisions where `diagonal`.
+
+    The precision is that of the prior and the Hessian of the loss: what the next day's log is learnt beside.
+    """
+    if before.is_diagonal:
+        precision = 1.0 / before.cov if diagonal else np.diag(1.0 / before.cov)
+    else:
+        precision = np.asarray(np.linalg.inv(before.cov))
+        precision = np.diagonal(precision).copy() if diagonal else precision
+    for rows in outcomes.chunks(mode):
+        q = scipy.special.expit(rows.offset)
+        curvature = curvature_weights(rows, rows.offset) * q * (1.0 - q)
+        precision += (rows.X**2).T @ curvature if diagonal else (rows.X * curvature[:, None]).T @ rows.X
+    return np.asarray(1.0 / precision if diagonal else np.linalg.inv(precision))

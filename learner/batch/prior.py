@@ -54,7 +54,7 @@ class Moments(NamedTuple):
     evidence
         Log marginal likelihood of what is known of them.
     n
-        How many users they are.
+        How many users they are; of a population from before, how many it is worth.
     step
         The sum of m_u - m0, shape (d,): about the old mean, which is near, so that no digits are lost.
     second
@@ -62,7 +62,7 @@ class Moments(NamedTuple):
     """
 
     evidence: float
-    n: int
+    n: float
     step: Array
     second: Array
 
@@ -78,6 +78,7 @@ def fit_prior(
     initial: Gaussian | None = None,
     left_out: int = 0,
     beside: ItemsBeside | None = None,
+    before: tuple[Gaussian, float] | None = None,
 ) -> Gaussian:
     """The population N(m0, S0) that makes the labels most likely, by `expectation_maximisation`.
 
@@ -99,6 +100,8 @@ def fit_prior(
         Where to begin, if it is known about; else at `start`.
     left_out, beside
         As in `Outcomes.chunks`.
+    before
+        A population that is known already, and how many users it is worth: it counts as so many, beside the log's.
 
     Raises
     ------
@@ -107,7 +110,8 @@ def fit_prior(
     """
 
     def e_step(prior: Gaussian) -> Moments:
-        return _laplace_moments(outcomes, prior, stand_in, left_out, beside, advance)
+        moments = _laplace_moments(outcomes, prior, stand_in, left_out, beside, advance)
+        return moments if before is None else _together(moments, _moments_of(*before, prior))
 
     if not len(outcomes):
         raise ValueError("the log has no outcomes: expected impressions")
@@ -152,6 +156,42 @@ def _m_step(moments: Moments, prior: Gaussian, start: Gaussian, keep_mean: bool)
     shift = np.zeros_like(prior.mean) if keep_mean else moments.step / n
     spread = moments.second - n * sum_of_squares(shift[None], prior.n_dense)
     return Gaussian(prior.mean + shift, (spread + PSEUDO_USERS * start.cov) / (n + PSEUDO_USERS))
+
+
+def users_worth(outcomes: Outcomes, prior: Gaussian, stand_in: Array) -> float:
+    """How many fully known users a log's are worth: of each, the share of the prior's variance that its outcomes took.
+
+    By Laplace's approximation that is what they say of the prior's mean, as users: with S_u of their posteriors the sum
+    of 1 - tr(S0^-1 S_u) / d.
+    """
+    d, worth = len(prior.mean), 0.0
+    for rows in outcomes.chunks(stand_in):
+        _, factors = laplace_posteriors(rows, prior)
+        worth += len(factors) - _trace(prior, sum_of_covariances(factors, d)) / d
+    return max(worth, 0.0)
+
+
+def _moments_of(population: Gaussian, n: float, prior: Gaussian) -> Moments:
+    """Those of n users who are known to be of a population, under another prior."""
+    step = population.mean - prior.mean
+    second = n * (population.cov + sum_of_squares(step[None], prior.n_dense))
+    return Moments(-0.5 * (n * _log_volume(prior) + _trace(prior, second)), n, n * step, second)
+
+
+def _together(one: Moments, other: Moments) -> Moments:
+    return Moments(one.evidence + other.evidence, one.n + other.n, one.step + other.step, one.second + other.second)
+
+
+def _log_volume(prior: Gaussian) -> float:
+    """Log |S0|."""
+    cov, var = blocks(prior.cov, len(prior.mean))
+    return float(np.linalg.slogdet(cov)[1] + np.log(var).sum())
+
+
+def _trace(prior: Gaussian, second: Array) -> float:
+    """tr(S0^-1 M), of M in the form of S0."""
+    (cov, var), (dense, single) = (blocks(one, len(prior.mean)) for one in (prior.cov, second))
+    return float(np.trace(np.linalg.solve(cov, dense)) + (single / var).sum())
 
 
 def _laplace_moments(
@@ -213,13 +253,10 @@ def _evidence(rows: Rows, prior: Gaussian, means: Array, factors: Array) -> floa
     cov, var = blocks(prior.cov, len(prior.mean))
     k = len(cov)
     distance = (step[:, :k] * np.linalg.solve(cov, step[:, :k].T).T).sum() + (step[:, k:] ** 2 / var).sum()
-    volume = np.linalg.slogdet(cov)[1] + np.log(var).sum()
-    gained = log_volumes(factors, len(prior.mean)).sum() - len(means) * volume
+    gained = log_volumes(factors, len(prior.mean)).sum() - len(means) * _log_volume(prior)
     return float(fit - 0.5 * distance + 0.5 * gained)
 
 
 def _penalty(prior: Gaussian, start: Gaussian) -> float:
     """Log-likelihood of the pseudo users, but for a constant."""
-    (cov, var), (cov_0, var_0) = (blocks(one.cov, len(one.mean)) for one in (prior, start))
-    dense = np.linalg.slogdet(cov)[1] + np.trace(np.linalg.solve(cov, cov_0))
-    return float(-0.5 * PSEUDO_USERS * (dense + (np.log(var) + var_0 / var).sum()))
+    return -0.5 * PSEUDO_USERS * (_log_volume(prior) + _trace(prior, start.cov))

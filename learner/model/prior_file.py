@@ -24,9 +24,10 @@ from learner.model.kind import Found
 from learner.model.position import Examination
 from learner.model.space import Space
 
-VERSION = 4
+VERSION = 5
 # What the names of arrays of the effect of items begin with.
 _ITEM = "item_"
+_FIXED_EFFECT_COV = "fixed_effect_cov"
 
 
 class _Version(msgspec.Struct, frozen=True):
@@ -55,6 +56,24 @@ class _Header(_EffectHeader, frozen=True, kw_only=True):
     mean_offset: float | None
     item: _EffectHeader | None = None
     examination: Examination | None = None
+    users: float | None = None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """How much a prior was fitted on: what the next one, from a later log alone, stands on.
+
+    Attributes
+    ----------
+    users
+        How many users, each fully known, the population is worth.
+    fixed_effect_cov
+        The covariance of the fixed effect around its mode, shape (width, width), or the inverse of the precisions,
+        shape (width,); None where none was fitted.
+    """
+
+    users: float
+    fixed_effect_cov: Array | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +118,8 @@ class PriorFile(EffectPrior):
         That of the effect of items; None leaves the model's. A model that learns no items does without it.
     examination
         How likely items are looked at, by rank; None leaves the model's, which stays where that is ``none``.
+    evidence
+        How much it was fitted on; None where that is not known.
     """
 
     model_name: str
@@ -107,6 +128,7 @@ class PriorFile(EffectPrior):
     mean_offset: float | None = None
     item: EffectPrior | None = None
     examination: Examination | None = None
+    evidence: Evidence | None = None
 
 
 def fitted_prior(effect: Effect, population: Population, half_life: HalfLife | None) -> EffectPrior:
@@ -132,8 +154,11 @@ def encode_prior(prior: PriorFile) -> bytes:
         *_facts(prior), version=VERSION, model=prior.model_name, click_delay=prior.click_delay,
         found=dict(prior.found), mean_offset=prior.mean_offset, examination=prior.examination,
         item=None if prior.item is None else _EffectHeader(*_facts(prior.item)),
+        users=None if prior.evidence is None else prior.evidence.users,
     )  # fmt: skip
     arrays: dict[str, NDArray[Any]] = {"header": np.frombuffer(msgspec.json.encode(header), np.uint8)}
+    if prior.evidence is not None and prior.evidence.fixed_effect_cov is not None:
+        arrays[_FIXED_EFFECT_COV] = prior.evidence.fixed_effect_cov
     for name, effect in _effects(prior).items():
         for i, one in enumerate([*effect.earlier, effect.population]):
             parts = (("mean", one.prior.mean), ("cov", one.prior.cov), ("fixed_effect", one.fixed_effect))
@@ -159,6 +184,7 @@ def decode_prior(data: bytes, source: str = "prior.npz") -> PriorFile:
             header = msgspec.json.decode(written, type=_Header)
             user = _decoded(header, arrays, "")
             item = None if header.item is None else _decoded(header.item, arrays, _ITEM)
+            evidence = None if header.users is None else Evidence(header.users, arrays.get(_FIXED_EFFECT_COV))
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, msgspec.MsgspecError) as exc:
         if isinstance(exc, ModelError):
             raise
@@ -166,7 +192,7 @@ def decode_prior(data: bytes, source: str = "prior.npz") -> PriorFile:
     prior = PriorFile(
         **vars(user),
         model_name=header.model, click_delay=header.click_delay, found=header.found,
-        mean_offset=header.mean_offset, item=item, examination=header.examination,
+        mean_offset=header.mean_offset, item=item, examination=header.examination, evidence=evidence,
     )  # fmt: skip
     for effect, expected in zip(_effects(prior).values(), (header, header.item), strict=False):
         if expected is not None and effect.population.fingerprint.hex() != expected.population:
@@ -222,6 +248,13 @@ def _flaw(prior: PriorFile) -> str | None:
             return f"{name} = {numbers}: expected positive numbers"
     if prior.mean_offset is not None and not np.isfinite(prior.mean_offset):
         return f"mean_offset = {prior.mean_offset}: expected a finite number"
+    if (evidence := prior.evidence) is not None:
+        cov = evidence.fixed_effect_cov
+        if not (np.isfinite(evidence.users) and evidence.users >= 0.0):
+            return f"users = {evidence.users}: expected how many users the prior is worth"
+        width = len(prior.population.fixed_effect)
+        if cov is not None and (cov.shape not in {(width,), (width, width)} or not np.isfinite(cov).all()):
+            return f"fixed_effect_cov of shape {cov.shape}: expected finite numbers for {width} coefficients"
     for feature, found in prior.found.items():
         if not all(np.isfinite(one).all() for one in found.values()):
             return f"found of {feature!r} = {found}: expected finite numbers"

@@ -46,10 +46,17 @@ class FitArguments(LogArguments):
     iterations: int
     keep_half_life: bool
     keep_examination: bool
+    previous: str | None
+    keep: float
+    hessian: str
+    cold: str | None
+    cold_weight: float
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
     """Say what it is, and what it takes."""
+    from service.commands.fit_increment import add_increment_arguments
+
     parser.description = (
         "Learn from a log what is true of all users: the prior's mean and covariance by empirical Bayes, a "
         "fixed effect if the log has no offsets of its own, the click delay, the half-life; of a model with "
@@ -57,7 +64,8 @@ def declare(parser: argparse.ArgumentParser) -> None:
         "that predicts users best who had no part in the prior; the model's own is kept where the log cannot tell. "
         "Where the model is wide, it is also said which covariance predicts them best: full, block or diagonal. Of a "
         "model with [effects.item] the same is learnt of items, and it is said whether their effect is worth it. With "
-        "--from-store the priors alone are refitted, from the beliefs of a running system and without a log. The "
+        "--from-store the priors alone are refitted, from the beliefs of a running system and without a log. With "
+        "--previous a day's log is learnt beside the result of the day before, in the place of all earlier logs. The "
         "result replaces the prior of a running system: users and items keep their evidence. A log that does not fit "
         "the model is refused."
     )
@@ -79,6 +87,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
         "Run it with the prior in force (--prior or FRESHET_PRIOR), so that the new file knows it. It reads, and "
         "changes nothing",
     )  # fmt: skip
+    add_increment_arguments(parser)
     parser.add_argument("--iterations", type=int, default=50, help="of EM, at most (default: %(default)s)")
     parser.add_argument("--keep-half-life", action="store_true", help="leave the half-life as the model has it")
     parser.add_argument("--keep-examination", action="store_true", help="leave the examination as the model has it")
@@ -94,6 +103,8 @@ def run(arguments: FitArguments, settings: Settings, model: Model) -> int:
         return fit_from_store(arguments, settings, model)
     if not arguments.logs:
         raise ValueError("fit: expected LOG..., or --from-store")
+    if arguments.previous and arguments.prior not in (None, arguments.previous):
+        raise ValueError("--previous: expected no other --prior beside it, since it is taken for the one in force")
     return _fit_from_log(arguments, settings, model)
 
 
@@ -105,6 +116,7 @@ def _fit_from_log(arguments: FitArguments, settings: Settings, model: Model) -> 
     from learner.batch.users import chosen
     from service.commands.fit_choices import choose
     from service.commands.fit_examination import choose_examination, say_in_force, with_fixed_effect
+    from service.commands.fit_increment import evidence_of, fit_increment, known_before
 
     skipped = skipping(arguments)
     since_ms = arguments.since or 0
@@ -114,6 +126,7 @@ def _fit_from_log(arguments: FitArguments, settings: Settings, model: Model) -> 
     if model.unfitted:
         found = _find_numbers(arguments, settings, model)
         model = with_found(model, found)
+    known = known_before(arguments, settings, model)
 
     def wanted(user_id: str) -> bool:
         return chosen(user_id, arguments.sample, arguments.seed)
@@ -144,7 +157,7 @@ def _fit_from_log(arguments: FitArguments, settings: Settings, model: Model) -> 
         model = replace(model, mean_offset=outcomes.mean_offset)
     outcomes.examination = model.examination
     with progress("fixed effect", " outcomes") as bar:
-        in_force = with_fixed_effect(model, outcomes, bar.update)
+        in_force = with_fixed_effect(model, outcomes, bar.update, known.fixed_effect)
     stand_in = in_force.stand_in
     clicked = sum(float(rows.y.sum()) for rows in outcomes.chunks(stand_in)) / len(outcomes)
     print(f"{len(outcomes):,} outcomes of {outcomes.n_users:,} users, {clicked:.3f} clicked")
@@ -152,7 +165,8 @@ def _fit_from_log(arguments: FitArguments, settings: Settings, model: Model) -> 
     delay = _click_delay(outcomes, model)
     fitting = replace(in_force, click_delay=delay or model.click_delay)
     examination = None
-    if everyone is not None and model.examination is not None and not arguments.keep_examination:
+    is_increment = arguments.previous is not None
+    if everyone is not None and model.examination is not None and not (arguments.keep_examination or is_increment):
         fitting = choose_examination(
             fitting, outcomes, lambda one: everyone.take(one.stand_in, since_ms, outcomes.end)[0]
         )
@@ -161,12 +175,17 @@ def _fit_from_log(arguments: FitArguments, settings: Settings, model: Model) -> 
             say_in_force(model, fitting)
     sampled = sample.take(stand_in, since_ms, outcomes.end)
     of_all = None if everyone is None or model.item is None else everyone.take(stand_in, since_ms, outcomes.end)[0]
-    if model.item is not None and not since_ms:
+    if model.item is not None and not since_ms and not is_increment:
         print(
             "effects.item: fitted on all of the log: features or offsets that were made from its clicks hide what "
             "items are worth (an sd of .04 in the place of .31 on one log); --since gives the time at which they end"
         )
-    prior, half_life, item = choose(fitting, outcomes, *sampled, of_all, arguments.iterations, arguments.keep_half_life)
+    if is_increment:
+        prior, half_life, item = fit_increment(outcomes, fitting, known, arguments.iterations), None, None
+    else:
+        prior, half_life, item = choose(
+            fitting, outcomes, *sampled, of_all, arguments.iterations, arguments.keep_half_life
+        )
     # What the prior in force has put in force stays so, where nothing else was found.
     mean_offset = outcomes.mean_offset
     if before is not None:
@@ -182,6 +201,7 @@ def _fit_from_log(arguments: FitArguments, settings: Settings, model: Model) -> 
         mean_offset=mean_offset,
         item=item,
         examination=examination,
+        evidence=evidence_of(outcomes, fitting, prior, known, arguments.hessian == "diagonal"),
     )
     for name, (mean, std) in feature_scaling(outcomes, model).items():
         if name not in found:

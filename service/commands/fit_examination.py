@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from learner.batch.examination import MIN_CLICKS, Examined, examined, report
-from learner.batch.fixed_effect import fit_fixed_effect
+from learner.batch.fixed_effect import fit_fixed_effect, flat
 from learner.batch.join import Outcomes
+from learner.belief.gaussian import Gaussian
 from learner.events.microbatch import Microbatch
 from learner.model.position import examination_text
 from learner.model.spec import Model
@@ -23,11 +24,16 @@ Take = Callable[[Model], Microbatch]
 """The events of a sample of users, with the offsets that a model stands in with."""
 
 
-def with_fixed_effect(model: Model, outcomes: Outcomes, advance: Callable[[int], object]) -> Model:
-    """The model with the fixed effect of a log without offsets, where it is to stand in for them."""
+def with_fixed_effect(
+    model: Model, outcomes: Outcomes, advance: Callable[[int], object], before: Gaussian | None = None
+) -> Model:
+    """The model with the fixed effect of a log without offsets, where it is to stand in for them.
+
+    `before` is what is known of it already.
+    """
     if model.missing_offset != "fixed_effect" or outcomes.n_offsets:
         return model
-    return replace(model, fixed_effect=fit_fixed_effect(outcomes, model.width, advance))
+    return replace(model, fixed_effect=fit_fixed_effect(outcomes, before or flat(model.width), advance))
 
 
 def choose_examination(model: Model, outcomes: Outcomes, take: Take) -> Model:

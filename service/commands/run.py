@@ -40,8 +40,9 @@ def run(command: Command, arguments: Arguments) -> int:
             settings = msgspec.structs.replace(settings, store=file, log=file, redis_password="")
         if getattr(arguments, "port", None) is not None:
             settings = msgspec.structs.replace(settings, port=arguments.port)
-        if arguments.prior:
-            settings = msgspec.structs.replace(settings, prior=arguments.prior)
+        # Of `fit`, what it goes on from is in force.
+        if prior := arguments.prior or getattr(arguments, "previous", None):
+            settings = msgspec.structs.replace(settings, prior=prior)
         model = read_model(settings.model, settings.prior)
         if settings.schemas:
             from learner.schemas import Schemas

@@ -37,7 +37,7 @@ from service.web.http import (
 )
 from service.web.metrics import ServiceMetrics
 from service.web.openapi import EVENT, body, reference, responses
-from service.web.scoring import in_thread
+from service.web.threads import in_thread
 
 
 class Ingest:

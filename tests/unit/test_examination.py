@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 
 from learner.batch.examination import examined
-from learner.batch.fixed_effect import fit_fixed_effect
+from learner.batch.fixed_effect import fit_fixed_effect, flat
 from learner.batch.join import Outcomes, collect, without_stand_in
 from learner.batch.prior import fit_prior
 from learner.events.parse import parse_events
@@ -103,7 +103,7 @@ def test_the_fixed_effect_is_the_mode_of_looked_at_and_wanted() -> None:
         return float(-np.where(rows.y > 0, np.log(p), np.log1p(-p)).sum() + 0.5 * b @ b)
 
     expected = minimize(loss, np.zeros(2), method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-10}).x
-    np.testing.assert_allclose(fit_fixed_effect(outcomes, 2), expected, atol=1e-4)
+    np.testing.assert_allclose(fit_fixed_effect(outcomes, flat(2)), expected, atol=1e-4)
 
 
 def test_the_prior_is_that_of_items_which_are_looked_at() -> None:

@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from learner.batch.click_delay import fit_click_delay
-from learner.batch.fixed_effect import fit_fixed_effect
+from learner.batch.fixed_effect import fit_fixed_effect, flat
 from learner.batch.half_life import DAY_MS, Losses, difference, fit_half_life
 from learner.batch.join import Outcomes, collect
 from learner.batch.prior import Iteration, fit_prior, laplace_posteriors
@@ -114,7 +114,7 @@ def test_the_fixed_effect_is_the_mode_that_another_optimiser_finds() -> None:
         return float(np.logaddexp(0, np.where(rows.y > 0, -z, z)).sum() + 0.5 * b @ b)
 
     expected = minimize(loss, np.zeros(2), method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-10}).x
-    np.testing.assert_allclose(fit_fixed_effect(outcomes, 2), expected, atol=1e-5)
+    np.testing.assert_allclose(fit_fixed_effect(outcomes, flat(2)), expected, atol=1e-5)
 
 
 def test_the_click_delay_is_recovered_from_clicks_censored_at_the_window_and_cut_by_the_logs_end() -> None:

@@ -1,0 +1,105 @@
+"""What was learnt before, as a prior beside the log of a day. Pure.
+
+arXiv 2108.13299 learns each day's data alone, with the day before in the place of all earlier data: the loss of the new
+data and 1/2 (w - w')' H' (w - w'), where w' is what was found before and H' the Hessian there; H is then the sum of H'
+and the Hessian of the new data. A share of H' may be forgotten, and a second anchor may stand beside the first: a model
+that was fitted from nothing, as LiRank (arXiv 2402.06859) has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from learner.batch.fixed_effect import flat
+from learner.belief.gaussian import Array, Gaussian, sum_of_squares
+from learner.belief.population import marginal
+from learner.model.duration import ModelError
+from learner.model.prior_file import PriorFile
+from learner.model.space import bridge
+from learner.model.spec import Model
+
+
+class Known(NamedTuple):
+    """What is known before a log is read.
+
+    Attributes
+    ----------
+    fixed_effect
+        Over as many coefficients as rows have columns.
+    population
+        The prior of users.
+    users
+        How many users, each fully known, the population is worth.
+    """
+
+    fixed_effect: Gaussian
+    population: Gaussian
+    users: float
+
+
+def nothing(model: Model) -> Known:
+    """Before any log."""
+    return Known(flat(model.width), model.prior, 0.0)
+
+
+def known_from(model: Model, fitted: PriorFile, source: str) -> Known:
+    """What a fitted prior knows, in the feature space of a model that has it in force; see `learner.model.in_force`.
+
+    Raises
+    ------
+    ModelError
+        If it does not say how much it was fitted on.
+    """
+    if fitted.evidence is None:
+        raise ModelError(
+            f"prior {source!r}: does not say how much it was fitted on: expected one that `freshet fit LOG` wrote"
+        )
+    cov, fresh = fitted.evidence.fixed_effect_cov, flat(model.width)
+    if cov is None:
+        return Known(Gaussian(model.fixed_effect, fresh.cov), model.prior, fitted.evidence.users)
+    over = bridge(fitted.space, model.space)
+    old = np.flatnonzero(over.any(axis=1))
+    its = marginal(Gaussian(fitted.population.fixed_effect, cov), over[old], 0 if cov.ndim == 1 else len(old)).cov
+    cov = fresh.cov if its.ndim == 1 else np.diag(fresh.cov)
+    cov[old if its.ndim == 1 else np.ix_(old, old)] = its
+    return Known(Gaussian(model.fixed_effect, cov), model.prior, fitted.evidence.users)
+
+
+def blended(parts: Sequence[tuple[Known, float]]) -> Known:
+    """What several know together, each with a weight: precisions and users times these add up.
+
+    With weights of sum 1 that is a Gaussian between theirs: of the day before and of `nothing` it forgets a share.
+    """
+    parts = [(known, weight) for known, weight in parts if weight > 0.0]
+    if len(parts) == 1 and parts[0][1] == 1.0:
+        return parts[0][0]
+    users = sum(weight * known.users for known, weight in parts)
+    # Where nobody knows of users, whatever they have is as good.
+    shares = [weight * known.users / users if users else weight for known, weight in parts]
+    populations = [known.population for known, _ in parts]
+    mean, cov = np.zeros_like(populations[0].mean), np.zeros_like(populations[0].cov)
+    for share, one in zip(shares, populations, strict=True):
+        mean = mean + share * one.mean
+    for share, one in zip(shares, populations, strict=True):
+        cov = cov + share * (one.cov + sum_of_squares((one.mean - mean)[None], one.n_dense))
+    diagonal = all(known.fixed_effect.is_diagonal for known, _ in parts)
+    precision, shift = _natural(parts[0][0].fixed_effect, diagonal, parts[0][1])
+    for known, weight in parts[1:]:
+        more, its = _natural(known.fixed_effect, diagonal, weight)
+        precision, shift = precision + more, shift + its
+    if diagonal:
+        return Known(Gaussian(shift / precision, 1.0 / precision), Gaussian(mean, cov), users)
+    cov_of_all = np.asarray(np.linalg.inv(precision))
+    return Known(Gaussian(cov_of_all @ shift, cov_of_all), Gaussian(mean, cov), users)
+
+
+def _natural(gaussian: Gaussian, diagonal: bool, weight: float) -> tuple[Array, Array]:
+    """Precision and precision times mean, times a weight."""
+    if gaussian.is_diagonal:
+        precision = weight / gaussian.cov
+        return precision if diagonal else np.diag(precision), precision * gaussian.mean
+    precision = weight * np.asarray(np.linalg.inv(gaussian.cov))
+    return precision, precision @ gaussian.mean
