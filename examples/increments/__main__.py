@@ -32,7 +32,7 @@ from learner.events.microbatch import joined
 from service.commands.main import main as freshet
 from service.model_file import read_model
 
-FEATURES, SLATE, SIMULATED_SLATES = 20, 10, 1_000
+FEATURES, SLATE, SIMULATED_SLATES = 12, 10, 1_000
 WINDOW = 4
 """Parts that the sliding window has."""
 
