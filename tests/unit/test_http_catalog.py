@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from starlette.testclient import TestClient
 
 from freshet import Client
-from learner.log import open_log, open_reader, read_to_end
-from learner.loop import Learner
+from learner.log import read_to_end
 from learner.model.spec import Model, load_model
-from learner.store import CATALOG, Store, Write, open_store, write_alone
-from service.settings import Settings
-from service.web.app import create_app
+from learner.store import CATALOG, Write, write_alone
 from tests.asking import through
+from tests.served import Served
 
 SPEC = """
 name = "shop"
@@ -33,34 +30,11 @@ WITHOUT = load_model(SPEC.replace(', from = "catalog"', ""))
 A, B = {"price": 9.5, "genre": "drama"}, {"price": 30, "genre": "comedy"}
 
 
-class Counted:
-    """A store that counts the reads of the catalog."""
-
-    def __init__(self, inner: Store) -> None:
-        self.inner = inner
-        self.reads: list[int] = []
-
-    def load(self, ids: Sequence[str], effect: str = "user") -> list[bytes | None]:
-        if effect == CATALOG:
-            self.reads.append(len(ids))
-        return self.inner.load(ids, effect)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-
-class Rig:
-    """The service and a learner on one SQLite file."""
+class Rig(Served):
+    """With a catalog."""
 
     def __init__(self, folder: Path, model: Model = MODEL, **settings: Any) -> None:
-        self.model, self.url = model, f"sqlite:///{folder / 'f.db'}"
-        self.store, self.log = Counted(open_store(self.url, 60)), open_log(self.url)
-        reader = open_reader(self.url, ["events"], "g")
-        self.learner = Learner(model, open_store(self.url, 60), reader, self.log, poll_timeout_ms=1)
-        self.client = self.serve(**{"item_cache_ms": 0, **settings})
-
-    def serve(self, **settings: Any) -> TestClient:
-        return TestClient(create_app(Settings(**settings), self.model, self.store, self.log))  # type: ignore[arg-type]
+        super().__init__(folder, model, CATALOG, **settings)
 
     def put(self, *items: dict[str, Any], learn: bool = True) -> dict[str, Any]:
         answer = self.client.put("/items", content=b"\n".join(json.dumps(one).encode() for one in items))
@@ -78,12 +52,6 @@ class Rig:
 
     def logged(self) -> list[dict[str, Any]]:
         return [json.loads(one.value) for some in read_to_end(self.url, ["events"]) for one in some]
-
-    def close(self) -> None:
-        self.learner.store.close()
-        self.learner.reader.close()
-        self.log.close()
-        self.store.close()
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,12 @@ from learner.model.spec import load_model
 from learner.record import decode_record, encode_record, fresh_record
 from learner.record.items import item_id
 from learner.record.served import belief_at
-from learner.store import Store, Write, open_store, write_alone
+from learner.store import Write, open_store, write_alone
 from service.settings import Settings
 from service.simulation import Running, simulate
 from service.web.app import create_app
 from tests.asking import through
+from tests.served import Served
 from tests.stepping import apply, parsed
 from tests.unit.test_http import Away, NoLog
 
@@ -41,34 +42,11 @@ PRICES = {"a": 0.5, "b": -2.0, "c": 0.0}
 ITEMS: list[dict[str, Any]] = [{"item_id": item, "features": {"price": p}} for item, p in PRICES.items()]
 
 
-class Counted:
-    """A store that counts the items it is asked for."""
-
-    def __init__(self, inner: Store) -> None:
-        self.inner = inner
-        self.items: list[int] = []
-
-    def load(self, ids: Sequence[str], effect: str = "user") -> list[bytes | None]:
-        if effect == "item":
-            self.items.append(len(ids))
-        return self.inner.load(ids, effect)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-
-class Rig:
-    """The service and a learner on one SQLite file."""
+class Rig(Served):
+    """With an effect of items."""
 
     def __init__(self, folder: Path) -> None:
-        self.url = f"sqlite:///{folder / 'f.db'}"
-        self.store, self.log = Counted(open_store(self.url, 60)), open_log(self.url)
-        reader = open_reader(self.url, ["events"], "g")
-        self.learner = Learner(MODEL, open_store(self.url, 60), reader, self.log, poll_timeout_ms=1)
-        self.client = self.serve(item_cache_ms=0)
-
-    def serve(self, **settings: Any) -> TestClient:
-        return TestClient(create_app(Settings(**settings), MODEL, self.store, self.log))  # type: ignore[arg-type]
+        super().__init__(folder, MODEL, "item")
 
     def score(self, **more: Any) -> dict[str, Any]:
         answer = self.client.post("/score", json={"user_id": "u", "items": ITEMS, **more})
@@ -84,12 +62,6 @@ class Rig:
         at = int(time.time() * 1000) - 1_000
         about = {"request_id": f"r{number}", "user_id": user, "timestamp": at}
         self.learn({"type": "impression", **about, "items": ITEMS}, {"type": "click", **about, "item_id": item})
-
-    def close(self) -> None:
-        self.learner.store.close()
-        self.learner.reader.close()
-        self.log.close()
-        self.store.close()
 
 
 @pytest.fixture
@@ -176,13 +148,13 @@ def test_each_item_is_read_once_a_second_however_many_slates_it_is_in(rig: Rig) 
     remembering = rig.serve(item_cache_ms=600_000)
     body = {"user_id": "u", "items": [*ITEMS, ITEMS[0]]}
     first = remembering.post("/score", json=body).json()
-    assert rig.store.items == [3]
+    assert rig.store.reads == [3]
     again = remembering.post("/score", json={**body, "items": [*ITEMS, {"item_id": "d"}]}).json()
-    assert rig.store.items == [3, 1]
+    assert rig.store.reads == [3, 1]
     assert by_id(first)["b"]["item_effect"] == by_id(again)["b"]["item_effect"]
     for _ in range(2):
         rig.score()
-    assert rig.store.items == [3, 1, 3, 3]
+    assert rig.store.reads == [3, 1, 3, 3]
 
 
 def test_an_item_whose_record_is_damaged_is_named(rig: Rig) -> None:
