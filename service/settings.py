@@ -164,7 +164,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def topics(self) -> list[str]:
         """What a learner reads."""
-        return list(dict.fromkeys(filter(None, [self.impressions_topic, self.clicks_topic, self.items_topic])))
+        return list(dict.fromkeys([*self.topics_of_users, self.topic_of_items]))
+
+    @property
+    def topics_of_users(self) -> list[str]:
+        """Those that are keyed by user."""
+        return list(dict.fromkeys([self.impressions_topic, self.clicks_topic]))
+
+    @property
+    def topic_of_items(self) -> str:
+        """Where events about items go."""
+        return self.items_topic or self.impressions_topic
 
     @property
     def allowed_origins(self) -> list[str]:

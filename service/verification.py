@@ -128,7 +128,7 @@ def _topics(settings: Settings, admin: Any) -> Iterator[Finding]:
             yield _ok("topic", f"{topic}: {found[topic]} partitions")
         else:
             yield missing(topic, "nothing can be learnt from it, or sent to it", True)
-    of_users = list(dict.fromkeys([settings.impressions_topic, settings.clicks_topic]))
+    of_users = settings.topics_of_users
     if len(partitions := {found[topic] for topic in of_users if topic in found}) > 1:
         yield _failed(
             "partitions",

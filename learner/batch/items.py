@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import msgspec
 
 from learner.batch.raw import LogError, Raw, Reached
+from learner.batch.reading import opened
 from learner.model.spec import Model
 
 _EXPECTED = ".parquet, .csv, .ndjson or .jsonl (the last three also with .gz)"
@@ -67,8 +67,7 @@ def require_id(table: Path, columns: Any) -> None:
 
 
 def _from_csv(path: Path, model: Model, reached: Reached) -> Iterator[Raw]:
-    with path.open("rb") as stored, gzip.open(stored) if path.suffix == ".gz" else stored as data:
-        reached.within = stored.tell
+    with opened(path, reached) as data:
         rows = csv.DictReader(io.TextIOWrapper(data, encoding="utf-8-sig", newline=""))
         require_id(path, rows.fieldnames or ())
         for row in rows:
@@ -94,8 +93,7 @@ def _value(name: str, text: str, model: Model) -> Any:
 
 
 def _from_lines(path: Path, model: Model, reached: Reached) -> Iterator[Raw]:
-    with path.open("rb") as stored, gzip.open(stored) if path.suffix == ".gz" else stored as lines:
-        reached.within = stored.tell
+    with opened(path, reached) as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue

@@ -69,8 +69,18 @@ class Reached:
 
 @dataclass
 class Skipped:
-    """Bad events that were passed over: how many by reason, and of each reason the first."""
+    """What was bad and passed over: how many by reason, and of each reason the first.
 
+    Attributes
+    ----------
+    what
+        What one of them is called.
+    fate
+        What would have become of them otherwise, for people.
+    """
+
+    what: str = "event"
+    fate: str = ", which a learner would send to the dead letters"
     counts: Counter[Reason] = field(default_factory=Counter)
     first: dict[Reason, str] = field(default_factory=dict)
 
@@ -81,6 +91,6 @@ class Skipped:
 
     def __str__(self) -> str:
         n = self.counts.total()
-        lines = [f"skipped {n:,} bad event{'' if n == 1 else 's'}, which a learner would send to the dead letters"]
+        lines = [f"skipped {n:,} bad {self.what}{'' if n == 1 else 's'}{self.fate}"]
         lines += [f"  {reason} {n:,}, first at {self.first[reason]}" for reason, n in self.counts.most_common()]
         return "\n".join(lines)

@@ -7,10 +7,10 @@ import zlib
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import msgspec
 
@@ -178,10 +178,17 @@ def _kind(file: Path) -> str:
     return "parquet" if name == file.name and name.endswith(".parquet") else ""
 
 
+@contextmanager
+def opened(file: Path, reached: Reached) -> Iterator[IO[bytes]]:
+    """A file, unpacked if it is a .gz; meanwhile `reached` knows how far it has been read."""
+    with file.open("rb") as stored, gzip.open(stored) if file.suffix == ".gz" else stored as data:
+        reached.within = stored.tell
+        yield cast(IO[bytes], data)
+
+
 def _from_json(file: Path, reached: Reached) -> Iterator[Raw]:
     """An event a line, or all of them in one array. A byte order mark of UTF-8 is passed over."""
-    with file.open("rb") as stored, gzip.open(stored) if file.suffix == ".gz" else stored as lines:
-        reached.within = stored.tell
+    with opened(file, reached) as lines:
         begun = False
         for number, line in enumerate(lines, start=1):
             if number == 1 and line.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):

@@ -61,8 +61,8 @@ def run(arguments: ItemsArguments, settings: Settings, model: Model) -> int:
 
     if model.catalog is None:
         raise ValueError(f"model {model.name!r} has no catalog: expected a feature with from = 'catalog'")
-    topic = settings.items_topic or settings.impressions_topic
-    skipped, reached, done = Skipped(), Reached(), 0
+    topic = settings.topic_of_items
+    skipped, reached, done = Skipped("row", fate=""), Reached(), 0
     now = now_ms()
     with closing(open_log(settings.log, **settings.kafka_options)) as log, progress("importing", " items") as bar:
         table = read_items(arguments.table, model, reached)
@@ -87,5 +87,5 @@ def run(arguments: ItemsArguments, settings: Settings, model: Model) -> int:
             bar.reach(len(rows), done / reached.share if reached.share else None)
     print(f"{done:,} items are in the log, topic {topic!r}; learners take them from there")
     if skipped.counts:
-        print(str(skipped).replace("events, which a learner would send to the dead letters", "rows"), file=sys.stderr)
+        print(skipped, file=sys.stderr)
     return 0

@@ -57,7 +57,7 @@ class Ingest:
                 expected = "DELETE /users/{id} or /items/{id}"
                 raise BadEvent(Reason.UNKNOWN_TYPE, f"type: an erasure is not taken here: expected {expected}")
             if isinstance(event, WireCatalogItem):
-                return event, Entry(self._topic_of_items, event.item_id.encode(), one, headers)
+                return event, Entry(self._settings.topic_of_items, event.item_id.encode(), one, headers)
             settings = self._settings
             topic = settings.clicks_topic if isinstance(event, WireClick) else settings.impressions_topic
             return event, Entry(topic, event.user_id.encode(), one, headers)
@@ -78,7 +78,7 @@ class Ingest:
 
         def read(one: bytes, now: int) -> tuple[Wire, Entry]:
             event = item_said(one, self._model, now)
-            return event, Entry(self._topic_of_items, event.item_id.encode(), msgspec.json.encode(event))
+            return event, Entry(self._settings.topic_of_items, event.item_id.encode(), msgspec.json.encode(event))
 
         return self._append(raw, read, "an item, an array of items, or one a line")
 
@@ -116,13 +116,9 @@ class Ingest:
         if self._model.catalog is not None and self._settings.items_topic:
             # A compacted topic outlives the erasure: there it has to stand, too.
             gone = WireCatalogItem(id, event.timestamp, None)
-            entries.append(Entry(self._topic_of_items, id.encode(), msgspec.json.encode(gone)))
+            entries.append(Entry(self._settings.topic_of_items, id.encode(), msgspec.json.encode(gone)))
         self._log.append(entries)
         return event.timestamp
-
-    @property
-    def _topic_of_items(self) -> str:
-        return self._settings.items_topic or self._settings.impressions_topic
 
 
 def _one_or_many(schema: dict[str, Any], what: str) -> dict[str, Any]:

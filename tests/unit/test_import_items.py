@@ -111,6 +111,9 @@ def test_a_row_that_the_catalog_does_not_take_stops_the_import_or_is_counted(
     told = capsys.readouterr().err
     assert "skipped 3 bad rows" in told
     assert "bad_feature 1, first at" in told
+    file.write_text("item_id,price,genre\na,3,drama\nb,much,drama\n")
+    assert main(["items", "import", "--skip-bad", str(file)]) == 0
+    assert "skipped 1 bad row\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
