@@ -178,7 +178,8 @@ class Learner:
         parsed = self._patience.call(counts, read)
         batch, refused = parsed
         self._laps.lap("parse")
-        with_features = sum(kind in (IMPRESSION, CATALOG_ITEM) for kind in batch.events.event["kind"].tolist())
+        kind = batch.events.event["kind"]
+        with_features = int(((kind == IMPRESSION) | (kind == CATALOG_ITEM)).sum())
         if self._catalog is not None:
             counts["catalog_unknown"] += self._catalog.unknown
         if passed_over := parsed.passed_over():

@@ -20,8 +20,8 @@ from learner.wire_errors import UNREADABLE
 class Entries(Protocol):
     """The entries of a catalog, as they are where the log has been read to."""
 
-    def note(self, item_id: str, entry: Entry) -> None:
-        """An event has said this of an item; it counts unless something later is known."""
+    def note(self, item_id: str, entry: Entry, value: bytes) -> None:
+        """An event has said this of an item, in bytes `value`; it counts unless something later is known."""
         ...
 
     def find(self, item_ids: Sequence[str]) -> Sequence[Entry | None]:
@@ -41,11 +41,11 @@ class LogEntries:
         self._catalog = catalog
         self._known: dict[str, tuple[int, bytes]] = {}
 
-    def note(self, item_id: str, entry: Entry) -> None:
+    def note(self, item_id: str, entry: Entry, value: bytes) -> None:
         """Keep it, if nothing later is known."""
         held = self._known.get(item_id)
         if entry.at <= self.until and (held is None or entry.at >= held[0]):
-            self._known[item_id] = entry.at, self._catalog.packed(entry.at, entry.features)
+            self._known[item_id] = entry.at, value
 
     def find(self, item_ids: Sequence[str]) -> list[Entry | None]:
         """Read what is kept."""
@@ -114,10 +114,11 @@ def entries_of(wires: Sequence[WireCatalogItem], catalog: Catalog, entries: Entr
         alike = [one for one in wires if one.features is not None and isinstance(one.features, dict) == is_dict]
         if alike:
             catalog.check([one.features for one in alike], alike[0].timestamp)
+    values = [catalog.packed(one.timestamp, one.features) for one in wires]
     if entries is not None:
-        for one in wires:
-            entries.note(one.item_id, Entry(one.timestamp, one.features))
-    return [catalog.packed(one.timestamp, one.features) for one in wires]
+        for one, value in zip(wires, values, strict=True):
+            entries.note(one.item_id, Entry(one.timestamp, one.features), value)
+    return values
 
 
 def resolved(

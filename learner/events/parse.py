@@ -162,7 +162,7 @@ class _Slates(NamedTuple):
 def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Model, entries: Entries | None) -> Parsed:
     """The columns of these events; `slates` has the place of every impression."""
     event = np.zeros(len(wires), EVENT)
-    users, keys, clicks, bad = [], [], [], {}
+    users, keys, clicks, about_items, bad = [], [], [], list[int](), {}
     for place, wire in enumerate(wires):
         if isinstance(wire, BadEvent):
             if not isinstance(wire, PassedOver):
@@ -175,7 +175,7 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
             continue
         if isinstance(wire, WireCatalogItem):
             users.append(of_item(wire.item_id))
-            event["kind"][place] = CATALOG_ITEM
+            about_items.append(place)
             continue
         users.append(wire.user_id)
         if isinstance(wire, WireClick):
@@ -189,11 +189,11 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
     event["kind"][clicks] = CLICK
     event["key"][clicks] = np.frombuffer(b"".join(keys), "<i8")
     event["at"] = [0 if isinstance(wire, BadEvent) else wire.timestamp for wire in wires]
-    of_items = [place for place, wire in enumerate(wires) if isinstance(wire, WireCatalogItem)]
+    event["kind"][about_items] = CATALOG_ITEM
     catalog: dict[int, bytes] = {}
-    if model.catalog is not None and of_items:
-        said: Any = [wires[place] for place in of_items]
-        catalog = dict(zip(of_items, entries_of(said, model.catalog, entries), strict=True))
+    if model.catalog is not None and about_items:
+        said: Any = [wires[place] for place in about_items]
+        catalog = dict(zip(about_items, entries_of(said, model.catalog, entries), strict=True))
     order = [place for one in slates for place in one.places]
     shown: Any = [wires[place] for place in order]
     event["n_items"][order] = n_items = [len(wire.items) for wire in shown]

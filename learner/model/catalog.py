@@ -60,7 +60,6 @@ class Catalog:
     ) -> None:
         self.names = [name for name, one in features.items() if one.origin == "catalog"]
         self._all = list(features)
-        self._features = features
         self._rows = rows
         self._bare = None if struct is None else struct()
         self._schema: Any = Features if struct is None else lenient("Item", features)

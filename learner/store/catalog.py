@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import structlog
 
 from learner.events.microbatch import CATALOG_ITEM, ERASE_ITEM, ByUser, Microbatch, of_item
@@ -90,7 +89,7 @@ class LearntCatalog:
             self._noted = {}
         self._unknown = set()
 
-    def note(self, item_id: str, entry: Entry) -> None:
+    def note(self, item_id: str, entry: Entry, value: bytes) -> None:
         """Know it for the rest of the microbatch."""
         held = self._noted.get(item_id)
         if entry.at <= self._until and (held is None or entry.at >= held.at):
@@ -112,13 +111,10 @@ class LearntCatalog:
     def writes(self, batch: Microbatch, pending: ByUser, counts: Counter[str]) -> list[Write]:
         """What events of a microbatch make of the entries of their items; those that stay are compared."""
         kind, at = batch.events.event["kind"], batch.events.event["at"]
-        if not (batch.catalog or (kind == ERASE_ITEM).any()):
+        of_items = (kind == CATALOG_ITEM) | (kind == ERASE_ITEM)
+        if not of_items.any():
             return []
-        about = {
-            one: its
-            for one, places in pending
-            if (its := places[np.isin(kind[places], (CATALOG_ITEM, ERASE_ITEM))]).size
-        }
+        about = {one: its for one, places in pending if (its := places[of_items[places]]).size}
         writes = []
         for one, held, its in zip(about, self._store.load(list(about), CATALOG), about.values(), strict=True):
             value, value_at = held, at_of(held)
