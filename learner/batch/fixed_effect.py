@@ -48,16 +48,20 @@ def fit_fixed_effect(outcomes: Outcomes, before: Gaussian, advance: Callable[[in
     return at(np.asarray(fit.x, dtype=np.float64))
 
 
+def precision_of(gaussian: Gaussian, diagonal: bool) -> Array:
+    """The inverse of a full or diagonal covariance, shape (d, d); its diagonal, shape (d,), where `diagonal`."""
+    if gaussian.is_diagonal:
+        return 1.0 / gaussian.cov if diagonal else np.diag(1.0 / gaussian.cov)
+    precision = np.asarray(np.linalg.inv(gaussian.cov))
+    return np.diagonal(precision).copy() if diagonal else precision
+
+
 def covariance_of_fixed_effect(outcomes: Outcomes, mode: Array, before: Gaussian, diagonal: bool) -> Array:
     """Laplace's covariance around the mode, shape (width, width); the inverse of the precisions where `diagonal`.
 
     The precision is that of the prior and the Hessian of the loss: what the next day's log is learnt beside.
     """
-    if before.is_diagonal:
-        precision = 1.0 / before.cov if diagonal else np.diag(1.0 / before.cov)
-    else:
-        precision = np.asarray(np.linalg.inv(before.cov))
-        precision = np.diagonal(precision).copy() if diagonal else precision
+    precision = precision_of(before, diagonal)
     for rows in outcomes.chunks(mode):
         q = scipy.special.expit(rows.offset)
         curvature = curvature_weights(rows, rows.offset) * q * (1.0 - q)

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from learner.batch.fixed_effect import flat
-from learner.belief.gaussian import Array, Gaussian, sum_of_squares
+from learner.batch.fixed_effect import flat, precision_of
+from learner.belief.gaussian import Gaussian, sum_of_squares
 from learner.belief.population import marginal
 from learner.model.duration import ModelError
 from learner.model.prior_file import PriorFile
@@ -85,21 +85,13 @@ def blended(parts: Sequence[tuple[Known, float]]) -> Known:
         mean = mean + share * one.mean
     for share, one in zip(shares, populations, strict=True):
         cov = cov + share * (one.cov + sum_of_squares((one.mean - mean)[None], one.n_dense))
-    diagonal = all(known.fixed_effect.is_diagonal for known, _ in parts)
-    precision, shift = _natural(parts[0][0].fixed_effect, diagonal, parts[0][1])
-    for known, weight in parts[1:]:
-        more, its = _natural(known.fixed_effect, diagonal, weight)
-        precision, shift = precision + more, shift + its
-    if diagonal:
-        return Known(Gaussian(shift / precision, 1.0 / precision), Gaussian(mean, cov), users)
-    cov_of_all = np.asarray(np.linalg.inv(precision))
-    return Known(Gaussian(cov_of_all @ shift, cov_of_all), Gaussian(mean, cov), users)
-
-
-def _natural(gaussian: Gaussian, diagonal: bool, weight: float) -> tuple[Array, Array]:
-    """Precision and precision times mean, times a weight."""
-    if gaussian.is_diagonal:
-        precision = weight / gaussian.cov
-        return precision if diagonal else np.diag(precision), precision * gaussian.mean
-    precision = weight * np.asarray(np.linalg.inv(gaussian.cov))
-    return precision, precision @ gaussian.mean
+    fixed_effects = [known.fixed_effect for known, _ in parts]
+    diagonal = all(one.is_diagonal for one in fixed_effects)
+    precision, shift = np.zeros(()), np.zeros_like(fixed_effects[0].mean)
+    for (_, weight), one in zip(parts, fixed_effects, strict=True):
+        its = weight * precision_of(one, diagonal)
+        precision = precision + its
+        shift = shift + (its * one.mean if diagonal else its @ one.mean)
+    together = np.asarray(1.0 / precision if diagonal else np.linalg.inv(precision))
+    fixed_effect = Gaussian(together * shift if diagonal else together @ shift, together)
+    return Known(fixed_effect, Gaussian(mean, cov), users)

@@ -118,7 +118,7 @@ def _fit_from_log(arguments: FitArguments, settings: Settings, model: Model) -> 
     from service.commands.fit_examination import choose_examination, say_in_force, with_fixed_effect
     from service.commands.fit_increment import evidence_of, fit_increment, known_before
 
-    skipped = skipping(arguments)
+    skipped, is_increment = skipping(arguments), arguments.previous is not None
     since_ms = arguments.since or 0
     before = read_prior(settings.model, settings.prior)
     # What is in force stays so: another scale is another feature space, of which users have no records.
@@ -133,14 +133,16 @@ def _fit_from_log(arguments: FitArguments, settings: Settings, model: Model) -> 
 
     sample = Sample(wanted, model.width, MAX_USERS if model.item is None else MAX_USERS_OF_ITEMS)
     everyone = None
-    if model.item is not None or model.examination is not None:
+    # An increment makes no choices, and needs no samples for them.
+    if not is_increment and (model.item is not None or model.examination is not None):
         times = 1 if model.examination is None else TIMES_FOR_RANKS
         everyone = Sample(wanted, model.width, MAX_USERS_OF_ITEMS, 1.0, times)
     with (
         events_of(arguments, settings, without_stand_in(model), skipped) as events,
         progress("sorting", " outcomes") as bar,
     ):
-        events = sample.keep_of(events)
+        if not is_increment:
+            events = sample.keep_of(events)
         if everyone is not None:
             events = everyone.keep_of(events)
         outcomes = collect(events, model, arguments.sample, arguments.seed, arguments.until, since_ms, bar.update)
@@ -165,24 +167,24 @@ def _fit_from_log(arguments: FitArguments, settings: Settings, model: Model) -> 
     delay = _click_delay(outcomes, model)
     fitting = replace(in_force, click_delay=delay or model.click_delay)
     examination = None
-    is_increment = arguments.previous is not None
-    if everyone is not None and model.examination is not None and not (arguments.keep_examination or is_increment):
+    if everyone is not None and model.examination is not None and not arguments.keep_examination:
         fitting = choose_examination(
             fitting, outcomes, lambda one: everyone.take(one.stand_in, since_ms, outcomes.end)[0]
         )
         if fitting.examination != model.examination:
             examination, stand_in = fitting.examination, fitting.stand_in
             say_in_force(model, fitting)
-    sampled = sample.take(stand_in, since_ms, outcomes.end)
-    of_all = None if everyone is None or model.item is None else everyone.take(stand_in, since_ms, outcomes.end)[0]
-    if model.item is not None and not since_ms and not is_increment:
-        print(
-            "effects.item: fitted on all of the log: features or offsets that were made from its clicks hide what "
-            "items are worth (an sd of .04 in the place of .31 on one log); --since gives the time at which they end"
-        )
     if is_increment:
         prior, half_life, item = fit_increment(outcomes, fitting, known, arguments.iterations), None, None
     else:
+        sampled = sample.take(stand_in, since_ms, outcomes.end)
+        of_all = None if everyone is None or model.item is None else everyone.take(stand_in, since_ms, outcomes.end)[0]
+        if model.item is not None and not since_ms:
+            print(
+                "effects.item: fitted on all of the log: features or offsets that were made from its clicks hide "
+                "what items are worth (an sd of .04 in the place of .31 on one log); --since gives the time at which "
+                "they end"
+            )
         prior, half_life, item = choose(
             fitting, outcomes, *sampled, of_all, arguments.iterations, arguments.keep_half_life
         )
