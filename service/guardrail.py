@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from learner.model.segment import ALL, OTHERS
 from learner.record.sums import FIRST_SEGMENT, OF_SLATES, PER_SEGMENT, SLATES, UNIT, HourSums
+from service.quality import by_hour
 
 MARGIN = 0.005
 """Nats a slate by which what is served may be worse than the fixed effect."""
@@ -65,10 +66,7 @@ def boundary(variance: float, alpha: float = ALPHA) -> float:
 
 def judged(sums: Sequence[HourSums], segments: Sequence[str] = ()) -> dict[str, Verdict]:
     """What all hours that are kept say now, of each segment and of all other slates; of `ALL` where there are none."""
-    by_hour: dict[int, NDArray[np.int64]] = {}
-    for one in sums:
-        by_hour[one.hour] = by_hour.get(one.hour, 0) + one.cells
-    hours = [HourSums(0, hour, cells) for hour, cells in by_hour.items()]
+    hours = [HourSums(0, hour, cells) for hour, cells in by_hour(sums).items()]
     last = len(segments)
     names = {OTHERS if segments else ALL: last} | {name: place for place, name in enumerate(segments)}
     found = {name: deque(verdicts(hours, place, last), maxlen=1) for name, place in names.items()}

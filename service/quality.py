@@ -196,15 +196,19 @@ def _auc_error(shown: Array, clicked: Array) -> float:
     return float((clicked * (shown - clicked)).sum() / (2 * clicks * others)) if clicks and others else float("nan")
 
 
+def by_hour(sums: Sequence[HourSums]) -> dict[int, NDArray[np.int64]]:
+    """The cells of all groups of users, by hour."""
+    found: dict[int, NDArray[np.int64]] = {}
+    for one in sums:
+        found[one.hour] = found.get(one.hour, 0) + one.cells
+    return found
+
+
 def hours_of(sums: Sequence[HourSums], has_items: bool) -> list[QualityHour]:
     """The log loss of each hour of the longest window, oldest first."""
     newest = max((one.hour for one in sums), default=0)
-    by_hour: dict[int, NDArray[np.int64]] = {}
-    for one in sums:
-        if one.hour >= newest - max(WINDOWS.values()):
-            by_hour[one.hour] = by_hour.get(one.hour, 0) + one.cells
     found = []
-    for hour, cells in sorted(by_hour.items()):
+    for hour, cells in sorted(by_hour([one for one in sums if one.hour >= newest - max(WINDOWS.values())]).items()):
         part = _of_ages(cells[None], AGES["all"])
         if n := int(part.counts[0, N]):
             losses = {name: float(_metrics(part, way)["log_loss"][0]) for way, name in enumerate(_ways(has_items))}
