@@ -5,58 +5,47 @@ docs/adr/0018-a-position-in-each-shard.md says why this is enough.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
-import structlog
-
-from learner.log import Message, Reader
+from learner.log import Message
 from learner.log.position import NOTHING, Mark, Partition, Position
 from learner.record.sums import HourSums
 from learner.store import Move, Store, Transaction, Write, positions_by_shard
 
 NO_FEEDS: Mapping[int, bytes] = {}
 
-log = structlog.get_logger("freshet.learner")
-
 
 class StoreRewound(Exception):
-    """Shards hold less of these partitions than they held."""
+    """Shards hold less of partitions than they held; which ones, by the model whose store it is."""
 
-    def __init__(self, partitions: Collection[Partition]) -> None:
-        super().__init__(f"the store has stepped back in {len(partitions)} partitions")
-        self.partitions = partitions
+    def __init__(self, rewound: Mapping[str, Collection[Partition]]) -> None:
+        super().__init__(f"the store has stepped back in {sum(map(len, rewound.values()))} partitions")
+        self.rewound = rewound
 
 
 @dataclass
 class Positions:
-    """The positions of one member of the group.
+    """How far the shards of one store are, as one member of the group knows it.
 
     Attributes
     ----------
-    store, reader
-        Whose they are.
-    interval_s
-        How often positions are compared, and offsets committed.
-    clock
-        Seconds that never step back.
+    store, model
+        Whose they are, and what the model is called that learns into it.
     """
 
     store: Store
-    reader: Reader
-    interval_s: float = 1.0
-    clock: Callable[[], float] = time.monotonic
+    model: str
     # What each shard holds, as this member last wrote or read it.
     _known: dict[Partition, list[Mark]] = field(default_factory=dict, init=False)
     _gained: dict[Partition, Mark | None] = field(default_factory=dict, init=False)
     # The first and the last event of the microbatch in hand.
     _first: dict[Partition, Mark] = field(default_factory=dict, init=False)
     _reached: dict[Partition, Mark] = field(default_factory=dict, init=False)
-    # The last message dealt with of each partition, until its offset is committed.
-    _done: dict[Partition, Message] = field(default_factory=dict, init=False)
-    _committed_at: float = field(default=-float("inf"), init=False)
-    _committing: bool = field(default=True, init=False)
+
+    def gain(self, gained: Mapping[Partition, Mark | None]) -> None:
+        """Take notice of partitions that have become ours, and of what the group has committed in them."""
+        self._gained |= gained
 
     def begin(self, messages: Sequence[Message]) -> None:
         """Take a microbatch in hand, and look at the partitions that have become ours.
@@ -66,22 +55,18 @@ class Positions:
         StoreRewound
             If the store has less of one than the group has committed.
         """
-        self._first, self._reached = _last(reversed(messages)), _last(messages)
-        self._gained |= self.reader.assigned()
+        self._first, self._reached = last_of(reversed(messages)), last_of(messages)
         self._read(self._gained)
         behind = [
             partition
             for partition, committed in self._gained.items()
             if committed is not None and _is_behind(min(self._known[partition]), committed)
         ]
-        for partition in self._gained:
-            # Dealt with before it was another's: what shards hold of it now is not what they held then.
-            self._done.pop(partition, None)
         self._gained.clear()
         for partition in self._reached:
             self._known.setdefault(partition, [NOTHING] * self.store.shards)
         if behind:
-            raise StoreRewound(behind)
+            raise StoreRewound({self.model: behind})
 
     def any_applied(self) -> bool:
         """Whether some event of the microbatch in hand may be applied already."""
@@ -128,53 +113,34 @@ class Positions:
                 stored[i] = done
         return stored
 
-    def finish(self, messages: Sequence[Message]) -> bool:
-        """The microbatch is dealt with. When it is time, compare all positions, bring them up to here, and commit.
+    def bring_up(self, goals: Mapping[Partition, Mark], held: Set[Partition]) -> bool:
+        """All events up to these marks are dealt with: compare all positions, and bring them up to there.
 
-        False if the log is known not to have taken what was committed.
+        Says whether all shards have them now. Other partitions than these and those that are held are known no more.
 
         Raises
         ------
         StoreRewound
-            If a shard holds less than it held. Nothing is committed.
+            If a shard holds less than it held.
         """
-        self._done |= {message.position.partition: message for message in messages}
         self._reached = {}
-        if self.clock() - self._committed_at >= self.interval_s:
-            self.finish_now()
-        return self._committing
-
-    def finish_now(self) -> None:
-        """As `finish`, without waiting for the time."""
-        held = self.reader.held()
-        self._known = {one: marks for one, marks in self._known.items() if one in held or one in self._done}
+        self._known = {one: marks for one, marks in self._known.items() if one in held or one in goals}
         self.compare()
-        goals = _last(self._done.values())
         lagging = [
             Transaction(shard, (), moves)
             for shard in range(self.store.shards)
             if (moves := [move for move in self._moves(shard, goals) if move.reached != move.held])
         ]
         # One that is refused was moved at this moment, and is compared the next time.
-        if all(self._carry_out(lagging)):
-            self._committing = self.reader.commit(list(self._done.values()))
-            self._done = {}
-            self._committed_at = self.clock()
+        return all(self._carry_out(lagging))
 
-    def rewind(self, partitions: Collection[Partition]) -> None:
-        """Go back, in these and in what is in hand, to what all shards have."""
+    def least(self, partition: Partition) -> Mark:
+        """How far all shards are in a partition, as far as this member knows."""
+        return min(self._known.get(partition, [NOTHING]))
+
+    def drop(self) -> None:
+        """The microbatch in hand is given up: it will be read again."""
         self.store.forget()
-        for partition in {*partitions, *self._reached}:
-            least = min(self._known[partition])
-            if partition in partitions:
-                log.error(
-                    "store_rewound",
-                    topic_id=partition.topic_id.hex(),
-                    partition=partition.number,
-                    reading_from="the log's beginning" if least == NOTHING else least.offset + 1,
-                )
-            self.reader.seek(partition, least)
-            self._done.pop(partition, None)
         self._reached = {}
 
     def compare(self) -> None:
@@ -193,7 +159,7 @@ class Positions:
             if any(found < mark for found, mark in zip(self._known[partition], marks, strict=True))
         ]
         if rewound:
-            raise StoreRewound(rewound)
+            raise StoreRewound({self.model: rewound})
 
     def _read(self, partitions: Iterable[Partition]) -> None:
         self._known |= marks_by_shard(self.store, list(partitions))
@@ -219,7 +185,8 @@ def marks_by_shard(store: Store, partitions: Sequence[Partition]) -> dict[Partit
     return {name: [Mark.of(one) for one in held] for name, held in positions_by_shard(store, partitions).items()}
 
 
-def _last(messages: Iterable[Message]) -> dict[Partition, Mark]:
+def last_of(messages: Iterable[Message]) -> dict[Partition, Mark]:
+    """The mark of the last of some messages in each of their partitions."""
     return {message.position.partition: message.position.mark for message in messages}
 
 

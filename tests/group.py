@@ -196,6 +196,12 @@ class Shards:
     def versions(self) -> list[dict[str, bytes]]:
         return [part.versions()[0] for part in self._parts]
 
+    def keep_model(self, name: str, data: bytes) -> None:
+        self._parts[0].keep_model(name, data)
+
+    def models(self) -> dict[str, bytes]:
+        return self._parts[0].models()
+
     def keep(self) -> list[sqlite3.Connection]:
         """The state of each shard."""
         return [keep(part) for part in self._parts]

@@ -72,7 +72,7 @@ def put_back(store: Store, kept: sqlite3.Connection | None) -> None:
         if kept is not None:
             kept.backup(db)
             return
-        for table in ("records", "positions", "feed", "sqlite_sequence", "owner", "sums", "versions"):
+        for table in ("records", "positions", "feed", "sqlite_sequence", "owner", "sums", "versions", "models"):
             db.execute(f"DELETE FROM {table}")
 
 
@@ -124,7 +124,7 @@ class Rig:
             poll_timeout_ms=0,
             **self.settings,
         )
-        one._positions.clock = lambda: self.clock
+        one._commits.clock = lambda: self.clock
         self._opened.append(one)
         return one
 

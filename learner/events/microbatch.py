@@ -35,6 +35,8 @@ class Events(NamedTuple):
     row: Any
 
 
+NO_PLACES = np.empty(0, np.int64)
+
 _OF_ITEM = "item:"
 
 
@@ -54,13 +56,15 @@ class Microbatch(NamedTuple):
     An event about an item is nobody's: it has an id of its own, `of_item`, so that it stands in a shard as a user's
     does. `source` has the number of the record that each event came in, shape (E,); None: each in one of its own. A
     slate that says what was clicked is several. `catalog` has, by place, the bytes of the entry (see
-    `learner.model.catalog`) that an event about an item makes.
+    `learner.model.catalog`) that an event about an item makes. `without_offset` has the places of items that came
+    without one; parts of a microbatch do not keep it.
     """
 
     user: list[str]
     events: Events
     source: NDArray[np.int64] | None = None
     catalog: Mapping[int, bytes] = {}
+    without_offset: NDArray[np.int64] = NO_PLACES
 
     def record(self, place: int) -> int:
         """The number of the record that an event came in."""
@@ -180,6 +184,7 @@ def joined(batches: Iterable[Microbatch], d: int) -> Microbatch:
     user: list[str] = []
     catalog: dict[int, bytes] = {}
     events, items, rows, n_items = [np.empty(0, EVENT)], [np.empty(0, ITEM)], [np.empty((0, d), np.float32)], 0
+    without = [NO_PLACES]
     for batch in batches:
         catalog |= {len(user) + place: entry for place, entry in batch.catalog.items()}
         user += batch.user
@@ -187,14 +192,15 @@ def joined(batches: Iterable[Microbatch], d: int) -> Microbatch:
         if n_items:
             event = event.copy()
             event["first_item"] += n_items
+        without.append(batch.without_offset + n_items)
         events.append(event)
         items.append(batch.events.item)
         rows.append(batch.events.row)
         n_items += len(batch.events.item)
     if len(events) == 2:
-        return Microbatch(user, Events(events[1], items[1], rows[1]), catalog=catalog)
+        return Microbatch(user, Events(events[1], items[1], rows[1]), None, catalog, without[1])
     together = Events(np.concatenate(events), np.concatenate(items), np.concatenate(rows))
-    return Microbatch(user, together, catalog=catalog)
+    return Microbatch(user, together, None, catalog, np.concatenate(without))
 
 
 def with_clicks(batch: Microbatch, items: NDArray[np.intp], slate: NDArray[np.intp], first: bool) -> Microbatch:
@@ -220,7 +226,7 @@ def with_clicks(batch: Microbatch, items: NDArray[np.intp], slate: NDArray[np.in
     place_of = np.argsort(order)
     catalog = {int(place_of[place]): entry for place, entry in batch.catalog.items()}
     events = batch.events._replace(event=np.concatenate([event, click])[order])
-    return Microbatch([batch.user[place] for place in source], events, source, catalog)
+    return Microbatch([batch.user[place] for place in source], events, source, catalog, batch.without_offset)
 
 
 def sweeps(due: Mapping[str, int], d: int) -> Microbatch:

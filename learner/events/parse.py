@@ -202,6 +202,7 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
     has_requests = model.needs_shown or model.structs is None
     item, row = np.zeros(sum(n_items), ITEM), np.empty((sum(n_items), model.width), np.float32)
     clicked: list[Any] = []
+    without_offset: list[int] = []
     start = 0
     for places, foreign in slates:
         slate: Any = [wires[place] for place in places]
@@ -213,6 +214,8 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
             is_open = [not wire.resolved for wire in slate for _ in wire.items]
             features = resolved(model.catalog, entries, ids, features, is_open)
         clicked += clicks_too
+        if None in offsets:
+            without_offset += [its.start + i for i, one in enumerate(offsets) if one is None]
         ends = list(accumulate((len(wire.items) for wire in slate), initial=0))
         of_each = zip(slate, ends, ends[1:], strict=False)
         keys = list(chain.from_iterable(_keys(wire.request_id, ids[a:b], model) for wire, a, b in of_each))
@@ -227,7 +230,7 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
         if model.item is not None:
             item["item"][its] = list(map(item_key, ids))
             item["other_mean"][its], item["other_var"][its] = model.item.as_scored(effects, row[its])
-    batch = Microbatch(users, Events(event, item, row), catalog=catalog)
+    batch = Microbatch(users, Events(event, item, row), None, catalog, np.array(without_offset, np.int64))
     if any(clicked):
         # Where what is not clicked is a "no" at once, clicks wait for their slate, if not for the latest showing.
         first = model.click_delay is None and not model.by_item

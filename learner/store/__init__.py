@@ -166,6 +166,14 @@ class Store(Protocol):
         """For each shard the versions that it keeps, by name."""
         ...
 
+    def keep_model(self, name: str, data: bytes) -> None:
+        """Keep what is said of a model by its name, see `learner.store.models`."""
+        ...
+
+    def models(self) -> dict[str, bytes]:
+        """What is kept so, by name."""
+        ...
+
     def tell(self, name: str, status: bytes, ttl_s: int) -> None:
         """Keep what a learner tells of itself, by its name, for so long; nothing: no more."""
         ...
@@ -250,7 +258,12 @@ class Lifetimes(NamedTuple):
 
 
 def open_store(
-    url: str, ttl_s: int, timeout_s: float = 2.0, tombstone_ttl_s: int = 0, key_prefix: str = KEY_PREFIX
+    url: str,
+    ttl_s: int,
+    timeout_s: float = 2.0,
+    tombstone_ttl_s: int = 0,
+    key_prefix: str = KEY_PREFIX,
+    shadow: str = "",
 ) -> Store:
     """Open the store a URL names: ``redis://``, ``rediss://``, either with ``+cluster``, or ``sqlite:///path``.
 
@@ -266,6 +279,8 @@ def open_store(
         The same of a user who was ever erased; 0: for ever.
     key_prefix
         What all keys begin with, in Redis.
+    shadow
+        Of a model that learns beside the first: its name, which has keys, or a file, of its own.
 
     Raises
     ------
@@ -279,7 +294,7 @@ def open_store(
     if scheme == "sqlite":
         from learner.store.sqlite import SqliteStore
 
-        return SqliteStore(rest[1:], lifetimes)
+        return SqliteStore(f"{rest[1:]}.{shadow}" if shadow else rest[1:], lifetimes)
     from learner.store.redis import RedisStore
 
-    return RedisStore(url, lifetimes, timeout_s, key_prefix)
+    return RedisStore(url, lifetimes, timeout_s, f"{key_prefix}:model:{shadow}" if shadow else key_prefix)

@@ -118,6 +118,14 @@ class RecentStore:
         """Ask the store."""
         return self._store.versions()
 
+    def keep_model(self, name: str, data: bytes) -> None:
+        """See the store."""
+        self._store.keep_model(name, data)
+
+    def models(self) -> dict[str, bytes]:
+        """Ask the store."""
+        return self._store.models()
+
     def tell(self, name: str, status: bytes, ttl_s: int) -> None:
         """See the store."""
         self._store.tell(name, status, ttl_s)

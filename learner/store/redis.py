@@ -179,6 +179,17 @@ class RedisStore:
         replies = self._of_each_shard("HGETALL", versions_key)
         return [{name.decode(): data for name, data in reply.items()} for reply in replies]
 
+    def keep_model(self, name: str, data: bytes) -> None:
+        """Keep it in a hash."""
+        with translated():
+            self._redis.hset(f"{self._prefix}:models", name, data)
+
+    def models(self) -> dict[str, bytes]:
+        """Read them, in one round trip."""
+        with translated():
+            held: dict[bytes, bytes] = self._redis.hgetall(f"{self._prefix}:models")
+        return {name.decode(): data for name, data in held.items()}
+
     def tell(self, name: str, status: bytes, ttl_s: int) -> None:
         """Keep a status, and no others that are over, in one script; without learners the keys expire."""
         now = time.time()

@@ -28,6 +28,7 @@ CREATE TABLE IF NOT EXISTS sums (
 );
 CREATE TABLE IF NOT EXISTS owner (value BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS versions (name TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS models (name TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS told (name TEXT PRIMARY KEY, status BLOB NOT NULL, expires_at REAL NOT NULL) WITHOUT ROWID;
 """
 
@@ -133,6 +134,16 @@ class SqliteStore:
         """Read them all."""
         with self._file.reading() as db:
             return [dict(db.execute("SELECT name, data FROM versions"))]
+
+    def keep_model(self, name: str, data: bytes) -> None:
+        """Keep it in the place of what had the name."""
+        with self._file.writing() as db:
+            db.execute("INSERT OR REPLACE INTO models VALUES (?, ?)", (name, data))
+
+    def models(self) -> dict[str, bytes]:
+        """Read them all."""
+        with self._file.reading() as db:
+            return dict(db.execute("SELECT name, data FROM models"))
 
     def tell(self, name: str, status: bytes, ttl_s: int) -> None:
         """Keep a status in the place of the last one, and no others that are over."""

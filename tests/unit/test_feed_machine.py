@@ -125,8 +125,8 @@ class ExactlyOnce(RuleBasedStateMachine):
         learner = Learner(
             MODEL, store, Member(self.group, number), None, poll_timeout_ms=0, max_messages=3  # type: ignore[arg-type]
         )  # fmt: skip
-        assert learner._items is not None
-        learner._items.clock = learner._positions.clock = lambda: self.clock
+        assert learner._first._items is not None
+        learner._first._items.clock = learner._commits.clock = lambda: self.clock
         return learner
 
     # What is sent.
@@ -266,8 +266,8 @@ class ExactlyOnce(RuleBasedStateMachine):
         """A member that believes to own shards of items, be they its own or not."""
         self.turned = False
         learner = self.learners[member]
-        assert learner._items is not None
-        learner._items.turn(owned, Counter())
+        assert learner._first._items is not None
+        learner._first._items.turn(owned, Counter())
 
     @precondition(lambda self: self.turned)
     @rule(shard=small, state=st.integers(1, 5))

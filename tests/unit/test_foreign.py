@@ -407,7 +407,7 @@ def test_other_types_are_refused_or_passed_over_as_the_mapping_says(tmp_path: Pa
         rig.send(*events)
         learner = rig.new_learner(dead_letters=NoLetters())
         progress = learner.turn()
-        learner._positions.finish_now()
+        learner._commits.finish_now(learner._positions.values())
         learner.reader.close()
         assert (progress.messages, progress.counts["passed_over"]) == (len(events), events.count(search))
         assert not progress.bad

@@ -276,8 +276,8 @@ def test_a_learner_that_is_killed_before_its_items_are_stored_loses_none_of_them
     def die(*_: object) -> None:
         raise KeyboardInterrupt
 
-    assert rig.learner._items is not None
-    rig.learner._items.turn = die  # type: ignore[method-assign, assignment]
+    assert rig.learner._first._items is not None
+    rig.learner._first._items.turn = die  # type: ignore[method-assign, assignment]
     with pytest.raises(KeyboardInterrupt):
         rig.turns()
     rig.restart()
@@ -315,17 +315,17 @@ def test_a_block_stays_for_a_minute_after_the_last_shard_of_items_has_read_it_ho
     def blocks() -> list[int]:
         return [one.number for one in rig.store.read_feed({0: 0}, 1_000)[0]]
 
-    items = rig.learner._items
+    items = rig.learner._first._items
     assert items is not None
     items.clock = lambda: rig.clock
     # The items are an hour behind, and then read all.
-    rig.learner._items = None
+    rig.learner._first._items = None
     rig.send_slates(10)
     rig.turns(10)
     told = blocks()
     assert told
     rig.clock += 3_600.0
-    rig.learner._items = items
+    rig.learner._first._items = items
     rig.turns(1)
     rig.turns(3, seconds=15.0)
     assert blocks() == told
@@ -334,14 +334,14 @@ def test_a_block_stays_for_a_minute_after_the_last_shard_of_items_has_read_it_ho
 
 
 def test_items_that_have_stepped_back_are_made_good_though_nothing_comes(rig: Shown) -> None:
-    items = rig.learner._items
+    items = rig.learner._first._items
     assert items is not None
     items.clock = lambda: rig.clock
-    rig.learner._items = None
+    rig.learner._first._items = None
     rig.send_slates(10)
     rig.turns(10)
     before = rig.keep()
-    rig.learner._items = items
+    rig.learner._first._items = items
     rig.turns(2)
     # Users have lost nothing, and tell nothing again.
     rig.put_back(before)
@@ -403,8 +403,8 @@ def test_an_item_whose_record_was_damaged_learns_again_once_it_is_erased(rig: Sh
     assert counted(rig.turns(3))["item_outcomes_lost"] == 1
     blank = encode_record(erased(fresh_record(MODEL.item), MODEL.item, AT), MODEL.item)
     write_alone(rig.store, [Write(key, b"damaged", blank, erased=True, effect="item")])
-    assert rig.learner._items is not None
-    rig.learner._items._looks = [(-2 * TRIM_S, {})]
+    assert rig.learner._first._items is not None
+    rig.learner._first._items._looks = [(-2 * TRIM_S, {})]
     rig.turns(1)
     rig.send(slate(1, "u", "ab"))
     rig.turns(3)

@@ -308,14 +308,14 @@ def test_a_topic_of_another_model_stops_the_learner_before_it_is_dead_lettered(r
 
 def test_a_microbatch_is_as_large_as_its_users_records_allow(rig: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     bare = len(encode_record(fresh_record(MODEL), MODEL))
-    monkeypatch.setattr("learner.loop.MAX_RECORDS_BYTES", 10 * bare)
+    monkeypatch.setattr("learner.learning.MAX_RECORDS_BYTES", 10 * bare)
     learner = rig.new_learner()
     rig.send(*(shown(f"u{i}") for i in range(30)))
     assert learner.turn().messages == 10
     # Records with an outcome are larger.
     with_one = len(rig.store.load(["u0"])[0] or b"")
     assert [learner.turn().messages for _ in range(2)] == [10 * bare // with_one] * 2
-    monkeypatch.setattr("learner.loop.MAX_RECORDS_BYTES", 1)
+    monkeypatch.setattr("learner.learning.MAX_RECORDS_BYTES", 1)
     assert learner.turn().messages == 1
 
 

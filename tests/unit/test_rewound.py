@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -176,8 +177,8 @@ def test_a_partition_that_was_anothers_meanwhile_is_not_moved_by_what_was_learnt
     rig.learner.reader.assigned()
     rig.learner.reader.seek(partition, Mark(0, 3))
     rig.learner.reader._ours.clear()  # type: ignore[attr-defined]
-    rig.learner._positions.begin([])
-    rig.learner._positions.finish_now()
+    rig.learner._begin([], Counter())
+    rig.learner._commits.finish_now(rig.learner._positions.values())
     assert rig.store.positions([partition]) == [[b"0/3"]]
     rig.turns(seconds=1.0)
     assert rig.records() == rig.by_the_log_alone()

@@ -1,0 +1,42 @@
+"""Events that several models read alike: read once, for all of them."""
+
+from __future__ import annotations
+
+from learner.events.parsed import Parsed
+from learner.model.effect import ItemEffect
+from learner.model.spec import Model
+
+
+def read_alike(one: Model, other: Model) -> bool:
+    """Whether events make the same columns for two models, but for what stands for an offset that is missing.
+
+    A catalog is each model's own: what it has of an item depends on how far that model is in the log.
+    """
+    if one is other:
+        return True
+    return one.catalog is None and other.catalog is None and _how(one) == _how(other)
+
+
+def _how(model: Model) -> tuple[object, ...]:
+    """All that the columns of an event depend on."""
+    return (
+        list(model.features.items()), model.ignore_unknown, model.events, model.unframed, model.by_item,
+        model.click_delay is None, model.max_ahead_ms, model.examination is None, model.missing_offset == "refuse",
+        _of_items(model.item),
+    )  # fmt: skip
+
+
+def _of_items(item: ItemEffect | None) -> object:
+    """An item whose effect an event does not tell has the prior's."""
+    return None if item is None else (item.fingerprint, item.population_fingerprint)
+
+
+def as_read_for(parsed: Parsed, model: Model) -> Parsed:
+    """Events as a model reads them, from what another has read that reads alike."""
+    batch = parsed.batch
+    its, events = batch.without_offset, batch.events
+    if not len(its):
+        return parsed
+    item = events.item.copy()
+    item["offset"][its] = (events.row[its] * model.stand_in).sum(axis=1)
+    return parsed._replace(batch=batch._replace(events=events._replace(item=item)))
