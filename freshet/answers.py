@@ -174,6 +174,17 @@ class ModelResponse(msgspec.Struct, frozen=True):
     item_prior: list[Coefficient] | None = None
 
 
+class ModelsResponse(msgspec.Struct, frozen=True):
+    """The models of this service: which one is `served`, and those that score beside it.
+
+    `promoted` is what `freshet promote` said last, if anything; one that this service does not have is not served.
+    """
+
+    served: str
+    promoted: str | None
+    models: list[str]
+
+
 class Health(msgspec.Struct, frozen=True):
     """`ok`, or what is wrong."""
 

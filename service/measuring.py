@@ -38,12 +38,12 @@ def measuring(store: Store, metrics: QualityMetrics, model: Model) -> Iterator[N
             metrics.observe(model.name, windows, {name: name in worse for name in found})
             for name in sorted(worse - was_worse):
                 log.error(
-                    "what is served is worse than the fixed effect", segment=name, slates=found[name].slates,
-                    log_loss_more=found[name].worse,
+                    "what is served is worse than the fixed effect", model=model.name, segment=name,
+                    slates=found[name].slates, log_loss_more=found[name].worse,
                     means="features, offsets or clicks may not be what they were; see /quality",
                 )  # fmt: skip
             for name in sorted(was_worse - worse):
-                log.info("what is served is no longer worse than the fixed effect", segment=name)
+                log.info("what is served is no longer worse than the fixed effect", model=model.name, segment=name)
             was_worse, interval = worse, INTERVAL_S if sums else 1.0
 
     thread = threading.Thread(target=read, name="measuring", daemon=True)

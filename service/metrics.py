@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections import Counter as Counts
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -16,8 +14,8 @@ from prometheus_client.samples import Sample
 
 from freshet.answers import QualityWindow
 from learner.events.wire import Reason
-from learner.log.health import Health, Lost
-from learner.progress import STAGES
+from learner.log.health import Lost
+from learner.progress import STAGES, Progress
 
 LATENCY_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 FRESHNESS_BUCKETS = (*LATENCY_BUCKETS, 30, 300)
@@ -74,50 +72,6 @@ FATES: dict[str, tuple[str, str]] = {
 """Each `kind` of what became of events: what it counts, and when to look; empty if it says nothing by itself."""
 
 
-class Progress(Protocol):
-    """What one turn of the learning loop tells of itself, as `learner.progress.Progress` has it."""
-
-    @property
-    def messages(self) -> int:
-        """Polled in this turn."""
-        ...
-
-    @property
-    def counts(self) -> Counts[str]:
-        """What became of events."""
-        ...
-
-    @property
-    def bad(self) -> Counts[str]:
-        """Dead letters by reason."""
-        ...
-
-    @property
-    def lags(self) -> Mapping[str, int]:
-        """Messages still to be polled of each partition, named ``topic/number``."""
-        ...
-
-    @property
-    def lag(self) -> int:
-        """Messages still to be polled."""
-        ...
-
-    @property
-    def freshness_ms(self) -> float | None:
-        """Age of the oldest message of the batch when its record was stored; None without messages."""
-        ...
-
-    @property
-    def seconds(self) -> Mapping[str, float]:
-        """Of each stage of the turn that there was something to do in."""
-        ...
-
-    @property
-    def health(self) -> Health:
-        """What keeps the log from being read, and what of it is lost."""
-        ...
-
-
 class LearnerMetrics:
     """What the learning loop counts."""
 
@@ -172,6 +126,18 @@ class LearnerMetrics:
             "Whether the group's learner that started last learns otherwise than this one; the log says in what.",
             registry=registry,
         )  # fmt: skip
+        self.beside = Counter(
+            "freshet_learner_shadow", "What became of events with a shadow, a model that learns beside the first.",
+            ["model", "kind"], registry=registry,
+        )  # fmt: skip
+        self.refused = Counter(
+            "freshet_learner_shadow_refused", "Events that a shadow refused; they are no dead letters of it.",
+            ["model", "reason"], registry=registry,
+        )  # fmt: skip
+        self.dropped = Gauge(
+            "freshet_learner_shadow_dropped", "Whether a shadow learns no more, for trouble of its own.", ["model"],
+            registry=registry,
+        )  # fmt: skip
         self._known_lost: set[Lost] = set()
         self._lags: dict[str, int] = {}
         # From the beginning: the first of a kind would else be no increase.
@@ -194,6 +160,14 @@ class LearnerMetrics:
                 self.lost.labels("retention").inc(lost.events)
         for kind, count in progress.counts.items():
             self.outcomes.labels(kind).inc(count)
+        for model, beside in progress.beside.items():
+            self.dropped.labels(model).set(model in progress.dropped)
+            for kind, count in beside.counts.items():
+                self.beside.labels(model, kind).inc(count)
+            for reason, count in beside.refused.items():
+                self.refused.labels(model, str(reason)).inc(count)
+        for model in progress.dropped:
+            self.dropped.labels(model).set(1)
         if not progress.messages:
             return
         self.messages.inc(progress.messages)
@@ -244,25 +218,28 @@ class QualityMetrics:
             "Whether what is served to slates of a segment is worse than the fixed effect alone, by more than chance.",
             ["model", "segment"], registry=registry,
         )  # fmt: skip
+        self._told: dict[str, list[tuple[Gauge, tuple[str, ...]]]] = {}
 
     def observe(self, model: str, windows: Mapping[str, QualityWindow], is_worse: Mapping[str, bool]) -> None:
         """Take what was read; `is_worse` by segment."""
         for segment, worse in is_worse.items():
             self.worse.labels(model, segment).set(worse)
-        for gauge in (self.value, self.half_width, self.outcomes):
-            gauge.clear()
+        for gauge, labels in self._told.pop(model, ()):
+            gauge.remove(*labels)
+        told: list[tuple[Gauge, tuple[str, ...]]] = []
+
+        def tell(gauge: Gauge, value: float | None, *labels: str) -> None:
+            gauge.labels(model, *labels).set(math.nan if value is None else value)
+            told.append((gauge, (model, *labels)))
+
         for name, window in windows.items():
             for users, part in window.parts.items():
-                self.outcomes.labels(model, users, name).set(part.outcomes)
+                tell(self.outcomes, part.outcomes, users, name)
                 for way, one in part.ways.items():
                     for metric, estimate in one.metrics.items():
-                        labels = (model, metric, way, users, name)
-                        _set(self.value.labels(*labels), estimate.value)
-                        _set(self.half_width.labels(*labels), estimate.half_width)
-
-
-def _set(gauge: Gauge, value: float | None) -> None:
-    gauge.set(math.nan if value is None else value)
+                        tell(self.value, estimate.value, metric, way, users, name)
+                        tell(self.half_width, estimate.half_width, metric, way, users, name)
+        self._told[model] = told
 
 
 def _samples(metric: Counter | Histogram, suffix: str) -> list[Sample]:

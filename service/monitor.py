@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from freshet.answers import LearnerStatus
 from learner.log.health import HEALTHY, Health
+from learner.progress import Progress
 from learner.store import Store, StoreUnavailable
 from service.clock import now_ms
-from service.metrics import LearnerMetrics, Progress
+from service.metrics import LearnerMetrics
 from service.shares import Shares
 
 REPORT_INTERVAL_S = 10.0
@@ -67,6 +68,7 @@ class Monitor:
         self._reported_at = clock()
         self._store_trouble: str | None = None
         self._difference: str | None = None
+        self._dropped: dict[str, str] = {}
         self._messages = 0
         self._batches = 0
         self._freshness_ms = 0.0
@@ -82,6 +84,7 @@ class Monitor:
         self._lags = dict(progress.lags)
         self._metrics.observe(progress)
         self._health = progress.health
+        self._dropped.update(progress.dropped)
         self._missing_since = {topic: self._missing_since.get(topic, now) for topic in progress.health.missing}
         self._watch_shares(progress, now)
         if vanished := progress.counts["vanished"]:
@@ -142,6 +145,16 @@ class Monitor:
             log.info("the group's learner that started last has the same settings again")
         self._store_trouble, self._difference = trouble, difference
         self._metrics.differs.set(difference is not None)
+
+    def without(self, model: str, why: str) -> None:
+        """The learner goes on without a shadow."""
+        self._dropped[model] = why
+        self._metrics.dropped.labels(model).set(1)
+
+    @property
+    def note(self) -> str | None:
+        """What one should know of a learner that is ready: which shadows were dropped, and why."""
+        return "; ".join(f"shadow {name!r} is dropped: {why}" for name, why in self._dropped.items()) or None
 
     def close(self) -> None:
         """End the progress line."""

@@ -34,6 +34,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ----------
     model
         Path of the model specification; empty: the sample model.
+    shadow
+        Paths of specifications, by commas, of models that learn and score beside the first, each with its own records
+        and its own prior, named in it. The same for learners and scorers.
     prior
         Path of a prior that `freshet fit` wrote; empty: the one that the model names, if any.
     store
@@ -117,6 +120,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """
 
     model: str = ""
+    shadow: str = ""
     prior: str = ""
     store: str = "redis://127.0.0.1:6379/0"
     log: str = "kafka://127.0.0.1:9092"
@@ -175,6 +179,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def topic_of_items(self) -> str:
         """Where events about items go."""
         return self.items_topic or self.impressions_topic
+
+    @property
+    def shadows(self) -> list[str]:
+        """`shadow`, one by one."""
+        return [path.strip() for path in self.shadow.split(",") if path.strip()]
 
     @property
     def allowed_origins(self) -> list[str]:

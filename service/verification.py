@@ -10,6 +10,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from learner.events.alike import read_alike
 from learner.log import DEAD_LETTER_SUFFIX
 from learner.model.spec import Model
 from learner.store import StoreUnavailable, open_store
@@ -19,6 +20,7 @@ from service.environment import hide_password
 from service.eviction import forgets, redis_info
 from service.footprint import advice, footprint
 from service.settings import Settings
+from service.shadows import read_shadows
 
 ANSWER_TIMEOUT_MS = 5_000
 # A dead letter is its event with headers.
@@ -57,6 +59,14 @@ def verify(settings: Settings, model: Model) -> Iterator[Finding]:
     yield _api_key(settings)
     yield from _log(settings)
     yield from _store(settings, model)
+    for shadow in read_shadows(settings, model):
+        yield _ok("shadow", f"{shadow.name!r}, {shadow.d} coefficients")
+        if read_alike(model, shadow):
+            yield _ok("shadow", f"{shadow.name!r} reads events as {model.name!r} does: they are read once for both")
+        else:
+            yield _warning("shadow", f"{shadow.name!r} has other features or rules: events are read for it once more")
+        if not settings.store.startswith("sqlite://"):
+            yield _owner(settings, shadow, shadow.name)
 
 
 def _ok(subject: str, text: str) -> Finding:
@@ -198,11 +208,11 @@ def _store(settings: Settings, model: Model) -> Iterator[Finding]:
     yield _owner(settings, model)
 
 
-def _owner(settings: Settings, model: Model) -> Finding:
+def _owner(settings: Settings, model: Model, shadow: str = "") -> Finding:
     """Whose records the store has."""
     ours = owner_of(model, settings.group)
     try:
-        with closing(open_store(settings.store_url, **settings.store_options)) as store:
+        with closing(open_store(settings.store_url, **settings.store_options, shadow=shadow)) as store:
             held = owner_in(store)
         if held is None:
             return _ok("owner", "no learner has begun on this store yet")

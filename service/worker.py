@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 import structlog
@@ -21,13 +21,14 @@ from learner.loop import Learner
 from learner.model.spec import Model
 from learner.patience import MAX_BACKOFF_S
 from learner.store import Store, StoreUnavailable, open_store
-from learner.store.owner import claim, difference, owner_of
+from learner.store.owner import WrongStore, claim, difference, owner_of
 from learner.store.recent import RecentStore
 from service.eviction import StoreEvicts, evicts
 from service.measuring import measuring
 from service.metrics import QualityMetrics, exposition
 from service.monitor import Monitor
 from service.settings import DAY_S, Settings
+from service.shadows import Shadow, open_shadow, open_shadows
 from service.store_watch import watch
 from service.telling import telling
 from service.web import api
@@ -41,8 +42,12 @@ T = TypeVar("T")
 log = structlog.get_logger("freshet")
 
 
-def learn(settings: Settings, model: Model) -> int:
-    """Learn until a signal; returns the exit status."""
+def learn(settings: Settings, model: Model, shadows: Sequence[Model] = (), catch_up: str = "") -> int:
+    """Learn until a signal; returns the exit status.
+
+    With `catch_up` one shadow of that name alone, into its store, by a consumer group of its own: nothing waits for it,
+    and it writes no dead letters.
+    """
     stop = threading.Event()
 
     def drain(*_: object) -> None:
@@ -58,7 +63,11 @@ def learn(settings: Settings, model: Model) -> int:
         settings.stalled_after_s,
         loss_acknowledged=int(settings.loss_acknowledged.timestamp() * 1000),
     )
-    store = open_store(settings.store_url, **settings.store_options)
+    group = settings.group
+    if catch_up:
+        (model,) = (one for one in shadows if one.name == catch_up)
+        shadows, group = (), f"{group}.{catch_up}"
+    store = open_shadow(settings, model) if catch_up else open_store(settings.store_url, **settings.store_options)
     try:
         with _answering(settings, _monitor_app(settings, monitor, store, registry)):
             owner = owner_of(model, settings.group)
@@ -70,12 +79,23 @@ def learn(settings: Settings, model: Model) -> int:
             if changed := difference(before, owner):
                 log.warning("the model has other settings than the group's last learner had", difference=changed)
             watch(settings, store, owner, stop, monitor)
-            with telling(store, monitor, settings.group), measuring(store, QualityMetrics(registry), model):
-                reader = _patiently("log", stop, lambda: _open_reader(settings))
+            opened = open_shadows(settings, shadows)
+            beside = _patiently("store", stop, lambda: claimed(settings, opened, monitor))
+            if beside is None:
+                return 0
+            metrics = QualityMetrics(registry)
+            with ExitStack() as stack:
+                stack.enter_context(telling(store, monitor, group))
+                for one, its_store in ((model, store), *beside):
+                    stack.enter_context(measuring(its_store, metrics, one))
+                reader = _patiently("log", stop, lambda: _open_reader(settings, group))
                 if reader is None:
                     return 0
-                log.info("learning", topics=settings.topics, group=settings.group, model=model.name)
-                make_learner(settings, model, store, reader, monitor, stop).run()
+                names = [one.model.name for one in beside]
+                log.info("learning", topics=settings.topics, group=group, model=model.name, shadows=names)
+                make_learner(
+                    settings, model, store, reader, monitor, stop, shadows=beside, has_letters=not catch_up
+                ).run()
     finally:
         monitor.close()
     log.info("stopped")
@@ -90,17 +110,18 @@ def make_learner(
     monitor: Monitor,
     stop: threading.Event,
     take_over: bool = False,
+    shadows: Sequence[Shadow] = (),
+    has_letters: bool = True,
 ) -> Learner:
     """A learner; it runs when it is told to."""
     # Now, for its first use would be at the first event.
     import scipy.special  # noqa: F401
 
-    ages = [one.ttl_s for one in (model, model.item) if one is not None and one.ttl_s]
     return Learner(
         model,
-        RecentStore(store, ttl_s=min([settings.ttl_days * DAY_S, *ages])),
+        _recent(settings, model, store),
         reader,
-        open_log(settings.log, **settings.kafka_options),
+        open_log(settings.log, **settings.kafka_options) if has_letters else None,
         monitor.observe,
         settings.max_batch,
         settings.poll_timeout_ms,
@@ -108,7 +129,32 @@ def make_learner(
         max_slates_per_minute=settings.max_slates_per_minute,
         take_over=take_over,
         items_topic=settings.items_topic,
+        shadows=[(one, _recent(settings, one, its_store)) for one, its_store in shadows],
     )
+
+
+def claimed(settings: Settings, shadows: Sequence[Shadow], monitor: Monitor) -> list[Shadow]:
+    """The shadows whose stores are theirs; the learner goes on without one whose is not, and says so."""
+    found = []
+    for one in shadows:
+        owner = owner_of(one.model, settings.group)
+        try:
+            before = claim(one.store, owner)
+        except WrongStore as exc:
+            log.error("a shadow is dropped", model=one.model.name, error=str(exc))
+            monitor.without(one.model.name, str(exc))
+            continue
+        if changed := difference(before, owner):
+            name = one.model.name
+            log.warning("a shadow has other settings than it last had", model=name, difference=changed)
+        found.append(one)
+    return found
+
+
+def _recent(settings: Settings, model: Model, store: Store) -> Store:
+    """A store that remembers what was written last, for no longer than the model's records are kept."""
+    ages = [one.ttl_s for one in (model, model.item) if one is not None and one.ttl_s]
+    return RecentStore(store, ttl_s=min([settings.ttl_days * DAY_S, *ages]))
 
 
 def _patiently(what: str, stop: threading.Event, get: Callable[[], T]) -> T | None:
@@ -130,8 +176,8 @@ def _patiently(what: str, stop: threading.Event, get: Callable[[], T]) -> T | No
         return None
 
 
-def _open_reader(settings: Settings) -> Reader:
-    return open_reader(settings.log, settings.topics, settings.group, **settings.reader_options)
+def _open_reader(settings: Settings, group: str) -> Reader:
+    return open_reader(settings.log, settings.topics, group, **settings.reader_options)
 
 
 def _monitor_app(settings: Settings, monitor: Monitor, store: Store, registry: CollectorRegistry) -> FastAPI:
@@ -140,7 +186,7 @@ def _monitor_app(settings: Settings, monitor: Monitor, store: Store, registry: C
     app.add_middleware(Guard, settings=settings)
     add_error_handlers(app)
 
-    readiness = Readiness(lambda: monitor.trouble(store))
+    readiness = Readiness(lambda: monitor.trouble(store), lambda: monitor.note)
 
     @app.head("/health/live")
     @app.get("/health/live")

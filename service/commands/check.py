@@ -17,6 +17,7 @@ from service.commands.command import SQLITE_FILE, Arguments
 from service.environment import service_links
 from service.footprint import told
 from service.settings import Settings, describe
+from service.shadows import declare_shadow
 
 if TYPE_CHECKING:
     from learner.batch.raw import Raw
@@ -55,6 +56,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
         help=f"read up to {READ_TO_SUGGEST:,} records, and print a model.toml for them: a mapping, and features with "
         "their kinds, means and values. Read it before you use it, and try it with --sample",
     )  # fmt: skip
+    declare_shadow(parser)
     parser.add_argument("--offline", action="store_true", help="only print; connect to nothing")
     parser.add_argument("--file", help=SQLITE_FILE)
 

@@ -14,7 +14,8 @@ from learner.store.versions import Versions
 from service.clock import now_ms
 from service.commands.command import SQLITE_FILE, Arguments
 from service.environment import hide_password
-from service.settings import Settings
+from service.settings import Settings, SettingsError
+from service.shadows import declare_shadow, read_shadows
 
 
 class InspectArguments(Arguments):
@@ -23,6 +24,7 @@ class InspectArguments(Arguments):
     user: str | None
     item: str | None
     json: bool
+    of: str | None
     file: str | None
 
 
@@ -36,6 +38,8 @@ def declare(parser: argparse.ArgumentParser) -> None:
     whose = parser.add_mutually_exclusive_group(required=True)
     whose.add_argument("user", metavar="USER", nargs="?", help="the user_id")
     whose.add_argument("--item", metavar="ITEM", help="the item_id")
+    declare_shadow(parser)
+    parser.add_argument("--of", metavar="NAME", help="of a shadow, by its name (default: of the first model)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--file", help=SQLITE_FILE)
 
@@ -47,6 +51,12 @@ def run(arguments: InspectArguments, settings: Settings, model: Model) -> int:
     from learner.record.items import item_id
     from service.inspection import as_text, of_catalog, report
 
+    shadow = ""
+    if arguments.of is not None and arguments.of != model.name:
+        found = {one.name: one for one in read_shadows(settings, model)}
+        if arguments.of not in found:
+            raise SettingsError(f"--of {arguments.of}: expected one of {', '.join([model.name, *found])}")
+        model, shadow = found[arguments.of], arguments.of
     effect: Effect | None = model
     whose = key = arguments.user or ""
     catalog = None
@@ -57,7 +67,7 @@ def run(arguments: InspectArguments, settings: Settings, model: Model) -> int:
             return 1
         whose, key = arguments.item, item_id(item_key(arguments.item))
     value = entry = None
-    store = open_store(settings.store_url, **settings.store_options)
+    store = open_store(settings.store_url, **settings.store_options, shadow=shadow)
     try:
         if effect is not None:
             (value,) = store.load([key], effect.key)

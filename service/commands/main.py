@@ -24,7 +24,8 @@ COMMANDS = {
     "demo": "simulated users and items that come and go, and the regret of each policy",
     "items": "import a table of items into the catalog",
     "inspect": "print the record of a user or an item",
-    "models": "the versions of the model that have learnt into the store",
+    "models": "the models that learn into the store and which is served, and the versions of each",
+    "promote": "have scorers serve another of the models side by side",
     "replay-dlq": "put dead letters back into their topics",
     "top": "what learners and a service tell, on one screen of a terminal",
 }

@@ -1,18 +1,25 @@
-"""`freshet models`: the versions of models that have learnt into a store, and which of them is in force."""
+"""`freshet models`: the models that learn into a store, which of them is served, and the versions of each."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 
 from learner.model.spec import Model
-from learner.store import open_store
+from learner.store import Store, open_store
+from learner.store.models import registered
+from learner.store.owner import owner_in
 from learner.store.versions import Version, in_force, known, put_in_force, version_of
 from service.clock import now_ms
 from service.commands.command import SQLITE_FILE, Arguments
 from service.environment import hide_password
+from service.quality import window_of
 from service.settings import Settings
+
+DAY_H = 24
 
 
 class ModelsArguments(Arguments):
@@ -25,7 +32,9 @@ class ModelsArguments(Arguments):
 def declare(parser: argparse.ArgumentParser) -> None:
     """Say what it is, and what it takes."""
     parser.description = (
-        "Print the versions of models that have learnt into the store, oldest first: * is in force, that "
+        "Print the models that learn into the store: which one is served (`freshet promote`), how many users it has "
+        "records of, which takes a walk through all keys, and the log loss of what it did or would serve in the last "
+        "day. Then the versions of each, oldest first: * is in force, that "
         "is, its learners write records; those of the others stop. A learner with a new model.toml or prior comes into "
         "force as it starts, and reads the records of the versions before it."
     )
@@ -34,27 +43,52 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: ModelsArguments, settings: Settings, model: Model) -> int:
-    """Print versions, or put one in force."""
-    store = open_store(settings.store_url, **settings.store_options)
-    try:
-        versions = known(store).versions
-        if arguments.use is not None:
-            wanted = next((one for one in versions if one.name == arguments.use), None)
-            if wanted is None:
-                names = ", ".join(one.name for one in versions) or "none"
-                print(f"--use {arguments.use}: not a version in this store: expected one of {names}", file=sys.stderr)
-                return 1
-            if in_force(versions, wanted.model) != wanted:
-                put_in_force(store, wanted, versions, now_ms())
-                versions = known(store).versions
-    finally:
-        store.close()
-    if not versions:
-        print(f"no model has learnt into {hide_password(settings.store)} yet")
-    here = version_of(model).name
-    for one in versions:
-        print(_line(one, in_force(versions, one.model) == one, one.name == here))
+    """Print models and their versions, or put a version in force."""
+    with ExitStack() as opened:
+
+        def store_of(shadow: str = "") -> Store:
+            return opened.enter_context(
+                closing(open_store(settings.store_url, **settings.store_options, shadow=shadow))
+            )
+
+        first = store_of()
+        names, served = registered(first)
+        owner = owner_in(first)
+        of_first = model.name if owner is None else owner.model
+        stores = {of_first: first} | {name: store_of(name) for name in names if name != of_first}
+        versions = {name: known(store).versions for name, store in stores.items()}
+        if arguments.use is not None and not _use(arguments.use, stores, versions):
+            return 1
+        if not any(versions.values()):
+            print(f"no model has learnt into {hide_password(settings.store)} yet")
+        here = version_of(model).name
+        for name, store in stores.items():
+            if found := known(store).versions:
+                print(_of_model(name, store, found, (served or of_first) == name), flush=True)
+            for one in found:
+                print(_line(one, in_force(found, one.model) == one, one.name == here))
     return 0
+
+
+def _use(wanted: str, stores: Mapping[str, Store], versions: Mapping[str, list[Version]]) -> bool:
+    """Put a version in force, in the store that knows it; say if none does."""
+    for name, known_here in versions.items():
+        for version in known_here:
+            if version.name == wanted:
+                if in_force(known_here, version.model) != version:
+                    put_in_force(stores[name], version, known_here, now_ms())
+                return True
+    names = ", ".join(one.name for some in versions.values() for one in some) or "none"
+    print(f"--use {wanted}: not a version in this store: expected one of {names}", file=sys.stderr)
+    return False
+
+
+def _of_model(name: str, store: Store, versions: Sequence[Version], is_served: bool) -> str:
+    n_users = sum(len(part) for part in store.scan())
+    window = window_of(store.sums(), DAY_H, any("item" in one.effects for one in versions))
+    loss = None if window is None else window.parts["all"].ways["served"].metrics["log_loss"].value
+    of_day = "nothing is measured" if loss is None else f"log loss {loss:.4f} in the last day"
+    return f"{name}: {'served' if is_served else 'shadow'}, {n_users:,} users, {of_day}"
 
 
 def _line(version: Version, is_in_force: bool, is_here: bool) -> str:

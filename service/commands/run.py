@@ -33,6 +33,8 @@ def run(command: Command, arguments: Arguments) -> int:
         settings = read_settings(os.environ)
         if arguments.model:
             settings = msgspec.structs.replace(settings, model=arguments.model)
+        if getattr(arguments, "shadow", None):
+            settings = msgspec.structs.replace(settings, shadow=",".join(arguments.shadow))
         if (path := _sqlite_file(arguments, os.environ)) is not None:
             if arguments.command != "up" and not Path(path).exists():
                 raise SettingsError(f"--file {path!r}: no such file")

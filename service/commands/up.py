@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import threading
+from contextlib import ExitStack
 
 from learner.model.spec import Model
 from service.commands.command import Arguments
@@ -11,6 +12,7 @@ from service.commands.imports import imports
 from service.commands.ports import require_free
 from service.commands.process import logged
 from service.settings import Settings
+from service.shadows import declare_shadow, open_shadows, read_shadows
 
 FILE = "freshet.db"
 """Where log and store are, unless something else is said."""
@@ -29,11 +31,13 @@ def declare(parser: argparse.ArgumentParser) -> None:
         "Learner and service in one process. One SQLite file is both the log and the store; no servers."
     )
     parser.add_argument("--file", default=FILE, help="the SQLite file, made if missing (default: %(default)s)")
+    declare_shadow(parser)
     parser.add_argument("--port", type=int, help="where to listen (default: FRESHET_PORT, else 8000)")
 
 
 def run(arguments: UpArguments, settings: Settings, model: Model) -> int:
     """Learn and serve until a signal."""
+    shadows = read_shadows(settings, model)
     require_free(settings.host, settings.port, "--port or FRESHET_PORT")
     with imports():
         import structlog
@@ -50,7 +54,7 @@ def run(arguments: UpArguments, settings: Settings, model: Model) -> int:
         from service.telling import telling
         from service.web.app import create_app
         from service.web.server import make_server, run_until_signal
-        from service.worker import make_learner
+        from service.worker import claimed, make_learner
     log = structlog.get_logger("freshet")
 
     def up() -> int:
@@ -61,11 +65,13 @@ def run(arguments: UpArguments, settings: Settings, model: Model) -> int:
         # The service closes its own when it stops, while the learner may still finish its microbatch.
         learner_store, store = (open_store(settings.store_url, **settings.store_options) for _ in range(2))
         claim(learner_store, owner_of(model, settings.group))
+        learnt, scored = (open_shadows(settings, shadows) for _ in range(2))
+        learnt = claimed(settings, learnt, monitor)
         reader = open_reader(settings.log, settings.topics, settings.group)
         # Nobody else learns into this file.
-        learner = make_learner(settings, model, learner_store, reader, monitor, stop, take_over=True)
+        learner = make_learner(settings, model, learner_store, reader, monitor, stop, take_over=True, shadows=learnt)
         app = create_app(
-            settings, model, store, open_log(settings.log), registry, lambda: monitor.trouble(learner_store)
+            settings, model, store, open_log(settings.log), registry, lambda: monitor.trouble(learner_store), scored
         )
         server = make_server(app, settings, settings.port)
         failed = threading.Event()
@@ -86,7 +92,10 @@ def run(arguments: UpArguments, settings: Settings, model: Model) -> int:
         log.info("up", address=f"http://{settings.host}:{settings.port}", file=settings.store, model=model.name)
         try:
             metrics = QualityMetrics(registry)
-            with telling(learner_store, monitor, settings.group), measuring(learner_store, metrics, model):
+            with ExitStack() as stack:
+                stack.enter_context(telling(learner_store, monitor, settings.group))
+                for one, its_store in ((model, learner_store), *learnt):
+                    stack.enter_context(measuring(its_store, metrics, one))
                 run_until_signal(server)
         finally:
             stop.set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -24,8 +24,8 @@ from service.metrics import exposition
 from service.settings import Settings
 from service.web import api
 from service.web.answers import describe_model
+from service.web.beside import Beside
 from service.web.guard import Guard
-from service.web.guardrail import Guardrail
 from service.web.http import (
     CountRequests,
     RouteAsSent,
@@ -38,13 +38,12 @@ from service.web.impressions import Impressions
 from service.web.ingest import Ingest, add_ingest
 from service.web.learners import Learners, add_learners
 from service.web.metrics import ServiceMetrics
-from service.web.openapi import OF_A_USER, OF_AN_ITEM, body, install, reference, responses
-from service.web.operations import Operations
+from service.web.openapi import OF_A_USER, OF_AN_ITEM, body, install, of_a_model, reference, responses
 from service.web.pages import add_pages
-from service.web.quality import Quality, add_quality
+from service.web.quality_route import add_quality
 from service.web.readiness import Readiness
 from service.web.routing import PlainRoute, id_in_path
-from service.web.scoring import Scoring
+from service.web.scorers import Scorer, Scorers
 from service.web.threads import in_thread
 
 THREADS = 32
@@ -63,6 +62,7 @@ def create_app(
     log: EventLog,
     registry: CollectorRegistry | None = None,
     trouble: Callable[[], str | None] = lambda: None,
+    shadows: Sequence[tuple[Model, Store]] = (),
 ) -> FastAPI:
     """Build the service.
 
@@ -76,6 +76,8 @@ def create_app(
         Where the metrics are kept; a new one by default.
     trouble
         What else, beside the store, keeps the process from being ready; None if nothing.
+    shadows
+        Models beside the first that may be promoted, and their stores, which are closed too.
     """
     registry = registry or CollectorRegistry()
     metrics = ServiceMetrics(registry)
@@ -90,29 +92,29 @@ def create_app(
         store.ping()
         return trouble()
 
-    quality = Quality(model, store, with_store)
-    guardrail = Guardrail(model, quality)
-    operations, ingest = Operations(settings, model, store, guardrail), Ingest(settings, model, log)
-    readiness = Readiness(look)
-    scoring = Scoring(operations, model, store, with_store, explaining)
+    all_models = [Scorer(settings, *one, with_store, explaining) for one in ((model, store), *shadows)]
+    scorers, beside = Scorers(all_models, with_store, metrics), Beside(metrics)
+    ingest, readiness = Ingest(settings, model, log), Readiness(look)
     learners = Learners(model.name, store, with_store)
-    for_model = api.score_decoder(model.structs)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # What is wrong is in the log before anybody asks.
         first_look = asyncio.create_task(readiness.check())
-        watching = asyncio.create_task(guardrail.watch())
+        await scorers.begin()
+        watching = [asyncio.create_task(one.guardrail.watch()) for one in scorers.all]
+        watching.append(asyncio.create_task(scorers.watch()))
         yield
-        watching.cancel()
+        for one in watching:
+            one.cancel()
         await first_look
         for pool in (with_store, with_log, explaining):
             pool.shutdown(wait=False)
         impressions.close()
         readiness.close()
-        scoring.close()
+        beside.close()
         log.close()
-        store.close()
+        scorers.close()
 
     app = FastAPI(
         title="Freshet",
@@ -155,16 +157,18 @@ def create_app(
         """
         laps = Laps()
         raw = await read_body(request, MAX_EVENT_BYTES)
-        wanted = decode_body(for_model, _SCORE_REQUEST, raw)
+        scorer = scorers.served
+        wanted = decode_body(scorer.decoder, _SCORE_REQUEST, raw)
         laps.lap("body")
-        answer, impression = await scoring.score(wanted, len(raw), laps)
+        answer, impression = await scorer.scoring.score(wanted, len(raw), laps)
         if impression is not None:
             answer = msgspec.structs.replace(answer, logged=await logged(impression))
             laps.lap("log")
         metrics.took(laps.seconds)
-        if model.catalog is not None:
+        if scorer.model.catalog is not None:
             metrics.unknown_items.inc(sum(item.known is False for item in answer.items))
         metrics.scored.labels(wanted.policy, str(answer.user_known).lower()).inc(len(answer.items))
+        beside.score(raw, answer, scorers.beside)
         return json_response(answer)
 
     async def logged(impression: Entry) -> bool:
@@ -181,21 +185,23 @@ def create_app(
 
     @app.get(
         "/users/{user_id}/posterior",
-        responses=responses(api.PosteriorResponse, 400, 422, 500, says="The belief."),
-        openapi_extra=OF_A_USER,
+        responses=responses(api.PosteriorResponse, 400, 404, 422, 500, says="The belief."),
+        openapi_extra=of_a_model(OF_A_USER),
     )
     async def posterior(request: Request) -> Response:
         """The belief of a user, relaxed to now; for an unknown user the prior."""
-        return json_response(await in_thread(with_store, operations.posterior, id_in_path(request, "user_id")))
+        operations, user_id = scorers.asked(request).operations, id_in_path(request, "user_id")
+        return json_response(await in_thread(with_store, operations.posterior, user_id))
 
     @app.get(
         "/items/{item_id}/posterior",
         responses=responses(api.ItemPosteriorResponse, 400, 404, 422, 500, says="The belief."),
-        openapi_extra=OF_AN_ITEM,
+        openapi_extra=of_a_model(OF_AN_ITEM),
     )
     async def item_posterior(request: Request) -> Response:
         """The belief of an item, relaxed to now; of an unknown item the prior. 404 if the model learns no items."""
-        return json_response(await in_thread(with_store, operations.item_posterior, id_in_path(request, "item_id")))
+        operations, item_id = scorers.asked(request).operations, id_in_path(request, "item_id")
+        return json_response(await in_thread(with_store, operations.item_posterior, item_id))
 
     @app.delete(
         "/users/{user_id}",
@@ -203,14 +209,14 @@ def create_app(
         openapi_extra=OF_A_USER,
     )
     async def erase(request: Request) -> Response:
-        """Erase a user: all that was learnt, and all that is pending.
+        """Erase a user: all that was learnt, by whatever model, and all that is pending.
 
         The erasure is in the log before the answer is sent. Whatever fails, ask again: nothing is undone.
         """
         user_id = id_in_path(request, "user_id")
         # Each with its own threads: those who score need not wait for the log.
         at = await in_thread(with_log, ingest.log_erasure, user_id)
-        return json_response(await in_thread(with_store, operations.erase, user_id, at))
+        return json_response(await in_thread(with_store, scorers.erase, user_id, at))
 
     @app.delete(
         "/items/{item_id}",
@@ -226,12 +232,17 @@ def create_app(
         """
         item_id = id_in_path(request, "item_id")
         at = await in_thread(with_log, ingest.log_item_erasure, item_id)
-        return json_response(await in_thread(with_store, operations.erase_item, item_id, at))
+        return json_response(await in_thread(with_store, scorers.erase_item, item_id, at))
 
-    @app.get("/model", responses=responses(api.ModelResponse, says="The model."))
+    @app.get("/model", responses=responses(api.ModelResponse, 404, says="The model."), openapi_extra=of_a_model())
     async def describe(request: Request) -> Response:
         """The model that scores."""
-        return json_response(describe_model(model))
+        return json_response(describe_model(scorers.asked(request).model))
+
+    @app.get("/models", responses=responses(api.ModelsResponse, says="The models."))
+    async def models(request: Request) -> Response:
+        """The models side by side, and which of them is served: see `freshet promote`."""
+        return json_response(scorers.answer())
 
     @app.head("/health/live", include_in_schema=False)
     @app.get("/health/live", responses=responses(api.Health, says="The process answers."))
@@ -257,7 +268,7 @@ def create_app(
     add_ingest(app, ingest, metrics, with_log)
     add_pages(app)
     add_learners(app, learners)
-    add_quality(app, quality)
+    add_quality(app, scorers)
     app.state.end = learners.end
     # Routes are tried in turn: the one that is asked for most comes first.
     app.router.routes.sort(key=lambda route: getattr(route, "path", "") != "/score")

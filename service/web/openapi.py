@@ -9,7 +9,7 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from freshet.answers import LearnersResponse, QualityResponse
+from freshet.answers import LearnersResponse, ModelsResponse, QualityResponse
 from learner.events.wire import WireCatalogItem, WireClick, WireImpression
 from learner.limits import MAX_ID_LENGTH
 from learner.model.events_file import EventsFile
@@ -23,14 +23,14 @@ _REF = "#/components/schemas/{name}"
 _TYPES = [
     api.ScoreRequest, api.ScoreResponse, api.EventsResponse, api.PosteriorResponse,
     api.ItemPosteriorResponse, api.Erasure, api.ItemErasure, api.ModelResponse,
-    api.Health, api.ErrorResponse, LearnersResponse, QualityResponse, WireImpression, WireClick,
+    api.Health, api.ErrorResponse, LearnersResponse, ModelsResponse, QualityResponse, WireImpression, WireClick,
     WireCatalogItem, api.CatalogItem,
 ]  # fmt: skip
 _ERRORS = {
     400: "The body is not JSON, or the path not UTF-8.",
     401: "The API key is missing or wrong.",
     403: "The API key does not open this route: an admin's would.",
-    404: "The model learns nothing of the kind.",
+    404: "The model learns nothing of the kind, or there is no such model.",
     408: "The body did not arrive in time.",
     413: "The body is too large, or has too many events.",
     415: "The body is compressed.",
@@ -108,6 +108,16 @@ def _of(name: str) -> dict[str, Any]:
 
 OF_A_USER, OF_AN_ITEM = _of("user_id"), _of("item_id")
 """The `openapi_extra` of routes whose path names a user, or an item."""
+
+_OF_A_MODEL: dict[str, Any] = {
+    "name": "model", "in": "query", "required": False, "schema": {"type": "string"},
+    "description": "The name of a model of this service; without it, of the one that is served.",
+}  # fmt: skip
+
+
+def of_a_model(extra: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The `openapi_extra` of a route that may be asked of a model by its name."""
+    return {"parameters": [*(extra or {}).get("parameters", ()), _OF_A_MODEL]}
 
 
 def install(app: FastAPI, model: Model, needs_key: bool) -> None:

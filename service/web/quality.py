@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from fastapi import FastAPI, Request, Response
-
 from freshet.answers import QualityResponse
 from learner.model.spec import Model
 from learner.store import Store
 from service.clock import now_ms
 from service.guardrail import judged
 from service.quality import hours_of, windows_of
-from service.web.http import json_response
-from service.web.openapi import responses
 from service.web.shared_read import SharedRead
 
 REMEMBERED_S = 10.0
@@ -49,16 +45,3 @@ class Quality:
             self._model.name, now_ms(), self._model.quality, bool(worse), windows_of(sums, has_items, segments),
             hours_of(sums, has_items), worse,
         )  # fmt: skip
-
-
-def add_quality(app: FastAPI, quality: Quality) -> None:
-    """Add the route of how good scores are."""
-
-    @app.get("/quality", responses=responses(QualityResponse, says="How good scores are."))
-    async def measured(request: Request) -> Response:
-        """How good scores are: log loss, order in slates and calibration of the last hour, day and week.
-
-        Of the fixed effect alone, the prior and what was served, with 95 % intervals, and what it is better by. It is
-        read from the store at most once in ten seconds.
-        """
-        return json_response(await quality.now())

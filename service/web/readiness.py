@@ -33,10 +33,12 @@ class Readiness:
     look
         Asks the store and whatever else there is: what keeps the process from being ready, None if nothing. It may
         block for as long as the store's timeout, and raise `StoreUnavailable`.
+    note
+        What one should know of a process that is ready; it does not block.
     """
 
-    def __init__(self, look: Callable[[], str | None]) -> None:
-        self._look = look
+    def __init__(self, look: Callable[[], str | None], note: Callable[[], str | None] = lambda: None) -> None:
+        self._look, self._note = look, note
         self._pool = ThreadPoolExecutor(1, "readiness")
         self._looking: asyncio.Future[_Trouble | None] | None = None
         # What has been logged since the process was last ready.
@@ -46,7 +48,7 @@ class Readiness:
         """The answer to a probe."""
         if (trouble := await self.check()) is not None:
             raise api.ApiError(503, trouble.code, trouble.why, retry_after=RETRY_AFTER_S)
-        return json_response(api.Health("ok"))
+        return json_response(api.Health("ok", self._note()))
 
     async def check(self) -> _Trouble | None:
         """Look, or wait for who is looking."""

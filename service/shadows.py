@@ -1,0 +1,63 @@
+"""Models beside the first: the files that name them, and the stores that they have."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from learner.model.duration import ModelError
+from learner.model.spec import Model
+from learner.store import Store, open_store
+from learner.store.models import NAME
+from service.model_file import read_model
+from service.settings import Settings
+
+
+class Shadow(NamedTuple):
+    """A model, and the store that it alone has."""
+
+    model: Model
+    store: Store
+
+
+def declare_shadow(parser: argparse.ArgumentParser) -> None:
+    """Say that models may stand beside the first."""
+    parser.add_argument(
+        "--shadow", action="append", metavar="FILE",
+        help="model.toml of a model beside the first, its prior named in it; may be said again for another (default: "
+        "FRESHET_SHADOW)",
+    )  # fmt: skip
+
+
+def read_shadows(settings: Settings, first: Model) -> list[Model]:
+    """The models that the settings name beside the first.
+
+    Raises
+    ------
+    ModelError
+        If one cannot be read, or two have a name, or a name cannot be part of a key.
+    """
+    found: list[Model] = []
+    for path in settings.shadows:
+        model = read_model(path)
+        # Values are of one topic, and so of one schema registry.
+        model = replace(model, unframed=first.unframed)
+        if not NAME.fullmatch(model.name):
+            raise ModelError(f"{path}: name = {model.name!r}: expected of a shadow 1 to 64 of A-Z a-z 0-9 _ . -")
+        if model.name in {first.name, *(one.name for one in found)}:
+            raise ModelError(f"{path}: name = {model.name!r}: expected another name than the models beside it have")
+        _ = model.stand_in, model.width
+        found.append(model)
+    return found
+
+
+def open_shadow(settings: Settings, model: Model) -> Store:
+    """The store of a model beside the first."""
+    return open_store(settings.store_url, **settings.store_options, shadow=model.name)
+
+
+def open_shadows(settings: Settings, models: Sequence[Model]) -> list[Shadow]:
+    """Models with their stores."""
+    return [Shadow(model, open_shadow(settings, model)) for model in models]

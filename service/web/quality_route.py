@@ -1,0 +1,28 @@
+"""The route of how good scores are."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Request, Response
+
+from freshet.answers import QualityResponse
+from service.web.http import json_response
+from service.web.openapi import of_a_model, responses
+from service.web.scorers import Scorers
+
+
+def add_quality(app: FastAPI, scorers: Scorers) -> None:
+    """Add the route."""
+
+    @app.get(
+        "/quality",
+        responses=responses(QualityResponse, 404, says="How good scores are."),
+        openapi_extra=of_a_model(),
+    )
+    async def measured(request: Request) -> Response:
+        """How good scores are: log loss, order in slates and calibration of the last hour, day and week.
+
+        Of the fixed effect alone, the prior and what was served, with 95 % intervals, and what it is better by. Of a
+        model that learns beside the served one: what it would have served. It is read from the store at most once in
+        ten seconds.
+        """
+        return json_response(await scorers.asked(request).quality.now())
