@@ -20,6 +20,7 @@ SUBJECTS = (
     "foreign",
     "learner",
     "quality",
+    "shadow",
     "freshness",
     "busy_user",
     "score",

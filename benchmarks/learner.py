@@ -131,7 +131,10 @@ def bare_poll(context: Context, topic: str, n: int, decode: Callable[[bytes], ob
     return rates
 
 
-def freshet(context: Context, topic: str, n: int, with_items: bool = False, of: Model | None = None) -> Rates:
+def freshet(
+    context: Context, topic: str, n: int, with_items: bool = False, of: Model | None = None,
+    shadows: Sequence[Model] = (),
+) -> Rates:  # fmt: skip
     """Records learnt, stored and committed by one learner into an empty Redis; from the first batch on."""
     server = shared(context, RedisServer)
     client = redis.Redis.from_url(server.url())
@@ -144,6 +147,7 @@ def freshet(context: Context, topic: str, n: int, with_items: bool = False, of: 
         open_reader(log_url, [topic], f"group-{uuid.uuid4().hex}"),
         open_log(log_url),
         max_messages=MAX_BATCH,
+        shadows=[(one, RecentStore(open_store(server.url(), 86_400, shadow=one.name))) for one in shadows],
     )
     rates = _rates(lambda: learner.turn().messages, n)
     learner.reader.close()

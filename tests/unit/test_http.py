@@ -527,7 +527,8 @@ def test_the_openapi_document_is_complete(rig: Rig) -> None:
     document = rig.client.get("/openapi.json").json()
     assert set(document["paths"]) == {
         "/score", "/events", "/users/{user_id}/posterior", "/users/{user_id}", "/items/{item_id}/posterior",
-        "/items/{item_id}", "/items", "/model", "/learners", "/quality", "/health/live", "/health/ready", "/metrics",
+        "/items/{item_id}", "/items", "/model", "/models", "/learners", "/quality", "/health/live", "/health/ready",
+        "/metrics",
     }  # fmt: skip
     references = set(json.dumps(document).split("#/components/schemas/")[1:])
     assert {one.split('"')[0] for one in references} <= set(document["components"]["schemas"])
