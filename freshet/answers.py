@@ -303,7 +303,7 @@ class QualityResponse(msgspec.Struct, frozen=True):
     `worse_in` says where: in which segments of slates that the model declares, `others` being those of none; `all` if
     it declares none.
     Windows end with the newest hour that has scored outcomes: `1h` has that and the one before, `1d` the 24 before,
-    `7d` the 168 before. `hours` are the longest's, oldest first.
+    `7d` the 168 before. `hours` are the longest's, oldest first. `models` may be asked of: each has its own.
     """
 
     model: str
@@ -313,3 +313,4 @@ class QualityResponse(msgspec.Struct, frozen=True):
     windows: dict[str, QualityWindow]
     hours: list[QualityHour]
     worse_in: list[str] = []
+    models: list[str] = []

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 class Freshet:
     """One `freshet serve` or `learn` on one SQLite file."""
 
-    def __init__(self, folder: Path, command: str, **settings: Any) -> None:
+    def __init__(self, folder: Path, command: str, *typed: str, **settings: Any) -> None:
         self.port = settings.get("port") or free_port()
         self.url = f"sqlite:///{folder / 'f.db'}"
         self.output = folder / f"{command}.log"
@@ -32,7 +32,7 @@ class Freshet:
         environ = {f"FRESHET_{name.upper()}": str(value) for name, value in chosen.items()}
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                [str(Path(sys.executable).parent / "freshet"), command],
+                [str(Path(sys.executable).parent / "freshet"), command, *typed],
                 cwd=folder, env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **environ},
                 stdout=output, stderr=output,
             )  # fmt: skip

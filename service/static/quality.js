@@ -9,16 +9,27 @@ const known = (number) => number !== null && number !== undefined;
 async function startQuality() {
   for (;;) {
     try {
-      showQuality(await get("quality"));
+      const chosen = $("quality-model").value;
+      showQuality(await get(chosen ? `quality?model=${encodeURIComponent(chosen)}` : "quality"));
     } catch (error) {
       // The stream says that the service is away.
       if (!(error instanceof Failed)) throw error;
     }
-    await sleep(QUALITY_MS);
+    // Another model is shown at once.
+    await Promise.race([sleep(QUALITY_MS), new Promise((done) => $("quality-model").addEventListener("change", done, { once: true }))]);
   }
 }
 
+/** Which model is shown: the one that answers, unless another is chosen; nothing to choose where there is one. */
+function offerModels(models) {
+  const select = $("quality-model");
+  $("quality-models").hidden = models.length < 2;
+  if (select.options.length === models.length + 1) return;
+  put(select, el("option", { value: "" }, "the one that answers"), ...models.map((name) => el("option", { value: name }, name)));
+}
+
 function showQuality(told) {
+  offerModels(told.models);
   const windows = Object.entries(told.windows);
   $("quality-none").hidden = windows.length > 0;
   $("quality-shown").hidden = !windows.length;
@@ -27,7 +38,7 @@ function showQuality(told) {
     : "Not measured: the model says quality.users = 0.";
   if (!windows.length) return;
   // A reader, by eye or by ear, is not to lose the place where nothing has changed.
-  const state = JSON.stringify([told.windows, told.hours, told.worse_in]);
+  const state = JSON.stringify([told.model, told.windows, told.hours, told.worse_in]);
   if (state === $("quality").dataset.state) return;
   $("quality").dataset.state = state;
   const share = told.users < 1 ? ` of ${Math.round(100 * told.users)} % of users` : "";

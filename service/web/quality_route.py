@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 from fastapi import FastAPI, Request, Response
 
 from freshet.answers import QualityResponse
@@ -25,4 +26,5 @@ def add_quality(app: FastAPI, scorers: Scorers) -> None:
         model that learns beside the served one: what it would have served. It is read from the store at most once in
         ten seconds.
         """
-        return json_response(await scorers.asked(request).quality.now())
+        asked = await scorers.asked(request).quality.now()
+        return json_response(msgspec.structs.replace(asked, models=[one.model.name for one in scorers.all]))
