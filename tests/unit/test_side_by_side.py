@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +12,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry
+from starlette.testclient import TestClient
 
 from learner.events.alike import as_read_for, read_alike
 from learner.events.parse import parse_events
 from learner.log import open_reader
 from learner.model.spec import Model, load_model
 from learner.patience import Stopped
+from learner.progress import Beside, Progress
 from learner.store import Store, StoreUnavailable, open_store
 from learner.store.models import promote, registered
+from learner.store.owner import claim, owner_of
 from learner.store.recent import RecentStore
+from service.metrics import QualityMetrics
+from service.monitor import Monitor
+from service.quality import windows_of
+from service.settings import Settings
+from service.shadows import Shadow
+from service.worker import _monitor_app, claimed
 from tests.rig import Around, Rig, keep, once, put_back, without_revision
 
 AT = 1_700_000_000_000
@@ -330,3 +341,62 @@ def test_a_store_that_was_emptied_is_told_of_its_models_again(rig: Side) -> None
     for _ in range(3):
         learner.turn()
     assert registered(rig.store).names == ["a", "b"]
+
+
+def test_what_becomes_of_shadows_is_told_by_metrics_and_beside_readiness() -> None:
+    registry = CollectorRegistry()
+    monitor = Monitor(registry, False, 30.0)
+
+    def value(metric: str, **labels: str) -> float | None:
+        return registry.get_sample_value(f"freshet_learner_shadow{metric}", {"model": "b", **labels})
+
+    def turn(beside: Beside | None, dropped: dict[str, str]) -> None:
+        told = {} if beside is None else {"b": beside}
+        monitor.observe(Progress(1, Counter(), Counter(), {}, None, {}, beside=told, dropped=dropped))
+
+    turn(Beside(Counter(impressions=3), Counter({"unknown_feature": 2})), {})
+    assert (value("_total", kind="impressions"), value("_refused_total", reason="unknown_feature")) == (3, 2)
+    assert (value("_dropped"), monitor.note) == (0, None)
+    turn(None, {"b": "ModelMismatch: why"})
+    assert (value("_dropped"), monitor.note) == (1, "shadow 'b' is dropped: ModelMismatch: why")
+    client = TestClient(_monitor_app(Settings(), monitor, _Answering(), registry))
+    answer = client.get("/health/ready")
+    assert (answer.status_code, answer.json()) == (200, {"status": "ok", "detail": monitor.note})
+
+
+class _Answering:
+    """A store that answers."""
+
+    def ping(self) -> None: ...
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError("readiness asks for nothing else")
+
+
+def test_a_shadow_whose_store_is_another_models_does_not_keep_the_first_from_learning(rig: Side) -> None:
+    claim(rig.stores()["b"], owner_of(OTHER_FEATURES, "g"))
+    monitor = Monitor(CollectorRegistry(), False, 30.0)
+    mine = Shadow(OTHER_FEATURES, open_store(f"sqlite:///{rig.folder / 'g.db'}", 60, shadow="c"))
+    assert claimed(Settings(group="g"), [Shadow(B, rig.stores()["b"]), mine], monitor) == [mine]
+    assert "the store is of model 'c'" in (monitor.note or "")
+    mine.store.close()
+
+
+def test_gauges_of_quality_are_told_of_each_model(rig: Side) -> None:
+    rig.send(*stream())
+    rig.learn()
+    registry = CollectorRegistry()
+    metrics = QualityMetrics(registry)
+    windows = {name: windows_of(store.sums(), False) for name, store in rig.stores().items()}
+
+    def value(model: str) -> float | None:
+        labels = {"model": model, "metric": "log_loss", "way": "served", "users": "all", "window": "7d"}
+        return registry.get_sample_value("freshet_quality", labels)
+
+    for name, its in windows.items():
+        metrics.observe(name, its, {})
+    assert value("a") == windows["a"]["7d"].parts["all"].ways["served"].metrics["log_loss"].value
+    assert value("b") == windows["b"]["7d"].parts["all"].ways["served"].metrics["log_loss"].value
+    assert value("a") != value("b")
+    metrics.observe("b", {}, {})
+    assert (value("a") is None, value("b")) == (False, None)
