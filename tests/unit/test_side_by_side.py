@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from learner.log import open_reader
 from learner.model.spec import Model, load_model
 from learner.patience import Stopped
 from learner.progress import Beside, Progress
-from learner.store import Store, StoreUnavailable, open_store
+from learner.store import Store, StoreUnavailable, Transaction, open_store
 from learner.store.models import promote, registered
 from learner.store.owner import claim, owner_of
 from learner.store.recent import RecentStore
@@ -400,3 +400,43 @@ def test_gauges_of_quality_are_told_of_each_model(rig: Side) -> None:
     assert value("a") != value("b")
     metrics.observe("b", {}, {})
     assert (value("a") is None, value("b")) == (False, None)
+
+
+def test_a_restart_on_one_store_that_has_stepped_back_reads_no_more_than_that_one_lacks(rig: Side) -> None:
+    events = stream()
+    rig.send(*events[:150])
+    rig.restart(rig.learn())
+    kept = keep(rig.stores()["a"])
+    rig.send(*events[150:])
+    rig.restart(rig.learn())
+    put_back(rig.stores()["a"], kept)
+    learner = rig.learner()
+    progress = [learner.turn() for _ in range(10)]
+    assert progress[0].counts["store_rewound"] == 1
+    assert sum(one.messages for one in progress) == len(events) - 150
+
+
+class RefusingMoves:
+    """A store in which positions are moved together with records alone."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def commit(self, transactions: Sequence[Transaction]) -> list[bool]:
+        return [bool(one.writes) and self._store.commit([one])[0] for one in transactions]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+def test_an_offset_that_one_model_has_not_come_to_is_not_committed(rig: Side) -> None:
+    learner = rig.learner(b=RefusingMoves(rig.stores()["b"]))
+    for some in (stream(3), [b"{}"], []):
+        rig.send(*some)
+        learner.turn()
+    rig.restart(learner)
+    before = rig.learner().reader
+    assert before.poll(0, 100)
+    before.close()
+    rig.restart(rig.learn())
+    assert rig.learner().reader.poll(0, 100) == []
