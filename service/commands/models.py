@@ -9,6 +9,7 @@ from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 
 from learner.model.spec import Model
+from learner.record.header import is_tombstone, read_header
 from learner.store import Store, open_store
 from learner.store.models import registered
 from learner.store.owner import owner_in
@@ -84,11 +85,17 @@ def _use(wanted: str, stores: Mapping[str, Store], versions: Mapping[str, list[V
 
 
 def _of_model(name: str, store: Store, versions: Sequence[Version], is_served: bool) -> str:
-    n_users = sum(len(part) for part in store.scan())
+    n_users = sum(_is_somebody(value) for part in store.scan() for _, value in part)
     window = window_of(store.sums(), DAY_H, any("item" in one.effects for one in versions))
     loss = None if window is None else window.parts["all"].ways["served"].metrics["log_loss"].value
     of_day = "nothing is measured" if loss is None else f"log loss {loss:.4f} in the last day"
     return f"{name}: {'served' if is_served else 'shadow'}, {n_users:,} users, {of_day}"
+
+
+def _is_somebody(value: bytes) -> bool:
+    """Whether a record is more than what an erasure has left."""
+    header = read_header(value)
+    return header is None or not is_tombstone(value) or header.n_events + header.n_outcomes > 0
 
 
 def _line(version: Version, is_in_force: bool, is_here: bool) -> str:

@@ -220,6 +220,16 @@ def test_the_commands_promote_and_models_say_what_is_served_and_to_how_many(
         assert main(["inspect", "ann", "--of", "other", "--shadow", "other.toml", "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["n_events"] == 2
         assert main(["models", "--use", "nothing"]) == 1
+        # Whom only a tombstone is left of, is none of them.
+        events.append([_entry({"type": "erase", "user_id": "bob", "timestamp": at + 2_000})])
+        reader = open_reader(url, ["events"], "g")
+        later = Learner(MODELS[0], store, reader, events, poll_timeout_ms=1, shadows=[(MODELS[1], beside)])
+        for _ in range(3):
+            later.turn()
+        reader.close()
+        capsys.readouterr()
+        assert main(["models"]) == 0
+        assert capsys.readouterr().out.count(" 1 users") == 2
 
 
 def _entry(event: dict[str, Any]) -> Any:
