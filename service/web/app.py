@@ -24,6 +24,7 @@ from service.metrics import exposition
 from service.settings import Settings
 from service.web import api
 from service.web.answers import describe_model
+from service.web.catalog import add_catalog
 from service.web.guard import Guard
 from service.web.guardrail import Guardrail
 from service.web.http import (
@@ -258,6 +259,7 @@ def create_app(
     add_pages(app)
     add_learners(app, learners)
     add_quality(app, quality)
+    add_catalog(app, model, store, with_store)
     app.state.end = learners.end
     # Routes are tried in turn: the one that is asked for most comes first.
     app.router.routes.sort(key=lambda route: getattr(route, "path", "") != "/score")

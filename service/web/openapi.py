@@ -9,7 +9,8 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from freshet.answers import LearnersResponse, QualityResponse
+from freshet.answers import LearnersResponse
+from freshet.quality_answers import QualityResponse
 from learner.events.wire import WireCatalogItem, WireClick, WireImpression
 from learner.limits import MAX_ID_LENGTH
 from learner.model.events_file import EventsFile
@@ -22,7 +23,7 @@ from service.web.guard import OPEN_PATHS
 _REF = "#/components/schemas/{name}"
 _TYPES = [
     api.ScoreRequest, api.ScoreResponse, api.EventsResponse, api.PosteriorResponse,
-    api.ItemPosteriorResponse, api.Erasure, api.ItemErasure, api.ModelResponse,
+    api.ItemPosteriorResponse, api.ItemResponse, api.Erasure, api.ItemErasure, api.ModelResponse,
     api.Health, api.ErrorResponse, LearnersResponse, QualityResponse, WireImpression, WireClick,
     WireCatalogItem, api.CatalogItem,
 ]  # fmt: skip
@@ -30,7 +31,7 @@ _ERRORS = {
     400: "The body is not JSON, or the path not UTF-8.",
     401: "The API key is missing or wrong.",
     403: "The API key does not open this route: an admin's would.",
-    404: "The model learns nothing of the kind.",
+    404: "The model knows nothing of the kind, or the catalog nothing of the item.",
     408: "The body did not arrive in time.",
     413: "The body is too large, or has too many events.",
     415: "The body is compressed.",

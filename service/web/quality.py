@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from fastapi import FastAPI, Request, Response
 
-from freshet.answers import QualityResponse
+from freshet.quality_answers import QualityResponse
 from learner.model.spec import Model
 from learner.store import Store
 from service.clock import now_ms
