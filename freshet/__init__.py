@@ -10,33 +10,36 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from freshet.answers import (
-    CalibrationBin,
     Coefficient,
     Contribution,
     Erasure,
-    Estimate,
     EventError,
     EventsResponse,
     Explanation,
     Health,
     ItemErasure,
     ItemPosteriorResponse,
+    ItemResponse,
     LearnersResponse,
     LearnerStatus,
     ModelResponse,
     Outcome,
     Posterior,
     PosteriorResponse,
-    QualityHour,
-    QualityPart,
-    QualityResponse,
-    QualityWay,
-    QualityWindow,
     ScoredItem,
     ScoreResponse,
 )
 from freshet.calls import Item
 from freshet.errors import FreshetError
+from freshet.quality_answers import (
+    CalibrationBin,
+    Estimate,
+    QualityHour,
+    QualityPart,
+    QualityResponse,
+    QualityWay,
+    QualityWindow,
+)
 
 if TYPE_CHECKING:
     from freshet.client import AsyncClient, Client
@@ -57,6 +60,7 @@ __all__ = [
     "Item",
     "ItemErasure",
     "ItemPosteriorResponse",
+    "ItemResponse",
     "LearnerStatus",
     "LearnersResponse",
     "ModelResponse",

@@ -12,6 +12,7 @@ import msgspec
 
 from freshet import answers
 from freshet.errors import FreshetError
+from freshet.quality_answers import QualityResponse
 
 T = TypeVar("T")
 
@@ -117,6 +118,11 @@ def of_item(item_id: str) -> Call[answers.ItemPosteriorResponse]:
     return Call("GET", f"items/{_segment(item_id)}/posterior", answers.ItemPosteriorResponse)
 
 
+def item(item_id: str) -> Call[answers.ItemResponse]:
+    """``GET /items/{item_id}``."""
+    return Call("GET", f"items/{_segment(item_id)}", answers.ItemResponse)
+
+
 def erase_user(user_id: str) -> Call[answers.Erasure]:
     """``DELETE /users/{user_id}``."""
     return Call("DELETE", f"users/{_segment(user_id)}", answers.Erasure)
@@ -129,7 +135,7 @@ def erase_item(item_id: str) -> Call[answers.ItemErasure]:
 
 MODEL = Call("GET", "model", answers.ModelResponse)
 LEARNERS = Call("GET", "learners", answers.LearnersResponse)
-QUALITY = Call("GET", "quality", answers.QualityResponse)
+QUALITY = Call("GET", "quality", QualityResponse)
 METRICS = Call("GET", "metrics", str)
 # 503 says what is wrong: an answer to this question, and not for asking again.
 HEALTH = Call("GET", "health/ready", answers.Health, also=frozenset({503}))

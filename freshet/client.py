@@ -13,6 +13,7 @@ from tenacity.wait import wait_random_exponential
 from freshet import answers, calls
 from freshet.calls import Call, Item, ScoreOptions, TryAgain
 from freshet.errors import FreshetError
+from freshet.quality_answers import QualityResponse
 
 MAX_WAIT_S = 10.0
 
@@ -75,6 +76,10 @@ class Client:
         """What is believed of an item now; of an unknown one the prior. An error if the model learns no items."""
         return self._ask(calls.of_item(item_id))
 
+    def item(self, item_id: str) -> answers.ItemResponse:
+        """What the catalog has of an item; an error if it has nothing."""
+        return self._ask(calls.item(item_id))
+
     def erase(self, user_id: str) -> answers.Erasure:
         """Erase a user; asked again, it says that nothing was there."""
         return self._ask(calls.erase_user(user_id))
@@ -91,7 +96,7 @@ class Client:
         """What learners tell of themselves."""
         return self._ask(calls.LEARNERS)
 
-    def quality(self) -> answers.QualityResponse:
+    def quality(self) -> QualityResponse:
         """How good scores are."""
         return self._ask(calls.QUALITY)
 
@@ -163,6 +168,10 @@ class AsyncClient:
         """As `Client.item_posterior`."""
         return await self._ask(calls.of_item(item_id))
 
+    async def item(self, item_id: str) -> answers.ItemResponse:
+        """As `Client.item`."""
+        return await self._ask(calls.item(item_id))
+
     async def erase(self, user_id: str) -> answers.Erasure:
         """As `Client.erase`."""
         return await self._ask(calls.erase_user(user_id))
@@ -179,7 +188,7 @@ class AsyncClient:
         """As `Client.learners`."""
         return await self._ask(calls.LEARNERS)
 
-    async def quality(self) -> answers.QualityResponse:
+    async def quality(self) -> QualityResponse:
         """As `Client.quality`."""
         return await self._ask(calls.QUALITY)
 

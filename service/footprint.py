@@ -24,7 +24,7 @@ class Footprint(NamedTuple):
     record
         Bytes of a record with nothing open.
     open_impression
-        Bytes that each open outcome adds.
+        Bytes that each open outcome adds, if most of its row is not 0.
     outcome_us
         About how many microseconds of processor time an outcome takes to be learnt, beside reading it.
     """
@@ -35,7 +35,7 @@ class Footprint(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"{self.record:,} bytes each and {self.open_impression:,} for each open outcome, of "
+            f"{self.record:,} bytes each and at most {self.open_impression:,} for each open outcome, of "
             f"{MAX_RECORD_BYTES >> 20} MiB; an outcome is learnt in about {self.outcome_us:.2g} us, beside reading it"
         )
 
@@ -63,6 +63,6 @@ def advice(effect: Effect) -> str:
 
 def _of(d: int, n_factor: int, width: int) -> Footprint:
     idle, one, two = (
-        plain_layout(HEADER_BYTES if n == 0 else LONG_HEADER_BYTES, d, n_factor, n, 0, width) for n in (0, 1, 2)
+        plain_layout(HEADER_BYTES if n == 0 else LONG_HEADER_BYTES, d, n_factor, n, 0, width, 0) for n in (0, 1, 2)
     )
     return Footprint(idle.length, two.end - one.end, STEP_US + NUMBER_US * (d + n_factor))

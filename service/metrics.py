@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.samples import Sample
 
-from freshet.answers import QualityWindow
+from freshet.quality_answers import QualityWindow
 from learner.events.wire import Reason
 from learner.log.health import Lost
 from learner.progress import STAGES, Progress

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from freshet.answers import CalibrationBin, Estimate, QualityHour, QualityPart, QualityWay, QualityWindow
+from freshet.quality_answers import CalibrationBin, Estimate, QualityHour, QualityPart, QualityWay, QualityWindow
 from learner.belief.gaussian import Array
 from learner.record.sums import (
     ALONE,

@@ -1,9 +1,10 @@
-"""Tables of items, as `freshet items import` reads them: Parquet, CSV or JSON lines, a row an item."""
+"""Tables of items, as `freshet items import` reads them: Parquet, CSV or JSON, a row an item."""
 
 from __future__ import annotations
 
 import csv
 import io
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from typing import Any
 import msgspec
 
 from learner.batch.raw import LogError, Raw, Reached
-from learner.batch.reading import opened
+from learner.batch.reading import from_json, opened
+from learner.events.wire import BadEvent
 from learner.model.spec import Model
+from learner.wire_errors import UNREADABLE
 
-_EXPECTED = ".parquet, .csv, .ndjson or .jsonl (the last three also with .gz)"
+_EXPECTED = ".parquet, .csv, .ndjson, .jsonl or .json (but for the first also with .gz)"
 
 
 def read_items(table: str, model: Model, reached: Reached) -> Iterator[Raw]:
@@ -42,12 +45,13 @@ def read_items(table: str, model: Model, reached: Reached) -> Iterator[Raw]:
             yield from read_parquet_items(path, model, reached)
         elif name.endswith(".csv"):
             yield from _from_csv(path, model, reached)
-        elif name.endswith((".ndjson", ".jsonl")):
-            yield from _from_lines(path, model, reached)
+        elif name.endswith((".ndjson", ".jsonl", ".json")):
+            for one in from_json(path, reached, "table"):
+                yield one if isinstance(one.value, BadEvent) else one._replace(value=_from_object(one.value, model))
         else:
             raise LogError(f"table {table!r}: expected {_EXPECTED}")
         reached.end_part()
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as exc:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as exc:
         raise LogError(f"table {table!r}: cannot be read: {exc}") from exc
 
 
@@ -92,16 +96,10 @@ def _value(name: str, text: str, model: Model) -> Any:
         return text
 
 
-def _from_lines(path: Path, model: Model, reached: Reached) -> Iterator[Raw]:
-    with opened(path, reached) as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            place = f"{path}:{number}"
-            try:
-                row = msgspec.json.decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                row = None
-            # What is no object, or has features already, is judged as it is.
-            is_flat = isinstance(row, dict) and "features" not in row
-            yield Raw(place, item_json(row, model) if is_flat else line)
+def _from_object(raw: bytes, model: Model) -> bytes:
+    """The JSON of an item from an object of columns; what is none, or has features already, is judged as it is."""
+    try:
+        row = msgspec.json.decode(raw)
+    except UNREADABLE:
+        return raw
+    return item_json(row, model) if isinstance(row, dict) and "features" not in row else raw

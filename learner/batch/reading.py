@@ -165,7 +165,7 @@ def raw_events(
 
                 yield from read_parquet(file, model, reached)
             else:
-                yield from _from_json(file, reached)
+                yield from from_json(file, reached)
             reached.end_part()
         except (OSError, EOFError, zlib.error) as exc:
             raise LogError(f"log {str(file)!r}: cannot be read: {exc}") from exc
@@ -186,28 +186,39 @@ def opened(file: Path, reached: Reached) -> Iterator[IO[bytes]]:
         yield cast(IO[bytes], data)
 
 
-def _from_json(file: Path, reached: Reached) -> Iterator[Raw]:
-    """An event a line, or all of them in one array. A byte order mark of UTF-8 is passed over."""
+def from_json(file: Path, reached: Reached, what: str = "log") -> Iterator[Raw]:
+    """An event, or an item, a line, or all of them in one array. A byte order mark of UTF-8 is passed over.
+
+    Parameters
+    ----------
+    what
+        What the file is called in errors.
+
+    Raises
+    ------
+    LogError
+        If it is in UTF-16, or begins as an array and is none.
+    """
     with opened(file, reached) as lines:
         begun = False
         for number, line in enumerate(lines, start=1):
             if number == 1 and line.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
-                raise LogError(f"log {str(file)!r}: is in UTF-16: expected UTF-8")
+                raise LogError(f"{what} {str(file)!r}: is in UTF-16: expected UTF-8")
             line = line.removeprefix(BOM_UTF8) if number == 1 else line
             if not line.strip():
                 continue
             if not begun and line.lstrip().startswith(b"["):
-                yield from _from_array(file, line + lines.read(), reached)
+                yield from _from_array(file, line + lines.read(), reached, what)
                 return
             begun = True
             yield Raw(f"{file}:{number}", line)
 
 
-def _from_array(file: Path, data: bytes, reached: Reached) -> Iterator[Raw]:
+def _from_array(file: Path, data: bytes, reached: Reached, what: str) -> Iterator[Raw]:
     try:
         events = msgspec.json.decode(data, type=list[msgspec.Raw])
     except msgspec.MsgspecError as exc:
-        raise LogError(f"log {str(file)!r}: begins as a JSON array and is none: {exc}") from exc
+        raise LogError(f"{what} {str(file)!r}: begins as a JSON array and is none: {exc}") from exc
     index, size = 0, reached.parts[reached.part] / max(len(events), 1)
     reached.within = lambda: index * size
     for index, event in enumerate(events):

@@ -103,53 +103,67 @@ def _unframed(raws: Sequence[bytes], one: Callable[[bytes], bytes]) -> tuple[lis
 
 
 def _parse_together(raws: Sequence[bytes], model: Model, entries: Entries | None) -> Parsed:
+    read = _decoded(raws, model)
+    # What comes before an event about an item does not know of it, and what comes behind it does.
+    runs = [(0, len(raws))] if entries is None else _runs(read.wires)
+    parts = [_parsed(raws[a:b], _Decoded(read.wires[a:b], read.by[a:b]), model, entries) for a, b in runs]
+    return parts[0] if len(parts) == 1 else _one_after_another(parts, [a for a, _ in runs], model)
+
+
+class _Decoded(NamedTuple):
+    """Events, and of each impression that was decoded as many are what decoded it: our structs or the mapping."""
+
+    wires: list[Wire | BadEvent]
+    by: list[str | None]
+
+
+_OURS, _THEIRS = "ours", "theirs"
+
+
+def _decoded(raws: Sequence[bytes], model: Model) -> _Decoded:
     structs, events, foreign = model.structs, model.events, model.foreign
     decode = (any_decoder(model) if structs is None else _decoder(structs, model.catalog is not None)).decode
-    wires: list[Wire | BadEvent] = []
-    ours: list[int] = []
-    theirs: list[int] = []
-    for place, raw in enumerate(raws):
+    read = _Decoded([], [])
+    for raw in raws:
         wire: Wire | BadEvent | None = None
-        quick = ours
+        by = _OURS
         if len(raw) <= MAX_EVENT_BYTES:
             if foreign is not None and events is not None:
-                wire, quick = read_quickly(raw, foreign, events, model.by_item), theirs
+                wire, by = read_quickly(raw, foreign, events, model.by_item), _THEIRS
             # What is ours stands beside what is foreign: the service writes it.
             if wire is None or isinstance(wire, PassedOver):
                 with suppress(*UNREADABLE):
-                    our, quick = decode(raw), ours
+                    our, by = decode(raw), _OURS
                     wire = None if lacks_request(our, model) else our
-        if isinstance(wire, WireImpression):
-            quick.append(place)
-        wires.append(_alone(raw, model) if wire is None else wire)
-    if entries is not None and len(runs := _runs(wires)) > 1:
-        # What comes before an event about an item does not know of it, and what comes behind it does.
-        parts = [_parse_together(raws[a:b], model, entries) for a, b in runs]
-        return _one_after_another(parts, [a for a, _ in runs], model)
-    slow = _impressions(wires) - {*ours, *theirs}
-    slates = [_Slates([place], None) for place in sorted(slow)]
-    for together, shape in ((ours, None), (theirs, foreign)):
-        shown: Any = [wires[place] for place in together]
-        n_numbers = model.width * sum(len(wire.items) for wire in shown)
-        alike = [together] if together and n_numbers <= TOGETHER_NUMBERS else [[place] for place in together]
-        slates += [_Slates(places, shape) for places in alike]
-    try:
-        return _columns(wires, slates, model, entries)
-    except ItemError:
-        # One of them is bad: read each alone to tell which.
-        wires = [_alone(raw, model) for raw in raws]
-        return _columns(wires, [_Slates([place], None) for place in sorted(_impressions(wires))], model, entries)
+        read.by.append(by if isinstance(wire, WireImpression) else None)
+        read.wires.append(_alone(raw, model) if wire is None else wire)
+    return read
 
 
 def _runs(wires: Sequence[Wire | BadEvent]) -> list[tuple[int, int]]:
     """Where events about items, or others, begin and end to stand together."""
     lengths = [len(list(run)) for _, run in groupby(isinstance(wire, WireCatalogItem) for wire in wires)]
-    ends = list(accumulate(lengths, initial=0))
-    return list(pairwise(ends))
+    return list(pairwise(accumulate(lengths, initial=0)))
 
 
-def _impressions(wires: Sequence[Wire | BadEvent]) -> set[int]:
-    return {place for place, wire in enumerate(wires) if isinstance(wire, WireImpression)}
+def _parsed(raws: Sequence[bytes], read: _Decoded, model: Model, entries: Entries | None) -> Parsed:
+    wires, slates = read.wires, list[_Slates]()
+    for by, shape in ((None, None), (_OURS, None), (_THEIRS, model.foreign)):
+        together = [place for place in _impressions(wires) if read.by[place] == by]
+        shown: Any = [wires[place] for place in together]
+        n_numbers = model.width * sum(len(wire.items) for wire in shown)
+        alike = together and by is not None and n_numbers <= TOGETHER_NUMBERS
+        slates += [_Slates(places, shape) for places in ([together] if alike else [[place] for place in together])]
+    try:
+        return _columns(wires, slates, model, entries)
+    except ItemError:
+        # One of them is bad: read each alone to tell which.
+        wires = [_alone(raw, model) for raw in raws]
+        return _columns(wires, [_Slates([place], None) for place in _impressions(wires)], model, entries)
+
+
+def _impressions(wires: Sequence[Wire | BadEvent]) -> list[int]:
+    return [place for place, wire in enumerate(wires) if isinstance(wire, WireImpression)]
 
 
 class _Slates(NamedTuple):

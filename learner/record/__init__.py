@@ -5,11 +5,13 @@ Little-endian, checksummed, no pickle; the length is a multiple of 8::
     header      checksum u32 (CRC-32 of all the rest), revision u32, form u8 (the version, and 128 if there is more),
                 mark of feature space and population 3 bytes, updated and settled u32 (seconds; 2^32 - 1: never),
                 n_events and n_learnt u16
-    more        erased_at i64, outcomes u32, clicks u32, n_events and n_learnt above 16 bits u32: left out where all of
-                it would say nothing, so that most users who have gone fit a smaller class of Redis's allocator
+    more        erased_at i64, outcomes u32, clicks u32, n_events and n_learnt above 16 bits u32, values u32: left out
+                where all of it would say nothing, so that most users who have gone fit a smaller class of Redis's
+                allocator
     clicks      a click: key i64, clicked_at i64
     belief      mean d x f32, factor f32 (see `learner.belief.gaussian`)
-    rows        as many f32 as the model's rows have columns, an outcome
+    rows        as many f32 as the model's rows have columns, an outcome; or, where that takes less room, the values
+                that are not 0: place among all of these u32, value f32
     outcomes    an outcome: key i64, shown_at i64, offset f32, weight f32, mean and variance of its item's effect f32,
                 examination f32, precision f32, shift f32, state i32, predicted i64 (see `learner.step.quality`)
 
@@ -30,7 +32,7 @@ from learner.belief.gaussian import Belief, Rows
 from learner.model.effect import Effect, Origin, mark_of
 from learner.record.brought_over import brought_over
 from learner.record.header import VERSION, Header, has_its_checksum, packed, read_header, sealed, version_of
-from learner.record.layout import HEADER_BYTES, OUTCOME, WAITING_CLICK, Layout, plain_layout
+from learner.record.layout import HEADER_BYTES, OUTCOME, VALUE, WAITING_CLICK, Layout, plain_layout
 from learner.record.layout import NEVER as NEVER
 
 Structured: TypeAlias = NDArray[np.void]
@@ -145,12 +147,13 @@ def check_record(data: bytes, effect: Effect, user_id: str) -> Header:
 def encode_record(record: Record, effect: Effect) -> bytes:
     """The bytes to store; `decode_record` gives the record back to the last bit."""
     outcomes, clicks = record.outcomes, record.clicks
+    values = _sparse(record.rows)
     head = packed(
         effect.own_mark, record.revision, record.updated_at, record.settled_at, record.erased_at, record.n_events,
-        record.n_learnt, len(outcomes), len(clicks),
+        record.n_learnt, len(outcomes), len(clicks), len(values),
     )  # fmt: skip
     belief = [part.astype("<f4") for part in record.settled]
-    parts = [clicks, *belief, record.rows, outcomes]
+    parts = [clicks, *belief, values if len(values) else record.rows, outcomes]
     data = bytearray(head + b"".join(part.tobytes() for part in parts))
     data += bytes(-len(data) % 8)
     return sealed(memoryview(data))
@@ -181,11 +184,33 @@ def decode_record(data: bytes, effect: Effect, user_id: str) -> Record:
             np.frombuffer(data, "<f4", (at.rows - at.factor) // 4, at.factor),
         ),
         np.frombuffer(data, OUTCOME, header.n_outcomes, at.outcomes),
-        np.frombuffer(data, "<f4", header.n_outcomes * width, at.rows).reshape(-1, width),
+        _rows(data, at, header, width, effect, user_id),
         np.frombuffer(data, WAITING_CLICK, header.n_clicks, at.clicks),
         header.erased_at,
     )
     return record if is_own(header, effect) else _brought_over(record, origin, effect, user_id)
+
+
+def _sparse(rows: Rows) -> Structured:
+    """The values of rows that are not 0, and their places; none if all of them take less room."""
+    every = np.ascontiguousarray(rows, "<f4").ravel()
+    # Also -0.0 comes back as it was.
+    places = np.flatnonzero(every.view("<u4"))
+    values = np.empty(len(places) if VALUE.itemsize * len(places) < every.nbytes else 0, VALUE)
+    if len(values):
+        values["place"], values["value"] = places, every[places]
+    return values
+
+
+def _rows(data: bytes, at: Layout, header: Header, width: int, effect: Effect, user_id: str) -> Rows:
+    size = header.n_outcomes * width
+    if not header.n_values:
+        return np.frombuffer(data, "<f4", size, at.rows).reshape(-1, width)
+    values, rows = np.frombuffer(data, VALUE, header.n_values, at.rows), np.zeros(size, "<f4")
+    if values["place"].max() >= size:
+        raise DamagedRecord(user_id, f"{len(data)} bytes with a value beyond the rows", effect.key)
+    rows[values["place"]] = values["value"]
+    return rows.reshape(-1, width)
 
 
 def is_own(header: Header, effect: Effect) -> bool:
@@ -200,13 +225,13 @@ def prior_of(header: Header, effect: Effect) -> str:
 
 def _layout(origin: Origin, header: Header) -> Layout:
     d, width = origin.space.d, len(origin.space.columns)
-    return _layout_of(header.length, d, origin.n_factor, header.n_outcomes, header.n_clicks, width)
+    return _layout_of(header.length, d, origin.n_factor, header.n_outcomes, header.n_clicks, width, header.n_values)
 
 
 @lru_cache(maxsize=10_000)
-def _layout_of(head: int, d: int, n_factor: int, n_outcomes: int, n_clicks: int, width: int) -> Layout:
+def _layout_of(head: int, *counts: int) -> Layout:
     """Remembered: most records of a microbatch have few outcomes, and few different numbers of them."""
-    found: Layout = plain_layout(head, d, n_factor, n_outcomes, n_clicks, width)
+    found: Layout = plain_layout(head, *counts)
     return found
 
 

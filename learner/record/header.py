@@ -9,14 +9,16 @@ from zlib import crc32
 from learner.model.effect import Effect
 from learner.record.layout import COUNT_BITS, HAS_MORE, HEADER_BYTES, LONG_HEADER_BYTES, NEVER, NO_SECONDS
 
-VERSION = 9
+VERSION = 10
 IDENTITY = slice(0, 8)
 """Where the bytes of a record have what tells it from every other record of its user."""
+CHECKED = slice(4, None)
+"""The bytes that its checksum is of."""
 MAX_REVISION = (1 << 32) - 1
 
 _HEADER = struct.Struct("<IIB3sIIHH")
-_MORE = struct.Struct("<qIIII")
-_NO_MORE = (NEVER, 0, 0, 0, 0)
+_MORE = struct.Struct("<qIIIII")
+_NO_MORE = (NEVER, 0, 0, 0, 0, 0)
 _CHECKSUM = struct.Struct("<I")
 _LOW = (1 << COUNT_BITS) - 1
 
@@ -36,6 +38,8 @@ class Header(NamedTuple):
     n_learnt: int
     n_outcomes: int
     n_clicks: int
+    n_values: int
+    """Of sparse rows; 0 if they are dense."""
 
 
 def read_header(data: bytes) -> Header | None:
@@ -48,11 +52,11 @@ def read_header(data: bytes) -> Header | None:
         if len(data) < LONG_HEADER_BYTES:
             return None
         size, more = LONG_HEADER_BYTES, _MORE.unpack_from(data, HEADER_BYTES)
-    erased_at, n_outcomes, n_clicks, events_high, learnt_high = more
+    erased_at, n_outcomes, n_clicks, events_high, learnt_high, n_values = more
     updated_at, settled_at = (NEVER if at == NO_SECONDS else 1000 * at for at in (updated, settled))
     return Header(
         VERSION, size, revision, mark, updated_at, settled_at, erased_at,
-        events | events_high << COUNT_BITS, learnt | learnt_high << COUNT_BITS, n_outcomes, n_clicks,
+        events | events_high << COUNT_BITS, learnt | learnt_high << COUNT_BITS, n_outcomes, n_clicks, n_values,
     )  # fmt: skip
 
 
@@ -69,7 +73,7 @@ def header_template(effect: Effect) -> bytes:
 
 def checksum(data: bytes | memoryview) -> int:
     """CRC-32 of a record, but for the place of the checksum."""
-    return crc32(data[4:])
+    return crc32(data[CHECKED])
 
 
 def sealed(data: memoryview) -> bytes:
@@ -90,10 +94,10 @@ def version_of(data: bytes) -> int:
 
 def packed(
     mark: bytes, revision: int, updated_at: int, settled_at: int, erased_at: int, n_events: int, n_learnt: int,
-    n_outcomes: int, n_clicks: int,
+    n_outcomes: int, n_clicks: int, n_values: int,
 ) -> bytes:  # fmt: skip
     """The bytes of a header, and of what follows it if that says anything; without the checksum."""
-    more = erased_at, n_outcomes, n_clicks, n_events >> COUNT_BITS, n_learnt >> COUNT_BITS
+    more = erased_at, n_outcomes, n_clicks, n_events >> COUNT_BITS, n_learnt >> COUNT_BITS, n_values
     has_more = more != _NO_MORE
     seconds = (at // 1000 & NO_SECONDS for at in (updated_at, settled_at))
     form = VERSION | (HAS_MORE if has_more else 0)

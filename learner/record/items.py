@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,10 +11,10 @@ from numpy.typing import NDArray
 
 from learner.belief.compiled import compiled
 from learner.belief.gaussian import Array, Rows
-from learner.belief.update import predict_each
+from learner.belief.update import project
 from learner.model.effect import ItemEffect
 from learner.record import NEVER
-from learner.record.layout import HEADER, HEADER_BYTES, OUTCOME, in_ms, layout, read_more
+from learner.record.layout import HEADER, HEADER_BYTES, OUTCOME, in_ms, layout, read_more, read_rows
 from learner.record.many import read_records
 from learner.record.served import serve_each
 
@@ -56,12 +57,25 @@ class ItemBeliefs(NamedTuple):
 
         Of a belief that is relaxed by a, the mean is m0 + a (m - m0) along the row and the variance v0 + a^2 (v - v0).
         """
-        X = effect.of(rows)
-        mean, var = np.empty(len(X)), np.empty(len(X))
-        predict_each(self.mean, self.factor, X, mean, var)
-        kept = self.kept(effect, now)
-        mean_0, var_0 = effect.as_scored([None] * len(X), rows)
-        return mean_0 + kept * (mean - mean_0), var_0 + kept**2 * (var - var_0)
+        mean, var = np.empty(len(rows)), np.empty(len(rows))
+        half_life = effect.half_life_ms or inf
+        _effects(*self, effect.of(rows), *effect.prior_belief, half_life, now, mean, var)
+        return mean, var
+
+
+@compiled
+def _effects(
+    mean: Any, factor: Any, settled_at: Any, X: Any, prior_mean: Any, prior_factor: Any, half_life: float, now: int,
+    out_mean: Any, out_var: Any,
+) -> None:  # fmt: skip
+    f = np.empty(X.shape[1])
+    for n in range(len(X)):
+        mu, v = project(mean[n], factor[n], X[n], f)
+        if settled_at[n] != NEVER:
+            kept = 2.0 ** (-max(now - settled_at[n], 0) / half_life)
+            mu_0, v_0 = project(prior_mean, prior_factor, X[n], f)
+            mu, v = mu_0 + kept * (mu - mu_0), v_0 + kept * kept * (v - v_0)
+        out_mean[n], out_var[n] = mu, v
 
 
 class StoredItems(NamedTuple):
@@ -135,11 +149,11 @@ def _read_each(
         one = data[starts[n] : starts[n + 1]]
         head, more = one[:HEADER_BYTES].view(HEADER)[0], read_more(one)
         k = more.n_outcomes
-        at = layout(more.head, mean.shape[1], factor.shape[1], k, more.n_clicks, row.shape[2])
+        at = layout(more.head, mean.shape[1], factor.shape[1], k, more.n_clicks, row.shape[2], more.n_values)
         settled_at[n], n_events[n], n_open[n] = in_ms(head.settled), more.events_high + head.n_events, k
         mean[n] = one[at.mean : at.factor].view(np.float32)
         factor[n] = one[at.factor : at.rows].view(np.float32)
-        row[n, :k] = one[at.rows : at.outcomes].view(np.float32).reshape(k, row.shape[2])
+        read_rows(one[at.rows : at.outcomes], more.n_values, row[n, :k])
         outcome[n, :k] = one[at.outcomes : at.end].view(OUTCOME)
 
 

@@ -21,7 +21,7 @@ HEADER = np.dtype(
 MORE = np.dtype(
     [
         ("erased_at", "<i8"), ("n_outcomes", "<u4"), ("n_clicks", "<u4"), ("events_high", "<u4"),
-        ("learnt_high", "<u4"),
+        ("learnt_high", "<u4"), ("n_values", "<u4"),
     ]
 )  # fmt: skip
 HAS_MORE = 0x80
@@ -35,7 +35,11 @@ OUTCOME = np.dtype(
         ("predicted", "<i8"),
     ]
 )  # fmt: skip
-HEADER_BYTES, CLICK_BYTES, OUTCOME_BYTES = (one.itemsize for one in (HEADER, WAITING_CLICK, OUTCOME))
+VALUE = np.dtype([("place", "<u4"), ("value", "<f4")])
+"""A number of sparse rows that is not 0, and its place in them, one row after another."""
+HEADER_BYTES, CLICK_BYTES, OUTCOME_BYTES, VALUE_BYTES = (
+    one.itemsize for one in (HEADER, WAITING_CLICK, OUTCOME, VALUE)
+)
 LONG_HEADER_BYTES = HEADER_BYTES + MORE.itemsize
 
 
@@ -48,6 +52,7 @@ class More(NamedTuple):
     n_clicks: Any
     events_high: Any
     learnt_high: Any
+    n_values: Any
 
 
 class Layout(NamedTuple):
@@ -63,16 +68,19 @@ class Layout(NamedTuple):
 
 
 @compiled
-def layout(head: int, d: int, n_factor: int, n_outcomes: int, n_clicks: int, width: int) -> Layout:
+def layout(
+    head: int, d: int, n_factor: int, n_outcomes: int, n_clicks: int, width: int, n_values: int
+) -> Layout:  # fmt: skip
     """The layout of a record of d coefficients whose factor has so many numbers, and whose rows so many columns.
 
-    `head` is `HEADER_BYTES`, or `LONG_HEADER_BYTES` with `MORE`.
+    `head` is `HEADER_BYTES`, or `LONG_HEADER_BYTES` with `MORE`. Rows are sparse, of `n_values` numbers, if
+    these take less room than all of them; 0 otherwise.
     """
     clicks = head
     mean = clicks + CLICK_BYTES * n_clicks
     factor = mean + 4 * d
     rows = factor + 4 * n_factor
-    outcomes = rows + 4 * width * n_outcomes
+    outcomes = rows + VALUE_BYTES * n_values + 4 * width * n_outcomes * (n_values == 0)
     end = outcomes + OUTCOME_BYTES * n_outcomes
     return Layout(clicks, mean, factor, rows, outcomes, end, (end + 7) // 8 * 8)
 
@@ -89,8 +97,24 @@ def read_more(data: Any) -> More:
         return More(
             LONG_HEADER_BYTES, np.int64(more.erased_at), np.int64(more.n_outcomes), np.int64(more.n_clicks),
             np.int64(more.events_high) << COUNT_BITS, np.int64(more.learnt_high) << COUNT_BITS,
+            np.int64(more.n_values),
         )  # fmt: skip
-    return More(HEADER_BYTES, np.int64(NEVER), np.int64(0), np.int64(0), np.int64(0), np.int64(0))
+    none = np.int64(0)
+    return More(HEADER_BYTES, np.int64(NEVER), none, none, none, none, none)
+
+
+@inner
+def read_rows(data: Any, n_values: int, row: Any) -> None:
+    """Read rows, shape (N, width), from their bytes."""
+    n, width = row.shape
+    if n_values == 0:
+        row[:] = data.view(np.float32).reshape(n, width)
+        return
+    row[:] = 0.0
+    for one in data.view(VALUE):
+        # What does not fit is nothing that was written; Python code says so.
+        if one.place < n * width:
+            row[one.place // width, one.place % width] = one.value
 
 
 @inner

@@ -118,7 +118,7 @@ def apply(model: Model, stored: Sequence[bytes | None], events: Events, users: B
     # The most that each may come to: every event may bring a click.
     room = read.pending + np.stack([n_items, n_events], axis=1)
     k = len(model.prior_belief.factor)
-    starts = ends_of(plain_layout(LONG_HEADER_BYTES, model.d, k, *room.T, model.width).length)
+    starts = ends_of(plain_layout(LONG_HEADER_BYTES, model.d, k, *room.T, model.width, 0).length)
     out = np.empty(int(starts[-1]), np.uint8)
     written, counts = np.zeros(n_users, np.int64), np.zeros(len(COUNTS), np.int64)
     erased, ends = np.zeros(n_users, np.bool_), np.zeros(n_users, np.int64)
@@ -169,7 +169,7 @@ def apply_to_items(
     read = read_records(effect, stored, items.user_ids)
     room = np.minimum(read.pending[:, 0] + np.diff(items.first), MOST_OPEN)
     k = len(effect.prior_belief.factor)
-    starts = ends_of(plain_layout(LONG_HEADER_BYTES, effect.d, k, room, 0, effect.width).length)
+    starts = ends_of(plain_layout(LONG_HEADER_BYTES, effect.d, k, room, 0, effect.width, 0).length)
     out, written = np.empty(int(starts[-1]), np.uint8), np.zeros(len(stored), np.int64)
     learn_items(
         rules(effect), _template(effect), read.data, read.starts, read.revisions + 1, transitions.row, transitions.x,

@@ -16,10 +16,13 @@ from learner.record.layout import (
     LONG_HEADER_BYTES,
     MORE,
     OUTCOME,
+    VALUE,
+    VALUE_BYTES,
     WAITING_CLICK,
     in_ms,
     layout,
     read_more,
+    read_rows,
 )
 
 OPEN, SETTLED, CLICKED = (int(state) for state in State)
@@ -186,14 +189,37 @@ def load(user: User, data: Any) -> None:
     facts.n_events, facts.n_learnt = more.events_high + head.n_events, more.learnt_high + head.n_learnt
     facts.n_clicks = more.n_clicks
     n = more.n_outcomes
-    at = layout(more.head, len(user.mean), len(user.factor), n, facts.n_clicks, user.row.shape[1])
+    at = layout(more.head, len(user.mean), len(user.factor), n, facts.n_clicks, user.row.shape[1], more.n_values)
     user.click[: facts.n_clicks] = data[at.clicks : at.mean].view(WAITING_CLICK)
     user.mean[:] = data[at.mean : at.factor].view(np.float32)
     user.factor[:] = data[at.factor : at.rows].view(np.float32)
-    user.row[:n] = data[at.rows : at.outcomes].view(np.float32).reshape(n, user.row.shape[1])
+    read_rows(data[at.rows : at.outcomes], more.n_values, user.row[:n])
     user.outcome[:n] = data[at.outcomes : at.end].view(OUTCOME)
     for slot in range(n):
         keep(user, slot)
+
+
+@inner
+def sparse_values(user: User) -> int:
+    """How many numbers of the rows that are kept are not 0; 0 if all of them take less room than these do sparse."""
+    n = 0
+    for place in range(user.facts[0].head, user.facts[0].n_slots):
+        slot = user.order[place]
+        if user.outcome[slot].state != FORGOTTEN:
+            for bits in user.row[slot].view(np.uint32):
+                n += bits != 0
+    return n if VALUE_BYTES * n < 4 * user.row.shape[1] * user.facts[0].n_kept else 0
+
+
+@inner
+def put_values(row: Any, start: int, value: Any, k: int) -> int:
+    """Put what of a row is not 0 behind k values, for a row that starts at a place; how many there are then."""
+    bits = row.view(np.uint32)
+    for j in range(len(row)):
+        if bits[j] != 0:
+            value[k].place, value[k].value = start + j, row[j]
+            k += 1
+    return k
 
 
 @inner
@@ -204,7 +230,9 @@ def store(user: User, template: Any, revision: int, out: Any) -> int:
     high: Any = (facts.n_events | facts.n_learnt) >> COUNT_BITS
     has_more = n > 0 or facts.n_clicks > 0 or facts.erased_at != NEVER or high > 0
     first = LONG_HEADER_BYTES if has_more else HEADER_BYTES
-    at = layout(first, len(user.mean), len(user.factor), n, facts.n_clicks, user.row.shape[1])
+    width: Any = user.row.shape[1]
+    n_values = sparse_values(user)
+    at = layout(first, len(user.mean), len(user.factor), n, facts.n_clicks, width, n_values)
     out[:HEADER_BYTES] = template
     head = out[:HEADER_BYTES].view(HEADER)[0]
     head.revision = revision
@@ -215,17 +243,22 @@ def store(user: User, template: Any, revision: int, out: Any) -> int:
         more = out[HEADER_BYTES:LONG_HEADER_BYTES].view(MORE)[0]
         more.erased_at, more.n_outcomes, more.n_clicks = facts.erased_at, n, facts.n_clicks
         more.events_high, more.learnt_high = facts.n_events >> COUNT_BITS, facts.n_learnt >> COUNT_BITS
+        more.n_values = n_values
     out[at.clicks : at.mean].view(WAITING_CLICK)[:] = user.click[: facts.n_clicks]
     out[at.mean : at.factor].view(np.float32)[:] = user.mean
     out[at.factor : at.rows].view(np.float32)[:] = user.factor
-    row = out[at.rows : at.outcomes].view(np.float32).reshape(n, user.row.shape[1])
+    rows = out[at.rows : at.outcomes]
     outcome = out[at.outcomes : at.end].view(OUTCOME)
-    i = 0
+    i = k = 0
     for place in range(facts.head, facts.n_slots):
         slot = user.order[place]
-        if user.outcome[slot].state != FORGOTTEN:
-            outcome[i] = user.outcome[slot]
-            row[i] = user.row[slot]
-            i += 1
+        if user.outcome[slot].state == FORGOTTEN:
+            continue
+        outcome[i] = user.outcome[slot]
+        if n_values == 0:
+            rows[4 * width * i : 4 * width * (i + 1)].view(np.float32)[:] = user.row[slot]
+        else:
+            k = put_values(user.row[slot], width * i, rows.view(VALUE), k)
+        i += 1
     out[at.end : at.length] = 0
     return at.length

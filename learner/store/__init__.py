@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from learner.log.position import Partition
@@ -198,8 +198,8 @@ class NotNow(Exception):
 class Pipeline(Protocol):
     """The short way to records, for one event loop: no thread waits. It belongs to a store, which has the long way."""
 
-    async def load(self, ids: Sequence[str], effect: str = "user") -> list[bytes | None]:
-        """Read the records of users or items; None for one that has none.
+    def load(self, ids: Sequence[str], effect: str = "user") -> Awaitable[list[bytes | None]]:
+        """Ask for the records of at least one user or item, before it is awaited; None for one that has none.
 
         Raises
         ------

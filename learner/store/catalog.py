@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import structlog
@@ -23,9 +23,10 @@ log = structlog.get_logger("freshet")
 
 
 class Plan(NamedTuple):
-    """What is remembered of some items, and which of them have to be read."""
+    """Some items, what is remembered of each, and which of them have to be read."""
 
-    found: Mapping[str, Entry | None]
+    item_ids: Sequence[str]
+    found: list[Entry | None]
     missing: list[str]
 
     @property
@@ -41,21 +42,18 @@ class RecentCatalog:
         self._catalog = catalog
         self._read = Remembered[Entry | None](max_age_s, clock=clock)
 
-    def plan(self, item_ids: Iterable[str]) -> Plan:
+    def plan(self, item_ids: Sequence[str]) -> Plan:
         """What has to be read to know some items."""
-        return Plan(*self._read.look(item_ids))
+        return Plan(item_ids, *self._read.look(item_ids))
 
-    def of(self, plan: Plan, values: Sequence[bytes | None]) -> Mapping[str, Entry | None]:
+    def of(self, plan: Plan, values: Sequence[bytes | None]) -> list[Entry | None]:
         """The entries of a plan's items, with the records that it wants; None of one that nobody knows."""
-        if not plan.missing:
-            return plan.found
         read = self._catalog.read
         new = dict(zip(plan.missing, [None if value is None else read(value) for value in values], strict=True))
         for one, value in zip(plan.missing, values, strict=True):
             if value is not None and new[one] is None:
                 log.error("an entry of the catalog cannot be read; the next event about its item mends it", item=one)
-        self._read.keep(new)
-        return {**plan.found, **new}
+        return self._read.filled(plan.item_ids, plan.found, new)
 
     def forget(self, item_ids: Iterable[str]) -> None:
         """Have these items read again."""
@@ -99,7 +97,7 @@ class LearntCatalog:
         """Read those that are not remembered, in one round trip."""
         plan = self._recent.plan(item_ids)
         found = self._recent.of(plan, self._store.load(plan.keys, CATALOG) if plan.missing else [])
-        entries = [_later(found[one], self._noted.get(one)) for one in item_ids]
+        entries = [_later(entry, self._noted.get(one)) for one, entry in zip(item_ids, found, strict=True)]
         self._unknown |= {i for i, one in zip(item_ids, entries, strict=True) if one is None or one.features is None}
         return entries
 

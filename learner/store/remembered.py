@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+
+MISSING: Any = object()
+"""In the place of what is not remembered."""
 
 
 class Remembered(Generic[T]):
@@ -30,18 +33,19 @@ class Remembered(Generic[T]):
         self._lock = threading.Lock()
         self._kept: dict[str, tuple[float, T]] = {}
 
-    def look(self, ids: Iterable[str]) -> tuple[dict[str, T], list[str]]:
-        """What is remembered of these, and those of which nothing is, each once."""
-        kept, oldest = self._kept, self._clock() - self._max_age_s
-        found: dict[str, T] = {}
-        missing = []
-        for one in dict.fromkeys(ids):
-            held = kept.get(one)
-            if held is None or held[0] <= oldest:
-                missing.append(one)
-            else:
-                found[one] = held[1]
-        return found, missing
+    def look(self, ids: Sequence[str]) -> tuple[list[T], list[str]]:
+        """What is remembered of each, or `MISSING`, and those of which it is not, each once."""
+        oldest = self._clock() - self._max_age_s
+        held = map(self._kept.get, ids)
+        found = [MISSING if one is None or one[0] <= oldest else one[1] for one in held]
+        return found, list(dict.fromkeys([name for name, one in zip(ids, found, strict=True) if one is MISSING]))
+
+    def filled(self, ids: Sequence[str], found: list[T], new: Mapping[str, T]) -> list[T]:
+        """What `look` has found of these, and what has been read of those that were missing, remembered from now."""
+        if not new:
+            return found
+        self.keep(new)
+        return [new[name] if one is MISSING else one for name, one in zip(ids, found, strict=True)]
 
     def keep(self, new: Mapping[str, T]) -> None:
         """Remember these from now."""

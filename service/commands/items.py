@@ -36,8 +36,9 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=["import"], help="read a table")
     parser.add_argument(
         "table", metavar="TABLE",
-        help=".parquet, .csv (with a header), or .ndjson or .jsonl, the last three perhaps .gz; an object a line has "
-        "the columns as fields, or item_id and features as PUT /items takes them",
+        help=".parquet, .csv (with a header), .ndjson, .jsonl or .json, but for the first perhaps .gz; in JSON an "
+        "object a line, or all in an array, each with the columns as fields, or item_id and features as PUT /items "
+        "takes them",
     )  # fmt: skip
     parser.add_argument(
         "--skip-bad", action="store_true",

@@ -25,6 +25,7 @@ from service.settings import Settings
 from service.web import api
 from service.web.answers import describe_model
 from service.web.beside import Beside
+from service.web.catalog import add_catalog
 from service.web.guard import Guard
 from service.web.http import (
     CountRequests,
@@ -269,6 +270,7 @@ def create_app(
     add_pages(app)
     add_learners(app, learners)
     add_quality(app, scorers)
+    add_catalog(app, scorers, with_store)
     app.state.end = learners.end
     # Routes are tried in turn: the one that is asked for most comes first.
     app.router.routes.sort(key=lambda route: getattr(route, "path", "") != "/score")

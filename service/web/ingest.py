@@ -27,6 +27,7 @@ from learner.model.spec import Model
 from service.clock import now_ms
 from service.settings import Settings
 from service.web import api
+from service.web.catalog import catalog_of
 from service.web.http import (
     MAX_EVENTS,
     MAX_EVENTS_BYTES,
@@ -72,9 +73,7 @@ class Ingest:
         ApiError
             404, if the model has no catalog.
         """
-        if self._model.catalog is None:
-            expected = "expected a feature with from = 'catalog'"
-            raise api.ApiError(404, "no_catalog", f"model {self._model.name!r} has no catalog: {expected}")
+        catalog_of(self._model)
 
         def read(one: bytes, now: int) -> tuple[Wire, Entry]:
             event = item_said(one, self._model, now)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -56,15 +56,11 @@ class SlateOfItems(NamedTuple):
         return ScoredSlate(ItemEffects(mean, var, noise), self.n_events, self.effect, self.beliefs, now)
 
 
-Held: TypeAlias = tuple[bytes, int, int]
-"""The numbers of an item's belief, the time to which that is relaxed, and `n_events`."""
-
-
 class Plan(NamedTuple):
-    """Some items, what is remembered, which of them are not, and under which ids their records are kept."""
+    """Some items, what is remembered of each, which are not, and under which ids the records of those are kept."""
 
     item_ids: Sequence[str]
-    read: Mapping[str, Held]
+    found: list[bytes]
     missing: list[str]
     keys: list[str]
 
@@ -83,12 +79,17 @@ class Items:
     def __init__(self, effect: ItemEffect, max_age_s: float = 1.0) -> None:
         self._effect = effect
         self._max_age_s = max_age_s
-        self._read = Remembered[Held](max_age_s)
+        self._read = Remembered[bytes](max_age_s)
+        # An item as it is remembered: those of a slate are joined to columns, without an object of each.
+        parts = zip(("mean", "factor"), map(len, effect.prior_belief), strict=True)
+        columns = [(name, "<f4", (size,)) for name, size in parts]
+        self._held = np.dtype([*columns, ("settled_at", "<i8"), ("n_events", "<i8")])
 
     def plan(self, item_ids: Sequence[str]) -> Plan:
         """What has to be read to know some items."""
-        read, missing = self._read.look(item_ids)
-        return Plan(item_ids, read, missing, item_ids_of(np.array([item_key(one) for one in missing], np.int64)))
+        found, missing = self._read.look(item_ids)
+        keys = item_ids_of(np.array(list(map(item_key, missing)), np.int64)) if missing else []
+        return Plan(item_ids, found, missing, keys)
 
     def of(self, plan: Plan, values: Sequence[bytes | None], now_ms: int) -> SlateOfItems:
         """The beliefs of a plan's items, with the records that it wants, as they are to be scored with at a time.
@@ -104,14 +105,10 @@ class Items:
             read = stored.at(self._effect, now_ms)
             if self._max_age_s <= 0.0 and len(plan.missing) == len(plan.item_ids):
                 return SlateOfItems(self._effect, plan.item_ids, read, stored.n_events.tolist())
-            numbers = np.concatenate([read.mean, read.factor], axis=1)
-            size, data = numbers[0].nbytes, numbers.tobytes()
-            parts = [data[start : start + size] for start in range(0, len(data), size)]
-            rows = zip(parts, read.settled_at.tolist(), stored.n_events.tolist(), strict=True)
-            new = dict(zip(plan.missing, rows, strict=True))
-            self._read.keep(new)
-        belief, settled_at, n_events = zip(*[new.get(one) or plan.read[one] for one in plan.item_ids], strict=True)
-        numbers = np.frombuffer(b"".join(belief), np.float32).reshape(len(belief), -1)
-        mean, factor = numbers[:, : self._effect.d], numbers[:, self._effect.d :]
-        beliefs = ItemBeliefs(np.ascontiguousarray(mean), np.ascontiguousarray(factor), np.array(settled_at, np.int64))
-        return SlateOfItems(self._effect, plan.item_ids, beliefs, list(n_events))
+            rows = np.empty(len(plan.missing), self._held)
+            for name, column in zip(self._held.names or (), (*read, stored.n_events), strict=True):
+                rows[name] = column
+            new = dict(zip(plan.missing, map(np.void.tobytes, rows), strict=True))
+        held = np.frombuffer(b"".join(self._read.filled(plan.item_ids, plan.found, new)), self._held)
+        mean, factor, settled_at, n_events = (np.ascontiguousarray(held[name]) for name in self._held.names or ())
+        return SlateOfItems(self._effect, plan.item_ids, ItemBeliefs(mean, factor, settled_at), n_events.tolist())

@@ -9,7 +9,8 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from freshet.answers import LearnersResponse, ModelsResponse, QualityResponse
+from freshet.answers import LearnersResponse, ModelsResponse
+from freshet.quality_answers import QualityResponse
 from learner.events.wire import WireCatalogItem, WireClick, WireImpression
 from learner.limits import MAX_ID_LENGTH
 from learner.model.events_file import EventsFile
@@ -22,7 +23,7 @@ from service.web.guard import OPEN_PATHS
 _REF = "#/components/schemas/{name}"
 _TYPES = [
     api.ScoreRequest, api.ScoreResponse, api.EventsResponse, api.PosteriorResponse,
-    api.ItemPosteriorResponse, api.Erasure, api.ItemErasure, api.ModelResponse,
+    api.ItemPosteriorResponse, api.ItemResponse, api.Erasure, api.ItemErasure, api.ModelResponse,
     api.Health, api.ErrorResponse, LearnersResponse, ModelsResponse, QualityResponse, WireImpression, WireClick,
     WireCatalogItem, api.CatalogItem,
 ]  # fmt: skip

@@ -75,7 +75,7 @@ class Operations:
         if self._catalog is None or self._model.catalog is None:
             return reads(items, None)
         is_open = self._model.catalog.lacking([item.features for item in wanted.items])
-        return reads(items, self._catalog.plan(compress(ids, is_open)), is_open)
+        return reads(items, self._catalog.plan(list(compress(ids, is_open))), is_open)
 
     def score(self, plan: Reads, wanted: api.ScoreRequest, laps: Laps) -> tuple[api.ScoreResponse, Entry | None]:
         """Score a slate: a read of the user and one of what is not known of its items, and `score_from`."""
@@ -209,7 +209,7 @@ class Operations:
         known = False
         if self._catalog is not None:
             plan = self._catalog.plan([id])
-            entry = self._catalog.of(plan, self._store.load(plan.keys, CATALOG))[id]
+            (entry,) = self._catalog.of(plan, self._store.load(plan.keys, CATALOG))
             known = entry is not None and entry.features is not None
         if self._catalog is None or self._model.item is not None:
             known |= self._erase(self._item_effect(), item_id(item_key(id)), at)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from freshet.answers import QualityResponse
+from freshet.quality_answers import QualityResponse
 from learner.model.spec import Model
 from learner.store import Store
 from service.clock import now_ms

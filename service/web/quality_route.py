@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from fastapi import FastAPI, Request, Response
 
-from freshet.answers import QualityResponse
+from freshet.quality_answers import QualityResponse
 from service.web.http import json_response
 from service.web.openapi import of_a_model, responses
 from service.web.scorers import Scorers

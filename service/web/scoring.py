@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
 from learner.laps import Laps
@@ -63,13 +62,9 @@ class Scoring:
         if self._pipeline is None:
             return await in_thread(pool, self._operations.score, plan, wanted, laps)
         try:
-            user = self._pipeline.load([wanted.user_id])
-            if plan.wanted:
-                # All are asked for before any is waited for.
-                others = (self._pipeline.load(keys, effect) for effect, keys in plan.wanted.items())
-                (value,), *values = await asyncio.gather(user, *others)
-            else:
-                (value,), values = await user, []
+            # All are asked for before any is waited for.
+            wants = [([wanted.user_id], "user"), *((keys, effect) for effect, keys in plan.wanted.items())]
+            (value,), *values = [await one for one in [self._pipeline.load(*some) for some in wants]]
         except NotNow:
             return await in_thread(pool, self._operations.score, plan, wanted, laps)
         laps.lap("read")

@@ -43,13 +43,14 @@ class Resolved(NamedTuple):
 
 
 def resolve(
-    catalog: Catalog, items: Sequence[ScoreItem], is_open: Sequence[bool], entries: Mapping[str, Entry | None]
+    catalog: Catalog, items: Sequence[ScoreItem], is_open: Sequence[bool], entries: Sequence[Entry | None]
 ) -> Resolved:
     """The features of items: what the request says, else what the catalog has; `entries` are those of open items."""
     features: list[Any] = []
     known = []
+    of_open = iter(entries)
     for item, may in zip(items, is_open, strict=True):
-        entry = entries[item.item_id] if may else None
+        entry = next(of_open) if may else None
         features.append(item.features if entry is None else catalog.filled(item.features, entry))
         known.append(not may or (entry is not None and entry.features is not None))
     return Resolved(features, known)

@@ -168,6 +168,22 @@ def test_the_client_puts_items(rig: Rig) -> None:
 def test_an_entry_that_cannot_be_read_is_of_an_unknown_item_and_mended_by_its_next_event(rig: Rig) -> None:
     assert write_alone(rig.store, [Write("item:a", None, b"\x01" * 20, effect=CATALOG)]) == [True]  # type: ignore[arg-type]
     assert rig.score("a")["a"]["known"] is False
+    answer = rig.client.get("/items/a")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "damaged_record")
+
+
+def test_what_the_catalog_has_of_an_item_is_told_as_it_was_put(rig: Rig) -> None:
+    at = 1_700_000_000_000
+    rig.put({"item_id": "a/b", "features": {"price": 9.5}, "timestamp": at})
+    told = {"item_id": "a/b", "model": "shop", "timestamp": at, "features": {"price": 9.5}}
+    assert rig.client.get("/items/a%2Fb").json() == told
+    with Client("http://test", transport=through(rig.client)) as client:
+        found = client.item("a/b")
+    assert (found.item_id, found.timestamp, found.features) == ("a/b", at, {"price": 9.5})
+    rig.put({"item_id": "a/b", "features": None})
+    for one in ("a%2Fb", "nobody"):
+        answer = rig.client.get(f"/items/{one}")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_item")
 
 
 def test_the_openapi_document_says_which_features_are_of_the_catalog(rig: Rig) -> None:
@@ -187,6 +203,7 @@ def test_without_a_catalog_there_is_none(tmp_path: Path) -> None:
     answer = rig.client.put("/items", json={"item_id": "a", "features": A})
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "no_catalog"
+    assert rig.client.get("/items/a").json() == answer.json()
     assert "known" not in rig.score({"item_id": "a", "features": A})["a"]
     rig.score({"item_id": "a", "features": A}, log_impression=True)
     assert "resolved" not in rig.logged()[0]

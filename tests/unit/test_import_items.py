@@ -56,7 +56,11 @@ def flat(file: Path) -> None:
 
 
 def nested(file: Path) -> None:
-    file.write_text("\n\n".join(map(json.dumps, EVENTS)))
+    file.write_text("\n\n".join(map(json.dumps, EVENTS)), encoding="utf-8-sig")
+
+
+def array(file: Path) -> None:
+    file.write_text(json.dumps([ROWS[0], EVENTS[1]], indent=1), encoding="utf-8-sig")
 
 
 @pytest.fixture
@@ -74,7 +78,7 @@ def events(url: str, topic: str = "events") -> list[tuple[bytes | None, dict[str
 
 @pytest.mark.parametrize(
     ("name", "write"),
-    [("t.parquet", parquet), ("t.csv", as_csv), ("t.ndjson.gz", flat), ("t.jsonl", nested)],
+    [("t.parquet", parquet), ("t.csv", as_csv), ("t.ndjson.gz", flat), ("t.jsonl", nested), ("t.json", array)],
 )
 def test_a_row_is_an_event_whatever_the_file(
     tmp_path: Path, log: str, capsys: pytest.CaptureFixture[str], name: str, write: Any
@@ -122,6 +126,7 @@ def test_a_row_that_the_catalog_does_not_take_stops_the_import_or_is_counted(
         ("t.csv", "id,price\na,3\n", "expected a column item_id"),
         ("t.xlsx", "", "expected .parquet, .csv"),
         ("t.parquet", "no", "table"),
+        ("t.json", '[{"item_id": "a"}', "begins as a JSON array and is none"),
     ],
 )
 def test_a_file_that_is_no_such_table_is_said_to_be_none(

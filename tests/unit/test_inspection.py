@@ -35,7 +35,7 @@ def record_bytes(model: Model = MODEL) -> bytes:
 def test_all_that_is_in_a_record_is_said_in_readable_units() -> None:
     facts = report(record_bytes(), MODEL, "ann", AT + HOUR)
     assert facts["bytes"] == len(record_bytes())
-    assert (facts["revision"], facts["n_events"], facts["format_version"]) == (1, 3, 9)
+    assert (facts["revision"], facts["n_events"], facts["format_version"]) == (1, 3, 10)
     assert facts["updated_at"] == "2023-11-14T22:13:25.000+00:00"
     assert facts["erased_at"] is None
     assert facts["prior_fingerprint"] == MODEL.population_fingerprint.hex()[:6]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from freshet.answers import Estimate, QualityPart, QualityWindow
+from freshet.quality_answers import Estimate, QualityPart, QualityWindow
 from learner.belief.gaussian import Array
 from learner.evaluation import replay as replaying
 from learner.evaluation.compare import AS_MEASURED, FIXED_EFFECT, PRIOR, variants
