@@ -9,9 +9,9 @@ import msgspec
 import numpy as np
 
 from learner.belief.gaussian import Array, Belief, Rows
-from learner.belief.policies import Scores
 from learner.model.effect import Effect
 from learner.model.spec import Model
+from learner.policy.rank import Scores
 from learner.record import NEVER, Record
 from service.web import api
 from service.web.items import ScoredSlate

@@ -9,12 +9,12 @@ import msgspec
 
 from freshet.answers import *  # noqa: F403  # `api.ScoreResponse` and all other answers
 from freshet.answers import ErrorBody, ErrorResponse
-from learner.belief.policies import Policy
 from learner.events.catalog import ItemSaid
 from learner.events.wire import with_features
 from learner.limits import MAX_ITEMS
 from learner.model.fields import Id, Offset, Timestamp
 from learner.model.kinds import Features
+from learner.policy.rule import Policy
 
 Seed = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 TopK = Annotated[int, msgspec.Meta(ge=1, le=MAX_ITEMS)]

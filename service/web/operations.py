@@ -12,7 +12,6 @@ import numpy as np
 import structlog
 
 from learner.belief.gaussian import Array, Belief, Rows
-from learner.belief.policies import score_items
 from learner.events.future import from_the_future
 from learner.events.keys import item_key
 from learner.events.wire import Ranked, WireImpression
@@ -22,6 +21,8 @@ from learner.log import Entry
 from learner.model.design import Shown
 from learner.model.effect import Effect, ItemEffect
 from learner.model.spec import Model
+from learner.policy.rank import score_items
+from learner.policy.rule import EPSILON, Rule
 from learner.record import (
     DamagedRecord,
     ForeignRecord,
@@ -106,10 +107,11 @@ class Operations:
         belief = belief_at(self._model, record, now)
         offset = self._offsets([item.offset for item in wanted.items], rows)
         seed, generator = None, None
-        if wanted.policy == "thompson":
+        alpha = self._settings.ucb_alpha
+        rule = Rule(wanted.policy, alpha=alpha, epsilon=EPSILON if wanted.policy == "epsilon-greedy" else 0.0)
+        if rule.is_random:
             seed = secrets.randbits(63) if wanted.seed is None else wanted.seed
             generator = np.random.default_rng(seed)
-        alpha = self._settings.ucb_alpha
         slate = None
         if self._items is not None and plan.items is not None:
             slate = self._items.of(plan.items, read.get("item", []), now).at(rows, now, seed)
@@ -117,7 +119,7 @@ class Operations:
         fallback = self.guardrail.covers(rows)
         if fallback:
             belief = Belief(np.zeros_like(belief.mean), np.zeros_like(belief.factor))
-        scores = score_items(belief, rows, offset, wanted.policy, alpha, generator, None if fallback else effects)
+        scores = score_items(belief, rows, offset, rule, generator, None if fallback else effects)
         ranked = Ranked(
             wanted.policy,
             record.revision,
