@@ -11,9 +11,9 @@ told:
 They are exact for ``mean``, ``ucb`` and ``epsilon-greedy``, and for ``plackett-luce`` (`at_place` by quadrature, to
 1e-9). For ``thompson``, and where ``plackett-luce`` explores, they are those of the policy that takes one of the S
 draws at random: of a chance p they are off by a standard error of sqrt(p (1 - p) / S), .031 at most for S = 256. Where
-the first draw is the one that was served, they are just the chances of it given the S draws, whichever of them was served:
-weights that divide by them have no bias of their own, but for what no draw ranks so; where places are explored, there
-is no such thing.
+the first draw is the one that was served, they are just the chances of it given the S draws, whichever of them was
+served: weights that divide by them have no bias of their own, but for what no draw ranks so; where places are explored,
+there is no such thing.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ def chances(rule: Rule, keys: Keys, shown: NDArray[np.intp]) -> Chances:
     n, n_places = keys.drawn.shape[1], len(shown)
     if rule.epsilon == 0.0 and keys.log_weight is not None:
         at_place = _luce_places(keys.log_weight, n_places)[shown, range(n_places)]
-        return Chances(at_place, _luce_given_above(rule, keys.log_weight, shown))
+        return Chances(at_place, luce_given_above(rule, keys.log_weight, shown))
     explored = _NOT_EXPLORED if rule.epsilon == 0.0 else _explored_places(n, n_places, rule.epsilon, rule.top_k)
     at_place, given_above = np.empty(n_places), np.empty(n_places)
     drawn = np.ascontiguousarray(keys.drawn, np.float32)
     count_draws(drawn, shown, explored, _epsilons(rule, n_places), at_place, given_above)
     if keys.log_weight is not None:
-        given_above = _luce_given_above(rule, keys.log_weight, shown)
+        given_above = luce_given_above(rule, keys.log_weight, shown)
     return Chances(at_place, given_above)
 
 
@@ -79,7 +79,7 @@ def _epsilons(rule: Rule, n_places: int) -> Array:
     return np.where(np.arange(n_places) < rule.top_k, rule.epsilon, 0.0)
 
 
-def _luce_given_above(rule: Rule, log_weight: Array, shown: NDArray[np.intp]) -> Array:
+def luce_given_above(rule: Rule, log_weight: Array, shown: NDArray[np.intp]) -> Array:
     """Of the weight of what is left, the item's share."""
     others = np.ones(len(log_weight), np.bool_)
     others[shown] = False
