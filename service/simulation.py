@@ -135,7 +135,7 @@ class Running:
 
     def rank(self, user: str, items: Sequence[Sent], policy: Policy) -> Ranking:
         """POST /score."""
-        scored = self._client.score(user, cast(Sequence[Item], items), policy=cast(Any, policy)).items
+        scored = self._client.score(user, cast(Sequence[Item], items), policy=policy).items
         place = {item["item_id"]: n for n, item in enumerate(items)}
         by_place = sorted(scored, key=lambda one: place[one.item_id])
         told = [(one.logit_mean, one.logit_std**2, *(one.item_effect or (0.0, 0.0))) for one in by_place]

@@ -79,8 +79,9 @@ class Ranked(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a slate was ranked: what replays it exactly, together with the log up to the user's `n_events`-th event.
 
     `revision` is the stored record's; `prior` the fingerprint of the population; `at` the time (epoch ms) that the
-    belief was relaxed to; `seed` of the draw, for ``thompson``; `alpha` the optimism, for ``ucb``; `fallback` says that
-    it was by the fixed effect alone.
+    belief was relaxed to; `seed` of the draws, of a policy that has some; `alpha` the optimism, for ``ucb``; `fallback`
+    says that it was by the fixed effect alone. `temperature` is that of ``plackett-luce``; `epsilon` and `explored` are
+    how much was explored, and at how many places.
     """
 
     policy: Id
@@ -91,6 +92,9 @@ class Ranked(msgspec.Struct, frozen=True, omit_defaults=True):
     seed: int | None = None
     alpha: float | None = None
     fallback: bool = False
+    temperature: float | None = None
+    epsilon: float | None = None
+    explored: int | None = None
 
 
 class WireImpression(msgspec.Struct, frozen=True, tag_field="type", tag="impression", omit_defaults=True):
