@@ -9,11 +9,11 @@ told:
   which the cascade estimators divide by (McInerney et al. 2020; Kiyohara et al. 2022).
 
 They are exact for ``mean``, ``ucb`` and ``epsilon-greedy``, and for ``plackett-luce`` (`at_place` by quadrature, to
-1e-9). For ``thompson``, and where ``plackett-luce`` explores, they are those of the policy that takes one of the S
-draws at random: of a chance p they are off by a standard error of sqrt(p (1 - p) / S), .031 at most for S = 256. Where
-the first draw is the one that was served, they are just the chances of it given the S draws, whichever of them was
-served: weights that divide by them have no bias of their own, but for what no draw ranks so; where places are explored,
-there is no such thing.
+1e-9). For ``thompson``, and `at_place` of ``plackett-luce`` that explores or ranks more than some 120 items, they are
+those of the policy that takes one of the S draws at random: of a chance p they are off by a standard error of
+sqrt(p (1 - p) / S), .031 at most for S = 256. Where the first draw is the one that was served, they are just the
+chances of it given the S draws, whichever of them was served: weights that divide by them have no bias of their own,
+but for what no draw ranks so; where places are explored, there is no such thing.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from learner.policy.rank import Keys
 from learner.policy.rule import Rule
 
 DRAWS = 256
+_MOST_STEPS = 1e7
+"""Of a quadrature: some 20 ms, and 120 items whose weights are not too far apart."""
 _NOT_EXPLORED = np.empty((0, 0))
 _NOT_EXPLORED.flags.writeable = False
 
@@ -44,8 +46,8 @@ class Chances(NamedTuple):
 def chances(rule: Rule, keys: Keys, shown: NDArray[np.intp]) -> Chances:
     """The chances of what is shown: `shown` says which of the N items is at each of K places."""
     n, n_places = keys.drawn.shape[1], len(shown)
-    if rule.epsilon == 0.0 and keys.log_weight is not None:
-        at_place = _luce_places(keys.log_weight, n_places)[shown, range(n_places)]
+    if keys.log_weight is not None and (nodes := _nodes(rule, keys.log_weight)) is not None:
+        at_place = _luce_places(keys.log_weight, nodes, n_places)[shown, range(n_places)]
         return Chances(at_place, luce_given_above(rule, keys.log_weight, shown))
     explored = _NOT_EXPLORED if rule.epsilon == 0.0 else _explored_places(n, n_places, rule.epsilon, rule.top_k)
     at_place, given_above = np.empty(n_places), np.empty(n_places)
@@ -58,8 +60,8 @@ def chances(rule: Rule, keys: Keys, shown: NDArray[np.intp]) -> Chances:
 
 def place_chances(rule: Rule, keys: Keys, n_places: int) -> Array:
     """The chance of each item at each place from the top, shape (N, n_places)."""
-    if rule.epsilon == 0.0 and keys.log_weight is not None:
-        return _luce_places(keys.log_weight, n_places)
+    if keys.log_weight is not None and (nodes := _nodes(rule, keys.log_weight)) is not None:
+        return _luce_places(keys.log_weight, nodes, n_places)
     return _places(rule, np.argsort(-keys.drawn, axis=1, kind="stable"), n_places)
 
 
@@ -89,25 +91,34 @@ def luce_given_above(rule: Rule, log_weight: Array, shown: NDArray[np.intp]) -> 
     return np.asarray((1.0 - epsilon) * np.exp(log_weight[shown] - left[:0:-1]) + by_chance)
 
 
-def _luce_places(log_weight: Array, n_places: int) -> Array:
+def _nodes(rule: Rule, log_weight: Array) -> Array | None:
+    """The log t of the quadrature of `_luce_places`; None where draws tell: places are explored, or it takes long.
+
+    Of n items of one weight the integrand is at its narrowest, with a deviation of 1.24 / sqrt(n).
+    """
+    n = len(log_weight)
+    step = min(0.25, 1.0 / n**0.5)
+    end = 4.0 + float(np.logaddexp.reduce(log_weight) - log_weight.min())
+    if rule.epsilon > 0.0 or (end + 25.0) / step * n * n > _MOST_STEPS:
+        return None
+    return np.arange(-25.0, end, step)
+
+
+def _luce_places(log_weight: Array, nodes: Array, n_places: int) -> Array:
     """The chance of each item at each place, shape (N, n_places).
 
     Items of weight w come at times t ~ Exp(w), so that the first is one with chance w / sum w, and so on. An item that
     comes at t has place k if k - 1 of the others came before, each with chance 1 - exp(-w t) by itself: an integral
-    over t of a Poisson binomial distribution, by the trapezoidal rule in log t, in which that is analytic. Of n items
-    of one weight it is at its narrowest, with a deviation of 1.24 / sqrt(n).
+    over t of a Poisson binomial distribution, by the trapezoidal rule in log t, in which that is analytic.
     """
-    n = len(log_weight)
     log_w = log_weight - np.logaddexp.reduce(log_weight)
-    step = min(0.25, 1.0 / np.sqrt(n))
-    log_t = np.arange(-25.0, 4.0 - log_w.min(), step)
-    places = np.zeros((n, n_places))
-    for one in log_t.tolist():
-        add_places(log_w, one, step, places)
+    places = np.zeros((len(log_weight), n_places))
+    for one in nodes.tolist():
+        add_places(log_w, one, float(nodes[1] - nodes[0]), places)
     return np.clip(places, 0.0, 1.0)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def _explored_places(n: int, n_places: int, epsilon: float, top_k: int) -> Array:
     """The chance of the item of rank r, of n, at each place, where the first `top_k` are explored; shape (n, n_places).
 
@@ -131,6 +142,6 @@ def _explored_places(n: int, n_places: int, epsilon: float, top_k: int) -> Array
         place = explored + rest - d
         inside = place < n
         places[rest[inside], place[inside]] += here[rest[inside], d]
-    places = places[:, :n_places]
+    places = np.ascontiguousarray(places[:, :n_places])
     places.flags.writeable = False
     return places

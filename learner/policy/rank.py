@@ -149,9 +149,8 @@ def keys_of(
         return Keys(_by_rank(mean + rule.alpha * scores.logit_std), None)
     if rule.name != "thompson":
         key = moderated(mean, scores.logit_std**2)
-        if rule.name != "plackett-luce" or rule.epsilon == 0.0:
-            # Its chances are known without any draw.
-            return Keys(_by_rank(key), key / rule.temperature if rule.name == "plackett-luce" else None)
+        if rule.name != "plackett-luce":
+            return Keys(_by_rank(key), None)
         weight = key / rule.temperature
     own = np.empty((0, n), np.float32) if served is None else _by_rank(served.key)
     shape = (n_draws - len(own), n)
