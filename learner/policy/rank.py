@@ -155,7 +155,9 @@ def keys_of(
     own = np.empty((0, n), np.float32) if served is None else _by_rank(served.key)
     shape = (n_draws - len(own), n)
     if weight is not None:
-        drawn = (weight - np.log(generator.standard_exponential(shape, np.float32))).astype(np.float32)
+        # In 32 bits an exponential draw may be 0.
+        waited = np.maximum(generator.standard_exponential(shape, np.float32), np.finfo(np.float32).tiny)
+        drawn = (weight - np.log(waited)).astype(np.float32)
     else:
         dense, single = root(belief)
         k, d = len(dense), len(dense) + len(single)

@@ -133,6 +133,13 @@ def test_chances_of_many_items_stay_chances() -> None:
         np.testing.assert_allclose(places.sum(axis=1), 1.0, atol=1e-8)
 
 
+def test_no_draw_is_infinite() -> None:
+    rows, rule = np.ones((1_000, 3), np.float32), Rule("plackett-luce")
+    for seed in range(60):
+        drawn = keys_of(BELIEF, rows, np.zeros(1_000), rule, np.random.default_rng(seed), DRAWS).drawn
+        assert np.isfinite(drawn).all()
+
+
 def test_items_that_are_alike_are_ranked_and_judged_in_the_order_in_which_they_come() -> None:
     rows = np.ones((3, 3), np.float32)
     known = keys_of(BELIEF, rows, np.zeros(3), Rule(), np.random.default_rng(0), 1)

@@ -140,6 +140,17 @@ def test_slates_are_weighed_by_their_places_whatever_the_order_of_their_items() 
     np.testing.assert_allclose(one.reward, other.reward)
 
 
+def test_of_items_that_are_alike_what_was_shown_is_not_taken_for_the_best() -> None:
+    alike = []
+    for raw in made(MODEL, LUCE, n_users=60, n_rounds=1):
+        event = json.loads(raw)
+        for item in [*event.get("items", []), *event.get("candidates", [])]:
+            item["features"] = {"x": 1.0}
+        alike.append(json.dumps(event).encode())
+    # One of six is the first by its id.
+    assert 40 <= weigh(MODEL, read(alike, MODEL), Rule("mean")).impossible < 60
+
+
 def test_slates_that_do_not_say_their_chance_or_say_none_are_counted_and_left_out(by_luce: list[bytes]) -> None:
     def changed(number: int, change: Any) -> bytes:
         event = json.loads(by_luce[number])
