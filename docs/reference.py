@@ -18,6 +18,7 @@ from learner.model.file import (
     EarlierItemPrior,
     EarlierPrior,
     Effects,
+    ExploreRule,
     ItemFile,
     ItemPrior,
     ModelFile,
@@ -46,6 +47,7 @@ _TABLES = {
     "effects.item.prior": ItemPrior, "effects.item.prior.earlier": EarlierItemPrior, "offset": OffsetRule,
     "position": PositionRule, "prior": Prior, "prior.earlier": EarlierPrior, "events": EventsFile,
     "events.impression": ImpressionRule, "events.click": ClickRule, "quality": QualityRule,
+    "explore": ExploreRule,
 }  # fmt: skip
 _NOTHING: Any = None  # What the apps would ask only when they are asked.
 

@@ -45,6 +45,7 @@ class ScoredItem(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Where the model has an effect of items, `item_effect` is its mean and variance, to be logged with the impression,
     and `item_n_events` how many changes of labels it has learnt from. `known` is false if the catalog lacks it.
+    `propensity`, if asked for, is its chance of this rank by the policy, whatever stands above it, and given what does.
     """
 
     item_id: str
@@ -57,6 +58,7 @@ class ScoredItem(msgspec.Struct, frozen=True, omit_defaults=True):
     item_effect: tuple[float, float] | None = None
     item_n_events: int | None = None
     known: bool | None = None
+    propensity: tuple[float, float] | None = None
 
 
 class ScoreResponse(msgspec.Struct, frozen=True):

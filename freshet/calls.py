@@ -32,7 +32,7 @@ class ScoreOptions(TypedDict, total=False):
     """What else `POST /score` takes; `/docs` of a running service says what each means."""
 
     request_id: str
-    policy: Literal["mean", "ucb", "thompson"]
+    policy: Literal["mean", "ucb", "thompson", "epsilon-greedy", "plackett-luce"]
     seed: int
     explain: bool
     log_impression: bool
@@ -40,6 +40,9 @@ class ScoreOptions(TypedDict, total=False):
     shown: Sequence[str]
     context: Mapping[str, Any]
     timestamp: int
+    propensities: bool
+    epsilon: float
+    temperature: float
 
 
 class Call(msgspec.Struct, Generic[T], frozen=True):
@@ -92,8 +95,8 @@ def score(user_id: str, items: Iterable[Item], options: ScoreOptions) -> Call[an
     if asked.get("log_impression"):
         # What is sent again after a lost answer is to be the same impression, not another.
         asked.setdefault("request_id", uuid.uuid4().hex)
-        if asked.get("policy") == "thompson":
-            asked.setdefault("seed", secrets.randbits(63))
+        # The model may have any policy explore.
+        asked.setdefault("seed", secrets.randbits(63))
     return Call("POST", "score", answers.ScoreResponse, msgspec.json.encode(asked))
 
 

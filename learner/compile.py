@@ -17,6 +17,9 @@ from learner.events.parse import parse_events
 from learner.events.wire import impression_json
 from learner.limits import MIN_TIMESTAMP_MS
 from learner.model.spec import load_model
+from learner.policy.chances import chances
+from learner.policy.rank import keys_of
+from learner.policy.rule import Rule
 from learner.record import decode_record
 from learner.record.items import read_items
 from learner.record.served import belief_at
@@ -52,7 +55,10 @@ def compile_all() -> None:
     yes, starts = np.ones(1, np.bool_), np.array([0, 1])
     posteriors(mean, factor, X, yes, one.astype(np.float32), one, starts, mean[None].copy(), factor[None].copy())
     predict(belief, batch.events.row, batch.events.item["offset"])
-    draw(belief, np.random.default_rng(0))
+    draw(belief, generator := np.random.default_rng(0))
+    for rule in (Rule("thompson"), Rule("plackett-luce")):
+        rows, places = np.repeat(X, 2, axis=0), np.arange(2)
+        chances(rule, keys_of(belief, rows, np.zeros(2), rule, generator, 2), places)
     assert (belief.variances > 0.0).all()
     of_items = read_items(model.item, items, told.user_ids)
     of_items.at(model.item, MIN_TIMESTAMP_MS).effects(model.item, X[: len(items)], MIN_TIMESTAMP_MS)

@@ -13,12 +13,13 @@ import numpy as np
 
 from freshet import Client, Item
 from learner.belief.gaussian import Array, click_probability, sigmoid
-from learner.belief.policies import ItemEffects, Policy, score_items
 from learner.evaluation.in_memory import InMemory
 from learner.evaluation.simulate import ARRIVALS, CANDIDATES, SHOWN, Catalogue, Slates, World
 from learner.events.parse import parse_events
 from learner.events.wire import impression_json
 from learner.model.spec import Model
+from learner.policy.rank import ItemEffects, score_items
+from learner.policy.rule import Policy, Rule
 from service.clock import now_ms
 
 _ROUND_MS = 12 * 3_600_000
@@ -94,7 +95,7 @@ class Embedded:
         if self._model.item is not None:
             effects = ItemEffects(mean, var, self._generator.standard_normal(len(items)))
         belief = self._learner.user(user, self._now)
-        scores = score_items(belief, rows, offset, policy, self._alpha, self._generator, effects)
+        scores = score_items(belief, rows, offset, Rule(policy, alpha=self._alpha), self._generator, effects)
         return Ranking(scores.order.tolist(), scores.logit_mean, scores.logit_std**2, mean, var)
 
     def coefficients(self, user: str) -> tuple[Array, Array]:

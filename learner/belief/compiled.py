@@ -19,7 +19,7 @@ from numba.core import caching
 F = TypeVar("F", bound=Callable[..., Any])
 
 # What compiled functions are made of.
-_SOURCES = ("belief/*.py", "events/microbatch.py", "record/*.py", "step/*.py")
+_SOURCES = ("belief/*.py", "events/microbatch.py", "policy/kernel.py", "record/*.py", "step/*.py")
 
 
 @cache

@@ -199,9 +199,20 @@ def draw(belief: Belief, generator: np.random.Generator) -> Array:
     return theta
 
 
+def root(belief: Belief) -> tuple[Array, Array]:
+    """U D^1/2 of the dense block, shape (k, k), whose square is its covariance, and the deviations of the others."""
+    U, D, single = _triangles(belief.factor[None], len(belief.mean))
+    return U[0] * np.sqrt(D[0]), np.sqrt(single[0])
+
+
+def moderated(logit_mean: Array, logit_var: Array) -> Array:
+    """The log-odds of `click_probability`: mu / sqrt(1 + pi v / 8)."""
+    return np.asarray(logit_mean / np.sqrt(1.0 + np.pi * logit_var / 8.0))
+
+
 def click_probability(logit_mean: Array, logit_var: Array) -> Array:
     """E[sigma(z)] under z ~ N(mu, v), by MacKay's approximation sigma(mu / sqrt(1 + pi v / 8))."""
-    return sigmoid(logit_mean / np.sqrt(1.0 + np.pi * logit_var / 8.0))
+    return sigmoid(moderated(logit_mean, logit_var))
 
 
 def sigmoid(z: Array) -> Array:

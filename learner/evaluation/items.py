@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.belief.gaussian import Array
+from learner.belief.gaussian import Array, Rows
 from learner.events.microbatch import Events, item_places
 from learner.model.effect import ItemEffect
 from learner.record.items import read_items, unknown
@@ -48,14 +48,21 @@ class ReplayedItems:
         A copy of the log's, which says of every shown item what it was scored with.
     told
         What users' events have told since items last learnt.
+
+    Parameters
+    ----------
+    others
+        Items that were not shown, and are asked for by `effects`.
     """
 
-    def __init__(self, effect: ItemEffect, events: Events) -> None:
+    def __init__(self, effect: ItemEffect, events: Events, others: NDArray[np.int64] | None = None) -> None:
         self.events = events._replace(item=events.item.copy())
         self.told: list[Transitions] = []
         self._effect = effect
         # Items are erased, too, that nobody was shown.
         self._keys = np.union1d(events.item["item"], events.event["item"])
+        if others is not None:
+            self._keys = np.union1d(self._keys, others)
         self._number = np.searchsorted(self._keys, events.item["item"])
         self._records: dict[str, bytes] = {}
         self._stored = unknown(effect, len(self._keys))
@@ -67,6 +74,11 @@ class ReplayedItems:
         mean, var = beliefs.effects(self._effect, self.events.row[shown], now)
         self.events.item["other_mean"][shown], self.events.item["other_var"][shown] = mean, var
         return mean, var
+
+    def effects(self, keys: NDArray[np.int64], rows: Rows, now: int) -> tuple[Array, Array]:
+        """Mean and variance of the effects of items, of the log or of `others`, on their rows at a time."""
+        beliefs = self._stored.of(np.searchsorted(self._keys, keys)).at(self._effect, now)
+        return beliefs.effects(self._effect, rows, now)
 
     def learnt(self) -> dict[str, bytes]:
         """The record of each item that was told of, by id, once all that was told is learnt."""

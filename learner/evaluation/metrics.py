@@ -196,7 +196,7 @@ def measure(scored: Scored, resamples: int = 200, seed: int = 0) -> Metrics:
     y, p = scored.y, scored.p
     _, user = np.unique(scored.user, return_inverse=True)
     n_users = int(user.max()) + 1
-    weights = _weights(n_users, resamples, seed)
+    weights = resampled(n_users, resamples, seed)
 
     def sums(values: Array, owner: NDArray[np.intp] = user) -> Array:
         return np.asarray(weights @ np.bincount(owner, values, n_users), dtype=np.float64)
@@ -240,7 +240,7 @@ def reliability(scored: Scored, resamples: int = 200, seed: int = 0) -> list[Bin
     # Clicks and outcomes of each user in each bin.
     place, size = user * BINS + bins, n_users * BINS
     clicks, shown = (np.bincount(place, w, size).reshape(n_users, BINS) for w in (scored.y, np.ones_like(scored.y)))
-    samples = _weights(n_users, resamples, seed)[1:]
+    samples = resampled(n_users, resamples, seed)[1:]
     with np.errstate(invalid="ignore"):
         drawn = (samples @ clicks)[:, filled] / (samples @ shown)[:, filled]
     low, high = np.nanpercentile(drawn, [2.5, 97.5], axis=0)
@@ -257,12 +257,12 @@ def share_of(user: NDArray[np.int64], holds: NDArray[np.bool_], resamples: int =
         return Estimate(np.nan, np.nan, np.nan)
     _, owner = np.unique(user, return_inverse=True)
     true, all_ = np.bincount(owner, holds), np.bincount(owner)
-    samples = _weights(len(all_), resamples, seed)[1:]
+    samples = resampled(len(all_), resamples, seed)[1:]
     low, high = np.percentile((samples @ true) / (samples @ all_), [2.5, 97.5]).tolist()
     return Estimate(float(holds.mean()), low, high)
 
 
-def _weights(n_users: int, resamples: int, seed: int) -> Array:
+def resampled(n_users: int, resamples: int, seed: int) -> Array:
     """How often each user counts: once, then in each bootstrap sample; shape (1 + resamples, n_users)."""
     generator = np.random.default_rng(seed)
     weights, share = np.ones((1 + resamples, n_users)), np.full(n_users, 1.0 / n_users)

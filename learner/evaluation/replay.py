@@ -24,6 +24,21 @@ ITEM_LAG_MS = 60_000.0
 """As late as an item learns from a feed at the most, unless something is wrong."""
 
 
+class Asked(NamedTuple):
+    """What a replay tells of each slate as it is scored.
+
+    Attributes
+    ----------
+    items
+        The keys of items whose effects are asked for, beside those of the log.
+    tell
+        Called with the slate's place in the log, the user's belief, the time, and the items, of a model that has them.
+    """
+
+    items: NDArray[np.int64]
+    tell: Callable[[int, Belief, int, ReplayedItems | None], object]
+
+
 class Replayed(NamedTuple):
     """The scored outcomes of a replay, and what tells them apart.
 
@@ -65,6 +80,7 @@ def replay(
     advance: Callable[[int], object] = lambda n: None,
     item_lag_ms: float = ITEM_LAG_MS,
     settled: bool = False,
+    asked: Asked | None = None,
 ) -> Replayed:
     """Score every slate from a time on, each before it is learnt from.
 
@@ -87,11 +103,13 @@ def replay(
         Whether to predict as a learner does when it comes to a slate: what is due by the slate's time has settled, and
         items have the effects that the impression says, in float32. A scorer reads the record as the event before has
         left it.
+    asked
+        What else is to be known of each slate that is scored.
     """
     # What is predicted here need not be kept in records; but a sweep that has settled what is due writes a record for
     # having scored it. Users learn in the order in which the learner gets events.
     model = replace(model, quality=float(settled))
-    items = None if model.item is None else ReplayedItems(model.item, log.batch.events)
+    items = None if model.item is None else ReplayedItems(model.item, log.batch.events, asked and asked.items)
     events = without_items(log.batch.events) if items is None else items.events
     n_events = len(events.event)
     if settled:
@@ -132,6 +150,8 @@ def replay(
             value = values[i]
             belief = belief_at(model, nobody if value is None else decode_record(value, model, str(i)), now)
             mean, var = predict(belief, row, offset)
+            if asked is not None:
+                asked.tell(int(place), belief, now, items)
             if items is not None:
                 mean, var, offset = mean + item_mean, var + item_var, offset + item_mean
             labels = history.labels[step.number]

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from learner.events.wire import WireClick, WireImpression
+
 T = TypeVar("T")
 
 # Kinds of events; a bad one is never applied.
@@ -57,7 +59,9 @@ class Microbatch(NamedTuple):
     does. `source` has the number of the record that each event came in, shape (E,); None: each in one of its own. A
     slate that says what was clicked is several. `catalog` has, by place, the bytes of the entry (see
     `learner.model.catalog`) that an event about an item makes. `without_offset` has the places of items that came
-    without one; parts of a microbatch do not keep it.
+    without one; parts of a microbatch do not keep it. `told` has the events that say what only an evaluation of
+    policies asks for, in any order, also of users that were left out: impressions with propensities, and clicks with a
+    reward.
     """
 
     user: list[str]
@@ -65,6 +69,7 @@ class Microbatch(NamedTuple):
     source: NDArray[np.int64] | None = None
     catalog: Mapping[int, bytes] = {}
     without_offset: NDArray[np.int64] = NO_PLACES
+    told: Sequence[WireImpression | WireClick] = ()
 
     def record(self, place: int) -> int:
         """The number of the record that an event came in."""
@@ -121,9 +126,8 @@ class Microbatch(NamedTuple):
         its = item_places(event)
         event["first_item"] = np.cumsum(event["n_items"]) - event["n_items"]
         source = None if self.source is None else self.source[places]
-        return Microbatch(
-            [self.user[i] for i in places], Events(event, self.events.item[its], self.events.row[its]), source
-        )
+        events = Events(event, self.events.item[its], self.events.row[its])
+        return Microbatch([self.user[i] for i in places], events, source, told=self.told)
 
 
 @dataclass(frozen=True)
@@ -183,11 +187,13 @@ def joined(batches: Iterable[Microbatch], d: int) -> Microbatch:
     """Microbatches one after another as one; rows have d columns. Which records events came in is not kept."""
     user: list[str] = []
     catalog: dict[int, bytes] = {}
+    told: list[WireImpression | WireClick] = []
     events, items, rows, n_items = [np.empty(0, EVENT)], [np.empty(0, ITEM)], [np.empty((0, d), np.float32)], 0
     without = [NO_PLACES]
     for batch in batches:
         catalog |= {len(user) + place: entry for place, entry in batch.catalog.items()}
         user += batch.user
+        told += batch.told
         event = batch.events.event
         if n_items:
             event = event.copy()
@@ -198,9 +204,9 @@ def joined(batches: Iterable[Microbatch], d: int) -> Microbatch:
         rows.append(batch.events.row)
         n_items += len(batch.events.item)
     if len(events) == 2:
-        return Microbatch(user, Events(events[1], items[1], rows[1]), None, catalog, without[1])
+        return Microbatch(user, Events(events[1], items[1], rows[1]), None, catalog, without[1], told)
     together = Events(np.concatenate(events), np.concatenate(items), np.concatenate(rows))
-    return Microbatch(user, together, None, catalog, np.concatenate(without))
+    return Microbatch(user, together, None, catalog, np.concatenate(without), told)
 
 
 def with_clicks(batch: Microbatch, items: NDArray[np.intp], slate: NDArray[np.intp], first: bool) -> Microbatch:
@@ -226,7 +232,8 @@ def with_clicks(batch: Microbatch, items: NDArray[np.intp], slate: NDArray[np.in
     place_of = np.argsort(order)
     catalog = {int(place_of[place]): entry for place, entry in batch.catalog.items()}
     events = batch.events._replace(event=np.concatenate([event, click])[order])
-    return Microbatch([batch.user[place] for place in source], events, source, catalog, batch.without_offset)
+    user = [batch.user[place] for place in source]
+    return Microbatch(user, events, source, catalog, batch.without_offset, batch.told)
 
 
 def sweeps(due: Mapping[str, int], d: int) -> Microbatch:

@@ -176,6 +176,7 @@ class _Slates(NamedTuple):
 def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Model, entries: Entries | None) -> Parsed:
     """The columns of these events; `slates` has the place of every impression."""
     event = np.zeros(len(wires), EVENT)
+    told: list[WireImpression | WireClick] = []
     users, keys, clicks, about_items, bad = [], [], [], list[int](), {}
     for place, wire in enumerate(wires):
         if isinstance(wire, BadEvent):
@@ -197,6 +198,8 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
             keys += _keys(wire.request_id or "", [wire.item_id], model)
             if model.item is not None:
                 event["item"][place] = item_key(wire.item_id)
+            if wire.reward is not None:
+                told.append(wire)
         elif isinstance(wire, WireErase):
             event["kind"][place] = ERASE
     event["kind"][[place for place, user in enumerate(users) if not user]] = BAD
@@ -220,6 +223,8 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
     start = 0
     for places, foreign in slates:
         slate: Any = [wires[place] for place in places]
+        if foreign is None:
+            told += [wire for wire in slate if wire.items[0].propensity is not None]
         items = [one for wire in slate for one in wire.items]
         its = slice(start, start := start + len(items))
         columns = _of_items(items) if foreign is None else columns_of(items, foreign)
@@ -244,7 +249,7 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
         if model.item is not None:
             item["item"][its] = list(map(item_key, ids))
             item["other_mean"][its], item["other_var"][its] = model.item.as_scored(effects, row[its])
-    batch = Microbatch(users, Events(event, item, row), None, catalog, np.array(without_offset, np.int64))
+    batch = Microbatch(users, Events(event, item, row), None, catalog, np.array(without_offset, np.int64), told)
     if any(clicked):
         # Where what is not clicked is a "no" at once, clicks wait for their slate, if not for the latest showing.
         first = model.click_delay is None and not model.by_item

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast
 
 import msgspec
 
-from learner.limits import MAX_ITEMS
+from learner.limits import MAX_ITEMS, MAX_NUMBER
 from learner.model.fields import Id, Offset, Position, Timestamp, Variance, Weight
 from learner.model.kinds import Features
 from learner.wire_errors import UNREADABLE
@@ -53,12 +53,16 @@ class BadEvent(ValueError):
         self.reason = reason
 
 
+Chance: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
 class WireItem(msgspec.Struct, frozen=True, omit_defaults=True):
     """One shown item, as sent; without an `offset` it has what the model's `[offset]` says.
 
     `item_effect` is mean and variance of the item's effect on the log-odds as it was scored; without, the prior's.
     `position` is the rank at which it was shown, 1 at the top; without, its place among the items. `clicked` says what
-    a click at the time of its slate does.
+    a click at the time of its slate does. `propensity` has the two chances of `learner.policy.chances` with which it
+    came to its place: whatever stands above it, and given what does.
     """
 
     item_id: Id
@@ -68,14 +72,16 @@ class WireItem(msgspec.Struct, frozen=True, omit_defaults=True):
     item_effect: tuple[Offset, Variance] | None = None
     position: Position | None = None
     clicked: bool = False
+    propensity: tuple[Chance, Chance] | None = None
 
 
 class Ranked(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a slate was ranked: what replays it exactly, together with the log up to the user's `n_events`-th event.
 
     `revision` is the stored record's; `prior` the fingerprint of the population; `at` the time (epoch ms) that the
-    belief was relaxed to; `seed` of the draw, for ``thompson``; `alpha` the optimism, for ``ucb``; `fallback` says that
-    it was by the fixed effect alone.
+    belief was relaxed to; `seed` of the draws, of a policy that has some; `alpha` the optimism, for ``ucb``; `fallback`
+    says that it was by the fixed effect alone. `temperature` is that of ``plackett-luce``; `epsilon` and `explored` are
+    how much was explored, and at how many places.
     """
 
     policy: Id
@@ -86,12 +92,17 @@ class Ranked(msgspec.Struct, frozen=True, omit_defaults=True):
     seed: int | None = None
     alpha: float | None = None
     fallback: bool = False
+    temperature: float | None = None
+    epsilon: float | None = None
+    explored: int | None = None
 
 
 class WireImpression(msgspec.Struct, frozen=True, tag_field="type", tag="impression", omit_defaults=True):
     """A slate that was shown to a user, as sent; `context` is of all items; learning takes no notice of `ranked`.
 
     `resolved` says that its items have the features they were scored with: nothing is looked up in the catalog.
+    `candidates` are the items that were ranked and not shown: where the items have propensities, an evaluation of
+    another policy wants to know what else could have been shown. Nothing is learnt of them.
     """
 
     request_id: Id
@@ -101,15 +112,20 @@ class WireImpression(msgspec.Struct, frozen=True, tag_field="type", tag="impress
     ranked: Ranked | None = None
     context: Features = {}
     resolved: bool = False
+    candidates: Annotated[list[WireItem], msgspec.Meta(max_length=MAX_ITEMS)] = []
 
 
 class WireClick(msgspec.Struct, frozen=True, tag_field="type", tag="click"):
-    """A click on one item of a slate, as sent; it may lack the request where the model matches clicks by item."""
+    """A click on one item of a slate, as sent; it may lack the request where the model matches clicks by item.
+
+    `reward` is what it is worth, to an evaluation of policies; learning takes no notice of it.
+    """
 
     user_id: Id
     item_id: Id
     timestamp: Timestamp
     request_id: Id | None = None
+    reward: Annotated[float, msgspec.Meta(ge=-MAX_NUMBER, le=MAX_NUMBER)] | None = None
 
 
 class WireErase(msgspec.Struct, frozen=True, tag_field="type", tag="erase"):
@@ -145,12 +161,10 @@ def with_features(structs: tuple[type[msgspec.Struct], ...], slate: type[S], ite
     features, context = structs
     one = msgspec.defstruct("Item", [("features", features, features())], bases=(item,), frozen=True, gc=False)
     items = Annotated[list[one], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]  # type: ignore[valid-type]
-    return cast(
-        type[S],
-        msgspec.defstruct(
-            "Slate", [("items", items), ("context", context, context())], bases=(slate,), frozen=True, kw_only=True
-        ),
-    )
+    fields: list[Any] = [("items", items), ("context", context, context())]
+    if issubclass(slate, WireImpression):
+        fields.append(("candidates", Annotated[list[one], msgspec.Meta(max_length=MAX_ITEMS)], []))  # type: ignore[valid-type]
+    return cast(type[S], msgspec.defstruct("Slate", fields, bases=(slate,), frozen=True, kw_only=True))
 
 
 def catalog_item(features: type[msgspec.Struct]) -> type[WireCatalogItem]:

@@ -10,6 +10,7 @@ from learner.belief.gaussian import Form
 from learner.limits import MAX_FEATURES, MAX_OFFSET
 from learner.model.events_file import EventsFile
 from learner.model.kinds import Feature, FeatureName, Positive
+from learner.policy.rule import MAX_EXPLORED
 
 
 class ClickDelay(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -212,6 +213,24 @@ class QualityRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     segment: str | None = None
 
 
+class ExploreRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How much any policy explores, so that a log can tell what another would have earned.
+
+    Attributes
+    ----------
+    epsilon
+        The chance that a place has one of the items that are left, each alike, instead of the policy's own.
+    top_k
+        At how many places from the top.
+    propensities
+        Whether `log_impression` logs chances without being asked to; not where a request says what is `shown`.
+    """
+
+    epsilon: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    top_k: Annotated[int, msgspec.Meta(ge=1, le=MAX_EXPLORED)] = 10
+    propensities: bool = False
+
+
 class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The keys of `model.toml`.
 
@@ -257,6 +276,8 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         How likely items are looked at.
     quality
         How it is known at any time how good scores are.
+    explore
+        How much any policy explores.
     """
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
@@ -277,3 +298,4 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     events: EventsFile | None = None
     position: PositionRule = PositionRule()
     quality: QualityRule = QualityRule()
+    explore: ExploreRule = ExploreRule()

@@ -6,11 +6,9 @@ import argparse
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import get_args
 
 import numpy as np
 
-from learner.belief.policies import Policy
 from learner.evaluation.simulate import (
     ARRIVALS,
     CANDIDATES,
@@ -24,10 +22,12 @@ from learner.evaluation.simulate import (
     best_of,
 )
 from learner.model.spec import Model, load_model
+from learner.policy.rule import Policy
 from service.commands.command import Arguments
 from service.progress import progress
 from service.settings import Settings
 
+_POLICIES: tuple[Policy, ...] = ("mean", "ucb", "thompson")
 _LINE = "{:10s} {:>8s} {:>8s} {:>8s} {:>8s}   {:>16s} {:>6s}   {:>8s} {:>6s} {:>6s}"
 _AGES = (("0", 0, 1), ("1-9", 1, 10), ("10-99", 10, 100), ("100 or more", 100, np.inf))
 _ITEM_EFFECT = 'name = "demo"\n[features]\n[effects.item]\nhalf_life = "7d"\nprior = { variance = 0.5 }\n'
@@ -112,7 +112,7 @@ def run(arguments: DemoArguments, settings: Settings, model: Model) -> int:
         )
     )
     slates: dict[str, Slates] = {}
-    for number, policy in enumerate(policies := get_args(Policy), start=1):
+    for number, policy in enumerate(_POLICIES, start=1):
         generator = np.random.default_rng(arguments.seed)
         # Every policy meets the same users, tastes and items.
         world = World(model, arguments.users, generator)
@@ -125,7 +125,7 @@ def run(arguments: DemoArguments, settings: Settings, model: Model) -> int:
             freshet = Running(client, arguments.pause, apart, arguments.rounds)
             name = f"demo-{policy}-{time.time_ns()}"
         slates_of_each = arguments.rounds * arguments.users
-        with progress(f"{policy}, {number} of {len(policies)}", " slates", slates_of_each) as bar:
+        with progress(f"{policy}, {number} of {len(_POLICIES)}", " slates", slates_of_each) as bar:
             done = simulate(freshet, world, catalogue, policy, arguments.rounds, name, bar.update)
         slates[policy] = done.slates
         regret = done.slates.regret(done.slates.shown).reshape(arguments.rounds, arguments.users).mean(axis=1)

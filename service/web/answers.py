@@ -9,9 +9,9 @@ import msgspec
 import numpy as np
 
 from learner.belief.gaussian import Array, Belief, Rows
-from learner.belief.policies import Scores
 from learner.model.effect import Effect
 from learner.model.spec import Model
+from learner.policy.rank import Scores
 from learner.record import NEVER, Record
 from service.web import api
 from service.web.items import ScoredSlate
@@ -45,11 +45,12 @@ def ranked_items(
     offset: Array,
     slate: ScoredSlate | None,
     known: Sequence[bool] | None,
+    propensities: Sequence[tuple[float, float]] | None = None,
     fallback: bool = False,
 ) -> list[api.ScoredItem]:
     """The items, best first; with `fallback` no item's effect is in its log-odds.
 
-    `known` says of each whether the catalog has it; None without one.
+    `known` says of each whether the catalog has it; None without one. `propensities` are of the first items as ranked.
     """
     score, mean, std = scores.score.tolist(), scores.logit_mean.tolist(), scores.logit_std.tolist()
     sampled = None if scores.sampled_logit is None else scores.sampled_logit.tolist()
@@ -69,6 +70,7 @@ def ranked_items(
             None if pairs is None else pairs[i],
             None if slate is None else slate.n_events[i],
             None if known is None else known[i],
+            None if propensities is None or rank > len(propensities) else propensities[rank - 1],
         )
         for rank, i in enumerate(scores.order.tolist(), start=1)
     ]

@@ -9,14 +9,16 @@ import msgspec
 
 from freshet.answers import *  # noqa: F403  # `api.ScoreResponse` and all other answers
 from freshet.answers import ErrorBody, ErrorResponse
-from learner.belief.policies import Policy
 from learner.events.catalog import ItemSaid
 from learner.events.wire import with_features
 from learner.limits import MAX_ITEMS
 from learner.model.fields import Id, Offset, Timestamp
 from learner.model.kinds import Features
+from learner.policy.rule import Policy
 
 Seed = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Temperature = Annotated[float, msgspec.Meta(ge=1e-6, le=1e6)]
 TopK = Annotated[int, msgspec.Meta(ge=1, le=MAX_ITEMS)]
 
 
@@ -37,6 +39,9 @@ class ScoreRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `log_impression` logs what the user is shown: the first `top_k` as ranked (all, if there are fewer), or the items
     whose ids `shown` has, in that order. Without either it logs all items, in the order they came; where the model has
     a `[position]`, each with its rank. `context` is what the model's features of the context take, of all items.
+    `propensities` wants the chances of the items that are shown, as the policy ranked them; they are logged, too.
+    `temperature` is that of ``plackett-luce``, 1 if not given; `epsilon` how much any policy explores, beyond what the
+    model says: 0.1 of ``epsilon-greedy`` if not given.
     `timestamp` is when the request was (epoch ms), if not now: features of time, and all else, are as they were then.
     """
 
@@ -51,6 +56,9 @@ class ScoreRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shown: Annotated[list[Id], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)] | None = None
     context: Features = {}
     timestamp: Timestamp | None = None
+    propensities: bool = False
+    epsilon: Share | None = None
+    temperature: Temperature | None = None
 
 
 class CatalogItem(ItemSaid, frozen=True, forbid_unknown_fields=True):

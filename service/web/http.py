@@ -16,10 +16,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from learner.belief.policies import Policy
 from learner.log import EntryTooLarge, LogUnavailable
 from learner.model.kinds import ItemError
 from learner.model.spec import Model
+from learner.policy.rule import Policy
 from learner.record import DamagedRecord, ForeignRecord
 from learner.store import StoreUnavailable
 from learner.wire_errors import UNREADABLE, explain

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from learner.belief.gaussian import Array, Belief, Rows
-from learner.belief.policies import ItemEffects, item_noise
 from learner.events.keys import item_key
 from learner.model.effect import ItemEffect
+from learner.policy.rank import ItemEffects, item_noise
 from learner.record.items import ItemBeliefs, read_items
 from learner.record.items import item_ids as item_ids_of
 from learner.store.remembered import Remembered

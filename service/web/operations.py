@@ -12,7 +12,6 @@ import numpy as np
 import structlog
 
 from learner.belief.gaussian import Array, Belief, Rows
-from learner.belief.policies import score_items
 from learner.events.future import from_the_future
 from learner.events.keys import item_key
 from learner.events.wire import Ranked, WireImpression
@@ -22,6 +21,7 @@ from learner.log import Entry
 from learner.model.design import Shown
 from learner.model.effect import Effect, ItemEffect
 from learner.model.spec import Model
+from learner.policy.rank import score_items
 from learner.record import (
     DamagedRecord,
     ForeignRecord,
@@ -45,6 +45,7 @@ from service.web.answers import coefficients, ranked_items, state
 from service.web.guardrail import Guardrail
 from service.web.items import Items
 from service.web.outcomes import outcomes
+from service.web.policy import n_chances, propensities, rule_of
 from service.web.shown import check_shown, shown_items
 from service.web.slate import Reads, Resolved, reads, resolve
 
@@ -106,18 +107,23 @@ class Operations:
         belief = belief_at(self._model, record, now)
         offset = self._offsets([item.offset for item in wanted.items], rows)
         seed, generator = None, None
-        if wanted.policy == "thompson":
+        rule = rule_of(wanted, self._settings.ucb_alpha, self._model.specification.explore)
+        if rule.is_random:
             seed = secrets.randbits(63) if wanted.seed is None else wanted.seed
             generator = np.random.default_rng(seed)
-        alpha = self._settings.ucb_alpha
         slate = None
         if self._items is not None and plan.items is not None:
-            slate = self._items.of(plan.items, read.get("item", []), now).at(rows, now, seed)
+            drawn = seed if rule.name == "thompson" else None
+            slate = self._items.of(plan.items, read.get("item", []), now).at(rows, now, drawn)
         effects = None if slate is None else slate.effects
         fallback = self.guardrail.covers(rows)
         if fallback:
             belief = Belief(np.zeros_like(belief.mean), np.zeros_like(belief.factor))
-        scores = score_items(belief, rows, offset, wanted.policy, alpha, generator, None if fallback else effects)
+        counted = None if fallback else effects
+        scores = score_items(belief, rows, offset, rule, generator, counted)
+        said = None
+        if n_said := n_chances(wanted, self._model.specification.explore):
+            said = propensities(n_said, scores, belief, rows, offset, rule, generator, counted)
         ranked = Ranked(
             wanted.policy,
             record.revision,
@@ -125,8 +131,11 @@ class Operations:
             self._model.population_fingerprint.hex(),
             now,
             seed,
-            alpha if wanted.policy == "ucb" else None,
+            rule.alpha if rule.name == "ucb" else None,
             fallback,
+            rule.temperature if rule.name == "plackett-luce" else None,
+            rule.epsilon or None,
+            rule.top_k if rule.epsilon else None,
         )
         request_id = wanted.request_id or uuid.uuid4().hex
         entry = None
@@ -134,9 +143,9 @@ class Operations:
             pairs = None if effects is None else effects.pairs()
             context = wanted.context if self._model.context_features else {}
             ranks = self._model.examination is not None
-            items = shown_items(wanted, found.features, scores.order.tolist(), pairs, ranks)
+            items, others = shown_items(wanted, found.features, scores.order.tolist(), pairs, ranks, said)
             is_resolved = found.known is not None
-            shown = WireImpression(request_id, wanted.user_id, now, items, ranked, context, is_resolved)
+            shown = WireImpression(request_id, wanted.user_id, now, items, ranked, context, is_resolved, others)
             raw = msgspec.json.encode(shown)
             if len(raw) > MAX_EVENT_BYTES:
                 # It says more than the request did, and learners would refuse it.
@@ -155,7 +164,7 @@ class Operations:
             user_known=record.n_events > 0,
             posterior=state(record, now),
             ranked=msgspec.to_builtins(ranked),
-            items=ranked_items(wanted, scores, self._model, belief, rows, offset, slate, found.known, fallback),
+            items=ranked_items(wanted, scores, self._model, belief, rows, offset, slate, found.known, said, fallback),
             logged=False,
             took_ms=laps.total * 1000,
             fallback=fallback,

@@ -7,10 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from learner.laps import Laps
 from learner.log import Entry
 from learner.model.spec import Model
+from learner.policy.chances import DRAWS
 from learner.record import ForeignRecord
 from learner.store import NotNow, Pipelined, Store
 from service.web import api
 from service.web.operations import Operations
+from service.web.policy import n_chances
 from service.web.threads import in_thread
 
 # What may be worked on between two looks at the connections: a millisecond or two.
@@ -40,6 +42,7 @@ class Scoring:
         explaining: ThreadPoolExecutor,
     ) -> None:
         self._operations = operations
+        self._explore = model.specification.explore
         self._n_factor = len(model.prior_belief.factor)
         self._pipeline = store.pipeline() if isinstance(store, Pipelined) else None
         self._with_store, self._explaining = with_store, explaining
@@ -70,6 +73,8 @@ class Scoring:
         laps.lap("read")
         n_bytes += len(value or b"")
         n_products = len(wanted.items) * self._n_factor
+        # Chances take a comparison of each item that is shown with each other, in each draw.
+        n_products += len(wanted.items) * n_chances(wanted, self._explore) * DRAWS
         if wanted.explain or n_bytes > MAX_BYTES_AT_ONCE or n_products > MAX_PRODUCTS_AT_ONCE:
             return await in_thread(pool, self._operations.score_from, value, plan, values, wanted, laps)
         return self._operations.score_from(value, plan, values, wanted, laps)

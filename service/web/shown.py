@@ -15,8 +15,9 @@ def shown_items(
     order: Sequence[int],
     effects: Sequence[tuple[float, float]] | None,
     ranks: bool = False,
-) -> list[WireItem]:
-    """The items that an impression has, exactly as they were scored, in the order they are shown.
+    propensities: Sequence[tuple[float, float]] | None = None,
+) -> tuple[list[WireItem], list[WireItem]]:
+    """The items that an impression has, exactly as they were scored, in the order they are shown, and the candidates.
 
     Parameters
     ----------
@@ -28,6 +29,9 @@ def shown_items(
         Mean and variance of each item's effect; None without one.
     ranks
         Whether positions count: items that do not come in the order in which they are shown then have theirs.
+    propensities
+        Of the items that are shown, as ranked; with them items have their ranks, and the others that were ranked are
+        logged as candidates. None without.
 
     Raises
     ------
@@ -40,19 +44,28 @@ def shown_items(
         places = order[: wanted.top_k]
     elif wanted.shown is not None:
         places = _places(wanted.shown, wanted.items)
-    elif ranks:
+    elif ranks or propensities is not None:
         position = {place: rank for rank, place in enumerate(order, start=1)}
-    shown = ((i, wanted.items[i], None if effects is None else effects[i], position.get(i)) for i in places)
-    return [
-        WireItem(one.item_id, features[i], one.offset, item_effect=effect, position=rank)
-        for i, one, effect, rank in shown
-    ]
+    chance = {} if propensities is None else dict(zip(order, propensities, strict=False))
+
+    def items(places: Sequence[int]) -> list[WireItem]:
+        shown = ((i, wanted.items[i], None if effects is None else effects[i]) for i in places)
+        return [
+            WireItem(
+                one.item_id, features[i], one.offset, item_effect=effect, position=position.get(i),
+                propensity=chance.get(i),
+            )
+            for i, one, effect in shown
+        ]  # fmt: skip
+
+    return items(places), items(order[len(chance) :]) if chance else []
 
 
 def check_shown(wanted: ScoreRequest) -> None:
     """Raise `ApiError`, 422, unless what is said to be shown can be logged."""
     for field in ("top_k", "shown"):
-        if getattr(wanted, field) is not None and not wanted.log_impression:
+        with_chances = field == "top_k" and wanted.propensities
+        if getattr(wanted, field) is not None and not wanted.log_impression and not with_chances:
             raise _invalid(field, "says what log_impression logs: expected log_impression = true with it")
     if wanted.top_k is not None and wanted.shown is not None:
         raise _invalid("shown", "given beside top_k: expected at most one of the two")

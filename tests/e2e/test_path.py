@@ -23,12 +23,13 @@ import redis
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 
-from learner.belief.policies import score_items
 from learner.events.wire import WireClick, WireImpression
 from learner.log import read_to_end
 from learner.model.in_force import with_prior
 from learner.model.prior_file import decode_prior
 from learner.model.spec import load_model
+from learner.policy.rank import score_items
+from learner.policy.rule import Rule
 from learner.record import decode_record, encode_record, fresh_record
 from learner.record.served import belief_at
 from tests.servers import KafkaServer, RedisServer, eventually, free_port
@@ -309,7 +310,7 @@ def test_a_thompson_slate_is_replayed_to_the_last_bit_from_the_topic_that_logged
     rows = model.rows([item.features for item in logged.items])
     offset = model.offsets([item.offset for item in logged.items], rows).astype(float)
     generator = np.random.default_rng(logged.ranked.seed)
-    scores = score_items(belief_at(model, record, logged.ranked.at), rows, offset, "thompson", 0.0, generator)
+    scores = score_items(belief_at(model, record, logged.ranked.at), rows, offset, Rule("thompson"), generator)
     replayed = [(logged.items[i].item_id, float(scores.score[i])) for i in scores.order]
     assert replayed == [(item["item_id"], item["score"]) for item in answer["items"]]
 

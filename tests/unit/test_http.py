@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from learner.belief.policies import score_items
 from learner.events.wire import WireClick, WireImpression
 from learner.log import Entry, LogUnavailable, open_log, open_reader
 from learner.loop import Learner
 from learner.model.spec import load_model
+from learner.policy.rank import score_items
+from learner.policy.rule import Rule
 from learner.record import decode_record, encode_record, fresh_record
 from learner.record.served import belief_at
 from learner.store import Store, StoreUnavailable, Transaction, Write, open_store, write_alone
@@ -174,7 +175,7 @@ def test_where_ranks_count_items_that_come_in_another_order_are_logged_with_thei
 
     def positions(ranks: bool, **more: Any) -> list[tuple[str, int | None]]:
         asked = msgspec.structs.replace(wanted, **more)
-        return [(one.item_id, one.position) for one in shown_items(asked, [{}] * 3, [2, 0, 1], None, ranks)]
+        return [(one.item_id, one.position) for one in shown_items(asked, [{}] * 3, [2, 0, 1], None, ranks)[0]]
 
     assert positions(False) == [("a", None), ("b", None), ("c", None)]
     assert positions(True) == [("a", 2), ("b", 3), ("c", 1)]
@@ -256,7 +257,9 @@ def test_a_logged_slate_is_replayed_exactly_from_the_log(rig: Rig, policy: str) 
     rows = MODEL.rows([item.features for item in slate.items])
     offset = MODEL.offsets([item.offset for item in slate.items], rows).astype(float)
     generator = np.random.default_rng(ranked.seed)
-    scores = score_items(belief_at(MODEL, record, ranked.at), rows, offset, policy, ranked.alpha or 0.0, generator)
+    scores = score_items(
+        belief_at(MODEL, record, ranked.at), rows, offset, Rule(policy, alpha=ranked.alpha or 0.0), generator
+    )
     assert (ranked.seed is None) == (policy != "thompson")
     assert msgspec.to_builtins(ranked) == answer["ranked"]
     assert [slate.items[i].item_id for i in scores.order] == [item["item_id"] for item in answer["items"]]

@@ -15,13 +15,14 @@ from starlette.testclient import TestClient
 
 from freshet import Client, EventsResponse
 from learner.belief.gaussian import click_probability
-from learner.belief.policies import ItemEffects, item_noise, score_items
 from learner.evaluation.simulate import WIDTH, Catalogue, World, best_of
 from learner.events.keys import item_key
 from learner.events.wire import WireImpression
 from learner.log import open_log, open_reader
 from learner.loop import Learner
 from learner.model.spec import load_model
+from learner.policy.rank import ItemEffects, item_noise, score_items
+from learner.policy.rule import Rule
 from learner.record import decode_record, encode_record, fresh_record
 from learner.record.items import item_id
 from learner.record.served import belief_at
@@ -129,7 +130,7 @@ def test_a_logged_slate_with_items_is_replayed_from_the_log_alone(rig: Rig) -> N
     effects = ItemEffects(mean, var, item_noise(logged.ranked.seed, [one.item_id for one in logged.items]))
     generator = np.random.default_rng(logged.ranked.seed)
     belief = belief_at(MODEL, record, logged.ranked.at)
-    scores = score_items(belief, rows, np.zeros(2), "thompson", 0.0, generator, effects)
+    scores = score_items(belief, rows, np.zeros(2), Rule("thompson"), generator, effects)
     shown = [(one["item_id"], one["score"]) for one in answer["items"][:2]]
     assert [(one.item_id, score) for one, score in zip(logged.items, scores.score.tolist(), strict=True)] == shown
     # What the user learns from it is what was scored, whatever the item has learnt since.

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from learner.belief.policies import Policy
 from learner.evaluation.simulate import ARRIVALS, ITEMS, WIDTH, Catalogue, World, best_of
 from learner.model.spec import Model, load_model
+from learner.policy.rule import Policy
 from service.commands.main import main
 from service.simulation import Embedded, Simulated, simulate
 

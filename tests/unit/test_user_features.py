@@ -17,7 +17,6 @@ from starlette.testclient import TestClient
 from learner.batch.join import collect, without_stand_in
 from learner.batch.prior import fit_prior
 from learner.batch.scaling import feature_scaling, features_unseen
-from learner.belief.policies import score_items
 from learner.evaluation.history import read_log
 from learner.evaluation.replay import replay
 from learner.events.microbatch import by_user
@@ -27,6 +26,8 @@ from learner.model.duration import ModelError
 from learner.model.in_force import with_prior
 from learner.model.prior_file import PriorFile, decode_prior, encode_prior
 from learner.model.spec import Model, load_model
+from learner.policy.rank import score_items
+from learner.policy.rule import Rule
 from learner.record import Record, decode_record, encode_record
 from learner.record.served import belief_at
 from learner.step.apply import Applied, apply
@@ -238,7 +239,7 @@ def test_scores_are_those_of_a_model_that_has_no_other_features(policy: Any) -> 
         record = decode_record(learnt(one, log, 100)["u"], one, "u")
         rows = one.rows([item["features"] for item in log[0].get("items", log[1].get("items"))])
         belief = belief_at(one, record, AT + 10**7)
-        scores.append(score_items(belief, rows, np.zeros(3), policy, 1.0, np.random.default_rng(1)))
+        scores.append(score_items(belief, rows, np.zeros(3), Rule(policy), np.random.default_rng(1)))
     np.testing.assert_array_equal(found[0].score, expected[0].score)
 
 

@@ -1,0 +1,200 @@
+"""A belief and items to an order by a policy. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.belief.gaussian import Array, Belief, Rows, click_probability, draw, moderated, predict, root, sigmoid
+from learner.policy.rule import Rule
+
+
+class Scores(NamedTuple):
+    """Scores of a slate of N items, in the order the items came.
+
+    Attributes
+    ----------
+    order
+        Places of the items, best first; ties stay in the order they came. Shape (N,).
+    score
+        Probability of a click, shape (N,): at the upper confidence bound of the belief (``ucb``), under one draw from
+        it (``thompson``), else under the belief.
+    logit_mean, logit_std
+        The log-odds as the belief has them, shape (N,).
+    sampled_logit
+        The log-odds under the draw, shape (N,); None but for ``thompson``.
+    key
+        What the policy ranks by, the highest first, before it explores, shape (N,).
+    """
+
+    order: NDArray[np.intp]
+    score: Array
+    logit_mean: Array
+    logit_std: Array
+    sampled_logit: Array | None
+    key: Array
+
+
+class ItemEffects(NamedTuple):
+    """What the effects of N items add to the log-odds.
+
+    Attributes
+    ----------
+    mean, var
+        Of the items' beliefs, shape (N,).
+    noise
+        One standard normal draw an item, shape (N,); for ``thompson`` alone.
+    """
+
+    mean: Array
+    var: Array
+    noise: Array | None
+
+    def pairs(self) -> list[tuple[float, float]]:
+        """Mean and variance of each item's."""
+        return list(zip(self.mean.tolist(), self.var.tolist(), strict=True))
+
+
+def score_items(
+    belief: Belief,
+    rows: Rows,
+    offset: Array,
+    rule: Rule,
+    generator: np.random.Generator | None,
+    items: ItemEffects | None = None,
+) -> Scores:
+    """Score and rank a slate.
+
+    Parameters
+    ----------
+    belief
+        One user's.
+    rows
+        Shape (N, d), or of more columns that are left alone.
+    offset
+        Log-odds from an upstream model, shape (N,).
+    rule
+        ``mean``, ``epsilon-greedy``: by E[sigma(z)]. ``ucb``: sigma(mu + alpha sqrt(v)). ``thompson``: sigma(o +
+        x'theta) for one theta ~ N(m, S) for the whole slate (Chapelle and Li 2011). ``plackett-luce``: place by place,
+        each item that is left with a chance in proportion to exp(s / temperature), where s is the log-odds of
+        E[sigma(z)] (Plackett 1975; Luce 1959): by s / temperature and a Gumbel draw an item, which is the same.
+    generator
+        Of a rule that is random; the others need none.
+    items
+        None without an effect of items. ``thompson`` draws each item's beside the user's.
+    """
+    mean, var = predict(belief, rows, offset)
+    if items is not None:
+        mean, var = mean + items.mean, var + items.var
+    std = np.sqrt(var)
+    sampled = None
+    if rule.name == "ucb":
+        key = mean + rule.alpha * std
+        score = sigmoid(key)
+    elif rule.name == "thompson":
+        assert generator is not None, "thompson draws"
+        theta = draw(belief, generator)
+        sampled = offset + rows[:, : len(theta)] @ theta
+        if items is not None and items.noise is not None:
+            sampled = sampled + items.mean + np.sqrt(items.var) * items.noise
+        key, score = sampled, sigmoid(sampled)
+    else:
+        key, score = moderated(mean, var), click_probability(mean, var)
+        if rule.name == "plackett-luce":
+            assert generator is not None, "plackett-luce draws"
+            key = key / rule.temperature + generator.gumbel(size=len(key))
+    order = np.argsort(-key, kind="stable")
+    if rule.epsilon > 0.0:
+        assert generator is not None, "what explores draws"
+        order = _explored(order, rule, generator)
+    return Scores(order, score, mean, std, sampled, key)
+
+
+class Keys(NamedTuple):
+    """What a policy may rank N items by.
+
+    Attributes
+    ----------
+    drawn
+        Draws of it, each as likely as the others, shape (S, N); one of a policy that has nothing to draw. Only their
+        order counts: that which was served is told by its ranks.
+    log_weight
+        For ``plackett-luce``, log-odds over temperature, shape (N,).
+    """
+
+    drawn: NDArray[np.float32]
+    log_weight: Array | None
+
+
+def keys_of(
+    belief: Belief,
+    rows: Rows,
+    offset: Array,
+    rule: Rule,
+    generator: np.random.Generator,
+    n_draws: int,
+    items: ItemEffects | None = None,
+    served: Scores | None = None,
+) -> Keys:
+    """What a policy ranks by, in so many draws, of which `served` is the first; the other parameters as above."""
+    scores = served or score_items(belief, rows, offset, Rule(), None, items)
+    mean, n = scores.logit_mean, len(scores.logit_mean)
+    weight = None
+    if rule.name == "ucb":
+        return Keys(_by_rank(mean + rule.alpha * scores.logit_std), None)
+    if rule.name != "thompson":
+        key = moderated(mean, scores.logit_std**2)
+        if rule.name != "plackett-luce":
+            return Keys(_by_rank(key), None)
+        weight = key / rule.temperature
+    own = np.empty((0, n), np.float32) if served is None else _by_rank(served.key)
+    shape = (n_draws - len(own), n)
+    if weight is not None:
+        # In 32 bits an exponential draw may be 0.
+        waited = np.maximum(generator.standard_exponential(shape, np.float32), np.finfo(np.float32).tiny)
+        drawn = (weight - np.log(waited)).astype(np.float32)
+    else:
+        dense, single = root(belief)
+        k, d = len(dense), len(dense) + len(single)
+        X = np.concatenate([rows[:, :k] @ dense, rows[:, k:d] * single], axis=1).astype(np.float32)
+        drawn = generator.standard_normal((shape[0], d), np.float32) @ X.T
+        if items is not None:
+            noise = generator.standard_normal(shape, np.float32)
+            noise *= np.sqrt(items.var).astype(np.float32)
+            drawn += noise
+        drawn += mean.astype(np.float32)
+    return Keys(np.concatenate([own, drawn]), weight)
+
+
+def _by_rank(key: Array) -> NDArray[np.float32]:
+    """What ranks as `key` does in float32, too, shape (1, N)."""
+    ranks = np.empty((1, len(key)), np.float32)
+    ranks[0, np.argsort(-key, kind="stable")] = -np.arange(len(key), dtype=np.float32)
+    return ranks
+
+
+def _explored(order: NDArray[np.intp], rule: Rule, generator: np.random.Generator) -> NDArray[np.intp]:
+    """The order with some items moved up, as `Rule` says."""
+    places = order.tolist()
+    explored = np.flatnonzero(generator.random(min(rule.top_k, len(places))) < rule.epsilon)
+    for place, up in zip(explored.tolist(), generator.random(len(explored)).tolist(), strict=True):
+        places.insert(place, places.pop(place + int(up * (len(places) - place))))
+    return np.array(places, np.intp)
+
+
+def item_noise(seed: int, item_ids: Sequence[str]) -> Array:
+    """A standard normal draw for each item, shape (N,): by seed and id alone, whichever others are in the slate."""
+    inverse = NormalDist().inv_cdf
+    start = blake2b(seed.to_bytes(8, "little"), digest_size=7)
+    draws = []
+    for item_id in item_ids:
+        one = start.copy()
+        one.update(item_id.encode())
+        # 53 bits, never 0 nor 1.
+        draws.append(inverse(((int.from_bytes(one.digest(), "little") >> 3) + 0.5) / (1 << 53)))
+    return np.array(draws)

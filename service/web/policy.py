@@ -1,0 +1,60 @@
+"""Which policy a request wants, and with what chance it shows what it shows. Pure."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from learner.belief.gaussian import Array, Belief, Rows
+from learner.model.file import ExploreRule
+from learner.policy.chances import DRAWS, chances
+from learner.policy.rank import ItemEffects, Scores, keys_of
+from learner.policy.rule import EPSILON, Rule
+from service.web.api import ApiError, ScoreRequest
+
+
+def rule_of(wanted: ScoreRequest, alpha: float, floor: ExploreRule) -> Rule:
+    """The policy of a request, where the model says how much any policy explores at the least.
+
+    Raises
+    ------
+    ApiError
+        422, if it has a parameter of another policy, or wants the chances of an order that is not the policy's.
+    """
+    if wanted.temperature is not None and wanted.policy != "plackett-luce":
+        raise _invalid("temperature", f"given beside policy {wanted.policy!r}: expected 'plackett-luce' with it")
+    if wanted.propensities and wanted.shown is not None:
+        raise _invalid(
+            "propensities", "given beside shown, which is no order of the policy's: expected top_k, or neither"
+        )
+    epsilon = EPSILON if wanted.policy == "epsilon-greedy" else 0.0
+    if wanted.epsilon is not None:
+        epsilon = wanted.epsilon
+    temperature = 1.0 if wanted.temperature is None else wanted.temperature
+    return Rule(wanted.policy, alpha, temperature, max(epsilon, floor.epsilon), floor.top_k)
+
+
+def n_chances(wanted: ScoreRequest, floor: ExploreRule) -> int:
+    """Of how many items, from the top, chances are told, or logged."""
+    logged = floor.propensities and wanted.log_impression and wanted.shown is None
+    return min(wanted.top_k or len(wanted.items), len(wanted.items)) if wanted.propensities or logged else 0
+
+
+def propensities(
+    n_shown: int,
+    scores: Scores,
+    belief: Belief,
+    rows: Rows,
+    offset: Array,
+    rule: Rule,
+    generator: np.random.Generator | None,
+    effects: ItemEffects | None,
+) -> list[tuple[float, float]]:
+    """The two chances of each of the first items as ranked; see `learner.policy.chances`."""
+    generator = generator or np.random.default_rng(0)
+    keys = keys_of(belief, rows, offset, rule, generator, DRAWS, effects, scores)
+    found = chances(rule, keys, scores.order[:n_shown])
+    return list(zip(found.at_place.tolist(), found.given_above.tolist(), strict=True))
+
+
+def _invalid(field: str, detail: str) -> ApiError:
+    return ApiError(422, "invalid_field", f"{field}: {detail}", {"field": field})
