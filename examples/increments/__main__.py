@@ -47,6 +47,7 @@ WAYS: dict[str, tuple[str, list[str]]] = {
     "incremental, full, keep 0.7": ("part", ["--keep", "0.7", "--previous"]),
     "first fit, never again": ("", []),
 }
+KEPT = ["--keep-half-life", "--keep-covariance"]
 COLUMNS = ("log_loss", "slate_auc")
 SHORT = {FIXED_EFFECT: "fixed", FRESH: "fresh"}
 
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _compare(folder: Path, files: Sequence[Path], model: Path) -> dict[str, list[dict[str, float]]]:
     """Of each way and increment the cost of the fit, and what it is worth on the part that follows."""
     first = folder / "first.npz"
-    _freshet("fit", files[0], "--model", model, "--keep-half-life", "--out", first)
+    _freshet("fit", files[0], "--model", model, *KEPT, "--out", first)
     before = dict.fromkeys(WAYS, first)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in WAYS}
     for k in range(1, len(files) - 1):
@@ -96,7 +97,7 @@ def _compare(folder: Path, files: Sequence[Path], model: Path) -> dict[str, list
             read = _read(what, files, k)
             out, start = folder / f"{name}-{k}.npz", time.process_time()
             if read:
-                beside = [*options, before[name]] if options else ["--keep-half-life"]
+                beside = [*options, before[name]] if options else KEPT
                 _freshet("fit", *read, "--model", model, *beside, "--out", out)
                 before[name] = out
             cost = {"seconds": time.process_time() - start, "bytes": float(sum(one.stat().st_size for one in read))}

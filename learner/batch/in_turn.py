@@ -28,7 +28,7 @@ def in_turn(submit: Callable[[S], Future[T]], work: Iterable[S]) -> Iterator[tup
     try:
         for one in work:
             given.append((one, submit(one)))
-            if len(given) > AHEAD:
+            while given and (len(given) > AHEAD or given[0][1].done()):
                 yield first()
     except Exception:
         while given:

@@ -94,4 +94,4 @@ def discount(mean: Any, factor: Any, prior_mean: Any, prior_factor: Any, delta: 
         for j in range(k):
             target += x[j] * prior_mean[j]
         precision = (1.0 - delta) / prior_factor[r * (r + 3) // 2]
-        absorb(m, dense, x, f, gain, v, precision * (target - mu) / (1.0 + precision * v), precision)
+        absorb(m, dense, f, gain, v, precision * (target - mu) / (1.0 + precision * v), precision)

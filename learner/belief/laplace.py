@@ -95,7 +95,7 @@ def condition_jointly(
             shift[n] = weight[n] * (sigmoid(-z) if clicked[n] else -p) + precision[n] * z
             mu, v = project(proposal, S, x, f)
             pseudo = shift[n] - precision[n] * (mu + offset[n])
-            absorb(proposal, S, x, f, gain, v, pseudo / (1.0 + precision[n] * v), precision[n])
+            absorb(proposal, S, f, gain, v, pseudo / (1.0 + precision[n] * v), precision[n])
         step = proposal - theta
         decrement = distance(F, step.copy())
         for n in range(n_rows):
@@ -126,7 +126,7 @@ def condition_jointly(
         for n in range(n_rows):
             x[:] = rows[n]
             _, v = project(m[:k], S[:n_block], x, f)
-            absorb(m[:k], S[:n_block], x, f, gain, v, 0.0, precision[n])
+            absorb(m[:k], S[:n_block], f, gain, v, 0.0, precision[n])
     for i in range(n_block):
         factor[i] = S[i]
 

@@ -74,7 +74,7 @@ def project(mean: Any, factor: Any, x: Any, f: Any) -> tuple[float, float]:
 
 
 @compiled
-def absorb(mean: Any, factor: Any, x: Any, f: Any, gain: Any, v: float, score: float, precision: float) -> None:
+def absorb(mean: Any, factor: Any, f: Any, gain: Any, v: float, score: float, precision: float) -> None:
     """Add a site of `precision` along x, and move the mean by S x times the score.
 
     m += S x score,  S -= S x x'S precision / (1 + precision v), of which the dense block and the single variances are
@@ -129,7 +129,15 @@ def condition(
         The site that it leaves: exp(shift z - precision z^2 / 2) in the log-odds z.
     """
     mu, v = project(mean, factor, x, f)
-    mu += offset
+    return condition_along(mean, factor, f, gain, mu + offset, v, clicked, w, laplace, others, shift)
+
+
+@compiled
+def condition_along(
+    mean: Any, factor: Any, f: Any, gain: Any, mu: float, v: float, clicked: bool, w: float, laplace: bool,
+    others: float, shift: float,
+) -> tuple[float, float]:  # fmt: skip
+    """As `condition`, of whoever has projected the belief on the row: f, mu = o + x'm and v = x'Sx."""
     if not (w > 0.0 and v > 0.0):
         return 0.0, 0.0
     w = np.float64(w)
@@ -139,7 +147,7 @@ def condition(
     score += shift
     # To this effect the others are noise of the site.
     precision /= 1.0 + precision * others
-    absorb(mean, factor, x, f, gain, v, score, precision)
+    absorb(mean, factor, f, gain, v, score, precision)
     return precision, score * (1.0 + precision * v) + precision * mu
 
 
@@ -161,11 +169,11 @@ def flip(
     if others > 0.0:
         yes, _ = adf_moments(mu, others, True, np.float64(w))
         no, _ = adf_moments(mu, others, False, less)
-        absorb(mean, factor, x, f, gain, v, (yes - no) * kept, 0.0)
+        absorb(mean, factor, f, gain, v, (yes - no) * kept, 0.0)
     elif examination < 1.0:
-        absorb(mean, factor, x, f, gain, v, (w * sigmoid(-mu) + less * sigmoid(mu)) * kept, 0.0)
+        absorb(mean, factor, f, gain, v, (w * sigmoid(-mu) + less * sigmoid(mu)) * kept, 0.0)
     else:
-        absorb(mean, factor, x, f, gain, v, less * kept, 0.0)
+        absorb(mean, factor, f, gain, v, less * kept, 0.0)
 
 
 @compiled

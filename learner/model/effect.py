@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import scipy  # scipy.special is imported at its first use, the click delay's: no scorer waits for it
+from numpy.typing import NDArray
 
 from learner.belief.gaussian import Array, Belief, Form, Gaussian, Method, Rows, blocks, factorised, joined
 from learner.belief.population import Population
@@ -17,6 +18,8 @@ from learner.model.space import Space
 
 # An open impression counts as a "no" for good once this share of clicks would have come.
 SETTLED_SHARE = 0.95
+# Beliefs relax in ticks, whole seconds, so that what it costs does not depend on how often they are asked for.
+TICKS_A_HALF_LIFE, TICK_MS = 4_096, 1_000
 
 
 def mark_of(fingerprint: bytes, population: bytes) -> bytes:
@@ -166,6 +169,16 @@ class Effect:
     def width(self) -> int:
         """Columns of a row, of which the effect is on the first d."""
         return self.d
+
+    @cached_property
+    def tick_ms(self) -> int:
+        """A tick of the time by which beliefs relax: a 4,096th of the half-life, at least a second."""
+        ticks = 1 if self.half_life_ms is None else int(self.half_life_ms / TICKS_A_HALF_LIFE) // TICK_MS
+        return TICK_MS * max(1, ticks)
+
+    def kept(self, settled_at: NDArray[np.int64], now: int) -> Array:
+        """What relaxing to the last tick before `now` (epoch ms) leaves of beliefs of these times; shape as given."""
+        return self.relax_factor((now - now % self.tick_ms - settled_at).astype(np.float64))
 
     def relax_factor(self, elapsed_ms: Array) -> Array:
         """What is left of a belief, 2^(-elapsed / half_life); 1 out of order or without a half-life. Shape as given."""

@@ -49,8 +49,7 @@ class ItemBeliefs(NamedTuple):
 
     def kept(self, effect: ItemEffect, now: int) -> Array:
         """What relaxing to a time (epoch ms) leaves of each, shape (N,)."""
-        elapsed = (now - self.settled_at).astype(np.float64)
-        return np.where(self.settled_at == NEVER, 1.0, effect.relax_factor(elapsed))
+        return np.where(self.settled_at == NEVER, 1.0, effect.kept(self.settled_at, now))
 
     def effects(self, effect: ItemEffect, rows: Rows, now: int) -> tuple[Array, Array]:
         """Mean and variance of what each adds to the log-odds of its row at a time (epoch ms), shape (N,).

@@ -12,7 +12,7 @@ from learner.belief.forget import relax
 from learner.belief.gaussian import Belief
 from learner.belief.laplace import condition_jointly
 from learner.belief.moments import no_weight
-from learner.belief.update import condition, project
+from learner.belief.update import condition_along, project
 from learner.model.effect import Effect
 from learner.record import NEVER, Record, State
 
@@ -20,23 +20,22 @@ from learner.record import NEVER, Record, State
 def belief_at(effect: Effect, record: Record, now: int) -> Belief:
     """The belief to score with at time `now` (epoch ms), in float64.
 
-    The settled one, relaxed, then conditioned on each open impression as a "no" of weight w c (1 - q) / (1 - c q), with
-    c = F(age at `now`) e the share of clicks that would have come, times the probability that it was looked at, and q
-    the click probability if so: the slope of "no click yet" in the log-odds, where w c is that of a rare click.
+    The settled one, relaxed to the last tick, then conditioned on each open impression as a "no" of weight
+    w c (1 - q) / (1 - c q), with c = F(age at `now`) e the share of clicks that would have come, times the probability
+    that it was looked at, and q the click probability if so: the slope of "no click yet" in the log-odds, where w c is
+    that of a rare click.
     """
-    mean, factor = record.settled.mean.astype(np.float64), record.settled.factor.astype(np.float64)
+    mean, factor = record.settled.mean.copy(), record.settled.factor.copy()
     is_open = record.outcomes["state"] == State.OPEN
     outcomes = record.outcomes[is_open]
-    known = record.settled_at != NEVER
-    if not known and not len(outcomes):
-        return Belief(mean, factor)
-    kept = 1.0 if not known else float(effect.relax_factor(np.array(float(now - record.settled_at))))
-    median, sigma = effect.click_delay or (0.0, 1.0)
-    prior = effect.prior_belief
-    serve(
-        mean, factor, prior.mean, prior.factor, kept, record.rows[is_open], now - outcomes["shown_at"], outcomes,
-        median, sigma, effect.method == "laplace",
-    )  # fmt: skip
+    if record.settled_at != NEVER:
+        # In float32, as the learner will when it comes to this time: what it predicts is what was served.
+        relax(mean, factor, *effect.prior_belief, float(effect.kept(np.array(record.settled_at), now)))
+    mean, factor = mean.astype(np.float64), factor.astype(np.float64)
+    if len(outcomes):
+        median, sigma = effect.click_delay or (0.0, 1.0)
+        ages = now - outcomes["shown_at"]
+        serve(mean, factor, record.rows[is_open], ages, outcomes, median, sigma, effect.method == "laplace")
     return Belief(mean, factor)
 
 
@@ -59,15 +58,11 @@ def open_weight(outcome: Any, mu: float, v: float, c: float) -> float:
 
 
 @compiled
-def serve(
-    mean: Any, factor: Any, prior_mean: Any, prior_factor: Any, kept: float, row: Any, age: Any, outcome: Any,
-    median: float, sigma: float, laplace: bool,
-) -> None:  # fmt: skip
-    """Relax a settled belief, and condition it on open impressions of these ages (ms).
+def serve(mean: Any, factor: Any, row: Any, age: Any, outcome: Any, median: float, sigma: float, laplace: bool) -> None:
+    """Condition a settled belief, relaxed, on open impressions of these ages (ms).
 
     One that stands for many of an item has clicks among them: ``precision`` of its weight, with ``shift`` as evidence.
     """
-    relax(mean, factor, prior_mean, prior_factor, kept)
     n, d = len(row), len(mean)
     f, gain = np.empty(d), np.empty(d)
     offset, effective = np.empty(n), np.empty(n)
@@ -78,7 +73,8 @@ def serve(
         c = clicked_share(float(age[i]), median, sigma) * one.examination
         effective[i] = open_weight(one, mu + offset[i], v + one.other_var, c)
         if not laplace:
-            condition(mean, factor, row[i], False, offset[i], effective[i], False, f, gain, one.other_var, one.shift)
+            v_others = one.other_var
+            condition_along(mean, factor, f, gain, mu + offset[i], v, False, effective[i], False, v_others, one.shift)
     if laplace and n > 0:
         condition_jointly(mean, factor, row, np.zeros(n, np.bool_), offset, effective, np.empty(n), np.empty(n))
 
@@ -88,12 +84,14 @@ def serve_each(
     mean: Any, factor: Any, prior_mean: Any, prior_factor: Any, kept: Any, n_open: Any, row: Any, outcome: Any,
     now: int, median: float, sigma: float,
 ) -> None:  # fmt: skip
-    """As `serve`, for N beliefs at once: open impressions in rows of shape (N, W, d), of which `n_open` are in use."""
+    """Relax N beliefs, each by so much, and `serve` each.
+
+    Open impressions are in rows of shape (N, W, d), of which `n_open` are in use.
+    """
     for n in range(len(mean)):
         k: Any = n_open[n]
         age = np.empty(k, np.int64)
         for i in range(k):
             age[i] = now - outcome[n, i].shown_at
-        serve(
-            mean[n], factor[n], prior_mean, prior_factor, kept[n], row[n, :k], age, outcome[n, :k], median, sigma, False
-        )
+        relax(mean[n], factor[n], prior_mean, prior_factor, kept[n])
+        serve(mean[n], factor[n], row[n, :k], age, outcome[n, :k], median, sigma, False)

@@ -26,7 +26,6 @@ from learner.step.items import learn_items
 from learner.step.quality import Sums, no_sums
 
 # Beliefs relax in steps of event time: a share of the half-life in whole seconds, which records have, at least one.
-TICKS_A_HALF_LIFE, TICK_MS = 4_096, 1_000
 # And in steps of outcomes learnt: a relaxing costs as much as three outcomes at d = 17, and more in higher dimensions.
 OUTCOME_TICKS_A_HALF_LIFE = 16
 
@@ -66,16 +65,15 @@ def _template(effect: Effect) -> NDArray[np.uint8]:
 def rules(effect: Effect) -> Rules:
     """What the compiled loops have to know of an effect."""
     half_life = effect.half_life_ms or inf
-    tick = TICK_MS if half_life == inf else max(TICK_MS, int(half_life / TICKS_A_HALF_LIFE) // TICK_MS * TICK_MS)
     outcomes = effect.half_life_outcomes or inf
     outcome_tick = 1 if outcomes == inf else max(1, round(outcomes / OUTCOME_TICKS_A_HALF_LIFE))
     outcome_kept = 2.0 ** (-outcome_tick / outcomes)
     prior = effect.prior_belief
     median, sigma = effect.click_delay or (0.0, 1.0)
     of_items = Rules(
-        prior.mean, prior.factor, effect.method == "laplace", half_life, tick, outcome_tick, outcome_kept, 1.0,
-        effect.window_ms, ceil(effect.settle_age_ms), median, sigma, MOST_OPEN, np.empty(0, np.int64), effect.width,
-        False, np.ones(1, np.float32), np.empty(0), np.empty(0), np.empty(0, np.int64),
+        prior.mean, prior.factor, effect.method == "laplace", half_life, effect.tick_ms, outcome_tick, outcome_kept,
+        1.0, effect.window_ms, ceil(effect.settle_age_ms), median, sigma, MOST_OPEN, np.empty(0, np.int64),
+        effect.width, False, np.ones(1, np.float32), np.empty(0), np.empty(0), np.empty(0, np.int64),
     )  # fmt: skip
     if not isinstance(effect, Model):
         return of_items

@@ -17,6 +17,7 @@ import numpy as np
 from learner.belief.compiled import inner
 from learner.belief.update import project
 from learner.events.microbatch import Events
+from learner.record import NEVER
 from learner.record.sums import KNOWN_FROM
 from learner.step.columns import (
     CLICKED,
@@ -35,7 +36,7 @@ from learner.step.columns import (
     User,
     keep,
 )
-from learner.step.evidence import learn
+from learner.step.evidence import learn, relax_to
 from learner.step.feed import FLIP, NO, YES, Feed, relaxed, served, tell
 from learner.step.quality import (
     Sums,
@@ -169,6 +170,9 @@ def show(rules: Rules, user: User, events: Events, e: int, feed: Feed, sums: Sum
     mean, factor = np.empty(0), np.empty(0)
     exact_mean, exact_factor = np.empty(0), np.empty(0)
     known = shown_before(user) >= KNOWN_FROM
+    if user.facts[0].settled_at != NEVER:
+        # Once for all slates of a tick, each of which is predicted with it.
+        relax_to(rules, user, now)
     if len(rules.item_columns) > 0:
         mean, factor = served(rules, user, now)
     if user.facts[0].is_sampled:

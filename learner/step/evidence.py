@@ -31,8 +31,8 @@ def kept(rules: Rules, elapsed: int) -> float:
 
 @inner
 def kept_of_settled(rules: Rules, user: User, now: int) -> float:
-    """What forgetting leaves of the settled belief at a time; all of the prior."""
-    return 1.0 if user.facts[0].settled_at == NEVER else kept(rules, now - user.facts[0].settled_at)
+    """What forgetting leaves of the settled belief at the last tick before `now`; all of the prior."""
+    return 1.0 if user.facts[0].settled_at == NEVER else kept(rules, now - now % rules.tick - user.facts[0].settled_at)
 
 
 @inner

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.belief.compiled import inner
-from learner.belief.forget import relax
 from learner.belief.gaussian import Rows
 from learner.belief.moments import moderated_no
 from learner.belief.update import absorb, project
@@ -93,13 +92,12 @@ def relaxed(rules: Rules, user: User, x: Any, at: int) -> tuple[float, float]:
 
 @inner
 def served(rules: Rules, user: User, now: int) -> tuple[Any, Any]:
-    """Mean and factor of what the user would be scored with, nearly; see `learner.record.served.belief_at`.
+    """Mean and factor of what the user, relaxed to a time, is scored with, nearly; see `learner.record.served`.
 
     The settled belief has clicks at once and each "no" late: items that are told of it take the user's part for theirs.
     With the exact moments of open impressions it would cost as much as learning them does once more.
     """
     mean, factor = user.mean.astype(np.float64), user.factor.astype(np.float64)
-    relax(mean, factor, rules.prior_mean, rules.prior_factor, kept_of_settled(rules, user, now))
     n = 0
     for place in range(user.facts[0].open_from, user.facts[0].n_slots):
         slot = user.order[place]
@@ -115,7 +113,7 @@ def served(rules: Rules, user: User, now: int) -> tuple[Any, Any]:
         score, precision = moderated_no(mu, v + one.other_var, open_weight(one, mu, v + one.other_var, c))
         # To the user the item is noise of the site, as in `condition`.
         precision /= 1.0 + precision * one.other_var
-        absorb(mean, factor, user.row[slot], user.f, user.gain, v, score, precision)
+        absorb(mean, factor, user.f, user.gain, v, score, precision)
     return mean, factor
 
 

@@ -47,7 +47,6 @@ from learner.record.sums import (
     WAYS,
 )  # fmt: skip
 from learner.step.columns import CLICKED, FORGOTTEN, OPEN, Rules, User
-from learner.step.evidence import kept_of_settled
 from learner.step.feed import MOST_WEIGHED
 from learner.step.slates import rank, segment_of
 
@@ -111,7 +110,7 @@ def shown_before(user: User) -> int:
 
 @inner
 def scored_with(rules: Rules, user: User, now: int) -> tuple[Any, Any]:
-    """Mean and factor of what the user is scored with at a time; see `learner.record.served.belief_at`.
+    """Mean and factor of what the user, relaxed to a time, is scored with then; see `learner.record.served.belief_at`.
 
     Of more open impressions than `MOST_WEIGHED` the oldest are weighed.
     """
@@ -122,10 +121,8 @@ def scored_with(rules: Rules, user: User, now: int) -> tuple[Any, Any]:
             n += 1
     mean, factor = user.mean.astype(np.float64), user.factor.astype(np.float64)
     outcome = user.outcome[slots[:n]]
-    serve(
-        mean, factor, rules.prior_mean, rules.prior_factor, kept_of_settled(rules, user, now), user.row[slots[:n]],
-        now - outcome["shown_at"], outcome, rules.median, rules.sigma, rules.laplace,
-    )  # fmt: skip
+    ages = now - outcome["shown_at"]
+    serve(mean, factor, user.row[slots[:n]], ages, outcome, rules.median, rules.sigma, rules.laplace)
     return mean, factor
 
 

@@ -45,6 +45,7 @@ class FitArguments(LogArguments):
     from_store: str | None
     iterations: int
     keep_half_life: bool
+    keep_covariance: bool
     keep_examination: bool
     previous: str | None
     keep: float
@@ -90,6 +91,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add_increment_arguments(parser)
     parser.add_argument("--iterations", type=int, default=50, help="of EM, at most (default: %(default)s)")
     parser.add_argument("--keep-half-life", action="store_true", help="leave the half-life as the model has it")
+    parser.add_argument("--keep-covariance", action="store_true", help="do not try another covariance than the model's")
     parser.add_argument("--keep-examination", action="store_true", help="leave the examination as the model has it")
     add_arguments(parser, "*")
 
@@ -109,14 +111,7 @@ def run(arguments: FitArguments, settings: Settings, model: Model) -> int:
 
 
 def _fit_from_log(arguments: FitArguments, settings: Settings, model: Model) -> int:
-    from learner.batch.collect import (
-        MAX_USERS,
-        MAX_USERS_OF_ITEMS,
-        TIMES_FOR_RANKS,
-        collect,
-        sample,
-        without_stand_in,
-    )
+    from learner.batch.collect import MAX_USERS, MAX_USERS_OF_ITEMS, TIMES_FOR_RANKS, collect, sample, without_stand_in
     from learner.batch.reading import LogError
     from learner.batch.scaling import feature_scaling, features_unseen
     from service.commands.fit_choices import choose
@@ -180,14 +175,9 @@ def _fit_from_log(arguments: FitArguments, settings: Settings, model: Model) -> 
                 "they end"
             )
         prior, half_life, item = choose(
-            fitting,
-            outcomes,
-            sampled.with_offsets(stand_in),
-            sampled.below,
-            of_all,
-            arguments.iterations,
-            arguments.keep_half_life,
-        )
+            fitting, outcomes, sampled.with_offsets(stand_in), sampled.below, of_all, arguments.iterations,
+            arguments.keep_half_life, arguments.keep_covariance,
+        )  # fmt: skip
     # What the prior in force has put in force stays so, where nothing else was found.
     mean_offset = outcomes.mean_offset
     if before is not None:

@@ -62,6 +62,7 @@ def choose(
     of_all: Microbatch | None,
     iterations: int,
     keep_half_life: bool,
+    keep_covariance: bool,
 ) -> Chosen:
     """The prior of all users, the half-life, and the same of items.
 
@@ -75,7 +76,7 @@ def choose(
         Of as many users as are for the prior of items; None without an effect of theirs.
     """
     trial = trial_of(sample, model, len(outcomes))
-    wide = bool(forms_to_try(model, WIDE))
+    wide = not keep_covariance and bool(forms_to_try(model, WIDE))
     keeps_own = keep_half_life or model.discount is not None
     if model.discount is not None:
         print("half-life: none, since the model has discount, which predicts worse")

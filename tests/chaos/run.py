@@ -47,6 +47,7 @@ from tests.chaos.stream import (
     MODEL_OF_RUN,
     Logged,
     differences,
+    entry_differences,
     events,
     expect,
     item_differences,
@@ -65,7 +66,7 @@ REMADE, ADDED = "topic deleted and made again", "partition added"
 COUNTED = re.compile(r'freshet_learner_total\{kind="(\w+)"\} (\S+)')
 
 
-LOST = ("missing", "lost", "letters missing", "items lost", "sums lost")
+LOST = ("missing", "lost", "letters missing", "items lost", "entries lost", "sums lost")
 
 
 @dataclass
@@ -82,6 +83,7 @@ class Report:
     rewinds: int = 0
     items: int = 0
     item_outcomes: int = 0
+    entries: int = 0
     scored: int = 0
     scored_by_log: int = 0
     wrong: dict[str, list[str]] = field(default_factory=dict)
@@ -95,6 +97,7 @@ class Report:
             ("  whose order the log determines (compared to the last bit)", self.ordered),
             ("items", self.items),
             ("  outcomes they learnt", self.item_outcomes),
+            ("entries of the catalog (compared to the last bit)", self.entries),
             ("outcomes scored, whose sums are compared to the last integer", self.scored),
             ("  by the log alone; the others by what their records say", self.scored_by_log),
             ("bad records", self.bad),
@@ -528,7 +531,7 @@ class Chaos:
 
     def _judge(self) -> None:
         expected = expect(self.log)
-        found, items, stored, effect = {}, {}, [], MODEL_OF_RUN.item
+        found, items, entries, stored, effect = {}, {}, {}, [], MODEL_OF_RUN.item
         assert effect is not None
         for node in self.nodes:
             client = redis.Redis(port=node.port)
@@ -538,6 +541,8 @@ class Chaos:
             for key in client.scan_iter("freshet:*:item:*", count=1000):
                 item = key.decode().partition(":item:")[2]
                 items[item] = decode_record(client.get(key), effect, item)
+            for key in client.scan_iter("freshet:*:catalog:*", count=1000):
+                entries[key.decode().partition(":catalog:")[2]] = client.get(key)
             for key in client.scan_iter("freshet:*:sums:*", count=1000):
                 shard = int(key.decode().partition("{")[2].partition("}")[0])
                 stored.append(read_sums(shard, client.get(key)))
@@ -552,6 +557,8 @@ class Chaos:
             # steps back alone: the others have been told of some of these events.
             report.wrong |= item_differences(expected.items, items)
         report.items, report.item_outcomes = len(expected.items), sum(one.outcomes for one in expected.items.values())
+        report.wrong |= entry_differences(expected.entries, entries)
+        report.entries = len(expected.entries)
         report.wrong |= sum_differences(expected.sums, expected.ordered, found, stored, MODEL_OF_RUN)
         report.scored, report.scored_by_log = outcomes(total(stored)), outcomes(total(expected.sums))
         bad = {(topic, Position(place.partition, place.offset)) for topic, place in expected.bad}

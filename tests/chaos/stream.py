@@ -11,8 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from learner.belief.gaussian import Belief
+from learner.events.microbatch import CATALOG_ITEM, ERASE_ITEM
 from learner.events.parse import parse_events
 from learner.log.position import Partition, Position
+from learner.model.catalog import at_of, removed
 from learner.model.spec import Model, load_model
 from learner.record import Record, State, decode_record, encode_record, fresh_record
 from learner.record.items import item_id
@@ -32,7 +34,7 @@ max_open = 1000
 variance = 0.5
 intercept_mean = -1.0
 [features]
-price = { kind = "numeric" }
+price = { kind = "numeric", from = "catalog" }  # each impression says it too, and wins
 genre = { kind = "category", values = ["drama", "comedy"] }
 [effects.item]
 half_life = "30d"
@@ -62,7 +64,8 @@ class Sent(NamedTuple):
 def events(rng: random.Random, users: int, kinds: Sequence[str] = KINDS) -> Iterator[Sent]:
     """Impressions and clicks, with repeats, clicks first, late clicks, bad records, wrong and missing keys; endless.
 
-    Now and then one of the others is erased, and of each slate the last item, once it is shown no more.
+    Now and then one of the others is erased, and of each slate the last item, once it is shown no more. Events
+    about items for the catalog come out of the order of their times.
 
     Of five users one (``two-…``) has the clicks in a topic of their own and one (``odd-…``) has wrong keys: there no
     log says in which order all their events act. These have no click so late that it would age their other outcomes.
@@ -102,6 +105,12 @@ def events(rng: random.Random, users: int, kinds: Sequence[str] = KINDS) -> Iter
         if number % GONE_AFTER == GONE_AFTER - 1:
             erasure = {"type": "erase_item", "item_id": gone, "timestamp": at + 50}
             yield Sent(0, gone.encode(), json.dumps(erasure).encode())
+        if rng.random() < 0.05:
+            # Of one time events say the same, whichever is read last.
+            item, of_time = rng.choice(shown_items), at - 100 * rng.randrange(30) - 25
+            features = {"price": of_time % 10_000 / 1_000} if of_time % 700 < 600 else None
+            about = {"type": "item", "item_id": item, "timestamp": of_time, "features": features}
+            yield Sent(0, item.encode(), json.dumps(about).encode())
         if rng.random() < 0.02:
             bad = [b"{", b"", json.dumps({**shown, "timestamp": "now"}).encode(), json.dumps({"type": "view"}).encode()]
             yield Sent(0, user.encode(), rng.choice(bad))
@@ -141,7 +150,8 @@ class Expected(NamedTuple):
     """What the log alone says must come of it.
 
     `records` by user; `ordered` are those users whose order the log determines; `bad` the places of bad records;
-    `items` by the id of their records; `sums` are what the ordered users add to those of how good predictions were.
+    `items` by the id of their records; `sums` are what the ordered users add to those of how good predictions were;
+    `entries` are the catalog's.
     """
 
     records: dict[str, Record]
@@ -149,6 +159,7 @@ class Expected(NamedTuple):
     bad: set[tuple[str, Position]]
     items: dict[str, ExpectedItem]
     sums: list[HourSums]
+    entries: dict[str, bytes]
 
 
 class ExpectedItem(NamedTuple):
@@ -183,11 +194,17 @@ def expect(log: Iterable[Logged]) -> Expected:
     told_late: dict[str, list[Transitions]] = {}
     sums: list[HourSums] = []
     erased: dict[int, int] = {}
+    entries: dict[str, bytes] = {}
     for one in log:
         batch, refused = parse_events([one.value], model)
         if refused:
             bad.add((one.topic, one.position))
             continue
+        if batch.events.event["kind"][0] in {CATALOG_ITEM, ERASE_ITEM}:
+            entry = batch.catalog.get(0) or removed(int(batch.events.event["at"][0]))
+            entries[batch.user[0]] = max(entry, entries.get(batch.user[0], entry), key=lambda one: at_of(one) or 0)
+            if batch.events.event["kind"][0] == CATALOG_ITEM:
+                continue
         event = single(batch, 0)
         if isinstance(event, EraseItem):
             erased[event.item] = event.timestamp
@@ -211,7 +228,7 @@ def expect(log: Iterable[Logged]) -> Expected:
         {user: [_left(one, erased) for one in its] for user, its in of.items()} for of in (told, told_late)
     )
     gone = {item_id(key): ExpectedItem(0, (0, 0), (0.0, 0.0), 0.0) for key in erased}
-    return Expected(records, ordered, bad, gone | _expect_items(told, told_late, ordered), sums)
+    return Expected(records, ordered, bad, gone | _expect_items(told, told_late, ordered), sums, entries)
 
 
 def _left(told: Transitions, erased: dict[int, int]) -> Transitions:
@@ -284,6 +301,17 @@ def item_differences(expected: dict[str, ExpectedItem], found: dict[str, Record]
             wrong["items lost"].append(name)
         elif (off := outside(float(belief_at(effect, have, JUDGED_MS).mean[0]), want.means)) > ITEM_BOUND * want.std:
             wrong["items different"].append(f"{name} by {off / want.std:.2f} standard deviations")
+    return {kind: items for kind, items in wrong.items() if items}
+
+
+def entry_differences(expected: dict[str, bytes], found: dict[str, bytes]) -> dict[str, list[str]]:
+    """What is wrong with the catalog: entries that are not of the last event about their item."""
+    wrong: dict[str, list[str]] = {"entries lost": [], "entries different": []}
+    for item in expected.keys() | found.keys():
+        want, have = expected.get(item), found.get(item)
+        if want != have:
+            is_late = have is None or (want is not None and (at_of(have) or 0) < (at_of(want) or 0))
+            wrong["entries lost" if is_late else "entries different"].append(item)
     return {kind: items for kind, items in wrong.items() if items}
 
 

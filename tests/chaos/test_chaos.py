@@ -19,6 +19,7 @@ def test_under_fire_nothing_is_lost_and_nothing_applied_twice(tmp_path: Path) ->
     assert report.rewinds > 0, "no learner has noticed that the store stepped back"
     assert report.counts["replayed"] + report.counts["conflicts"] > 0, "no fault met an event on its way"
     assert 0 < report.scored_by_log < report.scored, "no predictions of one of the two kinds of users were scored"
+    assert report.entries > 8, "no event about an item was in the log"
 
 
 @pytest.mark.usefixtures("kafka_server", "redis_server")

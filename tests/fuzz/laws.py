@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from learner.belief.gaussian import Belief
+from learner.events.catalog import LogEntries
+from learner.events.microbatch import of_item
 from learner.events.parse import parse_event, parse_events
-from learner.events.wire import BadEvent, user_of
+from learner.events.wire import BadEvent, WireCatalogItem, WireEraseItem, user_of
 from learner.limits import MAX_TIMESTAMP_MS
 from learner.model.design import Shown
 from learner.model.kinds import FeatureError
@@ -51,7 +53,10 @@ MODELS = [
     load_model(f'name = "m"\n{_FEATURES}'),
     load_model(f'name = "d"\ncovariance = "diagonal"\nunknown_features = "ignore"\n{_FEATURES}'),
     load_model(f'name = "b"\ncovariance = "block"\n{_FEATURES}'),
+    load_model('name = "c"\n' + _FEATURES.replace(" }", ', from = "catalog" }', 10)),
 ]
+# An entry may have been checked against another specification.
+CATALOGS = [MODELS[3], load_model('name = "e"\n' + _FEATURES.replace(" }", ', from = "catalog" }', 2))]
 # A record of the model before it may have been learnt under another prior.
 MOVED = load_model(f'name = "m"\n[prior]\nvariance = 2.0\nearlier = [{{ variance = 1.0 }}]\n{_FEATURES}')
 assert MODELS[0].structs is not None
@@ -85,12 +90,36 @@ def wire_law(raws: list[bytes]) -> None:
             for at, one in enumerate(single(together.batch, i) for i in of_it):
                 other = single(alone, at)
                 assert one[:3] == other[:3]
-                assert one.user_id == wire.user_id
+                of_an_item = isinstance(wire, WireEraseItem | WireCatalogItem)
+                assert one.user_id == (of_item(wire.item_id) if of_an_item else wire.user_id)
                 for field, same in zip(one[3:], other[3:], strict=True):
                     assert np.asarray(field).tobytes() == np.asarray(same).tobytes()
                     if np.asarray(field).dtype.kind == "f":
                         assert np.isfinite(field).all()
             assert len(of_it) == len(alone.user)
+
+
+def catalog_law(raws: list[bytes]) -> None:
+    """Events say of the catalog what they say one by one, and any bytes are an entry that fills items, or none."""
+    catalogs = [model.catalog for model in CATALOGS]
+    assert catalogs[0] is not None
+    together, one_by_one = LogEntries(catalogs[0]), LogEntries(catalogs[0])
+    read = parse_events(raws, CATALOGS[0], entries=together)
+    alone = [parse_events([raw], CATALOGS[0], entries=one_by_one) for raw in raws]
+    assert [place in read.bad for place in range(len(raws))] == [bool(one.bad) for one in alone]
+    assert read.batch.events.row.tobytes() == b"".join(one.batch.events.row.tobytes() for one in alone)
+    entries = list(read.batch.catalog.values())
+    assert entries == [entry for one in alone for entry in one.batch.catalog.values()]
+    for item_id in ("a", "b"):
+        assert together.find([item_id]) == one_by_one.find([item_id])
+    for data in [*entries, *raws]:
+        for model, catalog in zip(CATALOGS, catalogs, strict=True):
+            assert catalog is not None
+            entry = catalog.read(data)
+            assert entry is not None or data not in entries
+            if entry is not None:
+                with contextlib.suppress(FeatureError):
+                    model.rows([catalog.filled({}, entry)], Shown([1], [AT], [{}]))
 
 
 def body_law(body: bytes) -> None:
@@ -280,13 +309,20 @@ _shown = st.fixed_dictionaries(
 _wild = st.fixed_dictionaries(
     {},
     optional={
-        "type": st.sampled_from(["impression", "click", "view"]) | _value, "request_id": _id, "user_id": _id,
+        "type": st.sampled_from(["impression", "click", "view", "item", "erase", "erase_item"]) | _value,
+        "request_id": _id, "user_id": _id,
         "item_id": _id, "timestamp": st.integers(AT, AT + 9) | st.integers(0, 10**19) | _value,
         "items": _items, "ranked": _value, "context": _context,
         "policy": st.sampled_from(["mean", "ucb", "thompson"]) | _value, "seed": _value, "explain": _value,
     },
 )  # fmt: skip
-_json = st.builds(lambda value: json.dumps(value).encode("utf-8", "replace"), _shown | _wild | _value)
+_about = st.fixed_dictionaries(
+    {
+        "type": st.just("item"), "item_id": st.sampled_from("ab"), "timestamp": st.integers(AT, AT + 9),
+        "features": st.none() | _good | _features,
+    }
+)  # fmt: skip
+_json = st.builds(lambda value: json.dumps(value).encode("utf-8", "replace"), _shown | _about | _wild | _value)
 _pieces = st.lists(
     st.sampled_from([b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b"\n", b"1e999", b"NaN", b"-", b'"type"',
                      b'"click"', b'"items"', b'"features"', b"\\ud800", b"\xff", b"null", b"0", b"[" * 2000])
@@ -297,6 +333,7 @@ wire_bytes = _json | st.builds(lambda raw, damage: damage.of(raw), _json, damage
 
 TARGETS = [
     Target("wire format", st.lists(wire_bytes, min_size=1, max_size=5), wire_law),
+    Target("catalog", st.lists(wire_bytes, min_size=1, max_size=8), catalog_law),
     Target("request bodies", wire_bytes | st.lists(wire_bytes, max_size=4).map(b"\n".join), body_law),
     Target("records: round trip", records(), round_trip_law),
     Target("records: damage", st.builds(lambda one, damage: (*one, damage), records(), damages), damage_law),

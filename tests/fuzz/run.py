@@ -122,7 +122,7 @@ MODEL = """
 name = "fuzzed"
 [features]
 price = { kind = "numeric", mean = 20.0, std = 8.0 }
-genre = { kind = "category", values = ["drama", "comedy"] }
+genre = { kind = "category", values = ["drama", "comedy"], from = "catalog" }
 lax = { kind = "category", values = ["p", "q"], unknown = "q" }
 multi = { kind = "multi", values = ["a", "b"] }
 tags = { kind = "multi", buckets = 4 }

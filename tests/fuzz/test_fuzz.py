@@ -29,7 +29,7 @@ def test_no_request_is_answered_otherwise_than_the_openapi_document_says() -> No
 
 def test_a_forged_record_of_another_shape_or_without_an_inverse_is_damaged() -> None:
     """Found by `make fuzz`."""
-    full, diagonal, _ = MODELS
+    full, diagonal, *_ = MODELS
     record = fresh_record(full)
     singular = record._replace(settled=Belief(record.settled.mean, np.zeros_like(record.settled.factor)))
     for forged, model in (

@@ -25,6 +25,12 @@ class Step(NamedTuple):
     shown_at: int
 
 
+class Relax(NamedTuple):
+    """A slate is shown: what is known of the user relaxes to its time."""
+
+    at: int
+
+
 @dataclass(slots=True)
 class Outcome:
     """One row of `Record.outcomes`, but for what the belief leaves there."""
@@ -40,7 +46,7 @@ class Outcome:
 class Attribution(NamedTuple):
     """What a user's events come to; outcomes by the time they were shown."""
 
-    steps: list[Step]
+    steps: list[Step | Relax]
     outcomes: list[Outcome]
     clicks: list[tuple[int, int]]
     updated_at: int
@@ -79,7 +85,7 @@ class _Ledger:
         self.updated_at = record.updated_at
         self.n_events = record.n_events
         self.counts: Counter[str] = Counter()
-        self.steps: list[Step] = []
+        self.steps: list[Step | Relax] = []
         # By the time they were shown.
         self.kept = [
             Outcome(*(one[name].item() for name in ("key", "shown_at", "offset", "weight")), row.tolist(),
@@ -134,6 +140,7 @@ class _Ledger:
         return mine[0] if mine else None
 
     def _show(self, event: Impression) -> bool:
+        self.steps.append(Relax(event.timestamp))
         n_new = 0
         for i, key in enumerate(event.keys):
             if self._is_known(key, event.timestamp):

@@ -102,7 +102,7 @@ def test_a_click_is_learnt_by_hand_at_its_time_and_open_impressions_weigh_what_c
     assert_near(record.settled, settled)
     for now in (20_000, 50_000, 10**8):
         left = float(ADF.relax_factor(np.array(float(now - record.settled_at))))
-        relaxed = Belief(record.settled.mean.astype(float), record.settled.factor.astype(float))
+        relaxed = Belief(record.settled.mean.copy(), record.settled.factor.copy())
         forget.relax(*relaxed, *ADF.prior_belief, left)
         share = float(ADF.clicked_share(np.array(float(now))))
         mu, v = x[1] @ relaxed.mean, x[1] @ relaxed.cov @ x[1]
@@ -116,11 +116,11 @@ def test_a_click_is_learnt_by_hand_at_its_time_and_open_impressions_weigh_what_c
 def test_an_impression_settles_as_a_no_with_its_full_weight_and_a_later_click_takes_it_back() -> None:
     impression = shown("r", 0, "a")
     late = 100_000
-    settled_only = run(ADF, [impression, shown("s", late, "a")])
+    still = load_model(HEAD.format(DELAY))
+    settled_only = run(still, [impression, shown("s", late, "a")])
     assert settled_only.outcomes["state"].tolist() == [State.SETTLED, State.OPEN]
     x = impression.rows[0].astype(float)
     assert_near(settled_only.settled, condition(ADF.prior_belief, x, False))
-    still = load_model(HEAD.format(DELAY))
     flipped = run(still, [impression, shown("s", late, "a"), clicked("r", "a", late + 1)])
     in_time = run(still, [impression, clicked("r", "a", 1)])
     assert_near(flipped.settled, in_time.settled)
@@ -165,8 +165,11 @@ def test_what_an_impression_settles_to_does_not_depend_on_the_event_that_finds_i
     }[kind]
     start, last = [shown("r", 0, "ab")], [shown("s", first + later, "a")]
     expected, found = run(ADF, [*start, *last]), run(ADF, [*start, finder, *last])
-    assert expected.settled.mean.tobytes() == found.settled.mean.tobytes()
-    assert expected.settled.factor.tobytes() == found.settled.factor.tobytes()
+    assert_near(found.settled, expected.settled)
+    if kind != "repeat":
+        # The belief relaxes to the time of every slate, also of a known one: two half steps, which are one.
+        assert expected.settled.mean.tobytes() == found.settled.mean.tobytes()
+        assert expected.settled.factor.tobytes() == found.settled.factor.tobytes()
     assert expected.settled_at == found.settled_at
     assert expected.outcomes["state"].tolist() == found.outcomes["state"].tolist()
 

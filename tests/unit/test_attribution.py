@@ -133,7 +133,10 @@ def assert_learnt(
         learner.learn_jointly(expected.steps, rows)
     else:
         for step in expected.steps:
-            learner.learn(step, *rows[step.key])
+            if isinstance(step, one_by_one.Relax):
+                learner.show(step)
+            else:
+                learner.learn(step, *rows[step.key])
     np.testing.assert_array_equal(after.settled.mean, learner.belief.mean)
     np.testing.assert_array_equal(after.settled.factor, learner.belief.factor)
     assert (after.settled_at, after.n_learnt) == (learner.settled_at, learner.n_learnt)
@@ -178,6 +181,10 @@ class Learner:
             self.fade(kept * kept)
         self.settled_at = now
 
+    def show(self, step: one_by_one.Relax) -> None:
+        if self.settled_at != NEVER:
+            self.relax(step.at)
+
     def relax_by_evidence(self, n: int) -> None:
         steps = (self.n_learnt + n) // OUTCOME_TICK - self.n_learnt // OUTCOME_TICK
         self.n_learnt += n
@@ -209,12 +216,15 @@ class Learner:
         self.sites[step.key, step.shown_at] = nothing if step.clicked else tuple(map(np.float32, site))
         self.relax_by_evidence(not step.late)
 
-    def learn_jointly(self, steps: list[one_by_one.Step], rows: dict[int, tuple[np.ndarray, ...]]) -> None:
+    def learn_jointly(
+        self, events: list[one_by_one.Step | one_by_one.Relax], rows: dict[int, tuple[np.ndarray, ...]]
+    ) -> None:
         """The label that each outcome came to at last, all in one update."""
-        if not steps:
-            return
         labels: list[tuple[tuple[int, int], bool]] = []
-        for step in steps:
+        for step in events:
+            if isinstance(step, one_by_one.Relax):
+                self.show(step)
+                continue
             of = step.key, step.shown_at
             if step.late and (of, False) in labels:
                 labels[len(labels) - 1 - labels[::-1].index((of, False))] = of, True
@@ -222,6 +232,9 @@ class Learner:
                 if step.late:
                     self.take_back(step, *rows[step.key][:2])
                 labels.append((of, step.clicked))
+        if not labels:
+            return
+        steps = [step for step in events if isinstance(step, one_by_one.Step)]
         self.relax(max(step.at for step in steps))
         row, offset, _ = (np.array(column) for column in zip(*(rows[key] for (key, _), _ in labels), strict=True))
         clicked = np.array([yes for _, yes in labels])

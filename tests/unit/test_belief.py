@@ -101,7 +101,7 @@ def test_the_two_forms_agree_to_1e_9_on_the_same_sites() -> None:
     for _ in range(500):
         x, score, precision = rng.normal(size=D), float(rng.normal()), float(rng.uniform(0, 3))
         _, v = update.project(belief.mean, belief.factor, x, f)
-        update.absorb(belief.mean, belief.factor, x, f, gain, v, score * 0.1, precision)
+        update.absorb(belief.mean, belief.factor, f, gain, v, score * 0.1, precision)
         Sx = S @ x
         m, S = m + Sx * score * 0.1, S - np.outer(Sx, Sx) * precision / (1 + precision * (x @ Sx))
     assert_near(belief, Gaussian(m, S))
