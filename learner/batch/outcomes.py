@@ -179,7 +179,8 @@ def survey(width: int, window_ms: int, end: int, piece: Any) -> Survey:
     """What is to be known of a piece of the table."""
     delays, delay, at = Delays(), clicked_after(piece), column(piece, "at_ms")
     clicked = np.isfinite(delay)
-    ids = (column(piece, "whose") ^ column(piece, "outcome"))[clicked].view(np.uint64)
+    # 64 bits that stand for an outcome: both halves are hashes already.
+    ids = (column(piece, "whose") ^ column(piece, "outcome"))[clicked].view(np.uint64) ^ np.uint64(2**63)
     delays.add(ids, delay[clicked].astype(np.int64), end - at[clicked])
     own = column(piece, "log_odds")
     own = own[~np.isnan(own)]
