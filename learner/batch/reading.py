@@ -9,13 +9,12 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from glob import glob
-from io import BufferedReader, RawIOBase
+from io import BufferedReader
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, cast
 
 import msgspec
-from zstandard import ZstdDecompressor, ZstdError
 
 from learner.batch.in_turn import in_turn
 from learner.batch.parsing import Parsers
@@ -153,7 +152,7 @@ def raw_events(
             else:
                 yield from _from_json(file, reached)
             reached.end_part()
-        except (OSError, EOFError, zlib.error, ZstdError) as exc:
+        except (OSError, EOFError, zlib.error) as exc:
             raise LogError(f"log {str(file)!r}: cannot be read: {exc}") from exc
 
 
@@ -190,8 +189,10 @@ def _unpacked(file: Path, stored: IO[bytes]) -> IO[bytes]:
     if file.suffix == ".gz":
         return cast(IO[bytes], gzip.open(stored))
     if file.suffix == ".zst":
-        unpacked = ZstdDecompressor().stream_reader(stored, read_across_frames=True)
-        return cast(IO[bytes], BufferedReader(cast(RawIOBase, unpacked), 1 << 17))
+        # It tells a stream that was cut off, which zstandard's reader takes for whole.
+        import pyarrow as pa
+
+        return cast(IO[bytes], BufferedReader(pa.CompressedInputStream(pa.PythonFile(stored, "r"), "zstd"), 1 << 17))
     return stored
 
 

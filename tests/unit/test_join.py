@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import zstandard
 
 from learner.batch import parsing
 from learner.batch.columns import whose
@@ -160,3 +162,32 @@ def test_a_log_in_parts_is_evaluated_as_a_whole_one() -> None:
         for metric, value in one.metrics.items():
             assert value.value == pytest.approx(other.metrics[metric].value, abs=1e-9), (one.name, metric)
         assert one.parts.keys() == other.parts.keys()
+
+
+def test_packed_files_patterns_and_folders_in_folders_are_read_and_hidden_files_are_not(tmp_path: Path) -> None:
+    model = load_model('name = "t"\n[features]\nx = { kind = "numeric" }\n')
+    for day in ("day=1", "day=2"):
+        (tmp_path / day).mkdir()
+        (tmp_path / day / "log.ndjson.zst").write_bytes(zstandard.compress(lines(10)) + zstandard.compress(b"\n"))
+        (tmp_path / day / "_temporary.ndjson").write_bytes(b"{")
+        (tmp_path / day / ".part.ndjson").write_bytes(b"{")
+
+    def n(source: Path) -> int:
+        return sum(len(batch.user) for batch in read_events([str(source)], model))
+
+    assert (n(tmp_path), n(tmp_path / "day=*"), n(tmp_path / "day=1" / "*.zst")) == (20, 20, 10)
+    (tmp_path / "day=1" / "log.ndjson.zst").write_bytes(zstandard.compress(lines(10))[:-9])
+    with pytest.raises(LogError, match=r"log\.ndjson\.zst"):
+        n(tmp_path / "day=1" / "log.ndjson.zst")
+
+
+def test_a_damaged_row_group_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "log.parquet"
+    table = pa.table({"value": lines(400).split(b"\n")})
+    pq.write_table(table, file, row_group_size=100, compression="zstd")
+    place = pq.ParquetFile(file).metadata.row_group(2).column(0).data_page_offset
+    damaged = bytearray(file.read_bytes())
+    damaged[place : place + 64] = bytes(64)
+    file.write_bytes(damaged)
+    with pytest.raises(LogError, match=r"log\.parquet': row group 2 of 4: "):
+        list(read_events([str(file)], load_model('name = "t"\n[features]\nx = { kind = "numeric" }\n')))
