@@ -30,8 +30,9 @@ SUBJECTS = (
     "start",
     "growth",
     "soak",
+    "batch",
 )
-ONLY_IN_FULL = ("soak",)
+ONLY_IN_FULL = ("soak", "batch")
 AGAINST = "against"
 
 

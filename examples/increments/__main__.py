@@ -120,7 +120,7 @@ def _worth(part: Path, model: Path, prior: Path) -> dict[str, float]:
     ways = [one for one in variants(fitted, -np.inf, False) if one.name in SHORT]
     return {
         f"{SHORT[result.name]} {column}": result.metrics[column].estimate().value
-        for result in evaluate(log, ways, -np.inf, resamples=2)
+        for result in evaluate([log], ways, -np.inf, resamples=2)
         for column in COLUMNS
     }
 

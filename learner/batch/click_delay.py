@@ -85,7 +85,17 @@ class Delays:
         new = np.empty(len(ids), self.kept.dtype)
         new["id"] = ids
         new["delay"], new["horizon"] = np.maximum(delay, 1), np.maximum(horizon, 1)
-        self.kept = np.concatenate([self.kept, new[new["id"] <= self._limit]])
+        self._keep(new, self._limit)
+
+    def and_of(self, other: Delays) -> Delays:
+        """Those of both."""
+        both = Delays()
+        both._keep(np.concatenate([self.kept, other.kept]), min(self._limit, other._limit))
+        return both
+
+    def _keep(self, new: NDArray[np.void], limit: int) -> None:
+        self._limit, self.kept = limit, np.concatenate([self.kept, new])
+        self.kept = self.kept[self.kept["id"] <= limit]
         while len(self.kept) > MAX_DELAYS:
             self._limit //= 2
             self.kept = self.kept[self.kept["id"] <= self._limit]

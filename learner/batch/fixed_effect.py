@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy  # its modules are imported at their first use: no other command waits for them
 
-from learner.batch.join import Outcomes
-from learner.batch.rows import curvature_weights, log_likelihoods, weights
+from learner.batch.rows import Rows, curvature_weights, log_likelihoods, weights
 from learner.belief.gaussian import Array, Gaussian
+
+if TYPE_CHECKING:
+    from learner.batch.outcomes import Outcomes
 
 RIDGE = 1.0
 WIDEST_FULL = 512
@@ -27,7 +30,7 @@ def fit_fixed_effect(outcomes: Outcomes, before: Gaussian, advance: Callable[[in
     Of a log without offsets. `advance` is called with the number of outcomes gone through.
     """
     mean, root = before.mean, np.sqrt(before.cov) if before.is_diagonal else np.linalg.cholesky(before.cov)
-    total = max(sum(float(rows.weight.sum()) for rows in outcomes.chunks(np.zeros(len(mean)))), 1.0)
+    total = max(sum(outcomes.map(lambda rows: float(rows.weight.sum()), np.zeros(len(mean)))), 1.0)
 
     def at(u: Array) -> Array:
         """The coefficients that are u standard deviations from the prior's mean."""
@@ -35,17 +38,22 @@ def fit_fixed_effect(outcomes: Outcomes, before: Gaussian, advance: Callable[[in
 
     def loss(u: Array) -> tuple[float, Array]:
         value, gradient = 0.5 * float(u @ u), np.zeros_like(mean)
-        for rows in outcomes.chunks(at(u)):
-            z = rows.offset
-            value -= float((rows.weight * log_likelihoods(rows, z)).sum())
-            gradient = gradient + rows.X.T @ (weights(rows, z) * (scipy.special.expit(z) - rows.y))
-            advance(len(z))
+        for n, its, slope in outcomes.map(_loss, at(u)):
+            value, gradient = value + its, gradient + slope
+            advance(n)
         return value / total, (u + (root * gradient if before.is_diagonal else root.T @ gradient)) / total
 
     fit = scipy.optimize.minimize(
         loss, np.zeros_like(mean), jac=True, method="L-BFGS-B", options={"maxiter": 500, "gtol": 1e-8}
     )
     return at(np.asarray(fit.x, dtype=np.float64))
+
+
+def _loss(rows: Rows) -> tuple[int, float, Array]:
+    """How many outcomes, their loss, and its gradient at the coefficients that their offsets are of."""
+    z = rows.offset
+    loss = -float((rows.weight * log_likelihoods(rows, z)).sum())
+    return len(z), loss, rows.X.T @ (weights(rows, z) * (scipy.special.expit(z) - rows.y))
 
 
 def precision_of(gaussian: Gaussian, diagonal: bool) -> Array:
@@ -61,9 +69,13 @@ def covariance_of_fixed_effect(outcomes: Outcomes, mode: Array, before: Gaussian
 
     The precision is that of the prior and the Hessian of the loss: what the next day's log is learnt beside.
     """
-    precision = precision_of(before, diagonal)
-    for rows in outcomes.chunks(mode):
+
+    def hessian(rows: Rows) -> Array:
         q = scipy.special.expit(rows.offset)
         curvature = curvature_weights(rows, rows.offset) * q * (1.0 - q)
-        precision += (rows.X**2).T @ curvature if diagonal else (rows.X * curvature[:, None]).T @ rows.X
+        return np.asarray((rows.X**2).T @ curvature if diagonal else (rows.X * curvature[:, None]).T @ rows.X)
+
+    precision = precision_of(before, diagonal)
+    for one in outcomes.map(hessian, mode):
+        precision += one
     return np.asarray(1.0 / precision if diagonal else np.linalg.inv(precision))

@@ -60,18 +60,22 @@ def read_parquet(file: Path, model: Model, reached: Reached) -> Iterator[Raw]:
 def _events(file: Path, table: Any, reached: Reached) -> Iterator[Raw]:
     convert = _texts(file, "value", table.schema_arrow.field("value").type, "events as text or bytes")
     number = 0
-    for batch in _batches(table, ["value"], reached):
+    for batch in _batches(file, table, ["value"], reached):
         for value in convert(batch.column("value")):
             number += 1
             yield Raw(f"{file}: row {number}", b"" if value is None else value)
 
 
-def _batches(table: Any, columns: list[str], reached: Reached) -> Iterator[Any]:
+def _batches(file: Path, table: Any, columns: list[str], reached: Reached) -> Iterator[Any]:
     read, size_of_row = 0, reached.parts[reached.part] / max(table.metadata.num_rows, 1)
     reached.within = lambda: read * size_of_row
-    for batch in table.iter_batches(_ROWS, columns=columns):
-        yield batch
-        read += batch.num_rows
+    for number in range(table.num_row_groups):
+        try:
+            for batch in table.iter_batches(_ROWS, row_groups=[number], columns=columns):
+                yield batch
+                read += batch.num_rows
+        except (pa.ArrowException, OSError) as exc:
+            raise LogError(f"log {str(file)!r}: row group {number} of {table.num_row_groups}: {exc}") from exc
 
 
 def _outcomes(file: Path, table: Any, model: Model, reached: Reached) -> Iterator[Raw]:
@@ -91,7 +95,7 @@ def _rows(
     times = {*_TIMES, *(name for name, one in features.items() if isinstance(one, Age))}
     converters = {name: _converter(file, name, table.schema_arrow.field(name).type, times) for name in wanted}
     number = 0
-    for batch in _batches(table, wanted, reached):
+    for batch in _batches(file, table, wanted, reached):
         values = [convert(batch.column(name)) for name, convert in converters.items()]
         for row in zip(*values, strict=True):
             number += 1

@@ -7,12 +7,12 @@ the E-step of arXiv 2010.05154), which MacKay's evidence framework does for one 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from learner.batch.beside import ItemsBeside
-from learner.batch.join import Outcomes
 from learner.batch.rows import Rows, curvature_weights, log_likelihoods, weights
 from learner.belief.gaussian import (
     Array,
@@ -24,6 +24,9 @@ from learner.belief.gaussian import (
     sum_of_squares,
 )
 from learner.belief.laplace import posteriors
+
+if TYPE_CHECKING:
+    from learner.batch.outcomes import Outcomes
 
 PSEUDO_USERS = 2.0
 # E-steps of "was it looked at" inside each of the users': the weights of the last are those of their modes, nearly.
@@ -99,7 +102,7 @@ def fit_prior(
     initial
         Where to begin, if it is known about; else at `start`.
     left_out, beside
-        As in `Outcomes.chunks`.
+        As in `Outcomes.map`.
     before
         A population that is known already, and how many users it is worth: it counts as so many, beside the log's.
 
@@ -110,7 +113,10 @@ def fit_prior(
     """
 
     def e_step(prior: Gaussian) -> Moments:
-        moments = _laplace_moments(outcomes, prior, stand_in, left_out, beside, advance)
+        moments = Moments(0.0, 0, np.zeros(len(prior.mean)), np.zeros_like(prior.cov))
+        for n, its in outcomes.map(partial(_laplace_moments, prior=prior), stand_in, left_out, beside):
+            moments = _together(moments, its)
+            advance(n)
         return moments if before is None else _together(moments, _moments_of(*before, prior))
 
     if not len(outcomes):
@@ -164,11 +170,13 @@ def users_worth(outcomes: Outcomes, prior: Gaussian, stand_in: Array) -> float:
     By Laplace's approximation that is what they say of the prior's mean, as users: with S_u of their posteriors the sum
     of 1 - tr(S0^-1 S_u) / d.
     """
-    d, worth = len(prior.mean), 0.0
-    for rows in outcomes.chunks(stand_in):
+    d = len(prior.mean)
+
+    def worth(rows: Rows) -> float:
         _, factors = laplace_posteriors(rows, prior)
-        worth += len(factors) - _trace(prior, sum_of_covariances(factors, d)) / d
-    return max(worth, 0.0)
+        return len(factors) - _trace(prior, sum_of_covariances(factors, d)) / d
+
+    return max(sum(outcomes.map(worth, stand_in)), 0.0)
 
 
 def _moments_of(population: Gaussian, n: float, prior: Gaussian) -> Moments:
@@ -194,25 +202,12 @@ def _trace(prior: Gaussian, second: Array) -> float:
     return float(np.trace(np.linalg.solve(cov, dense)) + (single / var).sum())
 
 
-def _laplace_moments(
-    outcomes: Outcomes,
-    prior: Gaussian,
-    stand_in: Array,
-    left_out: int,
-    beside: ItemsBeside | None,
-    advance: Callable[[int], object],
-) -> Moments:
-    d = len(prior.mean)
-    evidence, n, total, second = 0.0, 0, np.zeros(d), np.zeros_like(prior.cov)
-    for rows in outcomes.chunks(stand_in, left_out=left_out, beside=beside):
-        means, factors = laplace_posteriors(rows, prior)
-        evidence += _evidence(rows, prior, means, factors)
-        step = means - prior.mean
-        n += len(means)
-        total += step.sum(axis=0)
-        second += sum_of_covariances(factors, d) + sum_of_squares(step, prior.n_dense)
-        advance(len(rows.y))
-    return Moments(evidence, n, total, second)
+def _laplace_moments(rows: Rows, prior: Gaussian) -> tuple[int, Moments]:
+    """How many outcomes, and the moments of their users."""
+    means, factors = laplace_posteriors(rows, prior)
+    step = means - prior.mean
+    second = sum_of_covariances(factors, len(prior.mean)) + sum_of_squares(step, prior.n_dense)
+    return len(rows.y), Moments(_evidence(rows, prior, means, factors), len(means), step.sum(axis=0), second)
 
 
 def laplace_posteriors(rows: Rows, prior: Gaussian) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""Logs at rest to events: JSON lines or arrays, gzip, Parquet, or a Kafka topic from its beginning to now."""
+"""Logs at rest to events: JSON lines or arrays, packed or not, Parquet, or a Kafka topic from its beginning to now."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import gzip
 import zlib
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from glob import glob
+from io import BufferedReader
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, cast
 
 import msgspec
 
+from learner.batch.in_turn import in_turn
+from learner.batch.parsing import Parsers
 from learner.batch.raw import LogError, Raw, Reached, Skipped
-from learner.events.catalog import LogEntries
-from learner.events.future import refuse_from_the_future, times_in_log
 from learner.events.microbatch import Microbatch
-from learner.events.parse import parse_events
-from learner.events.parsed import Parsed
 from learner.events.record import told
 from learner.events.wire import BadEvent, Reason
 from learner.log import Message, read_to_end
@@ -31,7 +31,7 @@ __all__ = ["LogError", "Skipped", "raw_events", "read_events"]
 _EVENTS_TOGETHER = 1_024
 # Behind the first event with a foreign feature, to name all of them at once.
 _EVENTS_LOOKED_AT = 10_000
-_EXPECTED = ".jsonl, .json, .ndjson (or these with .gz) or .parquet"
+_EXPECTED = ".jsonl, .json, .ndjson (or these with .gz or .zst) or .parquet"
 
 
 def read_events(
@@ -48,9 +48,9 @@ def read_events(
     Parameters
     ----------
     sources
-        Files (``.jsonl``, ``.json``, ``.ndjson``, ``.parquet``, the first three also with ``.gz``, an event a line or
-        one array), folders of such files, or ``kafka://host:port`` and ``sqlite:///path``, which are read from the
-        beginning to now.
+        Files (``.jsonl``, ``.json``, ``.ndjson``, ``.parquet``, the first three also with ``.gz`` or ``.zst``, an event
+        a line or one array), folders of such files and folders, patterns such as ``day=*/*.parquet``, or
+        ``kafka://host:port`` and ``sqlite:///path``, which are read from the beginning to now.
     topics
         What to read of a Kafka or SQLite log.
     advance
@@ -72,39 +72,27 @@ def read_events(
         source cannot be read.
     """
     n = 0
-    entries = None if model.catalog is None else LogEntries(model.catalog)
-    for i, source in enumerate(sources):
-        here = Reached()
-        # A generator that holds a connection must be closed here and now: when Python ends, kafka-python's own thread
-        # is gone, and closing its consumer would wait for it without end.
-        with closing(raw_events(source, model, topics, kafka or {}, here, items_topic)) as raws:
-            while some := list(islice(raws, _EVENTS_TOGETHER)):
-                parsed = _parse(some, model, entries)
-                for at, why in sorted(parsed.bad.items()):
-                    if skipped is None:
-                        raise LogError(
-                            f"{some[at].place}: {why.reason.value}: {why}{_misfit(why, some[at:], raws, model)}"
-                        )
-                    skipped.note(some[at].place, why)
-                yield parsed.batch.without_catalog()
-                n += len(some)
-                share = (i + here.share) / len(sources)
-                advance(len(some), n / share if share else None)
+    with Parsers(model) as parsers:
+        for i, source in enumerate(sources):
+            here = Reached()
+            # A generator that holds a connection must be closed here and now: when Python ends, kafka-python's own
+            # thread is gone, and closing its consumer would wait for it without end.
+            with closing(raw_events(source, model, topics, kafka or {}, here, items_topic)) as raws:
+                for some, parsed, following in in_turn(parsers.submit, _together(raws)):
+                    for at, why in sorted(parsed.bad.items()):
+                        if skipped is None:
+                            rest = chain(some[at:], *following, raws)
+                            raise LogError(f"{some[at].place}: {why.reason.value}: {why}{_misfit(why, rest, model)}")
+                        skipped.note(some[at].place, why)
+                    yield parsed.batch.without_catalog()
+                    n += len(some)
+                    share = (i + here.share) / len(sources)
+                    advance(len(some), n / share if share else None)
 
 
-def _parse(raws: Sequence[Raw], model: Model, entries: LogEntries | None) -> Parsed:
-    """The events, and why others are none: as a learner has it."""
-    came_at = times_in_log([raw.came_at for raw in raws])
-    if entries is not None:
-        entries.until = int(came_at.max(initial=0)) + model.max_ahead_ms
-    # Of a row that is no event there is nothing to read.
-    values = [raw.value if isinstance(raw.value, bytes) else b"" for raw in raws]
-    parsed = parse_events(values, model, [raw.record for raw in raws] if model.record else (), entries)
-    for at, raw in enumerate(raws):
-        if isinstance(raw.value, BadEvent):
-            parsed.refuse(at, raw.value)
-    refuse_from_the_future(parsed, came_at, model)
-    return parsed
+def _together(raws: Iterator[Raw]) -> Iterator[list[Raw]]:
+    while some := list(islice(raws, _EVENTS_TOGETHER)):
+        yield some
 
 
 class _Item(msgspec.Struct):
@@ -117,12 +105,12 @@ class _Slate(msgspec.Struct):
     items: list[_Item] = []
 
 
-def _misfit(why: BadEvent, some: Sequence[Raw], following: Iterator[Raw], model: Model) -> str:
+def _misfit(why: BadEvent, raws: Iterable[Raw], model: Model) -> str:
     """How the features of these events differ from the model's, if one of them is unknown."""
     if why.reason is not Reason.UNKNOWN_FEATURE or str(why).startswith("context"):
         return ""
     items: Counter[str] = Counter()
-    for raw in chain(some, islice(following, _EVENTS_LOOKED_AT)):
+    for raw in islice(raws, _EVENTS_LOOKED_AT):
         with suppress(msgspec.MsgspecError, UnicodeDecodeError):
             sent = raw.value if isinstance(raw.value, bytes) else b""
             items.update(name for item in msgspec.json.decode(sent, type=_Slate).items for name in item.features)
@@ -149,10 +137,7 @@ def raw_events(
     if "://" in source:
         yield from _from_log(source, model, topics, kafka, reached, items_topic)
         return
-    path = Path(source)
-    files = sorted(file for file in path.iterdir() if _kind(file)) if path.is_dir() else [path]
-    if not files:
-        raise LogError(f"log {source!r}: a folder without {_EXPECTED} files")
+    files = _files(source)
     reached.parts = [file.stat().st_size if file.exists() else 0 for file in files]
     for file in files:
         kind = _kind(file)
@@ -171,8 +156,22 @@ def raw_events(
             raise LogError(f"log {str(file)!r}: cannot be read: {exc}") from exc
 
 
+def _files(source: str) -> list[Path]:
+    """The file; those of a folder and of the folders in it, or of a pattern, by name. Hidden ones are none of a log."""
+    path = Path(source)
+    found = [path] if path.exists() else [Path(one) for one in sorted(glob(source, recursive=True))]
+    files = []
+    for one in found:
+        inside = sorted(file for file in one.rglob("*") if _kind(file) and file.is_file()) if one.is_dir() else [one]
+        n = len(one.parts)
+        files += [file for file in inside if not any(part.startswith((".", "_")) for part in file.parts[n:])]
+    if not files and found:
+        raise LogError(f"log {source!r}: a folder without {_EXPECTED} files")
+    return files or [path]
+
+
 def _kind(file: Path) -> str:
-    name = file.name.removesuffix(".gz")
+    name = file.name.removesuffix(".gz").removesuffix(".zst")
     if name.endswith((".jsonl", ".ndjson", ".json")):
         return "json"
     return "parquet" if name == file.name and name.endswith(".parquet") else ""
@@ -180,10 +179,21 @@ def _kind(file: Path) -> str:
 
 @contextmanager
 def opened(file: Path, reached: Reached) -> Iterator[IO[bytes]]:
-    """A file, unpacked if it is a .gz; meanwhile `reached` knows how far it has been read."""
-    with file.open("rb") as stored, gzip.open(stored) if file.suffix == ".gz" else stored as data:
+    """A file, unpacked if it is a .gz or .zst; meanwhile `reached` knows how far it has been read."""
+    with file.open("rb") as stored, _unpacked(file, stored) as data:
         reached.within = stored.tell
-        yield cast(IO[bytes], data)
+        yield data
+
+
+def _unpacked(file: Path, stored: IO[bytes]) -> IO[bytes]:
+    if file.suffix == ".gz":
+        return cast(IO[bytes], gzip.open(stored))
+    if file.suffix == ".zst":
+        # It tells a stream that was cut off, which zstandard's reader takes for whole.
+        import pyarrow as pa
+
+        return cast(IO[bytes], BufferedReader(pa.CompressedInputStream(pa.PythonFile(stored, "r"), "zstd"), 1 << 17))
+    return stored
 
 
 def from_json(file: Path, reached: Reached, what: str = "log") -> Iterator[Raw]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
-from learner.batch.join import Outcomes
 from learner.batch.raw import LogError
 from learner.belief.gaussian import Array
 from learner.model.file import ModelFile
@@ -15,9 +15,11 @@ from learner.model.kind import Found
 from learner.model.kinds import Age, Bucket, Feature, Numeric
 from learner.model.spec import Model, build_model
 
+if TYPE_CHECKING:
+    from learner.batch.outcomes import Outcomes
+
 # Of so many values a quantile is within a tenth of a percent of what it is in the log.
 MAX_VALUES = 1 << 20
-_USERS = 4_096
 
 
 def probe(model: Model) -> Model:
@@ -53,7 +55,8 @@ def find_numbers(outcomes: Outcomes, model: Model) -> dict[str, Found]:
     step = len(outcomes) // MAX_VALUES + 1
     found: dict[str, Found] = {}
     for i, name in enumerate(model.unfitted):
-        values = _values(outcomes, 1 + 2 * i, step)
+        # Behind each value stands whether it is missing.
+        values = outcomes.numbers(1 + 2 * i, 2 + 2 * i, step)
         feature = model.features[name]
         edges = _edges(values, feature.quantiles or 0) if isinstance(feature, Bucket) else []
         if not len(values) or (not edges if isinstance(feature, Bucket) else values.min() == values.max()):
@@ -63,15 +66,6 @@ def find_numbers(outcomes: Outcomes, model: Model) -> dict[str, Found]:
             )
         found[name] = {"edges": edges} if edges else {"mean": float(values.mean()), "std": float(values.std())}
     return found
-
-
-def _values(outcomes: Outcomes, column: int, step: int) -> Array:
-    """Every so-manieth value that is not missing: the next column says which are."""
-    parts = []
-    for first in range(0, outcomes.n_users, _USERS):
-        row = outcomes.read(first, min(first + _USERS, outcomes.n_users))["row"]
-        parts.append(row[row[:, column + 1] == 0, column][::step].astype(np.float64))
-    return np.concatenate(parts)
 
 
 def _edges(values: Array, n: int) -> list[float]:
@@ -86,10 +80,10 @@ def _edges(values: Array, n: int) -> list[float]:
 
 def feature_scaling(outcomes: Outcomes, model: Model) -> dict[str, tuple[float, float]]:
     """Mean and standard deviation of each numeric feature in its own unit, the recommendation for `model.toml`."""
-    n, total, squares = 0, np.zeros(model.width), np.zeros(model.width)
-    for rows in outcomes.chunks(np.zeros(model.width)):
-        n, total, squares = n + len(rows.X), total + rows.X.sum(axis=0), squares + (rows.X**2).sum(axis=0)
-    mean = total / n
+    total, squares = np.zeros(model.width), np.zeros(model.width)
+    for one, two in outcomes.map(lambda rows: (rows.X.sum(axis=0), (rows.X**2).sum(axis=0)), np.zeros(model.width)):
+        total, squares = total + one, squares + two
+    n, mean = len(outcomes), total / len(outcomes)
     std = np.sqrt(np.maximum(squares / n - mean**2, 0.0))
     return {
         name: (feature.mean + feature.std * float(mean[j]), feature.std * float(std[j]))

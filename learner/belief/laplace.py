@@ -132,6 +132,142 @@ def condition_jointly(
 
 
 @compiled
+def precision_of(factor: Any, k: int) -> Any:
+    """The inverse of the dense block of a covariance, packed by rows of its lower half, shape (k (k + 1) / 2,)."""
+    inverse, precision = np.zeros((k, k)), np.zeros(k * (k + 1) // 2)
+    for j in range(k):
+        inverse[j, j] = 1.0
+        for i in range(j - 1, -1, -1):
+            for m in range(i + 1, j + 1):
+                inverse[i, j] -= factor[m * (m + 1) // 2 + i] * inverse[m, j]
+        for i in range(j + 1):
+            for m in range(i + 1):
+                precision[j * (j + 1) // 2 + i] += inverse[m, i] * inverse[m, j] / factor[m * (m + 3) // 2]
+    return precision
+
+
+@compiled
+def newton_step(L: Any, step: Any) -> None:
+    """Replace a packed Hessian by its Cholesky factor, and a gradient by the step from it, both in place."""
+    for j in range(len(step)):
+        row = L[j * (j + 1) // 2 : (j + 1) * (j + 2) // 2]
+        for i in range(j + 1):
+            other = L[i * (i + 1) // 2 : (i + 1) * (i + 2) // 2]
+            left = row[i]
+            for m in range(i):
+                left -= row[m] * other[m]
+            row[i] = np.sqrt(positive(left)) if i == j else left / other[i]
+        for i in range(j):
+            step[j] -= row[i] * step[i]
+        step[j] /= row[j]
+    for j in range(len(step) - 1, -1, -1):
+        row = L[j * (j + 1) // 2 : (j + 1) * (j + 2) // 2]
+        step[j] /= -row[j]
+        for i in range(j):
+            step[i] += row[i] * step[j]
+
+
+@compiled
+def condition_by_hessian(mean: Any, factor: Any, block: Any, X: Any, clicked: Any, offset: Any, weight: Any) -> None:
+    """The same approximation as `condition_jointly`, by Cholesky factors of Hessians: for more rows than coefficients.
+
+    Parameters
+    ----------
+    block
+        `precision_of` the factor.
+    X, clicked, offset, weight
+        As in `condition_jointly`.
+    """
+    n_rows, d, k = len(X), len(mean), n_dense(len(factor), len(mean))
+    n_block = k * (k + 1) // 2
+    # A single coefficient that is 0 in all rows stays what it is.
+    has = np.zeros(d, np.bool_)
+    has[:k] = True
+    for n in range(n_rows):
+        for j in range(k, d):
+            has[j] |= X[n, j] != 0.0
+    kept = np.flatnonzero(has)
+    a = len(kept)
+    rows = np.empty((n_rows, a))
+    P, step, moved = np.zeros(a * (a + 1) // 2), np.zeros(a), np.zeros(a)
+    P[:n_block] = block
+    for i in range(a):
+        for n in range(n_rows):
+            rows[n, i] = X[n, kept[i]]
+        if i >= k:
+            P[i * (i + 3) // 2] = 1.0 / factor[len(factor) - d + kept[i]]
+    L, z, proposed_z, singles = P.copy(), np.empty(n_rows), np.empty(n_rows), np.empty(a)
+    value = 0.0
+    for n in range(n_rows):
+        z[n] = offset[n]
+        for j in range(a):
+            z[n] += rows[n, j] * mean[kept[j]]
+        value -= weight[n] * log_sigmoid(z[n] if clicked[n] else -z[n])
+    for _ in range(NEWTON_STEPS):
+        L[:] = P
+        # `moved` is how far the mode is from the prior's mean.
+        for j in range(a):
+            step[j] = 0.0
+        for j in range(a):
+            for i in range(j + 1):
+                step[j] += P[j * (j + 1) // 2 + i] * moved[i]
+                if i < j:
+                    step[i] += P[j * (j + 1) // 2 + i] * moved[j]
+        for n in range(n_rows):
+            x = rows[n]
+            p = sigmoid(z[n])
+            precision = weight[n] * p * sigmoid(-z[n])
+            slope = weight[n] * (-sigmoid(-z[n]) if clicked[n] else p)
+            for j in range(a):
+                step[j] += slope * x[j]
+                times, row = precision * x[j], L[j * (j + 1) // 2 : (j + 1) * (j + 2) // 2]
+                for i in range(j + 1):
+                    row[i] += times * x[i]
+        gradient = step.copy()
+        for i in range(a):
+            singles[i] = L[i * (i + 3) // 2]
+        newton_step(L, step)
+        decrement = -np.sum(gradient * step)
+        # A full Newton step may overshoot far from the mode; halve it until the loss falls.
+        scale, proposed = 1.0, value
+        for _ in range(60):
+            proposed = 0.0
+            for j in range(a):
+                for i in range(j + 1):
+                    both = (moved[i] + scale * step[i]) * (moved[j] + scale * step[j])
+                    proposed += (0.5 if i == j else 1.0) * P[j * (j + 1) // 2 + i] * both
+            for n in range(n_rows):
+                toward = 0.0
+                for j in range(a):
+                    toward += rows[n, j] * step[j]
+                proposed_z[n] = z[n] + scale * toward
+                proposed -= weight[n] * log_sigmoid(proposed_z[n] if clicked[n] else -proposed_z[n])
+            if proposed <= value + 1e-12 * (1.0 + abs(value)):
+                break
+            scale *= 0.5
+        moved += scale * step
+        z[:] = proposed_z
+        value = proposed
+        if not decrement > LAST_DECREMENT:
+            break
+    for i in range(a):
+        mean[kept[i]] = bounded(mean[kept[i]] + moved[i])
+    for i in range(k, a):
+        factor[len(factor) - d + kept[i]] = positive(1.0 / singles[i])
+    # Of the covariance L'^-1 L^-1 the dense block is that of the leading rows.
+    inverse = np.zeros((k, k))
+    for j in range(k):
+        row = L[j * (j + 1) // 2 : (j + 1) * (j + 2) // 2]
+        for i in range(j):
+            for m in range(i, j):
+                inverse[j, i] -= row[m] * inverse[m, i]
+            inverse[j, i] /= row[j]
+            factor[j * (j + 1) // 2 + i] = inverse[j, i] * row[j]
+        inverse[j, j] = 1.0 / row[j]
+        factor[j * (j + 3) // 2] = positive(1.0 / (row[j] * row[j]))
+
+
+@compiled
 def posteriors(
     prior_mean: Any, prior_factor: Any, X: Any, clicked: Any, offset: Any, weight: Any, starts: Any, means: Any,
     factors: Any,
@@ -147,10 +283,16 @@ def posteriors(
     means, factors
         Filled with the posteriors, shapes (U, d) and (U, len(prior_factor)).
     """
+    block = precision_of(prior_factor, n_dense(len(prior_factor), len(prior_mean)))
     for u in range(len(means)):
         start, end = starts[u], starts[u + 1]
         means[u] = prior_mean
         factors[u] = prior_factor
+        if end - start >= len(prior_mean):
+            condition_by_hessian(
+                means[u], factors[u], block, X[start:end], clicked[start:end], offset[start:end], weight[start:end]
+            )
+            continue
         condition_jointly(
             means[u], factors[u], X[start:end], clicked[start:end], offset[start:end], weight[start:end],
             np.empty(end - start), np.empty(end - start),

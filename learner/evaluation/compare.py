@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ from learner.belief.population import marginal
 from learner.evaluation.history import Available, Log, fresh, frozen_at, joined_after, lagging
 from learner.evaluation.metrics import Bin, Estimate, Metrics, Scored, measure, reliability, share_of
 from learner.evaluation.replay import ITEM_LAG_MS, Replayed, replay
+from learner.events.microbatch import ends_of
+from learner.limits import MAX_TIMESTAMP_MS
 from learner.model.effect import independent
 from learner.model.spec import Model
 
@@ -93,9 +95,16 @@ class Extent(NamedTuple):
     unclicked: int
     all_clicked: int
 
+    def and_of(self, other: Extent) -> Extent:
+        """That of two parts with different users."""
+        first, last = min(self.first_ms, other.first_ms), max(self.last_ms, other.last_ms)
+        return Extent(first, last, *(a + b for a, b in zip(self[2:], other[2:], strict=True)))
+
 
 def extent(log: Log, start_ms: float = -np.inf) -> Extent:
-    """What the slates shown from a time on hold; there is one at least."""
+    """What the slates shown from a time on hold."""
+    if not log.users:
+        return Extent(MAX_TIMESTAMP_MS, 0, 0, 0, 0, 0, 0, 0)
     at = np.concatenate([history.at for history in log.users])
     user = np.repeat(np.arange(len(log.users)), [len(history.at) for history in log.users])
     labels = [one for history in log.users for one in history.labels]
@@ -104,8 +113,8 @@ def extent(log: Log, start_ms: float = -np.inf) -> Extent:
     # A click has no items.
     at, user, size, clicks = (column[(size > 0) & (at >= start_ms)] for column in (at, user, size, clicks))
     return Extent(
-        int(at.min()), int(at.max()), len(np.unique(user)), len(size), int(size.sum()), int(clicks.sum()),
-        int((clicks == 0).sum()), int((clicks == size).sum()),
+        int(at.min(initial=MAX_TIMESTAMP_MS)), int(at.max(initial=0)), len(np.unique(user)), len(size),
+        int(size.sum()), int(clicks.sum()), int((clicks == 0).sum()), int((clicks == size).sum()),
     )  # fmt: skip
 
 
@@ -158,7 +167,7 @@ def variants(model: Model, cut_ms: float, everything: bool = True) -> list[Varia
 
 
 def evaluate(
-    log: Log,
+    parts: Iterable[Log],
     ways: Sequence[Variant],
     cut_ms: float,
     resamples: int = 200,
@@ -169,6 +178,9 @@ def evaluate(
 
     Parameters
     ----------
+    parts
+        The log in parts, each of users of its own; with an effect of items in one, since these know of all users. One
+        is in memory at a time, and of each scored outcome what it was, and 8 bytes for each way.
     cut_ms
         Slates before it are learnt from only. A user is new if none was shown to them before it.
     resamples, seed
@@ -176,17 +188,48 @@ def evaluate(
     advance
         Called with the number of slates scored.
     """
-    new = np.array([not (history.at < cut_ms).any() for history in log.users], dtype=bool)
-    results = []
-    for way in ways:
-        pit_seed = seed if way.name.startswith(FRESH) else None
-        done = replay(way.model, log, way.available, cut_ms, pit_seed, advance, way.item_lag_ms, way.settled)
-        if way.as_shown and way.model.examination is not None:
-            position = log.batch.events.item["position"][done.place]
-            e = np.array(way.model.examination)[np.minimum(position, len(way.model.examination) - 1)]
-            done = done._replace(scored=done.scored._replace(p=done.scored.p * e), pit=np.empty(0))
-        results.append(_result(way.name, done, new, resamples, seed))
-    return results
+    done: list[list[Replayed]] = [[] for _ in ways]
+    new: list[NDArray[np.bool_]] = []
+    for number, log in enumerate(parts):
+        new.append(np.array([not (history.at < cut_ms).any() for history in log.users], dtype=bool))
+        first: Replayed | None = None
+        for way, mine in zip(ways, done, strict=True):
+            pit_seed = seed + number if way.name.startswith(FRESH) else None
+            one = replay(way.model, log, way.available, cut_ms, pit_seed, advance, way.item_lag_ms, way.settled)
+            if way.as_shown and way.model.examination is not None:
+                position = log.batch.events.item["position"][one.place]
+                e = np.array(way.model.examination)[np.minimum(position, len(way.model.examination) - 1)]
+                one = one._replace(scored=one.scored._replace(p=one.scored.p * e), pit=np.empty(0))
+            first = first or one
+            if np.array_equal(one.place, first.place):
+                # What is the same in all ways is kept once.
+                one = first._replace(scored=first.scored._replace(p=one.scored.p), pit=one.pit)
+            mine.append(one._replace(shown_at=np.empty(0, np.int64), place=np.empty(0, np.int64), items={}))
+    is_new = np.concatenate([np.empty(0, np.bool_), *new])
+    sizes = [len(one) for one in new]
+    return [
+        _result(way.name, _together(mine, sizes), is_new, resamples, seed) for way, mine in zip(ways, done, strict=True)
+    ]
+
+
+def _together(parts: Sequence[Replayed], n_users: Sequence[int]) -> Replayed:
+    """The parts of a log as one, of so many users each."""
+    if len(parts) == 1:
+        return parts[0]
+    users = ends_of(n_users)
+    slates = ends_of([int(part.scored.slate.max(initial=-1)) + 1 for part in parts])
+
+    def column(of: Callable[[Replayed], Any], first: NDArray[np.int64] | None = None) -> Any:
+        each = [of(part) if first is None else of(part) + first[i] for i, part in enumerate(parts)]
+        return np.concatenate(each)
+
+    scored = Scored(
+        column(lambda one: one.scored.user, users),
+        column(lambda one: one.scored.slate, slates),
+        column(lambda one: one.scored.y),
+        column(lambda one: one.scored.p),
+    )
+    return parts[0]._replace(scored=scored, evidence=column(lambda one: one.evidence), pit=column(lambda one: one.pit))
 
 
 def classes_of(done: Replayed, is_new: NDArray[np.bool_]) -> dict[str, dict[str, NDArray[np.bool_]]]:

@@ -52,6 +52,10 @@ class BadEvent(ValueError):
         super().__init__(detail)
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[BadEvent], tuple[Reason, str]]:
+        """As it is sent from one process to another."""
+        return type(self), (self.reason, str(self))
+
 
 Chance: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1)]
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from math import ceil
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import scipy  # scipy.special is imported at its first use, the click delay's: no scorer waits for it
@@ -93,6 +93,10 @@ class Effect:
     known: dict[bytes, Origin] = field(default_factory=dict, compare=False)
     key: ClassVar[str] = "user"
     """What has the effect."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What it was made of, and not what was computed of that: other processes read events by it too."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
     def population(self) -> Population:

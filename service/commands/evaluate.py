@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import argparse
 import textwrap
+from collections.abc import Iterator
+from functools import reduce
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from learner.evaluation.metrics import METRICS, Metric
-from learner.events.microbatch import Microbatch, is_of_item, joined
+from learner.limits import MAX_TIMESTAMP_MS
 from learner.model.spec import Model
 from learner.policy.rule import Rule, parse_rule
-from service.commands.logs import LogArguments, add_arguments, check_output, events_of, share, skipping, write_output
+from service.commands.logs import (
+    LogArguments,
+    add_arguments,
+    check_output,
+    share,
+    skipping,
+    tables_of_logs,
+    write_output,
+)
 from service.progress import progress
 from service.settings import Settings
 
+if TYPE_CHECKING:
+    from learner.evaluation.compare import Extent
+
+# Outcomes that are replayed at a time, in memory.
+_TOGETHER = 1_000_000
 _EPILOG = """\
 What the columns are, what a ranking page can use first:
 {}
@@ -82,53 +99,48 @@ def run(arguments: EvaluateArguments, settings: Settings, model: Model) -> int:
     """Replay, print the table and write what was asked for."""
     import numpy as np
 
+    from learner.batch.collect import cut_at, history, parts
     from learner.batch.reading import LogError
-    from learner.batch.users import chosen
-    from learner.evaluation.compare import cut_at, evaluate, extent, variants
-    from learner.evaluation.history import read_log
-    from learner.evaluation.off_policy import judge
+    from learner.evaluation.compare import evaluate, extent, variants
+    from learner.evaluation.history import Log, read_log
     from learner.evaluation.page import as_html
-    from learner.evaluation.policies import weigh
-    from learner.evaluation.policy_report import PolicyReport, policy_as_json, policy_as_text
     from learner.evaluation.report import Evaluation, as_json, as_text
     from service.static_files import REPORT_SCRIPTS, REPORT_STYLES, head
-
-    def sampled(batch: Microbatch) -> Microbatch:
-        return batch.only(lambda user_id: is_of_item(user_id) or chosen(user_id, arguments.sample, arguments.seed))
 
     check_output("--json", arguments.json)
     check_output("--html", arguments.html)
     skipped = skipping(arguments)
-    with events_of(arguments, settings, model, skipped) as batches:
-        log = read_log(joined(map(sampled, batches), model.width), model.window_ms, model.by_item)
-    if arguments.learnt > arguments.start:
-        raise ValueError(f"--learn-from {arguments.learnt}: expected at most --from, {arguments.start}")
-    cut_ms, learnt_ms = cut_at(log, arguments.start), cut_at(log, arguments.learnt)
-    if np.isfinite(learnt_ms):
-        log = read_log(log.batch.only(lambda user_id: True, since_ms=learnt_ms), model.window_ms, model.by_item)
-    ways = variants(model, cut_ms, not arguments.brief)
-    slates = log.n_slates(cut_ms)
-    if not slates:
-        after = f"; {skipped}" if skipped else ""
-        raise LogError(f"{' '.join(arguments.logs)}: no slates to score in it: expected impressions{after}")
     if arguments.policy is not None:
-        with progress("replaying", " slates", slates) as bar:
-            seen = weigh(
-                model, log, arguments.policy, arguments.reward, arguments.at, cut_ms, arguments.seed, bar.update
-            )
-        found = judge(seen.weighed, arguments.clip, arguments.resamples, arguments.seed)
-        told = PolicyReport(arguments.policy, arguments.reward, arguments.at, arguments.typed, seen, found)
-        print(policy_as_text(told))
-        if arguments.json:
-            write_output("--json", arguments.json, policy_as_json(told).encode())
-        if skipped is not None:
-            print(skipped)
-        return 0
-    with progress("replaying", " slates", len(ways) * slates) as bar:
-        results = evaluate(log, ways, cut_ms, arguments.resamples, arguments.seed, bar.update)
+        from service.commands.evaluate_policy import evaluate_policy
+
+        return evaluate_policy(arguments.policy, arguments, settings, model, skipped)
+    with tables_of_logs(arguments, settings, model, skipped) as tables:
+        if arguments.learnt > arguments.start:
+            raise ValueError(f"--learn-from {arguments.learnt}: expected at most --from, {arguments.start}")
+        cut_ms, learnt_ms = cut_at(tables, arguments.start), cut_at(tables, arguments.learnt)
+        since_ms = int(learnt_ms) if np.isfinite(learnt_ms) else 0
+        ways = variants(model, cut_ms, not arguments.brief)
+        slates = parts(tables, int(max(cut_ms, since_ms)), None).n_slates
+        if not slates:
+            after = f"; {skipped}" if skipped else ""
+            raise LogError(f"{' '.join(arguments.logs)}: no slates to score in it: expected impressions{after}")
+        # What is known of an item is from all users.
+        bounds = parts(tables, since_ms, _TOGETHER if model.item is None else None).bounds
+        extents: list[tuple[Extent, Extent]] = []
+
+        def logs() -> Iterator[Log]:
+            for first, below in pairwise(bounds):
+                batch = history(tables, model.width, first, below, since_ms, MAX_TIMESTAMP_MS)
+                log = read_log(batch, model.window_ms, model.by_item)
+                extents.append((extent(log), extent(log, cut_ms)))
+                yield log
+
+        with progress("replaying", " slates", len(ways) * slates) as bar:
+            results = evaluate(logs(), ways, cut_ms, arguments.resamples, arguments.seed, bar.update)
+    whole, scored = (reduce(type(of[0]).and_of, of) for of in zip(*extents, strict=True))
     source = settings.prior or model.prior_file or "as the model states it"
     prior = f"{source}, fingerprint {model.population_fingerprint.hex()}"
-    done = Evaluation(model.name, prior, arguments.typed, extent(log), extent(log, cut_ms), results)
+    done = Evaluation(model.name, prior, arguments.typed, whole, scored, results)
     print(as_text(done))
     if arguments.json:
         write_output("--json", arguments.json, as_json(done).encode())

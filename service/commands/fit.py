@@ -19,10 +19,10 @@ from service.commands.logs import (
     LogArguments,
     add_arguments,
     check_output,
-    events_of,
     instant,
     share,
     skipping,
+    tables_of_logs,
     write_output,
 )
 from service.model_file import read_prior
@@ -32,7 +32,7 @@ from service.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from learner.batch.join import Outcomes
+    from learner.batch.outcomes import Outcomes
     from learner.batch.prior import Iteration
 
 
@@ -111,11 +111,9 @@ def run(arguments: FitArguments, settings: Settings, model: Model) -> int:
 
 
 def _fit_from_log(arguments: FitArguments, settings: Settings, model: Model) -> int:
-    from learner.batch.join import collect, without_stand_in
+    from learner.batch.collect import MAX_USERS, MAX_USERS_OF_ITEMS, TIMES_FOR_RANKS, collect, sample, without_stand_in
     from learner.batch.reading import LogError
-    from learner.batch.sample import MAX_USERS, MAX_USERS_OF_ITEMS, TIMES_FOR_RANKS, Sample
     from learner.batch.scaling import feature_scaling, features_unseen
-    from learner.batch.users import chosen
     from service.commands.fit_choices import choose
     from service.commands.fit_examination import choose_examination, say_in_force, with_fixed_effect
     from service.commands.fit_increment import evidence_of, fit_increment, known_before
@@ -130,24 +128,16 @@ def _fit_from_log(arguments: FitArguments, settings: Settings, model: Model) -> 
         model = with_found(model, found)
     known = known_before(arguments, settings, model)
 
-    def wanted(user_id: str) -> bool:
-        return chosen(user_id, arguments.sample, arguments.seed)
-
-    sample = Sample(wanted, model.width, MAX_USERS if model.item is None else MAX_USERS_OF_ITEMS)
-    everyone = None
-    # An increment makes no choices, and needs no samples for them.
-    if not is_increment and (model.item is not None or model.examination is not None):
-        times = 1 if model.examination is None else TIMES_FOR_RANKS
-        everyone = Sample(wanted, model.width, MAX_USERS_OF_ITEMS, 1.0, times)
-    with (
-        events_of(arguments, settings, without_stand_in(model), skipped) as events,
-        progress("sorting", " outcomes") as bar,
-    ):
+    sampled = everyone = None
+    with tables_of_logs(arguments, settings, without_stand_in(model), skipped) as tables:
+        outcomes = collect(tables, model, arguments.until, since_ms)
+        # An increment makes no choices, and needs no samples for them.
         if not is_increment:
-            events = sample.keep_of(events)
-        if everyone is not None:
-            events = everyone.keep_of(events)
-        outcomes = collect(events, model, arguments.sample, arguments.seed, arguments.until, since_ms, bar.update)
+            most = MAX_USERS if model.item is None else MAX_USERS_OF_ITEMS
+            sampled = sample(tables, model.width, since_ms, outcomes.end, most)
+        if not is_increment and (model.item is not None or model.examination is not None):
+            times = 1 if model.examination is None else TIMES_FOR_RANKS
+            everyone = sample(tables, model.width, since_ms, outcomes.end, MAX_USERS_OF_ITEMS, 1.0, times)
     if not len(outcomes):
         without = f"; {skipped}" if skipped else ""
         when = " from --since on" if since_ms else ""
@@ -163,24 +153,21 @@ def _fit_from_log(arguments: FitArguments, settings: Settings, model: Model) -> 
     with progress("fixed effect", " outcomes") as bar:
         in_force = with_fixed_effect(model, outcomes, bar.update, known.fixed_effect)
     stand_in = in_force.stand_in
-    clicked = sum(float(rows.y.sum()) for rows in outcomes.chunks(stand_in)) / len(outcomes)
+    clicked = outcomes.n_clicked / len(outcomes)
     print(f"{len(outcomes):,} outcomes of {outcomes.n_users:,} users, {clicked:.3f} clicked")
     print(_offsets(in_force, outcomes))
     delay = _click_delay(outcomes, model)
     fitting = replace(in_force, click_delay=delay or model.click_delay)
     examination = None
     if everyone is not None and model.examination is not None and not arguments.keep_examination:
-        fitting = choose_examination(
-            fitting, outcomes, lambda one: everyone.take(one.stand_in, since_ms, outcomes.end)[0]
-        )
+        fitting = choose_examination(fitting, outcomes, lambda one: everyone.with_offsets(one.stand_in))
         if fitting.examination != model.examination:
             examination, stand_in = fitting.examination, fitting.stand_in
             say_in_force(model, fitting)
-    if is_increment:
+    if sampled is None:
         prior, half_life, item = fit_increment(outcomes, fitting, known, arguments.iterations), None, None
     else:
-        sampled = sample.take(stand_in, since_ms, outcomes.end)
-        of_all = None if everyone is None or model.item is None else everyone.take(stand_in, since_ms, outcomes.end)[0]
+        of_all = None if everyone is None or model.item is None else everyone.with_offsets(stand_in)
         if model.item is not None and not since_ms:
             print(
                 "effects.item: fitted on all of the log: features or offsets that were made from its clicks hide "
@@ -188,8 +175,8 @@ def _fit_from_log(arguments: FitArguments, settings: Settings, model: Model) -> 
                 "they end"
             )
         prior, half_life, item = choose(
-            fitting, outcomes, *sampled, of_all, arguments.iterations, arguments.keep_half_life,
-            arguments.keep_covariance,
+            fitting, outcomes, sampled.with_offsets(stand_in), sampled.below, of_all, arguments.iterations,
+            arguments.keep_half_life, arguments.keep_covariance,
         )  # fmt: skip
     # What the prior in force has put in force stays so, where nothing else was found.
     mean_offset = outcomes.mean_offset
@@ -219,12 +206,12 @@ def _fit_from_log(arguments: FitArguments, settings: Settings, model: Model) -> 
 
 def _find_numbers(arguments: FitArguments, settings: Settings, model: Model) -> dict[str, Found]:
     """The scales and edges that the model left to be found, from the same outcomes; the log is read once for them."""
-    from learner.batch.join import collect, without_stand_in
+    from learner.batch.collect import collect, without_stand_in
     from learner.batch.scaling import find_numbers, probe
 
     probing = probe(model)
-    with events_of(arguments, settings, without_stand_in(probing), skipping(arguments)) as events:
-        outcomes = collect(events, probing, arguments.sample, arguments.seed, arguments.until, arguments.since or 0)
+    with tables_of_logs(arguments, settings, without_stand_in(probing), skipping(arguments)) as tables:
+        outcomes = collect(tables, probing, arguments.until, arguments.since or 0)
     found = find_numbers(outcomes, model)
     for name, numbers in found.items():
         said = (f"{key} = {np.array2string(np.array(one), separator=', ')}" for key, one in numbers.items())

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from learner.batch.beside import ItemsBeside
 from learner.batch.half_life import MIN_USERS, MOST_HALF_LIVES, Losses, fit_half_life, report
-from learner.batch.join import Outcomes
 from learner.batch.prior import Iteration, fit_prior
 from learner.belief.gaussian import Form, Gaussian
 from learner.events.microbatch import Microbatch
@@ -29,6 +28,9 @@ from service.commands.fit_trial import (
     trial_of,
 )
 from service.progress import progress
+
+if TYPE_CHECKING:
+    from learner.batch.outcomes import Outcomes
 
 # A full covariance of more coefficients may overfit.
 WIDE = 16

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from learner.batch.examination import MIN_CLICKS, Examined, examined, report
 from learner.batch.fixed_effect import fit_fixed_effect, flat
-from learner.batch.join import Outcomes
 from learner.belief.gaussian import Gaussian
 from learner.events.microbatch import Microbatch
 from learner.model.position import examination_text
 from learner.model.spec import Model
 from service.commands.fit_trial import trial_of
 from service.progress import progress
+
+if TYPE_CHECKING:
+    from learner.batch.outcomes import Outcomes
 
 # It stops once no rank changes by more than this share: after two rounds, where the log has offsets.
 ROUNDS, ENOUGH = 6, 0.01

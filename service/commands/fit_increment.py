@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from learner.batch.fixed_effect import WIDEST_FULL, covariance_of_fixed_effect
 from learner.batch.increment import Known, blended, known_from, nothing
-from learner.batch.join import Outcomes
 from learner.batch.prior import fit_prior, users_worth
 from learner.belief.gaussian import Gaussian
 from learner.model.in_force import in_force
@@ -19,6 +18,7 @@ from service.progress import progress
 from service.settings import Settings
 
 if TYPE_CHECKING:
+    from learner.batch.outcomes import Outcomes
     from service.commands.fit import FitArguments
 
 

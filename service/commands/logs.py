@@ -17,10 +17,11 @@ from service.progress import progress
 from service.settings import Settings
 
 if TYPE_CHECKING:
+    from learner.batch.collect import Engine
     from learner.batch.raw import Skipped
 
-_LOGS = "files or folders of .jsonl, .json, .ndjson (or with .gz) or .parquet; or kafka://host:port or sqlite:///path, \
-from the beginning to now"
+_LOGS = "files, folders or patterns of .jsonl, .json, .ndjson (or with .gz or .zst) or .parquet; or kafka://host:port \
+or sqlite:///path, from the beginning to now"
 
 
 class LogArguments(Arguments):
@@ -91,6 +92,20 @@ def events_of(
                     settings.items_topic)
     ) as events:  # fmt: skip
         yield events
+
+
+@contextmanager
+def tables_of_logs(
+    arguments: LogArguments, settings: Settings, model: Model, skipped: Skipped | None
+) -> Iterator[Engine]:
+    """The tables of the logs, of the chosen share of users, gone at the end of the block."""
+    from learner.batch.duck import Duck
+    from learner.batch.users import chosen
+
+    with Duck(model.width) as tables:
+        with events_of(arguments, settings, model, skipped) as events:
+            tables.read(events, lambda user_id: chosen(user_id, arguments.sample, arguments.seed))
+        yield tables
 
 
 def skipping(arguments: LogArguments) -> Skipped | None:

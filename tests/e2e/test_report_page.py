@@ -42,7 +42,7 @@ def done() -> tuple[Evaluation, list[Result]]:
     simulate(freshet, world, Catalogue(MODEL, world, generator), "mean", 8)
     log = read_log(parse_events(freshet.log, MODEL).batch, MODEL.window_ms)
     cut = cut_at(log, 0.3)
-    results = evaluate(log, variants(MODEL, cut), cut, resamples=20)
+    results = evaluate([log], variants(MODEL, cut), cut, resamples=20)
     command = f"freshet evaluate {'a-folder-of-a-long-name/' * 20}log.jsonl"
     return Evaluation(MODEL.name, "prior.npz", command, extent(log), extent(log, cut), results), results
 

@@ -15,7 +15,6 @@ from kafka.admin import NewTopic
 from kafka.errors import KafkaConnectionError
 from kafka.future import Future
 
-from learner.batch.join import collect
 from learner.batch.reading import read_events
 from learner.events.wire import impression_json
 from learner.log import (
@@ -32,6 +31,7 @@ from learner.log import (
 from learner.log.kafka import KafkaReader
 from learner.log.position import NOTHING, Mark, Partition
 from learner.model.spec import load_model
+from tests.outcomes import collected, rows_in
 from tests.servers import KafkaServer, eventually
 from tests.topics import WAIT_MS, make_topic, read
 
@@ -594,8 +594,8 @@ def test_a_log_is_read_offline_from_the_beginning_and_no_group_notices(logs: Log
     click = b'{"type": "click", "request_id": "r", "user_id": "u", "item_id": "a", "timestamp": 1700000000004}'
     logs.log().append([Entry(topic, b"u", shown), Entry(topic, b"u", click)])
     for _ in range(2):
-        outcomes = collect(read_events([logs.url], model, [topic]), model)
-        assert outcomes.read(0, 1)["y"].tolist() == [1.0]
+        outcomes = collected(read_events([logs.url], model, [topic]), model)
+        assert rows_in(outcomes)["y"].tolist() == [1.0]
     assert len(read(logs.reader(topic), 2)) == 2
 
 

@@ -11,7 +11,6 @@ from scipy.special import expit
 
 from examples.categories.simulate import drawn, run
 from learner.batch.half_life import Losses, difference
-from learner.batch.join import collect
 from learner.batch.prior import fit_prior
 from learner.batch.stored import Evidence, collect_evidence, fit_stored_prior
 from learner.belief import forget, update
@@ -37,6 +36,7 @@ from learner.store.versions import version_of
 from service.commands.fit_trial import in_form, order_of, say_which_covariance
 from service.footprint import footprint
 from service.web.answers import describe_model
+from tests.outcomes import collected
 from tests.stepping import Click, Event, Impression, columns
 from tests.unit import covariance_form
 from tests.unit.test_belief import condition, jointly, lambda_learner, retract
@@ -405,7 +405,7 @@ def test_the_prior_of_a_log_keeps_its_form_and_finds_how_numbers_go_together() -
         yes = rng.random(40) < expit(seen @ theta)
         events += [Click(f"u{user}", at + 10, key) for key, one in zip(keys, yes, strict=True) if one]
     told: list[float] = []
-    outcomes = collect([columns(model, events)], model)
+    outcomes = collected([columns(model, events)], model)
     fitted = fit_prior(outcomes, model.prior, np.zeros(5), observe=lambda one: told.append(one.evidence))
     assert fitted.form == "block"
     assert (np.diff(told) > -1e-5 * np.abs(told[:-1])).all()

@@ -129,7 +129,7 @@ def test_the_joiner_learns_each_outcome_once_with_its_final_label() -> None:
 def test_the_cut_is_a_share_of_outcomes_and_users_are_new_or_known_by_it() -> None:
     users = told([*log(), shown("late", "l", 190_000)])
     cut = cut_at(users, 0.5)
-    (result,) = evaluate(users, [one for one in variants(MODEL, cut) if one.name == "fresh"], cut, resamples=10)
+    (result,) = evaluate([users], [one for one in variants(MODEL, cut) if one.name == "fresh"], cut, resamples=10)
     done = replay(MODEL, users, fresh, cut)
     assert len(np.unique(done.scored.slate)) == 13
     unknown = result.parts["user at the cut"]["unknown"]
@@ -164,7 +164,7 @@ def test_the_extent_counts_slates_of_one_class_and_what_was_shown_from_a_time_on
 def evaluation(n_users: int, model: object = MODEL, command: str = "freshet evaluate log.jsonl") -> Evaluation:
     users = told(log(n_users))
     cut = cut_at(users, 0.3)
-    results = evaluate(users, variants(model, cut), cut, resamples=10)  # type: ignore[arg-type]
+    results = evaluate([users], variants(model, cut), cut, resamples=10)  # type: ignore[arg-type]
     return Evaluation("<feed>", "prior.npz", command, extent(users), extent(users, cut), results)
 
 

@@ -11,9 +11,10 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 
+from learner.batch.collect import without_stand_in
 from learner.batch.examination import examined
 from learner.batch.fixed_effect import fit_fixed_effect, flat
-from learner.batch.join import Outcomes, collect, without_stand_in
+from learner.batch.outcomes import Outcomes
 from learner.batch.prior import fit_prior
 from learner.events.parse import parse_events
 from learner.model.duration import ModelError
@@ -21,6 +22,7 @@ from learner.model.in_force import with_prior
 from learner.model.prior_file import decode_prior, encode_prior
 from learner.model.spec import Model, load_model
 from service.commands.main import main
+from tests.outcomes import collected
 
 TEXT = 'name = "m"\n[prior]\nvariance = 0.5\n{}\n[features]\nx = {{ kind = "numeric" }}\n'
 POSITION = '[position]\nexamination = "1/k^0.3"'
@@ -88,14 +90,14 @@ def events(n_users: int = 300, slates: int = 8, seed: int = 0) -> list[bytes]:
 
 
 def outcomes_of(model: Model, raws: list[bytes]) -> Outcomes:
-    return collect([parse_events(raws, without_stand_in(model)).batch], model)
+    return collected([parse_events(raws, without_stand_in(model)).batch], model)
 
 
 def test_the_fixed_effect_is_the_mode_of_looked_at_and_wanted() -> None:
     model = load_model(TEXT.format(POSITION))
     outcomes = outcomes_of(model, events(60))
     outcomes.examination = tuple(TRUE.tolist())
-    (rows,) = outcomes.chunks(np.zeros(2), 10**9)
+    (rows,) = outcomes.chunks(np.zeros(2))
     assert rows.examination is not None
 
     def loss(b: np.ndarray) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from learner.batch.join import collect, without_stand_in
+from learner.batch.collect import without_stand_in
 from learner.batch.reading import read_events
 from learner.events.microbatch import Microbatch
 from learner.events.parse import parse_events
@@ -21,6 +21,7 @@ from learner.model.spec import Model, load_model
 from learner.record import decode_record, encode_record
 from learner.store import Write, write_alone
 from service.commands.main import main
+from tests.outcomes import collected, rows_in
 from tests.rig import Rig
 
 AT = 1_700_000_000_000
@@ -196,8 +197,8 @@ def test_fit_takes_the_labels(tmp_path: Path) -> None:
     for name, sent in (("a", events), ("b", [one for event in events for one in apart(model, event)])):
         file = tmp_path / f"{name}.jsonl"
         file.write_bytes(b"\n".join(raws(sent)))
-        outcomes = collect(read_events([str(file)], without_stand_in(model)), model)
-        found.append(np.sort(outcomes.read(0, outcomes.n_users), order=["at", "y"]).tobytes())
+        outcomes = collected(read_events([str(file)], without_stand_in(model)), model)
+        found.append(np.sort(rows_in(outcomes), order=["at", "y"]).tobytes())
     assert found[0] == found[1]
 
 

@@ -15,12 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from learner.batch.join import collect, without_stand_in
+from learner.batch.collect import without_stand_in
 from learner.batch.reading import LogError, Skipped, read_events
 from learner.events.wire import Reason
 from learner.log import Entry, open_log
 from learner.model.spec import load_model
 from service.commands.main import main
+from tests.outcomes import collected, rows_in
 
 TOML = """
 name = "t"
@@ -39,8 +40,8 @@ Outcome = tuple[float, float, float, list[float]]
 def outcomes(folder: Path, skipped: Skipped | None = None) -> list[Outcome]:
     """Label, offset (-1 for none), weight and row of all outcomes, by user."""
     events = read_events([str(folder)], without_stand_in(MODEL), skipped=skipped)
-    found = collect(events, MODEL)
-    rows = found.read(0, found.n_users)
+    found = collected(events, MODEL)
+    rows = rows_in(found)
     offset = np.where(np.isnan(rows["offset"]), -1, rows["offset"])
     return sorted(zip(rows["y"].tolist(), offset.tolist(), rows["weight"].tolist(), rows["row"].tolist(), strict=True))
 
@@ -238,7 +239,7 @@ def test_an_event_from_the_future_of_its_record_is_bad_at_rest_as_it_is_to_a_lea
     with pytest.raises(LogError, match=r"t/0@1: from_the_future"):
         list(read_events([url], MODEL, ["t"]))
     skipped = Skipped()
-    assert len(collect(read_events([url], MODEL, ["t"], skipped=skipped), MODEL)) == 1
+    assert len(collected(read_events([url], MODEL, ["t"], skipped=skipped), MODEL)) == 1
     assert skipped.counts == {Reason.FROM_THE_FUTURE: 1}
 
 

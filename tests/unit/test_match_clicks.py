@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.batch.join import collect
 from learner.batch.reading import read_events
 from learner.evaluation.history import read_log
 from learner.events.microbatch import Microbatch, by_user
@@ -21,6 +20,7 @@ from learner.events.wire import BadEvent
 from learner.model.spec import load_model
 from learner.step.apply import apply
 from service.suggestion import suggest
+from tests.outcomes import collected, rows_in
 from tests.unit.test_suggestion import as_impressions_of_one_item, as_shop, shop
 
 HEAD = 'name = "m"\nattribution_window = "1m"\nmax_open = 1000\nclick_delay = { median = "5s", sigma = 1.0 }\n'
@@ -79,8 +79,8 @@ def test_learner_fit_and_evaluate_give_each_showing_the_label_of_its_own_click(e
     # Impressions before clicks of the same time; a learner reads the log in its order.
     events = sorted(events, key=lambda event: (event["timestamp"], event["type"] == "click"))
     expected, batch = labels_by_hand(events), parsed(events)
-    outcomes = collect([batch], BY_ITEM)
-    rows = outcomes.read(0, outcomes.n_users)
+    outcomes = collected([batch], BY_ITEM)
+    rows = rows_in(outcomes)
     assert sorted(rows["y"].tolist()) == sorted(map(float, expected.values()))
     assert sorted(rows["at"][rows["y"] == 1].tolist()) == sorted(at for (_, _, at), yes in expected.items() if yes)
     log = read_log(batch, BY_ITEM.window_ms, by_item=True)
@@ -97,8 +97,8 @@ def test_fit_and_evaluate_do_not_depend_on_the_order_of_the_log(
 ) -> None:
     found = []
     for log in (events, data.draw(st.permutations(events))):
-        outcomes = collect([parsed(log)], BY_ITEM)
-        rows = outcomes.read(0, outcomes.n_users)
+        outcomes = collected([parsed(log)], BY_ITEM)
+        rows = rows_in(outcomes)
         users = read_log(parsed(log), BY_ITEM.window_ms, by_item=True).users
         found.append((sorted(rows["y"].tolist()), sorted(labels.sum() for one in users for labels in one.labels)))
     assert found[0] == found[1]
@@ -117,7 +117,7 @@ def test_by_hand_the_latest_showing_gets_the_click_and_a_repeat_changes_nothing(
     counts = apply(BY_ITEM, [None], batch.events, users).counts
     # The click of second 31 is of the second showing; the one of second 2 of the first.
     assert (counts["clicks"], counts["repeated"], counts["impressions"]) == (2, 2, 2)
-    assert collect([batch], BY_ITEM).read(0, 1)["y"].tolist() in ([1.0, 0.0, 1.0], [0.0, 1.0, 1.0])
+    assert rows_in(collected([batch], BY_ITEM))["y"].tolist() in ([1.0, 0.0, 1.0], [0.0, 1.0, 1.0])
 
 
 def test_a_click_that_comes_first_waits_for_a_showing_that_was_before_it() -> None:
@@ -157,8 +157,8 @@ def test_foreign_clicks_without_a_request_find_the_item_they_are_of(shape: Any, 
     assert "request_id" not in text
     model = load_model(text)
     (tmp_path / "log.ndjson").write_text("\n".join(map(json.dumps, events)))
-    outcomes = collect(read_events([str(tmp_path / "log.ndjson")], model), model)
-    rows = outcomes.read(0, outcomes.n_users)
+    outcomes = collected(read_events([str(tmp_path / "log.ndjson")], model), model)
+    rows = rows_in(outcomes)
     n_clicks = len({(event["request"], event["item"]) for event in plain if event["kind"] == "click"})
     assert len(rows) == sum(len({item["id"] for item in event.get("items", [])}) for event in plain)
     # But for one or two items that a user was shown twice in the window.

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from learner.batch.join import collect, without_stand_in
+from learner.batch.collect import without_stand_in
 from learner.batch.reading import LogError, Skipped, read_events
 from learner.events.parse import parse_event, parse_events
 from learner.events.wire import BadEvent, Reason
@@ -26,6 +26,7 @@ from learner.store import Write, open_store, write_alone
 from service.commands.main import main
 from service.settings import Settings
 from service.web.app import create_app
+from tests.outcomes import collected
 
 MODEL_TOML = 'name = "m"\n{offset}\n[prior]\nvariance = 0.5\n[features]\nx = {{ kind = "numeric" }}\n'
 AT = 1_700_000_000_000
@@ -160,7 +161,7 @@ def test_logs_at_rest_refuse_what_a_learner_does(tmp_path: Path) -> None:
     with pytest.raises(LogError, match=r":2: missing_offset: items\[5\].offset"):
         list(read_events([str(log)], refusing))
     skipped = Skipped()
-    outcomes = collect(read_events([str(log)], without_stand_in(refusing), skipped=skipped), refusing)
+    outcomes = collected(read_events([str(log)], without_stand_in(refusing), skipped=skipped), refusing)
     assert (len(outcomes), skipped.counts) == (5, {Reason.MISSING_OFFSET: 1})
 
 

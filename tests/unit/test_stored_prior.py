@@ -12,7 +12,6 @@ from scipy.special import expit
 from scipy.stats import multivariate_normal
 
 from learner.batch.half_life import Losses, difference
-from learner.batch.join import collect
 from learner.batch.prior import Iteration, fit_prior
 from learner.batch.stored import Evidence, collect_evidence, fit_stored_prior
 from learner.belief.gaussian import Gaussian
@@ -26,6 +25,7 @@ from learner.model.spec import Model, load_model
 from learner.record import DamagedRecord, Record, decode_record, encode_record, erased, fresh_record
 from learner.store import Write, open_store, write_alone
 from service.commands.main import main
+from tests.outcomes import collected
 from tests.stepping import Click, Event, Impression, apply, columns
 
 TEXT = 'name = "t"\ncovariance = "{}"\n[prior]\nvariance = 1.0\n[features]\nx = {{ kind = "numeric" }}\n'
@@ -71,7 +71,7 @@ class World:
 
 def on_the_log(world: World, model: Model) -> Gaussian:
     events = [event for mine in world.events for event in mine]
-    return fit_prior(collect([columns(model, events)], model), model.prior, np.zeros(model.d), tolerance=1e-7)
+    return fit_prior(collected([columns(model, events)], model), model.prior, np.zeros(model.d), tolerance=1e-7)
 
 
 def stored(records: Sequence[Record], model: Model) -> list[list[tuple[str, bytes]]]:

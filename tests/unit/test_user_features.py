@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from learner.batch.join import collect, without_stand_in
+from learner.batch.collect import without_stand_in
 from learner.batch.prior import fit_prior
 from learner.batch.scaling import feature_scaling, features_unseen
 from learner.evaluation.history import read_log
@@ -35,6 +35,7 @@ from learner.store import Write, open_store, write_alone
 from service.commands.main import main
 from service.settings import Settings
 from service.web.app import create_app
+from tests.outcomes import collected
 
 AT = 1_700_000_000_000
 X = 'x = { kind = "numeric", std = 2.0 }\n'
@@ -190,7 +191,9 @@ def test_a_fixed_effect_that_is_replaced_moves_what_users_have_coefficients_of_a
 def test_the_prior_that_is_fitted_is_that_of_a_model_that_has_no_other_features(tmp_path: Path) -> None:
     model, alone = some(), load_model(TOP + ALONE)
     events = a_log(5, 200)
-    tables = [collect([parse_events(raw(log), one)[0]], one) for one, log in ((model, events), (alone, narrow(events)))]
+    tables = [
+        collected([parse_events(raw(log), one)[0]], one) for one, log in ((model, events), (alone, narrow(events)))
+    ]
     found, expected = (
         fit_prior(table, one.prior, np.zeros(one.width)) for table, one in zip(tables, (model, alone), strict=True)
     )

@@ -1,0 +1,93 @@
+"""What `freshet fit` and `freshet evaluate` take of a log at rest: slates of ten, 200 outcomes a user, d = 17."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from benchmarks.harness import Context, Figure
+from benchmarks.workload import FEATURES, START_MS
+
+SLATE, SLATES_OF_A_USER, FILES, DAYS = 10, 20, 4, 7
+SIZES, QUICK = (1_000_000, 10_000_000), (100_000,)
+_COMMANDS = {
+    "fit": ["--keep-half-life", "--out", "prior.npz"],
+    "evaluate": ["--brief", "--resamples", "50"],
+}
+# Of /usr/bin/time, for the command and its processes: the largest of them, not their sum.
+_TIMED = re.compile(r"wall ([\d.]+) user ([\d.]+) sys ([\d.]+) peak (\d+)\n$")
+
+
+def measure(context: Context) -> list[Figure]:
+    """Wall time, processor time and peak memory of each command on each size."""
+    figures = []
+    for n in QUICK if context.quick else SIZES:
+        folder = context.folder / f"batch-{n}"
+        write_log(folder, n)
+        for command, options in _COMMANDS.items():
+            wall, cpu, peak = timed(folder, [command, *sorted(folder.glob("*.gz")), "--model", "model.toml", *options])
+            what = f"batch: {command} of {n:,} outcomes"
+            largest = n == SIZES[-1]
+            figures += [
+                Figure(f"{what}, wall time", "s", [wall], at_most=120 if largest and command == "fit" else None),
+                Figure(f"{what}, processor time", "s", [cpu]),
+                Figure(f"{what}, peak memory of its largest process", "MiB", [peak],
+                       at_most=(2_048 if command == "fit" else 4_096) if largest else None),
+            ]  # fmt: skip
+    return figures
+
+
+def timed(folder: Path, typed: list[str | Path]) -> tuple[float, float, float]:
+    """Seconds by the clock and of processors, and MiB."""
+    environ = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
+    form = "wall %e user %U sys %S peak %M"
+    done = subprocess.run(
+        ["/usr/bin/time", "-f", form, sys.executable, "-m", "service", *typed],
+        cwd=folder, env=environ, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    found = _TIMED.search(done.stderr)
+    assert found is not None, done.stderr
+    wall, user, system, peak = map(float, found.groups())
+    return wall, user + system, peak / 1024
+
+
+def write_log(folder: Path, n_outcomes: int, seed: int = 0) -> None:
+    """A simulated log in the order of time, without offsets, as JSON lines with gzip, and its model."""
+    folder.mkdir()
+    names = [f"f{j}" for j in range(FEATURES)]
+    features = "".join(f'{name} = {{ kind = "numeric" }}\n' for name in names)
+    (folder / "model.toml").write_text(f'name = "batch"\nattribution_window = "1h"\n[features]\n{features}')
+    generator, encode = np.random.default_rng(seed), msgspec.json.encode
+    n_users = n_outcomes // (SLATE * SLATES_OF_A_USER)
+    common = generator.normal(0.0, 0.3, FEATURES + 1)
+    theta = common + generator.normal(0.0, 0.3, (n_users, FEATURES + 1))
+    user = np.repeat(np.arange(n_users), SLATES_OF_A_USER)
+    generator.shuffle(user)
+    at = START_MS + np.sort(generator.integers(0, DAYS * 86_400_000, len(user)))
+    for number, slates in enumerate(np.array_split(np.arange(len(user)), FILES)):
+        with gzip.open(folder / f"log-{number}.jsonl.gz", "wb", compresslevel=1) as out:
+            for some in np.array_split(slates, max(len(slates) // 1_000, 1)):
+                x = np.round(generator.normal(size=(len(some), SLATE, FEATURES)), 2)
+                z = (x * theta[user[some], None, 1:]).sum(axis=2) + theta[user[some], :1] - 2.0
+                clicked = generator.random(z.shape) < 1.0 / (1.0 + np.exp(-z))
+                delay = (generator.exponential(30_000.0, z.shape)).astype(np.int64) + 1
+                lines = []
+                for i, slate in enumerate(some.tolist()):
+                    ids = {"request_id": f"r{slate}", "user_id": f"u{user[slate]}"}
+                    items = [
+                        {"item_id": f"i{slate * 7 % 5_000 + j}", "features": dict(zip(names, row, strict=True))}
+                        for j, row in enumerate(x[i].tolist())
+                    ]
+                    shown = {"type": "impression", **ids, "timestamp": int(at[slate]), "items": items}
+                    lines.append(encode(shown))
+                    for j in np.flatnonzero(clicked[i]).tolist():
+                        click = {"type": "click", **ids, "item_id": items[j]["item_id"]}
+                        lines.append(encode(click | {"timestamp": int(at[slate] + delay[i, j])}))
+                out.write(b"\n".join(lines) + b"\n")
