@@ -58,8 +58,8 @@ class ItemBeliefs(NamedTuple):
         Of a belief that is relaxed by a, the mean is m0 + a (m - m0) along the row and the variance v0 + a^2 (v - v0).
         """
         mean, var = np.empty(len(rows)), np.empty(len(rows))
-        half_life = effect.half_life_ms or inf
-        _effects(*self, effect.of(rows), *effect.prior_belief, half_life, now, mean, var)
+        half_life, tick = effect.half_life_ms or inf, now - now % effect.tick_ms
+        _effects(*self, effect.of(rows), *effect.prior_belief, half_life, tick, mean, var)
         return mean, var
 
 

@@ -535,15 +535,15 @@ class Chaos:
         assert effect is not None
         for node in self.nodes:
             client = redis.Redis(port=node.port)
-            for key in client.scan_iter("freshet:*:user:*", count=1000):
+            for key in client.scan_iter("freshet:{*}:user:*", count=1000):
                 user = key.decode().partition(":user:")[2]
                 found[user] = decode_record(client.get(key), MODEL_OF_RUN, user)
-            for key in client.scan_iter("freshet:*:item:*", count=1000):
+            for key in client.scan_iter("freshet:{*}:item:*", count=1000):
                 item = key.decode().partition(":item:")[2]
                 items[item] = decode_record(client.get(key), effect, item)
-            for key in client.scan_iter("freshet:*:catalog:*", count=1000):
+            for key in client.scan_iter("freshet:{*}:catalog:*", count=1000):
                 entries[key.decode().partition(":catalog:")[2]] = client.get(key)
-            for key in client.scan_iter("freshet:*:sums:*", count=1000):
+            for key in client.scan_iter("freshet:{*}:sums:*", count=1000):
                 shard = int(key.decode().partition("{")[2].partition("}")[0])
                 stored.append(read_sums(shard, client.get(key)))
             client.close()
