@@ -19,6 +19,7 @@ from kafka import KafkaAdminClient, KafkaProducer
 from learner.model.spec import load_model
 from learner.record import decode_record
 from learner.store import open_store
+from learner.store.models import register
 from learner.store.owner import claim, owner_of
 from learner.store.redis_keys import record_key
 from learner.store.versions import Versions
@@ -178,6 +179,7 @@ def test_a_learner_with_lag_that_nothing_comes_of_is_red_and_one_that_works_it_o
     store = open_store(freshet.redis_url, 60)
     claim(store, owner_of(load_model(MODEL), freshet.environ["FRESHET_GROUP"]))
     Versions(store, load_model(MODEL), learns=True).register()
+    register(store, [load_model(MODEL).name])
     store.close()
     # Full: whatever it is, it is not written.
     client.config_set("maxmemory", "1")
