@@ -14,7 +14,8 @@ from learner.limits import MAX_TIMESTAMP_MS, MIN_TIMESTAMP_MS
 def before_call(context: Any, case: Any, kwargs: Any) -> None:
     """To JSON Schema 5.0 is an integer; we want 5.
 
-    Nor can it say that an event must not be from the future, nor that what is shown is among what is to be scored.
+    Nor can it say that an event must not be from the future, nor that what is shown is among what is to be scored, nor
+    which policy has a temperature.
     """
     case.body = _shown(_past(_integers(case.body)))
 
@@ -22,7 +23,7 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
 def _shown(value: Any) -> Any:
     """A request to score without what only some may have."""
     if isinstance(value, dict) and "items" in value:
-        return {name: one for name, one in value.items() if name not in ("shown", "top_k")}
+        return {name: one for name, one in value.items() if name not in ("shown", "top_k", "temperature")}
     return value
 
 

@@ -321,7 +321,7 @@ def test_letters_from_the_future_stay_until_their_time_has_come_or_the_model_all
     assert rig.replay()["from_the_future"].fates == {Fate.STILL_BAD: 1}
     lax = load_model('max_ahead = "3h"\n' + TOML)
     assert rig.replay(lax)["from_the_future"].fates == {Fate.REPLAYED: 1}
-    learner.model = lax
+    learner._first.model = lax
     rig.learn(learner, 1)
     assert rig.record("ann").n_events == 1
 
