@@ -25,18 +25,19 @@ def belief_at(effect: Effect, record: Record, now: int) -> Belief:
     that it was looked at, and q the click probability if so: the slope of "no click yet" in the log-odds, where w c is
     that of a rare click.
     """
-    mean, factor = record.settled.mean.copy(), record.settled.factor.copy()
     is_open = record.outcomes["state"] == State.OPEN
     outcomes = record.outcomes[is_open]
-    if record.settled_at != NEVER:
-        # In float32, as the learner will when it comes to this time: what it predicts is what was served.
-        relax(mean, factor, *effect.prior_belief, float(effect.kept(np.array(record.settled_at), now)))
-    mean, factor = mean.astype(np.float64), factor.astype(np.float64)
-    if len(outcomes):
-        median, sigma = effect.click_delay or (0.0, 1.0)
-        ages = now - outcomes["shown_at"]
-        serve(mean, factor, record.rows[is_open], ages, outcomes, median, sigma, effect.method == "laplace")
-    return Belief(mean, factor)
+    settled, known = record.settled, record.settled_at != NEVER
+    if not known and not len(outcomes):
+        return Belief(settled.mean.astype(np.float64), settled.factor.astype(np.float64))
+    kept = float(effect.kept(np.array(record.settled_at), now)) if known else 1.0
+    median, sigma = effect.click_delay or (0.0, 1.0)
+    return Belief(
+        *relax_and_serve(
+            settled.mean.copy(), settled.factor.copy(), *effect.prior_belief, kept, record.rows[is_open],
+            now - outcomes["shown_at"], outcomes, median, sigma, effect.method == "laplace",
+        )
+    )  # fmt: skip
 
 
 @compiled
@@ -77,6 +78,21 @@ def serve(mean: Any, factor: Any, row: Any, age: Any, outcome: Any, median: floa
             condition_along(mean, factor, f, gain, mu + offset[i], v, False, effective[i], False, v_others, one.shift)
     if laplace and n > 0:
         condition_jointly(mean, factor, row, np.zeros(n, np.bool_), offset, effective, np.empty(n), np.empty(n))
+
+
+@compiled
+def relax_and_serve(
+    mean: Any, factor: Any, prior_mean: Any, prior_factor: Any, kept: float, row: Any, age: Any, outcome: Any,
+    median: float, sigma: float, laplace: bool,
+) -> tuple[Any, Any]:  # fmt: skip
+    """Relax a settled belief, in float32 as the learner will at this time, and `serve` it in float64; returns the two.
+
+    One call, as each lets go of the interpreter's lock: beside a thread that holds it a request waits for every one.
+    """
+    relax(mean, factor, prior_mean, prior_factor, kept)
+    served_mean, served_factor = mean.astype(np.float64), factor.astype(np.float64)
+    serve(served_mean, served_factor, row, age, outcome, median, sigma, laplace)
+    return served_mean, served_factor
 
 
 @compiled
