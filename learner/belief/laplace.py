@@ -40,6 +40,17 @@ def joint_loss(theta: Any, mean: Any, factor: Any, X: Any, clicked: Any, offset:
 
 
 @compiled
+def may_move(X: Any, d: int, k: int) -> Any:
+    """Which of d coefficients rows say something of: all k dense ones, and single ones that are not 0 in all rows."""
+    has = np.zeros(d, np.bool_)
+    has[:k] = True
+    for n in range(len(X)):
+        for j in range(k, d):
+            has[j] |= X[n, j] != 0.0
+    return np.flatnonzero(has)
+
+
+@compiled
 def condition_jointly(
     mean: Any, factor: Any, X: Any, clicked: Any, offset: Any, weight: Any, precision: Any, shift: Any
 ) -> None:
@@ -59,13 +70,7 @@ def condition_jointly(
     """
     n_rows, d, k = len(X), len(mean), n_dense(len(factor), len(mean))
     n_block = k * (k + 1) // 2
-    # A single coefficient that is 0 in all rows stays what it is.
-    has = np.zeros(d, np.bool_)
-    has[:k] = True
-    for n in range(n_rows):
-        for j in range(k, d):
-            has[j] |= X[n, j] != 0.0
-    kept = np.flatnonzero(has)
+    kept = may_move(X, d, k)
     a = len(kept)
     rows = np.empty((n_rows, a), X.dtype)
     m = np.empty(a)
@@ -180,13 +185,7 @@ def condition_by_hessian(mean: Any, factor: Any, block: Any, X: Any, clicked: An
     """
     n_rows, d, k = len(X), len(mean), n_dense(len(factor), len(mean))
     n_block = k * (k + 1) // 2
-    # A single coefficient that is 0 in all rows stays what it is.
-    has = np.zeros(d, np.bool_)
-    has[:k] = True
-    for n in range(n_rows):
-        for j in range(k, d):
-            has[j] |= X[n, j] != 0.0
-    kept = np.flatnonzero(has)
+    kept = may_move(X, d, k)
     a = len(kept)
     rows = np.empty((n_rows, a))
     P, step, moved = np.zeros(a * (a + 1) // 2), np.zeros(a), np.zeros(a)
