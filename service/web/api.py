@@ -96,3 +96,8 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
         if retry_after is not None:
             self.headers["Retry-After"] = str(retry_after)
+
+
+def invalid_field(field: str, detail: str) -> ApiError:
+    """422: a field of a request, which the client can mend."""
+    return ApiError(422, "invalid_field", f"{field}: {detail}", {"field": field})

@@ -9,7 +9,7 @@ from learner.model.file import ExploreRule
 from learner.policy.chances import DRAWS, chances
 from learner.policy.rank import ItemEffects, Scores, keys_of
 from learner.policy.rule import EPSILON, Rule
-from service.web.api import ApiError, ScoreRequest
+from service.web.api import ScoreRequest, invalid_field
 
 
 def rule_of(wanted: ScoreRequest, alpha: float, floor: ExploreRule) -> Rule:
@@ -21,9 +21,9 @@ def rule_of(wanted: ScoreRequest, alpha: float, floor: ExploreRule) -> Rule:
         422, if it has a parameter of another policy, or wants the chances of an order that is not the policy's.
     """
     if wanted.temperature is not None and wanted.policy != "plackett-luce":
-        raise _invalid("temperature", f"given beside policy {wanted.policy!r}: expected 'plackett-luce' with it")
+        raise invalid_field("temperature", f"given beside policy {wanted.policy!r}: expected 'plackett-luce' with it")
     if wanted.propensities and wanted.shown is not None:
-        raise _invalid(
+        raise invalid_field(
             "propensities", "given beside shown, which is no order of the policy's: expected top_k, or neither"
         )
     epsilon = EPSILON if wanted.policy == "epsilon-greedy" else 0.0
@@ -54,7 +54,3 @@ def propensities(
     keys = keys_of(belief, rows, offset, rule, generator, DRAWS, effects, scores)
     found = chances(rule, keys, scores.order[:n_shown])
     return list(zip(found.at_place.tolist(), found.given_above.tolist(), strict=True))
-
-
-def _invalid(field: str, detail: str) -> ApiError:
-    return ApiError(422, "invalid_field", f"{field}: {detail}", {"field": field})

@@ -43,7 +43,5 @@ def id_in_path(request: Request, name: str) -> str:
             400, "invalid_path", f"{name}: expected UTF-8, other characters as %XX", {"field": name}
         ) from None
     if len(found) > MAX_ID_LENGTH:
-        raise api.ApiError(
-            422, "invalid_field", f"{name}: expected at most {MAX_ID_LENGTH} characters", {"field": name}
-        )
+        raise api.invalid_field(name, f"expected at most {MAX_ID_LENGTH} characters")
     return found

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from learner.events.wire import WireItem
-from service.web.api import ApiError, ScoreItem, ScoreRequest
+from service.web.api import ScoreItem, ScoreRequest, invalid_field
 
 
 def shown_items(
@@ -66,9 +66,9 @@ def check_shown(wanted: ScoreRequest) -> None:
     for field in ("top_k", "shown"):
         with_chances = field == "top_k" and wanted.propensities
         if getattr(wanted, field) is not None and not wanted.log_impression and not with_chances:
-            raise _invalid(field, "says what log_impression logs: expected log_impression = true with it")
+            raise invalid_field(field, "says what log_impression logs: expected log_impression = true with it")
     if wanted.top_k is not None and wanted.shown is not None:
-        raise _invalid("shown", "given beside top_k: expected at most one of the two")
+        raise invalid_field("shown", "given beside top_k: expected at most one of the two")
 
 
 def _places(shown: Sequence[str], items: Sequence[ScoreItem]) -> list[int]:
@@ -80,13 +80,13 @@ def _places(shown: Sequence[str], items: Sequence[ScoreItem]) -> list[int]:
     first_at: dict[str, int] = {}
     for i, item_id in enumerate(shown):
         if item_id not in place_of:
-            raise _invalid(f"shown[{i}]", f"not among the request's {len(items)} items: expected the item_id of one")
+            raise invalid_field(
+                f"shown[{i}]", f"not among the request's {len(items)} items: expected the item_id of one"
+            )
         if item_id in repeated:
-            raise _invalid(f"shown[{i}]", "several items of the request have this item_id: expected one that is unique")
+            raise invalid_field(
+                f"shown[{i}]", "several items of the request have this item_id: expected one that is unique"
+            )
         if first_at.setdefault(item_id, i) != i:
-            raise _invalid(f"shown[{i}]", f"the same as shown[{first_at[item_id]}]: expected each item once")
+            raise invalid_field(f"shown[{i}]", f"the same as shown[{first_at[item_id]}]: expected each item once")
     return [place_of[item_id] for item_id in shown]
-
-
-def _invalid(field: str, detail: str) -> ApiError:
-    return ApiError(422, "invalid_field", f"{field}: {detail}", {"field": field})
