@@ -17,6 +17,7 @@ from service.commands.logs import (
     LogArguments,
     add_arguments,
     check_output,
+    no_slates,
     share,
     skipping,
     tables_of_logs,
@@ -100,7 +101,6 @@ def run(arguments: EvaluateArguments, settings: Settings, model: Model) -> int:
     import numpy as np
 
     from learner.batch.collect import cut_at, history, parts
-    from learner.batch.reading import LogError
     from learner.evaluation.compare import evaluate, extent, variants
     from learner.evaluation.history import Log, read_log
     from learner.evaluation.page import as_html
@@ -109,21 +109,20 @@ def run(arguments: EvaluateArguments, settings: Settings, model: Model) -> int:
 
     check_output("--json", arguments.json)
     check_output("--html", arguments.html)
+    if arguments.learnt > arguments.start:
+        raise ValueError(f"--learn-from {arguments.learnt}: expected at most --from, {arguments.start}")
     skipped = skipping(arguments)
     if arguments.policy is not None:
         from service.commands.evaluate_policy import evaluate_policy
 
         return evaluate_policy(arguments.policy, arguments, settings, model, skipped)
     with tables_of_logs(arguments, settings, model, skipped) as tables:
-        if arguments.learnt > arguments.start:
-            raise ValueError(f"--learn-from {arguments.learnt}: expected at most --from, {arguments.start}")
         cut_ms, learnt_ms = cut_at(tables, arguments.start), cut_at(tables, arguments.learnt)
         since_ms = int(learnt_ms) if np.isfinite(learnt_ms) else 0
         ways = variants(model, cut_ms, not arguments.brief)
         slates = parts(tables, int(max(cut_ms, since_ms)), None).n_slates
         if not slates:
-            after = f"; {skipped}" if skipped else ""
-            raise LogError(f"{' '.join(arguments.logs)}: no slates to score in it: expected impressions{after}")
+            raise no_slates(arguments, skipped)
         # What is known of an item is from all users.
         bounds = parts(tables, since_ms, _TOGETHER if model.item is None else None).bounds
         extents: list[tuple[Extent, Extent]] = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from learner.batch.raw import Skipped
-from learner.batch.reading import LogError
 from learner.batch.users import chosen
 from learner.evaluation.compare import cut_at
 from learner.evaluation.history import read_log
@@ -15,7 +14,7 @@ from learner.evaluation.policy_report import PolicyReport, policy_as_json, polic
 from learner.events.microbatch import Microbatch, is_of_item, joined
 from learner.model.spec import Model
 from learner.policy.rule import Rule
-from service.commands.logs import events_of, write_output
+from service.commands.logs import events_of, no_slates, write_output
 from service.progress import progress
 from service.settings import Settings
 
@@ -33,15 +32,12 @@ def evaluate_policy(
 
     with events_of(arguments, settings, model, skipped) as batches:
         log = read_log(joined(map(sampled, batches), model.width), model.window_ms, model.by_item)
-    if arguments.learnt > arguments.start:
-        raise ValueError(f"--learn-from {arguments.learnt}: expected at most --from, {arguments.start}")
     cut_ms, learnt_ms = cut_at(log, arguments.start), cut_at(log, arguments.learnt)
     if learnt_ms > 0:
         log = read_log(log.batch.only(lambda user_id: True, since_ms=learnt_ms), model.window_ms, model.by_item)
     slates = log.n_slates(cut_ms)
     if not slates:
-        after = f"; {skipped}" if skipped else ""
-        raise LogError(f"{' '.join(arguments.logs)}: no slates to score in it: expected impressions{after}")
+        raise no_slates(arguments, skipped)
     with progress("replaying", " slates", slates) as bar:
         seen = weigh(model, log, policy, arguments.reward, arguments.at, cut_ms, arguments.seed, bar.update)
     found = judge(seen.weighed, arguments.clip, arguments.resamples, arguments.seed)

@@ -19,6 +19,7 @@ from service.settings import Settings
 if TYPE_CHECKING:
     from learner.batch.collect import Engine
     from learner.batch.raw import Skipped
+    from learner.batch.reading import LogError
 
 _LOGS = "files, folders or patterns of .jsonl, .json, .ndjson (or with .gz or .zst) or .parquet; or kafka://host:port \
 or sqlite:///path, from the beginning to now"
@@ -113,6 +114,14 @@ def skipping(arguments: LogArguments) -> Skipped | None:
     from learner.batch.raw import Skipped
 
     return Skipped() if arguments.skip_bad else None
+
+
+def no_slates(arguments: LogArguments, skipped: Skipped | None) -> LogError:
+    """What is wrong with logs that have nothing to score."""
+    from learner.batch.reading import LogError
+
+    after = f"; {skipped}" if skipped else ""
+    return LogError(f"{' '.join(arguments.logs)}: no slates to score in it: expected impressions{after}")
 
 
 def check_output(option: str, path: str | None) -> None:

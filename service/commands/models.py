@@ -57,29 +57,32 @@ def run(arguments: ModelsArguments, settings: Settings, model: Model) -> int:
         owner = owner_in(first)
         of_first = model.name if owner is None else owner.model
         stores = {of_first: first} | {name: store_of(name) for name in names if name != of_first}
-        versions = {name: known(store).versions for name, store in stores.items()}
-        if arguments.use is not None and not _use(arguments.use, stores, versions):
+        if arguments.use is not None and not _use(arguments.use, stores):
             return 1
+        versions = {name: known(store).versions for name, store in stores.items()}
         if not any(versions.values()):
             print(f"no model has learnt into {hide_password(settings.store)} yet")
         here = version_of(model).name
-        for name, store in stores.items():
-            if found := known(store).versions:
-                print(_of_model(name, store, found, (served or of_first) == name), flush=True)
+        for name, found in versions.items():
+            if found:
+                print(_of_model(name, stores[name], found, (served or of_first) == name), flush=True)
             for one in found:
                 print(_line(one, in_force(found, one.model) == one, one.name == here))
     return 0
 
 
-def _use(wanted: str, stores: Mapping[str, Store], versions: Mapping[str, list[Version]]) -> bool:
+def _use(wanted: str, stores: Mapping[str, Store]) -> bool:
     """Put a version in force, in the store that knows it; say if none does."""
-    for name, known_here in versions.items():
+    others: list[str] = []
+    for store in stores.values():
+        known_here = known(store).versions
         for version in known_here:
             if version.name == wanted:
                 if in_force(known_here, version.model) != version:
-                    put_in_force(stores[name], version, known_here, now_ms())
+                    put_in_force(store, version, known_here, now_ms())
                 return True
-    names = ", ".join(one.name for some in versions.values() for one in some) or "none"
+            others.append(version.name)
+    names = ", ".join(others) or "none"
     print(f"--use {wanted}: not a version in this store: expected one of {names}", file=sys.stderr)
     return False
 
