@@ -207,7 +207,7 @@ class Learner:
     def _take(self, messages: Sequence[Message], counts: Counter[str], bad: Counter[str]) -> float | None:
         """Learn what can be learnt of some messages, and bury the rest; returns the freshness, in ms."""
         appended = [message.timestamp for message in messages if message.timestamp > 0]
-        freshness_ms: list[float] = []
+        freshness_ms: float | None = None
         read: dict[str, Parsed] = {}
 
         def bury(refused: Mapping[int, BadEvent]) -> None:
@@ -219,17 +219,18 @@ class Learner:
             self._laps.lap("dead_letters")
 
         def take(one: Learning, counts: Counter[str]) -> None:
+            nonlocal freshness_ms
             name = one.model.name
             alike = read.get(self._alike[name])
             read[name] = parsed = one.read(messages, counts) if alike is None else as_read_for(alike, one.model)
             if one is self._first:
                 one.take(messages, parsed, counts, bury)
-                freshness_ms.extend([time.time() * 1000 - min(appended)] if appended else [])
+                freshness_ms = time.time() * 1000 - min(appended) if appended else None
             else:
                 one.take(messages, parsed, counts, self._beside[name].refuse)
 
         self._each(take, counts)
-        return freshness_ms[0] if freshness_ms else None
+        return freshness_ms
 
     def _rest(self, one: Learning, counts: Counter[str]) -> None:
         """What a model does in a turn beside learning what came."""
