@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import statistics
@@ -18,6 +19,8 @@ from typing import Any
 
 import pytest
 
+from learner.log import Entry
+from learner.log.kafka_writer import KafkaLog
 from tests.freshet import Freshet, head, read
 from tests.servers import KafkaServer, RedisServer, eventually
 
@@ -224,3 +227,22 @@ def test_with_kafka_hanging_plain_scores_are_served_as_before(
         eventually(
             lambda: json.loads(one.request("/score", LOGGED)[1]).get("logged"), 30, "impressions are logged again"
         )
+
+
+def test_with_kafka_hanging_a_learner_waits_and_does_not_work(
+    tmp_path: Path, kafka_server: KafkaServer, redis_server: RedisServer
+) -> None:
+    def seconds_of_cpu() -> float:
+        ticks = Path(f"/proc/{one.process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
+    with running(tmp_path, "learn", store=redis_server.url(3), log=kafka_server.url) as one:
+        KafkaLog(kafka_server.bootstrap, {}).append([Entry("events", b"u", b"not an event")])
+        eventually(lambda: '"dead letter"' in one.output.read_text(), 30, "it reads its partitions")
+        # A heartbeat, every 3 s, has been answered, and then one is not.
+        time.sleep(8)
+        with paused(kafka_server):
+            time.sleep(5)
+            before = seconds_of_cpu()
+            time.sleep(5)
+            assert seconds_of_cpu() - before < 1.5
