@@ -27,6 +27,10 @@ class BusyUsers:
         self._per_minute = per_minute
         self._counts: LRUCache[str, tuple[int, int]] = LRUCache(USERS)
 
+    def forget(self) -> None:
+        """Count anew, since slates that were counted may come again: those that were learnt must not be refused now."""
+        self._counts.clear()
+
     def refuse(self, parsed: Parsed, came_at: NDArray[np.int64]) -> None:
         """Make the surplus slates bad; `came_at` are the times of the records in the log, epoch ms."""
         if not self._per_minute:

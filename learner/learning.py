@@ -37,6 +37,8 @@ from learner.vanished import Vanished
 
 MAX_RECORDS_BYTES = 32 << 20
 """The records of a microbatch, about: in memory there are some copies of each, read, worked on and written."""
+MAX_PRODUCTS = 1 << 27
+"""Outcomes of a microbatch times numbers of a belief's factor, about: some two seconds of the learning step."""
 
 log = structlog.get_logger("freshet.learner")
 
@@ -69,6 +71,7 @@ class Learning:
     def __post_init__(self) -> None:
         self._sweeps = Sweeps(self.model.window_ms)
         self._record_bytes = len(encode_record(fresh_record(self.model), self.model))
+        self._outcomes_a_message = 1
         self.positions = Positions(self.store, self.model.name)
         self._check = ModelCheck(self.model.name, self.model.events is not None)
         self._busy = BusyUsers(self.max_slates_per_minute)
@@ -84,8 +87,9 @@ class Learning:
 
     @property
     def room(self) -> int:
-        """For how many messages: each may be of another user, whose record is as large as those written last."""
-        return max(1, MAX_RECORDS_BYTES // self._record_bytes)
+        """For how many messages: each may be of another user, whose record, and slate, is as large as the last ones."""
+        n_products = self._outcomes_a_message * len(self.model.prior_belief.factor)
+        return max(1, min(MAX_RECORDS_BYTES // self._record_bytes, MAX_PRODUCTS // n_products))
 
     def begin(self, messages: Sequence[Message], take_over: bool, counts: Counter[str]) -> None:
         """Take a microbatch in hand; a model that another has followed may perhaps take over again."""
@@ -99,6 +103,7 @@ class Learning:
             # Users of partitions that have gone are another member's, who may be elsewhere in the log.
             self._held, self._log_time = held, 0
             self._sweeps.clear()
+            self._busy.forget()
         self._log_time = max(self._log_time, log_time)
 
     def read(self, messages: Sequence[Message], counts: Counter[str]) -> Parsed:
@@ -117,6 +122,7 @@ class Learning:
         """Learn what can be learnt of some messages, as they were read; `bury` has the rest, by their places."""
         batch, refused = parsed
         self.laps.lap("parse")
+        self._outcomes_a_message = 1 + int(batch.events.event["n_items"].sum()) // len(messages)
         kind = batch.events.event["kind"]
         with_features = int(((kind == IMPRESSION) | (kind == CATALOG_ITEM)).sum())
         if self._catalog is not None:
@@ -146,6 +152,7 @@ class Learning:
         """The store may have stepped back: what was known of it is asked again."""
         self.patience.call(counts, self._versions.register)
         self._vanished.forget()
+        self._busy.forget()
         if self._items is not None:
             self._items.forget()
 

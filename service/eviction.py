@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from typing import Any
+from typing import Any, NamedTuple
 
 from learner.store import StoreUnavailable
 from service.settings import Settings
@@ -14,8 +14,26 @@ class StoreEvicts(ValueError):
     """Redis forgets users when its memory is short: what was learnt of them would be lost, and nobody told."""
 
 
-def evicts(settings: Settings) -> str | None:
-    """Why Redis may forget users; None if it does not, or may not be asked.
+class Keeping(NamedTuple):
+    """How well a store keeps what is written.
+
+    Attributes
+    ----------
+    forgets
+        Why it may forget users; None if it does not, or may not be asked.
+    evicted
+        How many keys its servers have evicted since they started.
+    in_memory
+        Which server has nothing left after a restart, having no append-only file; None if none.
+    """
+
+    forgets: str | None = None
+    evicted: int = 0
+    in_memory: str | None = None
+
+
+def keeping(settings: Settings) -> Keeping:
+    """Ask a store.
 
     Raises
     ------
@@ -23,8 +41,13 @@ def evicts(settings: Settings) -> str | None:
         If it does not answer.
     """
     if settings.store.startswith("sqlite"):
-        return None
-    return next((f"{at}{why}" for at, told in redis_info(settings) if (why := forgets(told))), None)
+        return Keeping()
+    nodes = redis_info(settings)
+    return Keeping(
+        next((f"{at}{why}" for at, told in nodes if (why := forgets(told))), None),
+        sum(int(told.get("evicted_keys", 0)) for _, told in nodes),
+        next((at or "redis" for at, told in nodes if not told.get("aof_enabled", 1)), None),
+    )
 
 
 def forgets(told: Mapping[str, Any]) -> str | None:

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import threading
 
+import structlog
+
 from learner.store import Store, StoreUnavailable
 from learner.store.owner import Owner, WrongStore, others
-from service.eviction import evicts
+from service.eviction import keeping
 from service.monitor import Monitor
 from service.settings import Settings
 
 LOOK_INTERVAL_S = 10.0
+
+log = structlog.get_logger("freshet")
 
 
 def watch(settings: Settings, store: Store, owner: Owner, stop: threading.Event, monitor: Monitor) -> threading.Thread:
     """Look every few seconds, and tell the monitor, until `stop` is set."""
 
     def look() -> None:
+        evicted: int | None = None
         while not stop.wait(LOOK_INTERVAL_S):
             trouble, difference = None, None
             try:
-                trouble = evicts(settings)
+                keeps = keeping(settings)
+                if evicted is not None and keeps.evicted > evicted:
+                    log.error("the store has evicted keys", keys=keeps.evicted - evicted, expected="noeviction")
+                trouble, evicted = keeps.forgets, keeps.evicted
                 difference = others(store, owner)
             except WrongStore as exc:
                 trouble = str(exc)

@@ -23,7 +23,7 @@ from learner.patience import MAX_BACKOFF_S
 from learner.store import Store, StoreUnavailable, open_store
 from learner.store.owner import WrongStore, claim, difference, owner_of
 from learner.store.recent import RecentStore
-from service.eviction import StoreEvicts, evicts
+from service.eviction import StoreEvicts, keeping
 from service.measuring import measuring
 from service.metrics import QualityMetrics, exposition
 from service.monitor import Monitor
@@ -74,8 +74,13 @@ def learn(settings: Settings, model: Model, shadows: Sequence[Model] = (), catch
             before = _patiently("store", stop, lambda: claim(store, owner))
             if before is None:
                 return 0
-            if found := _patiently("store", stop, lambda: evicts(settings)):
-                raise StoreEvicts(found)
+            keeps = _patiently("store", stop, lambda: keeping(settings))
+            if keeps is None:
+                return 0
+            if keeps.forgets:
+                raise StoreEvicts(keeps.forgets)
+            if keeps.in_memory:
+                log.warning("the store loses all at a restart", node=keeps.in_memory, expected="appendonly yes")
             if changed := difference(before, owner):
                 log.warning("the model has other settings than the group's last learner had", difference=changed)
             watch(settings, store, owner, stop, monitor)

@@ -33,7 +33,7 @@ def _mean(histogram: str, by: str) -> str:
 def _quality(metric: str, users: str, way: str = ".+") -> str:
     """All learners tell the same."""
     chosen = f'metric="{metric}", users=~"{users}", way=~"{way}", window="1d"'
-    return f"max by (way, users) (freshet_quality{{{chosen}}})"
+    return f"max by (model, way, users) (freshet_quality{{{chosen}}})"
 
 
 PANELS: dict[str, list[tuple[str, str, str, Mapping[str, str]]]] = {
@@ -66,14 +66,15 @@ PANELS: dict[str, list[tuple[str, str, str, Mapping[str, str]]]] = {
     ],
     "Quality": [
         ("Log loss", "of the last day, by way of predicting", "none",
-         {_quality("log_loss", "all"): "{{way}}"}),
+         {_quality("log_loss", "all"): "{{model}}: {{way}}"}),
         ("Predicted over actual clicks", "of the last day; 1 if calibrated", "none",
-         {_quality("predicted_over_actual", "all"): "{{way}}"}),
-        ("NDCG@10 in slates", "of the last day", "none", {_quality("slate_ndcg", "all"): "{{way}}"}),
+         {_quality("predicted_over_actual", "all"): "{{model}}: {{way}}"}),
+        ("NDCG@10 in slates", "of the last day", "none",
+         {_quality("slate_ndcg", "all"): "{{model}}: {{way}}"}),
         ("Log loss by users", "of the last day, as served, new ones shown less than 50 outcomes; by segment", "none",
-         {_quality("log_loss", "new|known|.+=.+", "served"): "{{users}}"}),
+         {_quality("log_loss", "new|known|.+=.+", "served"): "{{model}}: {{users}}"}),
         ("Outcomes scored", "in the last day", "short",
-         {'max by (users) (freshet_quality_outcomes{window="1d"})': "{{users}}"}),
+         {'max by (model, users) (freshet_quality_outcomes{window="1d"})': "{{model}}: {{users}}"}),
         ("Worse than the fixed effect", "1 where what is served is so by more than chance", "none",
          {"max by (model, segment) (freshet_quality_guardrail)": "{{model}} {{segment}}"}),
     ],

@@ -38,13 +38,21 @@ class Batches:
     def __init__(self, records: Any) -> None:
         self._records = records
         self._last: Any = None
+        self._given: Any = None
+
+    @property
+    def decompressed(self) -> int:
+        """How many bytes the batch in hand has in memory, decompressed."""
+        given = self._given
+        return len(given._buffer) if isinstance(given, _Bounded) and given._decompressed else 0
 
     def next_batch(self) -> Any:
         """The next batch; None behind the last."""
-        self._last = None
+        self._last = self._given = None
         self._last = last = self._records.next_batch()
         if type(last) is DefaultRecordBatch and (self.skip or last.compression_type):
-            return (_Tolerant if self.skip else _Bounded)(last._buffer)
+            self._given = (_Tolerant if self.skip else _Bounded)(last._buffer)
+            return self._given
         if type(last) is LegacyRecordBatch and last.compression_type:
             return _BoundedLegacy(last._buffer, last.magic)
         return last

@@ -23,6 +23,8 @@ from learner.log.kafka_queue import PartitionQueue
 
 MAX_FETCHED_BYTES = 64 << 20
 """What may be fetched and not yet taken, of all partitions together, before it is decompressed."""
+MAX_DECOMPRESSED_BYTES = 64 << 20
+"""While partitions have more than that in memory, decompressed, no other's batch is decompressed."""
 MAX_PARTITION_BYTES, MIN_PARTITION_BYTES = 4 << 20, 128 << 10
 RETRY_S = 10.0
 """How often it is tried again to read on where a partition stopped."""
@@ -117,6 +119,11 @@ class InTimeOrder(Fetcher):  # type: ignore[misc]
     def is_stopped(self, place: TopicPartition) -> bool:
         """Whether a partition cannot be read where it is."""
         return place in self._stopped
+
+    def has_room_beside(self, queue: PartitionQueue) -> bool:
+        """Whether the batches of the others leave room to decompress one of a partition."""
+        others = (one.decompressed for one in self._queues.values() if one is not queue)
+        return sum(others) <= MAX_DECOMPRESSED_BYTES
 
     @property
     def skips(self) -> bool:

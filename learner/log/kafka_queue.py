@@ -35,6 +35,7 @@ class PartitionQueue:
         self._epoch = -1
         self._moved = False
         self._waited_s = 0.0
+        self._has_no_room = False
 
     @property
     def offset(self) -> int:
@@ -52,6 +53,11 @@ class PartitionQueue:
         self.state.drop_pending_record_batch = False
         records.batches.skip = self._fetcher.skips
         self._records = records
+
+    @property
+    def decompressed(self) -> int:
+        """How many bytes it has in memory, decompressed, that can be taken now."""
+        return self._records.batches.decompressed if self._records and self.state.is_fetchable() else 0
 
     def has_records(self) -> bool:
         """Whether anything is at hand, or will be once it is decoded."""
@@ -71,8 +77,11 @@ class PartitionQueue:
         """The time of the next record; see `learner.log.in_time_order.Queue`."""
         if not self.state.is_fetchable():
             return None
+        self._has_no_room = False
         if not self._ready and self.has_records():
-            self._decode()
+            self._has_no_room = not self._fetcher.has_room_beside(self)
+            if not self._has_no_room:
+                self._decode()
         if not self._ready:
             return None
         at = self._ready[0].timestamp
@@ -98,7 +107,7 @@ class PartitionQueue:
 
     def is_behind(self) -> bool:
         """Whether the others have to wait for it."""
-        return self._has_more() and self._waited_s < WAIT_S
+        return self._has_more() and self._waited_s < WAIT_S and not self._has_no_room
 
     def settle(self) -> None:
         """Tell kafka-python how far the records were taken."""

@@ -209,11 +209,13 @@ class RedisStore:
         return RedisPipeline(self._socket, self._keys, self._timeout_s)
 
     def ping(self) -> None:
-        """Return if Redis answers, and lets us run a script on our keys."""
+        """Return if Redis answers, and lets us run a script on our keys, of each shard."""
         with translated():
             # It says, too, whether what is written can be kept; a script that only reads does not.
             self._redis.ping()
             self._redis.eval("return redis.call('EXISTS', KEYS[1])", 1, self._owner_key)
+            # One of a cluster, at a plain URL, has some of them alone.
+            self._of_each_shard("EXISTS", versions_key)
 
     def close(self) -> None:
         """Close the pool."""

@@ -35,18 +35,20 @@ from tqdm import tqdm
 
 from learner.items import CURSORS, unpack
 from learner.log.position import Partition, Position
+from learner.model.spec import Model, load_model
 from learner.positions import marks_by_shard
 from learner.record import decode_record
-from learner.store import StoreUnavailable, open_store, positions_by_shard
+from learner.store import Store, StoreUnavailable, open_store, positions_by_shard
 from learner.store.redis_sums import read_sums
 from tests.chaos.nodes import Redis
 from tests.chaos.proxy import Proxy
 from tests.chaos.stream import (
     KINDS,
     MODEL,
-    MODEL_OF_RUN,
+    SHADOW,
     Logged,
     differences,
+    effect_of,
     entry_differences,
     events,
     expect,
@@ -76,6 +78,7 @@ class Report:
     faults: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
     log: int = 0
+    models: int = 0
     users: int = 0
     ordered: int = 0
     bad: int = 0
@@ -93,6 +96,7 @@ class Report:
             *((f"fault: {kind}", count) for kind, count in sorted(self.faults.items())),
             ("faults", self.faults.total()),
             ("records in the log", self.log),
+            ("models that learnt them side by side, each compared with the log", self.models),
             ("users", self.users),
             ("  whose order the log determines (compared to the last bit)", self.ordered),
             ("items", self.items),
@@ -144,7 +148,11 @@ class Learners:
 
     def rewinds(self) -> int:
         """How often a learner, also one that was killed, has said of a partition that the store stepped back."""
-        return sum(path.read_text().count("store_rewound") for path in self._folder.glob("learner-*.log"))
+        return self.said("store_rewound")
+
+    def said(self, what: str) -> int:
+        """How often a learner, also one that was killed, has said something."""
+        return sum(path.read_text().count(what) for path in self._folder.glob("learner-*.log"))
 
     def tail(self, port: int) -> str:
         return (self._folder / f"learner-{port}.log").read_text()[-2000:]
@@ -192,6 +200,8 @@ class Chaos:
             self.store_url = join_cluster(self.nodes)
         self.producer = self._new_producer()
         (folder / "model.toml").write_text(MODEL)
+        (folder / "shadow.toml").write_text(SHADOW)
+        self.models = {"": load_model(MODEL), "model:chaos-shadow:": load_model(SHADOW)}
         self.learners = Learners(
             folder,
             {
@@ -199,6 +209,7 @@ class Chaos:
                 "FRESHET_STORE": self.store_url,
                 "FRESHET_LOG": self.kafka.url,
                 "FRESHET_MODEL": str(folder / "model.toml"),
+                "FRESHET_SHADOW": str(folder / "shadow.toml"),
                 "FRESHET_IMPRESSIONS_TOPIC": TOPICS[0],
                 "FRESHET_CLICKS_TOPIC": TOPICS[1],
                 "FRESHET_GROUP": GROUP,
@@ -283,6 +294,7 @@ class Chaos:
         self.report.rewinds = self.learners.rewinds()
         for port in list(self.learners.alive):
             self.learners.leave(port)
+        assert not self.learners.said("a shadow is dropped"), "faults of servers do not drop a model"
         self._judge()
         return self.report
 
@@ -445,10 +457,10 @@ class Chaos:
         self.producer.flush(timeout=60)
 
     def _send_for(self, seconds: float) -> None:
-        """Some hundreds of events a second, so that much is learnt meanwhile."""
+        """About 2,000 events a second, so that much is learnt meanwhile."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            self.send(20)
+            self.send(100)
             time.sleep(0.05)
 
     def _wake(self) -> None:
@@ -472,7 +484,7 @@ class Chaos:
         self.producer.flush(timeout=30)
         reader: Any = KafkaConsumer(bootstrap_servers=self.kafka.bootstrap, group_id=GROUP, enable_auto_commit=False)
 
-        store = open_store(self.store_url, 60)
+        stores = [open_store(self.store_url, 60, shadow=name) for name in ("", "chaos-shadow")]
         ids = {name: uuid.UUID(str(one["topic_id"])).bytes for name, one in self._topics().items()}
         behind: dict[TopicPartition, object] = {}
 
@@ -483,14 +495,14 @@ class Chaos:
                 committed = {place: reader.committed(place) or 0 for place in ends}
                 # A store that stepped back a moment ago is behind what was committed.
                 places = [Partition(ids[place.topic], place.partition) for place in ends]
-                marks = marks_by_shard(store, places)
-                held = positions_by_shard(store, [CURSORS])[CURSORS]
-                cursors = [unpack(one, store.shards) for one in held]
-                read = {feed: max(0, min(some).offset) for feed, some in enumerate(zip(*cursors, strict=True))}
-                untold = sum(map(len, store.read_feed(read, 10).values()))
+                marks = [marks_by_shard(store, places) for store in stores]
+                untold = sum(map(_untold, stores))
             except (KafkaError, StoreUnavailable):
                 return False
-            stored = {place: min(marks[one]).offset + 1 for place, one in zip(ends, places, strict=True)}
+            stored = {
+                place: min(mark.offset for its in marks for mark in its[one]) + 1
+                for place, one in zip(ends, places, strict=True)
+            }
             behind.clear()
             behind.update(
                 {
@@ -503,7 +515,8 @@ class Chaos:
 
         eventually(through, SETTLE_S, lambda: f"all that was sent is learnt; committed, stored, end: {behind}")
         reader.close()
-        store.close()
+        for store in stores:
+            store.close()
         self._record()
         self.epoch += 1
 
@@ -530,42 +543,51 @@ class Chaos:
         reader.close()
 
     def _judge(self) -> None:
-        expected = expect(self.log)
-        found, items, entries, stored, effect = {}, {}, {}, [], MODEL_OF_RUN.item
-        assert effect is not None
-        for node in self.nodes:
-            client = redis.Redis(port=node.port)
-            for key in client.scan_iter("freshet:{*}:user:*", count=1000):
-                user = key.decode().partition(":user:")[2]
-                found[user] = decode_record(client.get(key), MODEL_OF_RUN, user)
-            for key in client.scan_iter("freshet:{*}:item:*", count=1000):
-                item = key.decode().partition(":item:")[2]
-                items[item] = decode_record(client.get(key), effect, item)
-            for key in client.scan_iter("freshet:{*}:catalog:*", count=1000):
-                entries[key.decode().partition(":catalog:")[2]] = client.get(key)
-            for key in client.scan_iter("freshet:{*}:sums:*", count=1000):
-                shard = int(key.decode().partition("{")[2].partition("}")[0])
-                stored.append(read_sums(shard, client.get(key)))
-            client.close()
-        letters = self._letters()
-        report = self.report
-        report.log, report.users, report.ordered = len(self.log), len(expected.records), len(expected.ordered)
-        report.bad, report.letters = len(expected.bad), len(letters)
-        report.wrong = differences(expected, found)
-        if self.together or not self.cluster:
-            # What items learn is not promised where a user's events are in several partitions and a node of a cluster
-            # steps back alone: the others have been told of some of these events.
-            report.wrong |= item_differences(expected.items, items)
-        report.items, report.item_outcomes = len(expected.items), sum(one.outcomes for one in expected.items.values())
-        report.wrong |= entry_differences(expected.entries, entries)
-        report.entries = len(expected.entries)
-        report.wrong |= sum_differences(expected.sums, expected.ordered, found, stored, MODEL_OF_RUN)
-        report.scored, report.scored_by_log = outcomes(total(stored)), outcomes(total(expected.sums))
-        bad = {(topic, Position(place.partition, place.offset)) for topic, place in expected.bad}
+        report, letters = self.report, self._letters()
+        report.log, report.letters = len(self.log), len(letters)
+        for keys, model in self.models.items():
+            bad = self._judge_model(model, keys)
+        report.bad = len(bad)
         if missing := bad - set(letters):
             report.wrong["letters missing"] = [str(one) for one in missing]
         if more := set(letters) - bad:
             report.wrong["letters of good records"] = [str(one) for one in more]
+
+    def _judge_model(self, model: Model, keys: str) -> set[tuple[str, Position]]:
+        """Judge the store of one model, which has keys of its own; returns which records are bad."""
+        expected, effect = expect(self.log, model), effect_of(model)
+        found, items, entries, stored = {}, {}, {}, []
+        prefix = f"freshet:{keys}{{*}}"
+        for node in self.nodes:
+            client = redis.Redis(port=node.port)
+            for key in client.scan_iter(f"{prefix}:user:*", count=1000):
+                user = key.decode().partition(":user:")[2]
+                found[user] = decode_record(client.get(key), model, user)
+            for key in client.scan_iter(f"{prefix}:item:*", count=1000):
+                item = key.decode().partition(":item:")[2]
+                items[item] = decode_record(client.get(key), effect, item)
+            for key in client.scan_iter(f"{prefix}:catalog:*", count=1000):
+                entries[key.decode().partition(":catalog:")[2]] = client.get(key)
+            for key in client.scan_iter(f"{prefix}:sums:*", count=1000):
+                shard = int(key.decode().partition("{")[2].partition("}")[0])
+                stored.append(read_sums(shard, client.get(key)))
+            client.close()
+        wrong = differences(expected, found, model)
+        if self.together or not self.cluster:
+            # What items learn is not promised where a user's events are in several partitions and a node of a cluster
+            # steps back alone: the others have been told of some of these events.
+            wrong |= item_differences(effect, expected.items, items)
+        wrong |= entry_differences(expected.entries, entries)
+        wrong |= sum_differences(expected.sums, expected.ordered, found, stored, model)
+        report = self.report
+        for kind, which in wrong.items():
+            report.wrong.setdefault(kind, []).extend(f"{model.name}: {one}" for one in which)
+        report.models += 1
+        report.users, report.ordered = len(expected.records), len(expected.ordered)
+        report.items, report.item_outcomes = len(expected.items), sum(one.outcomes for one in expected.items.values())
+        report.entries = len(expected.entries)
+        report.scored, report.scored_by_log = outcomes(total(stored)), outcomes(total(expected.sums))
+        return {(topic, Position(place.partition, place.offset)) for topic, place in expected.bad}
 
     def _letters(self) -> list[tuple[str, Position]]:
         there = self._topics()
@@ -584,6 +606,14 @@ class Chaos:
                     letters.append((said["topic"], Position(partition, int(said["offset"]))))
         reader.close()
         return letters
+
+
+def _untold(store: Store) -> int:
+    """How much items have not been told yet."""
+    held = positions_by_shard(store, [CURSORS])[CURSORS]
+    cursors = [unpack(one, store.shards) for one in held]
+    read = {feed: max(0, min(some).offset) for feed, some in enumerate(zip(*cursors, strict=True))}
+    return sum(map(len, store.read_feed(read, 10).values()))
 
 
 def chaos(

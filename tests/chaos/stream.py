@@ -15,7 +15,8 @@ from learner.events.microbatch import CATALOG_ITEM, ERASE_ITEM
 from learner.events.parse import parse_events
 from learner.log.position import Partition, Position
 from learner.model.catalog import at_of, removed
-from learner.model.spec import Model, load_model
+from learner.model.effect import Effect
+from learner.model.spec import Model
 from learner.record import Record, State, decode_record, encode_record, fresh_record
 from learner.record.items import item_id
 from learner.record.served import belief_at
@@ -41,6 +42,8 @@ half_life = "30d"
 [quality]
 users = 1.0
 """
+SHADOW = MODEL.replace('name = "chaos"\nhalf_life = "30d"', 'name = "chaos-shadow"\nhalf_life = "300 outcomes"')
+"""Learns beside it, in a store of its own."""
 START_MS = 1_700_000_000_000
 LATE_MS = 61 * 86_400_000
 JUDGED_MS = START_MS + 86_400_000
@@ -183,9 +186,8 @@ class ExpectedItem(NamedTuple):
     std: float
 
 
-def expect(log: Iterable[Logged]) -> Expected:
+def expect(log: Iterable[Logged], model: Model) -> Expected:
     """Apply a log by the pure core, one event at a time, each partition in its order."""
-    model = load_model(MODEL)
     records: dict[str, Record] = {}
     places: dict[str, set[tuple[int, Partition]]] = {}
     bad = set()
@@ -228,7 +230,9 @@ def expect(log: Iterable[Logged]) -> Expected:
         {user: [_left(one, erased) for one in its] for user, its in of.items()} for of in (told, told_late)
     )
     gone = {item_id(key): ExpectedItem(0, (0, 0), (0.0, 0.0), 0.0) for key in erased}
-    return Expected(records, ordered, bad, gone | _expect_items(told, told_late, ordered), sums, entries)
+    return Expected(
+        records, ordered, bad, gone | _expect_items(effect_of(model), told, told_late, ordered), sums, entries
+    )
 
 
 def _left(told: Transitions, erased: dict[int, int]) -> Transitions:
@@ -248,11 +252,17 @@ def _learn(model: Model, user: str, mine: list[InBurst]) -> tuple[Record, list[T
     return record, told, sums
 
 
+def effect_of(model: Model) -> Effect:
+    """What items learn by."""
+    assert model.item is not None
+    return model.item
+
+
 def _expect_items(
-    told: dict[str, list[Transitions]], told_late: dict[str, list[Transitions]], ordered: set[str]
+    effect: Effect, told: dict[str, list[Transitions]], told_late: dict[str, list[Transitions]], ordered: set[str]
 ) -> dict[str, ExpectedItem]:
-    as_sent = _items_learn(told, set())
-    clicks_last = _items_learn(told_late, told_late.keys() - ordered)
+    as_sent = _items_learn(effect, told, set())
+    clicks_last = _items_learn(effect, told_late, told_late.keys() - ordered)
     outcomes, least, most = Counter[str](), Counter[str](), Counter[str]()
     for user, mine in told.items():
         for one in mine:
@@ -269,10 +279,8 @@ def _expect_items(
     return found
 
 
-def _items_learn(told: dict[str, list[Transitions]], late: Set[str]) -> dict[str, Belief]:
+def _items_learn(effect: Effect, told: dict[str, list[Transitions]], late: Set[str]) -> dict[str, Belief]:
     """What items believe, each click learnt beside its impression however late it is dated, or after all if `late`."""
-    effect = MODEL_OF_RUN.item
-    assert effect is not None
     everything = [(one, user in late) for user, mine in told.items() for one in mine]
     row, x = (np.concatenate([one[part] for one, _ in everything]) for part in (0, 1))
     last = np.concatenate([(one.row["kind"] == FLIP) & is_late for one, is_late in everything])
@@ -286,11 +294,11 @@ def _items_learn(told: dict[str, list[Transitions]], late: Set[str]) -> dict[str
     }
 
 
-def item_differences(expected: dict[str, ExpectedItem], found: dict[str, Record]) -> dict[str, list[str]]:
+def item_differences(
+    effect: Effect, expected: dict[str, ExpectedItem], found: dict[str, Record]
+) -> dict[str, list[str]]:
     """What is wrong with items: outcomes lost or doubled, or a belief that no order of them gives."""
     wrong: dict[str, list[str]] = {"items lost": [], "items doubled": [], "items different": []}
-    effect = MODEL_OF_RUN.item
-    assert effect is not None
     for name in expected.keys() | found.keys():
         want, have = expected.get(name), found.get(name)
         outcomes = 0 if have is None else have.n_learnt + int(have.outcomes["key"].sum())
@@ -320,7 +328,7 @@ def outside(value: float, bounds: tuple[float, float]) -> float:
     return max(bounds[0] - value, value - bounds[1], 0.0)
 
 
-def differences(expected: Expected, found: dict[str, Record]) -> dict[str, list[str]]:
+def differences(expected: Expected, found: dict[str, Record], model: Model) -> dict[str, list[str]]:
     """What is wrong, by kind: users who are missing, have lost events, or whose labels or beliefs differ."""
     wrong: dict[str, list[str]] = {"missing": [], "unknown": [], "lost": [], "labels": [], "different": []}
     wrong["missing"] = sorted(expected.records.keys() - found.keys())
@@ -332,7 +340,7 @@ def differences(expected: Expected, found: dict[str, Record]) -> dict[str, list[
         if labels(want) != labels(have):
             wrong["labels"].append(user)
         # To the last bit; a doubled event moves a belief too.
-        if user in expected.ordered and _bytes(want) != _bytes(have):
+        if user in expected.ordered and _bytes(want, model) != _bytes(have, model):
             wrong["different"].append(user)
     return {kind: users for kind, users in wrong.items() if users}
 
@@ -343,8 +351,5 @@ def labels(record: Record) -> dict[int, bool]:
     return dict(zip(record.outcomes["key"].tolist(), clicked, strict=True))
 
 
-def _bytes(record: Record) -> bytes:
-    return encode_record(record._replace(revision=0), MODEL_OF_RUN)
-
-
-MODEL_OF_RUN: Model = load_model(MODEL)
+def _bytes(record: Record, model: Model) -> bytes:
+    return encode_record(record._replace(revision=0), model)

@@ -29,6 +29,7 @@ def test_under_fire_nothing_is_lost_and_nothing_applied_twice(tmp_path: Path) ->
     assert report.counts["replayed"] + report.counts["conflicts"] > 0, "no fault met an event on its way"
     assert 0 < report.scored_by_log < report.scored, "no predictions of one of the two kinds of users were scored"
     assert report.entries > 8, "no event about an item was in the log"
+    assert report.models == 2
 
 
 @pytest.mark.usefixtures("kafka_server", "redis_server")
@@ -55,8 +56,8 @@ def test_a_learner_under_a_bot_a_rewound_store_and_an_lz4_topic_at_once_loses_no
         assert report.rewinds > 0
         # Each of the three was there.
         assert sum(BOT.encode() in logged.value for logged in one.log) > 150
-        for path in tmp_path.glob(f"kafka/kafka-data/{TOPICS[0]}-*/*.log"):
-            # A batch that does not get smaller is sent as it is; 3 is lz4.
-            assert 3 in codecs(path.read_bytes())
+        # A batch that does not get smaller is sent as it is; 3 is lz4.
+        segments = [path.read_bytes() for path in tmp_path.glob(f"kafka/kafka-data/{TOPICS[0]}-*/*.log")]
+        assert [3 in codecs(one) for one in segments] == [True] * 4
     finally:
         one.close()

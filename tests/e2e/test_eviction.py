@@ -46,7 +46,17 @@ def test_a_learner_does_not_begin_on_a_redis_that_evicts_and_is_red_once_it_does
         assert done.returncode == 1
         assert "expected noeviction" in done.stdout + done.stderr
         client.config_set("maxmemory-policy", "noeviction")
-        assert eviction.evicts(Settings(store=own_redis.url())) is None
+        keeps = eviction.keeping(Settings(store=own_redis.url()))
+        assert keeps == eviction.Keeping()
+        client.config_set("appendonly", "no")
+        client.mset({str(i): "x" * 1_000 for i in range(3_000)})
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        client.config_set("maxmemory", "2mb")
+        client.set("one", "more")
+        client.config_set("maxmemory-policy", "noeviction")
+        keeps = eviction.keeping(Settings(store=own_redis.url()))
+        assert (keeps.forgets, keeps.in_memory) == (None, "redis")
+        assert keeps.evicted > 0
     finally:
         client.close()
         own_redis.stop()

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ ITEMS = [
     {"item_id": "a", "features": {"price": 9.5, "genre": "drama"}},
     {"item_id": "b", "features": {"price": 30.0, "genre": "comedy"}},
 ]
+SHADOW = (Path(__file__).parents[2] / "deploy" / "model.toml").read_text().replace('name = "feed"', 'name = "beside"')
+# No impression has what it needs.
+STRANGE = 'name = "beside"\n[features]\nweight = { kind = "numeric" }\n'
 EXPRESSIONS = [one for panels in PANELS.values() for *_, expressions in panels for one in expressions]
 
 
@@ -53,7 +57,10 @@ class Observed:
         self.log = f"sqlite:///{folder / 'log.db'}"
         settings = {"store": f"sqlite:///{self.store}", "log": self.log, "store_timeout_s": 0.5}
         self.scorer = Freshet(folder, "serve", **settings)
-        self.learner = Freshet(folder, "learn", **settings)
+        self.shadow = folder / "shadow.toml"
+        self.shadow.write_text(SHADOW)
+        self._learn = partial(Freshet, folder, "learn", shadow=self.shadow, **settings)
+        self.learner = self._learn()
         rules = (DEPLOY / "rules.yml").read_text()
         rules = re.sub(r"for: \d+m", "for: 1s", rules)
         rules = re.sub(r"(\[|offset )\d+m", rf"\g<1>{WINDOW_S}s", rules).replace("> 60", "> 3")
@@ -74,6 +81,12 @@ class Observed:
         for one in (self.learner, self.scorer):
             one.process.send_signal(signal.SIGCONT)
             one.stop()
+
+    def restart_learner(self, shadow: str) -> None:
+        """Stop it, and start it where it was with another shadow beside its model."""
+        self.learner.stop()
+        self.shadow.write_text(shadow)
+        self.learner = self._learn(port=self.learner.port)
 
     def append(self, values: list[bytes]) -> None:
         log = open_log(self.log)
@@ -130,7 +143,7 @@ def test_what_is_deployed_is_valid_and_each_alert_fires_and_goes_away(command: s
 def test_each_alert_is_in_the_rules_tests_and_says_what_it_means_and_what_to_do() -> None:
     rules, tests = ((DEPLOY / name).read_text() for name in ("rules.yml", "rules_test.yml"))
     alerts = re.split(r"- alert: ", rules)[1:]
-    assert len(alerts) == 10
+    assert len(alerts) == 11
     for alert in alerts:
         assert alert.split()[0] in tests
         assert all(f"\n          {key}: " in alert for key in ("summary", "means", "do"))
@@ -217,6 +230,14 @@ def test_a_store_that_is_put_back_is_told(observed: Observed) -> None:
     kept.close()
     observed.fires("FreshetStoreRewound")
     observed.goes_away("FreshetStoreRewound")
+
+
+def test_a_shadow_that_is_dropped_is_told_until_the_learner_starts_with_one_that_is_right(observed: Observed) -> None:
+    observed.restart_learner(STRANGE)
+    observed.append(slates(600, "strange"))
+    observed.fires("FreshetShadowDropped")
+    observed.restart_learner(SHADOW)
+    observed.goes_away("FreshetShadowDropped")
 
 
 def test_a_prometheus_that_is_missing_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,11 +104,15 @@ def test_a_process_says_it_at_its_start_is_red_and_prints_no_stack(
 
 
 def test_a_plain_url_at_a_node_of_a_cluster_is_told_which_it_should_be(cluster: list[RedisServer]) -> None:  # noqa: F811
-    store = open_store(cluster[0].url(), 60)
-    with pytest.raises(StoreUnavailable, match=r"redis\+cluster://") as caught:
-        write_alone(store, [Write(f"CANARY{i}", None, value(1)) for i in range(50)])
-    assert "CANARY" not in str(caught.value)
-    store.close()
+    for node in cluster:
+        store = open_store(node.url(), 60)
+        with pytest.raises(StoreUnavailable, match=r"redis\+cluster://") as caught:
+            write_alone(store, [Write(f"CANARY{i}", None, value(1)) for i in range(50)])
+        assert "CANARY" not in str(caught.value)
+        # Also at the node that has the owner's key: readiness asks so.
+        with pytest.raises(StoreUnavailable, match=r"redis\+cluster://"):
+            store.ping()
+        store.close()
     whole = open_store(f"redis+cluster://127.0.0.1:{cluster[0].port}", 60)
     whole.ping()
     claim(whole, Owner("m", "g"))

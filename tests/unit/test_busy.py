@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from learner.events.wire import BadEvent, Reason
 from learner.log import Entry, Message
 from learner.log.position import Partition, Position
 from learner.model.spec import load_model
+from learner.record import decode_record
+from tests.rig import SteppingBack, without_revision
 
 MODEL = load_model('name = "t"\n[features]\nx = { kind = "numeric" }\n')
 AT = 1_700_000_000_000
@@ -35,6 +38,22 @@ def test_of_a_busy_user_so_many_slates_a_minute_of_the_log_are_taken_and_all_of_
         again = parse_events([event("bot", 20)], MODEL)
         busy.refuse(again, np.full(1, came_at))
         assert len(again.bad) == refused
+
+
+def test_what_a_busy_user_had_learnt_is_learnt_again_once_the_store_has_stepped_back(tmp_path: Path) -> None:
+    rig, other = (SteppingBack(tmp_path, MODEL, group, max_slates_per_minute=2) for group in "ab")
+    rig.send(*(event(user, i) for i in range(4) for user in ("bot", "ann")))
+    rig.turns(3)
+    rig.put_back(None)
+    rig.send(event("cid", 1))
+    assert sum(turn.counts["store_rewound"] for turn in rig.turns()) == 1
+    other.turns()
+    users = ["bot", "ann", "cid"]
+    learnt = without_revision(rig.store, users, MODEL)
+    assert learnt == without_revision(other.store, users, MODEL)
+    assert decode_record(learnt["bot"], MODEL, "bot").n_events >= 2
+    for one in (rig, other):
+        one.close()
 
 
 def test_without_a_bound_nobody_is_too_busy() -> None:
