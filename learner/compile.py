@@ -12,6 +12,7 @@ import numpy as np
 
 from learner.belief.gaussian import draw, predict
 from learner.belief.laplace import posteriors
+from learner.belief.update import predict_each
 from learner.events.microbatch import by_user
 from learner.events.parse import parse_events
 from learner.events.wire import impression_json
@@ -62,6 +63,8 @@ def compile_all() -> None:
     assert (belief.variances > 0.0).all()
     of_items = read_items(model.item, items, told.user_ids)
     of_items.at(model.item, MIN_TIMESTAMP_MS).effects(model.item, X[: len(items)], MIN_TIMESTAMP_MS)
+    settled = of_items.of(np.arange(len(items)))
+    predict_each(settled.mean, settled.factor, model.item.of(X[: len(items)]), *np.empty((2, len(items))))
 
 
 if __name__ == "__main__":

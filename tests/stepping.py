@@ -8,8 +8,10 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import lognorm
 
 from learner.belief.gaussian import Rows
+from learner.events.keys import digests
 from learner.events.microbatch import (
     CLICK,
     ERASE,
@@ -17,12 +19,14 @@ from learner.events.microbatch import (
     EVENT,
     IMPRESSION,
     ITEM,
+    SWEEP,
     ByUser,
     Events,
     Microbatch,
     grouped,
 )
 from learner.events.parse import parse_events
+from learner.model.effect import Effect
 from learner.model.spec import Model
 from learner.record import Record, decode_record, encode_record
 from learner.record.sums import HourSums
@@ -61,6 +65,13 @@ class Erase(NamedTuple):
     timestamp: int
 
 
+class Sweep(NamedTuple):
+    """A look at a user's record, at a time at which something of it is due."""
+
+    user_id: str
+    timestamp: int
+
+
 class EraseItem(NamedTuple):
     """An item is to begin again from its prior; whose event it is, is nobody."""
 
@@ -71,7 +82,7 @@ class EraseItem(NamedTuple):
 
 EFFECTS = ["item", "other_mean", "other_var", "position"]
 
-Event: TypeAlias = Impression | Click | Erase | EraseItem
+Event: TypeAlias = Impression | Click | Erase | Sweep | EraseItem
 UserEvents: TypeAlias = Sequence[Event]
 
 
@@ -82,6 +93,17 @@ class Report(NamedTuple):
     sums: list[HourSums]
 
 
+def outcome_key(request_id: str, item_id: str) -> int:
+    """A 64-bit identity of an outcome within its user."""
+    return int.from_bytes(digests(request_id, [item_id])[0], "little", signed=True)
+
+
+def clicked_share(effect: Effect, age_ms: float) -> float:
+    """F: the share of clicks that have come so long after the impression, by SciPy."""
+    median, sigma = effect.click_delay or (0.0, 1.0)
+    return float(lognorm.cdf(age_ms, sigma, scale=median))
+
+
 def columns(model: Model, events: Sequence[Event]) -> Microbatch:
     """Events as columns."""
     event = np.zeros(len(events), EVENT)
@@ -90,6 +112,9 @@ def columns(model: Model, events: Sequence[Event]) -> Microbatch:
         event["at"][place] = one.timestamp
         if isinstance(one, Erase):
             event["kind"][place] = ERASE
+            continue
+        if isinstance(one, Sweep):
+            event["kind"][place] = SWEEP
             continue
         if isinstance(one, EraseItem):
             event["kind"][place], event["item"][place] = ERASE_ITEM, one.item

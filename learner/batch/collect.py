@@ -64,7 +64,7 @@ def collect(engine: Engine, model: Model, until: float = 1.0, since_ms: int = 0)
     if until < 1.0 and found in ([], [None]):
         found = engine.query(sql.LAST).column("at_ms").to_pylist()
     end = found[0] or 0
-    return Outcomes(engine.outcomes(sql.outcomes(since_ms, end, model.by_item)), model, end)
+    return Outcomes(engine.outcomes(sql.outcomes(since_ms, end, model.window_ms, model.by_item)), model, end)
 
 
 def cut_at(engine: Engine, share: float) -> float:

@@ -35,11 +35,12 @@ so_far as (select at_ms, sum(n) over (order by at_ms) as done, sum(n) over () as
 select min(at_ms) as at_ms from so_far where done > ceil({share!r} * (n - 1))"""
 
 
-def outcomes(since_ms: int, end_ms: int, by_item: bool) -> str:
+def outcomes(since_ms: int, end_ms: int, window_ms: int, by_item: bool) -> str:
     """Each outcome between two times and its first click, if any; unordered.
 
     A showing that is repeated counts once, the earliest. With `by_item` showings of an item are told apart by their
-    times, and a click is of the latest that it follows.
+    times, and a click is of the latest that it follows; else one that is dated before its showing, by the attribution
+    window at most, is of it too.
     """
     each, same = ("whose, outcome, at_ms", " and first.at_ms = clicked.shown_ms") if by_item else ("whose, outcome", "")
     clicked = """
@@ -55,7 +56,12 @@ clicked as (
   where is_click = 1 and shown_ms is not null group by whose, outcome, shown_ms
 )"""
     if not by_item:
-        clicked = "clicked as (select whose, outcome, min(at_ms) as clicked_ms from clicks group by whose, outcome)"
+        clicked = f"""
+clicked as (
+  select clicks.whose, clicks.outcome, min(clicks.at_ms) as clicked_ms from clicks
+  join first on first.whose = clicks.whose and first.outcome = clicks.outcome
+  where clicks.at_ms >= first.at_ms - {window_ms} group by clicks.whose, clicks.outcome
+)"""
     return f"""
 with {_ERASED},
 counted as (

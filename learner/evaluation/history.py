@@ -114,6 +114,8 @@ def _history(batch: Microbatch, places: NDArray[np.int64], window_ms: int, by_it
         mine = shown_in.get(int(event["key"][number]), [])
         place = bisect_right(mine, (at[number], len(at), 0)) - 1 if by_item else len(mine) - 1
         _, shown, item = mine[place] if place >= 0 else (0, -1, 0)
+        if shown >= 0 and at[number] < at[shown] - window_ms:
+            shown = -1
         shown_by[number] = shown
         if shown >= 0 and at[number] - at[shown] <= window_ms:
             labels[shown][item] = 1.0

@@ -13,11 +13,6 @@ def item_key(item_id: str) -> int:
     return int.from_bytes(blake2b(item_id.encode(), digest_size=8).digest(), "little", signed=True)
 
 
-def outcome_key(request_id: str, item_id: str) -> int:
-    """A 64-bit identity of an outcome within its user."""
-    return int.from_bytes(digests(request_id, [item_id])[0], "little", signed=True)
-
-
 def digests(request_id: str, item_ids: Sequence[str]) -> list[bytes]:
     """The outcomes' keys, little-endian; the length keeps the two ids from running together."""
     request = blake2b(f"{len(request_id)}:{request_id}".encode(), digest_size=8)

@@ -178,18 +178,6 @@ def catalog_item(features: type[msgspec.Struct]) -> type[WireCatalogItem]:
     return cast(type[WireCatalogItem], kind)
 
 
-def user_of(raw: bytes) -> str | None:
-    """The user an event is about if it says so, to key its record by; None when it cannot be told."""
-    try:
-        return msgspec.json.decode(raw, type=_UserOnly).user_id
-    except UNREADABLE:
-        return None
-
-
-class _UserOnly(msgspec.Struct):
-    user_id: str
-
-
 def has_our_type(raw: bytes, has_catalog: bool) -> bool:
     """Whether an event says that it is of a type of ours, whatever else is wrong with it."""
     try:

@@ -151,14 +151,6 @@ class Effect:
         median, sigma = self.click_delay
         return min(float(median * np.exp(sigma * scipy.special.ndtri(SETTLED_SHARE))), float(self.window_ms))
 
-    def clicked_share(self, age_ms: Array) -> Array:
-        """F: the share of clicks that have come `age_ms` after the impression, shape as given."""
-        if self.click_delay is None:
-            return np.ones_like(age_ms)
-        median, sigma = self.click_delay
-        with np.errstate(divide="ignore"):
-            return np.asarray(scipy.special.ndtr(np.log(np.maximum(age_ms, 0.0) / median) / sigma))
-
     @property
     def forms(self) -> Mapping[Form, int]:
         """The forms that its covariance may have, for each how many coefficients have a dense one."""

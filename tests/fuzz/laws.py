@@ -17,7 +17,7 @@ from learner.belief.gaussian import Belief
 from learner.events.catalog import LogEntries
 from learner.events.microbatch import of_item
 from learner.events.parse import parse_event, parse_events
-from learner.events.wire import BadEvent, WireCatalogItem, WireEraseItem, user_of
+from learner.events.wire import BadEvent, WireCatalogItem, WireEraseItem
 from learner.limits import MAX_TIMESTAMP_MS
 from learner.model.design import Shown
 from learner.model.kinds import FeatureError
@@ -76,7 +76,6 @@ def wire_law(raws: list[bytes]) -> None:
     for model in MODELS:
         together = parse_events(raws, model)
         for place, raw in enumerate(raws):
-            assert user_of(raw) is None or isinstance(user_of(raw), str)
             try:
                 wire = parse_event(raw, model)
             except BadEvent as exc:

@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 
 from learner.belief import forget, update
 from learner.belief.gaussian import Belief
-from learner.events.keys import outcome_key
 from learner.model.spec import Model, load_model
 from learner.record import Record, RecordError, State, decode_record, encode_record, erased, fresh_record
 from learner.record.served import belief_at
-from tests.stepping import Click, Erase, Event, Impression, apply
+from tests.stepping import Click, Erase, Event, Impression, Sweep, apply, clicked_share, outcome_key
 
 HEAD = 'name = "t"\n{}\n[prior]\nvariance = 0.7\n[features]\nx = {{ kind = "numeric" }}\nz = {{ kind = "numeric" }}\n'
 DELAY = 'click_delay = { median = "10s", sigma = 1.2 }'
@@ -77,13 +76,27 @@ events_of = st.lists(
 ).map(lambda plan: [shown(f"r{r}", at) if kind else clicked(f"r{r}", item, at) for kind, r, item, at in plan])
 
 
-@settings(max_examples=60, deadline=None)
-@given(events_of, st.lists(st.integers(0, 25), max_size=6))
-def test_where_microbatches_end_and_who_shares_them_changes_no_bit(events: list[Event], cuts: list[int]) -> None:
+KINDS = {
+    "days": f'half_life = "10m"\n{DELAY}',
+    "outcomes": f'half_life = ["10m", "20 outcomes"]\n{DELAY}',
+    "no delay": 'half_life = "20 outcomes"',
+    "diagonal": f'covariance = "diagonal"\nhalf_life = "10m"\n{DELAY}',
+    "by item": f'match_clicks = "item"\nhalf_life = "10m"\n{DELAY}',
+    "few open": f'max_open = 2\nhalf_life = "10m"\n{DELAY}',
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=30, deadline=None)
+@given(events=events_of, cuts=st.lists(st.integers(0, 25), max_size=6))
+def test_where_microbatches_end_and_who_shares_them_changes_no_bit(
+    kind: str, events: list[Event], cuts: list[int]
+) -> None:
+    model = load_model(HEAD.format(KINDS[kind]))
     cuts = [min(cut, len(events)) for cut in cuts]
-    expected = run(ADF, events)
-    assert same(expected, run(ADF, events, cuts))
-    assert same(expected, run(ADF, events, cuts, streams(7)))
+    expected = run(model, events)
+    assert same(expected, run(model, events, cuts), model)
+    assert same(expected, run(model, events, cuts, streams(7)), model)
 
 
 def test_repeats_change_no_belief() -> None:
@@ -104,7 +117,7 @@ def test_a_click_is_learnt_by_hand_at_its_time_and_open_impressions_weigh_what_c
         left = float(ADF.relax_factor(np.array(float(now - record.settled_at))))
         relaxed = Belief(record.settled.mean.copy(), record.settled.factor.copy())
         forget.relax(*relaxed, *ADF.prior_belief, left)
-        share = float(ADF.clicked_share(np.array(float(now))))
+        share = clicked_share(ADF, now)
         mu, v = x[1] @ relaxed.mean, x[1] @ relaxed.cov @ x[1]
         q = 1 / (1 + np.exp(-mu / np.sqrt(1 + np.pi * v / 8)))
         expected = condition(relaxed, x[1], False, weight * share * (1 - q) / (1 - share * q))
@@ -152,7 +165,7 @@ def test_a_late_click_comes_to_nearly_what_one_in_time_does(scale: float, betwee
     np.testing.assert_allclose(in_time.settled.mean, late.settled.mean, atol=0.01)
 
 
-@given(st.integers(90_000, 900_000), st.integers(0, 900_000), st.sampled_from(["repeat", "late", "waiting"]))
+@given(st.integers(90_000, 900_000), st.integers(0, 900_000), st.sampled_from(["repeat", "late", "waiting", "sweep"]))
 @settings(max_examples=50, deadline=None)
 def test_what_an_impression_settles_to_does_not_depend_on_the_event_that_finds_it_due(
     first: int, later: int, kind: str
@@ -162,6 +175,7 @@ def test_what_an_impression_settles_to_does_not_depend_on_the_event_that_finds_i
         "repeat": shown("r", first, "ab"),
         "late": clicked("none", "a", first),
         "waiting": clicked("other", "b", first),
+        "sweep": Sweep("u", first),
     }[kind]
     start, last = [shown("r", 0, "ab")], [shown("s", first + later, "a")]
     expected, found = run(ADF, [*start, *last]), run(ADF, [*start, finder, *last])

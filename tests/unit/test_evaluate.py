@@ -17,11 +17,10 @@ from learner.evaluation.metrics import log_loss
 from learner.evaluation.page import as_html
 from learner.evaluation.replay import replay
 from learner.evaluation.report import Evaluation, as_json, as_text, headline
-from learner.events.keys import outcome_key
 from learner.model.spec import load_model
 from learner.record import fresh_record
 from learner.record.served import belief_at
-from tests.stepping import Click, Erase, Event, Impression, apply, columns, single
+from tests.stepping import Click, Erase, Event, Impression, apply, columns, outcome_key, single
 
 MODEL = load_model(
     'name = "t"\nattribution_window = "1m"\nclick_delay = { median = "5s", sigma = 1.0 }\n'

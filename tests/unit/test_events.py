@@ -11,13 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learner.events.future import from_the_future
-from learner.events.keys import outcome_key
 from learner.events.parse import parse_event, parse_events
-from learner.events.wire import BadEvent, Reason, WireClick, WireImpression, user_of
+from learner.events.wire import BadEvent, Reason, WireClick, WireImpression
 from learner.model.duration import ModelError, duration_text, parse_duration_ms
 from learner.model.kinds import FeatureError
 from learner.model.spec import load_model
-from tests.stepping import Click, Impression, parsed, single
+from tests.stepping import Click, Impression, outcome_key, parsed, single
 
 MODEL_TEXT = """
 name = "m"
@@ -176,11 +175,6 @@ def test_any_bytes_are_an_event_or_a_bad_event(raw: bytes) -> None:
 
 def test_ids_do_not_run_together() -> None:
     assert outcome_key("a", "bc") != outcome_key("ab", "c")
-
-
-def test_the_user_of_a_bad_event_is_told_where_it_can_be() -> None:
-    assert user_of(b'{"user_id": "u", "type": 3}') == "u"
-    assert user_of(b"{") is None
 
 
 def test_every_kind_of_feature_has_its_columns() -> None:

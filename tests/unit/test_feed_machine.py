@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from learner.events.keys import item_key, outcome_key
+from learner.events.keys import item_key
 from learner.log.position import Partition
 from learner.loop import Learner
 from learner.model.spec import load_model
@@ -32,6 +32,7 @@ from learner.step.feed import FLIP, NO, TRANSITION, YES, Transitions, by_item
 from learner.store import StoreUnavailable
 from learner.store.recent import RecentStore
 from tests.group import Group, Member, Shards, Trap
+from tests.stepping import outcome_key
 
 SLATES = 80
 MODEL = load_model(f"""

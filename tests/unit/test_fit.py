@@ -28,12 +28,11 @@ from learner.batch.users import user_hash
 from learner.belief.gaussian import Belief, Gaussian, sum_of_covariances
 from learner.evaluation.history import read_log
 from learner.evaluation.replay import progressive_losses
-from learner.events.keys import outcome_key
 from learner.events.microbatch import Microbatch, item_places
 from learner.model.duration import HalfLife
 from learner.model.spec import Model, load_model
 from tests.outcomes import collected, rows_in
-from tests.stepping import Click, Erase, Event, Impression, columns
+from tests.stepping import Click, Erase, Event, Impression, columns, outcome_key
 from tests.unit.covariance_form import condition_microbatch
 
 MODEL = load_model(

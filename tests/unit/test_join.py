@@ -70,6 +70,7 @@ def plain(log: list[Event], by_item: bool, since: int, until: float) -> list[tup
         if by_item:
             shown = sorted(other[0] for same, other in first.items() if same[:2] == (user, key))
             clicks = [one for one in clicks if max([s for s in shown if s <= one], default=-1) == at]
+        clicks = [one for one in clicks if one >= at - MODEL.window_ms]
         impression = log[i]
         assert isinstance(impression, Impression)
         y = bool(clicks) and min(clicks) - at <= MODEL.window_ms

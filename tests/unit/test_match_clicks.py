@@ -19,6 +19,7 @@ from learner.events.parse import parse_event, parse_events
 from learner.events.wire import BadEvent
 from learner.model.spec import load_model
 from learner.step.apply import apply
+from learner.step.feed import NO
 from service.suggestion import suggest
 from tests.outcomes import collected, rows_in
 from tests.unit.test_suggestion import as_impressions_of_one_item, as_shop, shop
@@ -26,6 +27,7 @@ from tests.unit.test_suggestion import as_impressions_of_one_item, as_shop, shop
 HEAD = 'name = "m"\nattribution_window = "1m"\nmax_open = 1000\nclick_delay = { median = "5s", sigma = 1.0 }\n'
 FEATURES = '[features]\nx = { kind = "numeric" }\n'
 BY_REQUEST = load_model(HEAD + FEATURES)
+WITH_ITEMS = load_model(HEAD + FEATURES + "[effects.item]\n")  # they are told of each label
 BY_ITEM = load_model(HEAD + 'match_clicks = "item"\n' + FEATURES)
 AT = 1_700_000_000_000
 CLICK: dict[str, Any] = {"type": "click", "user_id": "u", "item_id": "i"}
@@ -88,6 +90,31 @@ def test_learner_fit_and_evaluate_give_each_showing_the_label_of_its_own_click(e
     users = by_user(batch)
     counts = apply(BY_ITEM, [None] * len(users.user_ids), batch.events, users).counts
     assert counts["clicks"] == sum(expected.values())
+
+
+REQUESTS = st.integers(0, 8)
+
+
+@settings(deadline=None)
+@given(
+    st.dictionaries(REQUESTS, st.integers(0, 300_000)),
+    st.lists(st.tuples(REQUESTS, st.integers(0, 300_000), ITEMS), max_size=12),
+)
+def test_where_clicks_name_their_request_all_three_give_the_same_labels_however_early_or_late_they_are(
+    slates: dict[int, int], clicks: list[tuple[int, int, str]]
+) -> None:
+    events = [shown(at, "i", "j") | {"request_id": f"r{request}"} for request, at in slates.items()]
+    events += [clicked(at, item) | {"request_id": f"r{request}"} for request, at, item in clicks]
+    events.sort(key=lambda event: (event["timestamp"], event["type"] == "click"))
+    batch, bad = parse_events([json.dumps(event).encode() for event in events], WITH_ITEMS)
+    assert not bad
+    yes = {(r, item) for r, at, item in clicks if r in slates and item != "k" and abs(at - slates[r]) <= 60_000}
+    assert rows_in(collected([batch], WITH_ITEMS))["y"].sum() == len(yes)
+    log = read_log(batch, WITH_ITEMS.window_ms)
+    assert sum(labels.sum() for one in log.users for labels in one.labels) == len(yes)
+    users = by_user(batch)
+    told = apply(WITH_ITEMS, [None] * len(users.user_ids), batch.events, users).transitions
+    assert (told.row["kind"] != NO).sum() == len(yes)
 
 
 @settings(deadline=None)

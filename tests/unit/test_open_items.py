@@ -20,6 +20,7 @@ from learner.record.items import MOST_OPEN, read_items
 from learner.record.served import belief_at
 from learner.step.apply import apply_to_items
 from learner.step.feed import FLIP, NO, TRANSITION, YES, Transitions, by_item
+from tests.stepping import clicked_share
 
 MODEL = load_model(
     'name = "t"\nclick_delay = { median = "10s", sigma = 1.2 }\n[features]\nx = { kind = "numeric" }\n'
@@ -74,7 +75,7 @@ def assert_near(found: Belief, wanted: tuple[NDArray[np.float64], NDArray[np.flo
 def test_an_open_impression_weighs_what_no_click_yet_says_at_the_time_of_the_request(age: int) -> None:
     found = record(learn(rows((NO, 0, 0, -1.0))))
     assert found.n_learnt == 0
-    c = float(effect().clicked_share(np.array([age]))[0])
+    c = clicked_share(effect(), age)
     q = expit(-1.0 / np.sqrt(1.0 + pi * (0.5 + 0.3) / 8.0))
     wanted = prior()
     condition(wanted, False, -1.0, c * (1.0 - q) / (1.0 - c * q))

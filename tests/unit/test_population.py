@@ -7,13 +7,12 @@ import pytest
 
 from learner.belief.gaussian import Gaussian
 from learner.belief.population import Population, rebase
-from learner.events.keys import outcome_key
 from learner.model.duration import HalfLife, ModelError
 from learner.model.in_force import new_coefficients, with_prior
 from learner.model.prior_file import PriorFile, decode_prior, encode_prior
 from learner.model.spec import Model, load_model
 from learner.record import ForeignRecord, decode_record, encode_record, fresh_record
-from tests.stepping import Impression, apply
+from tests.stepping import Impression, apply, outcome_key
 from tests.unit.covariance_form import condition_microbatch
 
 TEXT = """

@@ -24,6 +24,7 @@ from learner.record import Record, decode_record
 from learner.record.served import belief_at
 from learner.step.apply import apply, apply_to_items
 from learner.step.feed import FLIP, NO, TRANSITION, YES, Transitions, by_item
+from tests.stepping import clicked_share
 
 TEXT = 'name = "t"\n{}\n[prior]\nvariance = 0.8\n[features]\nx = {{ kind = "numeric" }}\n'
 DELAY = 'click_delay = { median = "10s", sigma = 0.6 }\n'
@@ -123,7 +124,7 @@ def test_an_open_impression_is_served_by_how_long_it_is_open_and_whether_it_was_
     model = load_model(TEXT.format(DELAY + SLOPE))
     record = learnt(model, slate(2))
     for age in (4_000, 10_000, 20_000):
-        c = 0.5 * float(model.clicked_share(np.array(float(age))))
+        c = 0.5 * clicked_share(model, age)
         mean, factor = (part.copy() for part in model.prior_belief)
         x = np.array([1.0, 0.0])
         w = no_weight(0.0, 0.8, c)

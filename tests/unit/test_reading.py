@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from learner.events import parse as events
-from learner.events.keys import outcome_key
 from learner.events.microbatch import BAD
 from learner.events.parse import parse_event, parse_events
 from learner.events.wire import BadEvent, Reason, WireClick, impression_json
@@ -24,7 +23,7 @@ from learner.model.kinds import Category, Feature, Multi, Numeric, Vector
 from learner.model.space import Space
 from learner.model.spec import Model, load_model
 from service.web.api import score_decoder
-from tests.stepping import Click, Impression, single
+from tests.stepping import Click, Impression, outcome_key, single
 
 MODEL = load_model("""
 name = "m"

@@ -18,7 +18,6 @@ from learner.belief.gaussian import Gaussian
 from learner.belief.population import Population
 from learner.evaluation.history import read_log
 from learner.evaluation.replay import progressive_losses
-from learner.events.keys import outcome_key
 from learner.model.in_force import in_force
 from learner.model.prior_file import decode_prior, fitted_prior
 from learner.model.spec import Model, load_model
@@ -26,7 +25,7 @@ from learner.record import DamagedRecord, Record, decode_record, encode_record, 
 from learner.store import Write, open_store, write_alone
 from service.commands.main import main
 from tests.outcomes import collected
-from tests.stepping import Click, Event, Impression, apply, columns
+from tests.stepping import Click, Event, Impression, apply, columns, outcome_key
 
 TEXT = 'name = "t"\ncovariance = "{}"\n[prior]\nvariance = 1.0\n[features]\nx = {{ kind = "numeric" }}\n'
 MODEL, DIAGONAL = load_model(TEXT.format("full")), load_model(TEXT.format("diagonal"))
