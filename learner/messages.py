@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import msgspec
@@ -27,7 +28,8 @@ def events_of(
     items_topic: str = "",
 ) -> Parsed:
     """The events, and what is wrong with those that are bad: as a learner takes them; see `value_of`."""
-    came_at = times_in_log([message.timestamp for message in messages])
+    # Where the log does not say when, it was before now.
+    came_at = times_in_log([message.timestamp for message in messages], time.time_ns() // 1_000_000)
     if catalog is not None:
         catalog.begin(int(came_at.max(initial=0)) + model.max_ahead_ms)
     wanted = model.record

@@ -13,10 +13,10 @@ from learner.limits import MAX_TIMESTAMP_MS
 from learner.model.spec import Model
 
 
-def times_in_log(timestamps: Sequence[int]) -> NDArray[np.int64]:
-    """When records came in, epoch ms; long after any event for those whose log does not say (0 or -1)."""
+def times_in_log(timestamps: Sequence[int], unsaid: int = MAX_TIMESTAMP_MS) -> NDArray[np.int64]:
+    """When records came in, epoch ms; for those whose log does not say (0 or -1) `unsaid`, else after any event."""
     came_at = np.array(timestamps, np.int64)
-    came_at[came_at <= 0] = MAX_TIMESTAMP_MS
+    came_at[came_at <= 0] = unsaid
     return came_at
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import time
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from learner.busy import BusyUsers
 from learner.events.future import from_the_future
 from learner.events.parse import parse_event, parse_events
 from learner.events.wire import BadEvent, Reason, WireClick, WireImpression
+from learner.log import Message
+from learner.log.position import Partition, Position
+from learner.messages import events_of
 from learner.model.duration import ModelError, duration_text, parse_duration_ms
 from learner.model.kinds import FeatureError
 from learner.model.spec import load_model
@@ -175,6 +180,21 @@ def test_any_bytes_are_an_event_or_a_bad_event(raw: bytes) -> None:
 
 def test_ids_do_not_run_together() -> None:
     assert outcome_key("a", "bc") != outcome_key("ab", "c")
+
+
+@pytest.mark.parametrize("came_at", [0, -1])
+def test_an_event_whose_record_has_no_time_may_be_dated_ahead_of_the_learners_clock_by_max_ahead_alone(
+    came_at: int,
+) -> None:
+    now = time.time_ns() // 1_000_000
+    events = [
+        {"type": "click", "request_id": "r", "user_id": "u", "item_id": "a", "timestamp": now + ahead}
+        for ahead in (0, MODEL.max_ahead_ms // 2, MODEL.max_ahead_ms + 60_000)
+    ]
+    position = Position(Partition(bytes(16), 0), 0)
+    messages = [Message("t", position, b"", json.dumps(one).encode(), came_at) for one in events]
+    _, bad = events_of(messages, MODEL, BusyUsers(0))
+    assert {place: why.reason for place, why in bad.items()} == {2: Reason.FROM_THE_FUTURE}
 
 
 def test_every_kind_of_feature_has_its_columns() -> None:
