@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import lognorm
 
 from learner.belief.gaussian import Rows
-from learner.events.keys import digests
+from learner.events.keys import item_keys, outcome_keys
 from learner.events.microbatch import (
     CLICK,
     ERASE,
@@ -95,7 +95,7 @@ class Report(NamedTuple):
 
 def outcome_key(request_id: str, item_id: str) -> int:
     """A 64-bit identity of an outcome within its user."""
-    return int.from_bytes(digests(request_id, [item_id])[0], "little", signed=True)
+    return int(outcome_keys([request_id], 1, item_keys([item_id]))[0])
 
 
 def clicked_share(effect: Effect, age_ms: float) -> float:

@@ -13,7 +13,7 @@ from learner.evaluation.history import History, Log
 from learner.evaluation.items import ReplayedItems
 from learner.evaluation.off_policy import Weighed
 from learner.evaluation.replay import Asked, replay
-from learner.events.keys import digests, item_key
+from learner.events.keys import item_key, item_keys, outcome_keys
 from learner.events.wire import WireClick, WireImpression, WireItem
 from learner.model.design import Shown
 from learner.model.spec import Model
@@ -205,9 +205,8 @@ def _told(model: Model, log: Log) -> tuple[dict[int, WireImpression], dict[int, 
 
 def _key(request_id: str, item_id: str, model: Model) -> int:
     """The key of an outcome, as the columns have it."""
-    return (
-        item_key(item_id) if model.by_item else int.from_bytes(digests(request_id, [item_id])[0], "little", signed=True)
-    )
+    key = item_keys([item_id])
+    return int((key if model.by_item else outcome_keys([request_id], 1, key))[0])
 
 
 def _by_place(items: Sequence[WireItem]) -> NDArray[np.intp]:

@@ -14,7 +14,7 @@ import numpy as np
 from learner.events.alone import any_decoder, lacks_request, parse_event, requests_of
 from learner.events.catalog import Entries, entries_of, resolved
 from learner.events.foreign import Columns, PassedOver, columns_of, read_quickly
-from learner.events.keys import digests, item_key
+from learner.events.keys import item_key, item_keys, outcome_keys
 from learner.events.microbatch import (
     BAD,
     CATALOG_ITEM,
@@ -177,7 +177,7 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
     """The columns of these events; `slates` has the place of every impression."""
     event = np.zeros(len(wires), EVENT)
     told: list[WireImpression | WireClick] = []
-    users, keys, clicks, about_items, bad = [], [], [], list[int](), {}
+    users, clicks, about_items, bad = [], list[int](), list[int](), {}
     for place, wire in enumerate(wires):
         if isinstance(wire, BadEvent):
             if not isinstance(wire, PassedOver):
@@ -195,16 +195,18 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
         users.append(wire.user_id)
         if isinstance(wire, WireClick):
             clicks.append(place)
-            keys += _keys(wire.request_id or "", [wire.item_id], model)
-            if model.item is not None:
-                event["item"][place] = item_key(wire.item_id)
             if wire.reward is not None:
                 told.append(wire)
         elif isinstance(wire, WireErase):
             event["kind"][place] = ERASE
     event["kind"][[place for place, user in enumerate(users) if not user]] = BAD
     event["kind"][clicks] = CLICK
-    event["key"][clicks] = np.frombuffer(b"".join(keys), "<i8")
+    on: Any = [wires[place] for place in clicks]
+    event["key"][clicks] = keys = item_keys([wire.item_id for wire in on])
+    if model.item is not None:
+        event["item"][clicks] = keys
+    if not model.by_item:
+        event["key"][clicks] = outcome_keys([wire.request_id or "" for wire in on], 1, keys)
     event["at"] = [0 if isinstance(wire, BadEvent) else wire.timestamp for wire in wires]
     event["kind"][about_items] = CATALOG_ITEM
     catalog: dict[int, bytes] = {}
@@ -235,10 +237,10 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
         clicked += clicks_too
         if None in offsets:
             without_offset += [its.start + i for i, one in enumerate(offsets) if one is None]
-        ends = list(accumulate((len(wire.items) for wire in slate), initial=0))
-        of_each = zip(slate, ends, ends[1:], strict=False)
-        keys = list(chain.from_iterable(_keys(wire.request_id, ids[a:b], model) for wire, a, b in of_each))
-        item["key"][its] = np.frombuffer(b"".join(keys), "<i8")
+        item["key"][its] = keys = item_keys(ids)
+        if not model.by_item:
+            requests = [wire.request_id for wire in slate]
+            item["key"][its] = outcome_keys(requests, [len(wire.items) for wire in slate], keys)
         item["weight"][its] = weights
         if model.examination is not None:
             in_order = chain.from_iterable(range(len(wire.items)) for wire in slate)
@@ -247,7 +249,7 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
         row[its] = model.rows(features, requests_of(slate) if has_requests else None)
         item["offset"][its] = model.offsets(offsets, row[its])
         if model.item is not None:
-            item["item"][its] = list(map(item_key, ids))
+            item["item"][its] = keys
             item["other_mean"][its], item["other_var"][its] = model.item.as_scored(effects, row[its])
     batch = Microbatch(users, Events(event, item, row), None, catalog, np.array(without_offset, np.int64), told)
     if any(clicked):
@@ -278,10 +280,3 @@ def _decoder(structs: tuple[type[msgspec.Struct], ...], has_catalog: bool) -> ms
     """Of events whose items' features, and whose contexts, are of these types."""
     kinds = with_features(structs, WireImpression, WireItem) | WireClick | WireErase | WireEraseItem
     return msgspec.json.Decoder(kinds | catalog_item(structs[0]) if has_catalog else kinds)
-
-
-def _keys(request_id: str, item_ids: Sequence[str], model: Model) -> list[bytes]:
-    """The keys of outcomes, as `digests`, or where clicks are matched by item those of the items."""
-    if not model.by_item:
-        return digests(request_id, item_ids)
-    return [item_key(one).to_bytes(8, "little", signed=True) for one in item_ids]
