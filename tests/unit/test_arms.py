@@ -16,6 +16,7 @@ from learner.evaluation.metrics import Scored, measure
 from learner.model.duration import ModelError
 from learner.model.experiment import Experiment, load_experiment
 from learner.record.sums import BUCKETS, GROUPS, HourSums
+from learner.store.owner import difference, owner_of
 from learner.store.recent import RecentStore
 from learner.store.redis_keys import shard_of
 from service.arms import ALPHA, Clicks, arms_of, lift_of
@@ -214,6 +215,13 @@ def test_without_an_experiment_nothing_is_counted_of_arms_and_all_else_is_the_sa
     assert plain.sums() == rig.sums()
     assert plain.store.sums(EXPERIMENT.number) == []
     plain.close()
+
+
+def test_learners_of_a_group_are_told_that_their_experiments_differ() -> None:
+    owners = [owner_of(one, "g") for one in (MODEL, WITH_ARMS, replace(MODEL, experiment=load_experiment(OTHER_SHARE)))]
+    assert difference(owners[1], owners[1]) is None
+    assert difference(owners[0], owners[1]) == f"experiment = none there, one {EXPERIMENT.number:08x} here"
+    assert difference(owners[1], owners[2]) is not None
 
 
 # What is said of it, at any time.
