@@ -65,7 +65,9 @@ class ScoreResponse(msgspec.Struct, frozen=True):
     """The items, best first, the belief they were scored with, and how; log `ranked` with the impression.
 
     `logged` says whether the log has the impression, for good: see `log_impression`. With `fallback` the scores are the
-    fixed effect's alone: the model's guardrail has found that what is learnt makes them worse.
+    fixed effect's alone: the model's guardrail has found that what is learnt makes them worse, or the `arm` is a
+    holdout. `arm` is that of the experiment which the user is in, to be logged with the impression; null in none, and
+    where the request says itself how it is ranked.
     """
 
     request_id: str
@@ -79,6 +81,7 @@ class ScoreResponse(msgspec.Struct, frozen=True):
     logged: bool
     took_ms: float
     fallback: bool = False
+    arm: str | None = None
 
 
 class EventError(msgspec.Struct, frozen=True):

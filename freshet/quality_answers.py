@@ -65,6 +65,28 @@ class QualityHour(msgspec.Struct, frozen=True):
     log_loss: dict[str, float]
 
 
+class QualityArm(msgspec.Struct, frozen=True):
+    """An arm of the experiment: slates that said `id`, whose labels are due, their clicks, and the log loss of both.
+
+    `policy` is ``holdout`` where users get the fixed effect alone, whose log loss it then is; else it is that of the
+    model that the arm is served by. `lift` is by which part its clicks a slate are more than those of the first arm;
+    with a chance of 95 % the `interval` holds the true one at all times at once, of all arms. Null where it is too soon
+    to tell.
+    """
+
+    name: str
+    id: str
+    share: float
+    policy: str
+    model: str | None
+    slates: int
+    clicks: int
+    clicks_per_slate: float | None
+    log_loss: Estimate
+    lift: float | None
+    interval: tuple[float, float] | None
+
+
 class QualityResponse(msgspec.Struct, frozen=True):
     """How good scores of a share of `users` are; `worse_than_fixed_effect` says more so than by chance.
 
@@ -72,6 +94,7 @@ class QualityResponse(msgspec.Struct, frozen=True):
     it declares none.
     Windows end with the newest hour that has scored outcomes: `1h` has that and the one before, `1d` the 24 before,
     `7d` the 168 before. `hours` are the longest's, oldest first. `models` may be asked of: each has its own.
+    `arms` are those of the experiment, from its beginning; the first one is what others are compared with.
     """
 
     model: str
@@ -82,3 +105,4 @@ class QualityResponse(msgspec.Struct, frozen=True):
     hours: list[QualityHour]
     worse_in: list[str] = []
     models: list[str] = []
+    arms: list[QualityArm] = []

@@ -27,6 +27,8 @@ MAX_OFFSET = 1_000
 """Of an item's offset, either way: beyond it a logistic model says nothing more, and sums would overflow."""
 MAX_SEGMENTS = 8
 """Of slates, whose quality is counted apart."""
+MAX_ARMS = 8
+"""Of an experiment."""
 MIN_TIMESTAMP_MS = 946_684_800_000
 """Of an event, 2000-01-01 in epoch milliseconds: one before it is in seconds, or from a clock that was never set."""
 MAX_TIMESTAMP_MS = 4_102_444_799_999

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from learner.model.duration import ModelError
+from learner.model.experiment import Experiment, load_experiment
 from learner.model.in_force import new_coefficients, with_prior
 from learner.model.kind import some
 from learner.model.prior_file import PriorFile, decode_prior
@@ -27,6 +28,16 @@ def read_model(path: str, prior: str = "") -> Model:
             file=sys.stderr,
         )
     return complete
+
+
+def read_experiment(path: str) -> Experiment | None:
+    """The experiment at a path; None if the path is empty."""
+    if not path:
+        return None
+    try:
+        return load_experiment(Path(path).read_text(encoding="utf-8-sig"), path)
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ModelError(f"experiment {path!r}: cannot be read: {exc}") from exc
 
 
 def read_prior(path: str, prior: str = "") -> PriorFile | None:

@@ -136,8 +136,8 @@ def _part(cells: _Cells, ways: Sequence[str], bins: Mapping[str, _Bins]) -> Qual
         int(cells.counts[0, RANKED]),
         {
             name: QualityWay(
-                {metric: _jackknife(samples) for metric, samples in mine.items()},
-                {metric: _jackknife(samples - fixed[metric]) for metric, samples in mine.items()},
+                {metric: jackknife(samples) for metric, samples in mine.items()},
+                {metric: jackknife(samples - fixed[metric]) for metric, samples in mine.items()},
             )
             for name, mine in values.items()
         },
@@ -163,7 +163,7 @@ def _metrics(cells: _Cells, way: int, bins: _Bins | None = None) -> dict[str, Ar
     return found
 
 
-def _jackknife(samples: Array) -> Estimate:
+def jackknife(samples: Array) -> Estimate:
     """The first of some numbers, with its interval by those without one group each (Efron 1982)."""
     value, without = float(samples[0]), samples[1:][~np.isnan(samples[1:])]
     g = len(without)

@@ -37,6 +37,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     shadow
         Paths of specifications, by commas, of models that learn and score beside the first, each with its own records
         and its own prior, named in it. The same for learners and scorers.
+    experiment
+        Path of an experiment's TOML: arms by share of users, each with a policy, a model or neither. The same for
+        learners and scorers; empty: there is none.
     prior
         Path of a prior that `freshet fit` wrote; empty: the one that the model names, if any.
     store
@@ -121,6 +124,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     model: str = ""
     shadow: str = ""
+    experiment: str = ""
     prior: str = ""
     store: str = "redis://127.0.0.1:6379/0"
     log: str = "kafka://127.0.0.1:9092"

@@ -37,19 +37,27 @@ def read_shadows(settings: Settings, first: Model) -> list[Model]:
     Raises
     ------
     ModelError
-        If one cannot be read, or two have a name, or a name cannot be part of a key.
+        If one cannot be read, or two have a name, or a name cannot be part of a key; or an arm of the experiment is
+        served by none of them.
     """
     found: list[Model] = []
     for path in settings.shadows:
         model = read_model(path)
-        # Values are of one topic, and so of one schema registry.
-        model = replace(model, unframed=first.unframed)
+        # Values are of one topic, and so of one schema registry. Users are in the same arms.
+        model = replace(model, unframed=first.unframed, experiment=first.experiment)
         if not NAME.fullmatch(model.name):
             raise ModelError(f"{path}: name = {model.name!r}: expected of a shadow 1 to 64 of A-Z a-z 0-9 _ . -")
         if model.name in {first.name, *(one.name for one in found)}:
             raise ModelError(f"{path}: name = {model.name!r}: expected another name than the models beside it have")
         _ = model.stand_in, model.width
         found.append(model)
+    names = [one.name for one in (first, *found)]
+    for name, arm in (first.experiment.arms if first.experiment else {}).items():
+        if arm.model is not None and arm.model not in names:
+            place = f"{settings.experiment}: arms.{name}.model = {arm.model!r}"
+            raise ModelError(
+                f"{place}: expected one of {', '.join(names)}, which FRESHET_MODEL and FRESHET_SHADOW name"
+            )
     return found
 
 

@@ -59,6 +59,11 @@ def verify(settings: Settings, model: Model) -> Iterator[Finding]:
     yield _api_key(settings)
     yield from _log(settings)
     yield from _store(settings, model)
+    if model.experiment is not None:
+        arms = ", ".join(f"{name} {arm.share:g}" for name, arm in model.experiment.arms.items())
+        yield _ok("experiment", f"{model.experiment.name!r}: {arms}")
+        if not model.quality:
+            yield _warning("experiment", "nothing is told of its arms where quality.users is 0")
     for shadow in read_shadows(settings, model):
         yield _ok("shadow", f"{shadow.name!r}, {shadow.d} coefficients")
         if read_alike(model, shadow):

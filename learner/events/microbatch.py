@@ -16,9 +16,10 @@ T = TypeVar("T")
 # Kinds of events; a bad one is never applied.
 BAD, IMPRESSION, CLICK, SWEEP, ERASE, ERASE_ITEM, CATALOG_ITEM = -1, 0, 1, 2, 3, 4, 5
 
-EVENT = np.dtype([(name, np.int64) for name in ("kind", "at", "key", "item", "first_item", "n_items")])
+EVENT = np.dtype([(name, np.int64) for name in ("kind", "at", "key", "item", "first_item", "n_items", "arm")])
 """One event: a kind, a time (epoch ms), the outcome's key and the item of a click, or an erased item, and which items
-are an impression's. Items are known by a 64-bit key, and by none (0) where the model has no effect of theirs."""
+are an impression's. Items are known by a 64-bit key, and by none (0) where the model has no effect of theirs. `arm` is
+the tag of the arm that an impression says it is of; 0 of none that is declared."""
 ITEM = np.dtype(
     [
         ("key", np.int64), ("item", np.int64), ("offset", np.float32), ("weight", np.float32),

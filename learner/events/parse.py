@@ -216,6 +216,9 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
     order = [place for one in slates for place in one.places]
     shown: Any = [wires[place] for place in order]
     event["n_items"][order] = n_items = [len(wire.items) for wire in shown]
+    if model.experiment is not None:
+        tags = model.experiment.tags
+        event["arm"][order] = [tags.get(wire.arm, 0) for wire in shown]
     event["first_item"][order] = np.cumsum([0, *n_items])[:-1]
     # A struct has seen to it that a context is none where the model wants none.
     has_requests = model.needs_shown or model.structs is None

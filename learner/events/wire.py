@@ -107,6 +107,8 @@ class WireImpression(msgspec.Struct, frozen=True, tag_field="type", tag="impress
     `resolved` says that its items have the features they were scored with: nothing is looked up in the catalog.
     `candidates` are the items that were ranked and not shown: where the items have propensities, an evaluation of
     another policy wants to know what else could have been shown. Nothing is learnt of them.
+    `arm` is the ``experiment/arm`` that the slate was ranked for, as `POST /score` answers it: clicks and log loss are
+    counted by it.
     """
 
     request_id: Id
@@ -117,6 +119,7 @@ class WireImpression(msgspec.Struct, frozen=True, tag_field="type", tag="impress
     context: Features = {}
     resolved: bool = False
     candidates: Annotated[list[WireItem], msgspec.Meta(max_length=MAX_ITEMS)] = []
+    arm: Id | None = None
 
 
 class WireClick(msgspec.Struct, frozen=True, tag_field="type", tag="click"):

@@ -21,6 +21,7 @@ from learner.model.design import INTERCEPT, Design, Items, Shown, check_features
 from learner.model.duration import ModelError, parse_duration_ms, parse_half_life, parse_max_age_ms
 from learner.model.effect import Effect, ItemEffect, independent
 from learner.model.events_file import EventsFile
+from learner.model.experiment import Experiment
 from learner.model.file import EarlierPrior, Guardrail, MissingOffset, ModelFile
 from learner.model.foreign import Foreign, check_events, compile_events
 from learner.model.item_effect import item_effect
@@ -68,8 +69,8 @@ class Model(Effect):
         The share of users whose outcomes are predicted before they are learnt, to say how good scores are.
     guardrail
         What to do where scores are worse than those of the fixed effect.
-    segments
-        Slates whose quality is told apart.
+    segments, experiment
+        Slates whose quality is told apart; and what users are in, the same of all models side by side.
     """
 
     discount: float | None
@@ -89,6 +90,7 @@ class Model(Effect):
     quality: float = 0.0
     guardrail: Guardrail = "warn"
     segments: tuple[Segment, ...] = ()
+    experiment: Experiment | None = None
 
     @cached_property
     def width(self) -> int:
@@ -241,8 +243,7 @@ def build_model(file: ModelFile) -> Model:
     all_columns = columns(features)
     all_names = [column.name for column in all_columns]
     is_wide, width = wide(mine), len(all_columns)
-    d = len(is_wide)
-    names = all_names[:d]
+    d, names = len(is_wide), all_names[: len(is_wide)]
     n_dense = check_size("features", file.covariance, is_wide, width, file.max_open)
     # How a value is read makes no other feature space. Nor does what a missing offset stands for: a record keeps the
     # offset of each outcome as it was learnt, and its belief is about what is beyond the offsets that came.

@@ -13,7 +13,8 @@ Little-endian, checksummed, no pickle; the length is a multiple of 8::
     rows        as many f32 as the model's rows have columns, an outcome; or, where that takes less room, the values
                 that are not 0: place among all of these u32, value f32
     outcomes    an outcome: key i64, shown_at i64, offset f32, weight f32, mean and variance of its item's effect f32,
-                examination f32, precision f32, shift f32, state i32, predicted i64 (see `learner.step.quality`)
+                examination f32, precision f32, shift f32, state i16, arm u16 (0: none), predicted i64 (see
+                `learner.step.quality`)
 
 The first 8 bytes, checksum and revision, tell a record from every other one that its user has had, so that a store can
 compare them without knowing the rest. `learner.step` reads and writes the same layout in compiled code.

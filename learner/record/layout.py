@@ -31,8 +31,8 @@ WAITING_CLICK = np.dtype([("key", "<i8"), ("clicked_at", "<i8")])
 OUTCOME = np.dtype(
     [
         ("key", "<i8"), ("shown_at", "<i8"), ("offset", "<f4"), ("weight", "<f4"), ("other_mean", "<f4"),
-        ("other_var", "<f4"), ("examination", "<f4"), ("precision", "<f4"), ("shift", "<f4"), ("state", "<i4"),
-        ("predicted", "<i8"),
+        ("other_var", "<f4"), ("examination", "<f4"), ("precision", "<f4"), ("shift", "<f4"), ("state", "<i2"),
+        ("arm", "<u2"), ("predicted", "<i8"),
     ]
 )  # fmt: skip
 VALUE = np.dtype([("place", "<u4"), ("value", "<f4")])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.limits import MAX_SEGMENTS
+from learner.limits import MAX_ARMS, MAX_SEGMENTS
 
 WAYS = ("fixed effect", "prior", "served", "user alone")
 """What outcomes are predicted by; the last, beside an item of whom nothing is known, where items have an effect."""
@@ -46,23 +47,43 @@ OF_SLATES, OF_WAYS = PER_AGE, PER_AGE + 3
 PER_SEGMENT = OF_WAYS + len(WAYS) * PER_WAY_AGE
 CELLS = FIRST_SEGMENT + MAX_SEGMENTS * PER_SEGMENT
 
+BUCKETS = 16
+"""Of a group's users, by hash: what the error of an experiment is told by, beside the groups."""
+TOTALS = 1 << 40
+"""In the place of an hour, sums of a group have this plus the number of an experiment, below 2^32: they are of all its
+time. Cells are then, of each arm: outcomes, log loss as served and of the fixed effect; slates and clicks of each
+bucket."""
+ARM_N, ARM_SERVED, ARM_FIXED, ARM_BUCKETS = range(4)
+PER_ARM = ARM_BUCKETS + 2 * BUCKETS
+assert MAX_ARMS * PER_ARM <= CELLS, "a store has room for the cells of an hour"
+
 
 class HourSums(NamedTuple):
-    """Sums of an hour, or what is added to them.
+    """Sums of an hour, or of an experiment, or what is added to them.
 
     Attributes
     ----------
     group
         Of users: the CRC-32 of their ids, modulo `GROUPS`; those of one are in one shard of a store.
     hour
-        Of event time, counted from the epoch.
+        Of event time, counted from the epoch; or the number of an experiment, see `TOTALS`.
     cells
-        Shape (CELLS,).
+        Shape (CELLS,), or less where the rest is 0.
     """
 
     group: int
     hour: int
     cells: NDArray[np.int64]
+
+
+def place_of(hour: int) -> int:
+    """Where a group's sums of an hour stand, or those of an experiment."""
+    return hour if hour >= TOTALS else hour % HOURS
+
+
+def hours_of(experiment: int | None) -> Sequence[int]:
+    """Hours at all places of the ring; or what stands for one at that of an experiment."""
+    return range(HOURS) if experiment is None else [TOTALS + experiment]
 
 
 def all_cells(first: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -18,12 +18,12 @@ from learner.record.header import header_template, sealed
 from learner.record.items import MOST_OPEN
 from learner.record.layout import LONG_HEADER_BYTES, plain_layout
 from learner.record.many import read_records
-from learner.record.sums import GROUPS, HOURS, HourSums, is_measured
+from learner.record.sums import BUCKETS, GROUPS, HOURS, TOTALS, HourSums, is_measured
 from learner.step import kernel
 from learner.step.columns import COUNTS, Rules
 from learner.step.feed import Transitions, room_for
 from learner.step.items import learn_items
-from learner.step.quality import Sums, no_sums
+from learner.step.sums import Sums, no_sums
 
 # Beliefs relax in steps of event time: a share of the half-life in whole seconds, which records have, at least one.
 # And in steps of outcomes learnt: a relaxing costs as much as three outcomes at d = 17, and more in higher dimensions.
@@ -74,6 +74,7 @@ def rules(effect: Effect) -> Rules:
         prior.mean, prior.factor, effect.method == "laplace", half_life, effect.tick_ms, outcome_tick, outcome_kept,
         1.0, effect.window_ms, ceil(effect.settle_age_ms), median, sigma, MOST_OPEN, np.empty(0, np.int64),
         effect.width, False, np.ones(1, np.float32), np.empty(0), np.empty(0), np.empty(0, np.int64),
+        np.empty(0, np.int64),
     )  # fmt: skip
     if not isinstance(effect, Model):
         return of_items
@@ -86,6 +87,7 @@ def rules(effect: Effect) -> Rules:
         item_mean=np.empty(0) if effect.item is None else effect.item.prior_belief.mean,
         item_factor=np.empty(0) if effect.item is None else effect.item.prior_belief.factor,
         segments=np.array([one.column for one in effect.segments], np.int64),
+        arms=np.array([*effect.experiment.tags.values()] if effect.experiment else (), np.int64),
     )
 
 
@@ -124,13 +126,13 @@ def apply(model: Model, stored: Sequence[bytes | None], events: Events, users: B
     erased, ends = np.zeros(n_users, np.bool_), np.zeros(n_users, np.int64)
     feed = room_for(0, 0) if model.item is None else room_for(int(n_items.sum() + n_events.sum()), model.item.d)
     hashes = [crc32(user_id.encode()) for user_id in users.user_ids]
-    groups = np.array(hashes, np.int64) % GROUPS
+    buckets = np.array(hashes, np.int64) % (GROUPS * BUCKETS)
     sampled = np.array([is_measured(one, model.quality) for one in hashes], np.bool_)
-    sums = no_sums()
+    sums = no_sums(n_arms=len(model.experiment.arms) if model.experiment else 0)
     kernel.apply_all(
         rules(model), _template(model), read.data, read.starts, read.revisions + 1,
         np.maximum(room.max(axis=0, initial=0), 1), events, users.order, users.first, out, starts, written, erased,
-        ends, feed, groups, sampled, sums, counts,
+        ends, feed, buckets, sampled, sums, counts,
     )  # fmt: skip
     fates = {name: n for name, n in zip(COUNTS, counts.tolist(), strict=True) if n}
     n = int(feed.state[0])
@@ -140,13 +142,21 @@ def apply(model: Model, stored: Sequence[bytes | None], events: Events, users: B
         ends.tolist(),
         Counter(fates),
         Transitions(feed.row[:n], feed.x[:n]),
-        _hour_sums(sums),
+        _hour_sums(sums) + ([] if model.experiment is None else _totals(sums, model.experiment.number)),
     )
 
 
 def _hour_sums(sums: Sums) -> list[HourSums]:
     places = np.flatnonzero(sums.hour >= 0).tolist()
     return [HourSums(place // HOURS, int(sums.hour[place]), sums.cells[place].copy()) for place in places]
+
+
+def _totals(sums: Sums, experiment: int) -> list[HourSums]:
+    """Of an experiment of a number; what comes and goes again is nothing."""
+    return [
+        HourSums(group, TOTALS + experiment, sums.arms[group].copy())
+        for group in np.flatnonzero(sums.arms.any(axis=1)).tolist()
+    ]
 
 
 def apply_to_items(

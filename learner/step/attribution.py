@@ -39,7 +39,6 @@ from learner.step.columns import (
 from learner.step.evidence import learn, relax_to
 from learner.step.feed import FLIP, NO, YES, Feed, relaxed, served, tell
 from learner.step.quality import (
-    Sums,
     change_slate,
     predict,
     score_due,
@@ -47,6 +46,7 @@ from learner.step.quality import (
     scored_with,
     shown_before,
 )
+from learner.step.sums import Sums
 
 # Outcomes kept per user, open or not, as a multiple of `max_open`: what a busy user can cost.
 MAX_KEPT_FACTOR = 4
@@ -189,7 +189,7 @@ def show(rules: Rules, user: User, events: Events, e: int, feed: Feed, sums: Sum
         user.outcome[slot].other_var = events.item[i].other_var
         user.outcome[slot].examination = rules.examination[min(events.item[i].position, len(rules.examination) - 1)]
         user.outcome[slot].precision, user.outcome[slot].shift, user.outcome[slot].state = 0.0, 0.0, OPEN
-        user.outcome[slot].predicted = 0
+        user.outcome[slot].arm, user.outcome[slot].predicted = events.event[e].arm, 0
         user.row[slot] = events.row[i]
         keep(user, slot)
         click = waiting(rules, user, key, now, now + rules.window)

@@ -44,7 +44,7 @@ FACTS = np.dtype(
         for name in (
             "updated_at", "settled_at", "erased_at", "joint_at", "n_events", "n_learnt", "n_slots", "head", "open_from",
             "n_open", "n_kept", "n_clicks", "n_joint", "n_new", "mask", "scored_from", "n_scored", "group",
-            "is_sampled",
+            "bucket", "is_sampled",
         )
     ]
 )  # fmt: skip
@@ -60,7 +60,7 @@ class Rules(NamedTuple):
     on the first. With `by_item` keys of outcomes and clicks are those of items, shown any number of times.
     `examination` is that of each position, float32, the last that of all behind it. `item_mean`
     and `item_factor` are the prior of items, float64; none where they have no effect. Columns that tell segments of
-    slates apart are `segments`, none where none are declared.
+    slates apart are `segments`, none where none are declared. `arms` has the tag of each arm of an experiment.
     """
 
     prior_mean: Any
@@ -83,6 +83,7 @@ class Rules(NamedTuple):
     item_mean: Any
     item_factor: Any
     segments: Any
+    arms: Any
 
 
 class User(NamedTuple):
@@ -93,7 +94,8 @@ class User(NamedTuple):
     facts
         One element: times and counts. `head` and `open_from` are places of `order`, before which all are forgotten, or
         closed; `scored_from` is one before which all that are due are scored, `n_scored` how many were; `mask` is the
-        part of `table` in use, less one; `group` that of the user's hash; with `is_sampled` outcomes are predicted.
+        part of `table` in use, less one; `group` and `bucket` those of the user's hash; with `is_sampled` outcomes are
+        predicted.
     mean, factor
         The settled belief, float32.
     outcome, row

@@ -72,7 +72,7 @@ def show(rules: Rules, item: User, row: Any, x: Any) -> None:
     one = item.outcome[place]
     one.key, one.shown_at, one.offset, one.weight = 1, row.shown_at, row.offset, row.weight
     one.other_mean, one.other_var, one.state, one.examination = 0.0, row.variance, OPEN, row.examination
-    one.predicted = 0
+    one.arm, one.predicted = 0, 0
     one.precision = one.shift = row.weight if row.kind == YES else 0.0
     item.row[place] = x
     item.facts[0].n_slots += 1

@@ -11,6 +11,7 @@ from learner.belief.forget import discount
 from learner.events.microbatch import CATALOG_ITEM, CLICK, ERASE, ERASE_ITEM, SWEEP, Events
 from learner.record import NEVER
 from learner.record.layout import read_more
+from learner.record.sums import GROUPS
 from learner.step.attribution import advance, bound, click, is_late, show
 from learner.step.columns import (
     ERASED,
@@ -26,7 +27,7 @@ from learner.step.columns import (
 )
 from learner.step.evidence import fade, learn_jointly
 from learner.step.feed import Feed, tell_erasure
-from learner.step.quality import Sums
+from learner.step.sums import Sums
 
 
 @inner
@@ -72,7 +73,7 @@ def apply_event(rules: Rules, user: User, events: Events, e: int, feed: Feed, su
 @compiled
 def apply_all(
     rules: Rules, template: Any, data: Any, starts: Any, revisions: Any, room: Any, events: Events, order: Any,
-    first: Any, out: Any, out_starts: Any, lengths: Any, erased: Any, ends: Any, feed: Feed, groups: Any,
+    first: Any, out: Any, out_starts: Any, lengths: Any, erased: Any, ends: Any, feed: Feed, buckets: Any,
     sampled: Any, sums: Sums, counts: Any,
 ) -> None:  # fmt: skip
     """Apply the events of U users to their records, bytes to bytes.
@@ -99,8 +100,8 @@ def apply_all(
         Filled with the time behind which each user's record would be the belief alone; `NEVER` if it is.
     feed
         What the items that were shown are to learn is added to it.
-    groups
-        Of users' hashes, shape (U,).
+    buckets
+        Of users' hashes, each with the bucket in it above the group, shape (U,).
     sampled
         Whose outcomes are to be predicted, shape (U,).
     sums
@@ -116,7 +117,8 @@ def apply_all(
         known = starts[u + 1] > starts[u]
         if known:
             n_outcomes += read_more(data[starts[u] : starts[u + 1]]).n_outcomes
-        user.facts[0].group, user.facts[0].is_sampled, user.facts[0].n_scored = groups[u], sampled[u], 0
+        user.facts[0].group, user.facts[0].bucket = buckets[u] % GROUPS, buckets[u] // GROUPS
+        user.facts[0].is_sampled, user.facts[0].n_scored = sampled[u], 0
         begin(rules, user, n_outcomes)
         if known:
             load(user, data[starts[u] : starts[u + 1]])

@@ -7,8 +7,8 @@ add up to the same in any order.
 
 from __future__ import annotations
 
-from math import exp, log1p, pi, sqrt
-from typing import Any, NamedTuple
+from math import exp, pi, sqrt
+from typing import Any
 
 import numpy as np
 
@@ -20,16 +20,13 @@ from learner.record.sums import (
     AUC,
     BIN_WIDTH,
     BINS,
-    CELLS,
     FIRST_SEGMENT,
     FIRST_WAY,
     FIXED,
-    GROUPS,
     HOUR_MS,
     HOURS,
     LOSS,
     MANY,
-    MOST_LOGIT,
     MOST_WORSE,
     NDCG,
     OF_SLATES,
@@ -43,43 +40,27 @@ from learner.record.sums import (
     PRIOR,
     SERVED,
     SLATES,
-    UNIT,
     WAYS,
 )  # fmt: skip
 from learner.step.columns import CLICKED, FORGOTTEN, OPEN, Rules, User
 from learner.step.feed import MOST_WEIGHED
 from learner.step.slates import rank, segment_of
-
-# Bits of what a record keeps of an outcome: flags, then two log-odds.
-_SCORED, _KNOWN, _IS_PREDICTED, _FLAGS = 1, 2, 4, 3
-_ALONE_BITS = 22
-_ALONE_UNIT, _SERVED_UNIT = float(1 << 16), float(1 << 31)
-
-
-class Sums(NamedTuple):
-    """What a microbatch adds, in the place ``group HOURS + hour mod HOURS``.
-
-    Attributes
-    ----------
-    hour
-        Which hour of event time a place is of; -1 if of none. Shape (GROUPS HOURS,).
-    cells
-        Shape (GROUPS HOURS, CELLS), int64; undefined where a place is of no hour.
-    """
-
-    hour: Any
-    cells: Any
-
-
-def no_sums(n: int = GROUPS * HOURS) -> Sums:
-    """Nothing added. What is never asked for takes no memory."""
-    return Sums(np.full(n, -1, np.int64), np.empty((n, CELLS), np.int64))
-
-
-@inner
-def bounded_logit(z: float) -> float:
-    """Log-odds that sums have room for."""
-    return min(max(z, -MOST_LOGIT), MOST_LOGIT)
+from learner.step.sums import (
+    ALONE_BITS,
+    ALONE_UNIT,
+    FLAGS,
+    IS_PREDICTED,
+    KNOWN,
+    SERVED_UNIT,
+    Sums,
+    add_three,
+    add_to_arm,
+    bounded_logit,
+    in_units,
+    loss_of,
+    served_logit,
+)
+from learner.step.sums import SCORED as _SCORED
 
 
 @inner
@@ -134,9 +115,9 @@ def predict(rules: Rules, user: User, slot: int, mean: Any, factor: Any, known: 
     offset = np.float64(one.offset)
     served = moderated(mu + offset + one.other_mean, v + one.other_var)
     alone = moderated(mu + offset, v + unknown_item(rules, user.row[slot]))
-    bits = np.int64(np.floor(served * _SERVED_UNIT + 0.5)) << _ALONE_BITS
-    bits += np.int64(np.floor(alone * _ALONE_UNIT + 0.5)) + (1 << (_ALONE_BITS - 1))
-    one.predicted = (bits << _FLAGS) + _IS_PREDICTED + (_KNOWN if known else 0)
+    bits = np.int64(np.floor(served * SERVED_UNIT + 0.5)) << ALONE_BITS
+    bits += np.int64(np.floor(alone * ALONE_UNIT + 0.5)) + (1 << (ALONE_BITS - 1))
+    one.predicted = (bits << FLAGS) + IS_PREDICTED + (KNOWN if known else 0)
 
 
 @inner
@@ -174,7 +155,7 @@ def score_slate(rules: Rules, user: User, place: int, sums: Sums) -> int:
     n_new = n_old = 0
     for i in range(first, last):
         one = user.outcome[user.order[i]]
-        if one.state != FORGOTTEN and one.predicted & _IS_PREDICTED:
+        if one.state != FORGOTTEN and one.predicted & IS_PREDICTED:
             if one.predicted & _SCORED:
                 n_old += 1
             else:
@@ -184,7 +165,7 @@ def score_slate(rules: Rules, user: User, place: int, sums: Sums) -> int:
             add_slate(rules, user, first, last, sums, -1)
         for i in range(first, last):
             one = user.outcome[user.order[i]]
-            if one.state != FORGOTTEN and one.predicted & _IS_PREDICTED:
+            if one.state != FORGOTTEN and one.predicted & IS_PREDICTED:
                 one.predicted |= _SCORED
         add_slate(rules, user, first, last, sums, 1)
         user.facts[0].n_scored += n_new
@@ -204,14 +185,9 @@ def change_slate(rules: Rules, user: User, slot: int, sums: Sums, sign: int) -> 
 
 
 @inner
-def in_units(x: float) -> Any:
-    """A number as sums have it."""
-    return np.int64(np.floor(x * UNIT + 0.5))
-
-
-@inner
 def add_slate(rules: Rules, user: User, first: int, last: int, sums: Sums, sign: int) -> None:
-    """Add what is scored of a slate to the sums of its hour, or take it away."""
+    """Add what is scored of a slate to the sums of its arm and hour, or take it away."""
+    add_to_arm(rules, user, first, last, sums, sign)
     hour = user.outcome[user.order[first]].shown_at // HOUR_MS
     at = user.facts[0].group * HOURS + hour % HOURS
     if sums.hour[at] > hour:
@@ -231,15 +207,15 @@ def add_slate(rules: Rules, user: User, first: int, last: int, sums: Sums, sign:
             continue
         yes[n] = one.state == CLICKED
         clicks += yes[n]
-        known = 1 if one.predicted & _KNOWN else 0
+        known = 1 if one.predicted & KNOWN else 0
         segment = segment_of(rules, user.row[slot])
         offset = np.float64(one.offset)
         mu, v = project(rules.prior_mean, rules.prior_factor, user.row[slot], user.f)
         logit[FIXED, n] = bounded_logit(offset)
         logit[PRIOR, n] = moderated(mu + offset, v + unknown_item(rules, user.row[slot]))
-        bits = one.predicted >> _FLAGS
-        logit[SERVED, n] = (bits >> _ALONE_BITS) / _SERVED_UNIT
-        logit[ALONE, n] = ((bits & ((1 << _ALONE_BITS) - 1)) - (1 << (_ALONE_BITS - 1))) / _ALONE_UNIT
+        bits = one.predicted >> FLAGS
+        logit[SERVED, n] = served_logit(one.predicted)
+        logit[ALONE, n] = ((bits & ((1 << ALONE_BITS) - 1)) - (1 << (ALONE_BITS - 1))) / ALONE_UNIT
         n += 1
     of_age = known * PER_AGE
     of_segment = FIRST_SEGMENT + segment * PER_SEGMENT
@@ -257,7 +233,7 @@ def add_slate(rules: Rules, user: User, first: int, last: int, sums: Sums, sign:
             z = logit[way, i]
             e = exp(-abs(z))
             p = (1.0 if z >= 0.0 else e) / (1.0 + e)
-            loss = log1p(e) + max(-z if yes[i] else z, 0.0)
+            loss = loss_of(z, yes[i])
             promised = in_units(p)
             found[LOSS] += in_units(loss)
             found[PREDICTED] += promised
@@ -280,11 +256,3 @@ def add_slate(rules: Rules, user: User, first: int, last: int, sums: Sums, sign:
     add_three(cells, SLATES, sign, difference, square)
     if segment >= 0:
         add_three(cells, of_segment + OF_SLATES, sign, difference, square)
-
-
-@inner
-def add_three(cells: Any, at: int, one: int, two: int, three: int) -> None:
-    """Add to three cells."""
-    cells[at] += one
-    cells[at + 1] += two
-    cells[at + 2] += three

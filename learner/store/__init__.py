@@ -143,8 +143,8 @@ class Store(Protocol):
         """Carry out each transaction whose shard has all the records and positions it expects; say which."""
         ...
 
-    def sums(self) -> list[HourSums]:
-        """The sums of all hours that are kept, in any order; see `learner.record.sums`."""
+    def sums(self, experiment: int | None = None) -> list[HourSums]:
+        """The sums of all hours that are kept, or of the experiment of a number; see `learner.record.sums`."""
         ...
 
     def forget(self) -> None:

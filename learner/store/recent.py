@@ -97,9 +97,9 @@ class RecentStore:
                         self._recent.pop((write.effect, write.id), None)
         return done
 
-    def sums(self) -> list[HourSums]:
+    def sums(self, experiment: int | None = None) -> list[HourSums]:
         """Ask the store."""
-        return self._store.sums()
+        return self._store.sums(experiment)
 
     def forget(self) -> None:
         """Remember no records."""

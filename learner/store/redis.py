@@ -13,7 +13,7 @@ import redis
 
 from learner.log.position import Partition
 from learner.record import DamagedRecord
-from learner.record.sums import HOURS, HourSums
+from learner.record.sums import HourSums, hours_of
 from learner.store import KEY_PREFIX, SCANNED_TOGETHER, Block, Lifetimes, Transaction, Write
 from learner.store.redis_client import connect, is_cluster
 from learner.store.redis_errors import translated
@@ -152,12 +152,13 @@ class RedisStore:
         with translated():
             self._redis.execute_command("XTRIM", feed_key(shard, self._prefix), "MINID", _stream_id(number + 1))
 
-    def sums(self) -> list[HourSums]:
+    def sums(self, experiment: int | None = None) -> list[HourSums]:
         """Read sums, in one round trip."""
         with translated():
             pipeline = self._redis.pipeline(transaction=False)
             for shard in range(SHARDS):
-                pipeline.execute_command("MGET", *[sums_key(shard, hour, self._prefix) for hour in range(HOURS)])
+                keys = [sums_key(shard, hour, self._prefix) for hour in hours_of(experiment)]
+                pipeline.execute_command("MGET", *keys)
             replies = pipeline.execute()
         return [read_sums(shard, held) for shard, reply in enumerate(replies) for held in reply if held]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from zlib import crc32
 
-from learner.record.sums import GROUPS, HOURS
+from learner.record.sums import GROUPS, place_of
 from learner.store import KEY_PREFIX
 
 SHARDS = GROUPS
@@ -50,5 +50,5 @@ def versions_key(shard: int, prefix: str = KEY_PREFIX) -> str:
 
 
 def sums_key(shard: int, hour: int, prefix: str = KEY_PREFIX) -> str:
-    """The Redis key of the sums of an hour of a shard's users: a string, see `learner.store.redis_sums`."""
-    return f"{prefix}:{{{shard:02d}}}:sums:{hour % HOURS}"
+    """The Redis key of sums of a shard's users, of an hour or all of an experiment; see `learner.store.redis_sums`."""
+    return f"{prefix}:{{{shard:02d}}}:sums:{place_of(hour)}"

@@ -10,7 +10,7 @@ import numpy as np
 
 from learner.log.position import Partition
 from learner.record.header import IDENTITY
-from learner.record.sums import HOURS, HourSums, all_cells
+from learner.record.sums import HourSums, all_cells, hours_of, place_of
 from learner.sqlite_file import SqliteFile
 from learner.store import SCANNED_TOGETHER, Block, Lifetimes, Move, StoreUnavailable, Transaction, Write
 
@@ -106,10 +106,13 @@ class SqliteStore:
             return False
         return True
 
-    def sums(self) -> list[HourSums]:
+    def sums(self, experiment: int | None = None) -> list[HourSums]:
         """Read sums."""
+        hours = hours_of(experiment)
         with self._file.reading() as db:
-            rows = db.execute("SELECT grp, hour, cells FROM sums").fetchall()
+            rows = db.execute(
+                "SELECT grp, hour, cells FROM sums WHERE place BETWEEN ? AND ?", (hours[0], hours[-1])
+            ).fetchall()
         return [HourSums(group, hour, all_cells(np.frombuffer(cells, "<i8"))) for group, hour, cells in rows]
 
     def forget(self) -> None:
@@ -187,11 +190,13 @@ def _move(db: sqlite3.Connection, move: Move) -> None:
 
 def _add(db: sqlite3.Connection, sums: HourSums) -> None:
     group, hour, added = sums
-    place = group, hour % HOURS
+    place = group, place_of(hour)
     row = db.execute("SELECT hour, cells FROM sums WHERE grp = ? AND place = ?", place).fetchone()
     if row and row[0] > hour:
         return
-    cells = added + all_cells(np.frombuffer(row[1], "<i8")) if row and row[0] == hour else added
+    cells = all_cells(added)
+    if row and row[0] == hour:
+        cells += all_cells(np.frombuffer(row[1], "<i8"))
     # As Redis has them: without what nothing was added to, behind the last.
     held = np.trim_zeros(cells, "b").astype("<i8").tobytes()
     db.execute("INSERT OR REPLACE INTO sums VALUES (?, ?, ?, ?)", (*place, hour, held))

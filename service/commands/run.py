@@ -18,7 +18,7 @@ from learner.store import StoreUnavailable
 from service.commands.command import Arguments, Command
 from service.commands.up import FILE
 from service.environment import PREFIX
-from service.model_file import read_model
+from service.model_file import read_experiment, read_model
 from service.settings import SettingsError, read_settings
 
 EXIT_FAILED = 1
@@ -46,6 +46,7 @@ def run(command: Command, arguments: Arguments) -> int:
         if prior := arguments.prior or getattr(arguments, "previous", None):
             settings = msgspec.structs.replace(settings, prior=prior)
         model = read_model(settings.model, settings.prior)
+        model = replace(model, experiment=read_experiment(settings.experiment))
         if settings.schemas:
             from learner.schemas import Schemas
 

@@ -38,7 +38,7 @@ function showQuality(told) {
     : "Not measured: the model says quality.users = 0.";
   if (!windows.length) return;
   // A reader, by eye or by ear, is not to lose the place where nothing has changed.
-  const state = JSON.stringify([told.model, told.windows, told.hours, told.worse_in]);
+  const state = JSON.stringify([told.model, told.windows, told.hours, told.worse_in, told.arms]);
   if (state === $("quality").dataset.state) return;
   $("quality").dataset.state = state;
   const share = told.users < 1 ? ` of ${Math.round(100 * told.users)} % of users` : "";
@@ -51,10 +51,19 @@ function showQuality(told) {
         return [`${WINDOWS[name] ?? name}${users === "all" ? "" : users.includes("=") ? `, ${users}` : `, ${users} users`}`, whole(part.outcomes), whole(part.clicks),
           within(metrics.log_loss), within(less.log_loss), within(metrics.slate_ndcg), within(less.slate_ndcg), within(metrics.predicted_over_actual)];
       })), [0]));
+  $("quality-arms").hidden = !told.arms.length;
+  if (told.arms.length) {
+    put($("quality-arms"), table("Experiment, by arm", ["arm", "users", "served by", "slates", "clicks", "clicks a slate", "log loss", "lift over the first"],
+      told.arms.map((arm) => [arm.name, `${+(100 * arm.share).toFixed(2)} %`, arm.model ? `${arm.policy} of ${arm.model}` : arm.policy, whole(arm.slates), whole(arm.clicks),
+        known(arm.clicks_per_slate) ? arm.clicks_per_slate.toFixed(4) : "–", within(arm.log_loss), lifted(arm)]), [0, 2]));
+  }
   drawHours(told.hours);
   drawCalibration(windows.at(-1)[1].calibration);
 }
 
+const signedPercent = (share) => `${share > 0 ? "+" : ""}${(100 * share).toFixed(1)} %`;
+/** An interval that holds at all times at once: one may look whenever one likes. */
+const lifted = ({ lift, interval }) => (known(lift) ? `${signedPercent(lift)} (${signedPercent(interval[0])} to ${signedPercent(interval[1])})` : "–");
 const within = ({ value, half_width: half }) => (known(value) ? `${value.toFixed(4)}${known(half) ? ` ± ${half.toFixed(4)}` : ""}` : "–");
 
 function drawHours(hours) {

@@ -40,6 +40,8 @@ class ScoreRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     whose ids `shown` has, in that order. Without either it logs all items, in the order they came; where the model has
     a `[position]`, each with its rank. `context` is what the model's features of the context take, of all items.
     `propensities` wants the chances of the items that are shown, as the policy ranked them; they are logged, too.
+    `policy` is ``mean`` if not said, or that of the user's arm where there is an experiment. A request that says its
+    `policy`, `epsilon`, `temperature` or what is `shown` is of no arm.
     `temperature` is that of ``plackett-luce``, 1 if not given; `epsilon` how much any policy explores, beyond what the
     model says: 0.1 of ``epsilon-greedy`` if not given.
     `timestamp` is when the request was (epoch ms), if not now: features of time, and all else, are as they were then.
@@ -48,7 +50,7 @@ class ScoreRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     user_id: Id
     items: Annotated[list[ScoreItem], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
     request_id: Id | None = None
-    policy: Policy = "mean"
+    policy: Policy | None = None
     seed: Seed | None = None
     explain: bool = False
     log_impression: bool = False

@@ -24,6 +24,7 @@ from service.metrics import exposition
 from service.settings import Settings
 from service.web import api
 from service.web.answers import describe_model
+from service.web.arms import assigned
 from service.web.beside import Beside
 from service.web.catalog import add_catalog
 from service.web.guard import Guard
@@ -160,16 +161,20 @@ def create_app(
         raw = await read_body(request, MAX_EVENT_BYTES)
         scorer = scorers.served
         wanted = decode_body(scorer.decoder, _SCORE_REQUEST, raw)
+        arm = assigned(model.experiment, wanted)
+        if arm is not None and scorer is not (own := scorers.of_arm(arm.arm)):
+            # Its features may be others.
+            scorer, wanted = own, decode_body(own.decoder, _SCORE_REQUEST, raw)
         laps.lap("body")
-        answer, impression = await scorer.scoring.score(wanted, len(raw), laps)
+        answer, impression = await scorer.scoring.score(wanted, len(raw), laps, arm)
         if impression is not None:
             answer = msgspec.structs.replace(answer, logged=await logged(impression))
             laps.lap("log")
         metrics.took(laps.seconds)
         if scorer.model.catalog is not None:
             metrics.unknown_items.inc(sum(item.known is False for item in answer.items))
-        metrics.scored.labels(wanted.policy, str(answer.user_known).lower()).inc(len(answer.items))
-        beside.score(raw, answer, scorers.beside)
+        metrics.scored.labels(answer.policy, str(answer.user_known).lower()).inc(len(answer.items))
+        beside.score(raw, answer, scorers.beside(scorer))
         return json_response(answer)
 
     async def logged(impression: Entry) -> bool:

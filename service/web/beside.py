@@ -73,7 +73,10 @@ class Beside:
 def _scored(raw: bytes, answer: api.ScoreResponse, other: Scorer) -> api.ScoreResponse:
     """As the other would have answered, with the same seed if one was drawn."""
     wanted = other.decoder.decode(raw)
-    wanted = msgspec.structs.replace(wanted, seed=answer.ranked.get("seed"), log_impression=False, explain=False)
+    # The policy of an arm is not what the request says.
+    names = ("seed",) if answer.arm is None else ("seed", "policy", "epsilon", "temperature")
+    said = {name: answer.ranked.get(name) for name in names}
+    wanted = msgspec.structs.replace(wanted, **said, log_impression=False, explain=False)
     scored, _ = other.operations.score(other.operations.plan(wanted), wanted, Laps())
     return scored
 

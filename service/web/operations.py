@@ -42,6 +42,7 @@ from service.clock import now_ms
 from service.settings import Settings
 from service.web import api
 from service.web.answers import coefficients, ranked_items, state
+from service.web.arms import Assigned
 from service.web.guardrail import Guardrail
 from service.web.items import Items
 from service.web.outcomes import outcomes
@@ -78,12 +79,14 @@ class Operations:
         is_open = self._model.catalog.lacking([item.features for item in wanted.items])
         return reads(items, self._catalog.plan(list(compress(ids, is_open))), is_open)
 
-    def score(self, plan: Reads, wanted: api.ScoreRequest, laps: Laps) -> tuple[api.ScoreResponse, Entry | None]:
+    def score(
+        self, plan: Reads, wanted: api.ScoreRequest, laps: Laps, arm: Assigned | None = None
+    ) -> tuple[api.ScoreResponse, Entry | None]:
         """Score a slate: a read of the user and one of what is not known of its items, and `score_from`."""
         (value,) = self._store.load([wanted.user_id])
         values = [self._store.load(keys, effect) for effect, keys in plan.wanted.items()]
         laps.lap("read")
-        return self.score_from(value, plan, values, wanted, laps)
+        return self.score_from(value, plan, values, wanted, laps, arm)
 
     def score_from(
         self,
@@ -92,6 +95,7 @@ class Operations:
         values: Sequence[Sequence[bytes | None]],
         wanted: api.ScoreRequest,
         laps: Laps,
+        arm: Assigned | None = None,
     ) -> tuple[api.ScoreResponse, Entry | None]:
         """Score a slate from the bytes of its user and items: one design matrix, one prediction each.
 
@@ -106,26 +110,25 @@ class Operations:
         record = self._decoded(value, wanted.user_id, self._model)
         belief = belief_at(self._model, record, now)
         offset = self._offsets([item.offset for item in wanted.items], rows)
-        seed, generator = None, None
-        rule = rule_of(wanted, self._settings.ucb_alpha, self._model.specification.explore)
+        seed = generator = slate = said = None
+        explore = self._model.specification.explore
+        rule = rule_of(wanted, self._settings.ucb_alpha, explore, arm and arm.arm)
         if rule.is_random:
             seed = secrets.randbits(63) if wanted.seed is None else wanted.seed
             generator = np.random.default_rng(seed)
-        slate = None
         if self._items is not None and plan.items is not None:
             drawn = seed if rule.name == "thompson" else None
             slate = self._items.of(plan.items, read.get("item", []), now).at(rows, now, drawn)
         effects = None if slate is None else slate.effects
-        fallback = self.guardrail.covers(rows)
+        fallback = self.guardrail.covers(rows) or (arm is not None and arm.arm.holdout)
         if fallback:
             belief = Belief(np.zeros_like(belief.mean), np.zeros_like(belief.factor))
         counted = None if fallback else effects
         scores = score_items(belief, rows, offset, rule, generator, counted)
-        said = None
-        if n_said := n_chances(wanted, self._model.specification.explore):
+        if n_said := n_chances(wanted, explore):
             said = propensities(n_said, scores, belief, rows, offset, rule, generator, counted)
         ranked = Ranked(
-            wanted.policy,
+            rule.name,
             record.revision,
             record.n_events,
             self._model.population_fingerprint.hex(),
@@ -137,15 +140,16 @@ class Operations:
             rule.epsilon or None,
             rule.top_k if rule.epsilon else None,
         )
-        request_id = wanted.request_id or uuid.uuid4().hex
+        request_id, arm_id = wanted.request_id or uuid.uuid4().hex, arm and arm.id
         entry = None
         if wanted.log_impression:
             pairs = None if effects is None else effects.pairs()
             context = wanted.context if self._model.context_features else {}
             ranks = self._model.examination is not None
             items, others = shown_items(wanted, found.features, scores.order.tolist(), pairs, ranks, said)
-            is_resolved = found.known is not None
-            shown = WireImpression(request_id, wanted.user_id, now, items, ranked, context, is_resolved, others)
+            shown = WireImpression(
+                request_id, wanted.user_id, now, items, ranked, context, found.known is not None, others, arm_id
+            )
             raw = msgspec.json.encode(shown)
             if len(raw) > MAX_EVENT_BYTES:
                 # It says more than the request did, and learners would refuse it.
@@ -159,7 +163,7 @@ class Operations:
         answer = api.ScoreResponse(
             request_id=request_id,
             model=self._model.name,
-            policy=wanted.policy,
+            policy=rule.name,
             user_id=wanted.user_id,
             user_known=record.n_events > 0,
             posterior=state(record, now),
@@ -168,6 +172,7 @@ class Operations:
             logged=False,
             took_ms=laps.total * 1000,
             fallback=fallback,
+            arm=arm_id,
         )
         laps.lap("score")
         return answer, entry

@@ -5,15 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from learner.belief.gaussian import Array, Belief, Rows
+from learner.model.experiment import Arm
 from learner.model.file import ExploreRule
 from learner.policy.chances import DRAWS, chances
 from learner.policy.rank import ItemEffects, Scores, keys_of
-from learner.policy.rule import EPSILON, Rule
+from learner.policy.rule import EPSILON, Rule, parse_rule
 from service.web.api import ScoreRequest, invalid_field
 
 
-def rule_of(wanted: ScoreRequest, alpha: float, floor: ExploreRule) -> Rule:
-    """The policy of a request, where the model says how much any policy explores at the least.
+def rule_of(wanted: ScoreRequest, alpha: float, floor: ExploreRule, arm: Arm | None = None) -> Rule:
+    """The policy of a request, or of its arm, where the model says how much any policy explores at the least.
 
     Raises
     ------
@@ -21,16 +22,21 @@ def rule_of(wanted: ScoreRequest, alpha: float, floor: ExploreRule) -> Rule:
         422, if it has a parameter of another policy, or wants the chances of an order that is not the policy's.
     """
     if wanted.temperature is not None and wanted.policy != "plackett-luce":
-        raise invalid_field("temperature", f"given beside policy {wanted.policy!r}: expected 'plackett-luce' with it")
+        given = f"given beside policy {wanted.policy or 'mean'!r}"
+        raise invalid_field("temperature", f"{given}: expected 'plackett-luce' with it")
     if wanted.propensities and wanted.shown is not None:
         raise invalid_field(
             "propensities", "given beside shown, which is no order of the policy's: expected top_k, or neither"
         )
-    epsilon = EPSILON if wanted.policy == "epsilon-greedy" else 0.0
+    if arm is not None:
+        rule = parse_rule(arm.policy or "mean", Rule(alpha=alpha, top_k=floor.top_k))
+        return rule._replace(epsilon=max(rule.epsilon, floor.epsilon))
+    policy = wanted.policy or "mean"
+    epsilon = EPSILON if policy == "epsilon-greedy" else 0.0
     if wanted.epsilon is not None:
         epsilon = wanted.epsilon
     temperature = 1.0 if wanted.temperature is None else wanted.temperature
-    return Rule(wanted.policy, alpha, temperature, max(epsilon, floor.epsilon), floor.top_k)
+    return Rule(policy, alpha, temperature, max(epsilon, floor.epsilon), floor.top_k)
 
 
 def n_chances(wanted: ScoreRequest, floor: ExploreRule) -> int:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from freshet.quality_answers import QualityResponse
 from learner.model.spec import Model
 from learner.store import Store
+from service.arms import arms_of
 from service.clock import now_ms
 from service.guardrail import judged
 from service.quality import hours_of, windows_of
@@ -41,7 +42,9 @@ class Quality:
         sums, has_items = self._store.sums(), self._model.item is not None
         segments = [one.name for one in self._model.segments]
         worse = [name for name, one in judged(sums, segments).items() if one.is_worse]
+        experiment = self._model.experiment
+        arms = [] if experiment is None else arms_of(experiment, self._store.sums(experiment.number))
         return QualityResponse(
             self._model.name, now_ms(), self._model.quality, bool(worse), windows_of(sums, has_items, segments),
-            hours_of(sums, has_items), worse,
+            hours_of(sums, has_items), worse, arms=arms,
         )  # fmt: skip

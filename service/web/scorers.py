@@ -11,6 +11,7 @@ import structlog
 from fastapi import Request
 
 from freshet.answers import Erasure, ItemErasure, ModelsResponse
+from learner.model.experiment import Arm
 from learner.model.spec import Model
 from learner.store import Store, StoreUnavailable
 from learner.store.models import registered
@@ -84,10 +85,13 @@ class Scorers:
         """All of them."""
         return list(self._all.values())
 
-    @property
-    def beside(self) -> list[Scorer]:
-        """Those that are not served."""
-        return [one for one in self._all.values() if one is not self.served]
+    def beside(self, answered: Scorer) -> list[Scorer]:
+        """Those that did not answer."""
+        return [one for one in self._all.values() if one is not answered]
+
+    def of_arm(self, arm: Arm | None) -> Scorer:
+        """Who answers a user of an arm, or of none."""
+        return self.served if arm is None or arm.model is None else self._all[arm.model]
 
     def asked(self, request: Request) -> Scorer:
         """Whom a request asks, by its query; the one that is served if it does not say.

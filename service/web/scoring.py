@@ -11,6 +11,7 @@ from learner.policy.chances import DRAWS
 from learner.record import ForeignRecord
 from learner.store import NotNow, Pipelined, Store
 from service.web import api
+from service.web.arms import Assigned
 from service.web.operations import Operations
 from service.web.policy import n_chances
 from service.web.threads import in_thread
@@ -47,37 +48,39 @@ class Scoring:
         self._pipeline = store.pipeline() if isinstance(store, Pipelined) else None
         self._with_store, self._explaining = with_store, explaining
 
-    async def score(self, wanted: api.ScoreRequest, n_bytes: int, laps: Laps) -> tuple[api.ScoreResponse, Entry | None]:
-        """Score a request of so many bytes, and time its stages; also what is to be logged."""
+    async def score(
+        self, wanted: api.ScoreRequest, n_bytes: int, laps: Laps, arm: Assigned | None = None
+    ) -> tuple[api.ScoreResponse, Entry | None]:
+        """Score a request of so many bytes for an arm, and time its stages; also what is to be logged."""
         try:
-            return await self._score(wanted, n_bytes, laps)
+            return await self._score(wanted, n_bytes, laps, arm)
         except ForeignRecord:
             # Of a version of the model that has come since; it is read by what the store says of that.
             if not await in_thread(self._with_store, self._operations.versions.look):
                 raise
-            return await self._score(wanted, n_bytes, laps)
+            return await self._score(wanted, n_bytes, laps, arm)
 
     async def _score(
-        self, wanted: api.ScoreRequest, n_bytes: int, laps: Laps
+        self, wanted: api.ScoreRequest, n_bytes: int, laps: Laps, arm: Assigned | None
     ) -> tuple[api.ScoreResponse, Entry | None]:
         pool = self._explaining if wanted.explain else self._with_store
         plan = self._operations.plan(wanted)
         if self._pipeline is None:
-            return await in_thread(pool, self._operations.score, plan, wanted, laps)
+            return await in_thread(pool, self._operations.score, plan, wanted, laps, arm)
         try:
             # All are asked for before any is waited for.
             wants = [([wanted.user_id], "user"), *((keys, effect) for effect, keys in plan.wanted.items())]
             (value,), *values = [await one for one in [self._pipeline.load(*some) for some in wants]]
         except NotNow:
-            return await in_thread(pool, self._operations.score, plan, wanted, laps)
+            return await in_thread(pool, self._operations.score, plan, wanted, laps, arm)
         laps.lap("read")
         n_bytes += len(value or b"")
         n_products = len(wanted.items) * self._n_factor
         # Chances take a comparison of each item that is shown with each other, in each draw.
         n_products += len(wanted.items) * n_chances(wanted, self._explore) * DRAWS
         if wanted.explain or n_bytes > MAX_BYTES_AT_ONCE or n_products > MAX_PRODUCTS_AT_ONCE:
-            return await in_thread(pool, self._operations.score_from, value, plan, values, wanted, laps)
-        return self._operations.score_from(value, plan, values, wanted, laps)
+            return await in_thread(pool, self._operations.score_from, value, plan, values, wanted, laps, arm)
+        return self._operations.score_from(value, plan, values, wanted, laps, arm)
 
     def close(self) -> None:
         """Give up the connection; the threads are their owner's."""

@@ -17,7 +17,25 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from learner.log import Entry, open_log
-from learner.record.sums import CELLS, FIRST_SEGMENT, HOUR_MS, OF_SLATES, PER_SEGMENT, SLATES, UNIT, HourSums, N
+from learner.model.experiment import load_experiment
+from learner.record.sums import (
+    ARM_BUCKETS,
+    ARM_FIXED,
+    ARM_N,
+    ARM_SERVED,
+    CELLS,
+    FIRST_SEGMENT,
+    GROUPS,
+    HOUR_MS,
+    OF_SLATES,
+    PER_ARM,
+    PER_SEGMENT,
+    SLATES,
+    TOTALS,
+    UNIT,
+    HourSums,
+    N,
+)
 from learner.store import Transaction, open_store
 from tests.freshet import Freshet
 
@@ -37,6 +55,16 @@ taste = { kind = "vector", size = 2 }
 SHARE = re.compile(r"(\d+\.\d)\s%")
 FOCUSED = "(e => e === document.body ? '' : (e.labels?.[0] ?? e).textContent)(document.activeElement)"
 HOSTILE = "<img src=x onerror=alert(1)>"
+
+EXPERIMENT = """
+name = "door"
+[arms.control]
+share = 0.1
+holdout = true
+[arms.draws]
+share = 0.5
+policy = "thompson"
+"""
 
 
 @contextmanager
@@ -185,6 +213,33 @@ def test_quality_is_shown_by_segment_and_so_is_where_scores_do_harm(chromium: Br
         expect(shown).to_contain_text("last hour, device=phone", timeout=15_000)
         expect(shown).not_to_contain_text("device=web")
         expect(shown.get_by_role("alert")).to_contain_text("What is served to slates of device=phone is worse")
+
+
+def test_arms_of_an_experiment_are_shown_with_their_lift(chromium: Browser, tmp_path: Path) -> None:
+    (tmp_path / "experiment.toml").write_text(EXPERIMENT)
+    experiment = load_experiment(EXPERIMENT)
+    hour = np.zeros(CELLS, np.int64)
+    hour[N] = 1
+    sums = [HourSums(0, time.time_ns() // 1_000_000 // HOUR_MS, hour)]
+    for group in range(GROUPS):
+        arms = np.zeros((2, PER_ARM), np.int64)
+        arms[:, ARM_N], arms[:, ARM_SERVED], arms[:, ARM_FIXED] = 1_000, int(300 * UNIT), int(400 * UNIT)
+        # Of each bucket its slates, then its clicks.
+        arms[:, ARM_BUCKETS::2], arms[0, ARM_BUCKETS + 1 :: 2], arms[1, ARM_BUCKETS + 1 :: 2] = 100, 10, 20
+        sums.append(HourSums(group, TOTALS + experiment.number, arms.ravel()))
+    store = open_store(f"sqlite:///{tmp_path / 'freshet.db'}", 60)
+    assert store.commit([Transaction(0, (), sums=sums)]) == [True]
+    store.close()
+    named = {"experiment": tmp_path / "experiment.toml"}
+    with running(tmp_path, "up", "name = 'page'\n[features]\n", **named) as service, opened(chromium, service) as page:
+        rows = page.locator("#quality-arms tbody tr")
+        expect(rows).to_have_count(2, timeout=15_000)
+        for row, said in (
+            (0, ["control", "10 %", "holdout", "25,600", "2,560", "0.1000", "0.4000"]),
+            (1, ["draws", "50 %", "thompson", "25,600", "5,120", "0.2000", "0.3000", "+100.0 % (+"]),
+        ):
+            for text in said:
+                expect(rows.nth(row)).to_contain_text(text)
 
 
 def test_ids_of_any_kind_are_text_and_never_markup(chromium: Browser, service: Freshet) -> None:

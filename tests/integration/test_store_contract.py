@@ -16,7 +16,7 @@ import redis
 
 from learner.log.position import Partition
 from learner.record import DamagedRecord
-from learner.record.sums import CELLS, GROUPS, HOURS, HourSums
+from learner.record.sums import CELLS, GROUPS, HOURS, TOTALS, HourSums
 from learner.store import Move, Store, StoreUnavailable, Transaction, Write, open_store, write_alone
 from learner.store.redis_keys import record_key
 from tests.servers import RedisServer, eventually
@@ -428,6 +428,19 @@ def test_an_hour_takes_the_place_of_the_one_that_was_so_many_earlier_and_never_o
     for number in (hour, hour + HOURS, hour):
         assert store.commit([Transaction(shard, (), sums=[added(group, number, c2=1)])]) == [True]
     assert sums_of(store, range(hour, hour + HOURS + 1, HOURS)) == {(group, hour + HOURS): {2: 1}}
+
+
+def test_sums_of_an_experiment_are_kept_beside_those_of_hours_and_of_other_experiments(store: Store, user: str) -> None:
+    shard, group = store.shard_of(user), crc32(user.encode()) % GROUPS
+    number, hour = int(user[:6], 16) + (1 << 31), HOURS * 10**6 + int(user[4:8], 16)
+    for experiment, by in ((number, 2), (number + 1, 5), (number, 1)):
+        sums = [added(group, hour, c1=1), added(group, TOTALS + experiment, c0=by, c7=-by)]
+        assert store.commit([Transaction(shard, (), sums=sums)]) == [True]
+    for experiment, total in ((number, 3), (number + 1, 5), (number + 2, None)):
+        found = [(one.group, one.hour, int(one.cells[0]), int(one.cells[7])) for one in store.sums(experiment)]
+        assert found == ([] if total is None else [(group, TOTALS + experiment, total, -total)])
+    assert sums_of(store, range(hour, hour + 1)) == {(group, hour): {1: 3}}
+    assert all(one.hour < TOTALS for one in store.sums())
 
 
 def test_each_shard_knows_the_versions_that_it_was_told_of_the_last_of_each_name(store: Store, user: str) -> None:
