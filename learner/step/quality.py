@@ -51,6 +51,7 @@ from learner.step.sums import (
     FLAGS,
     IS_PREDICTED,
     KNOWN,
+    SCORED,
     SERVED_UNIT,
     Sums,
     add_three,
@@ -60,7 +61,6 @@ from learner.step.sums import (
     loss_of,
     served_logit,
 )
-from learner.step.sums import SCORED as _SCORED
 
 
 @inner
@@ -123,7 +123,7 @@ def predict(rules: Rules, user: User, slot: int, mean: Any, factor: Any, known: 
 @inner
 def is_scored(user: User, slot: int) -> bool:
     """Whether an outcome is in the sums."""
-    return bool(user.outcome[slot].predicted & _SCORED)
+    return bool(user.outcome[slot].predicted & SCORED)
 
 
 @inner
@@ -156,7 +156,7 @@ def score_slate(rules: Rules, user: User, place: int, sums: Sums) -> int:
     for i in range(first, last):
         one = user.outcome[user.order[i]]
         if one.state != FORGOTTEN and one.predicted & IS_PREDICTED:
-            if one.predicted & _SCORED:
+            if one.predicted & SCORED:
                 n_old += 1
             else:
                 n_new += 1
@@ -166,7 +166,7 @@ def score_slate(rules: Rules, user: User, place: int, sums: Sums) -> int:
         for i in range(first, last):
             one = user.outcome[user.order[i]]
             if one.state != FORGOTTEN and one.predicted & IS_PREDICTED:
-                one.predicted |= _SCORED
+                one.predicted |= SCORED
         add_slate(rules, user, first, last, sums, 1)
         user.facts[0].n_scored += n_new
     return last
@@ -203,7 +203,7 @@ def add_slate(rules: Rules, user: User, first: int, last: int, sums: Sums, sign:
     for i in range(first, last):
         slot = user.order[i]
         one = user.outcome[slot]
-        if one.state == FORGOTTEN or not one.predicted & _SCORED:
+        if one.state == FORGOTTEN or not one.predicted & SCORED:
             continue
         yes[n] = one.state == CLICKED
         clicks += yes[n]

@@ -13,7 +13,7 @@ from learner.model.spec import Model
 from learner.record import Record, encode_record
 from learner.record.sums import PER_AGE, HourSums, N
 from learner.step.apply import apply
-from learner.step.quality import _SCORED
+from learner.step.sums import SCORED
 
 Total = dict[tuple[int, int], NDArray[np.int64]]
 """By group of users and hour."""
@@ -42,11 +42,11 @@ def said_by_record(record: Record, user: str, model: Model) -> list[HourSums]:
 
     The step itself works it out, from a record in which just these are not in the sums yet, and all are due.
     """
-    scored = (record.outcomes["predicted"] & _SCORED) > 0
+    scored = (record.outcomes["predicted"] & SCORED) > 0
     if not scored.any():
         return []
     its = record.outcomes[scored]
-    its["predicted"] &= ~_SCORED
+    its["predicted"] &= ~SCORED
     last = int(its["shown_at"].max()) + ceil(model.settle_age_ms)
     swept = sweeps({user: last}, model.width)
     data = encode_record(record._replace(outcomes=its, rows=record.rows[scored]), model)
