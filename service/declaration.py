@@ -65,7 +65,7 @@ def _scaled(kind: str, numbers: Array) -> str:
 def separator(values: Sequence[Any]) -> str | None:
     """What parts the values of lists in cells of text; None of what are no such lists.
 
-    >>> separator(["red|blue", "red", "green|red"])
+    >>> separator(["red|blue", "red", "blue|red", "green|red"])
     '|'
     >>> separator(["Shoes, all red", "Boots, as new", "A bag, small"])
     """
