@@ -12,21 +12,18 @@ import msgspec
 from prometheus_client import CollectorRegistry
 
 from learner.events.wire import Reason
+from learner.model.catalog_file import CatalogFile
+from learner.model.effects_file import EarlierItemPrior, Effects, ItemFile, ItemPrior, UserFile
 from learner.model.events_file import ClickRule, EventsFile, ImpressionRule
 from learner.model.file import (
     ClickDelay,
-    EarlierItemPrior,
     EarlierPrior,
-    Effects,
     ExploreRule,
-    ItemFile,
-    ItemPrior,
     ModelFile,
     OffsetRule,
     PositionRule,
     Prior,
     QualityRule,
-    UserFile,
 )
 from service.environment import PREFIX
 from service.metrics import FATES, LearnerMetrics, QualityMetrics
@@ -46,8 +43,8 @@ _TABLES = {
     "click_delay": ClickDelay, "effects": Effects, "effects.user": UserFile, "effects.item": ItemFile,
     "effects.item.prior": ItemPrior, "effects.item.prior.earlier": EarlierItemPrior, "offset": OffsetRule,
     "position": PositionRule, "prior": Prior, "prior.earlier": EarlierPrior, "events": EventsFile,
-    "events.impression": ImpressionRule, "events.click": ClickRule, "quality": QualityRule,
-    "explore": ExploreRule,
+    "events.impression": ImpressionRule, "events.click": ClickRule, "catalog": CatalogFile,
+    "quality": QualityRule, "explore": ExploreRule,
 }  # fmt: skip
 _NOTHING: Any = None  # What the apps would ask only when they are asked.
 

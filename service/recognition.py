@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from learner.events.foreign import epoch_ms
+from learner.model.instant import epoch_ms
 
 _NAME = re.compile(r"[^.\"\\\x00-\x1f]+")
 _HINTS = {
@@ -20,6 +20,7 @@ _HINTS = {
     "item": r"item|product|sku|article|content|doc|movie|film|video|song|track|offer|listing|^p?id$|pid|asin",
     "position": r"^(pos|position|rank|index|idx|slot|ordinal)$",
     "shown": r"impress|view|show|expos|display|serve|render|slate|result",
+    "version": r"^timestamp$|updated|modified|changed",
     "clicked": r"click|tap|select|open|choose|chose|pick|play",
 }
 

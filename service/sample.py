@@ -12,12 +12,13 @@ from typing import Any
 import msgspec
 
 from learner.batch.raw import Raw, Skipped
-from learner.events.foreign import PassedOver, at_path, body_of, epoch_ms, rule_of
+from learner.events.foreign import PassedOver, at_path, body_of, rule_of
 from learner.events.parse import parse_event
 from learner.events.record import with_record
 from learner.events.wire import BadEvent, WireCatalogItem, WireClick, WireErase, WireEraseItem, WireImpression
 from learner.model.events_file import ClickRule, EventRule, EventsFile, ImpressionRule
 from learner.model.foreign import feature_paths, paths_of
+from learner.model.instant import epoch_ms
 from learner.model.spec import Model
 from learner.wire_errors import UNREADABLE
 from service.recognition import flattened
@@ -125,7 +126,9 @@ def _rule(name: str, rule: EventRule, bodies: Sequence[Any], events: EventsFile,
     yield f"{name}s{'' if events.type is None else f', told by {events.type}'}"
     width, path_width = max(len(field) for field, _, _ in rows), max(len(path) for _, path, _ in rows)
     for field, path, values in rows:
-        yield f"  {field:{width}}  {path:{path_width}}  {_found(values, field == 'timestamp')}"
+        of_catalog = field.startswith("feature ") and model.features[field[8:]].origin == "catalog"
+        found = "left to the catalog" if of_catalog and not any(v is not None for v in values) else ""
+        yield f"  {field:{width}}  {path:{path_width}}  {found or _found(values, field == 'timestamp')}"
     others = dict.fromkeys(path for one in bodies if isinstance(one, dict) for path in flattened(one))
     if outer:
         inner = dict.fromkeys(path for one in its if isinstance(one, dict) for path in flattened(one))

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from math import log
 from typing import Any
 
 import numpy as np
 
-from learner.events.foreign import epoch_ms
 from learner.model.duration import duration_text
-from service.recognition import NoSuggestion, Recognised, flattened, hint, recognised
+from learner.model.instant import epoch_ms
+from service.declaration import key, quoted
+from service.recognition import NoSuggestion, Recognised, flattened, recognised
+from service.suggested_features import COMMON, Suggested, suggested
 
-MOST_VALUES = 50
-"""Of a category that is proposed; more are hashed."""
-BUCKETS = 32
 LEAST_CLICKS = 20
 """So many matched clicks say how late they come."""
 _POSITION = (
@@ -26,26 +22,20 @@ _POSITION = (
     '# examination = "1/k"',
     "",
 )
-_NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?", re.ASCII)
 
 
-@dataclass
-class _Features:
-    """Lines of `[features]`, the paths of those with another name, the path of ranks, and what was left out."""
-
-    lines: list[str] = field(default_factory=list)
-    paths: dict[str, str] = field(default_factory=dict)
-    position: str | None = None
-    left_out: list[str] = field(default_factory=list)
-
-
-def suggest(events: Sequence[Any], source: str) -> str:
+def suggest(events: Sequence[Any], source: str, table: Sequence[Mapping[str, Any]] = (), named: str = "") -> str:
     """The text of a `model.toml` for such events, decoded JSON, which came from a source.
+
+    Parameters
+    ----------
+    table, named
+        Rows of a table of items, and what it is called.
 
     Raises
     ------
     NoSuggestion
-        If they have nothing that could be a slate, a click, a user or a time.
+        If they have nothing that could be a slate, a click, a user or a time; or the table no id of an item shown.
     """
     rows = [flattened(event) for event in events if isinstance(event, dict)]
     if not rows:
@@ -54,9 +44,11 @@ def suggest(events: Sequence[Any], source: str) -> str:
     if within:
         rows = [flattened(event[within]) for event in events]
     found = recognised(rows)
-    features = _features(found)
+    features = suggested(found, list(map(_row, table)), named)
+    of_items = f" and {len(table):,} items of {named}" if table else ""
     lines = [
-        f"# Proposed from {len(events):,} events of {source}: read it before you use it, then see what it finds with",
+        f"# Proposed from {len(events):,} events of {source}{of_items}:",
+        "# read it before you use it, then see what it finds with",
         f"#   freshet check --model model.toml --sample {source}",
         'name = "suggested"',
         'half_life = "30d"',
@@ -71,31 +63,50 @@ def suggest(events: Sequence[Any], source: str) -> str:
         *(_POSITION if features.position else []),
         "[features]",
         *features.lines,
-        *(f"# left out: {one}" for one in features.left_out),
         "",
         "[events]",
-        *([f"within = {_text(within)}"] if within else []),
-        *([f"type = {_text(found.type)}"] if found.type else []),
+        *([f"within = {quoted(within)}"] if within else []),
+        *([f"type = {quoted(found.type)}"] if found.type else []),
         *(['other_types = "ignore"'] if found.other_types else []),
-        f"user_id = {_text(found.user)}",
-        f"timestamp = {_text(found.time)}",
-        *([f"request_id = {_text(found.request)}"] if found.request else []),
+        f"user_id = {quoted(found.user)}",
+        f"timestamp = {quoted(found.time)}",
+        *([f"request_id = {quoted(found.request)}"] if found.request else []),
         "",
         "[events.impression]",
         *_when(found, "impression"),
-        *([f"items = {_text(found.items)}"] if found.items else []),
-        f"item_id = {_text(found.item_id)}",
-        *([f"position = {_text(features.position)}"] if features.position else []),
-        *(
-            [f"features = {{ {', '.join(f'{_key(k)} = {_text(v)}' for k, v in features.paths.items())} }}"]
-            * bool(features.paths)
-        ),
+        *([f"items = {quoted(found.items)}"] if found.items else []),
+        f"item_id = {quoted(found.item_id)}",
+        *([f"position = {quoted(features.position)}"] if features.position else []),
+        *(["position_from = 0"] if features.position and features.first == 0 else []),
+        *_table("features", features.paths),
+        *_table("context", features.context),
         "",
         "[events.click]",
         *_when(found, "click"),
-        f"item_id = {_text(found.clicked_item)}",
+        f"item_id = {quoted(found.clicked_item)}",
+        *_catalog(features),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _row(cells: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row of a table says, by path; `features` of our own shape are columns like others."""
+    inside = cells.get("features")
+    return flattened({**cells, **inside, "features": None} if isinstance(inside, dict) else cells)
+
+
+def _catalog(features: Suggested) -> Iterable[str]:
+    if features.item_id is not None:
+        yield from ("", "[catalog]", f"item_id = {quoted(features.item_id)}")
+        yield from ([f"timestamp = {quoted(features.timestamp)}"] if features.timestamp else [])
+        yield from ([] if features.separator == COMMON else [f"separator = {quoted(features.separator)}"])
+        yield from _table("features", features.columns)
+
+
+def _table(name: str, said: Mapping[str, str]) -> Iterable[str]:
+    """A table of TOML in one line; nothing of an empty one."""
+    if said:
+        yield f"{name} = {{ {', '.join(f'{key(one)} = {quoted(value)}' for one, value in said.items())} }}"
 
 
 def _delay(found: Recognised) -> Iterable[str]:
@@ -116,113 +127,7 @@ def _level(found: Recognised) -> float:
     return log(share / (1 - share))
 
 
-def _features(found: Recognised) -> _Features:
-    """What items say of themselves; a path that is not only a name is told apart."""
-    its = found.shown if found.items is None else [flattened(one) for row in found.shown for one in row[found.items]]
-    known = {found.item_id} | ({found.type, found.user, found.time, found.request} if found.items is None else set())
-    features, names = (
-        _Features(),
-        Counter(path.rpartition(".")[2] for path in dict.fromkeys(p for row in its for p in row)),
-    )
-    for path in dict.fromkeys(path for row in its for path in row):
-        if path in known:
-            continue
-        name = path.rpartition(".")[2]
-        name = name if names[name] == 1 and name != "intercept" else path.replace(".", "_")
-        place = path if found.items is None else f"{found.items}[].{path}"
-        values = [row.get(path) for row in its]
-        there = [value for value in values if value not in (None, "")]
-        if hint("position", path) and features.position is None and _are_ranks(there):
-            features.position = path
-            continue
-        declared = "a position that does not count from 1" if hint("position", path) else declaration(there)
-        if declared.startswith("{"):
-            features.lines.append(f"{_key(name)} = {declared}")
-            if name != path:
-                features.paths[name] = path
-        else:
-            features.left_out.append(f"{place}: {declared}")
-    return features
-
-
-def declaration(values: Sequence[Any]) -> str:
-    """A line of `[features]` for such values; or why there is none.
-
-    >>> declaration([1, "2.5", 4])
-    '{ kind = "numeric", mean = 2.5, std = 1.225 }'
-    >>> declaration(["a", "b", "a", "a", "b", "a"])
-    '{ kind = "category", values = ["a", "b"], unknown = "ignore" }'
-    >>> declaration(["2026-11-01T00:00:00Z"])
-    'a time'
-    """
-    if not values:
-        return "empty throughout"
-    if all(isinstance(one, bool) for one in values):
-        return '{ kind = "boolean" }'
-    if all(_is_number(one) for one in values):
-        numbers = np.array([float(one) for one in values])
-        std = float(numbers.std())
-        return (
-            "the same throughout"
-            if std == 0
-            else f'{{ kind = "numeric", mean = {numbers.mean():.4g}, std = {std:.4g} }}'
-        )
-    if all(isinstance(one, str) for one in values):
-        if all(epoch_ms(one) is not None for one in values):
-            return "a time"
-        return _category(values)
-    if all(isinstance(one, list) for one in values):
-        return _list(values)
-    return "values of several types"
-
-
-def _category(values: Sequence[str]) -> str:
-    counts = Counter(values)
-    if len(counts) < 2:
-        return "the same throughout"
-    if len(counts) > len(values) / 2:
-        return f"text that hardly comes twice, {len(counts):,} different values"
-    if len(counts) > MOST_VALUES:
-        return f'{{ kind = "hashed", buckets = {BUCKETS} }}'
-    return f'{{ kind = "category", values = {_list_of(counts)}, unknown = "ignore" }}'
-
-
-def _list(values: Sequence[list[Any]]) -> str:
-    inner, sizes = [one for value in values for one in value], {len(value) for value in values}
-    if inner and len(sizes) == 1 and all(isinstance(one, int | float) and not isinstance(one, bool) for one in inner):
-        return f'{{ kind = "vector", size = {sizes.pop()} }}'
-    if inner and all(isinstance(one, str) for one in inner):
-        counts = Counter(inner)
-        if len(counts) > MOST_VALUES:
-            return f'{{ kind = "multi", buckets = {BUCKETS} }}'
-        return f'{{ kind = "multi", values = {_list_of(counts)}, unknown = "ignore" }}'
-    return "lists of other things than texts, or of different lengths"
-
-
-def _list_of(counts: Counter[str]) -> str:
-    return "[" + ", ".join(_text(value) for value, _ in counts.most_common()) + "]"
-
-
-def _are_ranks(values: Sequence[Any]) -> bool:
-    """Whether they count from 1, as positions do here."""
-    return bool(values) and all(type(one) is int and one >= 1 for one in values) and 1 in values
-
-
-def _is_number(value: Any) -> bool:
-    is_text = isinstance(value, str) and _NUMBER.fullmatch(value) is not None
-    return is_text or (isinstance(value, int | float) and not isinstance(value, bool))
-
-
 def _when(found: Recognised, what: str) -> Iterable[str]:
     if values := found.when.get(what):
         told = [json.dumps(value, ensure_ascii=False) for value in values]
         yield f"when = {told[0]}" if len(told) == 1 else f"when = [{', '.join(told)}]"
-
-
-def _text(value: str) -> str:
-    """A text of TOML: JSON's escapes are also its own."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _text(name)

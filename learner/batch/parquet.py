@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from learner.batch.items import item_json, require_id
 from learner.batch.raw import LogError, Raw, Reached
 from learner.events.wire import BadEvent, Reason
-from learner.model.kinds import Age, Feature
+from learner.model.instant import A_TIME, epoch_ms
+from learner.model.kinds import Age
 from learner.model.spec import Model
 
 _IDS = ("user_id", "request_id", "item_id")
@@ -83,38 +83,24 @@ def _outcomes(file: Path, table: Any, model: Model, reached: Reached) -> Iterato
     _check_names(file, columns, model)
     taken = {**model.item_features, **model.context_features}
     wanted = [name for name in columns if name in _FACTS or name in taken]
-    rows = _rows(file, table, wanted, taken, reached)
+    times = {*_TIMES, *(name for name, one in taken.items() if isinstance(one, Age))}
+    kinds = {name: table.schema_arrow.field(name).type for name in wanted}
+    converters = {name: converter(file, name, kind, _IDS, times) for name, kind in kinds.items()}
+    rows = converted(file, table, converters, reached)
     for _, slate in groupby(rows, key=lambda one: tuple(one[1][name] for name in _SLATE)):
         yield from _slate_events(file, list(slate), model)
 
 
-def _rows(
-    file: Path, table: Any, wanted: list[str], features: Mapping[str, Feature], reached: Reached
+def converted(
+    file: Path, table: Any, converters: Mapping[str, Converter], reached: Reached
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Each row of some columns with its number, from 1."""
-    times = {*_TIMES, *(name for name, one in features.items() if isinstance(one, Age))}
-    converters = {name: _converter(file, name, table.schema_arrow.field(name).type, times) for name in wanted}
     number = 0
-    for batch in _batches(file, table, wanted, reached):
+    for batch in _batches(file, table, [*converters], reached):
         values = [convert(batch.column(name)) for name, convert in converters.items()]
         for row in zip(*values, strict=True):
             number += 1
             yield number, dict(zip(converters, row, strict=True))
-
-
-def read_parquet_items(file: Path, model: Model, reached: Reached) -> Iterator[Raw]:
-    """See `learner.batch.items.read_items`."""
-    try:
-        table = pq.ParquetFile(file)
-        names = table.schema_arrow.names
-        require_id(file, names)
-        known = [] if model.catalog is None else model.catalog.names
-        wanted = [name for name in names if name in ("item_id", "timestamp", *known)]
-        for number, row in _rows(file, table, wanted, model.item_features, reached):
-            flaw = next((value for value in row.values() if isinstance(value, BadEvent)), None)
-            yield Raw(f"{file}: row {number}", flaw or item_json(row, model))
-    except pa.ArrowException as exc:
-        raise LogError(f"table {str(file)!r}: {exc}") from exc
 
 
 def _check_names(file: Path, columns: list[str], model: Model) -> None:
@@ -180,15 +166,15 @@ def _other_context(row: dict[str, Any], facts: dict[str, Any], model: Model) -> 
     return None
 
 
-def _converter(file: Path, name: str, kind: Any, times: Collection[str]) -> Converter:
-    """How a column of this Arrow type is read; some hold times.
+def converter(file: Path, name: str, kind: Any, ids: Collection[str], times: Collection[str]) -> Converter:
+    """How a column of this Arrow type is read; some hold ids, and some times.
 
     Raises
     ------
     LogError
         If it cannot be.
     """
-    if name in _IDS:
+    if name in ids:
         if pa.types.is_integer(kind) or _is_real(kind):
             return lambda column: [_id(one) for one in _whole(name, column)]
         return _texts(file, name, kind, "ids as text or whole numbers")
@@ -200,22 +186,36 @@ def _converter(file: Path, name: str, kind: Any, times: Collection[str]) -> Conv
             return lambda column: _whole(name, column)
         if pa.types.is_null(kind):
             return lambda column: column.to_pylist()
-        raise _wrong_type(file, name, kind, "epoch milliseconds as numbers, or timestamps")
+        if _is_text(_inner(kind)):
+            return lambda column: _times(name, column.cast(_inner(kind)).cast(pa.large_string()))
+        raise _wrong_type(file, name, kind, "epoch milliseconds as numbers, timestamps, or text with a zone")
     if name in _NUMBERS and not (pa.types.is_integer(kind) or _is_real(kind) or pa.types.is_null(kind)):
         raise _wrong_type(file, name, kind, "numbers")
-    plain = _plain(kind)
-    if plain is None:
+    target = plain(kind)
+    if target is None:
         raise _wrong_type(file, name, kind, "numbers, texts, or lists of them")
-    return lambda column: _finite(name, column if column.type == plain else column.cast(plain))
+    return lambda column: _finite(name, column if column.type == target else column.cast(target))
+
+
+def _inner(kind: Any) -> Any:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _times(name: str, column: Any) -> list[Any]:
+    """Times that are text."""
+    why = BadEvent(Reason.BAD_TIMESTAMP, f"column {name!r}: expected {A_TIME}")
+    return [
+        None if text in (None, "") else why if (at := epoch_ms(text)) is None else at for text in column.to_pylist()
+    ]
 
 
 def _texts(file: Path, name: str, kind: Any, expected: str) -> Converter:
-    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (_is_text(plain) or pa.types.is_null(plain)):
+    of = _inner(kind)
+    if not (_is_text(of) or pa.types.is_null(of)):
         raise _wrong_type(file, name, kind, expected)
     # The bytes of an event are judged where events are read; an id has to be text.
     target = pa.large_binary() if name == "value" else pa.large_string()
-    return lambda column: column.cast(plain).cast(target).to_pylist()
+    return lambda column: column.cast(of).cast(target).to_pylist()
 
 
 def _wrong_type(file: Path, name: str, kind: Any, expected: str) -> LogError:
@@ -233,7 +233,7 @@ def _is_text(kind: Any) -> bool:
     )
 
 
-def _plain(kind: Any) -> Any:
+def plain(kind: Any) -> Any:
     """The type that JSON has for values of this one; None if it has none."""
     types = pa.types
     if types.is_null(kind) or types.is_boolean(kind) or types.is_integer(kind):
@@ -243,9 +243,9 @@ def _plain(kind: Any) -> Any:
     if _is_text(kind):
         return pa.large_string()
     if types.is_dictionary(kind):
-        return _plain(kind.value_type)
+        return plain(kind.value_type)
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        inner = _plain(kind.value_type)
+        inner = plain(kind.value_type)
         return None if inner is None or pa.types.is_nested(inner) else pa.large_list(inner)
     return None
 

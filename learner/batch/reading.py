@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import gzip
 import zlib
-from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from glob import glob
-from io import BufferedReader
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import msgspec
 
 from learner.batch.in_turn import in_turn
+from learner.batch.items import raw_items
+from learner.batch.json_lines import from_json
 from learner.batch.parsing import Parsers
 from learner.batch.raw import LogError, Raw, Reached, Skipped
 from learner.events.microbatch import Microbatch
@@ -42,6 +41,7 @@ def read_events(
     kafka: Mapping[str, Any] | None = None,
     skipped: Skipped | None = None,
     items_topic: str = "",
+    table: str | None = None,
 ) -> Generator[Microbatch]:
     """Every event of the logs, source by source. Close it, if it is not read to its end.
 
@@ -63,6 +63,8 @@ def read_events(
     items_topic
         That of the catalog, if it has one of its own: there a record without a value removes an item. What items leave
         to the catalog is what the logs have said of them before.
+    table
+        A table of items, which is read before all logs, and is older than what they say.
 
     Raises
     ------
@@ -72,12 +74,19 @@ def read_events(
         source cannot be read.
     """
     n = 0
+
+    def opened(source: str | None, reached: Reached) -> Generator[Raw]:
+        if source is None:
+            return raw_items(table or "", model, reached)
+        return raw_events(source, model, topics, kafka or {}, reached, items_topic)
+
+    parts = [*([] if table is None or model.catalog is None else [None]), *sources]
     with Parsers(model) as parsers:
-        for i, source in enumerate(sources):
+        for i, source in enumerate(parts):
             here = Reached()
             # A generator that holds a connection must be closed here and now: when Python ends, kafka-python's own
             # thread is gone, and closing its consumer would wait for it without end.
-            with closing(raw_events(source, model, topics, kafka or {}, here, items_topic)) as raws:
+            with closing(opened(source, here)) as raws:
                 for some, parsed, following in in_turn(parsers.submit, _together(raws)):
                     for at, why in sorted(parsed.bad.items()):
                         if skipped is None:
@@ -86,7 +95,7 @@ def read_events(
                         skipped.note(some[at].place, why)
                     yield parsed.batch.without_catalog()
                     n += len(some)
-                    share = (i + here.share) / len(sources)
+                    share = (i + here.share) / len(parts)
                     advance(len(some), n / share if share else None)
 
 
@@ -175,64 +184,6 @@ def _kind(file: Path) -> str:
     if name.endswith((".jsonl", ".ndjson", ".json")):
         return "json"
     return "parquet" if name == file.name and name.endswith(".parquet") else ""
-
-
-@contextmanager
-def opened(file: Path, reached: Reached) -> Iterator[IO[bytes]]:
-    """A file, unpacked if it is a .gz or .zst; meanwhile `reached` knows how far it has been read."""
-    with file.open("rb") as stored, _unpacked(file, stored) as data:
-        reached.within = stored.tell
-        yield data
-
-
-def _unpacked(file: Path, stored: IO[bytes]) -> IO[bytes]:
-    if file.suffix == ".gz":
-        return cast(IO[bytes], gzip.open(stored))
-    if file.suffix == ".zst":
-        # It tells a stream that was cut off, which zstandard's reader takes for whole.
-        import pyarrow as pa
-
-        return cast(IO[bytes], BufferedReader(pa.CompressedInputStream(pa.PythonFile(stored, "r"), "zstd"), 1 << 17))
-    return stored
-
-
-def from_json(file: Path, reached: Reached, what: str = "log") -> Iterator[Raw]:
-    """An event, or an item, a line, or all of them in one array. A byte order mark of UTF-8 is passed over.
-
-    Parameters
-    ----------
-    what
-        What the file is called in errors.
-
-    Raises
-    ------
-    LogError
-        If it is in UTF-16, or begins as an array and is none.
-    """
-    with opened(file, reached) as lines:
-        begun = False
-        for number, line in enumerate(lines, start=1):
-            if number == 1 and line.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
-                raise LogError(f"{what} {str(file)!r}: is in UTF-16: expected UTF-8")
-            line = line.removeprefix(BOM_UTF8) if number == 1 else line
-            if not line.strip():
-                continue
-            if not begun and line.lstrip().startswith(b"["):
-                yield from _from_array(file, line + lines.read(), reached, what)
-                return
-            begun = True
-            yield Raw(f"{file}:{number}", line)
-
-
-def _from_array(file: Path, data: bytes, reached: Reached, what: str) -> Iterator[Raw]:
-    try:
-        events = msgspec.json.decode(data, type=list[msgspec.Raw])
-    except msgspec.MsgspecError as exc:
-        raise LogError(f"{what} {str(file)!r}: begins as a JSON array and is none: {exc}") from exc
-    index, size = 0, reached.parts[reached.part] / max(len(events), 1)
-    reached.within = lambda: index * size
-    for index, event in enumerate(events):
-        yield Raw(f"{file}[{index}]", bytes(event))
 
 
 def _from_log(

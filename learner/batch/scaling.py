@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -10,6 +10,7 @@ import numpy as np
 
 from learner.batch.raw import LogError
 from learner.belief.gaussian import Array
+from learner.model.events_file import EventsFile
 from learner.model.file import ModelFile
 from learner.model.kind import Found
 from learner.model.kinds import Age, Bucket, Feature, Numeric
@@ -31,12 +32,26 @@ def probe(model: Model) -> Model:
         elif isinstance(feature, Bucket) and feature.unfitted:
             features[name] = Numeric(missing="indicator", coerce=feature.coerce, origin=feature.origin)
     said = model.specification
+    columns = {name: column for name, column in said.catalog.features.items() if name in features}
     return build_model(
         ModelFile(
-            name=said.name, features=features, unknown_features="ignore",
+            name=said.name, features=features, unknown_features="ignore", match_clicks=said.match_clicks,
             attribution_window=said.attribution_window, max_ahead=said.max_ahead,
+            catalog=msgspec.structs.replace(said.catalog, features=columns), events=_of(features, said.events),
         )
     )  # fmt: skip
+
+
+def _of(features: Mapping[str, Feature], events: EventsFile | None) -> EventsFile | None:
+    """A mapping without the paths of other features."""
+    if events is None:
+        return None
+    rule = events.impression
+    kept = {
+        key: said if isinstance(said, str) else {name: path for name, path in said.items() if name in features}
+        for key, said in (("features", rule.features), ("context", rule.context))
+    }
+    return msgspec.structs.replace(events, impression=msgspec.structs.replace(rule, **kept))
 
 
 def find_numbers(outcomes: Outcomes, model: Model) -> dict[str, Found]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from learner.belief.gaussian import Gaussian, Method
 from learner.belief.population import marginal
-from learner.evaluation.history import Available, Log, fresh, frozen_at, joined_after, lagging
+from learner.evaluation.history import Available, Log, fresh, frozen_at, joined_after, lagging, slates_of
 from learner.evaluation.metrics import Bin, Estimate, Metrics, Scored, measure, reliability, share_of
 from learner.evaluation.replay import ITEM_LAG_MS, Replayed, replay
 from learner.events.microbatch import ends_of
@@ -111,7 +111,11 @@ def extent(log: Log, start_ms: float = -np.inf) -> Extent:
     size = np.array([len(one) for one in labels])
     clicks = np.bincount(np.repeat(np.arange(len(size)), size), np.concatenate(labels), len(size)).astype(np.int64)
     # A click has no items.
-    at, user, size, clicks = (column[(size > 0) & (at >= start_ms)] for column in (at, user, size, clicks))
+    is_shown = (size > 0) & (at >= start_ms)
+    at, user, size, clicks = (column[is_shown] for column in (at, user, size, clicks))
+    request = np.concatenate([log.batch.events.event["key"][history.places] for history in log.users])[is_shown]
+    slate = slates_of(user, request)
+    size, clicks = (np.bincount(slate, column).astype(np.int64) for column in (size, clicks))
     return Extent(
         int(at.min(initial=MAX_TIMESTAMP_MS)), int(at.max(initial=0)), len(np.unique(user)), len(size),
         int(size.sum()), int(clicks.sum()), int((clicks == 0).sum()), int((clicks == size).sum()),

@@ -62,6 +62,19 @@ def read_log(batch: Microbatch, window_ms: int, by_item: bool = False) -> Log:
     return Log(batch, [_history(batch, places, window_ms, by_item) for _, places in users])
 
 
+def slates_of(user: NDArray[np.int64], request: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The numbers of the slates of impressions, shape (N,): those of one user and request are one, but for 0.
+
+    >>> slates_of(np.array([4, 4, 5, 4, 5]), np.array([9, 0, 9, 9, 0]))
+    array([2, 0, 3, 2, 1])
+    """
+    alone = request == 0
+    own = np.where(alone, np.arange(len(request)), request)
+    if alone.all():
+        return own
+    return np.unique(np.stack([~alone, user * ~alone, own]), axis=1, return_inverse=True)[1].reshape(-1)
+
+
 def fresh(history: History, number: int) -> tuple[float, float]:
     """Every event is learnt when it happens."""
     return float(history.at[number]), number

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.belief.gaussian import Array, Belief, Rows, click_probability, draw, predict
-from learner.evaluation.history import Available, History, Log, fresh
+from learner.evaluation.history import Available, History, Log, fresh, slates_of
 from learner.evaluation.items import ReplayedItems, shown_before, without_items
 from learner.evaluation.metrics import Scored, log_losses
 from learner.events.microbatch import SWEEP, Events, grouped, item_places
@@ -51,8 +51,8 @@ class Replayed(NamedTuple):
     evidence
         Outcomes of the user's that were shown before the slate, whoever learnt from them, shape (N,).
     pit
-        For each slate, where its number of clicks lies in its predictive distribution; empty unless asked for. Uniform
-        if the belief is right.
+        For each slate, where its number of clicks lies in its predictive distribution; empty unless asked for, and
+        where a slate is impressions of one item each. Uniform if the belief is right.
     item_evidence
         Outcomes of the item's that were shown before the slate, to whomever, shape (N,); None if the log does not tell
         items apart, since the model has no effect of theirs.
@@ -277,8 +277,10 @@ def _gather(
         return np.repeat(np.array([row[column] for row in rows], dtype=np.int64), sizes)
 
     y, p = (np.concatenate([np.empty(0), *(row[column] for row in rows)]) for column in (2, 3))
-    slate = np.repeat(np.arange(len(rows), dtype=np.int64), sizes)
     event = log.batch.events.event[[log.users[row[0]].places[row[1]] for row in rows]]
+    number = slates_of(np.array([row[0] for row in rows], np.int64), event["key"])
+    slate = np.repeat(number, sizes)
+    pit = np.empty(0) if event["key"].any() else pit
     place, before = item_places(event), shown_before(log.batch.events)
     if before is not None:
         before = before[place]

@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
-import numpy as np
 
-from learner.events.why import UNITS, why
+from learner.events.why import why
 from learner.events.wire import BadEvent, Reason, Wire, WireClick, WireImpression
-from learner.limits import MAX_ITEMS, MAX_TIMESTAMP_MS, MIN_TIMESTAMP_MS
+from learner.limits import MAX_ITEMS
 from learner.model.category_kinds import Boolean
 from learner.model.design import taken
 from learner.model.events_file import ClickRule, EventRule, EventsFile, ImpressionRule
 from learner.model.foreign import Foreign, feature_paths, kinds_of_events, paths_of
+from learner.model.instant import A_TIME, epoch_ms
 from learner.model.kind import some
 from learner.model.kinds import Feature, ItemError
 from learner.model.number_kinds import Bucket, Scaled
 from learner.model.record_paths import RECORD
 from learner.wire_errors import UNREADABLE
 
-_PER_MS = (1.0, *UNITS.values())
-_NUMBER = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
-_SECOND = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d", re.ASCII)
-_REST = re.compile(r"(?:[.,](\d+))?(Z|z|[+-]\d\d:?\d\d)", re.ASCII)
 _FIELD = re.compile(r"(?:items\[\d+\]\.)?(\w+)")
 
 
@@ -112,43 +107,6 @@ def columns_of(items: Sequence[Any], foreign: Foreign) -> Columns:
     return Columns(list(map(str, ids)), weights, offsets, effects, positions, clicked or [None] * n, features)
 
 
-def epoch_ms(at: Any) -> int | None:
-    """A time in epoch ms: from a number of any unit, told by its size, or from text; None of what is no such time."""
-    if type(at) is int and MIN_TIMESTAMP_MS <= at <= MAX_TIMESTAMP_MS:
-        return at
-    if isinstance(at, str):
-        second, rest = _second_ms(at[:19]), _rest_ms(at[19:])
-        if second is not None and rest is not None:
-            return ms if MIN_TIMESTAMP_MS <= (ms := second + rest) <= MAX_TIMESTAMP_MS else None
-        at = float(at) if _NUMBER.fullmatch(at) else None
-    if isinstance(at, bool) or not isinstance(at, int | float):
-        return None
-    # Times of 2000 to 2100 in one unit are none in another.
-    for n in _PER_MS:
-        if MIN_TIMESTAMP_MS <= at / n <= MAX_TIMESTAMP_MS:
-            return round(at / n)
-    return None
-
-
-@lru_cache(maxsize=4_096)
-def _second_ms(text: str) -> int | None:
-    """A time without a zone, to the second; many events are of the same one."""
-    try:
-        return int(np.datetime64(text, "ms").astype(np.int64)) if _SECOND.fullmatch(text) else None
-    except ValueError:
-        return None
-
-
-@lru_cache(maxsize=4_096)
-def _rest_ms(text: str) -> int | None:
-    """What follows the second: its fraction, less what the zone is ahead."""
-    if not (found := _REST.fullmatch(text)):
-        return None
-    fraction, zone = found.groups()
-    ahead = 0 if zone in "Zz" else int(zone[:3]) * 60 + int(zone[0] + zone[-2:])
-    return (round(1000 * float(f"0.{fraction}")) if fraction else 0) - ahead * 60_000
-
-
 def read_alone(
     raw: bytes, events: EventsFile, features: Mapping[str, Feature], by_item: bool, ours: Callable[[bytes], Wire]
 ) -> Wire:
@@ -184,9 +142,8 @@ def _in_our_words(
     sent = fields.pop("timestamp")
     at = epoch_ms(sent)
     if sent is not None and at is None:
-        expected = "epoch seconds, milli-, micro- or nanoseconds between 2000 and 2100, or ISO 8601 with a zone"
-        raise BadEvent(Reason.BAD_TIMESTAMP, f"timestamp: expected {expected}")
-    ours = {name: _as_id(value) for name, value in fields.items()} | {"timestamp": at}
+        raise BadEvent(Reason.BAD_TIMESTAMP, f"timestamp: expected {A_TIME}")
+    ours = {name: as_id(value) for name, value in fields.items()} | {"timestamp": at}
     says_clicks = isinstance(rule, ImpressionRule) and rule.clicked is not None
     if (by_item or says_clicks) and at is not None and ours.get("request_id") is None:
         ours["request_id"] = str(at)
@@ -197,7 +154,7 @@ def _in_our_words(
             items = [_item(one, rule, of_item) for one in items]
         context = _values(base, rule.context, taken(features, "context"))
         return _present(ours | {"type": "impression", "items": items, "context": context or None})
-    return _present(ours | {"type": "click", "item_id": _as_id(at_path(base, rule.item_id))})
+    return _present(ours | {"type": "click", "item_id": as_id(at_path(base, rule.item_id))})
 
 
 def _read_from(field: str, events: EventsFile, rule: EventRule) -> str:
@@ -212,7 +169,8 @@ def _read_from(field: str, events: EventsFile, rule: EventRule) -> str:
     )
     if not path.startswith(RECORD):
         path = ".".join(filter(None, [events.within, outer, path]))
-    return f"; [events] reads it from {path!r}"
+    counted = f", counted from {rule.position_from}" if field == "position" and isinstance(rule, ImpressionRule) else ""
+    return f"; [events] reads it from {path!r}{counted}"
 
 
 def body_of(event: Any, events: EventsFile) -> Any:
@@ -251,23 +209,29 @@ def _other_type(events: EventsFile) -> OtherType:
 
 def _item(sent: Any, rule: ImpressionRule, features: Mapping[str, Feature]) -> dict[str, Any]:
     item = {
-        "item_id": _as_id(at_path(sent, rule.item_id)),
+        "item_id": as_id(at_path(sent, rule.item_id)),
         "offset": _as(float | None, at_path(sent, rule.offset)) if rule.offset else None,
         "weight": _as(float | None, at_path(sent, rule.weight)) if rule.weight else None,
-        "position": _as(int | None, at_path(sent, rule.position)) if rule.position else None,
+        "position": _rank(at_path(sent, rule.position), rule.position_from) if rule.position else None,
         "item_effect": at_path(sent, rule.item_effect) if rule.item_effect else None,
         "clicked": _as(bool | None, at_path(sent, rule.clicked)) if rule.clicked else None,
     }
     return _present(item) | {"features": _values(sent, rule.features, features)}
 
 
+def _rank(value: Any, first: int) -> Any:
+    """A rank that counts from 1, of one that counts from `first`; what is none stays as it is."""
+    value = _as(int | None, value)
+    return value + 1 - first if type(value) is int else value
+
+
 def _values(sent: Any, said: str | Mapping[str, str], features: Mapping[str, Feature]) -> dict[str, Any]:
     """The features that there are, of an item or an event, by a rule's `features` or `context`."""
     paths = feature_paths(said, features).items()
-    return _present({name: _value(features[name], at_path(sent, path)) for name, path in paths})
+    return _present({name: feature_value(features[name], at_path(sent, path)) for name, path in paths})
 
 
-def _value(feature: Feature, value: Any) -> Any:
+def feature_value(feature: Feature, value: Any) -> Any:
     """A feature's value, numbers that are text as numbers; an empty text where a number is expected is none."""
     if value == "" and isinstance(feature, Scaled | Bucket | Boolean):
         return None
@@ -275,7 +239,8 @@ def _value(feature: Feature, value: Any) -> Any:
     return _as(feature.schema() | None, value) if isinstance(value, list | str) else value
 
 
-def _as_id(value: Any) -> Any:
+def as_id(value: Any) -> Any:
+    """An id, which may be a whole number; what is none stays as it is."""
     if isinstance(value, float):
         value = _as(int | None, value)
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value

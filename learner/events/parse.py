@@ -215,6 +215,9 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
         catalog = dict(zip(about_items, entries_of(said, model.catalog, entries), strict=True))
     order = [place for one in slates for place in one.places]
     shown: Any = [wires[place] for place in order]
+    if model.events is not None and model.events.impression.items is None:
+        # Impressions of one item are told apart by it: several of one request are one slate.
+        event["key"][order] = outcome_keys([wire.request_id for wire in shown], 1, np.zeros(len(shown), np.int64))
     event["n_items"][order] = n_items = [len(wire.items) for wire in shown]
     if model.experiment is not None:
         tags = model.experiment.tags

@@ -10,6 +10,7 @@ import msgspec
 
 from learner.events.wire import BadEvent, Reason
 from learner.limits import MAX_TIMESTAMP_MS, MIN_TIMESTAMP_MS
+from learner.model.instant import UNITS
 from learner.wire_errors import UNREADABLE, explain
 
 # How values begin that are not JSON though a producer thought so.
@@ -20,8 +21,6 @@ _NOT_JSON = (
     (BOM_UTF16_LE, "UTF-16"),
     (BOM_UTF16_BE, "UTF-16"),
 )
-# What a timestamp out of range may have been meant in, and how many of it make a millisecond.
-UNITS = {"seconds": 1e-3, "microseconds": 1e3, "nanoseconds": 1e6}
 
 
 def why(raw: bytes, exc: Exception) -> BadEvent:

@@ -55,7 +55,9 @@ class ImpressionRule(EventRule, frozen=True, forbid_unknown_fields=True, kw_only
     offset, weight, item_effect
         Paths; without, items have none.
     position
-        The path of the rank at which the item was shown, from 1; without, that is its place in the list.
+        The path of the rank at which the item was shown; without, that is its place in the list.
+    position_from
+        The rank of the item at the top: 1, or 0.
     clicked
         The path of what says that the item was clicked, a boolean, 1 or 0, as a click at the time of the impression
         would. Then there need be no clicks beside it, and no `request_id`.
@@ -68,6 +70,7 @@ class ImpressionRule(EventRule, frozen=True, forbid_unknown_fields=True, kw_only
     weight: Path | None = None
     item_effect: Path | None = None
     position: Path | None = None
+    position_from: Literal[0, 1] = 1
     clicked: Path | None = None
 
 

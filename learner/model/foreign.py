@@ -10,10 +10,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from operator import attrgetter, or_
-from typing import Any, NamedTuple, TypeAlias
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import msgspec
 
+from learner.limits import MAX_POSITION
 from learner.model.design import taken
 from learner.model.duration import ModelError
 from learner.model.events_file import ClickRule, EventRule, EventsFile, TypeValue
@@ -139,13 +140,15 @@ def compile_events(
     values = [of_item(path, features[name].schema()) for name, path in feature_paths(rule.features, features).items()]
     item_id = of_item(rule.item_id, Id | int)
     effect = tuple[Offset, Variance]
+    rank = Annotated[int, msgspec.Meta(ge=0, le=MAX_POSITION - 1)] if rule.position_from == 0 else Position
     others: list[tuple[str | None, Any]] = [
-        (rule.offset, Offset), (rule.weight, Weight), (rule.item_effect, effect), (rule.position, Position),
+        (rule.offset, Offset), (rule.weight, Weight), (rule.item_effect, effect), (rule.position, rank),
         (rule.clicked, bool),
     ]  # fmt: skip
-    offset, weight, item_effect, position, clicked = (
-        None if path is None else attrgetter(of_item(path, kind)) for path, kind in others
-    )
+    gets: list[Get | None] = [None if path is None else attrgetter(of_item(path, kind)) for path, kind in others]
+    offset, weight, item_effect, position, clicked = gets
+    if position is not None and rule.position_from == 0:
+        position = _from_1(position)
     of_context = {
         name: attrgetter(of_event(path, context[name].schema()))
         for name, path in feature_paths(rule.context, context).items()
@@ -167,6 +170,16 @@ def compile_events(
     except TypeError:
         return None
     return Foreign(decode, kind, kinds_of_events(events), *both, items, item, of_context)
+
+
+def _from_1(get: Get) -> Get:
+    """What reads a rank that counts from 0 as one that counts from 1."""
+
+    def read(item: Any) -> int | None:
+        rank: int | None = get(item)
+        return None if rank is None else rank + 1
+
+    return read
 
 
 def _tuples(paths: Sequence[str]) -> Callable[[Sequence[Any]], Sequence[tuple[Any, ...]]]:

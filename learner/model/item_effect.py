@@ -13,7 +13,8 @@ from learner.belief.population import Population
 from learner.model.columns import check_size, columns, in_order, named, wide
 from learner.model.duration import parse_half_life, parse_max_age_ms
 from learner.model.effect import ItemEffect, independent
-from learner.model.file import EarlierItemPrior, ItemFile, ModelFile
+from learner.model.effects_file import EarlierItemPrior, ItemFile
+from learner.model.file import ModelFile
 from learner.model.kinds import Feature
 from learner.model.space import Space
 

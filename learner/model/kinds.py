@@ -6,8 +6,8 @@ from typing import TypeAlias
 
 from learner.model.category_kinds import Boolean, Category, Cross, Hashed, Multi
 from learner.model.kind import FeatureError, FeatureName, Features, FeatureValue, ItemError, Kind, Positive
-from learner.model.number_kinds import Age, Bucket, Numeric, Vector
-from learner.model.time_kinds import Time
+from learner.model.number_kinds import Bucket, Numeric, Vector
+from learner.model.time_kinds import Age, Time
 
 __all__ = [
     "Age", "Boolean", "Bucket", "Category", "Cross", "Feature", "FeatureError", "FeatureName", "FeatureValue",

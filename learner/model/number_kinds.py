@@ -1,4 +1,4 @@
-"""Kinds of features that are numbers: entered on a scale, in buckets, as a vector, as an age."""
+"""Kinds of features that are numbers: entered on a scale, in buckets, as a vector."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ import msgspec
 import numpy as np
 
 from learner.belief.gaussian import Array
-from learner.limits import MAX_NUMBER, MAX_TIMESTAMP_MS, MIN_TIMESTAMP_MS
-from learner.model.duration import parse_duration_ms
+from learner.limits import MAX_NUMBER
 from learner.model.kind import (
     NUMBERS,
-    TIME,
     FeatureError,
     Filler,
     Found,
@@ -93,7 +91,7 @@ class Scaled(Kind, frozen=True):
                 return np.clip(numbers, self.low, self.high)
         return numbers
 
-    def _enter(self, name: str, columns: Array, numbers: Array, values: Sequence[Any]) -> None:
+    def enter(self, name: str, columns: Array, numbers: Array, values: Sequence[Any]) -> None:
         """Transform numbers, NaN where a value is missing, and put them on the scale."""
         if self.transform in ("log1p", "sqrt") and (below := np.flatnonzero(numbers < 0)).size:
             expected = f"expected a number >= 0, since transform = {self.transform!r}"
@@ -134,46 +132,7 @@ class Numeric(Scaled, frozen=True, tag="numeric"):
         """One column, or two."""
 
         def fill(columns: Array, values: Sequence[Any]) -> None:
-            self._enter(name, columns, _numbers(name, values, self.coerce), values)
-
-        return fill
-
-
-class Age(Scaled, frozen=True, tag="age"):
-    """How long ago a time was, at the time of the event or request: in units of `unit`, then as `numeric`.
-
-    The value is a timestamp in epoch milliseconds; one that is still to come has the age 0. Learning counts from the
-    event's own timestamp, scoring from the request's, or now.
-    """
-
-    unit: str = "1d"
-
-    def check(self, key: str, features: Mapping[str, Kind]) -> None:
-        """Also a unit that is a duration."""
-        super().check(key, features)
-        parse_duration_ms(f"{key}.unit", self.unit)
-
-    def schema(self) -> Any:
-        """Epoch milliseconds."""
-        return Annotated[int, msgspec.Meta(ge=MIN_TIMESTAMP_MS, le=MAX_TIMESTAMP_MS)]
-
-    def sources(self, name: str) -> tuple[str | None, ...]:
-        """The timestamp, and the time."""
-        return (name, TIME)
-
-    def filler(self, name: str, features: Mapping[str, Kind]) -> Filler:
-        """One column, or two."""
-        unit_ms = parse_duration_ms("unit", self.unit)
-
-        def fill(columns: Array, values: Sequence[Any], at: Sequence[int]) -> None:
-            since = _numbers(name, values, False)
-            # As msgspec has it, for which a timestamp is a whole number.
-            good = (since >= MIN_TIMESTAMP_MS) & (since <= MAX_TIMESTAMP_MS) & (np.floor(since) == since)
-            wrong = ~(good | np.isnan(since))
-            if wrong.any():
-                expected = "expected a time in whole epoch milliseconds between 2000 and 2100"
-                raise FeatureError("bad_feature", int(np.flatnonzero(wrong)[0]), name, expected)
-            self._enter(name, columns, np.maximum(np.asarray(at) - since, 0.0) / unit_ms, values)
+            self.enter(name, columns, _numbers(name, values, self.coerce), values)
 
         return fill
 

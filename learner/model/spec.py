@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from learner.belief.gaussian import Array, Gaussian, Rows
 from learner.belief.population import Population
 from learner.model.catalog import Catalog
+from learner.model.catalog_file import check_catalog
 from learner.model.columns import check_size, columns, in_order, named, wide
 from learner.model.design import INTERCEPT, Design, Items, Shown, check_features, structs, taken
 from learner.model.duration import ModelError, parse_duration_ms, parse_half_life, parse_max_age_ms
@@ -236,6 +237,7 @@ def build_model(file: ModelFile) -> Model:
         raise ModelError("quality.guardrail = 'fallback': expected quality.users above 0, whose scores tell when")
     half_life_ms, half_life_outcomes = parse_half_life(file.half_life)
     check_features(file.features)
+    check_catalog(file.catalog, file.features)
     of_user = file.effects.user.features
     mine = named("effects.user.features", [*file.features] if of_user is None else of_user, file.features)
     mine = in_order(mine, file.covariance)
@@ -265,9 +267,7 @@ def build_model(file: ModelFile) -> Model:
         discount=file.discount,
         window_ms=window_ms,
         max_ahead_ms=parse_duration_ms("max_ahead", file.max_ahead),
-        click_delay=None
-        if file.click_delay is None
-        else (float(parse_duration_ms("click_delay.median", file.click_delay.median)), file.click_delay.sigma),
+        click_delay=None if file.click_delay is None else file.click_delay.parsed(),
         max_open=file.max_open,
         features=features,
         ignore_unknown=file.unknown_features == "ignore",

@@ -1,4 +1,4 @@
-"""Features of the time of an event or request, and of nothing else."""
+"""Kinds of features that depend on the time of the event or request."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from math import cos, pi, sin
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
+import numpy as np
 
 from learner.belief.gaussian import Array
-from learner.model.kind import TIME, Filler, Kind, require
+from learner.model.duration import parse_duration_ms
+from learner.model.instant import A_TIME, epoch_ms
+from learner.model.kind import TIME, FeatureError, Filler, Kind, Text, require
+from learner.model.number_kinds import Scaled
 
 _HOUR_MS = 3_600_000
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -75,5 +79,43 @@ class Time(Kind, frozen=True, tag="time"):
                 turn = place / 7 if self.of == "day_of_week" else (place + into_hour_ms / _HOUR_MS) / 24
                 angles = [2 * pi * k * turn for k in range(1, self.harmonics + 1)]
                 columns[i] = [of(angle) for angle in angles for of in (sin, cos)]
+
+        return fill
+
+
+class Age(Scaled, frozen=True, tag="age"):
+    """How long ago a time was, at the time of the event or request: in units of `unit`, then as `numeric`.
+
+    The value is a time: epoch milliseconds, or whatever else the timestamps of foreign events may be, such as ISO 8601
+    with its zone. One that is still to come has the age 0. Learning counts from the event's own timestamp, scoring from
+    the request's, or now.
+    """
+
+    unit: str = "1d"
+
+    def check(self, key: str, features: Mapping[str, Kind]) -> None:
+        """Also a unit that is a duration."""
+        super().check(key, features)
+        parse_duration_ms(f"{key}.unit", self.unit)
+
+    def schema(self) -> Any:
+        """A number or a text; whether it is a time is seen when it is read."""
+        return int | float | Text
+
+    def sources(self, name: str) -> tuple[str | None, ...]:
+        """The timestamp, and the time."""
+        return (name, TIME)
+
+    def filler(self, name: str, features: Mapping[str, Kind]) -> Filler:
+        """One column, or two."""
+        unit_ms = parse_duration_ms("unit", self.unit)
+
+        def fill(columns: Array, values: Sequence[Any], at: Sequence[int]) -> None:
+            since = [None if value is None else epoch_ms(value) for value in values]
+            for i, (value, time) in enumerate(zip(values, since, strict=True)):
+                if time is None and value is not None:
+                    raise FeatureError("bad_feature", i, name, f"expected {A_TIME}")
+            ages = np.maximum(np.asarray(at) - np.array(since, np.float64), 0.0) / unit_ms
+            self.enter(name, columns, ages, values)
 
         return fill

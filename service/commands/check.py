@@ -22,7 +22,7 @@ from service.shadows import declare_shadow
 if TYPE_CHECKING:
     from learner.batch.raw import Raw
 
-SAMPLED, READ_TO_SUGGEST = 100, 10_000
+SAMPLED, READ_TO_SUGGEST, ITEMS_TO_SUGGEST = 100, 10_000, 100_000
 
 
 class CheckArguments(Arguments):
@@ -30,6 +30,7 @@ class CheckArguments(Arguments):
 
     sample: str | None
     suggest: str | None
+    items: str | None
     offline: bool
     file: str | None
 
@@ -56,6 +57,11 @@ def declare(parser: argparse.ArgumentParser) -> None:
         help=f"read up to {READ_TO_SUGGEST:,} records, and print a model.toml for them: a mapping, and features with "
         "their kinds, means and values. Read it before you use it, and try it with --sample",
     )  # fmt: skip
+    parser.add_argument(
+        "--items", metavar="TABLE",
+        help="with --suggest: a table of items, as `freshet items import` takes it; its columns become features of the "
+        f"catalog. Up to {ITEMS_TO_SUGGEST:,} rows are read",
+    )  # fmt: skip
     declare_shadow(parser)
     parser.add_argument("--offline", action="store_true", help="only print; connect to nothing")
     parser.add_argument("--file", help=SQLITE_FILE)
@@ -63,8 +69,10 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: CheckArguments, settings: Settings, model: Model) -> int:
     """Print both, and what was found."""
+    if arguments.items is not None and arguments.suggest is None:
+        raise ValueError("--items: expected --suggest with it")
     if arguments.suggest is not None:
-        return _suggest(arguments.suggest, settings, model)
+        return _suggest(arguments.suggest, arguments.items, settings, model)
     if arguments.sample is not None:
         return _sample(arguments.sample, settings, model)
     print(check_text(settings, model), end="", flush=True)
@@ -88,9 +96,11 @@ def _sample(source: str, settings: Settings, model: Model) -> int:
     return 1 if n_refused else 0
 
 
-def _suggest(source: str, settings: Settings, model: Model) -> int:
+def _suggest(source: str, items: str | None, settings: Settings, model: Model) -> int:
     import msgspec
 
+    from learner.batch.items import read_cells
+    from learner.batch.raw import Reached
     from learner.wire_errors import UNREADABLE
     from service.suggestion import suggest
 
@@ -98,7 +108,10 @@ def _suggest(source: str, settings: Settings, model: Model) -> int:
     for raw in _records(source, READ_TO_SUGGEST, settings, model):
         with suppress(*UNREADABLE):
             events.append(msgspec.json.decode(raw.value if isinstance(raw.value, bytes) else b""))
-    print(suggest(events, source), end="")
+    table = [] if items is None else list(islice(read_cells(items, Reached()), ITEMS_TO_SUGGEST))
+    if items is not None and not table:
+        raise ValueError(f"{items}: no rows to look at")
+    print(suggest(events, source, table, items or ""), end="")
     return 0
 
 

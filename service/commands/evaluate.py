@@ -16,6 +16,7 @@ from learner.policy.rule import Rule, parse_rule
 from service.commands.logs import (
     LogArguments,
     add_arguments,
+    check_items,
     check_output,
     no_slates,
     share,
@@ -109,6 +110,7 @@ def run(arguments: EvaluateArguments, settings: Settings, model: Model) -> int:
 
     check_output("--json", arguments.json)
     check_output("--html", arguments.html)
+    check_items(arguments, model)
     if arguments.learnt > arguments.start:
         raise ValueError(f"--learn-from {arguments.learnt}: expected at most --from, {arguments.start}")
     skipped = skipping(arguments)

@@ -18,6 +18,7 @@ from learner.model.spec import Model
 from service.commands.logs import (
     LogArguments,
     add_arguments,
+    check_items,
     check_output,
     instant,
     share,
@@ -105,6 +106,7 @@ def run(arguments: FitArguments, settings: Settings, model: Model) -> int:
         return fit_from_store(arguments, settings, model)
     if not arguments.logs:
         raise ValueError("fit: expected LOG..., or --from-store")
+    check_items(arguments, model)
     if arguments.previous and arguments.prior not in (None, arguments.previous):
         raise ValueError("--previous: expected no other --prior beside it, since it is taken for the one in force")
     return _fit_from_log(arguments, settings, model)
@@ -146,6 +148,7 @@ def _fit_from_log(arguments: FitArguments, settings: Settings, model: Model) -> 
         raise LogError(
             f"{' '.join(arguments.logs)}: model {model.name!r} has {', '.join(unseen)}, which all {len(outcomes):,} "
             f"outcomes lack, or have at the mean: nothing can be learnt of it; expected every feature in the log"
+            f"{_or_in_a_table(unseen, arguments, model)}"
         )
     if outcomes.mean_offset is not None:
         model = replace(model, mean_offset=outcomes.mean_offset)
@@ -202,6 +205,11 @@ def _fit_from_log(arguments: FitArguments, settings: Settings, model: Model) -> 
     if skipped is not None:
         print(skipped)
     return 0
+
+
+def _or_in_a_table(unseen: list[str], arguments: FitArguments, model: Model) -> str:
+    of_catalog = [name for name in unseen if model.features[name].origin == "catalog"]
+    return f", or {', '.join(of_catalog)} with --items in a table" if of_catalog and arguments.items is None else ""
 
 
 def _find_numbers(arguments: FitArguments, settings: Settings, model: Model) -> dict[str, Found]:

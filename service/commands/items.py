@@ -29,9 +29,10 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Have the catalog know items: append an event for each row of a table to the log, from where learners take it. "
         "The model says which features are of the catalog (from = 'catalog'). A row has item_id, a column for each of "
-        "these features, and perhaps timestamp (epoch milliseconds, in Parquet also a timestamp; default: now): of the "
-        "events of an item the latest counts, so that an import may be run again. Other columns are passed over; an "
-        "empty cell is a missing feature."
+        "these features, and perhaps timestamp (epoch numbers, ISO 8601 with a zone, in Parquet also a timestamp; "
+        "default: now): of the events of an item the latest counts, so that an import may be run again. Where columns "
+        "have other names, [catalog] in the model says which. A list in a cell of text is red|blue, or JSON. Other "
+        "columns are passed over; an empty cell is a missing feature."
     )
     parser.add_argument("action", choices=["import"], help="read a table")
     parser.add_argument(
@@ -54,7 +55,6 @@ def run(arguments: ItemsArguments, settings: Settings, model: Model) -> int:
 
     from learner.batch.items import read_items
     from learner.batch.raw import Reached, Skipped
-    from learner.events.catalog import item_said
     from learner.events.wire import BadEvent
     from learner.log import Entry, open_log
     from service.clock import now_ms
@@ -64,25 +64,18 @@ def run(arguments: ItemsArguments, settings: Settings, model: Model) -> int:
         raise ValueError(f"model {model.name!r} has no catalog: expected a feature with from = 'catalog'")
     topic = settings.topic_of_items
     skipped, reached, done = Skipped("row", fate=""), Reached(), 0
-    now = now_ms()
     with closing(open_log(settings.log, **settings.kafka_options)) as log, progress("importing", " items") as bar:
-        table = read_items(arguments.table, model, reached)
+        table = read_items(arguments.table, model, reached, now_ms())
         while rows := list(islice(table, TOGETHER)):
             entries = []
-            for raw in rows:
-                try:
-                    if isinstance(raw.value, BadEvent):
-                        raise raw.value
-                    item = item_said(raw.value, model, now)
-                except BadEvent as exc:
-                    if not arguments.skip_bad:
-                        # Those before it are in the log, in whole batches: to import them again changes nothing.
-                        raise ValueError(
-                            f"{raw.place}: {exc.reason.value}: {exc}; {done:,} items before it are in the log"
-                        ) from exc
-                    skipped.note(raw.place, exc)
-                else:
+            for place, item in rows:
+                if not isinstance(item, BadEvent):
                     entries.append(Entry(topic, item.item_id.encode(), msgspec.json.encode(item)))
+                elif arguments.skip_bad:
+                    skipped.note(place, item)
+                else:
+                    # Those before it are in the log, in whole batches: to import them again changes nothing.
+                    raise ValueError(f"{place}: {item.reason.value}: {item}; {done:,} items before it are in the log")
             log.append(entries)
             done += len(entries)
             bar.reach(len(rows), done / reached.share if reached.share else None)

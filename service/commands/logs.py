@@ -32,11 +32,17 @@ class LogArguments(Arguments):
     sample: float
     seed: int
     skip_bad: bool
+    items: str | None
 
 
 def add_arguments(parser: argparse.ArgumentParser, at_least: Literal["*", "+"] = "+") -> None:
     """Which logs, and which users of them."""
     parser.add_argument("logs", nargs=at_least, metavar="LOG", help=_LOGS)
+    parser.add_argument(
+        "--items", metavar="TABLE",
+        help="a table of items, as `freshet items import` takes it: it has what items leave to the catalog, unless the "
+        "logs say it",
+    )  # fmt: skip
     parser.add_argument("--sample", type=share, default=1.0, metavar="SHARE", help="keep this share of users")
     parser.add_argument("--seed", type=int, default=0, help="of every random choice (default: %(default)s)")
     parser.add_argument(
@@ -90,7 +96,7 @@ def events_of(
 
     with progress("reading", " events") as bar, closing(
         read_events(arguments.logs, model, settings.topics, bar.reach, settings.kafka_options, skipped,
-                    settings.items_topic)
+                    settings.items_topic, arguments.items)
     ) as events:  # fmt: skip
         yield events
 
@@ -107,6 +113,12 @@ def tables_of_logs(
         with events_of(arguments, settings, model, skipped) as events:
             tables.read(events, lambda user_id: chosen(user_id, arguments.sample, arguments.seed))
         yield tables
+
+
+def check_items(arguments: LogArguments, model: Model) -> None:
+    """Raise `ValueError` for a table of items that the model wants none of."""
+    if arguments.items is not None and model.catalog is None:
+        raise ValueError(f"--items: model {model.name!r} has no catalog: expected a feature with from = 'catalog'")
 
 
 def skipping(arguments: LogArguments) -> Skipped | None:

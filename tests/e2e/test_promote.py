@@ -21,6 +21,8 @@ from tests.servers import KafkaServer, RedisServer, eventually
 FIRST = 'name = "first"\n[prior]\nmean = 0.0\n[features]\nx = { kind = "numeric" }\n'
 OTHER = 'name = "other"\n[prior]\nmean = -1.0\n[features]\nx = { kind = "numeric" }\n'
 SCORE = json.dumps({"user_id": "nobody", "items": [{"item_id": str(i), "features": {"x": i}} for i in range(3)]})
+# Scorers switch within a second of the command's end; a machine on which all tests run may be busy with others.
+SWITCHED_S = 3.0
 LOGITS = {"first": [0.0, 0.0, 0.0], "other": [-1.0, -2.0, -3.0]}
 
 
@@ -51,7 +53,7 @@ class Asking:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_model_is_promoted_and_the_first_again_under_requests(
+def test_scorers_switch_within_a_second_of_a_promotion_and_back_and_no_request_fails(
     kafka_server: KafkaServer, redis_server: RedisServer, tmp_path: Path, workers: str
 ) -> None:
     name = uuid.uuid4().hex
@@ -84,7 +86,7 @@ def test_a_model_is_promoted_and_the_first_again_under_requests(
             done = time.monotonic()
             eventually(lambda promoted=promoted: asking.answered_by(promoted), 20, f"{promoted} answers")
             took.append(asking.seen[-1][0] - done)
-        print(f"switched within {max(took):.2f} s of the command's end")
+        assert max(took) < SWITCHED_S, took
         eventually(lambda: b'result="same_top"' in service.request("/metrics")[1], 10, "answers are compared")
     finally:
         asking.stop()

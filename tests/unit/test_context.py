@@ -102,6 +102,31 @@ def test_the_context_is_logged_once_and_what_is_learnt_is_what_was_scored(rig: R
     np.testing.assert_allclose(batch.events.row[0, -3:-1], [np.sin(turn), np.cos(turn)], rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "written",
+    [AT - DAY_MS, float(AT - DAY_MS), (AT - DAY_MS) // 1_000, "2023-11-13T22:13:20Z", "2023-11-14T03:43:20.000+05:30"],
+)
+def test_an_age_counts_from_a_time_however_that_is_written(rig: Rig, written: Any) -> None:
+    items = [{"item_id": "a", "features": {"price": 9.5, "genre": "drama", "published_at": written}}]
+    scored = rig.score(items=items, timestamp=AT, log_impression=True).json()
+    assert scored["items"][0]["score"] == rig.score(items=ITEMS[:1], timestamp=AT).json()["items"][0]["score"]
+    (raw,) = logged(rig)
+    for features in (written, None):
+        event = json.loads(raw)
+        if features is None:
+            del event["items"][0]["features"]["published_at"]
+        batch, bad = parse_events([json.dumps(event).encode()], MODEL)
+        assert not bad
+        assert batch.events.row[0, -1] == (0.0 if features is None else 1.0)
+
+
+@pytest.mark.parametrize("written", ["2023-11-13T22:13:20", "yesterday", "", 5, -AT, True, [AT]])
+def test_what_is_no_time_has_no_age(rig: Rig, written: Any) -> None:
+    answer = rig.score(items=[{"item_id": "a", "features": {"published_at": written}}], timestamp=AT)
+    assert answer.status_code == 422
+    assert answer.json()["error"]["details"]["field"] == "items[0].features.published_at"
+
+
 def test_learning_takes_the_time_of_the_event_whenever_it_comes(rig: Rig) -> None:
     assert rig.client.post("/events", json=SHOWN).status_code == 202
     rig.learn()

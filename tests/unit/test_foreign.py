@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,11 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from learner.batch.reading import LogError, Skipped, read_events
-from learner.events.foreign import epoch_ms
 from learner.events.microbatch import Microbatch, item_places, joined
 from learner.events.parse import parse_event, parse_events
 from learner.events.parsed import Parsed
 from learner.events.wire import BadEvent, Reason, WireImpression
+from learner.model.instant import epoch_ms
 from learner.model.spec import Model, ModelError, load_model
 from learner.model_check import ModelMismatch
 from service.settings import Settings
@@ -34,6 +36,7 @@ price = { kind = "numeric", mean = 30.0, std = 20.0 }
 brand = { kind = "category", values = ["b1", "b2"], unknown = "ignore" }
 tags = { kind = "multi", buckets = 4 }
 taste = { kind = "vector", size = 2 }
+added = { kind = "age" }
 """
 AT = 1_700_000_000_123
 OURS = load_model(HEAD)
@@ -144,8 +147,11 @@ def put(event: dict[str, Any], path: str, value: Any) -> None:
     event[name] = value
 
 
-def foreign(ours: dict[str, Any], to: Model, one_time: Any = None) -> dict[str, Any]:
-    """An event of ours in the shape that a model's `[events]` has, with fields that no path leads to."""
+def foreign(ours: dict[str, Any], to: Model, written: Callable[[int], Any] = lambda ms: ms) -> dict[str, Any]:
+    """An event of ours in the shape that a model's `[events]` has, with fields that no path leads to.
+
+    All its times are `written` so.
+    """
     events = to.events
     assert events is not None
     body: dict[str, Any] = {"noise": {"deep": [1, None, {"x": "y"}]}}
@@ -154,7 +160,7 @@ def foreign(ours: dict[str, Any], to: Model, one_time: Any = None) -> dict[str, 
         put(body, events.type, rule.when[-1] if isinstance(rule.when, list) else rule.when)
     put(body, events.user_id, ours["user_id"])
     put(body, rule.request_id or events.request_id or "", ours["request_id"])
-    put(body, events.timestamp, ours["timestamp"] if one_time is None else one_time)
+    put(body, events.timestamp, written(ours["timestamp"]))
     if ours["type"] == "click":
         put(body, rule.item_id, ours["item_id"])
     else:
@@ -164,6 +170,7 @@ def foreign(ours: dict[str, Any], to: Model, one_time: Any = None) -> dict[str, 
             put(item, events.impression.item_id, one["item_id"])
             for name, value in one.get("features", {}).items():
                 at = events.impression.features
+                value = written(value) if name == "added" and value is not None else value
                 put(item, f"{at}.{name}" if isinstance(at, str) else at.get(name, name), value)
             if "offset" in one:
                 put(item, "score", one["offset"])
@@ -208,15 +215,30 @@ ITEM = st.fixed_dictionaries(
                 "brand": st.sampled_from(["b1", "b2", "b3", "null", ""]),
                 "tags": st.lists(st.sampled_from(["x", "y"]), max_size=3),
                 "taste": st.lists(st.floats(-1, 1), min_size=2, max_size=2),
+                "added": st.one_of(st.none(), st.integers(AT - 10**11, AT + 10**11)),
             },
         ),
     },
 )
 
 
+def iso(ms: int, zone: timedelta) -> str:
+    return (datetime.fromtimestamp(0, timezone(zone)) + timedelta(milliseconds=ms)).isoformat(timespec="milliseconds")
+
+
+ZONE = st.sampled_from([timedelta(0), timedelta(hours=5, minutes=30), -timedelta(hours=3)])
+TIME = st.one_of(
+    st.just(lambda ms: ms), st.just(str), st.just(lambda ms: ms * 1_000), st.just(lambda ms: ms * 1_000_000),
+    st.just(lambda ms: f"{ms // 1_000}.{ms % 1_000:03}"), ZONE.map(lambda zone: lambda ms: iso(ms, zone)),
+)  # fmt: skip
+"""How a time in epoch ms may be written."""
+
+
 @settings(deadline=None)
-@given(st.sampled_from(list(SHAPES)), st.lists(st.lists(ITEM, min_size=1, max_size=4), min_size=1, max_size=8))
-def test_events_of_a_foreign_shape_are_those_of_ours(shape: str, slates: list[list[dict[str, Any]]]) -> None:
+@given(st.sampled_from(list(SHAPES)), st.lists(st.lists(ITEM, min_size=1, max_size=4), min_size=1, max_size=8), TIME)
+def test_events_of_a_foreign_shape_are_those_of_ours(
+    shape: str, slates: list[list[dict[str, Any]]], written: Callable[[int], Any]
+) -> None:
     to = model(SHAPES[shape])
     assert (to.foreign is None) == ("two types" in shape)
     events = [impression(i, items) for i, items in enumerate(slates)]
@@ -230,17 +252,15 @@ def test_events_of_a_foreign_shape_are_those_of_ours(shape: str, slates: list[li
     mixed = [*events, *clicks]
     expected, bad = parse_events(raws(mixed), OURS)
     assert not bad
-    found, bad = parse_events(raws([foreign(one, to) for one in mixed]), to)
+    theirs = [foreign(one, to, written) for one in mixed]
+    found, bad = parse_events(raws(theirs), to)
     assert not bad
     assert_same(found, expected)
     # Ours stand beside them, in any order.
-    both = [one if i % 2 else foreign(one, to) for i, one in enumerate(mixed)]
+    both = [one if i % 2 else theirs[i] for i, one in enumerate(mixed)]
     assert_same(parse_events(raws(both), to).batch, expected)
-    for theirs, ours in zip(mixed, mixed, strict=True):
-        told, said = (
-            parse_event(json.dumps(foreign(theirs, to)).encode(), to),
-            parse_event(json.dumps(ours).encode(), to),
-        )
+    for one, ours in zip(theirs, mixed, strict=True):
+        told, said = (parse_event(json.dumps(event).encode(), to) for event in (one, ours))
         assert (type(told), told.timestamp) == (type(said), said.timestamp)
 
 
@@ -314,6 +334,7 @@ def leaves(event: Any) -> Any:
         (1e308, None),
         (float("inf"), None),
         (10**40, None),
+        (10**400, None),
         (True, None),
         (None, None),
         ([AT], None),
@@ -574,11 +595,24 @@ def test_the_rank_of_a_foreign_item_is_read_from_its_path_or_is_its_place() -> N
     mapping = SHAPES["nested ids, a list of items, features flat"]
     shown = [{"pid": "a", "pos": 3}, {"pid": "b", "pos": "7"}, {"pid": "c"}]
     raw = json.dumps({"event": "view", "ts": AT, "ctx": {"uid": 1, "sid": "r"}, "results": shown}).encode()
-    for path, expected in (('item_id = "pid"\n        position = "pos"', [2, 6, 2]), ('item_id = "pid"', [0, 1, 2])):
-        one = load_model(head + mapping.replace('item_id = "pid"', path, 1))
+    place = 'item_id = "pid"'
+    from_1 = f'{place}\n        position = "pos"'
+    from_0 = f"{from_1}\n        position_from = 0"
+    for path, expected in ((from_1, [2, 6, 2]), (from_0, [3, 7, 2]), (place, [0, 1, 2])):
+        one = load_model(head + mapping.replace(place, path, 1))
         read, bad = parse_events([raw], one)
         assert not bad
         assert read.events.item["position"].tolist() == expected
         wire = parse_event(raw, one)
         assert isinstance(wire, WireImpression)
-        assert [item.position for item in wire.items] == ([3, 7, None] if path.endswith('"pos"') else [None] * 3)
+        # A rank that is not said is the place in the list, from 1.
+        ranks = [None] * 3 if path == place else [expected[0] + 1, expected[1] + 1, None]
+        assert [item.position for item in wire.items] == ranks
+    one = load_model(head + mapping.replace(place, from_0, 1))
+    for rank, good in ((0, True), (9_999, True), (10_000, False), (-1, False), ("x", False), (2**63, False)):
+        shown[0]["pos"] = rank
+        raw = json.dumps({"event": "view", "ts": AT, "ctx": {"uid": 1, "sid": "r"}, "results": shown}).encode()
+        read, bad = parse_events([raw], one)
+        assert not bad if good else "reads it from 'results.pos', counted from 0" in str(bad[0]) or rank == 2**63
+        if good:
+            assert read.events.item["position"][0] == rank

@@ -123,7 +123,7 @@ def test_a_row_that_the_catalog_does_not_take_stops_the_import_or_is_counted(
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
-        ("t.csv", "id,price\na,3\n", "expected a column item_id"),
+        ("t.csv", "id,price\na,3\n", "has the columns 'id', 'price': expected a column 'item_id', or under [catalog]"),
         ("t.xlsx", "", "expected .parquet, .csv"),
         ("t.parquet", "no", "table"),
         ("t.json", '[{"item_id": "a"}', "begins as a JSON array and is none"),
@@ -141,3 +141,82 @@ def test_without_a_catalog_nothing_is_imported(tmp_path: Path, log: str, capsys:
     (tmp_path / "model.toml").write_text(MODEL.replace(', from = "catalog"', ""))
     assert main(["items", "import", str(tmp_path / "t.csv")]) == 2
     assert "has no catalog" in capsys.readouterr().err
+
+
+SHOP = """
+[catalog]
+item_id = "pid"
+timestamp = "seen"
+separator = ";"
+features = { genre = "kind", added = "shop.listed" }
+"""
+LISTED = "2023-11-14T22:13:20.000250+00:00"
+THEIRS: list[dict[str, Any]] = [
+    {"pid": 7, "seen": "2023-11-14T22:13:20Z", "price": "9.50", "kind": "drama", "tags": "x;y", "shop.listed": LISTED},
+    {"pid": "p8", "seen": 1_700_000_000, "price": "", "kind": "", "tags": "", "shop.listed": 1_700_000_000_000},
+]
+
+
+def their_csv(file: Path) -> None:
+    lines = [",".join(THEIRS[0]), *(",".join(map(str, row.values())) for row in THEIRS)]
+    file.write_text("\n".join(lines))
+
+
+def their_json(file: Path) -> None:
+    rows = [{**row, "shop": {"listed": row["shop.listed"]}} for row in THEIRS]
+    file.write_text(json.dumps([{k: v for k, v in row.items() if k != "shop.listed" and v != ""} for row in rows]))
+
+
+def their_parquet(file: Path) -> None:
+    columns = {name: [None if row[name] == "" else row[name] for row in THEIRS] for name in THEIRS[0]}
+    texts = {name: [None if one is None else str(one) for one in column] for name, column in columns.items()}
+    table = pa.table({**texts, "price": [9.5, None], "tags": [["x", "y"], None]})
+    pq.write_table(table, file)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"), [("t.csv", their_csv), ("t.json", their_json), ("t.parquet", their_parquet)]
+)
+def test_a_table_with_columns_of_its_own_is_read_as_the_model_says(
+    tmp_path: Path, log: str, name: str, write: Any
+) -> None:
+    (tmp_path / "model.toml").write_text(MODEL + SHOP)
+    write(tmp_path / name)
+    assert main(["items", "import", str(tmp_path / name)]) == 0
+    features = {"price": 9.5, "genre": "drama", "tags": ["x", "y"], "added": AT}
+    one, other = (event for _, event in events(log))
+    assert one == {"type": "item", "item_id": "7", "timestamp": AT, "features": features}
+    assert other == {"type": "item", "item_id": "p8", "timestamp": AT, "features": {"added": AT}}
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (",2023-11-14T22:13:20Z,1,drama,x,", "column 'pid': empty: expected the id of an item"),
+        ("p,2023-11-14,1,drama,x,", "column 'seen': expected epoch seconds"),
+        ("p,,much,drama,x,", "features['price']: expected a number"),
+        ("p,,1,news,x,", "features['genre']: unknown value: expected 'drama', 'comedy'; it is read from column 'kind'"),
+        ("p,,1,drama,x,yesterday", "features['added']: expected epoch seconds"),
+    ],
+)
+def test_what_is_wrong_with_a_row_is_said_by_its_column(
+    tmp_path: Path, log: str, capsys: pytest.CaptureFixture[str], row: str, says: str
+) -> None:
+    (tmp_path / "model.toml").write_text(MODEL + SHOP)
+    (tmp_path / "t.csv").write_text(f"{','.join(THEIRS[0])}\n{row}\n")
+    assert main(["items", "import", str(tmp_path / "t.csv")]) == 2
+    told = capsys.readouterr().err
+    assert "line 2: " in told
+    assert says in told
+
+
+def test_a_column_that_the_model_names_must_be_there_and_of_a_feature_of_the_catalog(
+    tmp_path: Path, log: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model.toml").write_text(MODEL + SHOP)
+    (tmp_path / "t.csv").write_text("pid,price\na,3\n")
+    assert main(["items", "import", str(tmp_path / "t.csv")]) == 2
+    assert "expected 'kind', from which [catalog] in the model reads the feature 'genre'" in capsys.readouterr().err
+    (tmp_path / "model.toml").write_text(MODEL + SHOP.replace("genre =", "distance ="))
+    assert main(["items", "import", str(tmp_path / "t.csv")]) == 2
+    assert "catalog.features.distance: expected a feature with from = 'catalog'" in capsys.readouterr().err

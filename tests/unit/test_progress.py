@@ -128,7 +128,7 @@ def log(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_fit_evaluate_demo_and_replay_dlq_tell_rate_and_time_left(
+def test_fit_evaluate_demo_replay_dlq_and_items_import_tell_rate_and_time_left(
     log: Path, eager: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = ["--model", str(log / "model.toml")]
@@ -144,6 +144,11 @@ def test_fit_evaluate_demo_and_replay_dlq_tell_rate_and_time_left(
     letters.close()
     assert main(["replay-dlq", "--dry-run", *model]) == 0
     assert "looking at" in lines(capsys.readouterr().err)
+    of_catalog = (log / "model.toml").read_text().replace(" }", ', from = "catalog" }')
+    (log / "catalog.toml").write_text(of_catalog)
+    (log / "items.csv").write_text("item_id,x\n" + "".join(f"i{n},{n}\n" for n in range(5_000)))
+    assert main(["items", "import", str(log / "items.csv"), "--model", str(log / "catalog.toml")]) == 0
+    assert "importing" in lines(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("name", ["log.jsonl", "log.jsonl.gz", "log.parquet", "array.json"])

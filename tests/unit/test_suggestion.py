@@ -14,6 +14,7 @@ from learner.batch.raw import Raw
 from learner.batch.reading import read_events
 from learner.events.microbatch import CLICK, IMPRESSION, Microbatch, joined
 from learner.log import Entry, open_log
+from learner.model.kinds import Age
 from learner.model.spec import Model, load_model
 from service.commands.main import main
 from service.recognition import NoSuggestion
@@ -109,7 +110,10 @@ def test_what_is_suggested_reads_every_event_of_its_sample(shape: Any, tmp_path:
     plain = shop(200)
     events = [one for event in plain for one in shape(event)]
     model = load_model(suggest(events, "sample.ndjson"))
-    assert set(model.features) == {"price", "category"}
+    # Of an impression of one item nothing tells what is of the request.
+    of_context = set() if shape is as_impressions_of_one_item else {"device"}
+    assert set(model.features) == {"price", "category"} | of_context
+    assert set(model.context_features) == of_context
     batch = read(events, model, tmp_path)
     kinds = batch.events.event["kind"].tolist()
     n_items = 6 * sum(event["kind"] == "view" for event in plain)
@@ -129,6 +133,8 @@ def test_what_is_suggested_reads_every_event_of_its_sample(shape: Any, tmp_path:
     # Nothing is refused, and every category has a column.
     categories = [model.coefficients.index(f"category={one}") for one in CATEGORIES]
     assert (batch.events.row[:, categories].sum(axis=1) == 1).all()
+    devices = [place for place, one in enumerate(model.coefficients) if one.startswith("device=")]
+    assert (batch.events.row[:, devices].sum(axis=1) == len(of_context)).all()
 
 
 @pytest.mark.parametrize(
@@ -175,7 +181,8 @@ def test_a_sample_is_told_path_by_path_and_reason_by_reason_without_a_value() ->
     assert "timestamp ts 62 of 62: ISO 8601 with a zone (61), no time (1); 61 different" in lines
     (price,) = (line for line in lines if line.startswith("feature price results[].price 367 of 367"))
     assert "numbers as text (366), text (1)" in price
-    assert "no path leads to ctx.device, results[].pos" in lines
+    assert "context device ctx.device 62 of 62: text; 2 different" in lines
+    assert "position results[].pos 366 of 367: whole numbers; 6 different" in lines
     assert f"{n_clicks} of {n_clicks} clicks have their impression in the sample" in lines
     for reason in ("bad_timestamp 1", "unknown_type 1", "bad_feature 1", "not_json 1"):
         assert f"{reason}, first at x:" in text
@@ -225,7 +232,7 @@ def test_from_a_topic_to_scores_with_what_is_suggested(
     assert area["fresh"] > 0.6 > area["fixed effect"]
 
 
-def test_ranks_that_count_from_1_are_positions_and_text_of_many_values_is_hashed(tmp_path: Path) -> None:
+def test_ranks_that_count_from_1_or_0_are_positions_and_text_of_many_values_is_hashed(tmp_path: Path) -> None:
     brands, events = [f"brand {i}" for i in range(60)], []
     for i, event in enumerate(shop(200)):
         (one,) = as_shop(event)
@@ -239,7 +246,49 @@ def test_ranks_that_count_from_1_are_positions_and_text_of_many_values_is_hashed
     model = load_model(text.replace("# [position] ", "[position] ").replace("# examination", "examination"))
     batch = read(events, model, tmp_path)
     assert batch.events.item["position"].tolist() == list(range(6)) * 200
-    # From 0 they are no positions of ours.
-    others = suggest([one for event in shop(200) for one in as_shop(event)], "sample.ndjson")
-    assert "# left out: results[].pos: a position that does not count from 1" in others
+    from_0 = [one for event in shop(200) for one in as_shop(event)]
+    text = suggest(from_0, "sample.ndjson")
+    assert 'position = "pos"\nposition_from = 0\n' in text
+    model = load_model(text.replace("# [position] ", "[position] ").replace("# examination", "examination"))
+    assert read(from_0, model, tmp_path).events.item["position"].tolist() == list(range(6)) * 200
+    for event in from_0:
+        for item in event.get("results", []):
+            item["pos"] += 2
+    others = suggest(from_0, "sample.ndjson")
+    assert "# left out: results[].pos: a position that counts from neither 1 nor 0" in others
     assert "\nposition" not in others
+
+
+def test_a_table_of_items_becomes_features_of_the_catalog_and_what_is_also_sent_is_one_feature() -> None:
+    events = [one for event in shop(200) for one in as_shop(event)]
+    ids = sorted({item["pid"] for event in events for item in event.get("results", [])})
+    day = 86_400_000
+    table = [
+        {
+            "sku": f"x{n}", "pid": one, "price": str(n % 50), "title": f"thing {n}", "weight": 1, "sold": n % 5 == 0,
+            "listed": iso(AT - (1 + n % 2) * day), "updated_at": iso(AT + n), "tags": "red;blue" if n % 3 else "red",
+            "maker": {"name": "a" if n % 4 else "b"},
+        }
+        for n, one in enumerate([*ids, "never shown"])
+    ]  # fmt: skip
+    text = suggest(events, "events.ndjson", table, "items.csv")
+    model = load_model(text)
+    of = {name: (type(one).__name__, one.origin) for name, one in model.features.items()}
+    assert of == {
+        "price": ("Numeric", "catalog"), "category": ("Category", "item"), "listed": ("Age", "catalog"),
+        "tags": ("Multi", "catalog"), "name": ("Category", "catalog"), "sold": ("Boolean", "catalog"),
+        "device": ("Category", "context"),
+    }  # fmt: skip
+    said = model.specification.catalog
+    assert (said.item_id, said.timestamp, said.separator) == ("pid", "updated_at", ";")
+    assert said.features == {"name": "maker.name"}
+    assert model.features["tags"].values == ["red", "blue"]  # type: ignore[union-attr]
+    listed = model.features["listed"]
+    # Half of them a day before the first event, and half two; events go on for 100 minutes.
+    assert isinstance(listed, Age)
+    assert abs(listed.mean - 1.5) < 0.1
+    assert abs(listed.std - 0.5) < 0.01
+    for left in ("sku: text that hardly", "title: text that hardly", "weight: the same throughout"):
+        assert f"# left out: items.csv {left}" in text
+    with pytest.raises(NoSuggestion, match=r"items\.csv: no column has the id of an item that the events show"):
+        suggest(events, "x", [{"sku": "x1"}, {"sku": "x2"}], "items.csv")
