@@ -43,9 +43,7 @@ class Reading(NamedTuple):
     quality: QualityResponse | str | None = None
 
 
-def reading(
-    at: float, told: LearnersResponse, metrics: str, quality: QualityResponse | str | None = None
-) -> Reading:
+def reading(at: float, told: LearnersResponse, metrics: str, quality: QualityResponse | str | None = None) -> Reading:
     """What `GET /learners`, `/metrics` and `/quality` answer; errors are answers from 500 on.
 
     `quality` may be a text that says why there is none.
