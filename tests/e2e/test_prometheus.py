@@ -298,7 +298,7 @@ def test_clicks_that_are_more_than_was_promised_are_told_until_they_are_as_many(
     fresh.append(hours_ago(6, users, "eager", 1, "a", "b"))
     fresh.append(hours_ago(5, users, "eager", 1))
     fresh.fires("FreshetCalibrationOff")
-    promised = 'freshet_quality{metric="predicted_over_actual", way="served", users="all", window="1d"}'
+    promised = 'freshet_quality{model="feed", metric="predicted_over_actual", way="served", users="all", window="1d"}'
     (share,) = fresh.values(promised)
     assert share < 0.5
     # So many others who click nothing that all together click as often as was promised.
