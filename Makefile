@@ -50,11 +50,12 @@ image: ## Build the image, and start it on a read-only file system and without a
 compose: deploy/secrets/redis_password ## Start Kafka, Redis, a learner and a scorer in containers
 	docker-compose up -d --build
 
-digests: ## Write the digests of today's images to deploy/images.env (needs docker and a registry)
+digests: ## Write the digests of today's images to deploy/images.env and the Dockerfile (needs docker and a registry)
 	@for line in $$(grep -v '^#' deploy/images.env); do \
 	  tag=$${line#*=} tag=$${tag%@*}; docker pull -q $$tag >/dev/null && \
 	  docker image inspect --format "$${line%%=*}=$$tag@{{index .RepoDigests 0}}" $$tag | sed 's/@.*@/@/' || exit 1; \
 	done > .env.new && { grep '^#' deploy/images.env; cat .env.new; } > .env.all && mv .env.all deploy/images.env && rm .env.new
+	@sed -i "s|^ARG PYTHON_IMAGE=.*|ARG $$(grep ^PYTHON_IMAGE= deploy/images.env)|" deploy/Dockerfile
 
 deploy/secrets/redis_password: deploy/make_secrets.sh
 	deploy/make_secrets.sh

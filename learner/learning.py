@@ -86,6 +86,11 @@ class Learning:
         return self._items is not None
 
     @property
+    def waiting(self) -> int:
+        """Users with a window that has not ended, of those seen since the partitions were given."""
+        return len(self._sweeps)
+
+    @property
     def room(self) -> int:
         """For how many messages: each may be of another user, whose record, and slate, is as large as the last ones."""
         n_products = self._outcomes_a_message * len(self.model.prior_belief.factor)

@@ -151,9 +151,10 @@ class Learner:
             self._commits.rewind(exc.rewound, self._positions)
             self._each(Learning.rewound, counts)
             self._registered = False
-        reader, took = self.reader, self._laps.seconds
-        health, beside = reader.health(), self._beside
-        return Progress(len(messages), counts, bad, reader.lags(), freshness_ms, took, health, beside, self._dropped)
+        return Progress(
+            len(messages), counts, bad, self.reader.lags(), freshness_ms, self._laps.seconds, self.reader.health(),
+            self._beside, self._dropped, self._first.waiting,
+        )  # fmt: skip
 
     @property
     def _most(self) -> int:

@@ -61,6 +61,8 @@ class Progress:
         What shadows did, by their names.
     dropped
         Why shadows learn no more, by their names.
+    waiting
+        Users of the first model with a window that has not ended, as far as is known: see `learner.sweeps`.
     """
 
     messages: int
@@ -72,6 +74,7 @@ class Progress:
     health: Health = HEALTHY
     beside: Mapping[str, Beside] = field(default_factory=dict)
     dropped: Mapping[str, str] = field(default_factory=dict)
+    waiting: int = 0
 
     @property
     def lag(self) -> int:

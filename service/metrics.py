@@ -86,6 +86,17 @@ class LearnerMetrics:
             "freshet_learner_partition_lag_messages", "The same of each partition that is this learner's.",
             ["partition"], registry=registry,
         )  # fmt: skip
+        self.waiting = Gauge(
+            "freshet_learner_waiting_users",
+            "Users with impressions or clicks whose windows have not ended, seen since the learner was given its "
+            "partitions; 500,000 at most.", registry=registry,
+        )  # fmt: skip
+        self.members = Gauge(
+            "freshet_learner_group_members",
+            "Learners of the group that told the store of themselves within a minute, with this one; looked up every "
+            "10 s.", registry=registry,
+        )  # fmt: skip
+        self.members.set(1)
         self.turned = Gauge(
             "freshet_learner_turned_timestamp_seconds",
             "When the loop last finished a turn, which it does several times a second; 0: not yet.", registry=registry,
@@ -152,6 +163,7 @@ class LearnerMetrics:
         """Count one turn of the loop."""
         self.turned.set(time.time())
         self._tell_lags(progress.lags)
+        self.waiting.set(progress.waiting)
         self.unreadable.set(len(progress.health.unreadable))
         self.missing.set(len(progress.health.missing))
         for lost in set(progress.health.lost) - self._known_lost:

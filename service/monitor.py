@@ -146,6 +146,10 @@ class Monitor:
         self._store_trouble, self._difference = trouble, difference
         self._metrics.differs.set(difference is not None)
 
+    def take_members(self, members: int) -> None:
+        """Take how many learners of the group tell of themselves; one that does not yet is one all the same."""
+        self._metrics.members.set(max(1, members))
+
     def without(self, model: str, why: str) -> None:
         """The learner goes on without a shadow."""
         self._dropped[model] = why

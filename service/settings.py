@@ -97,8 +97,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     api_key
         What clients must send as ``X-API-Key``; not set: nothing.
     admin_key
-        The only key that opens what is neither scoring nor ingest: erasure, `PUT /items`, posteriors, the model. It
-        opens all else too. Not set: `api_key` opens every route.
+        The only key that opens what is neither scoring, ingest, metrics nor quality: erasure, `PUT /items`, posteriors,
+        the model. It opens all else too. Not set: `api_key` opens every route.
     cors_origins
         Whose web pages may call the service: origins such as ``https://shop.example``, by commas, or ``*``.
     ucb_alpha

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+import msgspec
 import structlog
 
 from learner.store import Store, StoreUnavailable
@@ -30,6 +31,7 @@ def watch(settings: Settings, store: Store, owner: Owner, stop: threading.Event,
                     log.error("the store has evicted keys", keys=keeps.evicted - evicted, expected="noeviction")
                 trouble, evicted = keeps.forgets, keeps.evicted
                 difference = others(store, owner)
+                monitor.take_members(sum(_group_of(status) == owner.group for status in store.told()))
             except WrongStore as exc:
                 trouble = str(exc)
             except StoreUnavailable:
@@ -39,3 +41,15 @@ def watch(settings: Settings, store: Store, owner: Owner, stop: threading.Event,
     thread = threading.Thread(target=look, name="store watch", daemon=True)
     thread.start()
     return thread
+
+
+class _Status(msgspec.Struct):
+    group: str
+
+
+def _group_of(status: bytes) -> str | None:
+    """Whose a learner is that tells of itself; None of one of another version that does not say."""
+    try:
+        return msgspec.json.decode(status, type=_Status).group
+    except msgspec.DecodeError:
+        return None

@@ -40,11 +40,14 @@ class Reading(NamedTuple):
     at: float
     told: LearnersResponse
     routes: Mapping[str, Route]
-    quality: QualityResponse | None = None
+    quality: QualityResponse | str | None = None
 
 
-def reading(at: float, told: LearnersResponse, metrics: str, quality: QualityResponse | None = None) -> Reading:
-    """What `GET /learners`, `/metrics` and `/quality` answer; errors are answers from 500 on."""
+def reading(at: float, told: LearnersResponse, metrics: str, quality: QualityResponse | str | None = None) -> Reading:
+    """What `GET /learners`, `/metrics` and `/quality` answer; errors are answers from 500 on.
+
+    `quality` may be a text that says why there is none.
+    """
     requests: Counter[str] = Counter()
     errors: Counter[str] = Counter()
     up_to: dict[str, dict[float, float]] = {}
@@ -213,8 +216,10 @@ def _letters(told: LearnersResponse) -> Text:
     return Text(f"dead letters  {said or 'none'}", style="yellow" if letters else "")
 
 
-def _quality(told: QualityResponse | None) -> Text:
+def _quality(told: QualityResponse | str | None) -> Text:
     """Of the last day, all users."""
+    if isinstance(told, str):
+        return Text(f"quality       {told}", style="yellow")
     if told is None or not told.windows:
         return Text("quality       nothing scored yet", style="dim")
     part = told.windows["1d"].parts["all"]

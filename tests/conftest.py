@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,6 +74,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
+def kubectl() -> str:
+    """The command that makes one list of objects of a kustomization."""
+    if (found := shutil.which("kubectl")) is None:
+        _skip("what kustomize makes: kubectl is not installed (https://kubernetes.io/docs/tasks/tools)")
+    return found
+
+
+@pytest.fixture(scope="session")
 def browser() -> str:
     """A browser that runs without a screen."""
     try:
@@ -93,6 +102,8 @@ def chromium(browser: str) -> Iterator[Browser]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if _missing:
-        terminalreporter.section("NOT TESTED: servers or a browser are missing", sep="!", red=True, bold=True)
+        terminalreporter.section(
+            "NOT TESTED: servers, a browser or a command are missing", sep="!", red=True, bold=True
+        )
         for reason in sorted(_missing):
             terminalreporter.line(reason)

@@ -19,11 +19,12 @@ from service.commands.command import Arguments
 from service.settings import Settings
 
 if TYPE_CHECKING:
-    from freshet import Client
+    from freshet import Client, QualityResponse
     from service.top import Reading
 
 INTERVAL_S = 1.0
 TIMEOUT_S = 2.0
+FORBIDDEN = 403
 _ALL_LINES = 1000
 _KEY_WAIT_S = 0.1
 
@@ -76,18 +77,31 @@ def _once(client: Client, url: str) -> int:
     from service.top import Readings, screen
 
     readings = Readings()
-    readings.take(_look(client))
+    readings.take(look(client))
     time.sleep(INTERVAL_S)
-    readings.take(_look(client))
+    readings.take(look(client))
     Console(highlight=False).print(screen(url, readings, None, time.monotonic(), _ALL_LINES))
     return 0
 
 
-def _look(client: Client) -> Reading:
+def look(client: Client) -> Reading:
+    """What a service says now; raises `FreshetError`."""
     from service.top import reading
 
-    told, metrics, quality = client.learners(), client.metrics(), client.quality()
-    return reading(time.monotonic(), told, metrics, quality)
+    told, metrics = client.learners(), client.metrics()
+    return reading(time.monotonic(), told, metrics, _quality(client))
+
+
+def _quality(client: Client) -> QualityResponse | str:
+    """How good scores are, or why this key does not see it: a proxy, or an older service, may open the rest alone."""
+    from freshet import FreshetError
+
+    try:
+        return client.quality()
+    except FreshetError as exc:
+        if exc.status != FORBIDDEN:
+            raise
+        return "this key may not read it"
 
 
 def _show(client: Client, url: str) -> int:
@@ -101,19 +115,19 @@ def _show(client: Client, url: str) -> int:
     # Not where keys are read: a service that hangs must not keep the screen.
     with ThreadPoolExecutor(1) as pool, _keys(), console.screen() as shown:
         try:
-            look, looked_at, size = pool.submit(_look, client), time.monotonic(), None
+            asked, looked_at, size = pool.submit(look, client), time.monotonic(), None
             while not _pressed(b"q"):
                 now, found = time.monotonic(), shutil.get_terminal_size()
                 is_due = now - looked_at >= INTERVAL_S
                 if not is_due and found == size:
                     continue
-                if is_due and look.done():
+                if is_due and asked.done():
                     try:
-                        readings.take(look.result())
+                        readings.take(asked.result())
                         trouble = None
                     except FreshetError as exc:
                         trouble = str(exc)
-                    look = pool.submit(_look, client)
+                    asked = pool.submit(look, client)
                 looked_at, size = (now if is_due else looked_at), found
                 shown.update(screen(url, readings, trouble, now, found.lines))
         except KeyboardInterrupt:

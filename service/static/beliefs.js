@@ -75,11 +75,11 @@ async function showBelief(kind, id) {
   ]);
 }
 
-/** What to say of an error: of a key that does not open this, which one would. */
+/** Say why there is nothing to show: of a key that does not open it, which one would. */
 function sayWhy(error, where) {
   if (!(error instanceof Failed)) throw error;
   const texts = {
-    forbidden: "This takes the admin's key.",
+    forbidden: "This key may not read it; the admin's may.",
     no_item_effect: "This model learns no items: an [effects.item] in its file would have it do so.",
   };
   const change = error.code === "forbidden"

@@ -66,7 +66,7 @@ function askKey(why) {
     const input = el("input", { id: "key", type: "password", required: true, autocomplete: "off", "aria-describedby": "key-why" });
     const form = el("form", { method: "dialog" },
       el("h2", { id: "key-title" }, "API key"),
-      el("p", { id: "key-why" }, `${why} This service asks for a key: that of clients scores and shows the stream, the admin's shows beliefs too. It is kept in this tab only.`.trim()),
+      el("p", { id: "key-why" }, `${why} This service asks for a key: that of clients scores, and shows the stream and quality; the admin's shows beliefs too. It is kept in this tab only.`.trim()),
       el("label", { for: "key" }, "Key"), input,
       el("menu", {}, el("button", { class: "main" }, "Use it")));
     const dialog = el("dialog", { "aria-labelledby": "key-title", cancel: (event) => event.preventDefault() }, form);

@@ -5,7 +5,7 @@ const FIRST_ITEMS = 3;
 const LEARNT_WITHIN_MS = 10_000;
 const MOST_MOVED = 8; // Coefficients drawn of the user.
 const LOOK_AGAIN_MS = 250;
-const play = { features: {}, items: [], made: 0, scored: null, busy: false };
+const play = { features: {}, context: [], items: [], made: 0, scored: null, busy: false };
 
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
@@ -52,12 +52,23 @@ function inputOf(name, schema, place) {
   return { label: label(input), read: () => input.value || undefined };
 }
 
+/** Inputs for features, by name, and what they say together. */
+const inputsOf = (features, place) => Object.entries(features).map(([name, schema]) => [name, inputOf(name, typeOf(schema), place)]);
+const readAll = (inputs) => Object.fromEntries(inputs.map(([name, one]) => [name, one.read()]).filter(([, value]) => value !== undefined));
+
+/** What a slate says of itself, where the model asks for it. */
+function addContext(features) {
+  play.context = inputsOf(features, 0);
+  $("context").append(...play.context.map(([, one]) => one.label));
+  $("context").hidden = !play.context.length;
+}
+
 function addItem() {
   const place = play.made++;
   const start = String.fromCharCode(97 + (place % 26)) + (place < 26 ? "" : Math.floor(place / 26));
   const id = el("input", { value: start, required: true, maxlength: "256" });
   const offset = el("input", { type: "number", step: "any", placeholder: "the model's" });
-  const inputs = Object.entries(play.features).map(([name, schema]) => [name, inputOf(name, typeOf(schema), place)]);
+  const inputs = inputsOf(play.features, place);
   const legend = el("legend", {}, `Item ${start}`);
   const score = el("p", { class: "score" });
   const click = el("button", { type: "button", "aria-disabled": "true", click: () => act(click, () => clickOn(item)) }, "Click it");
@@ -76,7 +87,7 @@ function addItem() {
     box, score, click, id: () => id.value,
     read: () => ({
       item_id: id.value,
-      features: Object.fromEntries(inputs.map(([name, one]) => [name, one.read()]).filter(([, value]) => value !== undefined)),
+      features: readAll(inputs),
       ...(offset.value === "" ? {} : { offset: Number(offset.value) }),
     }),
   };
@@ -107,7 +118,10 @@ async function act(button, what) {
 }
 
 async function scoreSlate() {
-  const slate = { user_id: $("user").value, items: play.items.map((one) => one.read()) };
+  const slate = {
+    user_id: $("user").value, items: play.items.map((one) => one.read()),
+    ...(play.context.length ? { context: readAll(play.context) } : {}),
+  };
   if (new Set(slate.items.map((one) => one.item_id)).size < slate.items.length) {
     throw new Failed(0, "items", "Two items have the same item_id: expected different ones.");
   }
@@ -207,7 +221,9 @@ async function startPlayground() {
   $("add").addEventListener("click", () => addItem().querySelector("input").focus());
   try {
     const { components } = await get("openapi.json");
-    play.features = components.schemas.ScoreItem.properties.features.properties ?? {};
+    const { ScoreItem, ScoreRequest } = components.schemas;
+    play.features = ScoreItem.properties.features.properties ?? {};
+    addContext(ScoreRequest.properties.context.properties ?? {});
     for (let i = 0; i < FIRST_ITEMS; i++) addItem();
   } catch (error) {
     sayWhy(error, $("said"));

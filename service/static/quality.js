@@ -12,8 +12,12 @@ async function startQuality() {
       const chosen = $("quality-model").value;
       showQuality(await get(chosen ? `quality?model=${encodeURIComponent(chosen)}` : "quality"));
     } catch (error) {
-      // The stream says that the service is away.
       if (!(error instanceof Failed)) throw error;
+      // The stream says that the service is away.
+      if (error.status) {
+        $("quality-none").hidden = false;
+        sayWhy(error, $("quality-none"));
+      }
     }
     // Another model is shown at once.
     await Promise.race([sleep(QUALITY_MS), new Promise((done) => $("quality-model").addEventListener("change", done, { once: true }))]);

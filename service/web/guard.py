@@ -16,9 +16,9 @@ OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
 """What an orchestrator asks: without a key, and however busy the process is."""
 PAGES = frozenset({"/", "/docs", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css"})
 """What a browser opens, which can send no key: nothing in them is of this service. They ask for the key themselves."""
-CLIENT_ROUTES = frozenset({"score", "events", "metrics", "learners", "docs", "openapi.json"})
-"""First segments of the paths that the client's key opens too. All others take the admin's, where there is one: users,
-model, and what is added without a thought of this."""
+CLIENT_ROUTES = frozenset({"score", "events", "metrics", "learners", "quality", "docs", "openapi.json"})
+"""First segments of the paths that the client's key opens too: scoring, ingest, and what tells of no user nor item. All
+others take the admin's, where there is one: users, model, and what is added without a thought of this."""
 
 
 class _Route:

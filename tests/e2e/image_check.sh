@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The image on a read-only file system, without any capability and not as root: it becomes ready, learns and scores.
-# Needs docker. IMAGE=name:tag takes one that is built already.
+# Needs docker. IMAGE=name:tag takes one that is built already, PYTHON_IMAGE=name:tag another base than the one by digest.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 image=${IMAGE:-freshet-image-check}
@@ -11,7 +11,7 @@ finish() {
   exit $status
 }
 trap finish EXIT
-[[ -n ${IMAGE:-} ]] || docker build -t "$image" -f deploy/Dockerfile .
+[[ -n ${IMAGE:-} ]] || docker build ${PYTHON_IMAGE:+--build-arg "PYTHON_IMAGE=$PYTHON_IMAGE"} -t "$image" -f deploy/Dockerfile .
 # All that may be written to is a file of its own, in memory.
 docker run -d --name freshet-image-check --read-only --cap-drop ALL --security-opt no-new-privileges \
   --tmpfs /data:uid=10001 --workdir /data --network none "$image" up >/dev/null

@@ -23,13 +23,22 @@ from learner.record.sums import (
     ARM_FIXED,
     ARM_N,
     ARM_SERVED,
+    BINS,
     CELLS,
+    CLICKS,
     FIRST_SEGMENT,
+    FIRST_WAY,
     GROUPS,
     HOUR_MS,
+    LOSS,
+    MANY,
     OF_SLATES,
     PER_ARM,
+    PER_BIN,
     PER_SEGMENT,
+    PER_WAY,
+    PER_WAY_AGE,
+    PREDICTED,
     SLATES,
     TOTALS,
     UNIT,
@@ -139,6 +148,7 @@ def test_a_click_raises_the_score_of_what_was_clicked_and_the_page_says_so(chrom
         assert score_of(page, "b") > before + 1
         said(page, f"to {score_of(page, 'b'):.1f}\u00a0%.")
         assert page.get_by_role("group", name="Item b").get_by_role("button", name="Click it").is_disabled()
+        assert page.get_by_role("group", name="Context").count() == 0
         status, body = service.request("/users/ann/posterior")
         assert status == 200
         assert {one["state"] for one in json.loads(body)["outcomes"]} == {"clicked", "settled"}
@@ -195,24 +205,74 @@ def test_a_belief_is_found_by_id_and_what_is_unknown_is_said(chromium: Browser, 
         assert page.locator("img").count() == 0
 
 
-def test_quality_is_shown_by_segment_and_so_is_where_scores_do_harm(chromium: Browser, tmp_path: Path) -> None:
-    cells = np.zeros(CELLS, np.int64)
-    phone = FIRST_SEGMENT + PER_SEGMENT
-    cells[[N, phone + N]] = 5_000
-    for at in (SLATES, phone + OF_SLATES):
-        cells[at : at + 3] = 5_000, int(0.1 * 5_000 * UNIT), int(0.04 * 5_000 * UNIT)
-    store = open_store(f"sqlite:///{tmp_path / 'freshet.db'}", 60)
+DEVICE = 'device = { kind = "category", values = ["web", "phone"], from = "context" }\n'
+
+
+def measured(folder: Path, clicks: int, shadow: str = "", segment: bool = False) -> None:
+    """Have a store say of 5,000 outcomes of this hour and of the one before, all promised 0.5, how many were clicked.
+
+    With a segment they are of slates for phones, to which what is served is worse than the fixed effect.
+    """
     hour = time.time_ns() // 1_000_000 // HOUR_MS
-    assert store.commit([Transaction(0, (), sums=[HourSums(0, hour, cells)])]) == [True]
+    sums = []
+    for at in (hour - 1, hour):
+        cells = np.zeros(CELLS, np.int64)
+        cells[[N, CLICKS]] = 5_000, clicks
+        for way in range(FIRST_WAY, FIRST_SEGMENT, PER_WAY):
+            cells[way + LOSS], cells[way + PREDICTED] = 3_000 * UNIT, 2_500 * UNIT
+            cells[way + 2 * PER_WAY_AGE + PER_BIN * (BINS // 2) :][:2] = 5_000 * MANY + clicks, 2_500 * UNIT
+        if segment:
+            phone = FIRST_SEGMENT + PER_SEGMENT
+            cells[phone + N] = 5_000
+            for place in (SLATES, phone + OF_SLATES):
+                cells[place : place + 3] = 5_000, int(0.1 * 5_000 * UNIT), int(0.04 * 5_000 * UNIT)
+        sums.append(HourSums(0, at, cells))
+    store = open_store(f"sqlite:///{folder / 'freshet.db'}", 60, **({"shadow": shadow} if shadow else {}))
+    assert store.commit([Transaction(0, (), sums=sums)]) == [True]
     store.close()
-    text = (
-        'device = { kind = "category", values = ["web", "phone"], from = "context" }\n[quality]\nsegment = "device"\n'
-    )
-    with running(tmp_path, "up", f"name = 'page'\n[features]\n{text}") as service, opened(chromium, service) as page:
+
+
+def test_quality_is_shown_by_segment_and_so_is_where_scores_do_harm(chromium: Browser, tmp_path: Path) -> None:
+    measured(tmp_path, 2_000, segment=True)
+    text = f"name = 'page'\n[features]\n{DEVICE}[quality]\nsegment = 'device'\n"
+    with running(tmp_path, "up", text) as service, opened(chromium, service) as page:
         shown = page.locator("#quality-windows")
         expect(shown).to_contain_text("last hour, device=phone", timeout=15_000)
         expect(shown).not_to_contain_text("device=web")
         expect(shown.get_by_role("alert")).to_contain_text("What is served to slates of device=phone is worse")
+        for chart, says in (("#chart-hours", "of 2 hours"), ("#chart-calibration", "0.50 predicted, 0.40 clicked")):
+            assert says in (page.locator(chart).get_attribute("aria-label") or "")
+            assert inked(page, chart)
+
+
+def test_quality_is_of_the_model_that_is_chosen(chromium: Browser, tmp_path: Path) -> None:
+    measured(tmp_path, 2_000)
+    measured(tmp_path, 1_250, shadow="beside")
+    shadow = tmp_path / "shadow.toml"
+    shadow.write_text(MODEL.replace('"page"', '"beside"'))
+    with running(tmp_path, "up", shadow=shadow) as service, opened(chromium, service) as page:
+        drawn, windows = page.locator("#chart-calibration"), page.locator("#quality-windows")
+        expect(drawn).to_have_attribute("aria-label", re.compile("0.40 clicked"), timeout=15_000)
+        choice = page.get_by_label("Of model")
+        assert choice.locator("option").all_inner_texts() == ["the one that answers", "page", "beside"]
+        choice.select_option("beside")
+        expect(drawn).to_have_attribute("aria-label", re.compile("0.25 clicked"))
+        expect(windows).to_contain_text("2,500")
+        choice.select_option("page")
+        expect(drawn).to_have_attribute("aria-label", re.compile("0.40 clicked"))
+        expect(windows).to_contain_text("4,000")
+
+
+def test_a_slate_says_its_context_where_the_model_asks_for_it(chromium: Browser, tmp_path: Path) -> None:
+    with running(tmp_path, "up", MODEL.replace("[effects", f"{DEVICE}[effects")) as service:
+        with opened(chromium, service) as page:
+            context = page.get_by_role("group", name="Context of the slate")
+            context.get_by_label("device").select_option("phone")
+            play(page, "ann")
+            expect(page.get_by_role("group", name="Item b").get_by_label("device")).to_have_count(0)
+        _, body = service.request("/users/ann/posterior")
+        moved = {one["name"]: abs(one["mean"]) > 1e-6 for one in json.loads(body)["coefficients"]}
+        assert (moved["device=phone"], moved["device=web"]) == (True, False)
 
 
 def test_arms_of_an_experiment_are_shown_with_their_lift(chromium: Browser, tmp_path: Path) -> None:
@@ -319,6 +379,7 @@ def test_it_fits_is_legible_and_has_names_for_who_does_not_see(
 
 def test_the_page_asks_for_the_key_and_says_which_one_opens_more(chromium: Browser, tmp_path: Path) -> None:
     keys = {"api_key": "client-key", "admin_key": "admin-key"}
+    measured(tmp_path, 2_000)
     with running(tmp_path, "up", **keys) as service, opened(chromium, service, refused=True) as page:
         key = page.get_by_label("Key", exact=True)
         key.fill("wrong")
@@ -327,12 +388,13 @@ def test_the_page_asks_for_the_key_and_says_which_one_opens_more(chromium: Brows
         page.get_by_label("Key", exact=True).fill("client-key")
         page.keyboard.press("Enter")
         expect(page.locator("#link")).to_have_text("live", timeout=10_000)
+        expect(page.locator("#quality-windows")).to_contain_text("last hour", timeout=15_000)
         play(page, "gil")
         assert score_of(page, "b") > 0
-        expect(page.locator("#chart-user")).to_contain_text("This takes the admin's key")
+        expect(page.locator("#chart-user")).to_contain_text("This key may not read it; the admin's may")
         page.locator("#whom").fill("gil")
         page.get_by_role("button", name="Show").click()
-        expect(page.locator("#belief")).to_contain_text("This takes the admin's key")
+        expect(page.locator("#belief")).to_contain_text("This key may not read it; the admin's may")
         page.locator("#belief").get_by_role("button", name="Use another key").click()
         page.get_by_label("Key", exact=True).fill("admin-key")
         page.keyboard.press("Enter")
@@ -342,6 +404,16 @@ def test_the_page_asks_for_the_key_and_says_which_one_opens_more(chromium: Brows
         assert page.evaluate("JSON.stringify(localStorage)") == "{}"
         page.goto(f"http://127.0.0.1:{service.port}/docs")
         expect(page.get_by_text("/users/{user_id}/posterior").first).to_be_visible()
+
+
+def test_the_page_says_where_a_key_does_not_read_quality(chromium: Browser, service: Freshet) -> None:
+    # A proxy may open less than the service does.
+    body = {"error": {"code": "forbidden", "message": "not this key"}}
+    with opened(chromium, service, refused=True) as page:
+        page.route("**/quality*", lambda route: route.fulfill(status=403, json=body))
+        page.reload()
+        expect(page.locator("#quality-none")).to_contain_text("This key may not read it")
+        expect(page.locator("#link")).to_have_text("live", timeout=10_000)
 
 
 def test_a_service_that_goes_and_comes_back_is_followed(chromium: Browser, tmp_path: Path) -> None:

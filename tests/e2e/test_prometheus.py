@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kafka import KafkaAdminClient, TopicPartition
 
 from deploy.grafana.dashboard import FILE, PANELS, build
 from learner.log import Entry, open_log
 from tests.freshet import Freshet
-from tests.servers import PrometheusServer, Server, eventually
+from tests.servers import KafkaServer, PrometheusServer, Server, eventually
+from tests.topics import make_topic
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "prometheus"
 WINDOW_S = 10
@@ -51,11 +53,11 @@ def slates(n: int, name: str, later_ms: int = 0) -> list[bytes]:
 class Observed:
     """A learner and a scorer on SQLite, and the rules with seconds for minutes."""
 
-    def __init__(self, prometheus: Server, folder: Path) -> None:
+    def __init__(self, prometheus: Server, folder: Path, **more: Any) -> None:
         self.prometheus = prometheus
         self.store = folder / "store.db"
-        self.log = f"sqlite:///{folder / 'log.db'}"
-        settings = {"store": f"sqlite:///{self.store}", "log": self.log, "store_timeout_s": 0.5}
+        self.log = more.get("log", f"sqlite:///{folder / 'log.db'}")
+        settings = {"store": f"sqlite:///{self.store}", "log": self.log, "store_timeout_s": 0.5, **more}
         self.scorer = Freshet(folder, "serve", **settings)
         self.shadow = folder / "shadow.toml"
         self.shadow.write_text(SHADOW)
@@ -118,7 +120,7 @@ class Observed:
         return any(one["labels"]["alertname"] == alert and one["state"] == "firing" for one in alerts)
 
     def fires(self, alert: str) -> None:
-        eventually(lambda: self.firing(alert), 40, f"{alert} fires")
+        eventually(lambda: self.firing(alert), 60, f"{alert} fires")
 
     def goes_away(self, alert: str) -> None:
         eventually(lambda: not self.firing(alert), 60, f"{alert} goes away")
@@ -211,8 +213,17 @@ def test_a_process_that_stands_still_is_down_and_what_it_learns_late_is_not_fres
     observed.fires("FreshetProcessDown")
     observed.learner.process.send_signal(signal.SIGCONT)
     observed.goes_away("FreshetProcessDown")
-    observed.append(slates(5, "later"))
-    observed.fires("FreshetFreshnessOverTarget")
+    number = count()
+
+    def late() -> bool:
+        observed.learner.process.send_signal(signal.SIGSTOP)
+        observed.append(slates(5, f"later{next(number)}"))
+        time.sleep(1.5)  # Above the target of a second.
+        observed.learner.process.send_signal(signal.SIGCONT)
+        time.sleep(1.5)
+        return observed.firing("FreshetFreshnessOverTarget")
+
+    eventually(late, 60, "FreshetFreshnessOverTarget fires")
     observed.goes_away("FreshetFreshnessOverTarget")
 
 
@@ -244,3 +255,91 @@ def test_a_prometheus_that_is_missing_says_what_to_install(tmp_path: Path, monke
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(Exception, match="prometheus and promtool not installed"):
         PrometheusServer(tmp_path)
+
+
+@pytest.fixture
+def fresh(prometheus: Server, tmp_path: Path) -> Iterator[Observed]:
+    """One that has learnt nothing yet, by a Prometheus of its own."""
+    assert isinstance(prometheus, PrometheusServer)
+    one = Observed(PrometheusServer(tmp_path), tmp_path)
+    yield one
+    one.close()
+
+
+def test_a_lag_that_grows_is_told_until_it_is_worked_off(observed: Observed) -> None:
+    number = count()
+
+    def too_many() -> bool:
+        observed.append(slates(4_000, f"flood{next(number)}"))
+        return observed.firing("FreshetLagGrowing")
+
+    eventually(too_many, 60, "FreshetLagGrowing fires")
+    observed.goes_away("FreshetLagGrowing")
+    # It goes away where fewer wait than before; then all are learnt.
+    eventually(lambda: observed.values("freshet_learner_lag_messages") == [0], 60, "nothing waits")
+
+
+def hours_ago(hours: float, users: int, name: str, each: int, *clicked: str, every_s: int = 600) -> list[bytes]:
+    """Slates of so many users, each so many times, of which some items are clicked at once."""
+    begin = time.time_ns() // 1_000_000 - int(hours * 3_600_000)
+    events: list[dict[str, Any]] = []
+    for k in range(each):
+        at = begin + k * every_s * 1_000
+        for i in range(users):
+            ids = {"request_id": f"{name}{k}-{i}", "user_id": f"{name}{i}", "timestamp": at}
+            events += [{"type": "click", **ids, "item_id": one} for one in clicked]
+            events.append({"type": "impression", **ids, "items": ITEMS})
+    return [json.dumps(event).encode() for event in events]
+
+
+def test_clicks_that_are_more_than_was_promised_are_told_until_they_are_as_many(fresh: Observed) -> None:
+    # The first slate of each is scored when the second one comes.
+    users = 400
+    fresh.append(hours_ago(6, users, "eager", 1, "a", "b"))
+    fresh.append(hours_ago(5, users, "eager", 1))
+    fresh.fires("FreshetCalibrationOff")
+    promised = 'freshet_quality{model="feed", metric="predicted_over_actual", way="served", users="all", window="1d"}'
+    (share,) = fresh.values(promised)
+    assert share < 0.5
+    # So many others who click nothing that all together click as often as was promised.
+    fresh.append(hours_ago(4, round(users * (1 / share - 1)), "quiet", 2))
+    fresh.goes_away("FreshetCalibrationOff")
+    (share,) = fresh.values(promised)
+    assert share == pytest.approx(1, abs=0.1)
+
+
+def test_tastes_that_turn_over_are_told_until_the_new_ones_are_learnt(fresh: Observed) -> None:
+    fresh.append(hours_ago(11, 40, "fickle", 30, "b"))
+    fresh.append(hours_ago(6, 40, "fickle", 6, "a"))
+    fresh.fires("FreshetServedWorse")
+    fresh.append(hours_ago(5, 40, "fickle", 27, "a"))
+    fresh.goes_away("FreshetServedWorse")
+
+
+@pytest.mark.usefixtures("prometheus")
+def test_events_that_the_log_drops_unread_are_told(kafka_server: KafkaServer, tmp_path: Path) -> None:
+    topic = f"dropped-{time.time_ns()}"
+    make_topic(kafka_server, topic)
+    settings = {"log": kafka_server.url, "impressions_topic": topic, "clicks_topic": topic, "group": topic}
+    observed = Observed(PrometheusServer(tmp_path), tmp_path, **settings)
+
+    def append(n: int, name: str) -> None:
+        log = open_log(kafka_server.url)
+        log.append([Entry(topic, b"", value) for value in slates(n, name)])
+        log.close()
+
+    try:
+        append(10, "read")
+        eventually(lambda: observed.values("freshet_learner_messages_total") == [20], 30, "they are learnt")
+        observed.learner.stop()
+        append(10, "unread")
+        admin = KafkaAdminClient(bootstrap_servers=kafka_server.bootstrap)
+        admin.delete_records({TopicPartition(topic, 0): 35})
+        admin.close()
+        more = {"store": f"sqlite:///{observed.store}", "port": observed.learner.port}
+        observed.learner = Freshet(tmp_path, "learn", **settings, **more)
+        observed.fires("FreshetEventsLost")
+        assert observed.values("freshet_learner_events_lost_total") == [15]
+        observed.goes_away("FreshetEventsLost")
+    finally:
+        observed.close()

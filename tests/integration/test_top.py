@@ -83,7 +83,7 @@ class Terminal:
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Freshet]:
-    one = Freshet(tmp_path, "up", api_key=KEY)
+    one = Freshet(tmp_path, "up", api_key=KEY, admin_key="the admin's")
     yield one
     if one.process.poll() is None:
         one.stop()
@@ -105,6 +105,7 @@ def test_the_screen_follows_the_service_and_its_own_size_until_q(
     terminal.shows(r"1 of 1 ready")
     terminal.shows(r"events/0 .* ready")
     assert "dead letters  none" in terminal.text()
+    assert "quality       nothing scored yet" in terminal.text()
     terminal.shows(r"/learners +\d")
 
     terminal.resize(20, 70)
@@ -158,6 +159,7 @@ def test_once_prints_it_and_says_by_its_status_whether_the_service_answers(servi
     done = once(FRESHET_API_KEY_FILE=str(key))
     assert done.returncode == 0, done.stderr
     assert "dead letters  none" in done.stdout
+    assert "quality       nothing scored yet" in done.stdout
     assert "\x1b" not in done.stdout
     assert once("--once", "--api-key", KEY).returncode == 0
     refused = once("--once", FRESHET_API_KEY="wrong")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from typing import cast
 
 import msgspec
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
+from freshet.quality_answers import QualityResponse
 from learner.events.microbatch import by_user
 from learner.events.parse import parse_events
 from learner.model.spec import Model, load_model
@@ -25,7 +29,10 @@ from learner.record.sums import (
     HourSums,
 )
 from learner.step.apply import apply
+from learner.store import StoreUnavailable
 from service.guardrail import ALPHA, MARGIN, boundary, judged, verdicts
+from service.web.guardrail import Guardrail
+from service.web.quality import Quality
 
 MONTH = 30 * 24
 
@@ -100,26 +107,28 @@ USERS, ITEMS, AT = 40, 5, 1_700_000_000_000 // (24 * HOUR_MS) * 24 * HOUR_MS
 GOOD, BAD, AFTER, PER_HOUR = 12, 4, 12, 400
 
 
-def poisoned(model: Model = MODEL) -> list[HourSums]:
+def poisoned(
+    model: Model = MODEL, per_hour: int = PER_HOUR, people: int = USERS, bad_hours: int = BAD, seed: int = 4
+) -> list[HourSums]:
     """What is counted of users who differ, while for some hours half of the slates have features of the wrong sign.
 
     These are of phones, where the model knows devices.
     """
-    rng = np.random.default_rng(4)
-    taste = rng.normal(0, 0.7, (USERS, 2))
+    rng = np.random.default_rng(seed)
+    taste = rng.normal(0, 0.7, (people, 2))
     stored: dict[str, bytes | None] = {}
     sums: dict[int, NDArray[np.int64]] = {}
-    for hour in range(GOOD + BAD + AFTER):
+    for hour in range(GOOD + bad_hours + AFTER):
         raws: list[dict[str, object]] = []
-        for k in range(PER_HOUR):
-            user, at = int(rng.integers(USERS)), AT + hour * HOUR_MS + k * (HOUR_MS // PER_HOUR)
+        for k in range(per_hour):
+            user, at = int(rng.integers(people)), AT + hour * HOUR_MS + k * (HOUR_MS // per_hour)
             x = rng.normal(size=(ITEMS, 2))
             yes = rng.random(ITEMS) < 1 / (1 + np.exp(1 - x @ taste[user]))
             ids = {"request_id": f"{hour}-{k}", "user_id": f"u{user}"}
             # Before their impression: labels are known at once.
             clicked = np.flatnonzero(yes)
             raws += [{"type": "click", **ids, "item_id": f"i{i}", "timestamp": at} for i in clicked]
-            seen = -3 * x if GOOD <= hour < GOOD + BAD and k % 2 else x
+            seen = -3 * x if GOOD <= hour < GOOD + bad_hours and k % 2 else x
             items = [
                 {"item_id": f"i{i}", "offset": -1.0, "features": {"x": float(seen[i, 0]), "y": float(seen[i, 1])}}
                 for i in range(ITEMS)
@@ -145,6 +154,46 @@ def test_poisoned_features_of_half_the_slates_are_noticed_within_four_thousand_o
     assert found.min() >= GOOD
     assert (found.min() - GOOD + 1) * PER_HOUR * ITEMS <= 4_000
     assert found.max() < GOOD + BAD + 6
+
+
+def test_one_poisoned_hour_is_noticed_inside_it_where_it_has_four_thousand_outcomes() -> None:
+    told = poisoned(per_hour=800, people=80, bad_hours=1)
+    found = alarms(told)
+    assert found[0] == GOOD
+    # By itself: nothing but right features came after it.
+    assert found[-1] <= GOOD + 3
+    # Half as many outcomes an hour are too few to be sure of one, though what was served was worse.
+    told = poisoned(bad_hours=1)
+    cells = told[GOOD].cells
+    assert cells[WORSE] > MARGIN * cells[SLATES] * UNIT
+    assert len(alarms(told)) == 0
+
+
+class Told:
+    """How good scores are, as they are told one time after the other; an error is raised."""
+
+    def __init__(self, *steps: list[str] | Exception) -> None:
+        self._steps = list(steps)
+        self.served = list[frozenset[str]]()
+        self.guardrail = Guardrail(load_model(TEXT + 'guardrail = "fallback"\n'), cast(Quality, self), 0.0)
+
+    async def now(self) -> QualityResponse:
+        self.served.append(self.guardrail.worse_in)
+        if not self._steps:
+            raise asyncio.CancelledError
+        step = self._steps.pop(0)
+        if isinstance(step, Exception):
+            raise step
+        return QualityResponse("t", 0, 1.0, bool(step), {}, [], step)
+
+
+def test_a_scorer_falls_back_while_it_is_told_and_returns_by_itself() -> None:
+    told = Told([], ["all"], StoreUnavailable("away"), ["all"], [])
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(told.guardrail.watch())
+    none, all_slates = frozenset[str](), frozenset({"all"})
+    # What it was stays while the store is away.
+    assert told.served == [none, none, all_slates, all_slates, all_slates, none]
 
 
 def test_where_segments_are_declared_those_that_are_poisoned_raise_an_alarm_and_no_others() -> None:

@@ -127,15 +127,17 @@ def test_pages_of_the_origins_that_are_set_may_call_and_others_may_not(rig: Rig)
     )
 
 
-def test_a_clients_key_scores_and_ingests_and_an_admins_does_all(rig: Rig) -> None:
+def test_a_clients_key_scores_ingests_and_watches_and_an_admins_does_all(rig: Rig) -> None:
     client = rig.serve(rig.store, api_key="client", admin_key="admin")
     routes: list[tuple[str, str, Any, bool]] = [
         ("POST", "/score", ASKED, True), ("POST", "/events", CLICKED, True), ("GET", "/metrics", None, True),
-        ("GET", "/openapi.json", None, True),
+        ("GET", "/openapi.json", None, True), ("GET", "/learners", None, True), ("GET", "/quality", None, True),
         ("GET", "/users/u/posterior", None, False), ("GET", "/model", None, False),
         ("DELETE", "/users/u", None, False), ("GET", "/models", None, False), ("POST", "/", None, False),
-        ("DELETE", "/score/../users/u", None, False),
+        ("DELETE", "/score/../users/u", None, False), ("GET", "/items/i/posterior", None, False),
     ]  # fmt: skip
+    paths = client.get("/openapi.json", headers={"X-API-Key": "admin"}).json()["paths"]
+    assert {path.split("/")[1] for path in paths} - {"health"} <= {path.split("/")[1] for _, path, *_ in routes}
     for method, path, body, is_clients in routes:
         statuses = [
             client.request(method, path, json=body, headers={"X-API-Key": key}).status_code

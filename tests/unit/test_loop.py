@@ -336,7 +336,7 @@ def test_an_idle_users_record_becomes_the_belief_alone_once_the_log_has_gone_on_
 
     learner = rig.new_learner()
     rig.send(shown("u"), clicked("u"), clicked("early"), shown("v"))
-    learner.turn()
+    assert learner.turn().waiting == 3
     before = rig.record("u")
     assert len(before.outcomes) == 1
     at(59)
@@ -346,7 +346,9 @@ def test_an_idle_users_record_becomes_the_belief_alone_once_the_log_has_gone_on_
     rig.send({**shown("v"), "request_id": "s"})
     learner.turn()
     at(61)
-    counts = learner.turn().counts
+    done = learner.turn()
+    counts = done.counts
+    assert done.waiting == 1
     swept = rig.record("u")
     assert len(swept.outcomes) == len(rig.record("early").clicks) == 0
     assert len(rig.record("v").outcomes) == 2

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
+import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
 from learner.log.health import HEALTHY, Health, Lost, Unreadable
 from learner.progress import Progress
-from learner.store import StoreUnavailable, Transaction
+from learner.store import StoreUnavailable, Transaction, open_store
+from learner.store.owner import Owner, claim
+from service import store_watch
 from service.metrics import FRESHNESS_BUCKETS
 from service.monitor import Monitor
+from service.settings import Settings
+from tests.servers import eventually
 
 AT = 1_764_126_000_000
 
@@ -224,3 +231,31 @@ def test_a_store_that_evicts_makes_it_red_and_another_way_to_learn_in_the_group_
     assert (rig.trouble(), rig.value("settings_differ")) == (None, 1)
     rig.monitor.take_store(None, None)
     assert rig.value("settings_differ") == 0
+
+
+def test_users_whose_windows_are_open_are_told(rig: Rig) -> None:
+    for waiting in (7, 0):
+        rig.monitor.observe(Progress(0, Counter(), Counter(), {}, None, {}, waiting=waiting))
+        assert rig.value("waiting_users") == waiting
+
+
+def test_members_of_the_group_are_those_that_tell_of_themselves_and_this_one_at_least(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_watch, "LOOK_INTERVAL_S", 0.01)
+    url, owner, stop = f"sqlite:///{tmp_path / 's.db'}", Owner("m", "mine"), threading.Event()
+    store = open_store(url, 60)
+    claim(store, owner)
+    assert rig.value("group_members") == 1
+    for name, status in (
+        ("a", {"group": "mine"}), ("b", {"group": "mine", "lags": {}}), ("c", {"group": "mine.new"}), ("d", {}),
+    ):  # fmt: skip
+        store.tell(name, msgspec.json.encode(status), 60)
+    thread = store_watch.watch(Settings(store=url), store, owner, stop, rig.monitor)
+    eventually(lambda: rig.value("group_members") == 2, 10, "both are members")
+    for name in "abcd":
+        store.tell(name, b"", 60)
+    eventually(lambda: rig.value("group_members") == 1, 10, "it is one itself")
+    stop.set()
+    thread.join()
+    store.close()

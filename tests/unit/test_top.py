@@ -5,12 +5,16 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import httpx2
+import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 
 from freshet import (
+    Client,
     Estimate,
+    FreshetError,
     LearnersResponse,
     LearnerStatus,
     QualityPart,
@@ -18,6 +22,7 @@ from freshet import (
     QualityWay,
     QualityWindow,
 )
+from service.commands.top import look
 from service.metrics import exposition
 from service.top import Readings, events_per_second, freshness, quantile, reading, screen, span
 from service.web.metrics import ServiceMetrics
@@ -160,3 +165,25 @@ def test_quality_is_told_of_the_last_day_and_so_is_what_is_worse_than_the_fixed_
         assert ("worse than the fixed effect in device=phone, others" in text) == (len(worse_in) > 1)
     readings.take(reading(0.0, told(learner()), "", QualityResponse("m", 0, 1.0, False, {}, [])))
     assert "nothing scored yet" in shown(readings)
+
+
+def refusing(status: int) -> Client:
+    """A client of a service that answers everything but how good scores are."""
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        if request.url.path == "/quality":
+            return httpx2.Response(status, json={"error": {"code": "x", "message": "m"}})
+        body = msgspec.json.encode(told(learner())) if request.url.path == "/learners" else b""
+        return httpx2.Response(200, content=body)
+
+    return Client(transport=httpx2.MockTransport(answer), retries=0)
+
+
+def test_a_key_that_may_not_read_quality_sees_all_else() -> None:
+    readings = Readings()
+    readings.take(look(refusing(403)))
+    text = shown(readings)
+    assert "1 of 1 ready" in text
+    assert "quality       this key may not read it" in text
+    with pytest.raises(FreshetError):
+        look(refusing(503))
