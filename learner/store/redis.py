@@ -157,8 +157,7 @@ class RedisStore:
         with translated():
             pipeline = self._redis.pipeline(transaction=False)
             for shard in range(SHARDS):
-                keys = [sums_key(shard, hour, self._prefix) for hour in hours_of(experiment)]
-                pipeline.execute_command("MGET", *keys)
+                pipeline.execute_command("MGET", *[sums_key(shard, one, self._prefix) for one in hours_of(experiment)])
             replies = pipeline.execute()
         return [read_sums(shard, held) for shard, reply in enumerate(replies) for held in reply if held]
 
@@ -212,11 +211,10 @@ class RedisStore:
     def ping(self) -> None:
         """Return if Redis answers, and lets us run a script on our keys, of each shard."""
         with translated():
-            # It says, too, whether what is written can be kept; a script that only reads does not.
+            # PING says, too, whether what is written can be kept; a script that only reads does not.
             self._redis.ping()
             self._redis.eval("return redis.call('EXISTS', KEYS[1])", 1, self._owner_key)
-            # One of a cluster, at a plain URL, has some of them alone.
-            self._of_each_shard("EXISTS", versions_key)
+            self._of_each_shard("EXISTS", versions_key)  # a node of a cluster, at a plain URL, has some alone
 
     def close(self) -> None:
         """Close the pool."""

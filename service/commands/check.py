@@ -14,9 +14,9 @@ from learner.limits import MAX_RECORD_BYTES
 from learner.model.duration import HalfLife
 from learner.model.spec import Model
 from service.commands.command import SQLITE_FILE, Arguments
-from service.environment import service_links
+from service.environment import describe, service_links
 from service.footprint import told
-from service.settings import Settings, describe
+from service.settings import Settings
 from service.shadows import declare_shadow
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from learner.record import RecordError
 from learner.store import StoreUnavailable
 from service.commands.command import Arguments, Command
 from service.commands.up import FILE
-from service.environment import PREFIX
+from service.environment import PREFIX, read_settings
 from service.model_file import read_experiment, read_model
-from service.settings import SettingsError, read_settings
+from service.settings import SettingsError
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2

@@ -203,8 +203,7 @@ class Operations:
         """
         effect, key = self._item_effect(), item_id(item_key(id))
         (value,) = self._store.load([key], effect.key)
-        record = self._read(value, key, effect)
-        now = now_ms()
+        record, now = self._read(value, key, effect), now_ms()
         return api.ItemPosteriorResponse(
             item_id=id,
             item_known=record.n_events > 0,
@@ -286,8 +285,7 @@ class Operations:
             # Whatever it is, the compare-and-set has to find it and to leave another one.
             header = read_header(value or b"")
             record = fresh_record(effect)._replace(revision=header.revision if header else 0, n_events=1)
-        # The tombstone's is one more.
-        return record._replace(revision=record.revision % MAX_REVISION)
+        return record._replace(revision=record.revision % MAX_REVISION)  # the tombstone's is one more
 
     def _read(self, value: bytes | None, id: str, effect: Effect) -> Record:
         """As `_decoded`, also of a version of the model that has come since; it may ask the store."""

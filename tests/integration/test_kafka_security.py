@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from learner.log import Entry, LogUnavailable, open_log, open_reader
-from service.settings import Settings, read_settings
+from service.environment import read_settings
+from service.settings import Settings
 from tests.servers import KafkaServer, certificate, eventually, free_port
 
 

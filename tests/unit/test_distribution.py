@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from service import DISTRIBUTION
-from service.settings import read_settings
+from service.environment import read_settings
 
 ROOT = Path(__file__).parent.parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

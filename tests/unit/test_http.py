@@ -21,7 +21,8 @@ from learner.policy.rule import Rule
 from learner.record import decode_record, encode_record, fresh_record
 from learner.record.served import belief_at
 from learner.store import Store, StoreUnavailable, Transaction, Write, open_store, write_alone
-from service.settings import Settings, SettingsError, describe, read_settings
+from service.environment import describe, read_settings
+from service.settings import Settings, SettingsError
 from service.web.answers import describe_model
 from service.web.api import ScoreItem, ScoreRequest
 from service.web.app import create_app

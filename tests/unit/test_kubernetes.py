@@ -13,7 +13,8 @@ import yaml
 from kubernetes_validate import ValidationError, latest_version, validate
 from prometheus_client import CollectorRegistry
 
-from service.settings import SECRETS, Settings, read_settings
+from service.environment import read_settings
+from service.settings import SECRETS, Settings
 from service.web.app import create_app
 from service.worker import _monitor_app
 from tests.unit.test_http import MODEL

@@ -27,7 +27,8 @@ from learner.log import Entry, open_log, open_reader
 from learner.loop import Learner
 from learner.model.spec import load_model
 from learner.store import open_store
-from service.settings import Settings, describe, read_settings
+from service.environment import describe, read_settings
+from service.settings import Settings
 from service.web.app import create_app
 from service.web.http import MAX_EVENTS, MAX_EVENTS_BYTES
 

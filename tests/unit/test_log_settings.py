@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from service.settings import SettingsError, read_settings
+from service.environment import read_settings
+from service.settings import SettingsError
 
 
 def test_a_partition_that_cannot_be_read_waits_unless_told_to_skip() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from service.commands.main import main
-from service.environment import hide_password, service_links
+from service.environment import describe, hide_password, read_settings, service_links
 from service.model_file import read_model
-from service.settings import Settings, SettingsError, describe, read_settings
+from service.settings import Settings, SettingsError
 
 LINKS = {
     "FRESHET_SERVICE_HOST": "10.3.240.1",
