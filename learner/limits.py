@@ -1,7 +1,11 @@
-"""How large an event or a request may be, wherever it comes in: over HTTP it is a 4xx, from the log a dead letter."""
+"""What of events and requests is taken, wherever they come in: else it is a 4xx over HTTP, a dead letter in the log."""
 
 from __future__ import annotations
 
+from msgspec import MsgspecError
+
+UNREADABLE = (MsgspecError, UnicodeDecodeError, RecursionError)
+"""What msgspec's decoder raises for bytes from outside."""
 # Below the 1 MiB of a record that Kafka takes by default, with room for its key and headers.
 MAX_EVENT_BYTES = 1_000_000
 """One event, and the body of one `POST /score`."""

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from learner.events.wire import Reason
-from learner.wire_errors import UNREADABLE
+from learner.limits import UNREADABLE
 
 MAX_SHOWN = 500
 """Characters of one line."""

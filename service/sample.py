@@ -16,11 +16,11 @@ from learner.events.foreign import PassedOver, at_path, body_of, rule_of
 from learner.events.parse import parse_event
 from learner.events.record import with_record
 from learner.events.wire import BadEvent, WireCatalogItem, WireClick, WireErase, WireEraseItem, WireImpression
+from learner.limits import UNREADABLE
 from learner.model.events_file import ClickRule, EventRule, EventsFile, ImpressionRule
 from learner.model.foreign import feature_paths, paths_of
 from learner.model.instant import epoch_ms
 from learner.model.spec import Model
-from learner.wire_errors import UNREADABLE
 from service.recognition import flattened
 
 OURS = EventsFile(

@@ -17,7 +17,7 @@ from learner.events.catalog import item_said
 from learner.events.foreign import as_id, at_path, feature_value
 from learner.events.why import why
 from learner.events.wire import BadEvent, Reason, WireCatalogItem
-from learner.limits import MIN_TIMESTAMP_MS
+from learner.limits import MIN_TIMESTAMP_MS, UNREADABLE
 from learner.model.catalog_file import CatalogFile
 from learner.model.category_kinds import Multi
 from learner.model.instant import A_TIME, epoch_ms
@@ -25,7 +25,6 @@ from learner.model.kind import some
 from learner.model.kinds import Age, Feature
 from learner.model.number_kinds import Vector
 from learner.model.spec import Model
-from learner.wire_errors import UNREADABLE
 
 _EXPECTED = ".parquet, .csv, .ndjson, .jsonl or .json (but for the first also with .gz)"
 

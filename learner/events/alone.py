@@ -23,11 +23,10 @@ from learner.events.wire import (
     WireImpression,
     has_our_type,
 )
-from learner.limits import MAX_EVENT_BYTES
+from learner.limits import MAX_EVENT_BYTES, UNREADABLE
 from learner.model.design import Shown
 from learner.model.kinds import ItemError
 from learner.model.spec import Model
-from learner.wire_errors import UNREADABLE
 
 _WITHOUT_CATALOG: msgspec.json.Decoder[Wire] = msgspec.json.Decoder(
     WireImpression | WireClick | WireErase | WireEraseItem

@@ -9,12 +9,11 @@ import msgspec
 
 from learner.events.why import why
 from learner.events.wire import BadEvent, Reason, WireCatalogItem
-from learner.limits import MAX_TIMESTAMP_MS
+from learner.limits import MAX_TIMESTAMP_MS, UNREADABLE
 from learner.model.catalog import Catalog, Entry
 from learner.model.fields import Id, Timestamp
 from learner.model.kinds import Features, ItemError
 from learner.model.spec import Model
-from learner.wire_errors import UNREADABLE
 
 
 class Entries(Protocol):

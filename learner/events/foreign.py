@@ -10,7 +10,7 @@ import msgspec
 
 from learner.events.why import why
 from learner.events.wire import BadEvent, Reason, Wire, WireClick, WireImpression
-from learner.limits import MAX_ITEMS
+from learner.limits import MAX_ITEMS, UNREADABLE
 from learner.model.category_kinds import Boolean
 from learner.model.design import taken
 from learner.model.events_file import ClickRule, EventRule, EventsFile, ImpressionRule
@@ -20,7 +20,6 @@ from learner.model.kind import some
 from learner.model.kinds import Feature, ItemError
 from learner.model.number_kinds import Bucket, Scaled
 from learner.model.record_paths import RECORD
-from learner.wire_errors import UNREADABLE
 
 _FIELD = re.compile(r"(?:items\[\d+\]\.)?(\w+)")
 

@@ -43,11 +43,10 @@ from learner.events.wire import (
     catalog_item,
     with_features,
 )
-from learner.limits import MAX_EVENT_BYTES
+from learner.limits import MAX_EVENT_BYTES, UNREADABLE
 from learner.model.foreign import Foreign
 from learner.model.kinds import ItemError
 from learner.model.spec import Model
-from learner.wire_errors import UNREADABLE
 
 __all__ = ["parse_event", "parse_events"]
 

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 import msgspec
 
 from learner.events.wire import BadEvent, Reason
-from learner.limits import MAX_TIMESTAMP_MS, MIN_TIMESTAMP_MS
+from learner.events.wire_errors import explain
+from learner.limits import MAX_TIMESTAMP_MS, MIN_TIMESTAMP_MS, UNREADABLE
 from learner.model.instant import UNITS
-from learner.wire_errors import UNREADABLE, explain
 
 # How values begin that are not JSON though a producer thought so.
 _NOT_JSON = (

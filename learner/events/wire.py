@@ -8,10 +8,9 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast
 
 import msgspec
 
-from learner.limits import MAX_ITEMS, MAX_NUMBER
+from learner.limits import MAX_ITEMS, MAX_NUMBER, UNREADABLE
 from learner.model.fields import Id, Offset, Position, Timestamp, Variance, Weight
 from learner.model.kinds import Features
-from learner.wire_errors import UNREADABLE
 
 S = TypeVar("S", bound=msgspec.Struct)
 

@@ -17,9 +17,9 @@ from zlib import crc32
 import msgspec
 
 from learner.belief.gaussian import Rows
+from learner.limits import UNREADABLE
 from learner.model.design import Items, Shown, lenient
 from learner.model.kinds import Feature, FeatureError, Features, ItemError
-from learner.wire_errors import UNREADABLE
 
 _HEAD = Struct("<qI")
 _AT = Struct("<q")

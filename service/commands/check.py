@@ -101,7 +101,7 @@ def _suggest(source: str, items: str | None, settings: Settings, model: Model) -
 
     from learner.batch.items import read_cells
     from learner.batch.raw import Reached
-    from learner.wire_errors import UNREADABLE
+    from learner.limits import UNREADABLE
     from service.suggestion import suggest
 
     events = []

@@ -16,13 +16,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from learner.events.wire_errors import explain
+from learner.limits import UNREADABLE
 from learner.log import EntryTooLarge, LogUnavailable
 from learner.model.kinds import ItemError
 from learner.model.spec import Model
 from learner.policy.rule import Policy
 from learner.record import DamagedRecord, ForeignRecord
 from learner.store import StoreUnavailable
-from learner.wire_errors import UNREADABLE, explain
 from service.web.api import ApiError
 from service.web.metrics import ServiceMetrics
 

@@ -11,10 +11,8 @@ from typing import NamedTuple
 
 import msgspec
 
+from learner.limits import UNREADABLE
 from learner.model.kinds import FeatureValue
-
-UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What msgspec's decoder raises for bytes from outside."""
 
 MAX_NAME_SHOWN = 64
 _PLACE = re.compile(r"(.*) - at (?:`key` in )?`\$([^`]*)`", re.DOTALL)
