@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -13,8 +14,9 @@ from learner.evaluation.history import History, Log
 from learner.evaluation.items import ReplayedItems
 from learner.evaluation.off_policy import Weighed
 from learner.evaluation.replay import Asked, replay
+from learner.events.alone import check_candidates
 from learner.events.keys import item_key, item_keys, outcome_keys
-from learner.events.wire import WireClick, WireImpression, WireItem
+from learner.events.wire import BadEvent, WireClick, WireImpression, WireItem
 from learner.model.design import Shown
 from learner.model.spec import Model
 from learner.policy.chances import DRAWS, chances, place_chances
@@ -181,7 +183,10 @@ class _Target:
 
 
 def _told(model: Model, log: Log) -> tuple[dict[int, WireImpression], dict[int, float]]:
-    """By place, the impressions whose items all have a propensity and a place, and what clicks are worth."""
+    """By place, the impressions whose items all have a propensity and a place, and what clicks are worth.
+
+    One whose candidates are not the model's says as little as one without propensities.
+    """
     event, item = log.batch.events.event, log.batch.events.item
     n_items = event["n_items"] > 0
     first = np.where(n_items, event["first_item"], 0)
@@ -199,7 +204,9 @@ def _told(model: Model, log: Log) -> tuple[dict[int, WireImpression], dict[int, 
         if isinstance(wire, WireClick):
             worth[place] = wire.reward or 0.0
         elif all(one.propensity is not None for one in wire.items) and len(_by_place(wire.items)):
-            shown[place] = wire
+            with suppress(BadEvent):
+                check_candidates(wire, model)
+                shown[place] = wire
     return shown, worth
 
 

@@ -68,6 +68,24 @@ def parse_event(raw: bytes, model: Model, record: bytes = b"") -> Wire:
     return wire
 
 
+def check_candidates(wire: WireImpression, model: Model) -> None:
+    """See that the items that were ranked and not shown fit the model, too. A learner does not look at them.
+
+    Raises
+    ------
+    BadEvent
+        If they do not.
+    """
+    if not wire.candidates:
+        return
+    shown = Shown([len(wire.candidates)], [wire.timestamp], [wire.context])
+    try:
+        rows = model.rows([one.features for one in wire.candidates], shown)
+        model.offsets([one.offset for one in wire.candidates], rows)
+    except ItemError as exc:
+        raise BadEvent(Reason(exc.reason), str(exc).replace("items[", "candidates[", 1)) from exc
+
+
 def requests_of(wires: Sequence[WireImpression]) -> Shown:
     """What the items of impressions have in common: the event's own time, never a clock's, and its context."""
     return Shown(

@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request, Response
 from prometheus_client import Counter, Histogram
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from learner.events.wire_errors import explain
@@ -141,7 +142,11 @@ def add_error_handlers(app: FastAPI) -> None:
     """Answer every error with the envelope."""
 
     def handler(request: Request, exc: Exception) -> Response:
-        return error_response(_as_api_error(exc))
+        error = _as_api_error(exc)
+        if error.status == 405:
+            # Starlette names the methods of the first route alone that has the path.
+            error.headers["Allow"] = ", ".join(sorted(_methods(request)))
+        return error_response(error)
 
     for kind in (
         ApiError,
@@ -193,6 +198,15 @@ def _as_api_error(exc: Exception) -> ApiError:
             return ApiError(400, "disconnected", "the client went away")
         case _:
             raise exc
+
+
+def _methods(request: Request) -> set[str]:
+    """What may be done with a path, by all routes that have it."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+            found |= route.methods or set()
+    return found
 
 
 def split_events(body: bytes) -> list[bytes]:

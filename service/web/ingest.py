@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI, Request, Response
 
-from learner.events.alone import parse_event
+from learner.events.alone import check_candidates, parse_event
 from learner.events.catalog import item_said
 from learner.events.future import from_the_future
 from learner.events.record import told
@@ -21,6 +21,7 @@ from learner.events.wire import (
     WireClick,
     WireErase,
     WireEraseItem,
+    WireImpression,
 )
 from learner.log import Entry, EventLog
 from learner.model.spec import Model
@@ -54,6 +55,8 @@ class Ingest:
 
         def read(one: bytes, now: int) -> tuple[Wire, Entry]:
             event = parse_event(one, self._model, record)
+            if isinstance(event, WireImpression):
+                check_candidates(event, self._model)
             if isinstance(event, WireErase | WireEraseItem):
                 expected = "DELETE /users/{id} or /items/{id}"
                 raise BadEvent(Reason.UNKNOWN_TYPE, f"type: an erasure is not taken here: expected {expected}")

@@ -489,6 +489,19 @@ def test_a_user_whose_id_is_too_long_is_refused_by_the_name_of_the_field(rig: Ri
         assert (answer.status_code, answer.json()["error"]["details"]) == (422, {"field": "user_id"})
 
 
+@pytest.mark.parametrize(("path", "methods"), [("/items/x", "DELETE, GET"), ("/users/x", "DELETE"), ("/score", "POST")])
+def test_what_may_be_done_with_a_path_is_said_of_all_its_routes(rig: Rig, path: str, methods: str) -> None:
+    for answer in (rig.client.options(path), rig.client.patch(path)):
+        assert (answer.status_code, answer.headers["Allow"]) == (405, methods)
+
+
+def test_candidates_have_to_fit_the_model_as_items_do(rig: Rig) -> None:
+    wrong = {**SHOWN, "candidates": [{"item_id": "c"}, {"item_id": "d", "features": {"price": "dear"}}]}
+    (error,) = rig.client.post("/events", json=[SHOWN, wrong]).json()["errors"]
+    assert (error["index"], error["reason"]) == (1, "bad_feature")
+    assert error["message"].startswith("candidates[1].features['price']")
+
+
 def test_a_path_with_a_slash_too_many_erases_nobody(rig: Rig) -> None:
     rig.client.post("/events", json={**SHOWN, "user_id": "x/posterior"})
     rig.learner.turn()

@@ -161,8 +161,11 @@ def test_slates_that_do_not_say_their_chance_or_say_none_are_counted_and_left_ou
     raws = list(by_luce)
     raws[shown[0]] = changed(shown[0], lambda item: item.pop("propensity"))
     raws[shown[1]] = changed(shown[1], lambda item: item.update(propensity=[0.0, 0.5]))
+    other = json.loads(raws[shown[2]])
+    other["candidates"][0]["features"] = {"x": "none"}
+    raws[shown[2]] = json.dumps(other).encode()
     slates = weigh(MODEL, read(raws, MODEL), LUCE)
-    assert (slates.n, slates.unsaid, slates.unsupported, len(slates.weighed.user)) == (300, 1, 1, 298)
+    assert (slates.n, slates.unsaid, slates.unsupported, len(slates.weighed.user)) == (300, 2, 1, 297)
     with pytest.raises(NoPropensities, match="300 slates, of which 300 do not say"):
         weigh(MODEL, read([raw.replace(b"propensity", b"other") for raw in by_luce], MODEL), LUCE)
 
