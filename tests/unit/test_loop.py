@@ -218,7 +218,7 @@ def test_an_event_dated_too_far_after_its_record_is_dead_lettered_and_one_within
 
 
 @pytest.mark.parametrize("none", [0, -1])
-def test_a_record_without_a_timestamp_is_compared_with_nothing_and_gives_no_freshness(rig: Loop, none: int) -> None:
+def test_a_record_without_a_timestamp_is_compared_with_the_clock_and_gives_no_freshness(rig: Loop, none: int) -> None:
     rig.send(shown("ann"), shown("bob"))
     progress = turn_of_dated(rig, none, none)
     assert (progress.bad, progress.freshness_ms) == (Counter(), None)
@@ -317,6 +317,18 @@ def test_a_microbatch_is_as_large_as_its_users_records_allow(rig: Loop, monkeypa
     assert [learner.turn().messages for _ in range(2)] == [10 * bare // with_one] * 2
     monkeypatch.setattr("learner.learning.MAX_RECORDS_BYTES", 1)
     assert learner.turn().messages == 1
+
+
+def test_a_microbatch_has_so_many_messages_as_the_outcomes_of_the_one_before_allow(
+    rig: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With 9 items in each, and a bit, of a belief of 3 numbers in its factor.
+    monkeypatch.setattr("learner.learning.MAX_PRODUCTS", 10 * 10 * 3)
+    learner = rig.new_learner()
+    large = {**shown("bot"), "items": [{"item_id": str(i), "features": {"x": 1.0}} for i in range(9)]}
+    rig.send(*({**large, "request_id": f"r{i}"} for i in range(130)))
+    # As if they had an item each, at first.
+    assert [learner.turn().messages for _ in range(3)] == [100, 10, 10]
 
 
 def test_a_topic_with_half_of_its_impressions_bad_is_dead_lettered_as_before(rig: Loop) -> None:
