@@ -20,6 +20,19 @@ _SECOND = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d", re.ASCII)
 _REST = re.compile(r"(?:[.,](\d+))?(Z|z|[+-]\d\d:?\d\d)", re.ASCII)
 
 
+_DATE = (
+    "(0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])", "(0[469]|11)-(0[1-9]|[12][0-9]|30)", "02-(0[1-9]|1[0-9]|2[0-8])",
+)  # fmt: skip
+_YEAR, _LEAP_YEAR = "20(0[1-9]|[1-8][0-9]|9[0-8])", "20(0[48]|[2468][048]|[13579][26])"
+_CLOCK = "[T ]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]([.,][0-9]{1,9})?([Zz]|[+-](0[0-9]|1[0-4]):?[0-5][0-9])"
+SCHEMA: list[dict[str, Any]] = [
+    *({"type": "number", "minimum": MIN_TIMESTAMP_MS * n, "maximum": MAX_TIMESTAMP_MS * n} for n in _PER_MS),
+    # Of the first and the last year it depends on the zone.
+    {"type": "string", "pattern": f"^({_YEAR}-({'|'.join(_DATE)})|{_LEAP_YEAR}-02-29){_CLOCK}$"},
+]  # fmt: skip
+"""The same as alternatives of JSON Schema, but for numbers that are text."""
+
+
 def epoch_ms(at: Any) -> int | None:
     """A time in epoch ms: from a number of any unit, told by its size, or from text; None of what is no such time."""
     if type(at) is int and MIN_TIMESTAMP_MS <= at <= MAX_TIMESTAMP_MS:

@@ -15,7 +15,8 @@ from learner.events.wire import WireCatalogItem, WireClick, WireImpression
 from learner.limits import MAX_ID_LENGTH
 from learner.model.events_file import EventsFile
 from learner.model.foreign import paths_of
-from learner.model.kinds import Category, Feature, Numeric
+from learner.model.instant import SCHEMA
+from learner.model.kinds import Age, Category, Feature, Numeric
 from learner.model.spec import Model
 from service.web import api
 from service.web.guard import OPEN_PATHS
@@ -177,6 +178,8 @@ def _feature(feature: Feature) -> dict[str, Any]:
     match feature:
         case Numeric(mean=mean, std=std, transform=None):
             schema["anyOf"][0]["examples"] = [mean, mean + std, mean - std]
+        case Age():
+            schema["anyOf"] = [*SCHEMA, {"type": "null"}]
         case Category(values=values, unknown=unknown):
             schema["anyOf"][0] |= {"type": "string"} | ({} if unknown == "reject" else {"examples": values})
     return schema
