@@ -190,6 +190,27 @@ def test_what_is_learnt_after_a_feature_was_added_equals_learning_all_of_it_with
     again.close()
 
 
+def test_a_prior_that_is_replaced_needs_no_mention_of_the_one_before(shop: Shop) -> None:
+    shop.show(6, AT, {})
+    shop.new_learner().turn()
+    prior = HEAD.replace("variance = 0.5", "variance = 0.9\nintercept_mean = -1.0")
+    refitted = load_model(prior + '[features]\nx = { kind = "numeric" }\n')
+    assert not refitted.earlier
+    shop.model = fresh(refitted)
+    shop.show(6, AT + 60_000, {})
+    assert not shop.new_learner().turn().bad
+    again = Shop(shop.folder / "again", refitted) if (shop.folder / "again").mkdir() is None else shop
+    again.show(6, AT, {})
+    again.show(6, AT + 60_000, {})
+    again.new_learner().turn()
+    for one, other in zip(shop.beliefs(shop.model), again.beliefs(refitted), strict=True):
+        # The evidence is what it was under the old prior, whose log-odds were other ones.
+        mine, theirs = belief_at(refitted, one, AT + 120_000), belief_at(refitted, other, AT + 120_000)
+        np.testing.assert_allclose(mine.mean, theirs.mean, atol=0.5 * theirs.variances.max() ** 0.5)
+        assert one.n_events == other.n_events
+    again.close()
+
+
 def test_a_record_brought_over_keeps_the_log_odds_of_what_both_models_know() -> None:
     # The scale of `price` stays, and with it the prior of what is kept.
     same_scale = load_model(
