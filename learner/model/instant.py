@@ -26,7 +26,8 @@ _DATE = (
 _YEAR, _LEAP_YEAR = "20(0[1-9]|[1-8][0-9]|9[0-8])", "20(0[48]|[2468][048]|[13579][26])"
 _CLOCK = "[T ]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]([.,][0-9]{1,9})?([Zz]|[+-](0[0-9]|1[0-4]):?[0-5][0-9])"
 SCHEMA: list[dict[str, Any]] = [
-    *({"type": "number", "minimum": MIN_TIMESTAMP_MS * n, "maximum": MAX_TIMESTAMP_MS * n} for n in _PER_MS),
+    {"type": "integer", "minimum": MIN_TIMESTAMP_MS, "maximum": MAX_TIMESTAMP_MS},
+    *({"type": "number", "minimum": MIN_TIMESTAMP_MS * n, "maximum": MAX_TIMESTAMP_MS * n} for n in UNITS.values()),
     # Of the first and the last year it depends on the zone.
     {"type": "string", "pattern": f"^({_YEAR}-({'|'.join(_DATE)})|{_LEAP_YEAR}-02-29){_CLOCK}$"},
 ]  # fmt: skip
