@@ -26,8 +26,8 @@ def outcome_keys(
 ) -> NDArray[np.int64]:
     """64-bit identities of N outcomes within their user, shape (N,): request after request, so many items of each.
 
-    The sum of a hash of the request and the item's key, which is remembered: hashing each pair took 17 % of a
-    learner's time. Requests have hashes of their own, lest two ids that change places be the same.
+    The sum of a hash of the request and the item's key, which is remembered: with a hash of each pair, events took
+    1.4 times as long to read. Requests have hashes of their own, lest two ids that change places be the same.
     """
     hashed = b"".join([blake2b(one.encode(), digest_size=8, person=b"request").digest() for one in request_ids])
     keys: NDArray[np.int64] = np.repeat(np.frombuffer(hashed, "<i8"), n_items) + items
