@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -14,10 +13,10 @@ from learner.evaluation.history import History, Log
 from learner.evaluation.items import ReplayedItems
 from learner.evaluation.off_policy import Weighed
 from learner.evaluation.replay import Asked, replay
-from learner.events.alone import check_candidates
 from learner.events.keys import item_key, item_keys, outcome_keys
-from learner.events.wire import BadEvent, WireClick, WireImpression, WireItem
+from learner.events.wire import WireClick, WireImpression, WireItem
 from learner.model.design import Shown
+from learner.model.kinds import ItemError
 from learner.model.spec import Model
 from learner.policy.chances import DRAWS, chances, place_chances
 from learner.policy.rank import ItemEffects, keys_of
@@ -140,8 +139,13 @@ class _Target:
         shown = np.argsort(order)[by_place]
         candidates = [candidates[i] for i in order]
         request = Shown([len(candidates)], [wire.timestamp], [wire.context])
-        rows = self._model.rows([one.features for one in candidates], request)
-        offset = self._model.offsets([one.offset for one in candidates], rows).astype(np.float64)
+        try:
+            rows = self._model.rows([one.features for one in candidates], request)
+            offset = self._model.offsets([one.offset for one in candidates], rows).astype(np.float64)
+        except ItemError:
+            # Candidates that are not the model's, which no learner looks at: it says as little as without propensities.
+            self.unsaid += 1
+            return
         mean, var = predict(belief, rows, offset)
         effects = None
         if items is not None:
@@ -183,10 +187,7 @@ class _Target:
 
 
 def _told(model: Model, log: Log) -> tuple[dict[int, WireImpression], dict[int, float]]:
-    """By place, the impressions whose items all have a propensity and a place, and what clicks are worth.
-
-    One whose candidates are not the model's says as little as one without propensities.
-    """
+    """By place, the impressions whose items all have a propensity and a place, and what clicks are worth."""
     event, item = log.batch.events.event, log.batch.events.item
     n_items = event["n_items"] > 0
     first = np.where(n_items, event["first_item"], 0)
@@ -204,9 +205,7 @@ def _told(model: Model, log: Log) -> tuple[dict[int, WireImpression], dict[int, 
         if isinstance(wire, WireClick):
             worth[place] = wire.reward or 0.0
         elif all(one.propensity is not None for one in wire.items) and len(_by_place(wire.items)):
-            with suppress(BadEvent):
-                check_candidates(wire, model)
-                shown[place] = wire
+            shown[place] = wire
     return shown, worth
 
 

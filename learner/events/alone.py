@@ -21,6 +21,7 @@ from learner.events.wire import (
     WireErase,
     WireEraseItem,
     WireImpression,
+    WireItem,
     has_our_type,
 )
 from learner.limits import MAX_EVENT_BYTES, UNREADABLE
@@ -60,11 +61,7 @@ def parse_event(raw: bytes, model: Model, record: bytes = b"") -> Wire:
     if isinstance(wire, WireCatalogItem):
         check_entry(wire, model)
     if isinstance(wire, WireImpression):
-        try:
-            rows = model.rows([item.features for item in wire.items], requests_of([wire]))
-            model.offsets([item.offset for item in wire.items], rows)
-        except ItemError as exc:
-            raise BadEvent(Reason(exc.reason), str(exc)) from exc
+        _check_items(wire, "items", wire.items, model)
     return wire
 
 
@@ -76,14 +73,16 @@ def check_candidates(wire: WireImpression, model: Model) -> None:
     BadEvent
         If they do not.
     """
-    if not wire.candidates:
-        return
-    shown = Shown([len(wire.candidates)], [wire.timestamp], [wire.context])
+    if wire.candidates:
+        _check_items(wire, "candidates", wire.candidates, model)
+
+
+def _check_items(wire: WireImpression, field: str, items: Sequence[WireItem], model: Model) -> None:
     try:
-        rows = model.rows([one.features for one in wire.candidates], shown)
-        model.offsets([one.offset for one in wire.candidates], rows)
+        rows = model.rows([one.features for one in items], Shown([len(items)], [wire.timestamp], [wire.context]))
+        model.offsets([one.offset for one in items], rows)
     except ItemError as exc:
-        raise BadEvent(Reason(exc.reason), str(exc).replace("items[", "candidates[", 1)) from exc
+        raise BadEvent(Reason(exc.reason), str(exc).replace("items[", f"{field}[", 1)) from exc
 
 
 def requests_of(wires: Sequence[WireImpression]) -> Shown:

@@ -14,7 +14,7 @@ import numpy as np
 from learner.events.alone import any_decoder, lacks_request, parse_event, requests_of
 from learner.events.catalog import Entries, entries_of, resolved
 from learner.events.foreign import Columns, PassedOver, columns_of, read_quickly
-from learner.events.keys import item_key, item_keys, outcome_keys
+from learner.events.keys import item_key, item_keys, outcome_keys, request_keys
 from learner.events.microbatch import (
     BAD,
     CATALOG_ITEM,
@@ -216,7 +216,7 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
     shown: Any = [wires[place] for place in order]
     if model.events is not None and model.events.impression.items is None:
         # Impressions of one item are told apart by it: several of one request are one slate.
-        event["key"][order] = outcome_keys([wire.request_id for wire in shown], 1, np.zeros(len(shown), np.int64))
+        event["key"][order] = request_keys([wire.request_id for wire in shown])
     event["n_items"][order] = n_items = [len(wire.items) for wire in shown]
     if model.experiment is not None:
         tags = model.experiment.tags

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from functools import cached_property
 from hashlib import blake2b
 from typing import Annotated, Any
@@ -12,7 +11,7 @@ import msgspec
 
 from learner.limits import MAX_ARMS
 from learner.model.duration import ModelError
-from learner.model.toml_errors import explain
+from learner.model.toml_errors import explain, read_toml
 from learner.policy.rule import parse_rule
 
 Name = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9_.-]{1,64}$")]
@@ -114,14 +113,7 @@ def load_experiment(text: str, source: str = "experiment.toml") -> Experiment:
     ModelError
         If it is not TOML, or a key is missing, unknown or out of range, or shares come to more than 1.
     """
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
-        raise ModelError(f"{source}: {exc}") from exc
-    try:
-        file = msgspec.convert(document, _File)
-    except msgspec.ValidationError as exc:
-        raise ModelError(f"{source}: {explain(document, exc, _File, ())}") from exc
+    file = read_toml(text, source, _File)
     arms = {name: _arm(f"{source}: arms.{name}", given) for name, given in file.arms.items()}
     # Ten shares of a tenth are one.
     if (total := sum(arm.share for arm in arms.values())) > 1.0 + 1e-9:

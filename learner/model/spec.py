@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -31,7 +30,7 @@ from learner.model.position import Examination, parse_examination
 from learner.model.record_paths import RecordPaths, record_paths
 from learner.model.segment import Segment, segments_of
 from learner.model.space import Space
-from learner.model.toml_errors import explain
+from learner.model.toml_errors import read_toml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,14 +210,7 @@ def load_model(text: str, source: str = "model.toml") -> Model:
     ModelError
         If it is not TOML, or a key is missing, unknown or out of range.
     """
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
-        raise ModelError(f"{source}: {exc}") from exc
-    try:
-        file = msgspec.convert(document, ModelFile)
-    except msgspec.ValidationError as exc:
-        raise ModelError(f"{source}: {explain(document, exc, ModelFile, get_args(Feature))}") from exc
+    file = read_toml(text, source, ModelFile, get_args(Feature))
     try:
         return build_model(file)
     except ModelError as exc:

@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from learner.model.duration import ModelError
+
+T = TypeVar("T")
+
 _PLACE = re.compile(r"(.*) - at `\$([^`]*)`", re.DOTALL)
 _NAME_PLACE = re.compile(r"(.*) - at `key` in `\$\.([^`]*)`", re.DOTALL)
+
+
+def read_toml(text: str, source: str, file: type[T], kinds: Iterable[type] = ()) -> T:
+    """The struct of a file of TOML, which came from a `source`; for the others see `explain`.
+
+    Raises
+    ------
+    ModelError
+        If it is not TOML, or a key is missing, unknown or out of range.
+    """
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise ModelError(f"{source}: {exc}") from exc
+    try:
+        return msgspec.convert(document, file)
+    except msgspec.ValidationError as exc:
+        raise ModelError(f"{source}: {explain(document, exc, file, kinds)}") from exc
 
 
 def explain(document: Mapping[str, Any], exc: msgspec.ValidationError, file: type, kinds: Iterable[type]) -> str:

@@ -233,7 +233,7 @@ def add_slate(rules: Rules, user: User, first: int, last: int, sums: Sums, sign:
             z = logit[way, i]
             e = exp(-abs(z))
             p = (1.0 if z >= 0.0 else e) / (1.0 + e)
-            loss = loss_of(z, yes[i])
+            loss = loss_of(z, e, yes[i])
             promised = in_units(p)
             found[LOSS] += in_units(loss)
             found[PREDICTED] += promised

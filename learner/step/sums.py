@@ -74,9 +74,9 @@ def add_three(cells: Any, at: int, one: int, two: int, three: int) -> None:
 
 
 @inner
-def loss_of(z: float, yes: bool) -> float:
-    """The log loss of log-odds."""
-    return log1p(exp(-abs(z))) + max(-z if yes else z, 0.0)
+def loss_of(z: float, e: float, yes: bool) -> float:
+    """The log loss of log-odds, of which e = exp(-|z|)."""
+    return log1p(e) + max(-z if yes else z, 0.0)
 
 
 @inner
@@ -104,8 +104,9 @@ def add_to_arm(rules: Rules, user: User, first: int, last: int, sums: Sums, sign
         yes = one.state == CLICKED
         clicks += yes
         cells[of_arm + ARM_N] += sign
-        cells[of_arm + ARM_SERVED] += sign * in_units(loss_of(served_logit(one.predicted), yes))
-        cells[of_arm + ARM_FIXED] += sign * in_units(loss_of(bounded_logit(np.float64(one.offset)), yes))
+        served, fixed = served_logit(one.predicted), bounded_logit(np.float64(one.offset))
+        cells[of_arm + ARM_SERVED] += sign * in_units(loss_of(served, exp(-abs(served)), yes))
+        cells[of_arm + ARM_FIXED] += sign * in_units(loss_of(fixed, exp(-abs(fixed)), yes))
     of_bucket = of_arm + ARM_BUCKETS + 2 * user.facts[0].bucket
     cells[of_bucket] += sign
     cells[of_bucket + 1] += sign * clicks
