@@ -16,7 +16,7 @@ class QualityWay(msgspec.Struct, frozen=True):
     """How good one way to predict clicks is, by metric, and its metrics less those of the fixed effect.
 
     `log_loss`, `predicted_over_actual`, `slate_auc` and `slate_ndcg` (of the first 10 places) are those of `freshet
-    evaluate`. `auc` and `ece`, of all users alone, are of all outcomes at once, from bins of the log-odds.
+    evaluate`. `auc` and `ece` are of all outcomes at once, from bins of the log-odds; segments have none.
     """
 
     metrics: dict[str, Estimate]

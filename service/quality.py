@@ -77,13 +77,13 @@ def window_of(
     ways = _ways(has_items)
     parts = {age: _of_ages(total, ages) for age, ages in AGES.items()}
     parts |= {name: _of_segment(total, place) for place, name in enumerate(segments)}
-    bins = {name: _bins_of(total, way) for way, name in enumerate(ways)}
+    bins = {age: {name: _bins_of(total, way, ages) for way, name in enumerate(ways)} for age, ages in AGES.items()}
     return QualityWindow(
         (newest - hours) * HOUR_MS,
         (newest + 1) * HOUR_MS,
-        {name: _part(part, ways, bins if name == "all" else {}) for name, part in parts.items()},
-        {name: _calibration(*(column[0] for column in one)) for name, one in bins.items()},
-        {name: _auc_error(one.shown[0], one.clicked[0]) for name, one in bins.items()},
+        {name: _part(part, ways, bins.get(name, {})) for name, part in parts.items()},
+        {name: _calibration(*(column[0] for column in one)) for name, one in bins["all"].items()},
+        {name: _auc_error(one.shown[0], one.clicked[0]) for name, one in bins["all"].items()},
     )
 
 
@@ -99,9 +99,9 @@ class _Bins(NamedTuple):
     promised: Array
 
 
-def _bins_of(total: NDArray[np.int64], way: int) -> _Bins:
-    start = FIRST_WAY + way * PER_WAY + 2 * PER_WAY_AGE
-    cells = total[:, start : start + BINS * PER_BIN].reshape(-1, BINS, PER_BIN)
+def _bins_of(total: NDArray[np.int64], way: int, ages: Sequence[int]) -> _Bins:
+    start, end = FIRST_WAY + way * PER_WAY + 2 * PER_WAY_AGE, FIRST_WAY + (way + 1) * PER_WAY
+    cells = total[:, start:end].reshape(-1, 2, BINS, PER_BIN)[:, list(ages)].sum(axis=1)
     shown, clicked = np.divmod(cells[..., 0], MANY)
     return _Bins(shown.astype(np.float64), clicked.astype(np.float64), cells[..., 1] / UNIT)
 

@@ -35,11 +35,11 @@ N, CLICKS, RANKED = range(PER_AGE)
 # Of all slates: how many, the mean difference of served and fixed effect's log loss in each, bounded, and its square.
 SLATES, WORSE, WORSE_2 = range(2 * PER_AGE, 2 * PER_AGE + 3)
 FIRST_WAY = WORSE_2 + 1
-# Then of each way, twice: log loss, probabilities, AUC and NDCG in slates; of each bin: `MANY` times the outcomes, and
-# clicks; probabilities.
+# Then of each way, twice, of new and of known users: log loss, probabilities, AUC and NDCG in slates. Twice again, of
+# each bin: `MANY` times the outcomes, and clicks; probabilities.
 PER_WAY_AGE, PER_BIN, MANY = 4, 2, 1 << 32
 LOSS, PREDICTED, AUC, NDCG = range(PER_WAY_AGE)
-PER_WAY = 2 * PER_WAY_AGE + BINS * PER_BIN
+PER_WAY = 2 * (PER_WAY_AGE + BINS * PER_BIN)
 # Of each segment, which has slates of its own: outcomes, clicks, slates that have both labels; the same of all slates;
 # then what each way has of an age.
 FIRST_SEGMENT = FIRST_WAY + len(WAYS) * PER_WAY

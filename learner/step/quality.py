@@ -227,7 +227,7 @@ def add_slate(rules: Rules, user: User, first: int, last: int, sums: Sums, sign:
     found = np.empty(PER_WAY_AGE, np.int64)
     for way in range(len(WAYS) if len(rules.item_columns) > 0 else ALONE):
         of_way = FIRST_WAY + way * PER_WAY
-        of_bins = of_way + 2 * PER_WAY_AGE
+        of_bins = of_way + 2 * PER_WAY_AGE + known * BINS * PER_BIN
         found[:] = 0
         for i in range(n):
             z = logit[way, i]

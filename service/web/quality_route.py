@@ -25,8 +25,8 @@ def add_quality(app: FastAPI, scorers: Scorers) -> None:
 
         Of the fixed effect alone, the prior and what was served, with 95 % intervals, and what it is better by. Of a
         model that learns beside the served one: what it would have served. Of each arm of an experiment: its clicks a
-        slate, and how much more they are than the first one's. `auc` and `ece` are of all users alone: the sums have no
-        bins of new and known ones. It is read from the store at most once in ten seconds.
+        slate, and how much more they are than the first one's. Segments have no `auc` and `ece`. It is read from the
+        store at most once in ten seconds.
         """
         asked = await scorers.asked(request).quality.now()
         served = {one.model for one in asked.arms} - {asked.model}

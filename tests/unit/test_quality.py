@@ -278,6 +278,18 @@ def test_of_a_log_that_does_not_say_it_the_learner_takes_items_for_unknown_and_e
     rig.close()
 
 
+@pytest.mark.parametrize("part", ["new", "known"])
+def test_auc_and_ece_of_new_and_of_known_users_are_those_of_their_own_outcomes(rig: Watched, part: str) -> None:
+    window = learnt(rig).window()
+    by_way = evaluated(MODEL, STREAM)
+    chosen = (by_way[AS_MEASURED].evidence >= KNOWN_FROM) == (part == "known")
+    for name, way in WAYS.items():
+        expected = measure(Scored(*(column[chosen] for column in by_way[way].scored)), resamples=2)
+        live = window.parts[part].ways[name].metrics
+        assert number(live["auc"]) == pytest.approx(expected["pooled_auc"].value, abs=0.02)
+        assert number(live["ece"]) == pytest.approx(expected["ece"].value, abs=0.02)
+
+
 def test_auc_and_calibration_are_within_their_stated_errors(rig: Watched) -> None:
     window = learnt(rig).window()
     by_way = evaluated(MODEL, STREAM)
