@@ -62,4 +62,34 @@ refused docker-compose exec -T scorer touch /etc/freshet/x
 [[ $(docker-compose exec -T scorer grep -E '^(CapEff|NoNewPrivs)' /proc/self/status | tr -d '[:space:]') == \
   CapEff:0000000000000000NoNewPrivs:1 ]]
 [[ $(docker-compose exec -T redis redis-cli ping 2>&1) == *NOAUTH* ]]
+# Prometheus finds the scorer and all learners, and Grafana its dashboard. An image that is not to be had is said.
+has() { docker image inspect "$1" >/dev/null 2>&1 || docker pull -q "$1" >/dev/null 2>&1 || { echo "!!! NOT TESTED: no image $1"; return 1; }; }
+if has "${PROMETHEUS_IMAGE:-prom/prometheus:v3.5.0}"; then
+  docker-compose --profile observe up -d --no-recreate --scale learner=3 prometheus
+  "$python" - <<'P'
+import json, time, urllib.request
+def asked(path):
+    return json.load(urllib.request.urlopen(f"http://127.0.0.1:9090/api/v1/{path}", timeout=10))["data"]
+def up():
+    try:
+        return sum(target["health"] == "up" for target in asked("targets")["activeTargets"])
+    except OSError:
+        return 0
+deadline = time.monotonic() + 90
+while up() < 4:
+    assert time.monotonic() < deadline, f"{up()} of 4 targets are up"
+    time.sleep(1)
+alerts = [rule for group in asked("rules")["groups"] for rule in group["rules"] if rule["type"] == "alerting"]
+assert alerts and all(rule["health"] in ("ok", "unknown") for rule in alerts), alerts
+print(f"prometheus: {up()} targets up, {len(alerts)} alerts")
+P
+fi
+if has "${GRAFANA_IMAGE:-grafana/grafana:11.6.0}"; then
+  docker-compose --profile observe up -d --no-recreate --scale learner=3 grafana
+  for _ in $(seq 60); do
+    curl -sf http://127.0.0.1:3000/api/search 2>/dev/null | grep -q '"title":"Freshet"' && break
+    sleep 1
+  done
+  curl -sf http://127.0.0.1:3000/api/search | grep '"title":"Freshet"' >/dev/null
+fi
 echo PASS

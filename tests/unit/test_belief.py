@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
+import mpmath
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -143,6 +145,54 @@ def test_adf_matches_the_moments_found_by_integration_for_all_that_is_admitted(m
     assert abs(mu + v * score - mean) <= 1e-4 * max(abs(mean), var**0.5)
     assert 1 / (1 / v + precision) == pytest.approx(var, rel=1e-4)
     assert adf_moments(-mu, v, False, w) == (-score, precision)
+
+
+def to_twenty_digits(mu: float, v: float, w: float) -> tuple[float, float]:
+    """Mean and variance of N(z; mu, v) sigma(z)^w by mpmath."""
+    peak = mode(mu, v, w)
+    s = (v / (1 + v * w * expit(peak) * expit(-peak))) ** 0.5
+    with mpmath.workdps(20):
+
+        def log_f(z: Any) -> Any:
+            return -((z - mu) ** 2) / (2 * mpmath.mpf(v)) - w * mpmath.log1p(mpmath.exp(-z))
+
+        top = log_f(mpmath.mpf(peak))
+        reach = [0, 0.5, 1, 2, 3, 4.5, 7, 10, 14]
+        ends = {peak + side * far * k for side in (-1, 1) for far in (s, v**0.5) for k in reach}
+        ends |= {k for k in range(-8, 9, 2) if abs(k - peak) < 14 * v**0.5}
+        z0, z1, z2 = (
+            mpmath.quad(
+                lambda z, k=k: (z - mu) ** k * mpmath.exp(log_f(z) - top),
+                sorted(ends),
+                method="gauss-legendre",
+                maxdegree=4,
+            )
+            for k in range(3)
+        )
+        return float(mu + z1 / z0), float(z2 / z0 - (z1 / z0) ** 2)
+
+
+def hard_moments() -> list[tuple[float, float, float]]:
+    """On both sides of where nodes are evenly spaced, the worst points that were found, and some at random."""
+    rng = np.random.default_rng(3)
+    edges = [(mu, v, w) for mu in (-30.01, -29.9, 29.9) for v, w in ((15.99, 1.0), (16.01, 0.5))]
+    worst = [
+        (20.0, 25.0, 1.0),
+        (14.98, 13.97, 1.0),
+        (-7.6313, 15.6151, 1.0),
+        (10.647, 4.9153, 1.0349),
+        (-20.0, 64.0, 0.95),
+    ]
+    drawn = zip(rng.normal(0, 6, 8), 10 ** rng.uniform(-3, 3, 8), 10 ** rng.uniform(-2, 2, 8), strict=True)
+    return [*edges, *worst, *((float(mu), float(v), float(w)) for mu, v, w in drawn)]
+
+
+@pytest.mark.parametrize(("mu", "v", "w"), hard_moments())
+def test_adf_matches_moments_of_twenty_digits_to_1e_4(mu: float, v: float, w: float) -> None:
+    mean, var = to_twenty_digits(mu, v, w)
+    score, precision = adf_moments(mu, v, True, w)
+    assert abs(mu + v * score - mean) <= 1e-4 * var**0.5
+    assert 1 / (1 / v + precision) == pytest.approx(var, rel=1e-4)
 
 
 @pytest.mark.parametrize("v", [0.1, 4.0, 25.0])
