@@ -43,6 +43,7 @@ class ScoreOptions(TypedDict, total=False):
     propensities: bool
     epsilon: float
     temperature: float
+    max_per_category: int
 
 
 class Call(msgspec.Struct, Generic[T], frozen=True):

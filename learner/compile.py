@@ -18,7 +18,7 @@ from learner.events.parse import parse_events
 from learner.events.wire import impression_json
 from learner.limits import MIN_TIMESTAMP_MS
 from learner.model.spec import load_model
-from learner.policy.chances import chances
+from learner.policy.chances import Categories, chances
 from learner.policy.rank import keys_of
 from learner.policy.rule import Rule
 from learner.record import decode_record
@@ -59,7 +59,9 @@ def compile_all() -> None:
     draw(belief, generator := np.random.default_rng(0))
     for rule in (Rule("thompson"), Rule("plackett-luce")):
         rows, places = np.repeat(X, 2, axis=0), np.arange(2)
-        chances(rule, keys_of(belief, rows, np.zeros(2), rule, generator, 2), places)
+        keys = keys_of(belief, rows, np.zeros(2), rule, generator, 2)
+        chances(rule, keys, places)
+        chances(rule._replace(max_per_category=1), keys, places, Categories(places, generator, True))
     assert (belief.variances > 0.0).all()
     of_items = read_items(model.item, items, told.user_ids)
     of_items.at(model.item, MIN_TIMESTAMP_MS).effects(model.item, X[: len(items)], MIN_TIMESTAMP_MS)

@@ -18,7 +18,7 @@ from learner.events.wire import WireClick, WireImpression, WireItem
 from learner.model.design import Shown
 from learner.model.kinds import ItemError
 from learner.model.spec import Model
-from learner.policy.chances import DRAWS, chances, place_chances
+from learner.policy.chances import DRAWS, Categories, chances, place_chances
 from learner.policy.rank import ItemEffects, keys_of
 from learner.policy.rule import Rule
 
@@ -153,7 +153,10 @@ class _Target:
             effects = ItemEffects(*items.effects(keys, rows, now), None)
             mean, var = mean + effects.mean, var + effects.var
         ranked_by = keys_of(belief, rows, offset, self._rule, self._generator, DRAWS, effects)
-        mine = chances(self._rule, ranked_by, shown)
+        some = None
+        if self._model.categories is not None:
+            some = Categories(self._model.categories.of(rows), self._generator, served=False)
+        mine = chances(self._rule, ranked_by, shown, some)
         promised = self._worth * click_probability(mean, var)[:, None] * self._examined(len(shown))
         self.impossible += bool(mine.at_place[0] == 0.0)
         user, number = self._owner[place]
@@ -164,7 +167,7 @@ class _Target:
                 mine.at_place / logged[:, 0],
                 np.cumprod(mine.given_above / logged[:, 1]),
                 promised[shown, range(len(shown))],
-                float((place_chances(self._rule, ranked_by, len(shown)) * promised).sum()),
+                float((place_chances(self._rule, ranked_by, len(shown), some) * promised).sum()),
             )
         )
 

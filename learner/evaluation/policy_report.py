@@ -90,7 +90,8 @@ def policy_as_json(report: PolicyReport) -> str:
 def _said(rule: Rule) -> str:
     parameters = {"ucb": f", alpha {rule.alpha:g}", "plackett-luce": f", temperature {rule.temperature:g}"}
     explored = f", epsilon {rule.epsilon:g} at the first {rule.top_k} places" if rule.epsilon else ""
-    return f"{rule.name}{parameters.get(rule.name, '')}{explored}"
+    diverse = f", at most {rule.max_per_category} of a category there" if rule.max_per_category else ""
+    return f"{rule.name}{parameters.get(rule.name, '')}{explored}{diverse}"
 
 
 def _interval(estimate: Estimate | None, sign: str) -> str:

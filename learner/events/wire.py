@@ -84,7 +84,8 @@ class Ranked(msgspec.Struct, frozen=True, omit_defaults=True):
     `revision` is the stored record's; `prior` the fingerprint of the population; `at` the time (epoch ms) that the
     belief was relaxed to; `seed` of the draws, of a policy that has some; `alpha` the optimism, for ``ucb``; `fallback`
     says that it was by the fixed effect alone. `temperature` is that of ``plackett-luce``; `epsilon` and `explored` are
-    how much was explored, and at how many places.
+    how much was explored, and at how many places;
+    `max_per_category` how many of a category were to be among these.
     """
 
     policy: Id
@@ -98,6 +99,7 @@ class Ranked(msgspec.Struct, frozen=True, omit_defaults=True):
     temperature: float | None = None
     epsilon: float | None = None
     explored: int | None = None
+    max_per_category: int | None = None
 
 
 class WireImpression(msgspec.Struct, frozen=True, tag_field="type", tag="impression", omit_defaults=True):

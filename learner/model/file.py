@@ -132,7 +132,7 @@ class QualityRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ExploreRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How much any policy explores, so that a log can tell what another would have earned.
+    """How much any policy explores, so that a log can tell what another would have earned; and how diverse slates are.
 
     Attributes
     ----------
@@ -142,11 +142,18 @@ class ExploreRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         At how many places from the top.
     propensities
         Whether `log_impression` logs chances without being asked to; not where a request says what is `shown`.
+    category
+        A category that items are told apart by: `max_per_category` of one value are at these places, as long as there
+        are others.
+    max_per_category
+        0: as many as there are.
     """
 
     epsilon: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     top_k: Annotated[int, msgspec.Meta(ge=1, le=MAX_EXPLORED)] = 10
     propensities: bool = False
+    category: str | None = None
+    max_per_category: Annotated[int, msgspec.Meta(ge=0, le=MAX_EXPLORED)] = 0
 
 
 class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -18,6 +18,7 @@ from learner.model.catalog import Catalog
 from learner.model.catalog_file import check_catalog
 from learner.model.columns import check_size, columns, in_order, named, wide
 from learner.model.design import INTERCEPT, Design, Items, Shown, check_features, structs, taken
+from learner.model.diversity import CategoryColumns, category_columns
 from learner.model.duration import ModelError, parse_duration_ms, parse_half_life, parse_max_age_ms
 from learner.model.effect import Effect, ItemEffect, independent
 from learner.model.events_file import EventsFile
@@ -69,8 +70,8 @@ class Model(Effect):
         The share of users whose outcomes are predicted before they are learnt, to say how good scores are.
     guardrail
         What to do where scores are worse than those of the fixed effect.
-    segments, experiment
-        Slates whose quality is told apart; and what users are in, the same of all models side by side.
+    segments, experiment, categories
+        Slates whose quality is told apart; what users are in, the same of all models side by side; and of what items.
     """
 
     discount: float | None
@@ -91,6 +92,7 @@ class Model(Effect):
     guardrail: Guardrail = "warn"
     segments: tuple[Segment, ...] = ()
     experiment: Experiment | None = None
+    categories: CategoryColumns | None = None
 
     @cached_property
     def width(self) -> int:
@@ -280,6 +282,7 @@ def build_model(file: ModelFile) -> Model:
         quality=file.quality.users,
         guardrail=file.quality.guardrail,
         segments=segments_of(file.quality.segment, features),
+        categories=category_columns(file.explore, features),
     )
 
 

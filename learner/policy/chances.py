@@ -14,6 +14,9 @@ those of the policy that takes one of the S draws at random: of a chance p they 
 sqrt(p (1 - p) / S), .031 at most for S = 256. Where the first draw is the one that was served, they are just the
 chances of it given the S draws, whichever of them was served: weights that divide by them have no bias of their own,
 but for what no draw ranks so; where places are explored, there is no such thing.
+
+A `max_per_category` makes the place of an item depend on the categories of those above it, and `at_place` is by draws for
+all policies, of what is explored too. `given_above` is as exact as without it.
 """
 
 from __future__ import annotations
@@ -25,8 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.belief.gaussian import Array
-from learner.policy.kernel import add_places, count_draws
-from learner.policy.rank import Keys
+from learner.policy.kernel import add_places, count_draws, mark_next, weigh_draws
+from learner.policy.rank import Keys, placed
 from learner.policy.rule import Rule
 
 DRAWS = 256
@@ -36,6 +39,24 @@ _NOT_EXPLORED = np.empty((0, 0))
 _NOT_EXPLORED.flags.writeable = False
 
 
+class Categories(NamedTuple):
+    """What `max_per_category` goes by.
+
+    Attributes
+    ----------
+    of
+        The category of each item, shape (N,), below N; -1 of none.
+    generator
+        Draws what is explored.
+    served
+        Whether the first draw was served: then it had what is shown, whatever it explored.
+    """
+
+    of: NDArray[np.intp]
+    generator: np.random.Generator
+    served: bool
+
+
 class Chances(NamedTuple):
     """Of the items at K places, from the top, shape (K,) each; see above."""
 
@@ -43,9 +64,14 @@ class Chances(NamedTuple):
     given_above: Array
 
 
-def chances(rule: Rule, keys: Keys, shown: NDArray[np.intp]) -> Chances:
-    """The chances of what is shown: `shown` says which of the N items is at each of K places."""
+def chances(rule: Rule, keys: Keys, shown: NDArray[np.intp], some: Categories | None = None) -> Chances:
+    """The chances of what is shown: `shown` says which of the N items is at each of K places.
+
+    `some` is wanted of a rule that has a `max_per_category`.
+    """
     n, n_places = keys.drawn.shape[1], len(shown)
+    if some is not None and rule.max_per_category > 0:
+        return _capped_chances(rule, keys, shown, some)
     if keys.log_weight is not None and (nodes := _nodes(rule, keys.log_weight)) is not None:
         at_place = _luce_places(keys.log_weight, nodes, n_places)[shown, range(n_places)]
         return Chances(at_place, luce_given_above(rule, keys.log_weight, shown))
@@ -58,8 +84,49 @@ def chances(rule: Rule, keys: Keys, shown: NDArray[np.intp]) -> Chances:
     return Chances(at_place, given_above)
 
 
-def place_chances(rule: Rule, keys: Keys, n_places: int) -> Array:
-    """The chance of each item at each place from the top, shape (N, n_places)."""
+def _capped_chances(rule: Rule, keys: Keys, shown: NDArray[np.intp], some: Categories) -> Chances:
+    order = np.argsort(-keys.drawn, axis=1, kind="stable")
+    places = _capped_places(order, rule, some, len(shown))
+    if some.served:
+        places[0] = shown
+    at_place = (places == shown).mean(axis=0)
+    if keys.log_weight is not None:
+        return Chances(at_place, _capped_luce(rule, keys.log_weight, shown, some.of))
+    is_next, given_above = np.empty((len(order), len(shown)), np.bool_), np.empty(len(shown))
+    mark_next(order, some.of, rule.max_per_category, rule.top_k, shown, is_next)
+    weigh_draws(is_next, len(some.of), _epsilons(rule, len(shown)), given_above)
+    return Chances(at_place, given_above)
+
+
+def _capped_places(order: NDArray[np.intp], rule: Rule, some: Categories, n_places: int) -> NDArray[np.intp]:
+    """Which item is at each place, shape (S, n_places), in as many draws as explore differently."""
+    if rule.epsilon > 0.0 and len(order) == 1:
+        order = np.repeat(order, DRAWS, axis=0)
+    return placed(order, rule, some.of, some.generator, n_places)
+
+
+def _capped_luce(rule: Rule, log_weight: Array, shown: NDArray[np.intp], category: NDArray[np.intp]) -> Array:
+    """Of the weight of what is left and allowed, the item's share."""
+    left = np.ones(len(log_weight), np.bool_)
+    count = np.zeros(len(log_weight) + 1, np.intp)
+    found = np.empty(len(shown))
+    for k, (item, epsilon) in enumerate(zip(shown.tolist(), _epsilons(rule, len(shown)).tolist(), strict=True)):
+        allowed = left & ((category < 0) | (count[category] < rule.max_per_category)) if k < rule.top_k else left
+        allowed = allowed if allowed.any() else left
+        share = np.exp(log_weight[item] - np.logaddexp.reduce(log_weight[allowed])) if allowed[item] else 0.0
+        found[k] = (1.0 - epsilon) * share + epsilon / (len(log_weight) - k)
+        left[item] = False
+        count[category[item]] += 1
+    return found
+
+
+def place_chances(rule: Rule, keys: Keys, n_places: int, some: Categories | None = None) -> Array:
+    """The chance of each item at each place from the top, shape (N, n_places); the other parameters as above."""
+    if some is not None and rule.max_per_category > 0:
+        places = _capped_places(np.argsort(-keys.drawn, axis=1, kind="stable"), rule, some, n_places)
+        cell = places * n_places + np.arange(n_places)
+        n = keys.drawn.shape[1]
+        return np.asarray(np.bincount(cell.ravel(), minlength=n * n_places).reshape(n, n_places) / len(places))
     if keys.log_weight is not None and (nodes := _nodes(rule, keys.log_weight)) is not None:
         return _luce_places(keys.log_weight, nodes, n_places)
     return _places(rule, np.argsort(-keys.drawn, axis=1, kind="stable"), n_places)

@@ -11,6 +11,92 @@ from learner.belief.compiled import compiled
 
 
 @compiled
+def weigh_draws(is_best: Any, n: int, epsilon: Any, given_above: Any) -> None:
+    """The chance of what is shown at each place given what stands above it, into an array of shape (K,).
+
+    `is_best` says of each of S draws, shape (S, K), whether it has the item next, of the n items those that are left.
+    """
+    n_draws, n_places = is_best.shape
+    # How likely each draw is, given what stands above.
+    weight = np.full(n_draws, 1.0 / n_draws)
+    for k in range(n_places):
+        chance = 0.0
+        by_chance = epsilon[k] / (n - k)
+        for s in range(n_draws):
+            weight[s] *= by_chance + (1.0 - epsilon[k]) * is_best[s, k]
+            chance += weight[s]
+        given_above[k] = min(chance, 1.0)
+        if chance > 0.0:
+            for s in range(n_draws):
+                weight[s] /= chance
+
+
+@compiled
+def next_allowed(left: Any, n_left: int, category: Any, count: Any, most: int) -> int:
+    """Which of the items that are left, best first, comes next: one whose category has room, or else the best."""
+    if most > 0:
+        for i in range(n_left):
+            if category[left[i]] < 0 or count[category[left[i]]] < most:
+                return i
+    return 0
+
+
+@compiled
+def fill_places(order: Any, category: Any, most: int, top_k: int, moved_up: Any, placed: Any) -> None:
+    """Which item each of S draws has at each of K places, into an array of shape (S, K).
+
+    Parameters
+    ----------
+    order
+        The items, best first, shape (S, N).
+    category
+        Of each item, below N, shape (N,); -1 of none.
+    most
+        So many items of a category at most are at the first `top_k` places, as long as there are others; 0: any.
+    moved_up
+        Which item that is left, best first, is at a place that is explored, as a share of them; else below 0. (S, K).
+    """
+    n_draws, n = order.shape
+    left = np.empty(n, np.int64)
+    count = np.empty(n, np.int64)
+    for s in range(n_draws):
+        left[:] = order[s]
+        count[:] = 0
+        for k in range(placed.shape[1]):
+            if moved_up[s, k] >= 0.0:
+                i = min(int(moved_up[s, k] * (n - k)), n - k - 1)
+            else:
+                i = next_allowed(left, n - k, category, count, most if k < top_k else 0)
+            item = left[i]
+            for j in range(i, n - k - 1):
+                left[j] = left[j + 1]
+            placed[s, k] = item
+            if category[item] >= 0:
+                count[category[item]] += 1
+
+
+@compiled
+def mark_next(order: Any, category: Any, most: int, top_k: int, shown: Any, is_next: Any) -> None:
+    """Whether each of S draws has next what is shown, given what stands above it, into an array of shape (S, K)."""
+    n_draws, n = order.shape
+    left = np.empty(n, np.int64)
+    count = np.empty(n, np.int64)
+    for s in range(n_draws):
+        left[:] = order[s]
+        count[:] = 0
+        for k in range(len(shown)):
+            i = next_allowed(left, n - k, category, count, most if k < top_k else 0)
+            is_next[s, k] = left[i] == shown[k]
+            i = 0
+            while left[i] != shown[k]:
+                i += 1
+            for j in range(i, n - k - 1):
+                left[j] = left[j + 1]
+            if category[shown[k]] >= 0:
+                count[category[shown[k]]] += 1
+
+
+@compiled
 def count_draws(drawn: Any, shown: Any, explored: Any, epsilon: Any, at_place: Any, given_above: Any) -> None:
     """The chances of what is shown at K places, of a policy that ranks by one of S draws, into arrays of shape (K,).
 
@@ -54,19 +140,9 @@ def count_draws(drawn: Any, shown: Any, explored: Any, epsilon: Any, at_place: A
                 at_place[k] += explored[rank, k]
             elif rank == k:
                 at_place[k] += 1.0
-    # How likely each draw is, given what stands above.
-    weight = np.full(n_draws, 1.0 / n_draws)
     for k in range(n_places):
         at_place[k] /= n_draws
-        chance = 0.0
-        by_chance = epsilon[k] / (n - k)
-        for s in range(n_draws):
-            weight[s] *= by_chance + (1.0 - epsilon[k]) * is_best[s, k]
-            chance += weight[s]
-        given_above[k] = min(chance, 1.0)
-        if chance > 0.0:
-            for s in range(n_draws):
-                weight[s] /= chance
+    weigh_draws(is_best, n, epsilon, given_above)
 
 
 @compiled

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.belief.gaussian import Array, Belief, Rows, click_probability, draw, moderated, predict, root, sigmoid
+from learner.policy.kernel import fill_places
 from learner.policy.rule import Rule
 
 
@@ -67,6 +68,7 @@ def score_items(
     rule: Rule,
     generator: np.random.Generator | None,
     items: ItemEffects | None = None,
+    category: NDArray[np.intp] | None = None,
 ) -> Scores:
     """Score and rank a slate.
 
@@ -87,6 +89,8 @@ def score_items(
         Of a rule that is random; the others need none.
     items
         None without an effect of items. ``thompson`` draws each item's beside the user's.
+    category
+        Of each item, shape (N,), below N, or -1 of none; of a rule that has a `max_per_category`.
     """
     mean, var = predict(belief, rows, offset)
     if items is not None:
@@ -109,9 +113,8 @@ def score_items(
             assert generator is not None, "plackett-luce draws"
             key = key / rule.temperature + generator.gumbel(size=len(key))
     order = np.argsort(-key, kind="stable")
-    if rule.epsilon > 0.0:
-        assert generator is not None, "what explores draws"
-        order = _explored(order, rule, generator)
+    if rule.epsilon > 0.0 or rule.max_per_category > 0:
+        order = placed(order[None], rule, category, generator, len(order))[0]
     return Scores(order, score, mean, std, sampled, key)
 
 
@@ -178,13 +181,29 @@ def _by_rank(key: Array) -> NDArray[np.float32]:
     return ranks
 
 
-def _explored(order: NDArray[np.intp], rule: Rule, generator: np.random.Generator) -> NDArray[np.intp]:
-    """The order with some items moved up, as `Rule` says."""
-    places = order.tolist()
-    explored = np.flatnonzero(generator.random(min(rule.top_k, len(places))) < rule.epsilon)
-    for place, up in zip(explored.tolist(), generator.random(len(explored)).tolist(), strict=True):
-        places.insert(place, places.pop(place + int(up * (len(places) - place))))
-    return np.array(places, np.intp)
+def placed(
+    order: NDArray[np.intp],
+    rule: Rule,
+    category: NDArray[np.intp] | None,
+    generator: np.random.Generator | None,
+    n_places: int,
+) -> NDArray[np.intp]:
+    """The items at the first places, shape (S, n_places), of orders best first, shape (S, N), as `Rule` has them."""
+    n_draws, n = order.shape
+    moved_up = np.full((n_draws, n_places), -1.0)
+    if rule.epsilon > 0.0:
+        assert generator is not None, "what explores draws"
+        n_explored = min(rule.top_k, n)
+        for mine in moved_up:
+            explored = np.flatnonzero(generator.random(n_explored) < rule.epsilon)
+            up = generator.random(len(explored))
+            mine[explored[explored < n_places]] = up[explored < n_places]
+    if category is None:
+        assert rule.max_per_category == 0, "categories tell how many of one there are"
+        category = np.full(n, -1, np.intp)
+    found = np.empty((n_draws, n_places), np.intp)
+    fill_places(order, category, rule.max_per_category, rule.top_k, moved_up, found)
+    return found
 
 
 def item_noise(seed: int, item_ids: Sequence[str]) -> Array:

@@ -29,6 +29,9 @@ class Rule(NamedTuple):
         Of ``plackett-luce``, in units of the log-odds: the lower, the closer to ``mean``.
     epsilon, top_k
         How much is explored, from 0 to 1, and at how many places from the top.
+    max_per_category
+        So many items of one category are at the first `top_k` places, as long as there are others: where nothing is
+        explored there is the best item whose category has room. 0: as many as there are.
     """
 
     name: Policy = "mean"
@@ -36,6 +39,7 @@ class Rule(NamedTuple):
     temperature: float = 1.0
     epsilon: float = 0.0
     top_k: int = 10
+    max_per_category: int = 0
 
     @property
     def is_random(self) -> bool:
@@ -48,7 +52,9 @@ _RANGES = {
     "temperature": (1e-6, 1e6, ("plackett-luce",)),
     "epsilon": (0.0, 1.0, get_args(Policy)),
     "top_k": (1.0, float(MAX_EXPLORED), get_args(Policy)),
+    "max_per_category": (0.0, float(MAX_EXPLORED), get_args(Policy)),
 }
+_WHOLE = ("top_k", "max_per_category")
 """Least and greatest value of each parameter, and which policies have it."""
 
 
@@ -63,7 +69,7 @@ def parse_rule(text: str, default: Rule | None = None) -> Rule:
     Examples
     --------
     >>> parse_rule("plackett-luce:temperature=0.5,epsilon=0.01")
-    Rule(name='plackett-luce', alpha=1.0, temperature=0.5, epsilon=0.01, top_k=10)
+    Rule(name='plackett-luce', alpha=1.0, temperature=0.5, epsilon=0.01, top_k=10, max_per_category=0)
     """
     name, _, rest = text.partition(":")
     if name not in get_args(Policy):
@@ -81,7 +87,7 @@ def parse_rule(text: str, default: Rule | None = None) -> Rule:
             number = float(value)
         except ValueError:
             number = float("nan")
-        if not least <= number <= most or (key == "top_k" and number != int(number)):
+        if not least <= number <= most or (key in _WHOLE and number != int(number)):
             raise ValueError(f"policy {name!r}: {key} = {value}: expected a number from {least:g} to {most:g}")
-        said[key] = int(number) if key == "top_k" else number
+        said[key] = int(number) if key in _WHOLE else number
     return (default or Rule())._replace(**said)

@@ -79,7 +79,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
         "--policy", type=rule, metavar="NAME[:PARAMETER=VALUE,…]",
         help="instead, estimate what this policy would have earned on slates that say with what chance they were "
         "shown: mean, ucb:alpha=1, thompson, epsilon-greedy:epsilon=0.1 or plackett-luce:temperature=1, each also "
-        "with epsilon=… and top_k=…",
+        "with epsilon=…, top_k=… and, where the model has an explore.category, max_per_category=…",
     )  # fmt: skip
     parser.add_argument(
         "--reward", choices=("clicks", "reward"), default="clicks",
@@ -117,6 +117,10 @@ def run(arguments: EvaluateArguments, settings: Settings, model: Model) -> int:
     if arguments.policy is not None:
         from service.commands.evaluate_policy import evaluate_policy
 
+        if arguments.policy.max_per_category and model.categories is None:
+            raise ValueError(
+                f"--policy {arguments.policy.name}: max_per_category: expected a model with explore.category"
+            )
         return evaluate_policy(arguments.policy, arguments, settings, model, skipped)
     with tables_of_logs(arguments, settings, model, skipped) as tables:
         cut_ms, learnt_ms = cut_at(tables, arguments.start), cut_at(tables, arguments.learnt)

@@ -14,11 +14,12 @@ from learner.events.wire import with_features
 from learner.limits import MAX_ITEMS
 from learner.model.fields import Id, Offset, Timestamp
 from learner.model.kinds import Features
-from learner.policy.rule import Policy
+from learner.policy.rule import MAX_EXPLORED, Policy
 
 Seed = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Temperature = Annotated[float, msgspec.Meta(ge=1e-6, le=1e6)]
+MostOfCategory = Annotated[int, msgspec.Meta(ge=0, le=MAX_EXPLORED)]
 TopK = Annotated[int, msgspec.Meta(ge=1, le=MAX_ITEMS)]
 
 
@@ -41,9 +42,10 @@ class ScoreRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     a `[position]`, each with its rank. `context` is what the model's features of the context take, of all items.
     `propensities` wants the chances of the items that are shown, as the policy ranked them; they are logged, too.
     `policy` is ``mean`` if not said, or that of the user's arm where there is an experiment. A request that says its
-    `policy`, `epsilon`, `temperature` or what is `shown` is of no arm.
+    `policy`, `epsilon`, `temperature`, `max_per_category` or what is `shown` is of no arm.
     `temperature` is that of ``plackett-luce``, 1 if not given; `epsilon` how much any policy explores, beyond what the
-    model says: 0.1 of ``epsilon-greedy`` if not given.
+    model says: 0.1 of ``epsilon-greedy`` if not given. `max_per_category` is how many items of a value of the model's
+    `explore.category` are at the first places, as long as there are others; 0: any. Without it, what the model says.
     `timestamp` is when the request was (epoch ms), if not now: features of time, and all else, are as they were then.
     """
 
@@ -61,6 +63,7 @@ class ScoreRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     propensities: bool = False
     epsilon: Share | None = None
     temperature: Temperature | None = None
+    max_per_category: MostOfCategory | None = None
 
 
 class CatalogItem(ItemSaid, frozen=True, forbid_unknown_fields=True):

@@ -21,7 +21,8 @@ def assigned(experiment: Experiment | None, wanted: ScoreRequest) -> Assigned | 
     And of a request that says itself how it is ranked: its clicks are nothing of what the arm does.
     """
     if experiment is None or any(
-        said is not None for said in (wanted.policy, wanted.epsilon, wanted.temperature, wanted.shown)
+        said is not None
+        for said in (wanted.policy, wanted.epsilon, wanted.temperature, wanted.max_per_category, wanted.shown)
     ):
         return None
     name = experiment.arm_of(wanted.user_id)

@@ -74,7 +74,7 @@ def _scored(raw: bytes, answer: api.ScoreResponse, other: Scorer) -> api.ScoreRe
     """As the other would have answered, with the same seed if one was drawn."""
     wanted = other.decoder.decode(raw)
     # The policy of an arm is not what the request says.
-    names = ("seed",) if answer.arm is None else ("seed", "policy", "epsilon", "temperature")
+    names = ("seed",) if answer.arm is None else ("seed", "policy", "epsilon", "temperature", "max_per_category")
     said = {name: answer.ranked.get(name) for name in names}
     wanted = msgspec.structs.replace(wanted, **said, log_impression=False, explain=False)
     scored, _ = other.operations.score(other.operations.plan(wanted), wanted, Laps())

@@ -124,9 +124,10 @@ class Operations:
         if fallback:
             belief = Belief(np.zeros_like(belief.mean), np.zeros_like(belief.factor))
         counted = None if fallback else effects
-        scores = score_items(belief, rows, offset, rule, generator, counted)
+        category = self._model.categories and self._model.categories.of(rows)
+        scores = score_items(belief, rows, offset, rule, generator, counted, category)
         if n_said := n_chances(wanted, explore):
-            said = propensities(n_said, scores, belief, rows, offset, rule, generator, counted)
+            said = propensities(n_said, scores, belief, rows, offset, rule, generator, counted, category)
         ranked = Ranked(
             rule.name,
             record.revision,
@@ -138,7 +139,8 @@ class Operations:
             fallback,
             rule.temperature if rule.name == "plackett-luce" else None,
             rule.epsilon or None,
-            rule.top_k if rule.epsilon else None,
+            rule.top_k if rule.epsilon or rule.max_per_category else None,
+            rule.max_per_category or None,
         )
         request_id, arm_id = wanted.request_id or uuid.uuid4().hex, arm and arm.id
         entry = None

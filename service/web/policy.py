@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from learner.belief.gaussian import Array, Belief, Rows
 from learner.model.experiment import Arm
 from learner.model.file import ExploreRule
-from learner.policy.chances import DRAWS, chances
+from learner.policy.chances import DRAWS, Categories, chances
 from learner.policy.rank import ItemEffects, Scores, keys_of
 from learner.policy.rule import EPSILON, Rule, parse_rule
 from service.web.api import ScoreRequest, invalid_field
@@ -19,8 +20,11 @@ def rule_of(wanted: ScoreRequest, alpha: float, floor: ExploreRule, arm: Arm | N
     Raises
     ------
     ApiError
-        422, if it has a parameter of another policy, or wants the chances of an order that is not the policy's.
+        422, if it has a parameter of another policy, wants the chances of an order that is not the policy's, or is to
+        tell items apart by a category that the model does not name.
     """
+    if wanted.max_per_category and floor.category is None:
+        raise invalid_field("max_per_category", "the model has no explore.category: expected 0, or nothing")
     if wanted.temperature is not None and wanted.policy != "plackett-luce":
         given = f"given beside policy {wanted.policy or 'mean'!r}"
         raise invalid_field("temperature", f"{given}: expected 'plackett-luce' with it")
@@ -29,14 +33,17 @@ def rule_of(wanted: ScoreRequest, alpha: float, floor: ExploreRule, arm: Arm | N
             "propensities", "given beside shown, which is no order of the policy's: expected top_k, or neither"
         )
     if arm is not None:
-        rule = parse_rule(arm.policy or "mean", Rule(alpha=alpha, top_k=floor.top_k))
+        rule = parse_rule(
+            arm.policy or "mean", Rule(alpha=alpha, top_k=floor.top_k, max_per_category=floor.max_per_category)
+        )
         return rule._replace(epsilon=max(rule.epsilon, floor.epsilon))
     policy = wanted.policy or "mean"
     epsilon = EPSILON if policy == "epsilon-greedy" else 0.0
     if wanted.epsilon is not None:
         epsilon = wanted.epsilon
     temperature = 1.0 if wanted.temperature is None else wanted.temperature
-    return Rule(policy, alpha, temperature, max(epsilon, floor.epsilon), floor.top_k)
+    most = floor.max_per_category if wanted.max_per_category is None else wanted.max_per_category
+    return Rule(policy, alpha, temperature, max(epsilon, floor.epsilon), floor.top_k, most)
 
 
 def n_chances(wanted: ScoreRequest, floor: ExploreRule) -> int:
@@ -54,9 +61,11 @@ def propensities(
     rule: Rule,
     generator: np.random.Generator | None,
     effects: ItemEffects | None,
+    category: NDArray[np.intp] | None,
 ) -> list[tuple[float, float]]:
     """The two chances of each of the first items as ranked; see `learner.policy.chances`."""
     generator = generator or np.random.default_rng(0)
     keys = keys_of(belief, rows, offset, rule, generator, DRAWS, effects, scores)
-    found = chances(rule, keys, scores.order[:n_shown])
+    some = None if category is None else Categories(category, generator, served=True)
+    found = chances(rule, keys, scores.order[:n_shown], some)
     return list(zip(found.at_place.tolist(), found.given_above.tolist(), strict=True))

@@ -99,9 +99,32 @@ def test_the_model_has_any_policy_explore_and_its_chances_logged(rig: Rig) -> No
     assert logged(rig)[0].items[0].propensity is None
 
 
+def test_of_a_category_at_most_so_many_are_shown_and_the_chances_are_those_of_it(rig: Rig) -> None:
+    text = (
+        'name = "t"\nexplore = { category = "genre", max_per_category = 1, top_k = 2 }\n'
+        '[features.genre]\nkind = "category"\nvalues = ["drama", "comedy"]\nunknown = "ignore"\n'
+    )
+    client = TestClient(create_app(Settings(), load_model(text), rig.store, rig.log))
+    genres = {"d1": "drama", "d2": "drama", "d3": "drama", "c": "comedy"}
+    items = [{"item_id": id, "features": {"genre": genre}} for id, genre in genres.items()]
+    asked = {"user_id": "new", "items": items, "policy": "thompson", "propensities": True}
+    for seed in range(20):
+        answer = client.post("/score", json={**asked, "seed": seed}).json()
+        first = [item["item_id"] for item in answer["items"][:2]]
+        assert {genres[id] for id in first} == {"drama", "comedy"}
+        assert answer["ranked"] == answer["ranked"] | {"explored": 2, "max_per_category": 1}
+        # Of two places one is the comedy's, whatever is drawn.
+        assert sum(item["propensity"][0] for item in answer["items"] if item["item_id"] == "c") > 0.0
+        assert answer["items"][1]["propensity"][1] == pytest.approx(1.0) or first[1] != "c"
+    free = [client.post("/score", json={**asked, "seed": seed, "max_per_category": 0}).json() for seed in range(20)]
+    assert any(genres[one["items"][0]["item_id"]] == genres[one["items"][1]["item_id"]] for one in free)
+    assert "max_per_category" not in free[0]["ranked"]
+
+
 @pytest.mark.parametrize(
     ("more", "field"),
     [
+        ({"max_per_category": 2}, "max_per_category"),
         ({"temperature": 2.0}, "temperature"), ({"epsilon": 1.5}, "epsilon"), ({"policy": "best"}, "policy"),
         ({"propensities": True, "log_impression": True, "shown": ["i1"]}, "propensities"),
         ({"policy": "plackett-luce", "temperature": 0.0}, "temperature"), ({"top_k": 2}, "top_k"),

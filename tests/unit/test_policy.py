@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from learner.belief.gaussian import Array, Belief, Gaussian, factorised, predict
-from learner.policy.chances import DRAWS, chances, place_chances
-from learner.policy.rank import ItemEffects, Keys, Scores, keys_of, score_items
+from learner.policy.chances import DRAWS, Categories, chances, place_chances
+from learner.policy.rank import ItemEffects, Keys, Scores, keys_of, placed, score_items
 from learner.policy.rule import Rule, parse_rule
 
 ROWS = np.array([[1, 0.3, 0], [1, -0.5, 1], [1, 1.2, 0], [1, 0.1, 1]], np.float32)
@@ -187,3 +187,81 @@ def test_a_policy_that_is_none_is_refused_by_name(text: str, said: str) -> None:
 def test_epsilon_greedy_explores_without_being_told_to() -> None:
     assert parse_rule("epsilon-greedy").epsilon > 0.0
     assert parse_rule("epsilon-greedy:epsilon=0.02,top_k=3") == Rule("epsilon-greedy", epsilon=0.02, top_k=3)
+
+
+# Of the four items the first, second and last are of one category; the third is of none.
+CATEGORY = np.array([0, 0, -1, 0])
+CAPPED = [
+    Rule("mean", top_k=2, max_per_category=1), Rule("thompson", top_k=3, max_per_category=1),
+    Rule("plackett-luce", temperature=0.5, top_k=2, max_per_category=1),
+    Rule("thompson", epsilon=0.3, top_k=2, max_per_category=1), Rule("mean", epsilon=0.4, top_k=3, max_per_category=2),
+    Rule("plackett-luce", epsilon=0.2, top_k=2, max_per_category=1),
+]  # fmt: skip
+
+
+def ordered_by_hand(key: Array, rule: Rule, category: np.ndarray) -> list[int]:
+    left, found = sorted(range(len(key)), key=lambda i: (-key[i], i)), list[int]()
+    while left:
+        above = [category[i] for i in found]
+        fit = [i for i in left if category[i] < 0 or above.count(category[i]) < rule.max_per_category]
+        found.append(fit[0] if fit and len(found) < rule.top_k else left[0])
+        left.remove(found[-1])
+    return found
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_of_a_category_at_most_so_many_are_ranked_first_as_long_as_there_are_others(most: int) -> None:
+    generator = np.random.default_rng(7)
+    for _ in range(200):
+        n = int(generator.integers(1, 12))
+        key, category = generator.normal(size=n), generator.integers(-1, min(3, n), n)
+        rule = Rule(top_k=int(generator.integers(1, 12)), max_per_category=most)
+        order = np.argsort(-key, kind="stable")[None]
+        assert placed(order, rule, category, None, n)[0].tolist() == ordered_by_hand(key, rule, category)
+
+
+def test_without_a_cap_or_exploring_places_are_the_order() -> None:
+    order = np.random.default_rng(1).permuted(np.tile(np.arange(9), (20, 1)), axis=1)
+    np.testing.assert_array_equal(placed(order, Rule(), None, None, 4), order[:, :4])
+
+
+@pytest.mark.parametrize("rule", CAPPED, ids=lambda rule: f"{rule.name} {rule.epsilon}")
+def test_capped_orders_come_as_often_as_their_chances_say(rule: Rule) -> None:
+    generator, n = np.random.default_rng(5), 10_000
+    some = Categories(CATEGORY, generator, served=False)
+    known = keys(rule, n)
+    counted = Counter(
+        tuple(score_items(BELIEF, ROWS, OFFSET, rule, generator, None, CATEGORY).order.tolist()) for _ in range(n)
+    )
+    total = 0.0
+    at_place = np.zeros((4, 4))
+    for order in permutations(range(4)):
+        chance = chances(rule, known, np.array(order), some).given_above.prod()
+        total += chance
+        at_place[order, range(4)] += counted.get(order, 0) / n
+        assert abs(counted.get(order, 0) / n - chance) <= 4.5 * np.sqrt(chance * (1 - chance) * 2 / n) + 1e-12
+    assert total == pytest.approx(1.0, abs=1e-9)
+    # Chances at places are by draws: of as many as there are keys, or of 256 where what is explored alone is drawn.
+    found = place_chances(rule, known, 4, some)
+    n_draws = n if len(known.drawn) > 1 else DRAWS
+    error = np.sqrt(at_place * (1 - at_place) * (1 / n + 1 / n_draws))
+    assert (abs(found - at_place) <= 4.5 * error + 0.01 * (error > 0)).all()
+    np.testing.assert_allclose(found.sum(axis=0), 1.0)
+
+
+@pytest.mark.parametrize("rule", CAPPED, ids=lambda rule: f"{rule.name} {rule.epsilon}")
+def test_a_cap_that_nothing_reaches_changes_no_chance(rule: Rule) -> None:
+    generous = rule._replace(max_per_category=4)
+    known, shown = keys(rule, 3_000), np.array([2, 1, 0])
+    some = Categories(CATEGORY, np.random.default_rng(1), served=False)
+    capped, free = chances(generous, known, shown, some), chances(rule._replace(max_per_category=0), known, shown)
+    np.testing.assert_allclose(capped.given_above, free.given_above, atol=1e-12)
+    np.testing.assert_allclose(capped.at_place, free.at_place, atol=0.11)
+
+
+def test_what_was_served_under_a_cap_never_has_no_chance() -> None:
+    rule, generator = Rule("thompson", epsilon=0.5, top_k=4, max_per_category=1), np.random.default_rng(2)
+    for seed in range(50):
+        served = score_items(BELIEF, ROWS, OFFSET, rule, generator, None, CATEGORY)
+        found = chances(rule, keys(rule, 4, seed, served), served.order, Categories(CATEGORY, generator, served=True))
+        assert (found.at_place >= 0.25).all()
