@@ -15,8 +15,8 @@ sqrt(p (1 - p) / S), .031 at most for S = 256. Where the first draw is the one t
 chances of it given the S draws, whichever of them was served: weights that divide by them have no bias of their own,
 but for what no draw ranks so; where places are explored, there is no such thing.
 
-A `max_per_category` makes the place of an item depend on the categories of those above it, and `at_place` is by draws for
-all policies, of what is explored too. `given_above` is as exact as without it.
+A `max_per_category` makes the place of an item depend on the categories above it: `at_place` is by draws, of all
+policies, of what is explored too, and `given_above` as exact as without it.
 """
 
 from __future__ import annotations
