@@ -1,4 +1,4 @@
-"""`POST /score` with an encoder, an MLP of 2 x 128 to 64 numbers, over a linear model and a vector of as many numbers."""
+"""`POST /score` with an encoder, an MLP of 2 x 128 to 64 numbers, over a linear model and a vector of 64 numbers."""
 
 from __future__ import annotations
 
@@ -143,11 +143,7 @@ def _events(context: Context) -> list[Figure]:
             taken[name].append(seconds_of(lambda model=model, raws=raws: parse_events(raws, model), 0.2))  # type: ignore[misc]
     return [
         Figure(
-            "encoder: reading an impression of ten, rows made over linear", "x", ratios(taken["made"], taken["linear"])
-        ),
-        Figure(
-            "encoder: reading an impression of ten, rows logged over linear",
-            "x",
-            ratios(taken["logged"], taken["linear"]),
-        ),
+            f"encoder: reading an impression of ten, rows {how} over linear", "x", ratios(taken[how], taken["linear"])
+        )
+        for how in ("made", "logged")
     ]
