@@ -29,7 +29,7 @@ class Field:
 
 
 class Mlp:
-    """Embeddings of ids and categories, and standardised numbers, through ReLU layers.
+    """Standardised numbers, vectors, and embeddings of ids and categories, in this order, through ReLU layers.
 
     Parameters
     ----------
@@ -54,6 +54,11 @@ class Mlp:
         self.biases = [0.1 * rng.standard_normal(len(w.T)).astype(np.float32) for w in self.weights]
 
     @property
+    def _in_order(self) -> list[Field]:
+        order = {"numeric": 0, "vector": 1}
+        return sorted(self.fields, key=lambda one: order.get(one.kind, 2))
+
+    @property
     def vocabulary(self) -> dict[str, list[str]]:
         """Of each category and id."""
         return {one.name: list(one.vocabulary) for one in self.fields if one.name in self.tables}
@@ -61,15 +66,15 @@ class Mlp:
     def numpy(self, items: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
         """The rows of items, in float64, by NumPy: a second implementation."""
         parts = []
-        for one in self.fields:
+        for one in self._in_order:
             values = [item.get(one.name) for item in items]
-            if one.name in self.tables:
+            if one.kind == "numeric":
+                parts.append(np.array([[((one.mean if v is None else v) - one.mean) / one.std] for v in values]))
+            elif one.kind == "vector":
+                parts.append(np.array([[0.0] * one.width if v is None else v for v in values]))
+            else:
                 places = [one.vocabulary.index(v) + 1 if v in one.vocabulary else 0 for v in values]
                 parts.append(self.tables[one.name][places].astype(np.float64))
-            elif one.kind == "numeric":
-                parts.append(np.array([[((one.mean if v is None else v) - one.mean) / one.std] for v in values]))
-            else:
-                parts.append(np.array([[0.0] * one.width if v is None else v for v in values]))
         x = np.concatenate(parts, axis=1)
         for i, (w, b) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = x @ w + b
@@ -85,27 +90,26 @@ class Mlp:
             return name
 
         axis = constant("axis", np.array([1], np.int64))
+        of_type = {"numeric": TensorProto.FLOAT, "vector": TensorProto.FLOAT}
         for one in self.fields:
-            name = one.name
-            if name in self.tables:
-                inputs.append(helper.make_tensor_value_info(name, TensorProto.INT64, ["n"]))
-                nodes.append(
-                    helper.make_node("Gather", [constant(f"{name}_table", self.tables[name]), name], [f"{name}_x"])
-                )
-            elif one.kind == "numeric":
-                inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]))
-                mean, std = constant(f"{name}_mean", np.float32(one.mean)), constant(f"{name}_std", np.float32(one.std))
-                nodes += [
-                    helper.make_node("IsNaN", [name], [f"{name}_nan"]),
-                    helper.make_node("Where", [f"{name}_nan", mean, name], [f"{name}_known"]),
-                    helper.make_node("Sub", [f"{name}_known", mean], [f"{name}_centred"]),
-                    helper.make_node("Div", [f"{name}_centred", std], [f"{name}_scaled"]),
-                    helper.make_node("Unsqueeze", [f"{name}_scaled", axis], [f"{name}_x"]),
-                ]
-            else:
-                inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", one.width]))
-                nodes.append(helper.make_node("Identity", [name], [f"{name}_x"]))
-            parts.append(f"{name}_x")
+            shape = ["n", one.width] if one.kind == "vector" else ["n"]
+            inputs.append(helper.make_tensor_value_info(one.name, of_type.get(one.kind, TensorProto.INT64), shape))
+        if numeric := [one for one in self.fields if one.kind == "numeric"]:
+            nodes += [helper.make_node("Unsqueeze", [one.name, axis], [f"{one.name}_column"]) for one in numeric]
+            mean = constant("mean", np.array([one.mean for one in numeric], np.float32))
+            std = constant("std", np.array([one.std for one in numeric], np.float32))
+            nodes += [
+                helper.make_node("Concat", [f"{one.name}_column" for one in numeric], ["numbers"], axis=1),
+                helper.make_node("IsNaN", ["numbers"], ["missing"]),
+                helper.make_node("Where", ["missing", mean, "numbers"], ["known"]),
+                helper.make_node("Sub", ["known", mean], ["centred"]),
+                helper.make_node("Div", ["centred", std], ["scaled"]),
+            ]
+            parts.append("scaled")
+        parts += [one.name for one in self.fields if one.kind == "vector"]
+        for name, table in self.tables.items():
+            nodes.append(helper.make_node("Gather", [constant(f"{name}_table", table), name], [f"{name}_row"]))
+            parts.append(f"{name}_row")
         nodes.append(helper.make_node("Concat", parts, ["h0"], axis=1))
         last = len(self.weights) - 1
         for i, (w, b) in enumerate(zip(self.weights, self.biases, strict=True)):

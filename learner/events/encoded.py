@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import compress
+from operator import not_
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,38 +43,35 @@ def encoded_of(
     """
     if (encoder := encoder_of(model)) is None:
         return None
-    lengths = [len(wire.items) for wire in wires]
-    of_item = np.repeat(np.arange(len(wires)), lengths)
-    rows = np.zeros((len(of_item), encoder.width), np.float32)
+    n_items = [len(wire.items) for wire in wires]
+    owner, first = np.repeat(np.arange(len(wires)), n_items), np.cumsum([0, *n_items])
+    rows = np.zeros((len(owner), encoder.width), np.float32)
     refused: dict[int, BadEvent] = {}
-    logged = {k for k, one in enumerate(wires) if one.encoded is not None and one.encoded.encoder == encoder.hash}
-    for k in logged:
+    is_logged = [one.encoded is not None and one.encoded.encoder == encoder.hash for one in wires]
+    for k in np.flatnonzero(is_logged).tolist():
         try:
-            rows[of_item == k] = logged_rows(wires[k], encoder)
+            rows[first[k] : first[k + 1]] = logged_rows(wires[k], encoder)
         except BadEvent as exc:
             refused[k] = exc
-    to_make = [k not in logged for k in of_item]
-    if any(to_make):
-        some = [k not in logged for k in range(len(wires))]
-        shown = None if requests is None else Shown(*(list(compress(one, some)) for one in requests))
-        values = model.design.values(encoder.names, list(compress(features, to_make)), shown)
-        made = encoder.rows(list(compress(ids, to_make)), values)
-        places = np.flatnonzero(to_make)
-        for i in np.flatnonzero(encoder.flawed(made)).tolist():
-            k = int(of_item[places[i]])
-            index = int(places[i]) - sum(lengths[:k])
-            refused[k] = BadEvent(Reason.NON_FINITE_NUMBER, f"items[{index}]: {unsound(encoder)}")
-        if encoder.names:
-            lacks = np.array([all(one is None for one in said) for said in zip(*values, strict=True)], np.bool_)
-            for i in np.flatnonzero(lacks).tolist():
-                k = int(of_item[places[i]])
-                if (theirs := wires[k].encoded) is not None:
-                    index = int(places[i]) - sum(lengths[:k])
-                    refused[k] = _of_another(theirs.encoder, encoder, index)
-        rows[places] = made
-    rows[np.isin(of_item, list(refused))] = 0.0
-    remade = sum(one.encoded is not None for k, one in enumerate(wires) if k not in logged)
-    return Encoded(rows, refused, Encodings(len(logged), len(wires) - len(logged) - remade, remade))
+    is_made = ~np.repeat(is_logged, n_items)
+    if is_made.any():
+        shown = None
+        if requests is not None:
+            shown = Shown(*(list(compress(of_each, map(not_, is_logged))) for of_each in requests))
+        values = model.design.values(encoder.names, list(compress(features, is_made)), shown)
+        rows[is_made] = made = encoder.rows(list(compress(ids, is_made)), values)
+        places = np.flatnonzero(is_made)
+        for i in places[encoder.flawed(made)].tolist():
+            k = int(owner[i])
+            refused[k] = BadEvent(Reason.NON_FINITE_NUMBER, f"items[{i - first[k]}]: {unsound(encoder)}")
+        for i, said in zip(places.tolist(), zip(*values, strict=True), strict=False):
+            theirs = wires[k := int(owner[i])].encoded
+            if theirs is not None and all(one is None for one in said):
+                refused[k] = _of_another(theirs.encoder, encoder, int(i - first[k]))
+    rows[np.isin(owner, list(refused))] = 0.0
+    good = [(one, wire.encoded) for k, (one, wire) in enumerate(zip(is_logged, wires, strict=True)) if k not in refused]
+    logged, remade = sum(one for one, _ in good), sum(said is not None and not one for one, said in good)
+    return Encoded(rows, refused, Encodings(logged, len(good) - logged - remade, remade))
 
 
 def logged_rows(wire: WireImpression, encoder: Encoder) -> Rows:

@@ -11,13 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from learner.events.microbatch import Encodings
-from learner.events.parse import parse_events
-from learner.events.wire import Reason
+from learner.events.parse import parse_event, parse_events
+from learner.events.wire import BadEvent, Reason
 from learner.log import read_to_end
 from learner.model.spec import Model
 from learner.record import Record, decode_record
+from learner.store.owner import difference, owner_of
 from service.model_file import read_model
 from tests.encoders import Field, Mlp
 from tests.served import Served
@@ -49,6 +52,8 @@ ITEMS: list[dict[str, Any]] = [
     {"item_id": "c", "features": {"price": 0.1}},
 ]
 AT = 1_700_000_000_000
+# In the place of the encoder's own.
+HASH = "HASH"
 
 
 def written(folder: Path, mlp: Mlp = WITH_OFFSET, toml: str = TOML) -> Model:
@@ -178,9 +183,6 @@ def test_rows_of_another_encoder_are_refused_where_they_are_not(rig: Rig) -> Non
     assert not rig.learner.turn().bad
 
 
-HASH = "HASH"
-
-
 @pytest.mark.parametrize(
     ("encoded", "reason", "field"),
     [
@@ -293,6 +295,47 @@ def test_events_read_together_are_those_read_one_by_one(rig: Rig) -> None:
     # Those that were logged are so to the bit.
     logged = np.repeat(np.arange(150) % 3 == 0, 4)
     assert together.events.row[logged].tobytes() == row[logged].tobytes()
+
+
+@st.composite
+def carried(draw: st.DrawFn) -> Any:
+    """What an impression of three items may say that it was encoded as: right, nearly so, or anything."""
+    rows = draw(st.binary(max_size=80) | st.binary(min_size=60, max_size=60) | st.just(b"\0" * 60))
+    text = draw(st.just(base64.b64encode(rows).decode()) | st.text(max_size=8))
+    hash = draw(st.just(HASH) | st.just("0123456789abcdef") | st.text(max_size=17))
+    return draw(st.just({"encoder": hash, "rows": text}) | st.none() | st.dictionaries(st.text(), st.integers()))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return written(tmp_path_factory.mktemp("whole"))
+
+
+@given(said=carried(), n_known=st.integers(0, 3))
+@settings(max_examples=150, deadline=None)
+def test_whatever_an_impression_carries_it_is_learnt_finite_or_refused_with_a_reason_and_alone(
+    whole: Model, said: Any, n_known: int
+) -> None:
+    items = [*ITEMS[:n_known], *({"item_id": "x"} for _ in range(3 - n_known))]
+    carrying = json.dumps(impression(items=items, encoded=said)).replace(HASH, hash_of(whole)).encode()
+    beside = json.dumps(impression("q", "bob")).encode()
+    batch, bad = parse_events([beside, carrying, beside], whole)
+    assert np.isfinite(batch.events.row).all()
+    assert bad.keys() <= {1}
+    assert [user for user in batch.user if user] == (["bob", "bob"] if bad else ["bob", "ann", "bob"])
+    # The slates of bob are of those that were made.
+    assert sum(batch.encodings) == 3 - len(bad)
+    assert batch.encodings.made >= 2
+    # What is refused in the log for the form of it is refused over HTTP, too.
+    if bad and bad[1].reason is not Reason.OTHER_ENCODER:
+        with pytest.raises(BadEvent):
+            parse_event(carrying, whole)
+
+
+def test_learners_of_other_encoders_tell_that_they_differ(tmp_path: Path) -> None:
+    one, other = (owner_of(written(tmp_path, Mlp(FIELDS, [8], D, seed=seed)), "g") for seed in (0, 1))
+    assert "encoder = " in (difference(one, other) or "")
+    assert difference(one, one) is None
 
 
 def test_a_foreign_event_is_encoded_as_ours_that_says_the_same(tmp_path: Path) -> None:
