@@ -6,6 +6,7 @@ onnxruntime comes with the extra ``deep``, and is imported only where a model ha
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Mapping
 from functools import lru_cache
@@ -49,7 +50,7 @@ class Onnx:
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> Rows:
         """The embedding, and in a last column the offset if there is one, float32."""
-        session, outputs = _session(*self._args)
+        session, outputs = _session(*self._args, _process(self._args[2]))
         found = session.run(outputs, tensors)
         return found[0] if len(found) == 1 else np.concatenate([found[0], found[1][:, None]], axis=1)
 
@@ -85,7 +86,7 @@ def read_encoder(path: Path, declared: EncoderFile, threads: int = 1) -> Encoder
     if declared.hash not in (None, hash):
         raise ModelError(f"{where}: has the hash {hash}: expected {declared.hash}, as encoder.hash says")
     run = Onnx(str(path), hash, threads)
-    session, outputs = _session(str(path), hash, threads)
+    session, outputs = _session(str(path), hash, threads, _process(threads))
     _check_inputs(where, session.get_inputs(), declared)
     _check_outputs(where, session.get_outputs(), declared.embedding)
     written = session.get_modelmeta().custom_metadata_map.get(METADATA)
@@ -102,9 +103,14 @@ def read_encoder(path: Path, declared: EncoderFile, threads: int = 1) -> Encoder
     )
 
 
+def _process(threads: int) -> int:
+    """Which process needs a session of its own: a fork has its parent's, but for the threads of it."""
+    return os.getpid() if threads > 1 else 0
+
+
 @lru_cache(maxsize=8)
-def _session(path: str, hash: str, threads: int) -> tuple[Any, list[str]]:
-    """A session, and the outputs that are wanted of it."""
+def _session(path: str, hash: str, threads: int, process: int) -> tuple[Any, list[str]]:
+    """A session of a process, and the outputs that are wanted of it."""
     where = f"encoder {path!r}"
     try:
         import onnxruntime

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from learner.belief.gaussian import Array, Rows
+from learner.model.category_kinds import Hashed
 from learner.model.duration import ModelError
 from learner.model.encoder import EncoderFile, EncoderInput, check_encoder
 from learner.model.kind import Filler, Kind, require
+from learner.model.number_kinds import Numeric, Vector
 
 
 class Encoded(Kind, frozen=True, tag="encoded"):
@@ -71,6 +73,16 @@ class Input(Kind, frozen=True, tag="input"):
     """What an encoder reads of an item and the linear model does not: a field like a feature, without columns."""
 
     reads: EncoderInput
+
+    @property
+    def alike(self) -> Hashed | Numeric | Vector:
+        """A feature whose values come as this one's do, in tables and in foreign events, too."""
+        match self.reads.kind:
+            case "numeric":
+                return Numeric()
+            case "vector":
+                return Vector(size=self.reads.width or 0)
+        return Hashed(buckets=1)
 
     def coefficients(self, name: str) -> list[str]:
         """None."""

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from learner.batch.items import read_items
+from learner.batch.raw import Reached
 from learner.model.design import Shown
 from learner.model.duration import ModelError
 from learner.model.encoded_rows import encode
@@ -366,8 +368,10 @@ def test_a_model_goes_to_other_processes_with_its_encoder(tmp_path: Path) -> Non
     assert encoded(there).tobytes() == expected.tobytes()
 
 
-def test_a_fork_encodes_as_its_parent_does(tmp_path: Path) -> None:
-    model = written(tmp_path)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_fork_encodes_as_its_parent_does(tmp_path: Path, threads: int) -> None:
+    written(tmp_path)
+    model = read_model(str(tmp_path / "model.toml"), threads=threads)
     expected = encoded(model).tobytes()
     read, write = os.pipe()
     if not (pid := os.fork()):
@@ -375,6 +379,16 @@ def test_a_fork_encodes_as_its_parent_does(tmp_path: Path) -> None:
         os._exit(0)
     assert os.read(read, len(expected)) == expected
     assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_a_table_of_items_has_inputs_of_the_catalog_as_text(tmp_path: Path) -> None:
+    model = written(tmp_path, KEPT)
+    table = tmp_path / "items.csv"
+    table.write_text("item_id,price,genre,text,age\ni1,9.5,drama,1|2|3.5,\ni2,,,,40\n")
+    found = [msgspec.to_builtins(row.item) for row in read_items(str(table), model, Reached())]
+    assert [(one["item_id"], one["features"]) for one in found] == [
+        ("i1", {"price": 9.5, "genre": "drama", "text": [1.0, 2.0, 3.5]}), ("i2", {"age": 40.0}),
+    ]  # fmt: skip
 
 
 def test_check_and_get_model_say_what_the_encoder_is(tmp_path: Path) -> None:
