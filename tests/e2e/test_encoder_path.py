@@ -177,7 +177,8 @@ def test_embedded_one_click_changes_one_score_and_its_log_is_fitted_and_evaluate
         eventually(lambda: scores("u0")["a"] > before["a"], 20, "the click is in the score")
         assert scores("stranger")["a"] == pytest.approx(before["a"])
         for i in range(1, 30):
-            scores(f"u{i}", log_impression=True, request_id="r")
+            ranked = {"policy": "plackett-luce", "seed": i, "propensities": True}
+            scores(f"u{i}", log_impression=True, request_id="r", **ranked)
             call("/events", click(f"u{i}"))
     finally:
         process.terminate()
@@ -187,3 +188,5 @@ def test_embedded_one_click_changes_one_score_and_its_log_is_fitted_and_evaluate
     done("fit", "log.jsonl", "--model", str(model), "--out", "prior.npz")
     evaluated = done("evaluate", "log.jsonl", "--model", str(model), "--prior", "prior.npz", "--from", "0.5")
     assert "log loss" in evaluated
+    asked = done("evaluate", "log.jsonl", "--model", str(model), "--prior", "prior.npz", "--policy", "mean")
+    assert "15 are weighed, of 15 users; 0 do not say" in asked, asked

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from learner.events.alike import read_alike
 from learner.events.microbatch import Encodings
 from learner.events.parse import parse_event, parse_events
 from learner.events.wire import BadEvent, Reason
@@ -336,6 +337,14 @@ def test_learners_of_other_encoders_tell_that_they_differ(tmp_path: Path) -> Non
     one, other = (owner_of(written(tmp_path, Mlp(FIELDS, [8], D, seed=seed)), "g") for seed in (0, 1))
     assert "encoder = " in (difference(one, other) or "")
     assert difference(one, one) is None
+
+
+def test_models_of_other_encoders_do_not_share_what_was_read(tmp_path: Path) -> None:
+    toml = TOML.replace('deep = { kind = "encoded" }', "")
+    one, same, other = (written(tmp_path, Mlp(FIELDS, [8], D, True, seed), toml) for seed in (0, 0, 1))
+    assert read_alike(one, same)
+    assert one.fingerprint == other.fingerprint
+    assert not read_alike(one, other)
 
 
 def test_a_foreign_event_is_encoded_as_ours_that_says_the_same(tmp_path: Path) -> None:
