@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from learner.events.wire import BadEvent
 from learner.limits import MAX_RECORD_BYTES
 from learner.model.duration import HalfLife
+from learner.model.encoding import Encoder
 from learner.model.spec import Model
 from service.commands.command import SQLITE_FILE, Arguments
 from service.environment import describe, service_links
@@ -157,7 +158,7 @@ def check_text(settings: Settings, model: Model) -> str:
         f"  users         {told(model)}",
         f"  forgetting    {forgets}",
         f"  items         {_items(model)}",
-        f"  encoder       {_encoder(model)}",
+        *([f"  encoder       {_encoder(model.encoder)}"] if model.encoder is not None else []),
         f"  attribution   window {model.window_ms / 60_000:g} min, click delay: {delay}",
         f"  offsets       one that is missing: {_missing_offset(model)}",
         f"  events        {_events(model)}",
@@ -175,9 +176,7 @@ def _items(model: Model) -> str:
     return f"{prior}, half_life = {half_life}; {told(item)}"
 
 
-def _encoder(model: Model) -> str:
-    if (encoder := model.encoder) is None:
-        return "none"
+def _encoder(encoder: Encoder) -> str:
     makes = f"{encoder.d} numbers{' and the offset' if encoder.has_offset else ''}"
     read = ", ".join(f"{one.name} ({one.kind})" for one in encoder.inputs)
     kept = "; kept by item" if encoder.keeps else ""
