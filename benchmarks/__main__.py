@@ -26,6 +26,7 @@ SUBJECTS = (
     "score",
     "items",
     "catalog",
+    "encoder",
     "memory",
     "start",
     "growth",

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from learner.events.wire import Reason
 from learner.model.catalog_file import CatalogFile
 from learner.model.effects_file import EarlierItemPrior, Effects, ItemFile, ItemPrior, UserFile
+from learner.model.encoder import EncoderFile, EncoderInput
 from learner.model.events_file import ClickRule, EventsFile, ImpressionRule
 from learner.model.file import (
     ClickDelay,
@@ -44,7 +45,7 @@ _TABLES = {
     "effects.item.prior": ItemPrior, "effects.item.prior.earlier": EarlierItemPrior, "offset": OffsetRule,
     "position": PositionRule, "prior": Prior, "prior.earlier": EarlierPrior, "events": EventsFile,
     "events.impression": ImpressionRule, "events.click": ClickRule, "catalog": CatalogFile,
-    "quality": QualityRule, "explore": ExploreRule,
+    "quality": QualityRule, "explore": ExploreRule, "encoder": EncoderFile, "encoder.inputs": EncoderInput,
 }  # fmt: skip
 _NOTHING: Any = None  # What the apps would ask only when they are asked.
 

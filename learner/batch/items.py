@@ -20,6 +20,7 @@ from learner.events.wire import BadEvent, Reason, WireCatalogItem
 from learner.limits import MIN_TIMESTAMP_MS, UNREADABLE
 from learner.model.catalog_file import CatalogFile
 from learner.model.category_kinds import Multi
+from learner.model.encoded_kind import Input
 from learner.model.instant import A_TIME, epoch_ms
 from learner.model.kind import some
 from learner.model.kinds import Age, Feature
@@ -171,6 +172,8 @@ def _value(feature: Feature, value: Any, separator: str) -> Any:
     """What a cell says of a feature: a list may be text, and a number or a time too."""
     if isinstance(feature, Age):
         return value if (at := epoch_ms(value)) is None else at
+    if isinstance(feature, Input):
+        feature = feature.alike
     if isinstance(value, str) and isinstance(feature, Multi | Vector):
         try:
             value = msgspec.json.decode(value) if value.lstrip().startswith("[") else _split(value, separator)

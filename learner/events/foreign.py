@@ -13,6 +13,7 @@ from learner.events.wire import BadEvent, Reason, Wire, WireClick, WireImpressio
 from learner.limits import MAX_ITEMS, UNREADABLE
 from learner.model.category_kinds import Boolean
 from learner.model.design import taken
+from learner.model.encoded_kind import Input
 from learner.model.events_file import ClickRule, EventRule, EventsFile, ImpressionRule
 from learner.model.foreign import Foreign, feature_paths, kinds_of_events, paths_of
 from learner.model.instant import A_TIME, epoch_ms
@@ -74,7 +75,7 @@ class Columns(NamedTuple):
 
     ids: list[str]
     weights: list[Any]
-    offsets: list[Any]
+    offsets: Sequence[Any]
     effects: list[Any]
     positions: list[Any]
     clicked: list[Any]
@@ -232,6 +233,8 @@ def _values(sent: Any, said: str | Mapping[str, str], features: Mapping[str, Fea
 
 def feature_value(feature: Feature, value: Any) -> Any:
     """A feature's value, numbers that are text as numbers; an empty text where a number is expected is none."""
+    if isinstance(feature, Input):
+        feature = feature.alike
     if value == "" and isinstance(feature, Scaled | Bucket | Boolean):
         return None
     # Anything else the decoder would have as it is.

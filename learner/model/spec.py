@@ -21,6 +21,8 @@ from learner.model.design import INTERCEPT, Design, Items, Shown, check_features
 from learner.model.diversity import CategoryColumns, category_columns
 from learner.model.duration import ModelError, parse_duration_ms, parse_half_life, parse_max_age_ms
 from learner.model.effect import Effect, ItemEffect, independent
+from learner.model.encoded_kind import with_encoder
+from learner.model.encoding import Encoder
 from learner.model.events_file import EventsFile
 from learner.model.experiment import Experiment
 from learner.model.file import EarlierPrior, Guardrail, MissingOffset, ModelFile
@@ -70,6 +72,8 @@ class Model(Effect):
         The share of users whose outcomes are predicted before they are learnt, to say how good scores are.
     guardrail
         What to do where scores are worse than those of the fixed effect.
+    encoder
+        What makes encoded rows; None where the specification has none, or its file was not read.
     segments, experiment, categories
         Slates whose quality is told apart; what users are in, the same of all models side by side; and of what items.
     """
@@ -93,11 +97,12 @@ class Model(Effect):
     segments: tuple[Segment, ...] = ()
     experiment: Experiment | None = None
     categories: CategoryColumns | None = None
+    encoder: Encoder | None = None
 
     @cached_property
     def width(self) -> int:
         """Columns of a row, those of all features."""
-        return self._design.d
+        return self.design.d
 
     def __post_init__(self) -> None:
         """Items are shown and clicked as users are: one delay and one window."""
@@ -105,9 +110,9 @@ class Model(Effect):
             item = replace(self.item, click_delay=self.click_delay, window_ms=self.window_ms)
             object.__setattr__(self, "item", item)
 
-    def rows(self, items: Items, shown: Shown | None = None) -> Rows:
+    def rows(self, items: Items, shown: Shown | None = None, encoded: Rows | None = None) -> Rows:
         """The design matrix of slates, shape (N, width); see `learner.model.design.Design.rows`."""
-        return self._design.rows(items, shown)
+        return self.design.rows(items, shown, encoded)
 
     @cached_property
     def structs(self) -> tuple[type[msgspec.Struct], type[msgspec.Struct]] | None:
@@ -124,7 +129,7 @@ class Model(Effect):
         """What its catalog has of items; None if no feature is of the catalog."""
         if all(one.origin != "catalog" for one in self.features.values()):
             return None
-        return Catalog(self.item_features, self.structs and self.structs[0], self.rows)
+        return Catalog(self.item_features, self.structs and self.structs[0], self.design.check)
 
     @cached_property
     def context_features(self) -> Mapping[str, Feature]:
@@ -139,7 +144,7 @@ class Model(Effect):
     @property
     def needs_shown(self) -> bool:
         """Whether rows depend on the request: its context or its time."""
-        return self._design.needs_shown
+        return self.design.needs_shown
 
     @cached_property
     def foreign(self) -> Foreign | None:
@@ -152,7 +157,8 @@ class Model(Effect):
         return None if self.events is None else record_paths(self.events)
 
     @cached_property
-    def _design(self) -> Design:
+    def design(self) -> Design:
+        """How items become rows."""
         return Design(self.features, self.ignore_unknown)
 
     @cached_property
@@ -222,20 +228,19 @@ def load_model(text: str, source: str = "model.toml") -> Model:
 def build_model(file: ModelFile) -> Model:
     """The model of a specification; raises `ModelError`, without its source, if it cannot be."""
     if file.half_life is not None and file.discount is not None:
-        raise ModelError(
-            f"half_life = {file.half_life!r} and discount = {file.discount}: expected at most one of the two"
-        )
+        given = f"half_life = {file.half_life!r} and discount = {file.discount}"
+        raise ModelError(f"{given}: expected at most one of the two")
     if file.offset.mean is not None and file.offset.missing != "mean":
         raise ModelError(f"offset.mean = {file.offset.mean}: expected offset.missing = 'mean' with it")
     if file.quality.guardrail == "fallback" and not file.quality.users:
         raise ModelError("quality.guardrail = 'fallback': expected quality.users above 0, whose scores tell when")
     half_life_ms, half_life_outcomes = parse_half_life(file.half_life)
     check_features(file.features)
-    check_catalog(file.catalog, file.features)
-    of_user = file.effects.user.features
-    mine = named("effects.user.features", [*file.features] if of_user is None else of_user, file.features)
-    mine = in_order(mine, file.covariance)
-    features = mine | file.features
+    of_file = with_encoder(file.encoder, file.features)
+    check_catalog(file.catalog, of_file)
+    of_user = [*of_file] if file.effects.user.features is None else file.effects.user.features
+    mine = in_order(named("effects.user.features", of_user, of_file), file.covariance)
+    features = mine | of_file
     all_columns = columns(features)
     all_names = [column.name for column in all_columns]
     is_wide, width = wide(mine), len(all_columns)
@@ -243,7 +248,7 @@ def build_model(file: ModelFile) -> Model:
     n_dense = check_size("features", file.covariance, is_wide, width, file.max_open)
     # How a value is read makes no other feature space. Nor does what a missing offset stands for: a record keeps the
     # offset of each outcome as it was learnt, and its belief is about what is beyond the offsets that came.
-    of_features = {name: feature.space() for name, feature in features.items()}
+    of_features = {name: feature.space() for name, feature in features.items() if feature.width}
     space = msgspec.json.encode([file.covariance, of_features, names, *([all_names] if d < width else [])])
     if file.effects.item is not None and (file.method == "laplace" or file.discount is not None):
         given = "method = 'laplace'" if file.method == "laplace" else f"discount = {file.discount}"

@@ -47,6 +47,7 @@ def owner_of(model: Model, group: str) -> Owner:
         "position.examination": examination_text(model.examination),
         "effects.user.max_age": _age(model),
         "effects.item": "none" if model.item is None else _items(model.item),
+        "encoder": "none" if model.encoder is None else model.encoder.hash,
         "experiment": "none" if model.experiment is None else f"{model.experiment.name} {model.experiment.number:08x}",
     }
     if model.click_delay is not None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from learner.events.wire import BadEvent
 from learner.limits import MAX_RECORD_BYTES
 from learner.model.duration import HalfLife
+from learner.model.encoding import Encoder
 from learner.model.spec import Model
 from service.commands.command import SQLITE_FILE, Arguments
 from service.environment import describe, service_links
@@ -157,6 +158,7 @@ def check_text(settings: Settings, model: Model) -> str:
         f"  users         {told(model)}",
         f"  forgetting    {forgets}",
         f"  items         {_items(model)}",
+        *([f"  encoder       {_encoder(model.encoder)}"] if model.encoder is not None else []),
         f"  attribution   window {model.window_ms / 60_000:g} min, click delay: {delay}",
         f"  offsets       one that is missing: {_missing_offset(model)}",
         f"  events        {_events(model)}",
@@ -174,6 +176,13 @@ def _items(model: Model) -> str:
     return f"{prior}, half_life = {half_life}; {told(item)}"
 
 
+def _encoder(encoder: Encoder) -> str:
+    makes = f"{encoder.d} numbers{' and the offset' if encoder.has_offset else ''}"
+    read = ", ".join(f"{one.name} ({one.kind})" for one in encoder.inputs)
+    kept = "; kept by item" if encoder.keeps else ""
+    return f"{encoder.hash}: {makes} of {read}; about {encoder.us_per_item:.2g} us an item, of a hundred{kept}"
+
+
 def _events(model: Model) -> str:
     if (events := model.events) is None:
         return "of our shape"
@@ -183,6 +192,8 @@ def _events(model: Model) -> str:
 
 
 def _missing_offset(model: Model) -> str:
+    if model.encoder is not None and model.encoder.has_offset:
+        return "the encoder's"
     if model.missing_offset == "refuse":
         return "the item is refused"
     if model.missing_offset == "mean":

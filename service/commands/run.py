@@ -45,7 +45,9 @@ def run(command: Command, arguments: Arguments) -> int:
         # Of `fit`, what it goes on from is in force.
         if prior := arguments.prior or getattr(arguments, "previous", None):
             settings = msgspec.structs.replace(settings, prior=prior)
-        model = read_model(settings.model, settings.prior)
+        # `train-encoder` is what makes the encoder that all others need.
+        threads = None if arguments.command == "train-encoder" else settings.encoder_threads
+        model = read_model(settings.model, settings.prior, threads)
         model = replace(model, experiment=read_experiment(settings.experiment))
         if settings.schemas:
             from learner.schemas import Schemas

@@ -6,11 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.belief.gaussian import Array, Belief, Rows
+from learner.events.wire import Ranked
 from learner.model.experiment import Arm
 from learner.model.file import ExploreRule
+from learner.model.spec import Model
 from learner.policy.chances import DRAWS, Categories, chances
 from learner.policy.rank import ItemEffects, Scores, keys_of
 from learner.policy.rule import EPSILON, Rule, parse_rule
+from learner.record import Record
 from service.web.api import ScoreRequest, invalid_field
 
 
@@ -44,6 +47,24 @@ def rule_of(wanted: ScoreRequest, alpha: float, floor: ExploreRule, arm: Arm | N
     temperature = 1.0 if wanted.temperature is None else wanted.temperature
     most = floor.max_per_category if wanted.max_per_category is None else wanted.max_per_category
     return Rule(policy, alpha, temperature, max(epsilon, floor.epsilon), floor.top_k, most)
+
+
+def ranked_by(rule: Rule, record: Record, model: Model, now: int, seed: int | None, fallback: bool) -> Ranked:
+    """What is said, and logged, of how a slate was ranked at a time (epoch ms)."""
+    return Ranked(
+        policy=rule.name,
+        revision=record.revision,
+        n_events=record.n_events,
+        prior=model.population_fingerprint.hex(),
+        at=now,
+        seed=seed,
+        alpha=rule.alpha if rule.name == "ucb" else None,
+        fallback=fallback,
+        temperature=rule.temperature if rule.name == "plackett-luce" else None,
+        epsilon=rule.epsilon or None,
+        explored=rule.top_k if rule.epsilon or rule.max_per_category else None,
+        max_per_category=rule.max_per_category or None,
+    )
 
 
 def n_chances(wanted: ScoreRequest, floor: ExploreRule) -> int:

@@ -8,7 +8,10 @@ from learner.model.spec import ModelError, load_model
 
 HEAD = 'name = "m"\n'
 FEATURES = '[features]\nok = { kind = "numeric" }\n'
-KINDS = "expected 'numeric', 'category', 'multi', 'vector', 'bucket', 'boolean', 'hashed', 'age', 'time' or 'cross'"
+KINDS = (
+    "expected 'numeric', 'category', 'multi', 'vector', 'bucket', 'boolean', 'hashed', 'age', 'time', 'cross' or "
+    "'encoded'"
+)
 
 
 @pytest.mark.parametrize(
