@@ -29,6 +29,10 @@ MAX_RECORD_BYTES = 32 << 20
 """The numbers of a user's record, its belief and the rows of `max_open` outcomes: what a learner reads at a time."""
 MAX_OFFSET = 1_000
 """Of an item's offset, either way: beyond it a logistic model says nothing more, and sums would overflow."""
+MAX_EMBEDDING = 128
+"""Numbers of an encoder's embedding."""
+MAX_ENCODER_INPUTS = 256
+"""Inputs of an encoder."""
 MAX_SEGMENTS = 8
 """Of slates, whose quality is counted apart."""
 MAX_ARMS = 8

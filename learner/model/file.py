@@ -11,6 +11,7 @@ from learner.limits import MAX_FEATURES, MAX_OFFSET
 from learner.model.catalog_file import CatalogFile
 from learner.model.duration import parse_duration_ms
 from learner.model.effects_file import Effects
+from learner.model.encoder import EncoderFile
 from learner.model.events_file import EventsFile
 from learner.model.kinds import Feature, FeatureName, Positive
 from learner.policy.rule import MAX_EXPLORED
@@ -198,6 +199,8 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         How it is known at any time how good scores are.
     explore
         How much any policy explores.
+    encoder
+        A network that makes features, and perhaps offsets, of what is known of items.
     """
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
@@ -220,3 +223,4 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     position: PositionRule = PositionRule()
     quality: QualityRule = QualityRule()
     explore: ExploreRule = ExploreRule()
+    encoder: EncoderFile | None = None

@@ -132,7 +132,7 @@ class Numeric(Scaled, frozen=True, tag="numeric"):
         """One column, or two."""
 
         def fill(columns: Array, values: Sequence[Any]) -> None:
-            self.enter(name, columns, _numbers(name, values, self.coerce), values)
+            self.enter(name, columns, numbers(name, values, self.coerce), values)
 
         return fill
 
@@ -188,8 +188,8 @@ class Bucket(Kind, frozen=True, tag="bucket"):
         edges = list(self.edges or [])
 
         def fill(columns: Array, values: Sequence[Any]) -> None:
-            numbers = _numbers(name, values, self.coerce).tolist()
-            found = [(i, bisect_right(edges, numbers[i])) for i, value in enumerate(values) if value is not None]
+            found_numbers = numbers(name, values, self.coerce).tolist()
+            found = [(i, bisect_right(edges, found_numbers[i])) for i, value in enumerate(values) if value is not None]
             if found:
                 columns[tuple(zip(*found, strict=True))] = 1.0
             if self.missing == "indicator":
@@ -241,7 +241,7 @@ class Vector(Kind, frozen=True, tag="vector"):
         return fill
 
 
-def _numbers(name: str, values: Sequence[Any], coerce: bool) -> Array:
+def numbers(name: str, values: Sequence[Any], coerce: bool) -> Array:
     """The numbers of N items, NaN where one is missing."""
     if not NUMBERS.issuperset(map(type, values)):
         values = [_number(i, name, value, coerce) for i, value in enumerate(values)]

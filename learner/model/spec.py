@@ -20,6 +20,7 @@ from learner.model.columns import check_size, columns, in_order, named, wide
 from learner.model.design import INTERCEPT, Design, Items, Shown, check_features, structs, taken
 from learner.model.duration import ModelError, parse_duration_ms, parse_half_life, parse_max_age_ms
 from learner.model.effect import Effect, ItemEffect, independent
+from learner.model.encoded_kind import with_encoder
 from learner.model.events_file import EventsFile
 from learner.model.experiment import Experiment
 from learner.model.file import EarlierPrior, Guardrail, MissingOffset, ModelFile
@@ -229,11 +230,12 @@ def build_model(file: ModelFile) -> Model:
         raise ModelError("quality.guardrail = 'fallback': expected quality.users above 0, whose scores tell when")
     half_life_ms, half_life_outcomes = parse_half_life(file.half_life)
     check_features(file.features)
-    check_catalog(file.catalog, file.features)
+    of_file = with_encoder(file.encoder, file.features)
+    check_catalog(file.catalog, of_file)
     of_user = file.effects.user.features
-    mine = named("effects.user.features", [*file.features] if of_user is None else of_user, file.features)
+    mine = named("effects.user.features", [*of_file] if of_user is None else of_user, of_file)
     mine = in_order(mine, file.covariance)
-    features = mine | file.features
+    features = mine | of_file
     all_columns = columns(features)
     all_names = [column.name for column in all_columns]
     is_wide, width = wide(mine), len(all_columns)
@@ -241,7 +243,7 @@ def build_model(file: ModelFile) -> Model:
     n_dense = check_size("features", file.covariance, is_wide, width, file.max_open)
     # How a value is read makes no other feature space. Nor does what a missing offset stands for: a record keeps the
     # offset of each outcome as it was learnt, and its belief is about what is beyond the offsets that came.
-    of_features = {name: feature.space() for name, feature in features.items()}
+    of_features = {name: feature.space() for name, feature in features.items() if feature.width}
     space = msgspec.json.encode([file.covariance, of_features, names, *([all_names] if d < width else [])])
     if file.effects.item is not None and (file.method == "laplace" or file.discount is not None):
         given = "method = 'laplace'" if file.method == "laplace" else f"discount = {file.discount}"
