@@ -251,7 +251,7 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
             in_order = chain.from_iterable(range(len(wire.items)) for wire in slate)
             ranks = zip(positions, in_order, strict=True)
             item["position"][its] = [place if one is None else one - 1 for one, place in ranks]
-        row[its] = model.rows(features, requests_of(slate) if has_requests else None, ids)
+        row[its] = model.rows(features, requests_of(slate) if has_requests else None)
         item["offset"][its] = model.offsets(offsets, row[its])
         if model.item is not None:
             item["item"][its] = keys

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, get_args
+from typing import get_args
 
 import msgspec
 import numpy as np
@@ -92,8 +92,6 @@ class Model(Effect):
     guardrail: Guardrail = "warn"
     segments: tuple[Segment, ...] = ()
     experiment: Experiment | None = None
-    in_parallel: ClassVar[bool] = True
-    """Whether what it makes of an event depends on no event before, so that several processes may read them."""
 
     @cached_property
     def width(self) -> int:
@@ -106,7 +104,7 @@ class Model(Effect):
             item = replace(self.item, click_delay=self.click_delay, window_ms=self.window_ms)
             object.__setattr__(self, "item", item)
 
-    def rows(self, items: Items, shown: Shown | None = None, item_ids: Sequence[str] = ()) -> Rows:
+    def rows(self, items: Items, shown: Shown | None = None) -> Rows:
         """The design matrix of slates, shape (N, width); see `learner.model.design.Design.rows`."""
         return self._design.rows(items, shown)
 
