@@ -170,6 +170,15 @@ class ItemErasure(msgspec.Struct, frozen=True):
     erased: bool
 
 
+class EncoderAnswer(msgspec.Struct, frozen=True):
+    """The encoder of a model: its file's hash, the width of its embedding, whether it makes offsets, and its inputs."""
+
+    hash: str
+    embedding: int
+    offset: bool
+    inputs: list[str]
+
+
 class ModelResponse(msgspec.Struct, frozen=True):
     """The model that scores."""
 
@@ -186,6 +195,7 @@ class ModelResponse(msgspec.Struct, frozen=True):
     features: dict[str, Any]
     prior: list[Coefficient]
     item_prior: list[Coefficient] | None = None
+    encoder: EncoderAnswer | None = None
 
 
 class ModelsResponse(msgspec.Struct, frozen=True):

@@ -132,6 +132,7 @@ class Learning:
         with_features = int(((kind == IMPRESSION) | (kind == CATALOG_ITEM)).sum())
         if self._catalog is not None:
             counts["catalog_unknown"] += self._catalog.unknown
+        counts.update({f"encoded_{how}": n for how, n in batch.encodings._asdict().items() if n})
         if passed_over := parsed.passed_over():
             counts["passed_over"] += passed_over
         self._check.events(len(messages), with_features, Counter(why.reason for why in refused.values()))

@@ -57,6 +57,15 @@ FATES: dict[str, tuple[str, str]] = {
     "item_outcomes_lost": ("What was told to items whose records cannot be used.", "ever: the log names the item"),
     "item_blocks_foreign": ("Blocks of a feed of another model's items.", "after a change of `[effects.item]` is over"),
     "catalog": ("Events that changed what the catalog has of an item, erasures of items among them.", ""),
+    "encoded_logged": ("Impressions learnt by the encoded rows that were logged with them.", ""),
+    "encoded_made": (
+        "Impressions without encoded rows: the learner ran the model's encoder.",
+        "most, where `log_impression` logs them: their page logs its own",
+    ),
+    "encoded_remade": (
+        "Impressions with the rows of another encoder: the learner ran the model's.",
+        "for longer than a deployment takes: scorers have another encoder",
+    ),
     "catalog_outdated": ("Events about an item that were older than what the catalog has.", ""),
     "catalog_unknown": (
         "Items of a microbatch that an impression left to the catalog, which has nothing of them.",

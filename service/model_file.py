@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
+
+import msgspec
 
 from learner.model.duration import ModelError
 from learner.model.experiment import Experiment, load_experiment
 from learner.model.in_force import new_coefficients, with_prior
 from learner.model.kind import some
 from learner.model.prior_file import PriorFile, decode_prior
-from learner.model.spec import Model, load_model
+from learner.model.spec import Model, build_model, load_model
+from learner.onnx_encoder import read_encoder
 
 
-def read_model(path: str, prior: str = "") -> Model:
-    """The model at a path, or the sample model if the path is empty; with the prior of a file, if there is one."""
+def read_model(path: str, prior: str = "", threads: int | None = 1) -> Model:
+    """The model at a path, or the sample model if the path is empty; with the prior of a file, if there is one.
+
+    With its encoder, if it has one, that runs in so many threads; None: without, for whoever is to make it.
+    """
     model = _read_specification(path)
+    declared, encoder = model.specification.encoder, None
+    if declared is not None and threads is not None:
+        # Where a specification names a file, it stands beside it.
+        encoder = read_encoder(Path(path).parent / declared.file, declared, threads)
+        # A new encoder is a new feature space.
+        known = msgspec.structs.replace(declared, hash=encoder.hash)
+        model = build_model(msgspec.structs.replace(model.specification, encoder=known))
+    return replace(_with_prior(model, path, prior), encoder=encoder)
+
+
+def _with_prior(model: Model, path: str, prior: str) -> Model:
     file = _prior_file(model, path, prior)
     if file is None:
         return model

@@ -97,6 +97,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Standard deviations of optimism of the policy ``ucb``.
     store_timeout_s
         How long one round trip to the store may take.
+    encoder_threads
+        How many threads of a process run a model's encoder at a time, in the scorer and in the learner.
     item_cache_ms
         How long a scorer remembers the beliefs of items; 0: it reads them for every request.
     impression_timeout_s, score_unlogged
@@ -152,6 +154,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     cors_origins: str = ""
     ucb_alpha: Annotated[float, msgspec.Meta(ge=0)] = 1.0
     store_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 2.0
+    encoder_threads: PositiveInt = 1
     item_cache_ms: Annotated[int, msgspec.Meta(ge=0)] = 1_000
     impression_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 1.0
     score_unlogged: bool = False

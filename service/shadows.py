@@ -42,7 +42,7 @@ def read_shadows(settings: Settings, first: Model) -> list[Model]:
     """
     found: list[Model] = []
     for path in settings.shadows:
-        model = read_model(path)
+        model = read_model(path, threads=settings.encoder_threads)
         # Values are of one topic, and so of one schema registry. Users are in the same arms.
         model = replace(model, unframed=first.unframed, experiment=first.experiment)
         if not NAME.fullmatch(model.name):

@@ -15,10 +15,11 @@ from learner.batch.outcomes import Outcomes, fitted_rows
 from learner.belief.gaussian import Array
 from learner.deep.examples import Examples, mapped, record
 from learner.deep.network import Input, Network
-from learner.deep.reading import View
+from learner.deep.reading import declared, inputs_of
 from learner.deep.state import Trained, Vocabulary
 from learner.model.duration import ModelError
 from learner.model.encoder import EncoderInput
+from learner.model.spec import Model
 
 
 class Gathered(NamedTuple):
@@ -52,7 +53,9 @@ class _Seen(NamedTuple):
         return _Seen(places, self.sums + other.sums)
 
 
-def gather(engine: Engine, view: View, hidden: tuple[int, ...], tail: float, before: Trained | None = None) -> Gathered:
+def gather(
+    engine: Engine, view: Model, hidden: tuple[int, ...], tail: float, before: Trained | None = None
+) -> Gathered:
     """Join clicks to impressions, as `learner.batch.collect` does, and keep each outcome as it is trained on.
 
     Parameters
@@ -77,16 +80,17 @@ def gather(engine: Engine, view: View, hidden: tuple[int, ...], tail: float, bef
     # As `fit` has it: of a log with offsets an outcome without has their mean.
     stand_in = np.zeros(view.width)
     stand_in[0] = outcomes.mean_offset or 0.0
-    places = {at: one for one, at in view.places}
-    nothing = _Seen({at: np.empty(0) for at, one in places.items() if one.name in view.met}, np.zeros((view.width, 3)))
+    read, met = inputs_of(view), inputs_of(view).met
+    places = {at: one for one, at in read.places}
+    nothing = _Seen({at: np.empty(0) for at, one in places.items() if one.name in met}, np.zeros((view.width, 3)))
     seen = reduce(_Seen.and_of, table.map(partial(_seen, view.width, places)), nothing)
     inputs, vocabulary, moved = [], Vocabulary(), dict[int, Array]()
     for at, one in places.items():
         known = before.vocabulary.get(one.name, ()) if before is not None else ()
-        if one.name in view.met:
-            vocabulary[one.name], moved[at] = _vocabulary(view.met[one.name], seen.places[at], one, known)
+        if one.name in met:
+            vocabulary[one.name], moved[at] = _vocabulary(met[one.name], seen.places[at], one, known)
         inputs.append(_input(one, len(vocabulary.get(one.name, ())), seen.sums[at], before))
-    network = Network(tuple(inputs), hidden, view.declared.embedding)
+    network = Network(tuple(inputs), hidden, declared(view).embedding)
     dtype = record(view.width)
     parts = table.map(partial(_records, dtype, view, stand_in, moved))
     records = mapped(parts, len(outcomes), dtype)
@@ -99,16 +103,17 @@ def gather(engine: Engine, view: View, hidden: tuple[int, ...], tail: float, bef
     )  # fmt: skip
 
 
-def check_same(view: View, trained: Trained, source: str) -> None:
+def check_same(view: Model, trained: Trained, source: str) -> None:
     """Raise `ModelError` unless an encoder was trained for these inputs and this embedding."""
+    encoder = declared(view)
     had = [(one.name, one.kind, one.size if one.kind == "vector" else None) for one in trained.network.inputs]
-    wanted = [(one.name, one.kind, one.width) for one in view.declared.inputs]
-    if had != wanted or trained.network.embedding != view.declared.embedding:
+    wanted = [(one.name, one.kind, one.width) for one in encoder.inputs]
+    if had != wanted or trained.network.embedding != encoder.embedding:
         raise ModelError(
             f"encoder {source!r}: was trained for {_said(had)} and embedding = {trained.network.embedding}: expected "
-            f"{_said(wanted)} and {view.declared.embedding}, as the model has them, or no --previous: a cold start"
+            f"{_said(wanted)} and {encoder.embedding}, as the model has them, or no --previous: a cold start"
         )
-    for one in view.declared.inputs:
+    for one in encoder.inputs:
         known = trained.vocabulary.get(one.name, ())
         if one.values is not None and known != tuple(one.values[: len(known)]):
             raise ModelError(
@@ -163,7 +168,7 @@ def _input(one: EncoderInput, n_values: int, sums: Array, before: Trained | None
     return Input(one.name, one.kind, 1, mean, std if std > 1e-6 * abs(mean) else 1.0)
 
 
-def _records(dtype: Any, view: View, stand_in: Array, moved: Mapping[int, Array], piece: Any) -> Any:
+def _records(dtype: Any, view: Model, stand_in: Array, moved: Mapping[int, Array], piece: Any) -> Any:
     e = None if view.examination is None else np.array(view.examination)
     rows = fitted_rows(piece, view.width, view.window_ms, stand_in, 0, None, e, None)
     found = np.zeros(len(rows.y), dtype)

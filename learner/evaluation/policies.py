@@ -16,6 +16,7 @@ from learner.evaluation.replay import Asked, replay
 from learner.events.keys import item_key, item_keys, outcome_keys
 from learner.events.wire import WireClick, WireImpression, WireItem
 from learner.model.design import Shown
+from learner.model.encoded_rows import encode, with_encoded_offsets
 from learner.model.kinds import ItemError
 from learner.model.spec import Model
 from learner.policy.chances import DRAWS, chances, place_chances
@@ -140,8 +141,11 @@ class _Target:
         candidates = [candidates[i] for i in order]
         request = Shown([len(candidates)], [wire.timestamp], [wire.context])
         try:
-            rows = self._model.rows([one.features for one in candidates], request)
-            offset = self._model.offsets([one.offset for one in candidates], rows).astype(np.float64)
+            features = [one.features for one in candidates]
+            encoded = encode(self._model, [one.item_id for one in candidates], features, request)
+            rows = self._model.rows(features, request, encoded)
+            given = with_encoded_offsets(self._model, [one.offset for one in candidates], encoded)
+            offset = self._model.offsets(given, rows).astype(np.float64)
         except ItemError:
             # Candidates that are not the model's, which no learner looks at: it says as little as without propensities.
             self.unsaid += 1

@@ -12,17 +12,14 @@ from learner.belief.gaussian import Array, Rows, blocks, sigmoid
 from learner.evaluation.metrics import expected_calibration_error
 from learner.model.effect import Effect
 from learner.model.kinds import (
-    Age,
     Boolean,
     Bucket,
     Category,
-    Cross,
     Feature,
     FeatureValue,
     Hashed,
     Multi,
     Numeric,
-    Time,
     Vector,
 )
 from learner.model.spec import Model
@@ -54,6 +51,8 @@ class World:
                 f"model {model.name!r} has features of the context, or of the time: the simulation has neither; "
                 "expected a model whose items say all of themselves"
             )
+        if model.specification.encoder is not None:
+            raise ValueError(f"model {model.name!r} has an encoder: the simulation draws no features for one")
         self._model = model
         self._generator = generator
         self.theta = drawn(model, n_users, generator)
@@ -114,7 +113,7 @@ class World:
                 return [f"tag{rng.integers(50)}" for _ in range(2)]
             case Vector(size=size):
                 return [float(one) for one in rng.standard_normal(size)]
-            case Age() | Time() | Cross() | Bucket():
+            case _:
                 raise ValueError(f"a simulated item has no {type(feature).__struct_config__.tag}")
 
 

@@ -9,6 +9,7 @@ from functools import partial
 import msgspec
 
 from learner.events.catalog import check_entry
+from learner.events.encoded import logged_rows
 from learner.events.foreign import OtherType, read_alone
 from learner.events.record import with_record
 from learner.events.why import why
@@ -62,6 +63,8 @@ def parse_event(raw: bytes, model: Model, record: bytes = b"") -> Wire:
         check_entry(wire, model)
     if isinstance(wire, WireImpression):
         _check_items(wire, "items", wire.items, model)
+        if wire.encoded is not None and model.encoder is not None and wire.encoded.encoder == model.encoder.hash:
+            logged_rows(wire, model.encoder)
     return wire
 
 
@@ -79,8 +82,11 @@ def check_candidates(wire: WireImpression, model: Model) -> None:
 
 def _check_items(wire: WireImpression, field: str, items: Sequence[WireItem], model: Model) -> None:
     try:
-        rows = model.rows([one.features for one in items], Shown([len(items)], [wire.timestamp], [wire.context]))
-        model.offsets([one.offset for one in items], rows)
+        rows = model.design.check(
+            [one.features for one in items], Shown([len(items)], [wire.timestamp], [wire.context])
+        )
+        if model.encoder is None or not model.encoder.has_offset:
+            model.offsets([one.offset for one in items], rows)
     except ItemError as exc:
         raise BadEvent(Reason(exc.reason), str(exc).replace("items[", f"{field}[", 1)) from exc
 

@@ -74,7 +74,7 @@ class Columns(NamedTuple):
 
     ids: list[str]
     weights: list[Any]
-    offsets: list[Any]
+    offsets: Sequence[Any]
     effects: list[Any]
     positions: list[Any]
     clicked: list[Any]

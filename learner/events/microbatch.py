@@ -30,6 +30,21 @@ ITEM = np.dtype(
 position, counted from 0; 0 throughout where the model has no examination."""
 
 
+class Encodings(NamedTuple):
+    """Where the encoded rows of impressions are from.
+
+    How many were `logged` with them, `made` by the model's encoder, or `remade` by it, as those logged were of another.
+    """
+
+    logged: int = 0
+    made: int = 0
+    remade: int = 0
+
+    def plus(self, other: Encodings) -> Encodings:
+        """Both."""
+        return Encodings(self.logged + other.logged, self.made + other.made, self.remade + other.remade)
+
+
 class Events(NamedTuple):
     """Columns: E events of `EVENT`, N items of `ITEM`, and the items' rows, shape (N, d), float32."""
 
@@ -62,7 +77,7 @@ class Microbatch(NamedTuple):
     `learner.model.catalog`) that an event about an item makes. `without_offset` has the places of items that came
     without one; parts of a microbatch do not keep it. `told` has the events that say what only an evaluation of
     policies asks for, in any order, also of users that were left out: impressions with propensities, and clicks with a
-    reward.
+    reward. `encodings` says where encoded rows are from; parts of a microbatch do not keep it.
     """
 
     user: list[str]
@@ -71,6 +86,7 @@ class Microbatch(NamedTuple):
     catalog: Mapping[int, bytes] = {}
     without_offset: NDArray[np.int64] = NO_PLACES
     told: Sequence[WireImpression | WireClick] = ()
+    encodings: Encodings = Encodings()
 
     def record(self, place: int) -> int:
         """The number of the record that an event came in."""
@@ -191,10 +207,12 @@ def joined(batches: Iterable[Microbatch], d: int) -> Microbatch:
     told: list[WireImpression | WireClick] = []
     events, items, rows, n_items = [np.empty(0, EVENT)], [np.empty(0, ITEM)], [np.empty((0, d), np.float32)], 0
     without = [NO_PLACES]
+    encodings = Encodings()
     for batch in batches:
         catalog |= {len(user) + place: entry for place, entry in batch.catalog.items()}
         user += batch.user
         told += batch.told
+        encodings = encodings.plus(batch.encodings)
         event = batch.events.event
         if n_items:
             event = event.copy()
@@ -205,9 +223,9 @@ def joined(batches: Iterable[Microbatch], d: int) -> Microbatch:
         rows.append(batch.events.row)
         n_items += len(batch.events.item)
     if len(events) == 2:
-        return Microbatch(user, Events(events[1], items[1], rows[1]), None, catalog, without[1], told)
+        return Microbatch(user, Events(events[1], items[1], rows[1]), None, catalog, without[1], told, encodings)
     together = Events(np.concatenate(events), np.concatenate(items), np.concatenate(rows))
-    return Microbatch(user, together, None, catalog, np.concatenate(without), told)
+    return Microbatch(user, together, None, catalog, np.concatenate(without), told, encodings)
 
 
 def with_clicks(batch: Microbatch, items: NDArray[np.intp], slate: NDArray[np.intp], first: bool) -> Microbatch:
@@ -234,7 +252,7 @@ def with_clicks(batch: Microbatch, items: NDArray[np.intp], slate: NDArray[np.in
     catalog = {int(place_of[place]): entry for place, entry in batch.catalog.items()}
     events = batch.events._replace(event=np.concatenate([event, click])[order])
     user = [batch.user[place] for place in source]
-    return Microbatch(user, events, source, catalog, batch.without_offset, batch.told)
+    return batch._replace(user=user, events=events, source=source, catalog=catalog)
 
 
 def sweeps(due: Mapping[str, int], d: int) -> Microbatch:

@@ -13,6 +13,7 @@ import numpy as np
 
 from learner.events.alone import any_decoder, lacks_request, parse_event, requests_of
 from learner.events.catalog import Entries, entries_of, resolved
+from learner.events.encoded import encoded_of
 from learner.events.foreign import Columns, PassedOver, columns_of, read_quickly
 from learner.events.keys import item_key, item_keys, outcome_keys, request_keys
 from learner.events.microbatch import (
@@ -23,6 +24,7 @@ from learner.events.microbatch import (
     ERASE_ITEM,
     EVENT,
     ITEM,
+    Encodings,
     Events,
     Microbatch,
     joined,
@@ -44,6 +46,7 @@ from learner.events.wire import (
     with_features,
 )
 from learner.limits import MAX_EVENT_BYTES, UNREADABLE
+from learner.model.encoded_rows import with_encoded_offsets
 from learner.model.foreign import Foreign
 from learner.model.kinds import ItemError
 from learner.model.spec import Model
@@ -225,9 +228,8 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
     # A struct has seen to it that a context is none where the model wants none.
     has_requests = model.needs_shown or model.structs is None
     item, row = np.zeros(sum(n_items), ITEM), np.empty((sum(n_items), model.width), np.float32)
-    clicked: list[Any] = []
-    without_offset: list[int] = []
-    start = 0
+    clicked, without_offset = list[Any](), list[int]()
+    refused, encodings, start = dict[int, BadEvent](), Encodings(), 0
     for places, foreign in slates:
         slate: Any = [wires[place] for place in places]
         if foreign is None:
@@ -240,28 +242,38 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
             is_open = [not wire.resolved for wire in slate for _ in wire.items]
             features = resolved(model.catalog, entries, ids, features, is_open)
         clicked += clicks_too
+        requests = requests_of(slate) if has_requests else None
+        encoded = encoded_of(model, slate, ids, features, requests)
+        if encoded is not None:
+            encodings = encodings.plus(encoded.how)
+            refused |= {places[k]: why for k, why in encoded.refused.items()}
+            offsets = with_encoded_offsets(model, offsets, encoded.rows)
         if None in offsets:
             without_offset += [its.start + i for i, one in enumerate(offsets) if one is None]
         item["key"][its] = keys = item_keys(ids)
         if not model.by_item:
-            requests = [wire.request_id for wire in slate]
-            item["key"][its] = outcome_keys(requests, [len(wire.items) for wire in slate], keys)
+            whose = [wire.request_id for wire in slate]
+            item["key"][its] = outcome_keys(whose, [len(wire.items) for wire in slate], keys)
         item["weight"][its] = weights
         if model.examination is not None:
             in_order = chain.from_iterable(range(len(wire.items)) for wire in slate)
             ranks = zip(positions, in_order, strict=True)
             item["position"][its] = [place if one is None else one - 1 for one, place in ranks]
-        row[its] = model.rows(features, requests_of(slate) if has_requests else None)
+        row[its] = model.rows(features, requests, None if encoded is None else encoded.rows)
         item["offset"][its] = model.offsets(offsets, row[its])
         if model.item is not None:
             item["item"][its] = keys
             item["other_mean"][its], item["other_var"][its] = model.item.as_scored(effects, row[its])
-    batch = Microbatch(users, Events(event, item, row), None, catalog, np.array(without_offset, np.int64), told)
+    without = np.array(without_offset, np.int64)
+    batch = Microbatch(users, Events(event, item, row), None, catalog, without, told, encodings)
     if any(clicked):
         # Where what is not clicked is a "no" at once, clicks wait for their slate, if not for the latest showing.
         first = model.click_delay is None and not model.by_item
         batch = with_clicks(batch, np.flatnonzero(clicked), np.repeat(order, n_items), first)
-    return Parsed(batch, bad)
+    parsed = Parsed(batch, bad)
+    for place, why in refused.items():
+        parsed.refuse(place, why)
+    return parsed
 
 
 def _of_items(items: Sequence[Any]) -> Columns:

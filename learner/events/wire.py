@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast
 
 import msgspec
 
-from learner.limits import MAX_ITEMS, MAX_NUMBER, UNREADABLE
+from learner.limits import MAX_EMBEDDING, MAX_ITEMS, MAX_NUMBER, UNREADABLE
+from learner.model.encoder import EncoderHash
 from learner.model.fields import Id, Offset, Position, Timestamp, Variance, Weight
 from learner.model.kinds import Features
 
@@ -38,6 +39,8 @@ class Reason(StrEnum):
     """The user has had more slates in this minute than are learnt."""
     UNREADABLE = "unreadable"
     """The log's bytes cannot be read: there is nothing of the event but where it stands."""
+    OTHER_ENCODER = "other_encoder"
+    """The impression has the rows of another encoder, and not what this one would read."""
     DAMAGED_RECORD = "damaged_record"
     """The event is good; the record of its user is not."""
     FOREIGN_RECORD = "foreign_record"
@@ -100,6 +103,17 @@ class Ranked(msgspec.Struct, frozen=True, omit_defaults=True):
     explored: int | None = None
 
 
+class WireEncoded(msgspec.Struct, frozen=True):
+    """The rows that an encoder made of the items of a slate as they were scored, for learners to use as they are.
+
+    `encoder` is the hash of the encoder's file. `rows` has for each item, in order, the numbers of its embedding, and
+    behind them the offset of an encoder that makes one: float32, little-endian, in base64.
+    """
+
+    encoder: EncoderHash
+    rows: Annotated[bytes, msgspec.Meta(max_length=4 * MAX_ITEMS * (MAX_EMBEDDING + 1))]
+
+
 class WireImpression(msgspec.Struct, frozen=True, tag_field="type", tag="impression", omit_defaults=True):
     """A slate that was shown to a user, as sent; `context` is of all items; learning takes no notice of `ranked`.
 
@@ -107,7 +121,7 @@ class WireImpression(msgspec.Struct, frozen=True, tag_field="type", tag="impress
     `candidates` are the items that were ranked and not shown: where the items have propensities, an evaluation of
     another policy wants to know what else could have been shown. Nothing is learnt of them.
     `arm` is the ``experiment/arm`` that the slate was ranked for, as `POST /score` answers it: clicks and log loss are
-    counted by it.
+    counted by it. `encoded` are the encoded rows of the items; without, learners run the model's encoder.
     """
 
     request_id: Id
@@ -119,6 +133,7 @@ class WireImpression(msgspec.Struct, frozen=True, tag_field="type", tag="impress
     resolved: bool = False
     candidates: Annotated[list[WireItem], msgspec.Meta(max_length=MAX_ITEMS)] = []
     arm: Id | None = None
+    encoded: WireEncoded | None = None
 
 
 class WireClick(msgspec.Struct, frozen=True, tag_field="type", tag="click"):

@@ -16,9 +16,10 @@ import numpy as np
 
 from learner.belief.gaussian import Array, Rows
 from learner.model.columns import INTERCEPT_NAME
+from learner.model.decoded_numbers import DecodedNumbers
 from learner.model.duration import ModelError
 from learner.model.kind import TIME, Filler, some
-from learner.model.kinds import Feature, FeatureError, FeatureValue, Numeric
+from learner.model.kinds import Encoded, Feature, FeatureError, FeatureValue, Numeric
 
 INTERCEPT = 0
 """Its column."""
@@ -81,22 +82,32 @@ class Design:
         self._of_item, self._of_context = taken(features, "item"), taken(features, "context")
         item_place = {name: i for i, name in enumerate(self._of_item)}
         plain: dict[int, Numeric] = {}
+        self._encoded: _Part | None = None
+        plain_names = set[str]()
         parts: list[_Part] = []
+        self._places: list[tuple[str, slice]] = []
         for (name, feature), start, end in zip(features.items(), ends[:-1], ends[1:], strict=True):
             sources = feature.sources(name)
             of_request = all(one is TIME or one in self._of_context for one in sources)
-            parts.append(_Part(name, slice(start, end), feature.filler(name, features), sources, of_request))
+            part = _Part(name, slice(start, end), feature.filler(name, features), sources, of_request)
+            self._places.append((name, part.place))
+            if isinstance(feature, Encoded):
+                self._encoded = part
+                continue
+            parts.append(part)
             if isinstance(feature, Numeric) and feature.is_decoded:
                 plain[start] = feature
-        self._places = [(part.name, part.place) for part in parts]
+                plain_names.add(name)
         # What is made of other features comes after them, which say what is wrong with their values.
         self._parts = sorted(parts, key=lambda part: part.name not in part.sources)
-        self._others = [part for part in self._parts if part.place.start not in plain]
-        self._numbers = _Numbers(plain, [item_place[part.name] for part in parts if part.place.start in plain])
+        # Of what has no columns, a decoder has seen that it is as the encoder takes it.
+        has_columns = {name for name, place in self._places if place.start < place.stop}
+        self._others = [part for part in self._parts if part.name in has_columns - plain_names]
+        self._numbers = DecodedNumbers(plain, [item_place[part.name] for part in parts if part.name in plain_names])
         self._item_place = item_place
         self.needs_shown = any(not self._of_item.keys() >= {*part.sources} for part in parts)
 
-    def rows(self, items: Items, shown: Shown | None = None) -> Rows:
+    def rows(self, items: Items, shown: Shown | None = None, encoded: Rows | None = None) -> Rows:
         """The rows of N items, shape (N, d), the same to the bit whatever they are.
 
         Parameters
@@ -105,6 +116,8 @@ class Design:
             Dictionaries; or all of the struct of `structs`; or all tuples of what such a struct has.
         shown
             The requests that they are of, for a model with features of the context or of time.
+        encoded
+            What its encoder makes of them, for a model with an encoded feature: whose columns come first there.
 
         Raises
         ------
@@ -114,9 +127,13 @@ class Design:
         some_items: Sequence[Any] = items
         X = np.zeros((len(items), self.d))
         X[:, INTERCEPT] = 1.0
+        if self._encoded is not None:
+            if encoded is None:
+                raise ValueError("rows of a model with an encoded feature: expected `encoded`")
+            place = self._encoded.place
+            self._encoded.fill(X[:, place], encoded[:, : place.stop - place.start])
         if some_items and isinstance(some_items[0], msgspec.Struct | tuple):
-            are_structs = isinstance(some_items[0], msgspec.Struct)
-            values = list(map(msgspec.structs.astuple, some_items)) if are_structs else some_items
+            values = _tuples(some_items)
             columns: list[Any] = []
             if len(self._numbers.features) == len(self._of_item):
                 self._numbers.fill(X, values)
@@ -130,6 +147,28 @@ class Design:
             self._refuse_unknown(some_items, shown)
         self._fill(X, self._parts, lambda name: [item.get(name) for item in some_items], shown)
         return self._rounded(X)
+
+    def check(self, items: Items, shown: Shown) -> Rows:
+        """See that items fit the model; their rows, 0 where an encoder would fill them, which is not run."""
+        blank = np.zeros((len(items), 0 if self._encoded is None else self._encoded.place.stop), np.float32)
+        return self.rows(items, shown, blank)
+
+    def values(self, names: Sequence[str], items: Items, shown: Shown | None = None) -> list[Sequence[Any]]:
+        """What N items, or the contexts of their requests, say of some fields: N values of each, None where nothing."""
+        some_items: Sequence[Any] = items
+        of_requests = None if shown is None else self._of_requests(shown)
+        is_dict = bool(some_items) and isinstance(some_items[0], Mapping)
+        columns = [] if is_dict else list(zip(*_tuples(some_items), strict=True))
+        found: list[Sequence[Any]] = []
+        for name in names:
+            if name in self._of_item:
+                place = self._item_place[name]
+                found.append([item.get(name) for item in some_items] if is_dict else columns[place])
+            elif of_requests is None or shown is None:
+                raise ValueError(f"values of {name!r}, which is of the context: expected `shown`")
+            else:
+                found.append(_of_each(of_requests(name), shown.n_items))
+        return found
 
     def _fill(
         self, X: Array, parts: Sequence[_Part], of_items: Callable[[str], Sequence[Any]], shown: Shown | None
@@ -198,30 +237,9 @@ class Design:
         return rows
 
 
-class _Numbers:
-    """The numeric features of structs, all at once: their decoder has seen that they are numbers, or missing."""
-
-    def __init__(self, features: Mapping[int, Numeric], places: Sequence[int]) -> None:
-        self.features, self._columns = list(places), list(features)
-        self._mean = np.array([one.mean for one in features.values()])
-        self._std = np.array([one.std for one in features.values()])
-        self._transformed = [(i, one) for i, one in enumerate(features.values()) if one.transform is not None]
-        self._marked = [i for i, one in enumerate(features.values()) if one.missing == "indicator"]
-        self._marks = [self._columns[i] + 1 for i in self._marked]
-
-    def fill(self, X: Array, values: Sequence[Sequence[float | None]]) -> None:
-        """Fill their columns; `values` has those of each item."""
-        if not self.features:
-            return
-        # None becomes NaN, which JSON does not have, and enters as the mean.
-        numbers = np.array(values, dtype=np.float64)
-        for i, feature in self._transformed:
-            numbers[:, i] = feature.transformed(numbers[:, i])
-        missing = np.isnan(numbers)
-        if self._marked:
-            X[:, self._marks] = missing[:, self._marked]
-        numbers = np.where(missing, self._mean, numbers)
-        X[:, self._columns] = (numbers - self._mean) / self._std
+def _tuples(items: Sequence[Any]) -> Sequence[tuple[Any, ...]]:
+    """The values of structs; tuples as they are."""
+    return list(map(msgspec.structs.astuple, items)) if items and isinstance(items[0], msgspec.Struct) else items
 
 
 def _of_each(values: Sequence[Any], n_items: Sequence[int]) -> list[Any]:

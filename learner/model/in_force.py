@@ -40,7 +40,8 @@ def with_found(model: Model, found: Mapping[str, Found], source: str = "prior.np
         features = {n: one.fitted(found[n]) if one.unfitted else one for n, one in model.specification.features.items()}
     except TypeError as exc:
         raise ModelError(f"prior {source!r}: found other numbers than model {model.name!r} wants: {exc}") from exc
-    return build_model(msgspec.structs.replace(model.specification, features=features))
+    whole = build_model(msgspec.structs.replace(model.specification, features=features))
+    return replace(whole, encoder=model.encoder)
 
 
 def with_prior(model: Model, prior: PriorFile, source: str = "prior.npz") -> Model:

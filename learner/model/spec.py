@@ -21,6 +21,7 @@ from learner.model.design import INTERCEPT, Design, Items, Shown, check_features
 from learner.model.duration import ModelError, parse_duration_ms, parse_half_life, parse_max_age_ms
 from learner.model.effect import Effect, ItemEffect, independent
 from learner.model.encoded_kind import with_encoder
+from learner.model.encoding import Encoder
 from learner.model.events_file import EventsFile
 from learner.model.experiment import Experiment
 from learner.model.file import EarlierPrior, Guardrail, MissingOffset, ModelFile
@@ -70,6 +71,8 @@ class Model(Effect):
         The share of users whose outcomes are predicted before they are learnt, to say how good scores are.
     guardrail
         What to do where scores are worse than those of the fixed effect.
+    encoder
+        What makes encoded rows; None where the specification has none, or its file was not read.
     segments, experiment
         Slates whose quality is told apart; and what users are in, the same of all models side by side.
     """
@@ -92,11 +95,12 @@ class Model(Effect):
     guardrail: Guardrail = "warn"
     segments: tuple[Segment, ...] = ()
     experiment: Experiment | None = None
+    encoder: Encoder | None = None
 
     @cached_property
     def width(self) -> int:
         """Columns of a row, those of all features."""
-        return self._design.d
+        return self.design.d
 
     def __post_init__(self) -> None:
         """Items are shown and clicked as users are: one delay and one window."""
@@ -104,9 +108,9 @@ class Model(Effect):
             item = replace(self.item, click_delay=self.click_delay, window_ms=self.window_ms)
             object.__setattr__(self, "item", item)
 
-    def rows(self, items: Items, shown: Shown | None = None) -> Rows:
+    def rows(self, items: Items, shown: Shown | None = None, encoded: Rows | None = None) -> Rows:
         """The design matrix of slates, shape (N, width); see `learner.model.design.Design.rows`."""
-        return self._design.rows(items, shown)
+        return self.design.rows(items, shown, encoded)
 
     @cached_property
     def structs(self) -> tuple[type[msgspec.Struct], type[msgspec.Struct]] | None:
@@ -123,7 +127,7 @@ class Model(Effect):
         """What its catalog has of items; None if no feature is of the catalog."""
         if all(one.origin != "catalog" for one in self.features.values()):
             return None
-        return Catalog(self.item_features, self.structs and self.structs[0], self.rows)
+        return Catalog(self.item_features, self.structs and self.structs[0], self.design.check)
 
     @cached_property
     def context_features(self) -> Mapping[str, Feature]:
@@ -138,7 +142,7 @@ class Model(Effect):
     @property
     def needs_shown(self) -> bool:
         """Whether rows depend on the request: its context or its time."""
-        return self._design.needs_shown
+        return self.design.needs_shown
 
     @cached_property
     def foreign(self) -> Foreign | None:
@@ -151,7 +155,8 @@ class Model(Effect):
         return None if self.events is None else record_paths(self.events)
 
     @cached_property
-    def _design(self) -> Design:
+    def design(self) -> Design:
+        """How items become rows."""
         return Design(self.features, self.ignore_unknown)
 
     @cached_property

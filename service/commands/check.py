@@ -157,6 +157,7 @@ def check_text(settings: Settings, model: Model) -> str:
         f"  users         {told(model)}",
         f"  forgetting    {forgets}",
         f"  items         {_items(model)}",
+        f"  encoder       {_encoder(model)}",
         f"  attribution   window {model.window_ms / 60_000:g} min, click delay: {delay}",
         f"  offsets       one that is missing: {_missing_offset(model)}",
         f"  events        {_events(model)}",
@@ -174,6 +175,15 @@ def _items(model: Model) -> str:
     return f"{prior}, half_life = {half_life}; {told(item)}"
 
 
+def _encoder(model: Model) -> str:
+    if (encoder := model.encoder) is None:
+        return "none"
+    makes = f"{encoder.d} numbers{' and the offset' if encoder.has_offset else ''}"
+    read = ", ".join(f"{one.name} ({one.kind})" for one in encoder.inputs)
+    kept = "; kept by item" if encoder.keeps else ""
+    return f"{encoder.hash}: {makes} of {read}; about {encoder.us_per_item:.2g} us an item, of a hundred{kept}"
+
+
 def _events(model: Model) -> str:
     if (events := model.events) is None:
         return "of our shape"
@@ -183,6 +193,8 @@ def _events(model: Model) -> str:
 
 
 def _missing_offset(model: Model) -> str:
+    if model.encoder is not None and model.encoder.has_offset:
+        return "the encoder's"
     if model.missing_offset == "refuse":
         return "the item is refused"
     if model.missing_offset == "mean":

@@ -46,7 +46,9 @@ def run(command: Command, arguments: Arguments) -> int:
         going_on = getattr(arguments, "previous", None) if arguments.command == "fit" else None
         if prior := arguments.prior or going_on:
             settings = msgspec.structs.replace(settings, prior=prior)
-        model = read_model(settings.model, settings.prior)
+        # `train-encoder` is what makes the encoder that all others need.
+        threads = None if arguments.command == "train-encoder" else settings.encoder_threads
+        model = read_model(settings.model, settings.prior, threads)
         model = replace(model, experiment=read_experiment(settings.experiment))
         if settings.schemas:
             from learner.schemas import Schemas

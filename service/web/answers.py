@@ -33,6 +33,9 @@ def describe_model(model: Model) -> api.ModelResponse:
         features=msgspec.to_builtins(dict(model.features)),
         prior=coefficients(model, model.prior_belief),
         item_prior=None if model.item is None else coefficients(model.item, model.item.prior_belief),
+        encoder=None
+        if (one := model.encoder) is None
+        else api.EncoderAnswer(one.hash, one.d, one.has_offset, [each.name for each in one.inputs]),
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import structlog
 
 from learner.belief.gaussian import Array, Belief, Rows
+from learner.events.encoded import logged_with
 from learner.events.future import from_the_future
 from learner.events.keys import item_key
 from learner.events.wire import Ranked, WireImpression
@@ -20,6 +21,7 @@ from learner.limits import MAX_EVENT_BYTES
 from learner.log import Entry
 from learner.model.design import Shown
 from learner.model.effect import Effect, ItemEffect
+from learner.model.encoded_rows import encode, with_encoded_offsets
 from learner.model.spec import Model
 from learner.policy.rank import score_items
 from learner.record import (
@@ -106,10 +108,12 @@ class Operations:
         requests = Shown([len(wanted.items)], [now], [wanted.context])
         read = dict(zip(plan.wanted, values, strict=True))
         found = self._resolved(wanted, plan, read.get(CATALOG, []))
-        rows = self._model.rows(found.features, requests)
+        encoded = encode(self._model, [item.item_id for item in wanted.items], found.features, requests)
+        rows = self._model.rows(found.features, requests, encoded)
         record = self._decoded(value, wanted.user_id, self._model)
         belief = belief_at(self._model, record, now)
-        offset = self._offsets([item.offset for item in wanted.items], rows)
+        given = with_encoded_offsets(self._model, [item.offset for item in wanted.items], encoded)
+        offset = self._offsets(given, rows)
         seed = generator = slate = said = None
         explore = self._model.specification.explore
         rule = rule_of(wanted, self._settings.ucb_alpha, explore, arm and arm.arm)
@@ -128,27 +132,21 @@ class Operations:
         if n_said := n_chances(wanted, explore):
             said = propensities(n_said, scores, belief, rows, offset, rule, generator, counted)
         ranked = Ranked(
-            rule.name,
-            record.revision,
-            record.n_events,
-            self._model.population_fingerprint.hex(),
-            now,
-            seed,
-            rule.alpha if rule.name == "ucb" else None,
-            fallback,
+            rule.name, record.revision, record.n_events, self._model.population_fingerprint.hex(), now, seed,
+            rule.alpha if rule.name == "ucb" else None, fallback,
             rule.temperature if rule.name == "plackett-luce" else None,
-            rule.epsilon or None,
-            rule.top_k if rule.epsilon else None,
-        )
+            rule.epsilon or None, rule.top_k if rule.epsilon else None,
+        )  # fmt: skip
         request_id, arm_id = wanted.request_id or uuid.uuid4().hex, arm and arm.id
         entry = None
         if wanted.log_impression:
             pairs = None if effects is None else effects.pairs()
             context = wanted.context if self._model.context_features else {}
             ranks = self._model.examination is not None
-            items, others = shown_items(wanted, found.features, scores.order.tolist(), pairs, ranks, said)
+            items, others, places = shown_items(wanted, found.features, scores.order.tolist(), pairs, ranks, said)
+            logged = logged_with(self._model, encoded, places)
             shown = WireImpression(
-                request_id, wanted.user_id, now, items, ranked, context, found.known is not None, others, arm_id
+                request_id, wanted.user_id, now, items, ranked, context, found.known is not None, others, arm_id, logged
             )
             raw = msgspec.json.encode(shown)
             if len(raw) > MAX_EVENT_BYTES:
@@ -267,7 +265,7 @@ class Operations:
             raise api.ApiError(422, why.reason.value, str(why), {"field": "timestamp"})
         return wanted.timestamp
 
-    def _offsets(self, given: list[float | None], rows: Rows) -> Array:
+    def _offsets(self, given: Sequence[float | None], rows: Rows) -> Array:
         """The offsets of a slate, shape (N,); the log says so when, for the first time, some stand for nothing."""
         if not self._warned and 0 < given.count(None) < len(given) and not self._model.stand_in.any():
             self._warned = True

@@ -21,6 +21,8 @@ MAX_BYTES_AT_ONCE = 64 << 10
 """Request and record together."""
 MAX_PRODUCTS_AT_ONCE = 1_000_000
 """Items times numbers of a covariance."""
+MAX_ENCODED_US_AT_ONCE = 1_000.0
+"""Of the model's encoder."""
 
 
 class Scoring:
@@ -44,6 +46,7 @@ class Scoring:
     ) -> None:
         self._operations = operations
         self._explore = model.specification.explore
+        self._us_per_item = 0.0 if model.encoder is None else model.encoder.us_per_item
         self._n_factor = len(model.prior_belief.factor)
         self._pipeline = store.pipeline() if isinstance(store, Pipelined) else None
         self._with_store, self._explaining = with_store, explaining
@@ -78,7 +81,8 @@ class Scoring:
         n_products = len(wanted.items) * self._n_factor
         # Chances take a comparison of each item that is shown with each other, in each draw.
         n_products += len(wanted.items) * n_chances(wanted, self._explore) * DRAWS
-        if wanted.explain or n_bytes > MAX_BYTES_AT_ONCE or n_products > MAX_PRODUCTS_AT_ONCE:
+        is_long = n_products > MAX_PRODUCTS_AT_ONCE or len(wanted.items) * self._us_per_item > MAX_ENCODED_US_AT_ONCE
+        if wanted.explain or n_bytes > MAX_BYTES_AT_ONCE or is_long:
             return await in_thread(pool, self._operations.score_from, value, plan, values, wanted, laps, arm)
         return self._operations.score_from(value, plan, values, wanted, laps, arm)
 

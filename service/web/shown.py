@@ -16,8 +16,10 @@ def shown_items(
     effects: Sequence[tuple[float, float]] | None,
     ranks: bool = False,
     propensities: Sequence[tuple[float, float]] | None = None,
-) -> tuple[list[WireItem], list[WireItem]]:
+) -> tuple[list[WireItem], list[WireItem], Sequence[int]]:
     """The items that an impression has, exactly as they were scored, in the order they are shown, and the candidates.
+
+    Last, the places of the former among those that were scored.
 
     Parameters
     ----------
@@ -58,7 +60,7 @@ def shown_items(
             for i, one, effect in shown
         ]  # fmt: skip
 
-    return items(places), items(order[len(chance) :]) if chance else []
+    return items(places), items(order[len(chance) :]) if chance else [], places
 
 
 def check_shown(wanted: ScoreRequest) -> None:

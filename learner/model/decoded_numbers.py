@@ -1,0 +1,36 @@
+"""The numeric features of items that were decoded to structs, entered all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from learner.belief.gaussian import Array
+from learner.model.kinds import Numeric
+
+
+class DecodedNumbers:
+    """The numeric features of structs, all at once: their decoder has seen that they are numbers, or missing."""
+
+    def __init__(self, features: Mapping[int, Numeric], places: Sequence[int]) -> None:
+        self.features, self._columns = list(places), list(features)
+        self._mean = np.array([one.mean for one in features.values()])
+        self._std = np.array([one.std for one in features.values()])
+        self._transformed = [(i, one) for i, one in enumerate(features.values()) if one.transform is not None]
+        self._marked = [i for i, one in enumerate(features.values()) if one.missing == "indicator"]
+        self._marks = [self._columns[i] + 1 for i in self._marked]
+
+    def fill(self, X: Array, values: Sequence[Sequence[float | None]]) -> None:
+        """Fill their columns; `values` has those of each item."""
+        if not self.features:
+            return
+        # None becomes NaN, which JSON does not have, and enters as the mean.
+        numbers = np.array(values, dtype=np.float64)
+        for i, feature in self._transformed:
+            numbers[:, i] = feature.transformed(numbers[:, i])
+        missing = np.isnan(numbers)
+        if self._marked:
+            X[:, self._marks] = missing[:, self._marked]
+        numbers = np.where(missing, self._mean, numbers)
+        X[:, self._columns] = (numbers - self._mean) / self._std
