@@ -23,7 +23,7 @@ class Parsers:
     """Reads raw events as a learner does; a context.
 
     What a catalog says depends on all that the log has said before, so with one events are read here, one after
-    another. So they are with a schema registry, whose schemas are fetched once, and where an encoder counts as it reads.
+    another. So they are with a schema registry, whose schemas are fetched once, and with an encoder that counts.
     """
 
     def __init__(self, model: Model) -> None:

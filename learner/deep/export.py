@@ -70,7 +70,7 @@ def check(data: bytes, weights: Weights, network: Network, examples: Inputs) -> 
         gap = float((np.abs(found[name] - expected) / np.maximum(1.0, np.abs(expected))).max(initial=0.0))
         if not gap <= CLOSE:
             raise ExportError(
-                f"output {name!r}: ONNX Runtime {onnxruntime.__version__} is {gap:.2g} from JAX: expected at most {CLOSE}"
+                f"output {name!r}: ONNX Runtime {onnxruntime.__version__} is {gap:.2g} from JAX: expected {CLOSE:g}"
             )
 
 

@@ -117,8 +117,8 @@ def check_same(view: Model, trained: Trained, source: str) -> None:
         known = trained.vocabulary.get(one.name, ())
         if one.values is not None and known != tuple(one.values[: len(known)]):
             raise ModelError(
-                f"encoder {source!r}: encoder.inputs {one.name!r}: values were {', '.join(known)}: expected the same, and "
-                "new ones behind them"
+                f"encoder {source!r}: encoder.inputs {one.name!r}: values were {', '.join(known)}: expected the same, "
+                "and new ones behind them"
             )
 
 

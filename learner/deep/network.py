@@ -3,8 +3,8 @@
     x = [standardised numbers, embeddings of ids and categories, vectors]
     h = relu(... relu(x W0 + b0) ...),   e = h We + be,   z = e'w + b
 
-e is the output `embedding`, z the output `offset`. The embedding of a value of a vocabulary is that of the unknown and a
-deviation of its own, so that a value that is rare, or new, is near the unknown.
+e is the output `embedding`, z the output `offset`. The embedding of a value of a vocabulary is that of the unknown and
+a deviation of its own, so that a value that is rare, or new, is near the unknown.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 Weights: TypeAlias = dict[str, Any]
 """Arrays, float32, by name."""
 Inputs: TypeAlias = Mapping[str, Any]
-"""What the network sees of n items, by input: float32 (n,), NaN for missing; int32 (n,), 0 for unknown; float32 (n, w)."""
+"""Of n items, by input: float32 (n,), NaN where missing; int32 (n,), 0 for unknown; float32 (n, width)."""
 
 FARTHEST = 8.0
 """Standard deviations from the mean at which a number is cut off: one price of a million shall not move a layer."""

@@ -1,8 +1,8 @@
 """A log as an encoder sees it: the raw values of its inputs in the rows of outcomes, and its vocabularies.
 
-A log is read with a model whose encoder makes of an item not an embedding, but what an encoder would be given: numbers, and
-of a category or an id its place among the values that were met so far, from 1. So the joins of `learner.batch` carry what
-they always carry, rows of float32, and outcomes are those that `freshet fit` has.
+A log is read with a model whose encoder makes of an item not an embedding, but what an encoder would be given: numbers,
+and of a category or an id its place among the values that were met so far, from 1. So the joins of `learner.batch` carry
+what they always carry, rows of float32, and outcomes are those that `freshet fit` has.
 """
 
 from __future__ import annotations
