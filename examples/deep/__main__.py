@@ -4,8 +4,8 @@
     python -m examples.deep movielens --data FOLDER    # of examples.movielens.log
     python -m examples.deep ranklens --data FILE       # of examples.ranklens.log
 
-A log has three parts. The encoder is trained on the first; every prior is fitted on the second, which the encoder has not
-seen; the third is replayed. Users learn from all three. Choices were made on the first two.
+A log has three parts. The encoder is trained on the first; every prior is fitted on the second, which the encoder has
+not seen; the third is replayed. Users learn from all three. Choices were made on the first two.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ inputs = [
 
 
 def tastes(x: NDArray[np.float64], genre: NDArray[np.int64]) -> NDArray[np.float64]:
-    """What users may like, shape (n, 6): of two numbers whether they have one sign, of one a wave that the genre turns."""
+    """What users may like, shape (n, 6): such as two numbers of one sign, and a wave that the genre turns."""
     turned = np.where(genre % 2 == 0, 1.0, -1.0)
     columns = [
         x[:, 0] * x[:, 1],

@@ -96,14 +96,14 @@ def _graph(weights: Weights, network: Network, with_offset: bool) -> onnx.ModelP
         nodes.append(helper.make_node(kind, inputs, [result], name=result, **attributes))
         return result
 
-    axis, zero = constant("axis", [1], np.int64), constant("zero", 0.0)
-    low, high = constant("lowest", -FARTHEST), constant("highest", FARTHEST)
+    axis, zero = constant("/axis", [1], np.int64), constant("/zero", 0.0)
+    low, high = constant("/lowest", -FARTHEST), constant("/highest", FARTHEST)
     parts = []
     for one in network.inputs:
         kind = TensorProto.INT64 if one.is_embedded else TensorProto.FLOAT
         shape = ["n", one.size] if one.kind == "vector" else ["n"]
         declared.append(helper.make_tensor_value_info(one.name, kind, shape))
-        at = f"input/{one.name}"
+        at = f"/input/{one.name}"
         if one.kind == "numeric":
             centred = node("Sub", f"{at}/centred", one.name, constant(f"{at}/mean", one.mean))
             standard = node("Div", f"{at}/standard", centred, constant(f"{at}/std", one.std))
@@ -116,18 +116,18 @@ def _graph(weights: Weights, network: Network, with_offset: bool) -> onnx.ModelP
             parts.append(node("Gather", at, constant(f"{at}/table", table), one.name, axis=0))
         else:
             parts.append(one.name)
-    x = node("Concat", "entered", *parts, axis=1)
+    x = node("Concat", "/entered", *parts, axis=1)
     for name, _, _ in network.layers:
         if name == "offset" and not with_offset:
             break
-        product = node("MatMul", f"{name}/product", x, constant(f"{name}/matrix", weights[f"matrix/{name}"]))
+        product = node("MatMul", f"/{name}/product", x, constant(f"/{name}/matrix", weights[f"matrix/{name}"]))
         is_last = name in ("embedding", "offset")
-        result = {"embedding": "embedding", "offset": "log_odds"}.get(name, f"{name}/sum")
-        x = node("Add", result, product, constant(f"{name}/bias", weights[f"bias/{name}"]))
-        x = x if is_last else node("Relu", f"{name}/relu", x)
+        result = {"embedding": "embedding", "offset": "/log_odds"}.get(name, f"/{name}/sum")
+        x = node("Add", result, product, constant(f"/{name}/bias", weights[f"bias/{name}"]))
+        x = x if is_last else node("Relu", f"/{name}/relu", x)
     outputs = [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", network.embedding])]
     if with_offset:
-        node("Squeeze", "offset", "log_odds", axis)
+        node("Squeeze", "offset", "/log_odds", axis)
         outputs.append(helper.make_tensor_value_info("offset", TensorProto.FLOAT, ["n"]))
     graph = helper.make_graph(nodes, "encoder", declared, outputs, constants)
     return helper.make_model(

@@ -94,10 +94,9 @@ def gather(
     dtype = record(view.width)
     parts = table.map(partial(_records, dtype, view, stand_in, moved))
     records = mapped(parts, len(outcomes), dtype)
-    # Not to be held out: what is shown before this share of the outcomes.
-    cut = cut_at(engine, 1.0 - tail) if tail else np.inf
-    at_ms = records["at_ms"]
-    learnt, held_out = np.flatnonzero(at_ms < cut), np.flatnonzero(at_ms >= cut)
+    # What was shown at the very cut is learnt: of a log of one moment nothing is held out.
+    is_held_out = records["at_ms"] > (cut_at(engine, 1.0 - tail) if tail else np.inf)
+    learnt, held_out = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
     return Gathered(
         network, vocabulary, Examples(records, learnt, network), Examples(records, held_out, network), outcomes
     )  # fmt: skip

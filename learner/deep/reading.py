@@ -1,8 +1,8 @@
 """A log as an encoder sees it: the raw values of its inputs in the rows of outcomes, and its vocabularies.
 
 A log is read with a model whose encoder makes of an item not an embedding, but what an encoder would be given: numbers,
-and of a category or an id its place among the values that were met so far, from 1. So the joins of `learner.batch` carry
-what they always carry, rows of float32, and outcomes are those that `freshet fit` has.
+and of a category or an id its place among the values that were met so far, from 1. So the joins of `learner.batch`
+carry what they always carry, rows of float32, and outcomes are those that `freshet fit` has.
 """
 
 from __future__ import annotations
@@ -103,6 +103,8 @@ def declared(model: Model) -> EncoderFile:
     """
     if (encoder := model.specification.encoder) is None:
         raise ModelError(f"model {model.name!r} has no encoder: expected [encoder] with its inputs in the model")
+    if taken := {"embedding", "offset"} & {one.name for one in encoder.inputs}:
+        raise ModelError(f"encoder.inputs: {min(taken)!r} is an output of the graph: expected another name")
     return encoder
 
 
