@@ -78,9 +78,9 @@ def mapped(parts: Iterable[Any], n: int, dtype: np.dtype[np.void]) -> Any:
     """
     if not n:
         return np.zeros(0, dtype)
-    with on_disk():
-        file = spool()
+    with on_disk(), spool() as file:
         for part in parts:
             file.write(part.tobytes())
         file.flush()
+        # The map outlives the file.
         return np.memmap(file, dtype, "r", shape=(n,))

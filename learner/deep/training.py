@@ -22,7 +22,7 @@ from learner.deep.network import Batch, Network, Weights, losses
 SMALLEST, LARGEST, STEPS = 32, 512, 128
 """Outcomes a step takes, a power of 2 between the first two: so many that an epoch has about so many steps, or more."""
 TOGETHER = 16
-"""Steps that are compiled as one loop. A short last batch is filled with outcomes of weight 0."""
+"""Steps that are compiled as one loop. Behind the last outcome it is filled up with batches that are no steps."""
 DROPPED = 0.05
 """How often a value is shown to the network as unknown, so that the unknown has a meaning."""
 
@@ -107,7 +107,7 @@ def train(
         weights, moments = state.weights, state.moments
         for first in range(0, steps, TOGETHER):
             taken = order[first * size : (first + TOGETHER) * size]
-            batches = _stacked(learnt, taken, min(TOGETHER, steps - first), size, rng)
+            batches = _stacked(learnt, taken, size, rng)
             done = state.epoch * steps + first
             weights, moments = _descend(
                 network, len(learnt), options.epochs * steps, options.learning_rate, anchor, weights, moments, done,
@@ -157,15 +157,15 @@ def _batches(examples: Examples) -> Iterator[Batch]:
         yield examples.batch(np.arange(first, min(first + size, len(examples))), size)
 
 
-def _stacked(examples: Examples, taken: Any, n: int, size: int, rng: np.random.Generator) -> Batch:
-    """N batches along a first axis, in which some values are unknown."""
-    together = examples.batch(taken, n * size)
+def _stacked(examples: Examples, taken: Any, size: int, rng: np.random.Generator) -> Batch:
+    """So many batches as are taken together along a first axis, in which some values are unknown."""
+    together = examples.batch(taken, TOGETHER * size)
     inputs = {
         name: np.where(rng.random(one.shape) < DROPPED, 0, one) if one.dtype == np.int32 else one
         for name, one in together.inputs.items()
     }
     together = together._replace(inputs=inputs)
-    stacked: Batch = jax.tree.map(lambda one: one.reshape(n, size, *one.shape[1:]), together)
+    stacked: Batch = jax.tree.map(lambda one: one.reshape(TOGETHER, size, *one.shape[1:]), together)
     return stacked
 
 
@@ -193,7 +193,8 @@ def _descend(
         slope = jax.grad(objective)(flat, batch) + precision * (flat - mean) / n
         update, (number, mu, nu) = adam.update(slope, optax.ScaleByAdamState(number, mu, nu))
         size = rate * 0.5 * (1.0 + jnp.cos(jnp.pi * number / steps))
-        return (flat - size * update, (mu, nu), number), None
+        is_step = batch.weight.any()
+        return jax.tree.map(partial(jnp.where, is_step), (flat - size * update, (mu, nu), number), carry), None
 
     (mean, _), (precision, _) = ravel_pytree(anchor.mean), ravel_pytree(anchor.precision)
     (flat, moments, _), _ = jax.lax.scan(step, (start, moments, jnp.asarray(done, jnp.int32)), batches)
