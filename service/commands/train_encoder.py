@@ -98,11 +98,11 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--learning-rate",
-        type=_positive,
+        type=_above_0,
         help=f"of Adam, at first (default: {RATE:g}, with --previous {RATE_BESIDE:g})",
     )
     parser.add_argument(
-        "--ridge", type=_positive, default=1.0,
+        "--ridge", type=_above_0, default=1.0,
         help="the prior precision of a weight of which no log has said anything; rare items differ less from the "
         "unknown where it is higher (default: %(default)s)",
     )  # fmt: skip
@@ -120,7 +120,8 @@ def run(arguments: TrainArguments, settings: Settings, model: Model) -> int:
         raise SettingsError(f"train-encoder: {exc.name} is not installed: expected {_EXTRA}") from exc
     from learner.deep.fitting import Before, finish, prepare
     from learner.deep.gather import check_same, gather
-    from learner.deep.reading import view
+    from learner.deep.reading import declared, view
+    from learner.deep.state import encode_trained
     from learner.deep.training import Options
 
     if arguments.previous is None and (
@@ -161,22 +162,17 @@ def run(arguments: TrainArguments, settings: Settings, model: Model) -> int:
     fitting = prepare(gathered, before, options)
     state = _train(fitting, out / CHECKPOINT, arguments.seed)
     data, trained = finish(fitting, state)
-    assert model.specification.encoder is not None, "there is a view of it"
-    file = out / Path(model.specification.encoder.file).name
+    # Beside the model it stands where the model has it.
+    name = declared(model).file
+    file = out / (name if arguments.out is None else Path(name).name)
+    file.parent.mkdir(parents=True, exist_ok=True)
     write_output("--out", str(file), data)
-    write_state(out / STATE, trained)
+    write_output("--out", str(out / STATE), encode_trained(trained))
     (out / CHECKPOINT).unlink(missing_ok=True)
     print(f"wrote {file}, encoder {trained.encoder}, opset checked against JAX; and {out / STATE}")
     if skipped is not None:
         print(skipped)
     return 0
-
-
-def write_state(file: Path, trained: Trained) -> None:
-    """Write what the next training goes on from."""
-    from learner.deep.state import encode_trained
-
-    write_output("--out", str(file), encode_trained(trained))
 
 
 def _train(fitting: Fitting, checkpoint: Path, seed: int) -> State:
@@ -247,4 +243,10 @@ def _count(text: str) -> int:
 def _positive(text: str) -> float:
     if not 0.0 <= (number := float(text)) < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r}: expected a finite number, 0 or more")
+    return number
+
+
+def _above_0(text: str) -> float:
+    if not (number := _positive(text)):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected more than 0")
     return number

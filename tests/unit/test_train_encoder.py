@@ -140,6 +140,29 @@ def test_outcomes_are_those_of_fit_whatever_the_order_of_the_log(model: Path) ->
     assert len(parts[1]) == pytest.approx(75, abs=5)
 
 
+def test_what_items_leave_to_the_catalog_is_learnt_from_too(model: Path) -> None:
+    said = [
+        {"type": "item", "item_id": item, "timestamp": 1_600_000_000_000, "features": {"genre": genre}}
+        for item, genre in (("i1", "a"), ("i2", "b"))
+    ]
+    shown = {
+        "type": "impression", "request_id": "r", "user_id": "u", "timestamp": 1_700_000_000_000,
+        "context": {"device": "phone"}, "items": [{"item_id": "i2"}, {"item_id": "i1"}, {"item_id": "i3"}],
+    }  # fmt: skip
+    seen = view(load_model(MODEL.replace('"genre", kind = "category"', '"genre", kind = "category", from = "catalog"')))
+    log = written(model.with_name("log.jsonl"), list(map(msgspec.json.encode, [*said, shown])))
+    with Duck(seen.width) as tables:
+        tables.read(read_events([str(log)], seen))
+        gathered = gather(tables, seen, (8,), 0.0)
+    inputs = gathered.learnt.batch(np.arange(3), 3).inputs
+    assert gathered.vocabulary["genre"] == ("a", "b")
+    pairs = {gathered.vocabulary["item_id"][i - 1]: g for i, g in zip(inputs["item_id"], inputs["genre"], strict=True)}
+    assert pairs == {"i1": 1, "i2": 2, "i3": 0}
+    assert np.isnan(inputs["price"]).all()
+    assert (inputs["device"] == 1).all()
+    assert not inputs["text"].any()
+
+
 def test_the_encoder_does_not_depend_on_the_order_of_the_log(model: Path) -> None:
     lines, other = day(60), day(60)
     random.Random(1).shuffle(other)
