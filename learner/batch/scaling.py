@@ -112,8 +112,7 @@ def features_unseen(outcomes: Outcomes, model: Model) -> list[str]:
     start, unseen = 1, []
     for name, feature in model.features.items():
         end = start + feature.width
-        # What only an encoder reads has no columns.
-        if start < end and not outcomes.seen[start:end].any():
+        if end > start and not outcomes.seen[start:end].any():
             unseen.append(name)
         start = end
     return unseen
