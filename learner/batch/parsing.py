@@ -23,13 +23,14 @@ class Parsers:
     """Reads raw events as a learner does; a context.
 
     What a catalog says depends on all that the log has said before, so with one events are read here, one after
-    another. So they are with a schema registry, whose schemas are fetched once.
+    another. So they are with a schema registry, whose schemas are fetched once, and with an encoder that counts.
     """
 
     def __init__(self, model: Model) -> None:
         self._model = model
         self._entries = None if model.catalog is None else LogEntries(model.catalog)
-        self._left = _HERE if model.catalog is None and model.unframed is None else None
+        stateless = model.encoder is None or model.encoder.is_stateless
+        self._left = _HERE if model.catalog is None and model.unframed is None and stateless else None
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Parsers:

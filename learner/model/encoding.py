@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import msgspec
 import numpy as np
@@ -72,6 +72,8 @@ class Encoder:
     vocabulary: Mapping[str, Sequence[str]]
     run: Run
     us_per_item: float = 0.0
+    is_stateless: ClassVar[bool] = True
+    """Whether what it makes of an item depends on none before, so that several processes may read events."""
     _kept: Kept = field(default_factory=lambda: Kept(), repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ COMMANDS = {
     "serve": "answer POST /score from Redis",
     "check": "print the model and the settings, and look at log and store",
     "fit": "learn the prior, click delay and half-life from a log, or the prior from the store",
+    "train-encoder": "train the model's encoder, a deep model, on a log, or go on from the day before",
     "evaluate": "what freshness would have gained on a log",
     "demo": "simulated users and items that come and go, and the regret of each policy",
     "items": "import a table of items into the catalog",

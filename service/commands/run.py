@@ -43,7 +43,8 @@ def run(command: Command, arguments: Arguments) -> int:
         if getattr(arguments, "port", None) is not None:
             settings = msgspec.structs.replace(settings, port=arguments.port)
         # Of `fit`, what it goes on from is in force.
-        if prior := arguments.prior or getattr(arguments, "previous", None):
+        going_on = getattr(arguments, "previous", None) if arguments.command == "fit" else None
+        if prior := arguments.prior or going_on:
             settings = msgspec.structs.replace(settings, prior=prior)
         # `train-encoder` is what makes the encoder that all others need.
         threads = None if arguments.command == "train-encoder" else settings.encoder_threads
@@ -53,9 +54,9 @@ def run(command: Command, arguments: Arguments) -> int:
             from learner.schemas import Schemas
 
             model = replace(model, unframed=Schemas(settings.schemas).json_of)
-        if arguments.command != "fit":
+        if arguments.command not in ("fit", "train-encoder"):
             # `fit` is what finds the mean of the offsets, and scales and edges; all others must know what stands for an
-            # offset that is missing, and make rows.
+            # offset that is missing, and make rows; but for `train-encoder`, which makes others.
             _ = model.stand_in, model.width
         return command.run(arguments, settings, model)
     except (LogUnavailable, StoreUnavailable, RecordError, FreshetError) as exc:

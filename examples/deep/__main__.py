@@ -1,0 +1,95 @@
+"""What a Bayesian last layer on a deep model is worth: beside the deep model alone, and users of a linear one.
+
+    python -m examples.deep simulated
+    python -m examples.deep movielens --data FOLDER    # of examples.movielens.log
+    python -m examples.deep ranklens --data FILE       # of examples.ranklens.log
+
+A log has three parts. The encoder is trained on the first; every prior is fitted on the second, which the encoder has
+not seen; the third is replayed. Users learn from all three. Choices were made on the first two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from examples.deep import logs, simulate
+from examples.deep.ways import freshet, table, worth
+from learner.evaluation.compare import FIXED_EFFECT, FRESH, Result
+
+ITEMS = "[effects.item]\n[effects.item.prior]\nvariance = 0.25\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train, fit, replay and print a table; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m examples.deep", description=__doc__)
+    parser.add_argument("log", choices=["simulated", "movielens", "ranklens"])
+    parser.add_argument("--data", type=Path, help="what the example of the log has written")
+    parser.add_argument("--slates", type=int, default=24_000, help="of the simulation (default: %(default)s)")
+    parser.add_argument("--users", type=int, default=600, help="of the simulation (default: %(default)s)")
+    parser.add_argument("--items", action="store_true", help="let items learn too, an intercept each")
+    parser.add_argument("--on-second", action="store_true", help="judge on the second part, for choices")
+    parser.add_argument(
+        "--train", nargs="*", default=[], metavar="OPTION", help="of train-encoder, without dashes: a=1"
+    )
+    parser.add_argument("--resamples", type=int, default=200, help="of the bootstrap (default: %(default)s)")
+    arguments = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        if arguments.log == "simulated":
+            rng = np.random.default_rng(0)
+            parts = list(simulate.log(arguments.slates, arguments.users, rng, parts=3))
+            source = logs.Source(simulate.MODEL, simulate.LINEAR, simulate.INPUTS, logs.written(folder, parts))
+        elif arguments.data is None:
+            parser.error(f"{arguments.log}: expected --data")
+        else:
+            source = {"movielens": logs.movielens, "ranklens": logs.ranklens}[arguments.log](arguments.data, folder)
+        found = compare(folder, source, arguments)
+    print(table(found, [name for name in ("linear + users", "deep alone") if name in found]))
+    return 0
+
+
+def compare(folder: Path, source: logs.Source, arguments: argparse.Namespace) -> dict[str, Result]:
+    """Every way's results on the third part; on the second, with a prior of the first, for choices."""
+    first, second, third = source.files
+    learnt, judged = (first, [first, second]) if arguments.on_second else (second, [first, second, third])
+    sizes = [logs.n_outcomes(one) for one in judged]
+    share = sum(sizes[:-1]) / sum(sizes)
+    print("outcomes", sizes, file=sys.stderr)
+    items = ITEMS if arguments.items else ""
+    deep = '[features]\ndeep = { kind = "encoded" }\n'
+    models = {
+        "linear": source.head + items + source.linear,
+        "deep": source.head + items + deep + source.inputs,
+        "deep and linear": source.head + items + source.linear + 'deep = { kind = "encoded" }\n' + source.inputs,
+    }
+    found: dict[str, Result] = {}
+    encoder = folder / "encoder"
+    encoder.mkdir()
+    (encoder / "model.toml").write_text(models["deep"])
+    options = [f"--{one}" for one in arguments.train]
+    start = time.perf_counter()
+    print(freshet("train-encoder", first, "--model", encoder / "model.toml", *options), file=sys.stderr)
+    print(f"trained in {time.perf_counter() - start:.1f} s", file=sys.stderr)
+    for name, text in models.items():
+        at = folder / name
+        at.mkdir()
+        (at / "model.toml").write_text(text)
+        (at / "encoder.onnx").write_bytes((encoder / "encoder.onnx").read_bytes())
+        freshet("fit", learnt, "--model", at / "model.toml", "--out", at / "prior.npz", "--keep-covariance")
+        results = worth(judged, at / "model.toml", at / "prior.npz", share, arguments.resamples)
+        if name != "deep and linear":
+            found[f"{name} alone"] = results[FIXED_EFFECT]
+        found[f"{name} + users"] = results[FRESH]
+        print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

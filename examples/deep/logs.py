@@ -1,0 +1,103 @@
+"""Logs in three parts, and what the models on them have."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+from zlib import crc32
+
+import msgspec
+
+_EXAMPLES = Path(__file__).parent.parent
+RANKLENS_CUTS = (0.45, 0.7)
+
+
+class Source(NamedTuple):
+    """A log.
+
+    Attributes
+    ----------
+    head, linear, inputs
+        Of its model.toml: what comes before the features, the features of the linear model, and the encoder.
+    files
+        Its three parts.
+    """
+
+    head: str
+    linear: str
+    inputs: str
+    files: Sequence[Path]
+
+
+MOVIELENS_INPUTS = """[encoder]
+embedding = 24
+inputs = [
+    { name = "item_id", kind = "id" }, { name = "taste", kind = "vector", width = 16 },
+    { name = "appeal", kind = "numeric" }, { name = "ratings", kind = "numeric" },
+]
+"""
+RANKLENS_INPUTS = """[encoder]
+embedding = 24
+inputs = [
+    { name = "item_id", kind = "id" }, { name = "taste", kind = "vector", width = 8 },
+    { name = "votes", kind = "numeric" }, { name = "rating", kind = "numeric" },
+    { name = "year", kind = "numeric" }, { name = "runtime", kind = "numeric" },
+]
+"""
+
+
+class _Whose(msgspec.Struct):
+    user_id: str
+
+
+def movielens(folder: Path, scratch: Path) -> Source:
+    """A quarter of the users in what `examples.movielens.log` has written; films are described by the first part."""
+    head, linear = _model("movielens")
+    parts = []
+    for name in ("batch", "train", "stream"):
+        lines = lines_of(folder / f"{name}.jsonl.gz")
+        parts.append([one for one in lines if crc32(msgspec.json.decode(one, type=_Whose).user_id.encode()) % 4 == 0])
+    return Source(head, linear, MOVIELENS_INPUTS, written(scratch, parts))
+
+
+def ranklens(file: Path, scratch: Path) -> Source:
+    """What `examples.ranklens.log` has written, without its offsets, so that every model has its own."""
+    head, linear = _model("ranklens")
+    events = [msgspec.json.decode(line) for line in lines_of(file)]
+    at = sorted(event["timestamp"] for event in events if event["type"] == "impression")
+    cuts = [at[int(share * len(at))] for share in RANKLENS_CUTS]
+    parts: list[list[bytes]] = [[], [], []]
+    for event in events:
+        for item in event.get("items", ()):
+            item.pop("offset", None)
+        parts[sum(event["timestamp"] >= cut for cut in cuts)].append(msgspec.json.encode(event))
+    return Source(head, linear, RANKLENS_INPUTS, written(scratch, parts))
+
+
+def _model(name: str) -> tuple[str, str]:
+    """What an example's model has before its features, and these."""
+    head, _, features = (_EXAMPLES / name / "model.toml").read_text().partition("[features]")
+    # A deep model alone has other features.
+    return 'unknown_features = "ignore"\n' + head, f"[features]{features}"
+
+
+def written(folder: Path, parts: Iterable[Sequence[bytes]]) -> list[Path]:
+    """Parts as files of JSON lines."""
+    files = []
+    for number, lines in enumerate(parts):
+        files.append(folder / f"part-{number}.jsonl")
+        files[-1].write_bytes(b"\n".join(lines) + b"\n")
+    return files
+
+
+def n_outcomes(file: Path) -> int:
+    """How many items the impressions of a file show."""
+    return sum(len(msgspec.json.decode(line).get("items", ())) for line in lines_of(file))
+
+
+def lines_of(file: Path) -> list[bytes]:
+    """The lines of a file, unpacked."""
+    data = file.read_bytes()
+    return (gzip.decompress(data) if file.suffix == ".gz" else data).splitlines()

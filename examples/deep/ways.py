@@ -1,0 +1,63 @@
+"""What `examples.deep` has in common: the command, and what a model is worth on a log."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+
+from learner.batch.reading import read_events
+from learner.evaluation.compare import FIXED_EFFECT, FRESH, Result, cut_at, evaluate, variants
+from learner.evaluation.history import read_log
+from learner.evaluation.metrics import minus
+from learner.events.microbatch import joined
+from service.commands.main import main as freshet_main
+from service.model_file import read_model
+
+COLUMNS = ("log_loss", "slate_ndcg@10", "slate_auc", "pooled_auc")
+
+
+def freshet(*typed: object) -> str:
+    """Run the command; returns what it said, and ends the program where it fails."""
+    said = io.StringIO()
+    with redirect_stdout(said), redirect_stderr(said):
+        status = freshet_main([str(one) for one in typed])
+    if status:
+        raise SystemExit(f"freshet {' '.join(map(str, typed))}\n{said.getvalue()}")
+    return said.getvalue()
+
+
+def worth(
+    files: Sequence[Path], model: Path, prior: Path | None, share: float, resamples: int, fresh_too: bool = True
+) -> dict[str, Result]:
+    """How well a model predicts a log from a share of it on: without users, and with users learnt as slates come."""
+    fitted = read_model(str(model), "" if prior is None else str(prior))
+    log = read_log(joined(read_events([str(one) for one in files], fitted), fitted.width), fitted.window_ms)
+    cut = cut_at(log, share)
+    wanted = (FIXED_EFFECT, FRESH) if fresh_too else (FIXED_EFFECT,)
+    ways = [one for one in variants(fitted, cut, False) if one.name in wanted]
+    return {one.name: one for one in evaluate([log], ways, cut, resamples)}
+
+
+def table(results: Mapping[str, Result], against: Sequence[str]) -> str:
+    """Metrics of each way as a table of Markdown, and differences to some of them."""
+    lines = ["| | " + " | ".join(COLUMNS) + " |", "| --- |" + " --- |" * len(COLUMNS)]
+    for name, result in results.items():
+        cells = [result.metrics[column].estimate() for column in COLUMNS]
+        lines.append(f"| {name} | " + " | ".join(f"{one.value:.4f}" for one in cells) + " |")
+    for other in against:
+        for name, result in results.items():
+            if name != other:
+                gaps = minus(result.metrics, results[other].metrics)
+                said = (f"{gaps[c].value:+.4f} [{gaps[c].low:+.4f}, {gaps[c].high:+.4f}]" for c in COLUMNS)
+                lines.append(f"| {name} minus {other} | " + " | ".join(said) + " |")
+    return "\n".join(lines)
+
+
+def mean_gap(values: Sequence[float], others: Sequence[float]) -> str:
+    """The mean of paired differences and half of its 95 % interval."""
+    gaps = np.subtract(values, others)
+    return f"{gaps.mean():+.5f} ±{1.96 * gaps.std(ddof=1) / np.sqrt(len(gaps)):.5f}"
