@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from learner.batch.raw import LogError, Raw, Reached
+from learner.batch.raw import LogError, Raw, Reached, Skipped
 from learner.events.wire import BadEvent, Reason
 from learner.model.instant import A_TIME, epoch_ms
 from learner.model.kinds import Age
@@ -38,8 +38,10 @@ _ROWS = 8_192
 Converter: TypeAlias = Callable[[Any], list[Any]]
 
 
-def read_parquet(file: Path, model: Model, reached: Reached) -> Iterator[Raw]:
+def read_parquet(file: Path, model: Model, reached: Reached, skipped: Skipped | None = None) -> Iterator[Raw]:
     """The events of a file; rows of one slate that stand together are one impression.
+
+    Row groups that cannot be read are noted in `skipped` and passed over; without it the first of them is an error.
 
     Raises
     ------
@@ -50,35 +52,41 @@ def read_parquet(file: Path, model: Model, reached: Reached) -> Iterator[Raw]:
         table = pq.ParquetFile(file)
         # A feature may be called `value`, too.
         if "value" in table.schema_arrow.names and "item_id" not in table.schema_arrow.names:
-            yield from _events(file, table, reached)
+            yield from _events(file, table, reached, skipped)
         else:
-            yield from _outcomes(file, table, model, reached)
+            yield from _outcomes(file, table, model, reached, skipped)
     except pa.ArrowException as exc:
         raise LogError(f"log {str(file)!r}: {exc}") from exc
 
 
-def _events(file: Path, table: Any, reached: Reached) -> Iterator[Raw]:
+def _events(file: Path, table: Any, reached: Reached, skipped: Skipped | None) -> Iterator[Raw]:
     convert = _texts(file, "value", table.schema_arrow.field("value").type, "events as text or bytes")
-    number = 0
-    for batch in _batches(file, table, ["value"], reached):
-        for value in convert(batch.column("value")):
-            number += 1
+    for first, batch in _batches(file, table, ["value"], reached, skipped):
+        for number, value in enumerate(convert(batch.column("value")), first):
             yield Raw(f"{file}: row {number}", b"" if value is None else value)
 
 
-def _batches(file: Path, table: Any, columns: list[str], reached: Reached) -> Iterator[Any]:
-    read, size_of_row = 0, reached.parts[reached.part] / max(table.metadata.num_rows, 1)
+def _batches(
+    file: Path, table: Any, columns: list[str], reached: Reached, skipped: Skipped | None
+) -> Iterator[tuple[int, Any]]:
+    """Rows of some columns, and the number of the first of them, from 1."""
+    read, end, size_of_row = 0, 0, reached.parts[reached.part] / max(table.metadata.num_rows, 1)
     reached.within = lambda: read * size_of_row
     for number in range(table.num_row_groups):
+        end += table.metadata.row_group(number).num_rows
         try:
             for batch in table.iter_batches(_ROWS, row_groups=[number], columns=columns):
-                yield batch
+                yield read + 1, batch
                 read += batch.num_rows
         except (pa.ArrowException, OSError) as exc:
-            raise LogError(f"log {str(file)!r}: row group {number} of {table.num_row_groups}: {exc}") from exc
+            why = f"log {str(file)!r}: row group {number} of {table.num_row_groups}, from row {read + 1} on: {exc}"
+            if skipped is None:
+                raise LogError(why) from exc
+            skipped.note_unread(why)
+        read = end
 
 
-def _outcomes(file: Path, table: Any, model: Model, reached: Reached) -> Iterator[Raw]:
+def _outcomes(file: Path, table: Any, model: Model, reached: Reached, skipped: Skipped | None) -> Iterator[Raw]:
     columns = [name for name in table.schema_arrow.names if not name.startswith(_INDEX)]
     _check_names(file, columns, model)
     taken = {**model.item_features, **model.context_features}
@@ -86,20 +94,22 @@ def _outcomes(file: Path, table: Any, model: Model, reached: Reached) -> Iterato
     times = {*_TIMES, *(name for name, one in taken.items() if isinstance(one, Age))}
     kinds = {name: table.schema_arrow.field(name).type for name in wanted}
     converters = {name: converter(file, name, kind, _IDS, times) for name, kind in kinds.items()}
-    rows = converted(file, table, converters, reached)
+    rows = converted(file, table, converters, reached, skipped)
     for _, slate in groupby(rows, key=lambda one: tuple(one[1][name] for name in _SLATE)):
         yield from _slate_events(file, list(slate), model)
 
 
 def converted(
-    file: Path, table: Any, converters: Mapping[str, Converter], reached: Reached
+    file: Path,
+    table: Any,
+    converters: Mapping[str, Converter],
+    reached: Reached,
+    skipped: Skipped | None = None,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Each row of some columns with its number, from 1."""
-    number = 0
-    for batch in _batches(file, table, [*converters], reached):
+    for first, batch in _batches(file, table, [*converters], reached, skipped):
         values = [convert(batch.column(name)) for name, convert in converters.items()]
-        for row in zip(*values, strict=True):
-            number += 1
+        for number, row in enumerate(zip(*values, strict=True), first):
             yield number, dict(zip(converters, row, strict=True))
 
 

@@ -23,13 +23,13 @@ class Parsers:
     """Reads raw events as a learner does; a context.
 
     What a catalog says depends on all that the log has said before, so with one events are read here, one after
-    another. So they are with a schema registry, whose schemas are fetched once.
+    another. So they are with a schema registry, whose schemas are fetched once, and without `processes`.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, processes: bool = True) -> None:
         self._model = model
         self._entries = None if model.catalog is None else LogEntries(model.catalog)
-        self._left = _HERE if model.catalog is None and model.unframed is None else None
+        self._left = _HERE if processes and model.catalog is None and model.unframed is None else None
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Parsers:
