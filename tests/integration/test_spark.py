@@ -6,7 +6,8 @@ import gzip
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,11 @@ MASTER = "local-cluster[2,1,1024]"
 TOML = 'name = "t"\nattribution_window = "1m"\n[features]\nx = { kind = "numeric" }\ny = { kind = "numeric" }\n'
 MODEL = load_model(TOML)
 AT = 1_700_000_000_000
+FOR_SMALL_LOGS = {
+    "spark.sql.shuffle.partitions": "3",
+    "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1",
+    "spark.executor.extraJavaOptions": "-XX:TieredStopAtLevel=1",
+}
 # So few numbers a piece that every executor has several.
 NUMBERS = 1_000
 
@@ -45,7 +51,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
             skip(str(exc))
         from learner.batch.spark import spark_session
 
-        yield (running := spark_session(MASTER, {"spark.executor.extraJavaOptions": "-XX:TieredStopAtLevel=1"}))
+        yield (running := spark_session(MASTER, FOR_SMALL_LOGS))
         running.stop()
 
 
@@ -80,26 +86,35 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def by_both(session: Any, log: LogAtRest) -> list[tuple[Engine, Skipped]]:
-    """The tables of both engines, DuckDB's first; the caller enters and leaves none of their contexts early."""
+Both = Callable[[LogAtRest], list[tuple[Engine, Skipped]]]
+
+
+@pytest.fixture
+def both(session: Any) -> Iterator[Both]:
+    """What makes the tables of a log in each engine, DuckDB's first; they are gone behind the test."""
     from learner.batch.spark import Spark
 
-    found: list[tuple[Engine, Skipped]] = []
-    for engine in (Duck(log.model.width, NUMBERS), Spark(session, log.model.width, NUMBERS)):
-        engine.__enter__().take(log, lambda n, of: None, skipped := Skipped())
-        found.append((engine, skipped))
-    return found
+    with ExitStack() as stack:
+
+        def taken(log: LogAtRest) -> list[tuple[Engine, Skipped]]:
+            engines = [Duck(log.model.width, NUMBERS), Spark(session, log.model.width, NUMBERS)]
+            found = [(stack.enter_context(engine), Skipped()) for engine in engines]
+            for engine, skipped in found:
+                engine.take(log, lambda n, of: None, skipped)
+            return found
+
+        yield taken
 
 
 def outcomes(engine: Engine, model: Model = MODEL) -> Outcomes:
     return collect(engine, model)
 
 
-def test_both_engines_find_the_same_outcomes_samples_and_parts(session: Any, log: Path) -> None:
+def test_both_engines_find_the_same_outcomes_samples_and_parts(both: Both, log: Path) -> None:
     from learner.batch.collect import cut_at, extent, sample
 
     read = LogAtRest((str(log),), without_stand_in(MODEL), share=0.9, seed=3)
-    duck, spark = (engine for engine, _ in by_both(session, read))
+    duck, spark = (engine for engine, _ in both(read))
     one, other = outcomes(duck), outcomes(spark)
     assert len(one) > 4 * NUMBERS // MODEL.width  # several partitions
     assert rows_in(one).tobytes() == rows_in(other).tobytes()
@@ -142,8 +157,8 @@ def test_both_engines_fit_the_same_prior_and_evaluate_it_alike(
     assert tables[0] == tables[1]
 
 
-def test_a_lost_executor_changes_nothing(session: Any, log: Path, tmp_path: Path) -> None:
-    ((_, _), (spark, _)) = by_both(session, LogAtRest((str(log),), without_stand_in(MODEL)))
+def test_a_lost_executor_changes_nothing(both: Both, log: Path, tmp_path: Path) -> None:
+    ((_, _), (spark, _)) = both(LogAtRest((str(log),), without_stand_in(MODEL)))
     found = outcomes(spark)
     before = rows_in(found)
     marks = tmp_path / "killed"
@@ -168,7 +183,7 @@ def its_executor(pid: int) -> int:
     return pid
 
 
-def test_both_engines_name_and_skip_what_is_bad(session: Any, log: Path, tmp_path: Path) -> None:
+def test_both_engines_name_and_skip_what_is_bad(session: Any, both: Both, log: Path, tmp_path: Path) -> None:
     from learner.batch.spark import Spark
 
     for file in log.iterdir():
@@ -178,7 +193,7 @@ def test_both_engines_name_and_skip_what_is_bad(session: Any, log: Path, tmp_pat
     (tmp_path / "day-3.jsonl").write_bytes(b'{"type": "click"}\nno json\n{"type": "clack"}\n')
     (tmp_path / "day-4.parquet").write_bytes(b"PAR1")
     read = LogAtRest((str(tmp_path),), without_stand_in(MODEL))
-    (duck, mine), (spark, its) = by_both(session, read)
+    (duck, mine), (spark, its) = both(read)
     assert str(mine) == str(its)
     assert "skipped 3 bad events" in str(mine)
     assert "skipped 2 files" in str(mine)
