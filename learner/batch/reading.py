@@ -18,6 +18,7 @@ from learner.batch.items import raw_items
 from learner.batch.json_lines import from_json
 from learner.batch.parsing import Parsers
 from learner.batch.raw import LogError, Raw, Reached, Skipped
+from learner.batch.remote import File, is_remote, remote_files, size_of
 from learner.batch.users import chosen
 from learner.events.microbatch import Microbatch
 from learner.events.record import told
@@ -27,6 +28,11 @@ from learner.messages import value_of
 from learner.model.spec import Model
 
 __all__ = ["LogAtRest", "LogError", "Skipped", "raw_events", "read_events"]
+
+
+def is_a_file(source: str) -> bool:
+    """Whether a source is a file, or are files: else it is a log."""
+    return "://" not in source or is_remote(source)
 
 
 class LogAtRest(NamedTuple):
@@ -60,7 +66,7 @@ class LogAtRest(NamedTuple):
         """What may be read side by side, in the order of the log: each file; with a catalog all of it as one."""
         if self.model.catalog is not None:
             return [self]
-        sources = [[one] if "://" in one else map(str, files_of(one)) for one in self.sources]
+        sources = [map(str, files_of(one)) if is_a_file(one) else [one] for one in self.sources]
         return [self._replace(sources=(one,)) for one in chain(*sources)]
 
 
@@ -87,7 +93,8 @@ def read_events(
     ----------
     sources
         Files (``.jsonl``, ``.json``, ``.ndjson``, ``.parquet``, the first three also with ``.gz`` or ``.zst``, an event
-        a line or one array), folders of such files and folders, patterns such as ``day=*/*.parquet``, or
+        a line or one array), folders of such files and folders, patterns such as ``day=*/*.parquet``, files and
+        folders of a store such as ``s3://bucket/day=1``, or
         ``kafka://host:port`` and ``sqlite:///path``, which are read from the beginning to now.
     topics
         What to read of a Kafka or SQLite log.
@@ -184,11 +191,11 @@ def raw_events(
     How far it has come is written into `reached`, and which files and row groups cannot be read into `skipped`.
     """
     reached = reached or Reached()
-    if "://" in source:
+    if not is_a_file(source):
         yield from _from_log(source, model, topics, kafka, reached, items_topic)
         return
     files = files_of(source)
-    reached.parts = [file.stat().st_size if file.exists() else 0 for file in files]
+    reached.parts = [size_of(file) if file.exists() else 0 for file in files]
     for file in files:
         kind = _kind(file)
         if not kind:
@@ -210,8 +217,13 @@ def raw_events(
         reached.end_part()
 
 
-def files_of(source: str) -> list[Path]:
+def files_of(source: str) -> Sequence[File]:
     """The file; those of a folder and of the folders in it, or of a pattern, by name. Hidden ones are none of a log."""
+    if is_remote(source):
+        remote = remote_files(source)
+        if not (logs := [one for one in remote if _kind(one) or len(remote) == 1]):
+            raise LogError(f"log {source!r}: a folder without {_EXPECTED} files")
+        return logs
     path = Path(source)
     found = [path] if path.exists() else [Path(one) for one in sorted(glob(source, recursive=True))]
     files = []
@@ -224,7 +236,7 @@ def files_of(source: str) -> list[Path]:
     return files or [path]
 
 
-def _kind(file: Path) -> str:
+def _kind(file: File) -> str:
     name = file.name.removesuffix(".gz").removesuffix(".zst")
     if name.endswith((".jsonl", ".ndjson", ".json")):
         return "json"

@@ -32,7 +32,7 @@ from learner.batch.collect import Advance, OfPart
 from learner.batch.columns import column, microbatch_of, tables_of
 from learner.batch.outcomes import NUMBERS, whole_users
 from learner.batch.raw import LogError, Skipped
-from learner.batch.reading import LogAtRest
+from learner.batch.reading import LogAtRest, is_a_file
 from learner.events.wire import Reason
 from learner.limits import MAX_TIMESTAMP_MS
 
@@ -117,10 +117,11 @@ class Spark:
         self, log: LogAtRest, advance: Callable[[int, float | None], object], skipped: Skipped | None = None
     ) -> None:
         """See `learner.batch.collect.Engine`: a file is read by a task, on an executor."""
-        if elsewhere := [one for one in log.sources if "://" in one]:
+        if elsewhere := [one for one in log.sources if not is_a_file(one)]:
             raise LogError(f"log {elsewhere[0]!r}: expected files for --engine spark; --engine duckdb reads logs")
         # Executors work in folders of their own.
-        log = log._replace(sources=tuple(map(abspath, log.sources)), table=log.table and abspath(log.table))
+        sources = tuple(one if "://" in one else abspath(one) for one in log.sources)
+        log = log._replace(sources=sources, table=log.table and abspath(log.table))
         pieces = [(number, cloudpickle.dumps(piece)) for number, piece in enumerate(log.pieces())]
         frame = self._session.createDataFrame(pieces, "number int, piece binary")
         read = partial(_read_pieces, skipping=skipped is not None)

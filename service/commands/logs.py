@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from learner.batch.raw import Skipped
     from learner.batch.reading import LogAtRest, LogError
 
-_LOGS = "files, folders or patterns of .jsonl, .json, .ndjson (or with .gz or .zst) or .parquet; or kafka://host:port \
-or sqlite:///path, from the beginning to now"
+_LOGS = "files, folders or patterns of .jsonl, .json, .ndjson (or with .gz or .zst) or .parquet; files and folders of \
+s3://, gs://, abfs:// or hdfs://, by PyArrow and with the credentials that the environment has; or kafka://host:port or \
+sqlite:///path, from the beginning to now"
 
 
 class LogArguments(Arguments):
