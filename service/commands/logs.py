@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from learner.batch.reading import LogAtRest, LogError
 
 _LOGS = "files, folders or patterns of .jsonl, .json, .ndjson (or with .gz or .zst) or .parquet; files and folders of \
-s3://, gs://, abfs:// or hdfs://, by PyArrow and with the credentials that the environment has; or kafka://host:port or \
+s3://, gs://, abfs:// or hdfs://, by PyArrow and with the credentials of the environment; or kafka://host:port or \
 sqlite:///path, from the beginning to now"
 
 
