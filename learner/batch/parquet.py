@@ -80,7 +80,7 @@ def _batches(
                 yield read + 1, batch
                 read += batch.num_rows
         except (pa.ArrowException, OSError) as exc:
-            why = f"log {str(file)!r}: row group {number} of {table.num_row_groups}, from row {read + 1} on: {exc}"
+            why = f"log {str(file)!r}: row group {number} of {table.num_row_groups}: from row {read + 1} on: {exc}"
             if skipped is None:
                 raise LogError(why) from exc
             skipped.note_unread(why)

@@ -68,16 +68,14 @@ def spark_session(master: str | None, options: Mapping[str, str]) -> Any:
     ValueError
         If there is no Java.
     """
-    conf = SparkConf()
-    master = master or conf.get("spark.master", None) or "local[*]"
-    conf.setMaster(master).setIfMissing("spark.app.name", "freshet")
-    conf.setIfMissing("spark.ui.showConsoleProgress", str(sys.stderr.isatty()).lower())
-    if master.startswith("local"):
+    conf = SparkConf().setAppName("freshet").set("spark.ui.showConsoleProgress", str(sys.stderr.isatty()).lower())
+    if master is not None:
+        conf.setMaster(master)
+    if master is not None and master.startswith("local"):
         # Executors are on this machine, and Python is the same.
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
-        for key, value in _LOCAL.items():
-            conf.setIfMissing(key, value)
+        conf.setAll(list(_LOCAL.items()))
     conf.setAll(list(options.items()))
     if shutil.which("java") is None and "JAVA_HOME" not in os.environ:
         raise ValueError("--engine spark: no java is found: expected Java 17 or newer, in PATH or at JAVA_HOME")

@@ -108,6 +108,8 @@ def run(arguments: EvaluateArguments, settings: Settings, model: Model) -> int:
         raise ValueError(f"--learn-from {arguments.learnt}: expected at most --from, {arguments.start}")
     skipped = skipping(arguments)
     if arguments.policy is not None:
+        if arguments.engine != "duckdb":
+            raise ValueError(f"--engine {arguments.engine}: expected none beside --policy, which weighs the log in memory")
         from service.commands.evaluate_policy import evaluate_policy
 
         return evaluate_policy(arguments.policy, arguments, settings, model, skipped)

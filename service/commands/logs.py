@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import datetime
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -154,6 +155,8 @@ def _engine(arguments: LogArguments, model: Model) -> AbstractContextManager[Eng
     if bad := [key for key, value in options.items() if not value]:
         raise ValueError(f"--conf {bad[0]!r}: expected KEY=VALUE")
     try:
+        # What Spark asks for later would not name the extra.
+        import_module("pandas")
         from learner.batch.spark import Spark, spark_session
     except ModuleNotFoundError as exc:
         raise ValueError(

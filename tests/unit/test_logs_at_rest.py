@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -222,7 +224,9 @@ def test_the_same_events_are_read_however_they_are_written(tmp_path: Path, name:
 def test_a_file_that_is_not_what_its_name_says_is_named(tmp_path: Path, name: str, data: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(LogError, match=message):
-        outcomes(tmp_path, Skipped())
+        outcomes(tmp_path)
+    outcomes(tmp_path, skipped := Skipped())
+    assert re.search(message, skipped.unread[0])
 
 
 def test_what_a_learner_would_dead_letter_is_skipped_counted_by_reason_and_the_first_place_told(tmp_path: Path) -> None:
@@ -344,7 +348,7 @@ def test_files_and_row_groups_that_cannot_be_read_are_named_counted_and_passed_o
     users = [batch.user for batch in read_events([str(groups)], model, skipped=skipped)]
     # The events of two groups of three.
     assert sum(map(len, users)) == len(good) - 10
-    assert re.fullmatch(rf"log '{groups}': row group 1 of 4, from row 11 on: .*", skipped.unread[0], re.DOTALL)
+    assert re.fullmatch(rf"log '{groups}': row group 1 of 4: from row 11 on: .*", skipped.unread[0], re.DOTALL)
     list(read_events([str(tmp_path)], model, skipped=(skipped := Skipped())))
     assert [Path(why.split("'")[1]).name for why in skipped.unread] == [
         "cut.jsonl.gz", "groups.parquet", "lacking.parquet", "none.parquet"
@@ -357,6 +361,30 @@ def test_files_and_row_groups_that_cannot_be_read_are_named_counted_and_passed_o
     # What was typed and is not there is no damage.
     with pytest.raises(LogError, match=r"absent\.jsonl"):
         list(read_events([str(tmp_path / "absent.jsonl")], model, skipped=skipped))
+
+
+@pytest.mark.parametrize("absent", ["pyspark", "pandas"])
+def test_an_engine_that_is_not_installed_is_named_with_the_extra_that_has_it(
+    run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], absent: str
+) -> None:
+    for name in ("pandas", "pyspark", "pyspark.sql", "learner.batch.spark"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "pandas", ModuleType("pandas"))
+    monkeypatch.setitem(sys.modules, absent, None)
+    assert run("evaluate", "log.jsonl", "--engine", "spark") == 2
+    said = capsys.readouterr().err
+    assert absent in said
+    assert "pip install 'freshet-online[spark]', and Java 17" in said
+
+
+def test_what_is_said_to_an_engine_is_for_spark_alone(
+    run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for option, value in (("--master", "local[2]"), ("--conf", "spark.executor.memory=2g")):
+        assert run("evaluate", "log.jsonl", option, value) == 2
+        assert "expected --engine spark" in capsys.readouterr().err
+    assert run("evaluate", "log.jsonl", "--engine", "spark", "--conf", "memory") == 2
+    assert "--conf 'memory': expected KEY=VALUE" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("events", [[], [clicked(1)]])
