@@ -109,7 +109,7 @@ def run(arguments: EvaluateArguments, settings: Settings, model: Model) -> int:
     skipped = skipping(arguments)
     if arguments.policy is not None:
         if arguments.engine != "duckdb":
-            raise ValueError(f"--engine {arguments.engine}: expected none beside --policy, which weighs the log in memory")
+            raise ValueError("--policy: expected --engine duckdb, since the log is weighed in memory")
         from service.commands.evaluate_policy import evaluate_policy
 
         return evaluate_policy(arguments.policy, arguments, settings, model, skipped)
