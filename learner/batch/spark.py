@@ -12,6 +12,7 @@ import pickle
 import shutil
 import sys
 import tempfile
+import weakref
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
@@ -148,7 +149,7 @@ class Spark:
         n_parts = n * self._width // (_PIECES * self._numbers) + 1
         found = self._of_users(self._session.sql(text), n_parts).sortWithinPartitions(*sql.ORDER.split(", "))
         cut = partial(_cut, width=self._width, numbers=self._numbers)
-        return Pieces(self._keep(found.mapInArrow(_there(cut), _MADE).rdd.map(lambda row: bytes(row.made))))
+        return Pieces(found.mapInArrow(_there(cut), _MADE).rdd.map(lambda row: bytes(row.made)))
 
     def histories(self, n_parts: int, since_ms: int, function: OfPart[T], advance: Advance) -> Iterator[T]:
         """See `learner.batch.collect.Engine`: a part is a task, whose result stays with its executor until its turn."""
@@ -181,12 +182,19 @@ class Pieces:
     """Outcomes that executors keep; a piece is a stream of Arrow, of whole users."""
 
     def __init__(self, rdd: Any) -> None:
-        self._rdd = rdd
+        # They are fitted when the tables are gone.
+        self._rdd = rdd.persist(StorageLevel.MEMORY_AND_DISK)
+        weakref.finalize(self, _release, self._rdd).atexit = False
 
     def map(self, function: Callable[[Any], T]) -> Iterator[T]:
         """See `learner.batch.outcomes.Table`."""
         for result in self._rdd.mapPartitions(_there(partial(_map, function=function))).collect():
             yield pickle.loads(result)
+
+
+def _release(rdd: Any) -> None:
+    if rdd.ctx._jsc is not None:  # else Spark has stopped, and nothing is kept
+        rdd.unpersist()
 
 
 @cache
@@ -230,7 +238,8 @@ def _read(log: LogAtRest, first: int, skipped: Skipped | None) -> Iterator[Any]:
             for batch in events:
                 tables = tables_of(batch, number, log.chosen)
                 number += len(batch.user)
-                yield _rows(tables["events"].append_column("nth", _all(sql.OF_EVENT, len(tables["events"]))))
+                nth = np.full(len(tables["events"]), sql.OF_EVENT)
+                yield _rows(tables["events"].append_column("nth", pa.array(nth)))
                 yield _rows(tables["shown"])
     except LogError as exc:
         yield _told(number, _REFUSED, 1, str(exc))
@@ -256,10 +265,6 @@ def _rows(batch: Any) -> Any:
         there = name in batch.schema.names
         columns[name] = batch.column(name).cast(_ARROW[kind]) if there else pa.nulls(len(batch), _ARROW[kind])
     return pa.RecordBatch.from_pydict(columns)
-
-
-def _all(value: int, n: int) -> Any:
-    return pa.array(np.full(n, value, np.int32))
 
 
 def _made(made: bytes) -> Any:
