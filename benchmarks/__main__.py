@@ -32,8 +32,9 @@ SUBJECTS = (
     "growth",
     "soak",
     "batch",
+    "spark",
 )
-ONLY_IN_FULL = ("soak", "batch")
+ONLY_IN_FULL = ("soak", "batch", "spark")
 AGAINST = "against"
 
 

@@ -17,12 +17,12 @@ from benchmarks.workload import FEATURES, START_MS
 
 SLATE, SLATES_OF_A_USER, FILES, DAYS = 10, 20, 4, 7
 SIZES, QUICK = (1_000_000, 10_000_000), (100_000,)
-_COMMANDS = {
+COMMANDS = {
     "fit": ["--keep-half-life", "--out", "prior.npz"],
     "evaluate": ["--brief", "--resamples", "50"],
 }
 # Of /usr/bin/time, for the command and its processes: the largest of them, not their sum.
-_TIMED = re.compile(r"wall ([\d.]+) user ([\d.]+) sys ([\d.]+) peak (\d+)\n$")
+_TIMED = re.compile(r"wall ([\d.]+) user ([\d.]+) sys ([\d.]+) peak (\d+)\n")
 
 
 def measure(context: Context) -> list[Figure]:
@@ -31,7 +31,7 @@ def measure(context: Context) -> list[Figure]:
     for n in QUICK if context.quick else SIZES:
         folder = context.folder / f"batch-{n}"
         write_log(folder, n)
-        for command, options in _COMMANDS.items():
+        for command, options in COMMANDS.items():
             wall, cpu, peak = timed(folder, [command, *sorted(folder.glob("*.gz")), "--model", "model.toml", *options])
             what = f"batch: {command} of {n:,} outcomes"
             largest = n == SIZES[-1]

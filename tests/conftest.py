@@ -18,7 +18,7 @@ REQUIRED = os.environ.get("REQUIRE_SERVICES") == "1"
 _missing: set[str] = set()
 
 
-def _skip(reason: str) -> NoReturn:
+def skip(reason: str) -> NoReturn:
     """Skip what cannot be tested here, loudly; or fail, where it is required."""
     _missing.add(reason)
     if REQUIRED:
@@ -32,7 +32,7 @@ def _run(kind: type[Server], folder: Path, starting: bool = True) -> Iterator[Se
         if starting:
             server.start()
     except Missing as exc:
-        _skip(str(exc))
+        skip(str(exc))
     yield server
     server.stop()
 
@@ -91,7 +91,7 @@ def browser() -> str:
     try:
         return browser_path()
     except Missing as exc:
-        _skip(str(exc))
+        skip(str(exc))
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import redis
@@ -265,6 +266,26 @@ group.min.session.timeout.ms=1000
 
     def command(self) -> list[str]:
         return ["java", "-Xmx256m", "-cp", f"{self._libs}/*", "kafka.Kafka", str(self._config)]
+
+
+def spark_home(folder: Path) -> Path:
+    """A home for Spark, whose cluster on one machine writes its executors' logs there.
+
+    Raises
+    ------
+    Missing
+        If Spark cannot be run.
+    """
+    if shutil.which("java") is None:
+        raise Missing("java not installed (Debian: apt-get install openjdk-17-jre-headless)")
+    if absent := [name for name in ("pyspark", "pandas") if find_spec(name) is None]:
+        raise Missing(f"{' and '.join(absent)} not installed: pip install 'freshet-online[spark]'")
+    installed = Path(str(find_spec("pyspark").submodule_search_locations[0]))  # type: ignore[union-attr,index]
+    home = folder / "spark"
+    home.mkdir()
+    for name in ("bin", "jars", "python", "sbin"):
+        (home / name).symlink_to(installed / name)
+    return home
 
 
 def _kafka_libs(version: str, *artifacts: str) -> Path:

@@ -26,8 +26,9 @@ import msgspec
 import numpy as np
 
 from learner.batch.reading import read_events
-from learner.evaluation.compare import FIXED_EFFECT, FRESH, evaluate, variants
+from learner.evaluation.compare import FIXED_EFFECT, FRESH, variants
 from learner.evaluation.history import read_log
+from learner.evaluation.parts import evaluate
 from learner.events.microbatch import joined
 from service.commands.main import main as freshet
 from service.model_file import read_model

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from learner.batch import sql
 from learner.batch.columns import microbatch_of, signed
 from learner.batch.outcomes import Outcomes, Table
+from learner.batch.raw import Skipped
+from learner.batch.reading import LogAtRest
 from learner.belief.gaussian import Array
 from learner.events.microbatch import Microbatch
-from learner.limits import MAX_TIMESTAMP_MS
 from learner.model.spec import Model
+
+T = TypeVar("T")
+Advance = Callable[[int], object]
+OfPart = Callable[[int, Microbatch, Advance], T]
+"""What is made of a part of a log, by its number and its events; the third is told of slates that are done."""
 
 # Of a sample. In time: of so many users and items. In memory: of so many numbers in their rows.
 MAX_USERS, MAX_ITEMS, MAX_NUMBERS = 500, 100_000, 1 << 22
@@ -28,12 +35,23 @@ MAX_SHARE = 0.5
 class Engine(Protocol):
     """What runs the text of `learner.batch.sql` on a log's tables."""
 
+    def take(self, log: LogAtRest, advance: Callable[[int, float | None], object], skipped: Skipped | None) -> None:
+        """Read a log into the tables; see `read_events`, of which the last two are."""
+        ...
+
     def query(self, text: str) -> Any:
         """What a query finds, as an Arrow table."""
         ...
 
     def outcomes(self, text: str) -> Table:
         """What a query of outcomes finds, by user and then by time."""
+        ...
+
+    def histories(self, n_parts: int, since_ms: int, function: OfPart[T], advance: Advance) -> Iterator[T]:
+        """What a function makes of the events from a time on of each of n parts of the users, in their order.
+
+        Events stand in the order of the log. Parts without events are passed over.
+        """
         ...
 
 
@@ -127,32 +145,19 @@ def sample(
 
 def history(engine: Engine, width: int, first: int, below: int, since_ms: int, until_ms: int) -> Microbatch:
     """The events of the users with hashes from one to below another, between two times, in the order of the log."""
+    return events_where(engine, width, sql.between(signed(first), signed(below)), since_ms, until_ms)
+
+
+def events_where(engine: Engine, width: int, where: str, since_ms: int, until_ms: int) -> Microbatch:
+    """The events of some users between two times, in the order of the log."""
     events, shown = (
-        engine.query(sql.history(table, order, since_ms, until_ms, signed(first), signed(below)))
+        engine.query(f"{sql.history(table, since_ms, until_ms, where)} order by {order}")
         for table, order in (("events", "number"), ("shown", "number, nth"))
     )
     return microbatch_of(events, shown, width)
 
 
-class Parts(NamedTuple):
-    """The users of a log in parts, for what has to be in memory.
-
-    Attributes
-    ----------
-    bounds
-        Each part's users have hashes from one bound to below the next.
-    n_slates
-        How many were shown to all of them.
-    """
-
-    bounds: list[int]
-    n_slates: int
-
-
-def parts(engine: Engine, since_ms: int, together: int | None) -> Parts:
-    """Parts of about so many outcomes from a time on (epoch ms), at least of a user each; None: one of all."""
-    found = engine.query(sql.users(since_ms, MAX_TIMESTAMP_MS, signed(2**64), 2**31 - 1))
-    items, slates = (np.asarray(found.column(name).to_pylist(), np.float64) for name in ("n_items", "n_slates"))
-    number = np.zeros(len(items)) if together is None else (np.cumsum(items) - items) // together
-    first = np.flatnonzero(np.diff(number)) + 1
-    return Parts([0, *(found.column("whose")[i].as_py() + 2**63 for i in first.tolist()), 2**64], int(slates.sum()))
+def extent(engine: Engine, since_ms: int) -> tuple[int, int]:
+    """How many slates and outcomes users were shown from a time on (epoch ms)."""
+    found = engine.query(sql.extent(since_ms)).to_pylist()[0]
+    return int(found["n_slates"] or 0), int(found["n_items"] or 0)

@@ -6,19 +6,24 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from threading import Lock
 from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
 
+from learner.batch import sql
+from learner.batch.collect import Advance, OfPart, events_where
 from learner.batch.columns import tables_of
 from learner.batch.disk import on_disk, spool
 from learner.batch.in_turn import in_turn
 from learner.batch.outcomes import NUMBERS, whole_users
+from learner.batch.raw import Skipped
+from learner.batch.reading import LogAtRest
 from learner.batch.sql import ORDER, TABLES
 from learner.events.microbatch import Microbatch, joined
+from learner.limits import MAX_TIMESTAMP_MS
 
 T = TypeVar("T")
 CORES = 2
@@ -57,6 +62,13 @@ class Duck:
         self._connection.close()
         self._folder.cleanup()
 
+    def take(
+        self, log: LogAtRest, advance: Callable[[int, float | None], object], skipped: Skipped | None = None
+    ) -> None:
+        """See `learner.batch.collect.Engine`."""
+        with closing(log.events(advance, skipped)) as events:
+            self.read(events, log.chosen)
+
     def read(self, batches: Iterable[Microbatch], chosen: Callable[[str], bool] = lambda user_id: True) -> None:
         """Take the events of the users that are chosen, in the order of the log."""
         held: list[Microbatch] = []
@@ -78,16 +90,24 @@ class Duck:
                 self._connection.execute(f"insert into {name} select * from incoming")
                 self._connection.unregister("incoming")
 
-    def query(self, sql: str) -> Any:
+    def query(self, text: str) -> Any:
         """What a query finds, as an Arrow table."""
         with _on_disk():
-            return self._connection.sql(sql).to_arrow_table()
+            return self._connection.sql(text).to_arrow_table()
 
-    def outcomes(self, sql: str) -> Stored:
+    def outcomes(self, text: str) -> Stored:
         """What a query of outcomes finds, by user and time, in a file of its own."""
         with _on_disk():
-            found = self._connection.sql(f"{sql} order by {ORDER}").to_arrow_reader(_ROWS)
+            found = self._connection.sql(f"{text} order by {ORDER}").to_arrow_reader(_ROWS)
             return Stored(found.schema, whole_users(found, self._width, self._numbers))
+
+    def histories(self, n_parts: int, since_ms: int, function: OfPart[T], advance: Advance) -> Iterator[T]:
+        """See `learner.batch.collect.Engine`: one after another, here."""
+        for number in range(n_parts):
+            where = f"{sql.part(n_parts, '{whose}')} = {number}"
+            batch = events_where(self, self._width, where, since_ms, MAX_TIMESTAMP_MS)
+            if batch.user:
+                yield function(number, batch, advance)
 
 
 class Stored:

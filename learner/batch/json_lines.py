@@ -7,23 +7,25 @@ from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
-from pathlib import Path
-from typing import IO, cast
+from typing import IO, TYPE_CHECKING, cast
 
 import msgspec
 
 from learner.batch.raw import LogError, Raw, Reached
 
+if TYPE_CHECKING:
+    from learner.batch.remote import File
+
 
 @contextmanager
-def opened(file: Path, reached: Reached) -> Iterator[IO[bytes]]:
+def opened(file: File, reached: Reached) -> Iterator[IO[bytes]]:
     """A file, unpacked if it is a .gz or .zst; meanwhile `reached` knows how far it has been read."""
     with file.open("rb") as stored, _unpacked(file, stored) as data:
         reached.within = stored.tell
         yield data
 
 
-def _unpacked(file: Path, stored: IO[bytes]) -> IO[bytes]:
+def _unpacked(file: File, stored: IO[bytes]) -> IO[bytes]:
     if file.suffix == ".gz":
         return cast(IO[bytes], gzip.open(stored))
     if file.suffix == ".zst":
@@ -34,7 +36,7 @@ def _unpacked(file: Path, stored: IO[bytes]) -> IO[bytes]:
     return stored
 
 
-def from_json(file: Path, reached: Reached, what: str = "log") -> Iterator[Raw]:
+def from_json(file: File, reached: Reached, what: str = "log") -> Iterator[Raw]:
     """An event, or an item, a line, or all of them in one array. A byte order mark of UTF-8 is passed over.
 
     Parameters
@@ -62,7 +64,7 @@ def from_json(file: Path, reached: Reached, what: str = "log") -> Iterator[Raw]:
             yield Raw(f"{file}:{number}", line)
 
 
-def _from_array(file: Path, data: bytes, reached: Reached, what: str) -> Iterator[Raw]:
+def _from_array(file: File, data: bytes, reached: Reached, what: str) -> Iterator[Raw]:
     try:
         events = msgspec.json.decode(data, type=list[msgspec.Raw])
     except msgspec.MsgspecError as exc:

@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from learner.batch.raw import LogError, Raw, Reached
+from learner.batch.raw import LogError, Raw, Reached, Skipped
+from learner.batch.remote import File
 from learner.events.wire import BadEvent, Reason
 from learner.model.instant import A_TIME, epoch_ms
 from learner.model.kinds import Age
@@ -38,8 +39,10 @@ _ROWS = 8_192
 Converter: TypeAlias = Callable[[Any], list[Any]]
 
 
-def read_parquet(file: Path, model: Model, reached: Reached) -> Iterator[Raw]:
+def read_parquet(file: File, model: Model, reached: Reached, skipped: Skipped | None = None) -> Iterator[Raw]:
     """The events of a file; rows of one slate that stand together are one impression.
+
+    Row groups that cannot be read are noted in `skipped` and passed over; without it the first of them is an error.
 
     Raises
     ------
@@ -47,38 +50,44 @@ def read_parquet(file: Path, model: Model, reached: Reached) -> Iterator[Raw]:
         If it is not Parquet, lacks a column, or a column has a type that its values cannot have.
     """
     try:
-        table = pq.ParquetFile(file)
+        table = pq.ParquetFile(file if isinstance(file, Path) else file.open())
         # A feature may be called `value`, too.
         if "value" in table.schema_arrow.names and "item_id" not in table.schema_arrow.names:
-            yield from _events(file, table, reached)
+            yield from _events(file, table, reached, skipped)
         else:
-            yield from _outcomes(file, table, model, reached)
+            yield from _outcomes(file, table, model, reached, skipped)
     except pa.ArrowException as exc:
         raise LogError(f"log {str(file)!r}: {exc}") from exc
 
 
-def _events(file: Path, table: Any, reached: Reached) -> Iterator[Raw]:
+def _events(file: File, table: Any, reached: Reached, skipped: Skipped | None) -> Iterator[Raw]:
     convert = _texts(file, "value", table.schema_arrow.field("value").type, "events as text or bytes")
-    number = 0
-    for batch in _batches(file, table, ["value"], reached):
-        for value in convert(batch.column("value")):
-            number += 1
+    for first, batch in _batches(file, table, ["value"], reached, skipped):
+        for number, value in enumerate(convert(batch.column("value")), first):
             yield Raw(f"{file}: row {number}", b"" if value is None else value)
 
 
-def _batches(file: Path, table: Any, columns: list[str], reached: Reached) -> Iterator[Any]:
-    read, size_of_row = 0, reached.parts[reached.part] / max(table.metadata.num_rows, 1)
+def _batches(
+    file: File, table: Any, columns: list[str], reached: Reached, skipped: Skipped | None
+) -> Iterator[tuple[int, Any]]:
+    """Rows of some columns, and the number of the first of them, from 1."""
+    read, end, size_of_row = 0, 0, reached.parts[reached.part] / max(table.metadata.num_rows, 1)
     reached.within = lambda: read * size_of_row
     for number in range(table.num_row_groups):
+        end += table.metadata.row_group(number).num_rows
         try:
             for batch in table.iter_batches(_ROWS, row_groups=[number], columns=columns):
-                yield batch
+                yield read + 1, batch
                 read += batch.num_rows
         except (pa.ArrowException, OSError) as exc:
-            raise LogError(f"log {str(file)!r}: row group {number} of {table.num_row_groups}: {exc}") from exc
+            why = f"log {str(file)!r}: row group {number} of {table.num_row_groups}: from row {read + 1} on: {exc}"
+            if skipped is None:
+                raise LogError(why) from exc
+            skipped.note_unread(why)
+        read = end
 
 
-def _outcomes(file: Path, table: Any, model: Model, reached: Reached) -> Iterator[Raw]:
+def _outcomes(file: File, table: Any, model: Model, reached: Reached, skipped: Skipped | None) -> Iterator[Raw]:
     columns = [name for name in table.schema_arrow.names if not name.startswith(_INDEX)]
     _check_names(file, columns, model)
     taken = {**model.item_features, **model.context_features}
@@ -86,24 +95,26 @@ def _outcomes(file: Path, table: Any, model: Model, reached: Reached) -> Iterato
     times = {*_TIMES, *(name for name, one in taken.items() if isinstance(one, Age))}
     kinds = {name: table.schema_arrow.field(name).type for name in wanted}
     converters = {name: converter(file, name, kind, _IDS, times) for name, kind in kinds.items()}
-    rows = converted(file, table, converters, reached)
+    rows = converted(file, table, converters, reached, skipped)
     for _, slate in groupby(rows, key=lambda one: tuple(one[1][name] for name in _SLATE)):
         yield from _slate_events(file, list(slate), model)
 
 
 def converted(
-    file: Path, table: Any, converters: Mapping[str, Converter], reached: Reached
+    file: File,
+    table: Any,
+    converters: Mapping[str, Converter],
+    reached: Reached,
+    skipped: Skipped | None = None,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Each row of some columns with its number, from 1."""
-    number = 0
-    for batch in _batches(file, table, [*converters], reached):
+    for first, batch in _batches(file, table, [*converters], reached, skipped):
         values = [convert(batch.column(name)) for name, convert in converters.items()]
-        for row in zip(*values, strict=True):
-            number += 1
+        for number, row in enumerate(zip(*values, strict=True), first):
             yield number, dict(zip(converters, row, strict=True))
 
 
-def _check_names(file: Path, columns: list[str], model: Model) -> None:
+def _check_names(file: File, columns: list[str], model: Model) -> None:
     if absent := [name for name in _REQUIRED if name not in columns]:
         raise LogError(
             f"log {str(file)!r}: lacks the columns {', '.join(absent)}; expected a column `value` of events, or one "
@@ -118,7 +129,7 @@ def _check_names(file: Path, columns: list[str], model: Model) -> None:
         )
 
 
-def _slate_events(file: Path, rows: list[tuple[int, dict[str, Any]]], model: Model) -> Iterator[Raw]:
+def _slate_events(file: File, rows: list[tuple[int, dict[str, Any]]], model: Model) -> Iterator[Raw]:
     """The impression of a slate, and its clicks; as in the log, one bad item makes a bad impression."""
     first, facts = rows[0]
     context = {name: facts[name] for name in model.context_features if facts.get(name) is not None}
@@ -166,7 +177,7 @@ def _other_context(row: dict[str, Any], facts: dict[str, Any], model: Model) -> 
     return None
 
 
-def converter(file: Path, name: str, kind: Any, ids: Collection[str], times: Collection[str]) -> Converter:
+def converter(file: File, name: str, kind: Any, ids: Collection[str], times: Collection[str]) -> Converter:
     """How a column of this Arrow type is read; some hold ids, and some times.
 
     Raises
@@ -209,7 +220,7 @@ def _times(name: str, column: Any) -> list[Any]:
     ]
 
 
-def _texts(file: Path, name: str, kind: Any, expected: str) -> Converter:
+def _texts(file: File, name: str, kind: Any, expected: str) -> Converter:
     of = _inner(kind)
     if not (_is_text(of) or pa.types.is_null(of)):
         raise _wrong_type(file, name, kind, expected)
@@ -218,7 +229,7 @@ def _texts(file: Path, name: str, kind: Any, expected: str) -> Converter:
     return lambda column: column.cast(of).cast(target).to_pylist()
 
 
-def _wrong_type(file: Path, name: str, kind: Any, expected: str) -> LogError:
+def _wrong_type(file: File, name: str, kind: Any, expected: str) -> LogError:
     return LogError(f"log {str(file)!r}: column {name!r} has the type {kind}: expected {expected}")
 
 

@@ -23,14 +23,15 @@ class Parsers:
     """Reads raw events as a learner does; a context.
 
     What a catalog says depends on all that the log has said before, so with one events are read here, one after
-    another. So they are with a schema registry, whose schemas are fetched once, and with an encoder that counts.
+    another. So they are with a schema registry, whose schemas are fetched once, with an encoder that counts, and without
+    `processes`.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, processes: bool = True) -> None:
         self._model = model
         self._entries = None if model.catalog is None else LogEntries(model.catalog)
-        stateless = model.encoder is None or model.encoder.is_stateless
-        self._left = _HERE if model.catalog is None and model.unframed is None and stateless else None
+        stateless = model.catalog is None and (model.encoder is None or model.encoder.is_stateless)
+        self._left = _HERE if processes and stateless and model.unframed is None else None
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Parsers:

@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 from learner.events.wire import BadEvent, Reason
 
+MOST_NAMED = 10
+"""Files and row groups that cannot be read: of more the number is told."""
+
 
 class LogError(ValueError):
     """A log cannot be read or does not fit the model; the message names the place and what was expected."""
@@ -77,20 +80,36 @@ class Skipped:
         What one of them is called.
     fate
         What would have become of them otherwise, for people.
+    unread
+        Of each file, rest of a file, or row group that cannot be read: its path, and why.
     """
 
     what: str = "event"
     fate: str = ", which a learner would send to the dead letters"
     counts: Counter[Reason] = field(default_factory=Counter)
     first: dict[Reason, str] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)
 
     def note(self, place: str, why: BadEvent) -> None:
         """Count one."""
-        self.counts[why.reason] += 1
-        self.first.setdefault(why.reason, f"{place}: {why}")
+        self.note_all(why.reason, 1, f"{place}: {why}")
+
+    def note_all(self, reason: Reason, n: int, first: str) -> None:
+        """Count n of one reason, of which one is said to be the first."""
+        self.counts[reason] += n
+        self.first.setdefault(reason, first)
+
+    def note_unread(self, why: str) -> None:
+        """Count a file, the rest of one, or a row group."""
+        self.unread.append(why)
 
     def __str__(self) -> str:
         n = self.counts.total()
         lines = [f"skipped {n:,} bad {self.what}{'' if n == 1 else 's'}{self.fate}"]
         lines += [f"  {reason} {n:,}, first at {self.first[reason]}" for reason, n in self.counts.most_common()]
+        if self.unread:
+            lines.append(f"skipped {len(self.unread):,} files, rests of files or row groups that cannot be read")
+            lines += [f"  {why}" for why in self.unread[:MOST_NAMED]]
+        if len(self.unread) > MOST_NAMED:
+            lines.append(f"  and {len(self.unread) - MOST_NAMED:,} more")
         return "\n".join(lines)

@@ -9,7 +9,7 @@ from contextlib import closing, suppress
 from glob import glob
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
@@ -18,6 +18,8 @@ from learner.batch.items import raw_items
 from learner.batch.json_lines import from_json
 from learner.batch.parsing import Parsers
 from learner.batch.raw import LogError, Raw, Reached, Skipped
+from learner.batch.remote import File, is_remote, remote_files, size_of
+from learner.batch.users import chosen
 from learner.events.microbatch import Microbatch
 from learner.events.record import told
 from learner.events.wire import BadEvent, Reason
@@ -25,7 +27,48 @@ from learner.log import Message, read_to_end
 from learner.messages import value_of
 from learner.model.spec import Model
 
-__all__ = ["LogError", "Skipped", "raw_events", "read_events"]
+__all__ = ["LogAtRest", "LogError", "Skipped", "raw_events", "read_events"]
+
+
+def is_a_file(source: str) -> bool:
+    """Whether a source is a file, or are files: else it is a log."""
+    return "://" not in source or is_remote(source)
+
+
+class LogAtRest(NamedTuple):
+    """Which logs, and which users of them; the rest as of `read_events`."""
+
+    sources: tuple[str, ...]
+    model: Model
+    topics: tuple[str, ...] = ()
+    kafka: Mapping[str, Any] = {}
+    items_topic: str = ""
+    table: str | None = None
+    share: float = 1.0
+    seed: int = 0
+
+    def events(
+        self,
+        advance: Callable[[int, float | None], object] = lambda n, of: None,
+        skipped: Skipped | None = None,
+        processes: bool = True,
+    ) -> Generator[Microbatch]:
+        """See `read_events`."""
+        return read_events(
+            self.sources, self.model, self.topics, advance, self.kafka, skipped, self.items_topic, self.table, processes
+        )
+
+    def chosen(self, user_id: str) -> bool:
+        """Whether a user is one of those."""
+        return chosen(user_id, self.share, self.seed)
+
+    def pieces(self) -> list[LogAtRest]:
+        """What may be read side by side, in the order of the log: each file; with a catalog all of it as one."""
+        if self.model.catalog is not None:
+            return [self]
+        sources = [map(str, files_of(one)) if is_a_file(one) else [one] for one in self.sources]
+        return [self._replace(sources=(one,)) for one in chain(*sources)]
+
 
 _EVENTS_TOGETHER = 1_024
 # Behind the first event with a foreign feature, to name all of them at once.
@@ -42,6 +85,7 @@ def read_events(
     skipped: Skipped | None = None,
     items_topic: str = "",
     table: str | None = None,
+    processes: bool = True,
 ) -> Generator[Microbatch]:
     """Every event of the logs, source by source. Close it, if it is not read to its end.
 
@@ -49,7 +93,8 @@ def read_events(
     ----------
     sources
         Files (``.jsonl``, ``.json``, ``.ndjson``, ``.parquet``, the first three also with ``.gz`` or ``.zst``, an event
-        a line or one array), folders of such files and folders, patterns such as ``day=*/*.parquet``, or
+        a line or one array), folders of such files and folders, patterns such as ``day=*/*.parquet``, files and
+        folders of a store such as ``s3://bucket/day=1``, or
         ``kafka://host:port`` and ``sqlite:///path``, which are read from the beginning to now.
     topics
         What to read of a Kafka or SQLite log.
@@ -58,13 +103,15 @@ def read_events(
     kafka
         Options of kafka-python, for example for its security.
     skipped
-        Where to count the events that a learner would dead-letter, which are then passed over. None: the first of them
-        is an error.
+        Where to count the events that a learner would dead-letter, and files and row groups that cannot be read, which
+        are then passed over. None: the first of them is an error.
     items_topic
         That of the catalog, if it has one of its own: there a record without a value removes an item. What items leave
         to the catalog is what the logs have said of them before.
     table
         A table of items, which is read before all logs, and is older than what they say.
+    processes
+        Whether a long log may be read in processes beside this one.
 
     Raises
     ------
@@ -78,10 +125,10 @@ def read_events(
     def opened(source: str | None, reached: Reached) -> Generator[Raw]:
         if source is None:
             return raw_items(table or "", model, reached)
-        return raw_events(source, model, topics, kafka or {}, reached, items_topic)
+        return raw_events(source, model, topics, kafka or {}, reached, items_topic, skipped)
 
     parts = [*([] if table is None or model.catalog is None else [None]), *sources]
-    with Parsers(model) as parsers:
+    with Parsers(model, processes) as parsers:
         for i, source in enumerate(parts):
             here = Reached()
             # A generator that holds a connection must be closed here and now: when Python ends, kafka-python's own
@@ -137,17 +184,18 @@ def raw_events(
     kafka: Mapping[str, Any],
     reached: Reached | None = None,
     items_topic: str = "",
+    skipped: Skipped | None = None,
 ) -> Generator[Raw]:
     """The events of one source as they stand there; see `read_events`. Close it, if it is not read to its end.
 
-    How far it has come is written into `reached`.
+    How far it has come is written into `reached`, and which files and row groups cannot be read into `skipped`.
     """
     reached = reached or Reached()
-    if "://" in source:
+    if not is_a_file(source):
         yield from _from_log(source, model, topics, kafka, reached, items_topic)
         return
-    files = _files(source)
-    reached.parts = [file.stat().st_size if file.exists() else 0 for file in files]
+    files = files_of(source)
+    reached.parts = [size_of(file) if file.exists() else 0 for file in files]
     for file in files:
         kind = _kind(file)
         if not kind:
@@ -157,16 +205,25 @@ def raw_events(
                 # An import of a fifth of a second, which no other log needs.
                 from learner.batch.parquet import read_parquet
 
-                yield from read_parquet(file, model, reached)
+                yield from read_parquet(file, model, reached, skipped)
             else:
                 yield from from_json(file, reached)
-            reached.end_part()
-        except (OSError, EOFError, zlib.error) as exc:
-            raise LogError(f"log {str(file)!r}: cannot be read: {exc}") from exc
+        except (LogError, OSError, EOFError, zlib.error) as exc:
+            why = exc if isinstance(exc, LogError) else LogError(f"log {str(file)!r}: cannot be read: {exc}")
+            # What was typed and is not there is no damage to pass over.
+            if skipped is None or not file.exists():
+                raise why from exc
+            skipped.note_unread(str(why))
+        reached.end_part()
 
 
-def _files(source: str) -> list[Path]:
+def files_of(source: str) -> Sequence[File]:
     """The file; those of a folder and of the folders in it, or of a pattern, by name. Hidden ones are none of a log."""
+    if is_remote(source):
+        remote = remote_files(source)
+        if not (logs := [one for one in remote if _kind(one) or len(remote) == 1]):
+            raise LogError(f"log {source!r}: a folder without {_EXPECTED} files")
+        return logs
     path = Path(source)
     found = [path] if path.exists() else [Path(one) for one in sorted(glob(source, recursive=True))]
     files = []
@@ -179,7 +236,7 @@ def _files(source: str) -> list[Path]:
     return files or [path]
 
 
-def _kind(file: Path) -> str:
+def _kind(file: File) -> str:
     name = file.name.removesuffix(".gz").removesuffix(".zst")
     if name.endswith((".jsonl", ".ndjson", ".json")):
         return "json"

@@ -16,6 +16,10 @@ TABLES = {
 }
 """Their columns: ``nth`` is an item's place in its event, ``place`` its position, and ``x`` its row, float32."""
 
+LOG = f"{TABLES['shown']}, kind int, n_items int, reason string, told string"
+"""Those of both in one: of an event ``nth`` is `OF_EVENT`, and `OF_READING` of what was bad; the rest is null."""
+OF_EVENT, OF_READING = -1, -2
+
 ORDER = "whose, at_ms, outcome"
 """That of outcomes: each user's together, in the order of time."""
 
@@ -92,10 +96,38 @@ and at_ms between {since_ms} and {end_ms}
 group by events.whose order by events.whose limit {at_most}"""
 
 
-def history(table: str, order: str, since_ms: int, end_ms: int, first: int, below: int) -> str:
-    """The events, or what they showed, of the users with hashes from one to below another, in the log's order."""
+def history(table: str, since_ms: int, end_ms: int, where: str) -> str:
+    """The events, or what they showed, of some users; unordered."""
     kinds = f"and kind in ({IMPRESSION}, {CLICK}, {ERASE_ITEM}) " if table == "events" else ""
     return f"""
 with {_ERASED}
-select {table}.* from {table} {_LEFT.format(table)} {kinds}and {table}.whose >= {first} and {table}.whose < {below}
-and at_ms between {since_ms} and {end_ms} order by {order}"""
+select {table}.* from {table} {_LEFT.format(table)} {kinds}and at_ms between {since_ms} and {end_ms}
+and {where.format(whose=f"{table}.whose")}"""
+
+
+def between(first: int, below: int) -> str:
+    """That a user's hash is from one to below another."""
+    return f"{{whose}} >= {first} and {{whose}} < {below}"
+
+
+def part(n: int, whose: str = "whose") -> str:
+    """Of n parts of users, of about as many each, the number of a user's: in the order of hashes."""
+    return f"cast(least(floor(({whose} * {2.0**-64!r} + 0.5) * {n}), {n - 1}) as int)"
+
+
+def extent(since_ms: int) -> str:
+    """How many slates and items users were shown from a time on."""
+    return f"""
+with {_ERASED}
+select sum(case when kind = {IMPRESSION} then 1 else 0 end) as n_slates, sum(n_items) as n_items
+from events {_LEFT.format("events")} and kind in ({IMPRESSION}, {CLICK}) and at_ms >= {since_ms}"""
+
+
+LOG_TABLES = {
+    "events": f"select number, whose, at_ms, kind, outcome, item, n_items from log where nth = {OF_EVENT}",
+    "shown": "select number, nth, whose, at_ms, outcome, item, place, log_odds, weight, x from log where nth >= 0",
+}
+"""The two tables in the one."""
+
+READ = f"select reason, told, n_items as n from log where nth = {OF_READING} order by number, reason"
+"""What was bad, in the order of the log."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from learner.belief.gaussian import Gaussian, Method
 from learner.belief.population import marginal
 from learner.evaluation.history import Available, Log, fresh, frozen_at, joined_after, lagging, slates_of
 from learner.evaluation.metrics import Bin, Estimate, Metrics, Scored, measure, reliability, share_of
-from learner.evaluation.replay import ITEM_LAG_MS, Replayed, replay
+from learner.evaluation.replay import ITEM_LAG_MS, Replayed
 from learner.events.microbatch import ends_of
 from learner.limits import MAX_TIMESTAMP_MS
 from learner.model.effect import independent
@@ -170,49 +170,43 @@ def variants(model: Model, cut_ms: float, everything: bool = True) -> list[Varia
     return ways
 
 
-def evaluate(
-    parts: Iterable[Log],
-    ways: Sequence[Variant],
-    cut_ms: float,
-    resamples: int = 200,
-    seed: int = 0,
-    advance: Callable[[int], object] = lambda n: None,
-) -> list[Result]:
-    """Replay the log once for each way of learning, and measure the slates from the cut on.
+class Part(NamedTuple):
+    """What is kept of a part of a log that was replayed.
+
+    Attributes
+    ----------
+    whole, scored
+        What it holds, and from the cut on.
+    is_new
+        Of each user, whether nothing was shown to them before the cut.
+    ways
+        For each way of learning what each scored outcome was; what is the same in all ways is there once.
+    """
+
+    whole: Extent
+    scored: Extent
+    is_new: NDArray[np.bool_]
+    ways: list[Replayed]
+
+
+def results(parts: Sequence[Part], names: Sequence[str], resamples: int = 200, seed: int = 0) -> list[Result]:
+    """Measure the slates from the cut on.
 
     Parameters
     ----------
     parts
-        The log in parts, each of users of its own; with an effect of items in one, since these know of all users. One
-        is in memory at a time, and of each scored outcome what it was, and 8 bytes for each way.
-    cut_ms
-        Slates before it are learnt from only. A user is new if none was shown to them before it.
+        Of a log, each of users of its own; with an effect of items one, since these know of all users. Of each scored
+        outcome they have what it was, and 8 bytes for each way.
+    names
+        Of the ways of learning.
     resamples, seed
-        Of the bootstrap; the seed also draws the predictive distributions.
-    advance
-        Called with the number of slates scored.
+        Of the bootstrap.
     """
-    done: list[list[Replayed]] = [[] for _ in ways]
-    new: list[NDArray[np.bool_]] = []
-    for number, log in enumerate(parts):
-        new.append(np.array([not (history.at < cut_ms).any() for history in log.users], dtype=bool))
-        first: Replayed | None = None
-        for way, mine in zip(ways, done, strict=True):
-            pit_seed = seed + number if way.name.startswith(FRESH) else None
-            one = replay(way.model, log, way.available, cut_ms, pit_seed, advance, way.item_lag_ms, way.settled)
-            if way.as_shown and way.model.examination is not None:
-                position = log.batch.events.item["position"][one.place]
-                e = np.array(way.model.examination)[np.minimum(position, len(way.model.examination) - 1)]
-                one = one._replace(scored=one.scored._replace(p=one.scored.p * e), pit=np.empty(0))
-            first = first or one
-            if np.array_equal(one.place, first.place):
-                # What is the same in all ways is kept once.
-                one = first._replace(scored=first.scored._replace(p=one.scored.p), pit=one.pit)
-            mine.append(one._replace(shown_at=np.empty(0, np.int64), place=np.empty(0, np.int64), items={}))
-    is_new = np.concatenate([np.empty(0, np.bool_), *new])
-    sizes = [len(one) for one in new]
+    is_new = np.concatenate([np.empty(0, np.bool_), *(part.is_new for part in parts)])
+    sizes = [len(part.is_new) for part in parts]
     return [
-        _result(way.name, _together(mine, sizes), is_new, resamples, seed) for way, mine in zip(ways, done, strict=True)
+        _result(name, _together([part.ways[i] for part in parts], sizes), is_new, resamples, seed)
+        for i, name in enumerate(names)
     ]
 
 

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from collections.abc import Iterator
-from functools import reduce
-from itertools import pairwise
-from typing import TYPE_CHECKING
+from functools import partial, reduce
 
 from learner.evaluation.metrics import METRICS, Metric
-from learner.limits import MAX_TIMESTAMP_MS
 from learner.model.spec import Model
 from learner.policy.rule import Rule, parse_rule
 from service.commands.logs import (
@@ -26,9 +22,6 @@ from service.commands.logs import (
 )
 from service.progress import progress
 from service.settings import Settings
-
-if TYPE_CHECKING:
-    from learner.evaluation.compare import Extent
 
 # Outcomes that are replayed at a time, in memory.
 _TOGETHER = 1_000_000
@@ -101,10 +94,10 @@ def run(arguments: EvaluateArguments, settings: Settings, model: Model) -> int:
     """Replay, print the table and write what was asked for."""
     import numpy as np
 
-    from learner.batch.collect import cut_at, history, parts
-    from learner.evaluation.compare import evaluate, extent, variants
-    from learner.evaluation.history import Log, read_log
+    from learner.batch.collect import cut_at, extent
+    from learner.evaluation.compare import Extent, Part, results, variants
     from learner.evaluation.page import as_html
+    from learner.evaluation.parts import replay_events
     from learner.evaluation.report import Evaluation, as_json, as_text
     from service.static_files import REPORT_SCRIPTS, REPORT_STYLES, head
 
@@ -115,6 +108,8 @@ def run(arguments: EvaluateArguments, settings: Settings, model: Model) -> int:
         raise ValueError(f"--learn-from {arguments.learnt}: expected at most --from, {arguments.start}")
     skipped = skipping(arguments)
     if arguments.policy is not None:
+        if arguments.engine != "duckdb":
+            raise ValueError("--policy: expected --engine duckdb, since the log is weighed in memory")
         from service.commands.evaluate_policy import evaluate_policy
 
         if arguments.policy.max_per_category and model.categories is None:
@@ -126,26 +121,21 @@ def run(arguments: EvaluateArguments, settings: Settings, model: Model) -> int:
         cut_ms, learnt_ms = cut_at(tables, arguments.start), cut_at(tables, arguments.learnt)
         since_ms = int(learnt_ms) if np.isfinite(learnt_ms) else 0
         ways = variants(model, cut_ms, not arguments.brief)
-        slates = parts(tables, int(max(cut_ms, since_ms)), None).n_slates
+        slates, _ = extent(tables, int(max(cut_ms, since_ms)))
         if not slates:
             raise no_slates(arguments, skipped)
+        _, outcomes = extent(tables, since_ms)
         # What is known of an item is from all users.
-        bounds = parts(tables, since_ms, _TOGETHER if model.item is None else None).bounds
-        extents: list[tuple[Extent, Extent]] = []
-
-        def logs() -> Iterator[Log]:
-            for first, below in pairwise(bounds):
-                batch = history(tables, model.width, first, below, since_ms, MAX_TIMESTAMP_MS)
-                log = read_log(batch, model.window_ms, model.by_item)
-                extents.append((extent(log), extent(log, cut_ms)))
-                yield log
-
+        n_parts = 1 if model.item is not None else 1 + outcomes // _TOGETHER
+        of_part = partial(replay_events, model=model, ways=ways, cut_ms=cut_ms, seed=arguments.seed)
         with progress("replaying", " slates", len(ways) * slates) as bar:
-            results = evaluate(logs(), ways, cut_ms, arguments.resamples, arguments.seed, bar.update)
-    whole, scored = (reduce(type(of[0]).and_of, of) for of in zip(*extents, strict=True))
+            parts: list[Part] = list(tables.histories(n_parts, since_ms, of_part, bar.update))
+    compared = results(parts, [way.name for way in ways], arguments.resamples, arguments.seed)
+    whole = reduce(Extent.and_of, (part.whole for part in parts))
+    scored = reduce(Extent.and_of, (part.scored for part in parts))
     source = settings.prior or model.prior_file or "as the model states it"
     prior = f"{source}, fingerprint {model.population_fingerprint.hex()}"
-    done = Evaluation(model.name, prior, arguments.typed, whole, scored, results)
+    done = Evaluation(model.name, prior, arguments.typed, whole, scored, compared)
     print(as_text(done))
     if arguments.json:
         write_output("--json", arguments.json, as_json(done).encode())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import datetime
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,10 +20,11 @@ from service.settings import Settings
 if TYPE_CHECKING:
     from learner.batch.collect import Engine
     from learner.batch.raw import Skipped
-    from learner.batch.reading import LogError
+    from learner.batch.reading import LogAtRest, LogError
 
-_LOGS = "files, folders or patterns of .jsonl, .json, .ndjson (or with .gz or .zst) or .parquet; or kafka://host:port \
-or sqlite:///path, from the beginning to now"
+_LOGS = "files, folders or patterns of .jsonl, .json, .ndjson (or with .gz or .zst) or .parquet; files and folders of \
+s3://, gs://, abfs:// or hdfs://, by PyArrow and with the credentials of the environment; or kafka://host:port or \
+sqlite:///path, from the beginning to now"
 
 
 class LogArguments(Arguments):
@@ -33,6 +35,9 @@ class LogArguments(Arguments):
     seed: int
     skip_bad: bool
     items: str | None
+    engine: str
+    master: str | None
+    conf: list[str]
 
 
 def add_arguments(parser: argparse.ArgumentParser, at_least: Literal["*", "+"] = "+") -> None:
@@ -47,8 +52,23 @@ def add_arguments(parser: argparse.ArgumentParser, at_least: Literal["*", "+"] =
     parser.add_argument("--seed", type=int, default=0, help="of every random choice (default: %(default)s)")
     parser.add_argument(
         "--skip-bad", action="store_true",
-        help="pass over events that a learner would send to the dead letters, and say at the end how many there were "
-        "for each reason (default: stop at the first)",
+        help="pass over events that a learner would send to the dead letters, and files, rests of files and row groups "
+        "that cannot be read; say at the end how many there were for each reason (default: stop at the first)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--engine", choices=("duckdb", "spark"), default="duckdb",
+        help="what joins the log: DuckDB in this process, for what two cores and a disk can hold, or Spark, by "
+        "executors that see the same files and have Freshet's dependencies; it takes freshet-online[spark] and Java 17 "
+        "(default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--master", metavar="URL",
+        help="with --engine spark: the cluster, such as spark://host:7077, yarn or local[2] (default: what "
+        "spark-submit or spark-defaults.conf say, else this machine)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--conf", action="append", default=[], metavar="KEY=VALUE",
+        help="with --engine spark: more of its configuration, such as spark.executor.memory=8g; may be repeated",
     )  # fmt: skip
 
 
@@ -92,12 +112,8 @@ def events_of(
     arguments: LogArguments, settings: Settings, model: Model, skipped: Skipped | None
 ) -> Iterator[Iterator[Microbatch]]:
     """The events of the logs; what they are read from is closed at the end of the block, however that comes."""
-    from learner.batch.reading import read_events
-
-    with progress("reading", " events") as bar, closing(
-        read_events(arguments.logs, model, settings.topics, bar.reach, settings.kafka_options, skipped,
-                    settings.items_topic, arguments.items)
-    ) as events:  # fmt: skip
+    log = _log(arguments, settings, model)
+    with progress("reading", " events") as bar, closing(log.events(bar.reach, skipped)) as events:
         yield events
 
 
@@ -106,13 +122,48 @@ def tables_of_logs(
     arguments: LogArguments, settings: Settings, model: Model, skipped: Skipped | None
 ) -> Iterator[Engine]:
     """The tables of the logs, of the chosen share of users, gone at the end of the block."""
-    from learner.batch.duck import Duck
-    from learner.batch.users import chosen
-
-    with Duck(model.width) as tables:
-        with events_of(arguments, settings, model, skipped) as events:
-            tables.read(events, lambda user_id: chosen(user_id, arguments.sample, arguments.seed))
+    with _engine(arguments, model) as tables:
+        with progress("reading", " events") as bar:
+            tables.take(_log(arguments, settings, model), bar.reach, skipped)
         yield tables
+
+
+def _log(arguments: LogArguments, settings: Settings, model: Model) -> LogAtRest:
+    from learner.batch.reading import LogAtRest
+
+    return LogAtRest(
+        tuple(arguments.logs), model, tuple(settings.topics), settings.kafka_options, settings.items_topic,
+        arguments.items, arguments.sample, arguments.seed,
+    )  # fmt: skip
+
+
+def _engine(arguments: LogArguments, model: Model) -> AbstractContextManager[Engine]:
+    """What `--engine` names: nothing else knows which it is.
+
+    Raises
+    ------
+    ValueError
+        If it is not installed, or is not asked for what it is told.
+    """
+    if arguments.engine == "duckdb":
+        if arguments.master or arguments.conf:
+            raise ValueError("--master, --conf: expected --engine spark beside them")
+        from learner.batch.duck import Duck
+
+        return Duck(model.width)
+    options = dict(one.partition("=")[::2] for one in arguments.conf)
+    if bad := [key for key, value in options.items() if not value]:
+        raise ValueError(f"--conf {bad[0]!r}: expected KEY=VALUE")
+    try:
+        # What Spark asks for later would not name the extra.
+        import_module("pandas")
+        from learner.batch.spark import Spark, spark_session
+    except ModuleNotFoundError as exc:
+        raise ValueError(
+            f"--engine spark: {exc.name} is not installed: expected pip install 'freshet-online[spark]', and Java 17 "
+            "or newer"
+        ) from exc
+    return Spark(spark_session(arguments.master, options), model.width)
 
 
 def check_items(arguments: LogArguments, model: Model) -> None:

@@ -10,9 +10,10 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser
 
-from learner.evaluation.compare import Result, cut_at, evaluate, extent, variants
+from learner.evaluation.compare import Result, cut_at, extent, variants
 from learner.evaluation.history import read_log
 from learner.evaluation.page import as_html
+from learner.evaluation.parts import evaluate
 from learner.evaluation.report import Evaluation
 from learner.evaluation.simulate import Catalogue, World
 from learner.events.parse import parse_events

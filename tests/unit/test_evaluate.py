@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from learner.belief.gaussian import click_probability, predict
-from learner.evaluation.compare import USER_AGE, by_age, cut_at, evaluate, extent, variants
+from learner.evaluation.compare import USER_AGE, by_age, cut_at, extent, variants
 from learner.evaluation.history import Log, fresh, frozen_at, joined_after, lagging, read_log
 from learner.evaluation.metrics import log_loss
 from learner.evaluation.page import as_html
+from learner.evaluation.parts import evaluate
 from learner.evaluation.replay import replay
 from learner.evaluation.report import Evaluation, as_json, as_text, headline
 from learner.model.spec import load_model

@@ -17,8 +17,9 @@ from learner.batch import parsing
 from learner.batch.columns import whose
 from learner.batch.outcomes import whole_users
 from learner.batch.reading import LogError, read_events
-from learner.evaluation.compare import evaluate, variants
+from learner.evaluation.compare import variants
 from learner.evaluation.history import read_log
+from learner.evaluation.parts import evaluate
 from learner.events.microbatch import Microbatch
 from learner.events.wire import BadEvent, Reason, impression_json
 from learner.model.spec import load_model

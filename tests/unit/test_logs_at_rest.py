@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -173,7 +176,9 @@ def test_a_bad_row_is_refused_by_column_and_row(tmp_path: Path, columns: dict[st
 def test_a_column_of_a_type_that_says_nothing_of_the_kind_is_named(tmp_path: Path, name: str, values: Any) -> None:
     write(tmp_path, **{name: values})
     with pytest.raises(LogError, match=rf"log\.parquet': column '{name}' has the type .*: expected"):
-        outcomes(tmp_path, Skipped())
+        outcomes(tmp_path)
+    assert outcomes(tmp_path, skipped := Skipped()) == []
+    assert f"log.parquet': column '{name}' has the type" in skipped.unread[0]
 
 
 def shown(i: int, **features: Any) -> dict[str, Any]:
@@ -219,7 +224,9 @@ def test_the_same_events_are_read_however_they_are_written(tmp_path: Path, name:
 def test_a_file_that_is_not_what_its_name_says_is_named(tmp_path: Path, name: str, data: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(LogError, match=message):
-        outcomes(tmp_path, Skipped())
+        outcomes(tmp_path)
+    outcomes(tmp_path, skipped := Skipped())
+    assert re.search(message, skipped.unread[0])
 
 
 def test_what_a_learner_would_dead_letter_is_skipped_counted_by_reason_and_the_first_place_told(tmp_path: Path) -> None:
@@ -322,6 +329,62 @@ def test_fit_and_evaluate_skip_bad_events_and_say_so_at_the_end(
     for command in commands:
         assert run(*command, "--skip-bad") == 0
         assert "skipped 2 bad events" in capsys.readouterr().out.splitlines()[-3]
+
+
+def test_files_and_row_groups_that_cannot_be_read_are_named_counted_and_passed_over(tmp_path: Path) -> None:
+    good = [json.dumps(one) for one in slates(30, 5)]
+    packed = gzip.compress("\n".join(good).encode())
+    (tmp_path / "cut.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+    (tmp_path / "none.parquet").write_bytes(b"PAR1")
+    pq.write_table(pa.table({"user_id": ["u"], "item_id": ["i"]}), tmp_path / "lacking.parquet")
+    groups = tmp_path / "groups.parquet"
+    pq.write_table(pa.table({"value": good}), groups, row_group_size=10, compression="none", use_dictionary=False)
+    place = pq.ParquetFile(groups).metadata.row_group(1).column(0).data_page_offset
+    damaged = bytearray(groups.read_bytes())
+    damaged[place : place + 16] = bytes(16)
+    groups.write_bytes(damaged)
+    model = load_model('name = "t"\n[features]\nx = { kind = "numeric" }\n')
+    skipped = Skipped()
+    users = [batch.user for batch in read_events([str(groups)], model, skipped=skipped)]
+    # The events of two groups of three.
+    assert sum(map(len, users)) == len(good) - 10
+    assert re.fullmatch(rf"log '{groups}': row group 1 of 4: from row 11 on: .*", skipped.unread[0], re.DOTALL)
+    list(read_events([str(tmp_path)], model, skipped=(skipped := Skipped())))
+    assert [Path(why.split("'")[1]).name for why in skipped.unread] == [
+        "cut.jsonl.gz", "groups.parquet", "lacking.parquet", "none.parquet"
+    ]  # fmt: skip
+    assert not skipped.counts
+    assert "skipped 4 files, rests of files or row groups" in str(skipped)
+    for file in sorted(tmp_path.iterdir()):
+        with pytest.raises(LogError, match=file.name):
+            list(read_events([str(file)], model))
+    # What was typed and is not there is no damage.
+    with pytest.raises(LogError, match=r"absent\.jsonl"):
+        list(read_events([str(tmp_path / "absent.jsonl")], model, skipped=skipped))
+
+
+@pytest.mark.parametrize("absent", ["pyspark", "pandas"])
+def test_an_engine_that_is_not_installed_is_named_with_the_extra_that_has_it(
+    run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], absent: str
+) -> None:
+    for name in ("pandas", "pyspark", "pyspark.sql", "learner.batch.spark"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "pandas", ModuleType("pandas"))
+    monkeypatch.setitem(sys.modules, absent, None)
+    assert run("evaluate", "log.jsonl", "--engine", "spark") == 2
+    said = capsys.readouterr().err
+    assert absent in said
+    assert "pip install 'freshet-online[spark]', and Java 17" in said
+
+
+def test_what_is_said_to_an_engine_is_for_spark_alone(
+    run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for option, value in (("--master", "local[2]"), ("--conf", "spark.executor.memory=2g")):
+        assert run("evaluate", "log.jsonl", option, value) == 2
+        assert "expected --engine spark" in capsys.readouterr().err
+    assert run("evaluate", "log.jsonl", "--engine", "spark", "--conf", "memory") == 2
+    assert "--conf 'memory': expected KEY=VALUE" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("events", [[], [clicked(1)]])

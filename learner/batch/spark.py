@@ -1,0 +1,300 @@
+"""A log's tables in Spark: read, joined and mapped over by executors. It takes the extra `spark`, and Java 17.
+
+A file is a task, and so is a part of the users. What is lost with an executor is read or made again, and comes out the
+same: nothing of a result depends on which task ends first.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import pickle
+import shutil
+import sys
+import tempfile
+import weakref
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
+from functools import cache, partial
+from os.path import abspath
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyspark import SparkConf, SparkFiles, StorageLevel, cloudpickle
+from pyspark.sql import SparkSession
+
+import learner
+from learner.batch import sql
+from learner.batch.collect import Advance, OfPart
+from learner.batch.columns import column, microbatch_of, tables_of
+from learner.batch.outcomes import NUMBERS, whole_users
+from learner.batch.raw import LogError, Skipped
+from learner.batch.reading import LogAtRest, is_a_file
+from learner.events.wire import Reason
+from learner.limits import MAX_TIMESTAMP_MS
+
+T = TypeVar("T")
+# Pieces of outcomes that a partition holds, about.
+_PIECES = 4
+# Numbers of events: of so many a file at most.
+_FILE_BITS = 40
+# Of a row of what was bad, beside the reasons of events.
+_UNREAD, _REFUSED = "unread", "refused"
+_CODE = "freshet"
+_MADE = "made binary"
+_LOCAL = {
+    "spark.driver.bindAddress": "127.0.0.1",
+    "spark.driver.host": "127.0.0.1",
+    "spark.ui.enabled": "false",
+}
+
+
+def spark_session(master: str | None, options: Mapping[str, str]) -> Any:
+    """The session of this process; the first call starts it, and it ends with the process.
+
+    Parameters
+    ----------
+    master
+        As Spark knows it, such as ``local[2]`` or ``spark://host:7077``. None: what `spark-submit` or
+        ``spark-defaults.conf`` say, else this machine.
+    options
+        More of Spark's configuration.
+
+    Raises
+    ------
+    ValueError
+        If there is no Java.
+    """
+    conf = SparkConf().setAppName("freshet").set("spark.ui.showConsoleProgress", str(sys.stderr.isatty()).lower())
+    if master is not None:
+        conf.setMaster(master)
+    if master is not None and master.startswith("local"):
+        # Executors are on this machine, and Python is the same.
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+        conf.setAll(list(_LOCAL.items()))
+    conf.setAll(list(options.items()))
+    if shutil.which("java") is None and "JAVA_HOME" not in os.environ:
+        raise ValueError("--engine spark: no java is found: expected Java 17 or newer, in PATH or at JAVA_HOME")
+    session = SparkSession.builder.config(conf=conf).getOrCreate()
+    atexit.register(session.stop)
+    session.sparkContext.setLogLevel("ERROR")
+    return session
+
+
+class Spark:
+    """The tables of `learner.batch.sql`; a context, behind which they are gone.
+
+    Parameters
+    ----------
+    session
+        Of `spark_session`.
+    width
+        Columns of the model's rows.
+    numbers
+        As of `whole_users`.
+    """
+
+    def __init__(self, session: Any, width: int, numbers: int = NUMBERS) -> None:
+        _send_code(session.sparkContext)
+        # Its own temporary views.
+        self._session, self._width, self._numbers = session.newSession(), width, numbers
+        self._kept: list[Any] = []
+
+    def __enter__(self) -> Spark:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        for frame in self._kept:
+            frame.unpersist()
+
+    def take(
+        self, log: LogAtRest, advance: Callable[[int, float | None], object], skipped: Skipped | None = None
+    ) -> None:
+        """See `learner.batch.collect.Engine`: a file is read by a task, on an executor."""
+        if elsewhere := [one for one in log.sources if not is_a_file(one)]:
+            raise LogError(f"log {elsewhere[0]!r}: expected files for --engine spark; --engine duckdb reads logs")
+        # Executors work in folders of their own.
+        sources = tuple(one if "://" in one else abspath(one) for one in log.sources)
+        log = log._replace(sources=sources, table=log.table and abspath(log.table))
+        pieces = [(number, cloudpickle.dumps(piece)) for number, piece in enumerate(log.pieces())]
+        frame = self._session.createDataFrame(pieces, "number int, piece binary")
+        read = partial(_read_pieces, skipping=skipped is not None)
+        # Each task takes one.
+        rows = frame.repartitionById(len(pieces), "number").mapInArrow(_there(read), sql.LOG)
+        self._keep(rows).createOrReplaceTempView("log")
+        for name, text in sql.LOG_TABLES.items():
+            self._session.sql(text).createOrReplaceTempView(name)
+        for told in self.query(sql.READ).to_pylist():
+            if told["reason"] == _REFUSED:
+                raise LogError(told["told"])
+            if skipped is not None and told["reason"] == _UNREAD:
+                skipped.note_unread(told["told"])
+            elif skipped is not None:
+                skipped.note_all(Reason(told["reason"]), told["n"], told["told"])
+        n = self.query("select count(*) as n from events").column("n")[0].as_py()
+        advance(n, n)
+
+    def query(self, text: str) -> Any:
+        """What a query finds, as an Arrow table."""
+        return self._session.sql(text).toArrow()
+
+    def outcomes(self, text: str) -> Pieces:
+        """What a query of outcomes finds, by user and time, in pieces that executors keep."""
+        n = self.query("select count(*) as n from shown").column("n")[0].as_py()
+        n_parts = n * self._width // (_PIECES * self._numbers) + 1
+        found = self._of_users(self._session.sql(text), n_parts).sortWithinPartitions(*sql.ORDER.split(", "))
+        cut = partial(_cut, width=self._width, numbers=self._numbers)
+        return Pieces(found.mapInArrow(_there(cut), _MADE).rdd.map(lambda row: bytes(row.made)))
+
+    def histories(self, n_parts: int, since_ms: int, function: OfPart[T], advance: Advance) -> Iterator[T]:
+        """See `learner.batch.collect.Engine`: a part is a task, whose result stays with its executor until its turn."""
+        events, shown = (
+            self._session.sql(sql.history(table, since_ms, MAX_TIMESTAMP_MS, "true")) for table in ("events", "shown")
+        )
+        both = events.selectExpr("*", f"{sql.OF_EVENT} as nth").unionByName(shown, allowMissingColumns=True)
+        parts = self._of_users(both, n_parts).sortWithinPartitions("number", "nth")
+        of = partial(_history, width=self._width, n_parts=n_parts, function=function)
+        made = self._keep(parts.mapInArrow(_there(of), _MADE).rdd.map(lambda row: bytes(row.made)))
+        # All at once here; else each would wait for the one before.
+        made.count()
+        for one in made.toLocalIterator():
+            n_slates, result = pickle.loads(one)
+            advance(n_slates)
+            yield result
+
+    def _of_users(self, frame: Any, n_parts: int) -> Any:
+        """A partition a part."""
+        numbered = frame.selectExpr("*", f"{sql.part(n_parts)} as part")
+        return numbered.repartitionById(n_parts, "part").drop("part")
+
+    def _keep(self, frame: Any) -> Any:
+        kept = frame.persist(StorageLevel.MEMORY_AND_DISK)
+        self._kept.append(kept)
+        return kept
+
+
+class Pieces:
+    """Outcomes that executors keep; a piece is a stream of Arrow, of whole users."""
+
+    def __init__(self, rdd: Any) -> None:
+        # They are fitted when the tables are gone.
+        self._rdd = rdd.persist(StorageLevel.MEMORY_AND_DISK)
+        weakref.finalize(self, _release, self._rdd).atexit = False
+
+    def map(self, function: Callable[[Any], T]) -> Iterator[T]:
+        """See `learner.batch.outcomes.Table`."""
+        for result in self._rdd.mapPartitions(_there(partial(_map, function=function))).collect():
+            yield pickle.loads(result)
+
+
+def _release(rdd: Any) -> None:
+    if rdd.ctx._jsc is not None:  # else Spark has stopped, and nothing is kept
+        rdd.unpersist()
+
+
+@cache
+def _send_code(context: Any) -> None:
+    """Give executors the `learner` package of this process, with what Numba has compiled of it."""
+    folder = Path(learner.__file__ or "").parent
+    # Executors fetch it when they start, which may be at any time.
+    atexit.register((kept := tempfile.TemporaryDirectory(prefix="freshet-")).cleanup)
+    sent = Path(kept.name, f"{_CODE}.zip")
+    with zipfile.ZipFile(sent, "w") as archive:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file() and file.suffix != ".pyc":
+                archive.write(file, Path(folder.name, file.relative_to(folder)))
+    context.addArchive(f"{sent}#{_CODE}")
+
+
+def _there(function: Callable[[Iterable[Any]], Iterator[Any]]) -> Callable[[Iterable[Any]], Iterator[Any]]:
+    """The function as an executor runs it, by the code that it was sent."""
+    sent, code = cloudpickle.dumps(function), _CODE
+
+    def run(batches: Iterable[Any]) -> Iterator[Any]:
+        # Of this package nothing is known there before this.
+        if (folder := SparkFiles.get(code)) not in sys.path:
+            sys.path.insert(0, folder)
+        yield from pickle.loads(sent)(batches)
+
+    return run
+
+
+def _read_pieces(batches: Iterable[Any], skipping: bool) -> Iterator[Any]:
+    for batch in batches:
+        for number, piece in zip(*(batch.column(name).to_pylist() for name in ("number", "piece")), strict=True):
+            yield from _read(pickle.loads(piece), number << _FILE_BITS, Skipped() if skipping else None)
+
+
+def _read(log: LogAtRest, first: int, skipped: Skipped | None) -> Iterator[Any]:
+    """The log as rows of `sql.LOG`, its events numbered from one on; what is wrong with it is told by rows, too."""
+    number = first
+    try:
+        with closing(log.events(skipped=skipped, processes=False)) as events:
+            for batch in events:
+                tables = tables_of(batch, number, log.chosen)
+                number += len(batch.user)
+                nth = np.full(len(tables["events"]), sql.OF_EVENT)
+                yield _rows(tables["events"].append_column("nth", pa.array(nth)))
+                yield _rows(tables["shown"])
+    except LogError as exc:
+        yield _told(number, _REFUSED, 1, str(exc))
+    if skipped is not None:
+        for reason, n in skipped.counts.items():
+            yield _told(first, reason, n, skipped.first[reason])
+        for i, why in enumerate(skipped.unread):
+            yield _told(first + i, _UNREAD, 1, why)
+
+
+def _told(number: int, reason: str, n: int, told: str) -> Any:
+    columns = {"number": [number], "nth": [sql.OF_READING], "reason": [str(reason)], "n_items": [n], "told": [told]}
+    return _rows(pa.RecordBatch.from_pydict(columns))
+
+
+_ARROW = {"bigint": pa.int64(), "int": pa.int32(), "float": pa.float32(), "binary": pa.binary(), "string": pa.string()}
+
+
+def _rows(batch: Any) -> Any:
+    """The columns of `sql.LOG`, null where the batch has none of them."""
+    columns = {}
+    for name, kind in (one.split() for one in sql.LOG.split(", ")):
+        there = name in batch.schema.names
+        columns[name] = batch.column(name).cast(_ARROW[kind]) if there else pa.nulls(len(batch), _ARROW[kind])
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def _made(made: bytes) -> Any:
+    return pa.RecordBatch.from_pydict({"made": pa.array([made], pa.binary())})
+
+
+def _cut(batches: Iterable[Any], width: int, numbers: int) -> Iterator[Any]:
+    for piece in whole_users(batches, width, numbers):
+        stream = pa.BufferOutputStream()
+        with pa.ipc.new_stream(stream, piece.schema) as out:
+            out.write_batch(piece.combine_chunks().to_batches()[0])
+        yield _made(stream.getvalue().to_pybytes())
+
+
+def _map(pieces: Iterable[bytes], function: Callable[[Any], Any]) -> Iterator[bytes]:
+    for piece in pieces:
+        result = function(pa.ipc.open_stream(piece).read_next_batch())
+        yield pickle.dumps(result, pickle.HIGHEST_PROTOCOL)
+
+
+def _history(batches: Iterable[Any], width: int, n_parts: int, function: OfPart[Any]) -> Iterator[Any]:
+    """The events of a part are a partition."""
+    held = [batch for batch in batches if len(batch)]
+    if not held:
+        return
+    table = pa.Table.from_batches(held)
+    is_event = pa.array(column(table, "nth") == sql.OF_EVENT)
+    events, shown = table.filter(is_event), table.filter(pc.invert(is_event))
+    done: list[int] = []
+    hashed = int(column(table, "whose")[0])
+    number = min(int((hashed * 2.0**-64 + 0.5) * n_parts), n_parts - 1)
+    result = function(number, microbatch_of(events, shown, width), done.append)
+    yield _made(pickle.dumps((sum(done), result), pickle.HIGHEST_PROTOCOL))
