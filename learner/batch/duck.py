@@ -43,12 +43,7 @@ class Duck:
 
     def __enter__(self) -> Duck:
         self._folder = tempfile.TemporaryDirectory(prefix="freshet-", ignore_cleanup_errors=True)
-        options: dict[str, str | bool | int | float | list[str]] = {
-            "memory_limit": _MEMORY,
-            "threads": CORES,
-            "temp_directory": f"{self._folder.name}/spilled",
-        }
-        self._connection = duckdb.connect(f"{self._folder.name}/log.duckdb", config=options)
+        self._connection = connected(self._folder.name)
         for name, columns in TABLES.items():
             self._connection.execute(f"create table {name} ({columns})")
         return self
@@ -72,7 +67,7 @@ class Duck:
     def _take(self, batch: Microbatch, chosen: Callable[[str], bool]) -> None:
         tables = tables_of(batch, self._n_events, chosen)
         self._n_events += len(batch.user)
-        with _on_disk():
+        with duck_on_disk():
             for name in TABLES:
                 self._connection.register("incoming", tables[name])
                 self._connection.execute(f"insert into {name} select * from incoming")
@@ -80,14 +75,24 @@ class Duck:
 
     def query(self, sql: str) -> Any:
         """What a query finds, as an Arrow table."""
-        with _on_disk():
+        with duck_on_disk():
             return self._connection.sql(sql).to_arrow_table()
 
     def outcomes(self, sql: str) -> Stored:
         """What a query of outcomes finds, by user and time, in a file of its own."""
-        with _on_disk():
+        with duck_on_disk():
             found = self._connection.sql(f"{sql} order by {ORDER}").to_arrow_reader(_ROWS)
             return Stored(found.schema, whole_users(found, self._width, self._numbers))
+
+
+def connected(folder: str) -> duckdb.DuckDBPyConnection:
+    """A database in a folder, which takes little memory, and the rest there."""
+    options: dict[str, str | bool | int | float | list[str]] = {
+        "memory_limit": _MEMORY,
+        "threads": CORES,
+        "temp_directory": f"{folder}/spilled",
+    }
+    return duckdb.connect(f"{folder}/log.duckdb", config=options)
 
 
 class Stored:
@@ -121,7 +126,7 @@ class Stored:
 
 
 @contextmanager
-def _on_disk() -> Iterator[None]:
+def duck_on_disk() -> Iterator[None]:
     """Raise `ValueError` where what is in temporary files does not fit on the disk, as `on_disk` does."""
     with on_disk():
         try:

@@ -8,7 +8,7 @@ floats or decimals, times epoch milliseconds or timestamps (without a zone: UTC)
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from itertools import groupby
+from itertools import groupby, repeat
 from math import isfinite
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from learner.batch.parquet_offsets import OffsetColumns, positions_of, refuse_offsets, require_offsets
 from learner.batch.raw import LogError, Raw, Reached
 from learner.events.wire import BadEvent, Reason
 from learner.model.instant import A_TIME, epoch_ms
@@ -38,8 +39,13 @@ _ROWS = 8_192
 Converter: TypeAlias = Callable[[Any], list[Any]]
 
 
-def read_parquet(file: Path, model: Model, reached: Reached) -> Iterator[Raw]:
+def read_parquet(file: Path, model: Model, reached: Reached, offsets: OffsetColumns | None = None) -> Iterator[Raw]:
     """The events of a file; rows of one slate that stand together are one impression.
+
+    Parameters
+    ----------
+    offsets
+        Columns that say where each event stands in Kafka; a file of events has to have them then.
 
     Raises
     ------
@@ -50,20 +56,24 @@ def read_parquet(file: Path, model: Model, reached: Reached) -> Iterator[Raw]:
         table = pq.ParquetFile(file)
         # A feature may be called `value`, too.
         if "value" in table.schema_arrow.names and "item_id" not in table.schema_arrow.names:
-            yield from _events(file, table, reached)
+            yield from _events(file, table, reached, offsets)
         else:
+            refuse_offsets(file, offsets)
             yield from _outcomes(file, table, model, reached)
     except pa.ArrowException as exc:
         raise LogError(f"log {str(file)!r}: {exc}") from exc
 
 
-def _events(file: Path, table: Any, reached: Reached) -> Iterator[Raw]:
+def _events(file: Path, table: Any, reached: Reached, offsets: OffsetColumns | None) -> Iterator[Raw]:
     convert = _texts(file, "value", table.schema_arrow.field("value").type, "events as text or bytes")
+    require_offsets(file, offsets, table.schema_arrow.names)
     number = 0
-    for batch in _batches(file, table, ["value"], reached):
-        for value in convert(batch.column("value")):
+    for batch in _batches(file, table, ["value", *(offsets or ())], reached):
+        values = convert(batch.column("value"))
+        places = repeat(None) if offsets is None else positions_of(file, batch, offsets, number)
+        for value, place in zip(values, places, strict=False):
             number += 1
-            yield Raw(f"{file}: row {number}", b"" if value is None else value)
+            yield Raw(f"{file}: row {number}", b"" if value is None else value, position=place)
 
 
 def _batches(file: Path, table: Any, columns: list[str], reached: Reached) -> Iterator[Any]:
@@ -125,7 +135,7 @@ def _slate_events(file: Path, rows: list[tuple[int, dict[str, Any]]], model: Mod
     items = []
     for number, row in rows:
         if why := _flaw(row) or _other_context(row, facts, model):
-            yield Raw(f"{file}: row {number}", why)
+            yield Raw(f"{file}: row {number}", why, is_row=True)
             return
         said = {name: row.get(name) for name in model.item_features if name not in _FACTS}
         features = {name: value for name, value in said.items() if value is not None}
@@ -134,14 +144,14 @@ def _slate_events(file: Path, rows: list[tuple[int, dict[str, Any]]], model: Mod
     ids = {"user_id": facts["user_id"], "request_id": facts["request_id"]}
     place = f"{file}: row {first}" if len(rows) == 1 else f"{file}: rows {first} to {rows[-1][0]}"
     shown = {"type": "impression", **ids, "timestamp": facts["timestamp"], "items": items}
-    yield Raw(place, msgspec.json.encode(shown | ({"context": context} if context else {})))
+    yield Raw(place, msgspec.json.encode(shown | ({"context": context} if context else {})), is_row=True)
     for number, row in rows:
         at = row.get("clicked_at")
         if isinstance(at, BadEvent):
-            yield Raw(f"{file}: row {number}", at)
+            yield Raw(f"{file}: row {number}", at, is_row=True)
         elif at is not None:
             click = {"type": "click", **ids, "item_id": row["item_id"], "timestamp": at}
-            yield Raw(f"{file}: row {number}", msgspec.json.encode(click))
+            yield Raw(f"{file}: row {number}", msgspec.json.encode(click), is_row=True)
 
 
 def _flaw(row: dict[str, Any]) -> BadEvent | None:

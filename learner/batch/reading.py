@@ -9,13 +9,14 @@ from contextlib import closing, suppress
 from glob import glob
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
 from learner.batch.in_turn import in_turn
 from learner.batch.items import raw_items
 from learner.batch.json_lines import from_json
+from learner.batch.parquet_offsets import OffsetColumns
 from learner.batch.parsing import Parsers
 from learner.batch.raw import LogError, Raw, Reached, Skipped
 from learner.events.microbatch import Microbatch
@@ -25,7 +26,7 @@ from learner.log import Message, read_to_end
 from learner.messages import value_of
 from learner.model.spec import Model
 
-__all__ = ["LogError", "Skipped", "raw_events", "read_events"]
+__all__ = ["LogError", "Piece", "Skipped", "raw_events", "read_events", "read_with_raws"]
 
 _EVENTS_TOGETHER = 1_024
 # Behind the first event with a foreign feature, to name all of them at once.
@@ -73,12 +74,44 @@ def read_events(
         unknown features the message names those of many events, and what the model has and they have not. Also if a
         source cannot be read.
     """
+    read = read_with_raws(sources, model, topics, advance, kafka, skipped, items_topic, table)
+    with closing(read) as pieces:
+        for piece in pieces:
+            yield piece.batch.without_catalog()
+
+
+class Piece(NamedTuple):
+    """Some events: of which source, None of a table of items; as they stand there; and as they are read."""
+
+    source: str | None
+    raws: Sequence[Raw]
+    batch: Microbatch
+
+
+def read_with_raws(
+    sources: Sequence[str],
+    model: Model,
+    topics: Sequence[str] = (),
+    advance: Callable[[int, float | None], object] = lambda n, of: None,
+    kafka: Mapping[str, Any] | None = None,
+    skipped: Skipped | None = None,
+    items_topic: str = "",
+    table: str | None = None,
+    offsets: OffsetColumns | None = None,
+) -> Generator[Piece]:
+    """As `read_events`, with what the log says of each beside it, and with what events say of the catalog.
+
+    Parameters
+    ----------
+    offsets
+        Columns of Parquet files that say where events stand in Kafka; every source has to say that then.
+    """
     n = 0
 
     def opened(source: str | None, reached: Reached) -> Generator[Raw]:
         if source is None:
             return raw_items(table or "", model, reached)
-        return raw_events(source, model, topics, kafka or {}, reached, items_topic)
+        return raw_events(source, model, topics, kafka or {}, reached, items_topic, offsets)
 
     parts = [*([] if table is None or model.catalog is None else [None]), *sources]
     with Parsers(model) as parsers:
@@ -93,7 +126,7 @@ def read_events(
                             rest = chain(some[at:], *following, raws)
                             raise LogError(f"{some[at].place}: {why.reason.value}: {why}{_misfit(why, rest, model)}")
                         skipped.note(some[at].place, why)
-                    yield parsed.batch.without_catalog()
+                    yield Piece(source, some, parsed.batch)
                     n += len(some)
                     share = (i + here.share) / len(parts)
                     advance(len(some), n / share if share else None)
@@ -137,8 +170,9 @@ def raw_events(
     kafka: Mapping[str, Any],
     reached: Reached | None = None,
     items_topic: str = "",
+    offsets: OffsetColumns | None = None,
 ) -> Generator[Raw]:
-    """The events of one source as they stand there; see `read_events`. Close it, if it is not read to its end.
+    """The events of one source as they stand there; see `read_with_raws`. Close it, if it is not read to its end.
 
     How far it has come is written into `reached`.
     """
@@ -146,7 +180,7 @@ def raw_events(
     if "://" in source:
         yield from _from_log(source, model, topics, kafka, reached, items_topic)
         return
-    files = _files(source)
+    files = files_of(source)
     reached.parts = [file.stat().st_size if file.exists() else 0 for file in files]
     for file in files:
         kind = _kind(file)
@@ -157,7 +191,9 @@ def raw_events(
                 # An import of a fifth of a second, which no other log needs.
                 from learner.batch.parquet import read_parquet
 
-                yield from read_parquet(file, model, reached)
+                yield from read_parquet(file, model, reached, offsets)
+            elif offsets is not None:
+                raise LogError(f"log {str(file)!r}: expected Parquet, with the columns {', '.join(offsets)}")
             else:
                 yield from from_json(file, reached)
             reached.end_part()
@@ -165,7 +201,7 @@ def raw_events(
             raise LogError(f"log {str(file)!r}: cannot be read: {exc}") from exc
 
 
-def _files(source: str) -> list[Path]:
+def files_of(source: str) -> list[Path]:
     """The file; those of a folder and of the folders in it, or of a pattern, by name. Hidden ones are none of a log."""
     path = Path(source)
     found = [path] if path.exists() else [Path(one) for one in sorted(glob(source, recursive=True))]
@@ -200,4 +236,5 @@ def _from_log(
                 place = f"{message.topic}/{message.position.partition.number}@{message.position.offset}"
                 unreadable = BadEvent(Reason.UNREADABLE, message.unreadable) if message.unreadable else None
                 record = told(model.record, message.topic, message.key, message.headers) if model.record else b""
-                yield Raw(place, unreadable or value_of(message, model, items_topic), message.timestamp, record)
+                value = unreadable or value_of(message, model, items_topic)
+                yield Raw(place, value, message.timestamp, record, message.position)
