@@ -100,6 +100,8 @@ class Loading:
                     [
                         *(Move(one, b"", begun_mark.data) for one in (USERS, ITEMS)),
                         *(Move(goal(one), b"", end.data) for one, end in ends.items()),
+                        # Compared: a learner may have come meanwhile.
+                        *(Move(one, b"", b"") for one in ends),
                     ],
                 )
                 for shard in unbegun
