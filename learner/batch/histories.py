@@ -47,6 +47,8 @@ select number, row_number() over (order by time_ms, number) as rank from log"""
 _NOWHERE = -1
 # Events that are taken from the database at a time, and what of it is worked on together.
 _EVENTS, _OUTCOMES = 1 << 13, 1 << 18
+# Rows that are put into the database together.
+_INSERTED = 1 << 14
 
 
 class Users(NamedTuple):
@@ -102,11 +104,15 @@ class Histories:
         self.last_ms = 0
         self.n_events = 0
         self._numbers: dict[Partition, int] = {}
+        # Of the one table that is written: first the log, then what items are told.
+        self._held: list[Any] = []
         self._is_table = self._is_placed = self._is_unplaced = False
 
     def __enter__(self) -> Histories:
         self._folder = tempfile.TemporaryDirectory(prefix="freshet-", ignore_cleanup_errors=True)
         self._connection = connected(self._folder.name)
+        # Read once, and soon gone: packing it would take longer than it saves.
+        self._connection.execute("set force_compression = 'uncompressed'")
         self._connection.execute(f"create table log ({_LOG})")
         self._connection.execute("create table told (item bigint, rank bigint, nth bigint, change blob, x blob)")
         return self
@@ -127,6 +133,7 @@ class Histories:
         """
         for piece in pieces:
             self._take(piece, chosen, until_ms)
+        self._insert("log")
         if self._is_placed and self._is_unplaced:
             raise LogError(
                 "some of these logs say where their events stand in a topic, others do not: expected one kind"
@@ -162,8 +169,10 @@ class Histories:
             "x": _blobs(row, its["n_items"]),
             "entry": pa.array([batch.catalog.get(at) for at in places.tolist()], pa.binary()),
         }  # fmt: skip
-        self._insert("log", columns)
         self.n_events += len(event)
+        self._held.append(pa.table(columns))
+        if sum(map(len, self._held)) >= _INSERTED:
+            self._insert("log")
 
     def _places(self, source: str | None, raws: Sequence[Any]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Of each record the number of its partition, and its offset; of one that stands nowhere its number."""
@@ -240,10 +249,13 @@ class Histories:
             "item": item, "rank": rank, "nth": np.arange(n), "change": _blobs(transitions.row, once),
             "x": _blobs(np.ascontiguousarray(transitions.x), once),
         }  # fmt: skip
-        self._insert("told", columns)
+        self._held.append(pa.table(columns))
+        if sum(map(len, self._held)) >= _INSERTED:
+            self._insert("told")
 
     def items(self) -> Iterator[Items]:
         """All items that were told of something, in the order of their keys, some at a time."""
+        self._insert("told")
         with duck_on_disk():
             found = self._connection.sql("select item, change, x from told order by item, rank, nth")
             for some in _whole(found, "item", self._item_width):
@@ -252,11 +264,13 @@ class Histories:
                 first = starts(column(some, "item"))
                 yield Items(Transitions(row, x), row["item"][first[:-1]].astype(np.int64), first)
 
-    def _insert(self, table: str, columns: Mapping[str, Any]) -> None:
-        with duck_on_disk():
-            self._connection.register("incoming", pa.table(dict(columns)))
-            self._connection.execute(f"insert into {table} select * from incoming")
-            self._connection.unregister("incoming")
+    def _insert(self, table: str) -> None:
+        if self._held:
+            with duck_on_disk():
+                self._connection.register("incoming", pa.concat_tables(self._held))
+                self._connection.execute(f"insert into {table} select * from incoming")
+                self._connection.unregister("incoming")
+            self._held = []
 
 
 def _blobs(values: NDArray[Any], lengths: NDArray[np.int64]) -> Any:

@@ -18,7 +18,9 @@ from learner.store.versions import Versions
 from service.commands.logs import add_arguments, check_items, instant, skipping
 from service.commands.rebuild_log import (
     HistoryArguments,
+    columns_of,
     ends_of,
+    has_positions,
     history_of,
     offset_columns,
     origin_of,
@@ -102,10 +104,10 @@ def run(arguments: RebuildArguments, settings: Settings, model: Model) -> int:
         Versions(store, model, learns=True).register()
         loading = Loading(store, origin_of(arguments, settings, model), arguments.rate)
         ends = loading.begin(ends_of(arguments, settings, log))
-        if arguments.has_positions:
+        if has_positions(arguments):
             log.cut(ends)
         for name, n in log.gaps().items():
-            place = name.topic_id.decode(errors="replace") if arguments.columns else "partition"
+            place = name.topic_id.decode(errors="replace") if columns_of(arguments) else "partition"
             print(f"{place}/{name.number}: {n:,} offsets between its first and its last are not in this history")
         if loading.is_whole:
             print("rebuilt already, from this log: nothing to do")

@@ -29,15 +29,15 @@ class HistoryArguments(LogArguments):
     offsets: OffsetColumns | str | None
     from_time: int | None
 
-    @property
-    def columns(self) -> OffsetColumns | None:
-        """The columns of `offsets`."""
-        return self.offsets if isinstance(self.offsets, OffsetColumns) else None
 
-    @property
-    def has_positions(self) -> bool:
-        """Whether every event comes from a log with its offset."""
-        return all("://" in one for one in self.logs)
+def columns_of(arguments: HistoryArguments) -> OffsetColumns | None:
+    """The columns of `--offsets`."""
+    return arguments.offsets if isinstance(arguments.offsets, OffsetColumns) else None
+
+
+def has_positions(arguments: HistoryArguments) -> bool:
+    """Whether every event comes from a log with its offset."""
+    return all("://" in one for one in arguments.logs)
 
 
 def offset_columns(text: str) -> OffsetColumns | str:
@@ -60,7 +60,7 @@ def offset_columns(text: str) -> OffsetColumns | str:
 def require_an_end(arguments: HistoryArguments) -> None:
     """Raise `ValueError` where nothing says where in the topic history ends, or two things do."""
     said = [name for name, value in (("--offsets", arguments.offsets), ("--from-time", arguments.from_time)) if value]
-    if arguments.has_positions:
+    if has_positions(arguments):
         if said:
             raise ValueError(f"{said[0]}: expected none beside {arguments.logs[0]}, whose events have their offsets")
     elif len(said) != 1:
@@ -84,7 +84,7 @@ def history_of(
     with Histories(model.width, 0 if model.item is None else model.item.d) as log:
         with progress("reading", " events") as bar, closing(
             read_with_raws(arguments.logs, model, settings.topics, bar.reach, settings.kafka_options, skipped,
-                           settings.items_topic, arguments.items, arguments.columns)
+                           settings.items_topic, arguments.items, columns_of(arguments))
         ) as pieces:  # fmt: skip
             log.read(pieces, lambda user_id: share >= 1.0 or chosen(user_id, share, seed), arguments.from_time)
         yield log
@@ -92,13 +92,13 @@ def history_of(
 
 def ends_of(arguments: HistoryArguments, settings: Settings, log: Histories) -> dict[Partition, Mark]:
     """Where history ends, of each partition that learners go on in."""
-    if arguments.has_positions:
+    if has_positions(arguments):
         return dict(log.ends)
     from learner.log.kafka_ends import ends_of_offsets, ends_of_time
 
     if arguments.from_time is not None:
         return ends_of_time(settings.log, settings.topics, arguments.from_time, **settings.kafka_options)
-    if arguments.columns is None:
+    if columns_of(arguments) is None:
         return {}
     last = {(place.topic_id.decode(), place.number): mark.offset for place, mark in log.ends.items()}
     if others := {topic for topic, _ in last} - set(settings.topics):
