@@ -8,7 +8,6 @@ import random
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 
-from learner.log import Message, open_log, read_to_end
+from learner.log import Entry, Message, open_log, read_to_end
+from learner.log.kafka_ends import NoSuchEnd, ends_of_offsets
+from learner.log.position import Mark
 from learner.model.spec import Model, load_model
 from learner.positions import marks_by_shard
 from learner.record import decode_record
 from learner.store import Store, open_store
+from learner.store.models import registered
 from tests.chaos.stream import (
     MODEL,
+    SHADOW,
     Logged,
     differences,
     effect_of,
@@ -37,17 +41,19 @@ from tests.freshet import ROOT, Freshet
 from tests.rig import without_revision
 from tests.servers import KafkaServer, RedisServer, eventually
 from tests.topics import make_topic
-from learner.log.kafka_writer import KafkaLog
-from kafka import KafkaProducer
+from tests.unit.test_side_by_side import SPEC, stream
 
+PLAIN = SPEC.format(name="m", half_life="7d", variance=1.0, more="")
 COLUMNS = "kafka_topic", "kafka_partition", "kafka_offset"
-N = 3_000
+N = 2_000
 
 
 class Deployment:
     """Topics of impressions and clicks, three partitions each, and stores by prefix."""
 
-    def __init__(self, folder: Path, kafka: KafkaServer, redis: RedisServer, kinds: tuple[str, ...]) -> None:
+    def __init__(
+        self, folder: Path, kafka: KafkaServer, redis: RedisServer, kinds: tuple[str, ...] = ("one",) * 5
+    ) -> None:
         self.folder, self.kafka, self.redis = folder, kafka, redis
         self.model = load_model(MODEL)
         (folder / "model.toml").write_text(MODEL)
@@ -82,13 +88,13 @@ class Deployment:
             env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **environ}, check=False, timeout=120,
         )  # fmt: skip
 
-    def start(self, prefix: str) -> Freshet:
+    def start(self, prefix: str, **more: object) -> Freshet:
         folder = self.folder / uuid.uuid4().hex
         folder.mkdir()
-        return Freshet(folder, "learn", **self.settings(prefix))
+        return Freshet(folder, "learn", **self.settings(prefix) | more)
 
-    def store(self, prefix: str) -> Store:
-        return open_store(self.redis.url(), 10**6, key_prefix=f"{self.name}.{prefix}")
+    def store(self, prefix: str, shadow: str = "") -> Store:
+        return open_store(self.redis.url(), 10**6, key_prefix=f"{self.name}.{prefix}", shadow=shadow)
 
 
 def write_parquet(folder: Path, messages: list[Message]) -> None:
@@ -116,9 +122,8 @@ def is_learnt(store: Store, ends: dict[Any, int]) -> bool:
     return all(min(marks[one]).offset >= end for one, end in ends.items())
 
 
-def judged(deployment: Deployment, store: Store, log: list[Message]) -> dict[str, list[str]]:
+def judged(model: Model, store: Store, log: list[Message]) -> dict[str, list[str]]:
     """What is wrong with a store, by the oracle of the chaos runs: what the pure core makes of the log alone."""
-    model = deployment.model
     logged = [Logged(0, one.topic, one.position, one.value) for one in log]
     expected, effect = expect(logged, model), effect_of(model)
     found = {id: decode_record(value, model, id) for part in store.scan() for id, value in part}
@@ -152,8 +157,88 @@ def test_a_learner_goes_on_where_a_rebuilt_half_of_the_log_ends_and_is_one_that_
     with closing(rig.store("rebuilt")) as rebuilt, closing(rig.store("read-all")) as read_all:
         for store in (rebuilt, read_all):
             eventually(lambda store=store: is_learnt(store, ends), 120, "all is learnt")
-        eventually(lambda: judged(rig, rebuilt, log) == {}, 30, lambda: str(judged(rig, rebuilt, log)))
+        eventually(lambda: judged(rig.model, rebuilt, log) == {}, 30, lambda: str(judged(rig.model, rebuilt, log)))
         if len(set(kinds)) == 1:
             assert everything(rebuilt, rig.model) == everything(read_all, rig.model)
     for learner in learners:
         learner.stop()
+
+
+def test_a_model_that_is_rebuilt_beside_the_first_learns_on_with_it_and_is_promoted(
+    kafka_server: KafkaServer, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    rig = Deployment(tmp_path, kafka_server, redis_server)
+    (tmp_path / "other.toml").write_text(SHADOW)
+    other = load_model(SHADOW)
+    rig.send(N // 2)
+    first = rig.start("d")
+    done = rig.run("d", "rebuild", kafka_server.url, "--model", tmp_path / "other.toml", "--beside", "--skip-bad")
+    assert done.returncode == 0, done.stderr
+    first.stop()
+    rig.send(N // 4)
+    both = rig.start("d", shadow=tmp_path / "other.toml")
+    log = rig.log()
+    ends = {one.position.partition: one.position.offset for one in log}
+    with closing(rig.store("d")) as its, closing(rig.store("d", other.name)) as beside:
+        for store, model in ((its, rig.model), (beside, other)):
+            eventually(lambda store=store: is_learnt(store, ends), 120, "all is learnt")
+            eventually(lambda store=store, model=model: judged(model, store, log) == {}, 30, "it is what the log says")
+        done = rig.run("d", "promote", other.name)
+        assert done.returncode == 0, done.stderr
+        assert registered(its).served == other.name
+    both.stop()
+
+
+def test_learners_go_on_from_a_time_that_the_broker_finds(
+    kafka_server: KafkaServer, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    rig = Deployment(tmp_path, kafka_server, redis_server)
+    model = load_model(PLAIN)
+    (tmp_path / "model.toml").write_text(PLAIN)
+    topic, sent = f"{rig.name}.timed", stream(400)
+    make_topic(kafka_server, topic, 2, **{"retention.ms": "-1"})
+    make_topic(kafka_server, f"{topic}.dlq", 1)
+    producer = KafkaProducer(bootstrap_servers=kafka_server.bootstrap)
+    for one in sent:
+        key, value = one["user_id"].encode(), json.dumps(one).encode()
+        producer.send(topic, key=key, value=value, timestamp_ms=one["timestamp"])
+    producer.close()
+    rig.topics = [topic, topic]
+    (tmp_path / "all.ndjson").write_bytes(b"\n".join(json.dumps(one).encode() for one in sent))
+    done = rig.run("timed", "rebuild", tmp_path / "all.ndjson", "--from-time", sent[250]["timestamp"])
+    assert done.returncode == 0, done.stderr
+    with closing(rig.store("timed")) as rebuilt, closing(rig.store("read-all")) as read_all:
+        places = [message.position.partition for message in rig.log()]
+        marks = marks_by_shard(rebuilt, sorted(set(places)))
+        assert sum(its[0].offset + 1 for its in marks.values()) == 250
+        learners = [rig.start(prefix) for prefix in ("timed", "read-all")]
+        ends = {one: places.count(one) - 1 for one in places}
+        for store in (rebuilt, read_all):
+            eventually(lambda store=store: is_learnt(store, ends), 60, "all is learnt")
+        assert everything(rebuilt, model) == everything(read_all, model)
+    for learner in learners:
+        learner.stop()
+
+
+def test_history_that_the_topic_cannot_go_on_from_is_refused(kafka_server: KafkaServer) -> None:
+    topic = uuid.uuid4().hex
+    make_topic(kafka_server, topic, 1)
+    log = open_log(kafka_server.url)
+    log.append([Entry(topic, b"k", b"{}")] * 5)
+    log.close()
+    found = ends_of_offsets(kafka_server.url, {(topic, 0): 2})
+    assert list(found.values()) == [Mark(0, 2)]
+    with pytest.raises(NoSuchEnd, match="has offset 7 of .*/0, which ends before 5: expected the topic that history"):
+        ends_of_offsets(kafka_server.url, {(topic, 0): 7})
+    with pytest.raises(NoSuchEnd, match="/3, which Kafka lacks"):
+        ends_of_offsets(kafka_server.url, {(topic, 3): 0})
+    with pytest.raises(NoSuchEnd, match="Kafka has no topic absent"):
+        ends_of_offsets(kafka_server.url, {("absent", 0): 0})
+    admin = KafkaAdminClient(bootstrap_servers=kafka_server.bootstrap)
+    admin.delete_records({TopicPartition(topic, 0): 4})
+    admin.close()
+    with pytest.raises(
+        NoSuchEnd, match="which begins at 4: Kafka has removed what is between.*up to offset 3 at least"
+    ):
+        ends_of_offsets(kafka_server.url, {(topic, 0): 2})
+    assert list(ends_of_offsets(kafka_server.url, {(topic, 0): 3}).values()) == [Mark(0, 3)]
