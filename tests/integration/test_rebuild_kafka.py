@@ -228,7 +228,7 @@ def test_history_that_the_topic_cannot_go_on_from_is_refused(kafka_server: Kafka
     log.close()
     found = ends_of_offsets(kafka_server.url, {(topic, 0): 2})
     assert list(found.values()) == [Mark(0, 2)]
-    with pytest.raises(NoSuchEnd, match="has offset 7 of .*/0, which ends before 5: expected the topic that history"):
+    with pytest.raises(NoSuchEnd, match=r"has offset 7 of .*/0, which ends before 5: expected the topic that history"):
         ends_of_offsets(kafka_server.url, {(topic, 0): 7})
     with pytest.raises(NoSuchEnd, match="/3, which Kafka lacks"):
         ends_of_offsets(kafka_server.url, {(topic, 3): 0})
@@ -237,8 +237,6 @@ def test_history_that_the_topic_cannot_go_on_from_is_refused(kafka_server: Kafka
     admin = KafkaAdminClient(bootstrap_servers=kafka_server.bootstrap)
     admin.delete_records({TopicPartition(topic, 0): 4})
     admin.close()
-    with pytest.raises(
-        NoSuchEnd, match="which begins at 4: Kafka has removed what is between.*up to offset 3 at least"
-    ):
+    with pytest.raises(NoSuchEnd, match=r"begins at 4: Kafka has removed what is between.*up to offset 3"):
         ends_of_offsets(kafka_server.url, {(topic, 0): 2})
     assert list(ends_of_offsets(kafka_server.url, {(topic, 0): 3}).values()) == [Mark(0, 3)]
