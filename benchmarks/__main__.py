@@ -31,8 +31,9 @@ SUBJECTS = (
     "growth",
     "soak",
     "batch",
+    "rebuild",
 )
-ONLY_IN_FULL = ("soak", "batch")
+ONLY_IN_FULL = ("soak", "batch", "rebuild")
 AGAINST = "against"
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from learner.batch.blobs import blobs, joined_blobs, whole
 from learner.batch.columns import column, whose
 from learner.batch.duck import connected, duck_on_disk
 from learner.batch.outcomes import starts
@@ -45,8 +46,6 @@ _BY_TIME = """
 create table ranked as
 select number, row_number() over (order by time_ms, number) as rank from log"""
 _NOWHERE = -1
-# Events that are taken from the database at a time, and what of it is worked on together.
-_EVENTS, _OUTCOMES = 1 << 13, 1 << 18
 # Rows that are put into the database together.
 _INSERTED = 1 << 14
 
@@ -165,8 +164,8 @@ class Histories:
             "number": self.n_events + places, "part": part[records][places], "place": place[records][places],
             "nth": (np.arange(len(event)) - first)[places].astype(np.int32), "time_ms": time_ms[places],
             "whose": np.array([known[user] for user in users], np.int64), "person": pa.array(users, pa.string()),
-            "event": _blobs(its, np.ones_like(places)), "items": _blobs(batch.events.item[shown], its["n_items"]),
-            "x": _blobs(row, its["n_items"]),
+            "event": blobs(its, np.ones_like(places)), "items": blobs(batch.events.item[shown], its["n_items"]),
+            "x": blobs(row, its["n_items"]),
             "entry": pa.array([batch.catalog.get(at) for at in places.tolist()], pa.binary()),
         }  # fmt: skip
         self.n_events += len(event)
@@ -214,14 +213,14 @@ class Histories:
                 table = "log join ranked on log.number = ranked.number"
             # What items are told is written meanwhile, which would end a query of the same cursor.
             found = self._connection.cursor().sql(f"select {columns} from {table} order by whose, person, rank")
-            for some in _whole(found, "whose", self._width):
+            for some in whole(found, "whose", self._width):
                 yield self._users(some)
 
     def _users(self, table: Any) -> Users:
-        event = np.frombuffer(_joined(table, "event"), EVENT).copy()
+        event = np.frombuffer(joined_blobs(table, "event"), EVENT).copy()
         event["first_item"] = ends_of(event["n_items"])[:-1]
-        item = np.frombuffer(_joined(table, "items"), ITEM)
-        row: Rows = np.frombuffer(_joined(table, "x"), np.float32).reshape(-1, self._width)
+        item = np.frombuffer(joined_blobs(table, "items"), ITEM)
+        row: Rows = np.frombuffer(joined_blobs(table, "x"), np.float32).reshape(-1, self._width)
         hashes = column(table, "whose")
         # Users of one hash are told apart by their names.
         first = starts(hashes)
@@ -246,8 +245,8 @@ class Histories:
         item = (transitions.row["item"].view(np.uint64) ^ np.uint64(1 << 63)).view(np.int64)
         once = np.ones(n, np.int64)
         columns = {
-            "item": item, "rank": rank, "nth": np.arange(n), "change": _blobs(transitions.row, once),
-            "x": _blobs(np.ascontiguousarray(transitions.x), once),
+            "item": item, "rank": rank, "nth": np.arange(n), "change": blobs(transitions.row, once),
+            "x": blobs(np.ascontiguousarray(transitions.x), once),
         }  # fmt: skip
         self._held.append(pa.table(columns))
         if sum(map(len, self._held)) >= _INSERTED:
@@ -258,9 +257,9 @@ class Histories:
         self._insert("told")
         with duck_on_disk():
             found = self._connection.sql("select item, change, x from told order by item, rank, nth")
-            for some in _whole(found, "item", self._item_width):
-                row = np.frombuffer(_joined(some, "change"), TRANSITION)
-                x = np.frombuffer(_joined(some, "x"), np.float32).reshape(len(row), -1)
+            for some in whole(found, "item", self._item_width):
+                row = np.frombuffer(joined_blobs(some, "change"), TRANSITION)
+                x = np.frombuffer(joined_blobs(some, "x"), np.float32).reshape(len(row), -1)
                 first = starts(column(some, "item"))
                 yield Items(Transitions(row, x), row["item"][first[:-1]].astype(np.int64), first)
 
@@ -271,45 +270,3 @@ class Histories:
                 self._connection.execute(f"insert into {table} select * from incoming")
                 self._connection.unregister("incoming")
             self._held = []
-
-
-def _blobs(values: NDArray[Any], lengths: NDArray[np.int64]) -> Any:
-    """Some values each as bytes, one after another."""
-    offsets = ends_of(lengths) * (values.nbytes // max(len(values), 1))
-    return pa.Array.from_buffers(
-        pa.large_binary(), len(lengths), [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(values))]
-    )
-
-
-def _joined(table: Any, name: str) -> Any:
-    """The bytes of a column, one value after another."""
-    found = []
-    for chunk in table.column(name).chunks:
-        kind = np.int64 if pa.types.is_large_binary(chunk.type) else np.int32
-        offsets = np.frombuffer(chunk.buffers()[1], kind)[chunk.offset :]
-        data = chunk.buffers()[2]
-        if data is not None:
-            found.append(np.frombuffer(data, np.uint8)[offsets[0] : offsets[len(chunk)]])
-    return np.concatenate(found) if found else np.empty(0, np.uint8)
-
-
-def _whole(found: Any, name: str, width: int) -> Iterator[Any]:
-    """What a query finds, as tables of about so many numbers, cut where a column has another value."""
-    held: list[Any] = []
-    size, most = 0, 4 * _OUTCOMES * max(width, 32)
-    for batch in found.to_arrow_reader(_EVENTS):
-        held.append(batch)
-        size += batch.nbytes
-        if size < most:
-            continue
-        table = pa.Table.from_batches(held)
-        cut = int(starts(column(table, name))[-2])
-        if not cut:
-            # One alone has more.
-            most *= 2
-            continue
-        yield table.slice(0, cut)
-        held = table.slice(cut).to_batches()
-        size = sum(one.nbytes for one in held)
-    if held and (table := pa.Table.from_batches(held)).num_rows:
-        yield table

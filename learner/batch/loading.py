@@ -87,6 +87,12 @@ class Loading:
                 f"learners have learnt into the store, up to {_told(learnt, held)}: expected an empty one: another key "
                 "prefix (--prefix) or database, or --beside"
             )
+        versions = self._patiently(self._store.versions)
+        if any(versions[shard] for shard in unbegun):
+            raise NotEmpty(
+                "a learner has registered its model in the store, which may hold records: expected an empty one: "
+                "another key prefix (--prefix) or database, or --beside"
+            )
         if len(unbegun) < self._store.shards:
             # Every shard was told the same, but those that have stepped back to nothing.
             said = next(shard for shard in range(self._store.shards) if shard not in unbegun)

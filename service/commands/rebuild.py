@@ -13,7 +13,7 @@ import msgspec
 from learner.log.position import NOTHING
 from learner.model.spec import Model
 from learner.store import open_store
-from learner.store.owner import claim, owner_of
+from learner.store.owner import claim, owner_in, owner_of, require_same
 from learner.store.versions import Versions
 from service.commands.logs import add_arguments, check_items, instant, skipping
 from service.commands.rebuild_log import (
@@ -100,8 +100,9 @@ def run(arguments: RebuildArguments, settings: Settings, model: Model) -> int:
         open_shadow(settings, model) if arguments.beside else open_store(settings.store_url, **settings.store_options)
     )
     with closing(store), history_of(arguments, settings, model, skipped) as log:
-        claim(store, owner_of(model, settings.group))
-        Versions(store, model, learns=True).register()
+        owner = owner_of(model, settings.group)
+        if (held := owner_in(store)) is not None:
+            require_same(held, owner)
         loading = Loading(store, origin_of(arguments, settings, model), arguments.rate)
         ends = loading.begin(ends_of(arguments, settings, log))
         if has_positions(arguments):
@@ -112,6 +113,9 @@ def run(arguments: RebuildArguments, settings: Settings, model: Model) -> int:
         if loading.is_whole:
             print("rebuilt already, from this log: nothing to do")
         else:
+            # Not before it is known that nobody else's learners are stopped by that.
+            claim(store, owner)
+            Versions(store, model, learns=True).register()
             with progress("rebuilding", " records") as bar:
 
                 def observe(effect: Effect, one: Rebuilt) -> None:

@@ -184,6 +184,8 @@ def test_a_store_that_has_learnt_is_no_place_for_a_rebuild(tmp_path: Path, other
     learn_all(rig, 3)
     with pytest.raises(NotEmpty, match=r"learners have learnt into the store, up to partition 0, offset .*--prefix"):
         rebuilt(rig, rig.store)
+    with pytest.raises(NotEmpty, match="a learner has registered its model"):
+        Loading(rig.store, ORIGIN).begin({})
     rebuilt(rig, other)
     with pytest.raises(NotEmpty, match="the store was rebuilt from another log"):
         rebuilt(rig, other, origin=ORIGIN + 1)
