@@ -12,16 +12,17 @@ from contextlib import closing
 from pathlib import Path
 from time import process_time
 from typing import Any
+from unittest.mock import patch
 
 from benchmarks.batch import timed, write_log
 from benchmarks.harness import Context, Figure
 from benchmarks.workload import shared
-from learner.batch import rebuilding
 from learner.batch.filling import fill
 from learner.batch.histories import Histories
 from learner.batch.loading import Loading
 from learner.batch.reading import read_with_raws
 from learner.model.spec import load_model
+from learner.step.apply import apply
 from learner.store import open_store
 from tests.servers import RedisServer
 
@@ -39,8 +40,8 @@ def measure(context: Context) -> list[Figure]:
     redis = shared(context, RedisServer)
     files = sorted(folder.glob("*.gz"))
     model = folder / "model.toml"
-    typed = ["rebuild", *files, "--model", model, "--offsets", "none", "--store", redis.url(), "--prefix", f"whole{n}"]
-    wall, cpu, peak = timed(folder, typed)
+    options = ["--offsets", "none", "--store", redis.url(), "--prefix", f"whole{n}"]
+    wall, cpu, peak = timed(folder, ["rebuild", *files, "--model", model, *options])
     parts = _parts(files, model, redis.url())
     what = f"rebuild: of {n:,} outcomes, d = 16"
     note = "with the quality of all users' scores, the default; processor time of the command and its processes"
@@ -55,23 +56,22 @@ def measure(context: Context) -> list[Figure]:
 def _parts(files: list[Path], path: Path, url: str) -> dict[str, float]:
     """Processor seconds of each part, without the start of this process."""
     model, spent = load_model(path.read_text()), {"step": 0.0}
-    apply = rebuilding.apply
 
     def stepped(*arguments: Any) -> Any:
         return _spending(spent, lambda: apply(*arguments))
 
     children = _children()
     began = process_time()
-    rebuilding.apply = stepped
-    try:
-        with closing(open_store(url, 10**6, key_prefix="parts")) as store, Histories(model.width) as log:
-            log.read(read_with_raws([str(file) for file in files], model))
-            read = process_time() - began
-            loading = Loading(store, 1)
-            loading.begin({})
-            fill(loading, store, model, log, {})
-    finally:
-        rebuilding.apply = apply
+    with (
+        patch("learner.batch.rebuilding.apply", stepped),
+        closing(open_store(url, 10**6, key_prefix="parts")) as store,
+        Histories(model.width) as log,
+    ):
+        log.read(read_with_raws([str(file) for file in files], model))
+        read = process_time() - began
+        loading = Loading(store, 1)
+        loading.begin({})
+        fill(loading, store, model, log, {})
     whole = process_time() - began
     reading = read + _children() - children
     return {"reading": reading, "learning step": spent["step"], "database and Redis": whole - read - spent["step"]}

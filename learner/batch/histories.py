@@ -63,12 +63,15 @@ class Users(NamedTuple):
         Of each user, with a sign as `learner.batch.columns.whose` has it, shape (U,).
     rank
         Of each event in the order of the whole log, shape (E,).
+    seen_ms
+        When the last event of each came into the log, epoch ms, shape (U,).
     """
 
     batch: Microbatch
     users: ByUser
     hashes: NDArray[np.int64]
     rank: NDArray[np.int64]
+    seen_ms: NDArray[np.int64]
 
 
 class Items(NamedTuple):
@@ -91,8 +94,6 @@ class Histories:
     ----------
     ends
         How far the log goes in each partition that it names.
-    last_ms
-        When the last event was, epoch ms.
     n_events
         How many there are, those that are refused and those that stand twice too.
     """
@@ -100,12 +101,12 @@ class Histories:
     def __init__(self, width: int, item_width: int = 0) -> None:
         self._width, self._item_width = width, item_width
         self.ends: dict[Partition, Mark] = {}
-        self.last_ms = 0
         self.n_events = 0
         self._numbers: dict[Partition, int] = {}
         # Of the one table that is written: first the log, then what items are told.
         self._held: list[Any] = []
         self._is_table = self._is_placed = self._is_unplaced = False
+        self._is_timed = True
 
     def __enter__(self) -> Histories:
         self._folder = tempfile.TemporaryDirectory(prefix="freshet-", ignore_cleanup_errors=True)
@@ -154,7 +155,7 @@ class Histories:
             time_ms = np.full_like(time_ms, -1)
         else:
             self._is_table |= any(raw.is_row for raw in raws)
-            self.last_ms = max(self.last_ms, int(event["at"][places].max(initial=0)))
+            self._is_timed &= bool((came_at > 0).all())
         first = np.searchsorted(records, records)
         its = event[places]
         shown = item_places(its)
@@ -194,6 +195,19 @@ class Histories:
             last = ends.get(partition, NOTHING).offset
             self._connection.execute("delete from log where part = ? and place > ?", [number, last])
 
+    def last_ms(self) -> int:
+        """The time to which the log goes, epoch ms: later, nothing of it is to come.
+
+        That of its last record. Where records have no times it is one that a hundredth of the events come behind: one
+        alone that is dated far ahead must not end the windows of all users.
+        """
+        (n,) = self._connection.execute("select count(*) from log where time_ms >= 0").fetchall()[0]
+        behind = 0 if self._is_timed else n // 100
+        found = self._connection.execute(
+            f"select time_ms from log where time_ms >= 0 order by time_ms desc limit 1 offset {behind}"
+        ).fetchall()
+        return int(found[0][0]) if found else 0
+
     def gaps(self) -> dict[Partition, int]:
         """How many offsets each partition lacks between its first and its last: of a log without all of its files."""
         found = self._connection.execute(
@@ -204,7 +218,7 @@ class Histories:
 
     def users(self) -> Iterator[Users]:
         """All users, in the order of their hashes, some at a time; events that stand twice come once."""
-        columns, table = "whose, person, number as rank, event, items, x, entry", "log"
+        columns, table = "whose, person, number as rank, time_ms, event, items, x, entry", "log"
         with duck_on_disk():
             if self._is_placed or self._is_table:
                 self._connection.execute("drop table if exists ranked")
@@ -236,7 +250,8 @@ class Histories:
         }  # fmt: skip
         batch = Microbatch([], Events(event, item, row), None, catalog)
         users = ByUser(heads, np.arange(len(event)), first.astype(np.int64))
-        return Users(batch, users, hashes[first[:-1]], column(table, "rank"))
+        seen = np.maximum.reduceat(column(table, "time_ms"), first[:-1])
+        return Users(batch, users, hashes[first[:-1]], column(table, "rank"), seen)
 
     def tell(self, transitions: Transitions, rank: NDArray[np.int64]) -> None:
         """Keep what items are told by events of these ranks."""

@@ -84,8 +84,10 @@ def rebuilt_users(
         For each shard the hash up to which its users are stored, at least -1: they are left out, unless items have to
         be told of them.
     """
+    last_ms = log.last_ms()
     for part in log.users():
-        part = _swept(part, log.last_ms, model.window_ms)
+        part = _swept(part, last_ms, model.window_ms)
+        is_due = part.seen_ms + 2 * model.window_ms <= last_ms
         shard = np.array([shard_of(one) for one in part.users.user_ids])
         hashes = [int(one) + 2**63 for one in part.hashes]
         n_items = np.add.reduceat(part.batch.events.event["n_items"][part.users.order], part.users.first[:-1])
@@ -97,7 +99,7 @@ def rebuilt_users(
                     continue
                 for unit in _units(some, n_items[some], part.hashes):
                     users = part.users.only(unit.tolist())
-                    applied = _learnt(model, part.batch.events, users, log.last_ms)
+                    applied = _learnt(model, part.batch.events, users, is_due[unit], last_ms)
                     if len(applied.transitions.row):
                         log.tell(applied.transitions, part.rank[applied.transitions.row["event"]])
                     if wanted:
@@ -145,26 +147,31 @@ def _swept(part: Users, last_ms: int, window_ms: int) -> Users:
     n_events = len(event)
     is_seen = np.isin(event["kind"], (IMPRESSION, CLICK))
     last = np.maximum.reduceat(np.where(is_seen, event["at"], -1), users.first[:-1])
-    due = np.flatnonzero((last >= 0) & (last + 2 * window_ms <= last_ms))
+    due = np.flatnonzero((last >= 0) & (np.maximum(last, part.seen_ms) + 2 * window_ms <= last_ms))
     sweep = np.zeros(len(due), event.dtype)
     sweep["kind"], sweep["at"] = SWEEP, last[due] + window_ms + 1
     order = np.insert(users.order, users.first[due + 1], n_events + np.arange(len(due)))
     more = np.zeros(len(users.user_ids), np.int64)
     more[due] = 1
     first = ends_of(np.diff(users.first) + more)
-    events = part.batch.events._replace(event=np.concatenate([event, sweep]))
-    rank = np.append(part.rank, np.zeros(len(due), np.int64))
-    return Users(part.batch._replace(events=events), ByUser(users.user_ids, order, first), part.hashes, rank)
+    batch = part.batch._replace(events=part.batch.events._replace(event=np.concatenate([event, sweep])))
+    return part._replace(batch=batch, users=ByUser(users.user_ids, order, first))
 
 
 @uncollected()
-def _learnt(model: Model, events: Events, users: ByUser, last_ms: int) -> Applied:
-    """What users' events come to, and a sweep of those that are due only by what their records say."""
+def _learnt(model: Model, events: Events, users: ByUser, is_due: NDArray[np.bool_], last_ms: int) -> Applied:
+    """What users' events come to, and a sweep of those whose windows their records alone tell to have ended.
+
+    Parameters
+    ----------
+    is_due
+        Who has not been seen for two windows, by when learners sweep (`learner.sweeps.Sweeps`).
+    """
     applied = apply(model, [None] * len(users.user_ids), events, users)
     due = {
         user: end + 1
-        for user, end in zip(users.user_ids, applied.ends, strict=True)
-        if end != NEVER and end + model.window_ms <= last_ms
+        for user, end, is_gone in zip(users.user_ids, applied.ends, is_due.tolist(), strict=True)
+        if is_gone and end != NEVER and end + model.window_ms <= last_ms
     }
     if not due:
         return applied

@@ -52,9 +52,9 @@ class Compared(NamedTuple):
 
 
 def compared(model: Model, log: Histories, store: Store) -> Iterator[list[Compared]]:
-    """Compare each user of a log with the store, some at a time: as both would be served at the same time.
+    """Compare each user of a log with the store, some at a time: as both would be served at the user's last event.
 
-    That time is the log's last, or that of the user's last event, if this is later.
+    Later, what is not learnt again fades from both, and with it the distance.
 
     Raises
     ------
@@ -63,9 +63,10 @@ def compared(model: Model, log: Histories, store: Store) -> Iterator[list[Compar
     StoreUnavailable
         As the store does.
     """
+    last_ms = log.last_ms()
     for some in rebuilt_users(model, log, store.shards, store.shard_of):
         rows = zip(some.ids, store.load(some.ids), some.values, strict=True)
-        yield [_compared(model, log.last_ms, *row) for row in rows if row[2] is not None]
+        yield [_compared(model, last_ms, *row) for row in rows if row[2] is not None]
 
 
 def _compared(model: Model, last_ms: int, user_id: str, stored: bytes | None, value: bytes | None) -> Compared:
@@ -73,7 +74,7 @@ def _compared(model: Model, last_ms: int, user_id: str, stored: bytes | None, va
     if stored is None:
         return Compared(user_id, State.MISSING, float("inf"), None, None)
     online, batch = (decode_record(one, model, user_id) for one in (stored, value))
-    now = max(last_ms, online.updated_at, batch.updated_at)
+    now = max(online.updated_at, batch.updated_at, online.settled_at, batch.settled_at, 0)
     distance = divergence(belief_at(model, batch, now), belief_at(model, online, now))
     state = _state(online, batch, last_ms - model.max_ahead_ms)
     replacing = encode_record(batch._replace(revision=online.revision + 1), model) if state is State.SAME else None

@@ -107,9 +107,9 @@ def run(arguments: RebuildArguments, settings: Settings, model: Model) -> int:
         ends = loading.begin(ends_of(arguments, settings, log))
         if has_positions(arguments):
             log.cut(ends)
-        for name, n in log.gaps().items():
-            place = name.topic_id.decode(errors="replace") if columns_of(arguments) else "partition"
-            print(f"{place}/{name.number}: {n:,} offsets between its first and its last are not in this history")
+        # In a log itself they are what was compacted, or markers of transactions.
+        for name, n in log.gaps().items() if columns_of(arguments) else ():
+            print(f"{name.topic_id.decode()}/{name.number}: {n:,} offsets between first and last are not in it")
         if loading.is_whole:
             print("rebuilt already, from this log: nothing to do")
         else:

@@ -36,8 +36,8 @@ DRIFTED = 1
 # Nats, of a line each.
 _BOUNDS = (-1.0, 0.0, 1e-6, 1e-4, 1e-2, 1e-1, 1.0, 10.0, inf)
 _EPILOG = """\
-The distance is KL(batch || online) in nats, of the beliefs that both would be served with at the same time. Records of
-the same events are equal to the last bit, so 0. A mean that is off by a seventh of its standard deviation is .01 away.
+The distance is KL(batch || online) in nats, of what both would be served with at the user's last event. Records of the
+same events are equal to the last bit, so 0. A mean that is off by a seventh of its standard deviation is .01 away.
 
 Users whose records are of other events are counted apart: those who have learnt what comes behind the log's end, which
 is no drift, and those who have not come so far. --replace leaves both alone, and whoever learns meanwhile. It wants to

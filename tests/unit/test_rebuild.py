@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -12,15 +13,16 @@ from learner.batch.filling import fill
 from learner.batch.histories import Histories
 from learner.batch.loading import Loading, NotEmpty
 from learner.batch.reading import read_with_raws
-from learner.batch.rebuilding import require_cuts_do_not_matter
+from learner.batch.rebuilding import rebuilt_users, require_cuts_do_not_matter
 from learner.log import open_reader
 from learner.log.position import Mark, Partition
 from learner.model.duration import ModelError
 from learner.model.spec import Model, load_model
+from learner.record import State, decode_record
 from learner.store import Store, StoreUnavailable, Write, open_store, write_alone
 from learner.store.rebuild import USERS, UnfinishedRebuild
 from tests.rig import Around, Rig, keep, without_revision
-from tests.unit.test_side_by_side import SPEC, stream
+from tests.unit.test_side_by_side import AT, SPEC, stream
 
 PLAIN = load_model(SPEC.format(name="m", half_life="7d", variance=1.0, more="[quality]\nusers = 1.0"))
 WITH_ITEMS = load_model(SPEC.format(name="m", half_life="7d", variance=1.0, more="[effects.item]"))
@@ -142,6 +144,21 @@ def test_what_comes_into_the_log_while_a_rebuild_is_cut_off_is_left_to_learners(
     assert learnt_on(rig, other) == 200
     assert records(other, WITH_ITEMS) == records(rig.store, WITH_ITEMS)
     rig.close()
+
+
+def test_one_event_that_is_dated_far_ahead_ends_no_window_of_others(tmp_path: Path) -> None:
+    """Else the click that learners read behind history would be too late."""
+    item = {"item_id": "a", "features": {"price": 1.0, "genre": "drama"}}
+    shown = {"type": "impression", "user_id": "u", "timestamp": AT, "items": [item]}
+    events = [shown | {"request_id": f"r{i}"} for i in range(200)]
+    events.append(shown | {"request_id": "r", "user_id": "ahead", "timestamp": AT + 900 * 86_400_000})
+    file = tmp_path / "log.ndjson"
+    file.write_bytes(b"\n".join(json.dumps(one).encode() for one in events))
+    with Histories(PLAIN.width) as log:
+        log.read(read_with_raws([str(file)], PLAIN))
+        values = {one.ids[0]: one.values[0] for one in rebuilt_users(PLAIN, log, 2, lambda user: int(user == "u"))}
+    record = decode_record(values["u"] or b"", PLAIN, "u")
+    assert record.outcomes["state"].tolist() == [State.OPEN] * 200
 
 
 def test_an_answer_that_is_lost_is_asked_for_again_and_nothing_is_stored_twice(tmp_path: Path, other: Store) -> None:
