@@ -14,6 +14,7 @@ from learner.batch.histories import Histories
 from learner.batch.loading import Loading, NotEmpty
 from learner.batch.reading import read_with_raws
 from learner.batch.rebuilding import rebuilt_users, require_cuts_do_not_matter
+from learner.items import source
 from learner.log import open_reader
 from learner.log.position import Mark, Partition
 from learner.model.duration import ModelError
@@ -21,6 +22,7 @@ from learner.model.spec import Model, load_model
 from learner.record import State, decode_record
 from learner.store import Store, StoreUnavailable, Write, open_store, write_alone
 from learner.store.rebuild import USERS, UnfinishedRebuild
+from tests.group import Shards
 from tests.rig import Around, Rig, keep, without_revision
 from tests.unit.test_side_by_side import AT, SPEC, stream
 
@@ -129,6 +131,44 @@ def test_a_rebuild_that_is_cut_off_anywhere_goes_on_and_comes_to_the_same(tmp_pa
             finally:
                 store.close()
     assert n > 10
+    rig.close()
+
+
+@pytest.mark.parametrize("steps_back", [False, True], ids=["cut off", "a shard steps back"])
+def test_shards_that_are_apart_go_on_each_from_where_it_is(tmp_path: Path, steps_back: bool) -> None:
+    rig = Rig(tmp_path, WITH_ITEMS)
+    rig.send(*stream(120))
+    whole = Shards(3)
+    ends = rebuilt(rig, whole)
+
+    def state(store: Shards) -> list[object]:
+        users, items = (sorted(id for some in rig_ids[key] for id in some) for key in ("user", "item"))
+        return [store.load(users), store.load(items, "item"), store.positions([*ends, *map(source, ends), USERS])]
+
+    rebuilt(rig, rig.store)
+    rig_ids = {key: [[id for id, _ in some] for some in rig.store.scan(key)] for key in ("user", "item")}
+    expected, n = state(whole), 0
+    while True:
+        store = Shards(3)
+
+        def fault(store: Shards = store) -> None:
+            if not steps_back:
+                raise KeyboardInterrupt
+            store.put_back(1, None)
+
+        try:
+            rebuilt(rig, Around(store, "commit", before=nth(n, fault)))
+        except (KeyboardInterrupt, NotEmpty):
+            rebuilt(rig, store)
+        else:
+            if not steps_back or n > 12:
+                break
+            # Behind its last transaction, where it is for learners to notice; or before its first.
+            rebuilt(rig, store)
+        assert state(store) == expected
+        store.close()
+        n += 1
+    assert n > 9
     rig.close()
 
 
