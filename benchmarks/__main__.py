@@ -33,8 +33,9 @@ SUBJECTS = (
     "soak",
     "batch",
     "spark",
+    "rebuild",
 )
-ONLY_IN_FULL = ("soak", "batch", "spark")
+ONLY_IN_FULL = ("soak", "batch", "spark", "rebuild")
 AGAINST = "against"
 
 

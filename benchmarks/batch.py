@@ -58,23 +58,23 @@ def timed(folder: Path, typed: list[str | Path]) -> tuple[float, float, float]:
     return wall, user + system, peak / 1024
 
 
-def write_log(folder: Path, n_outcomes: int, seed: int = 0) -> None:
+def write_log(folder: Path, n_outcomes: int, seed: int = 0, n_features: int = FEATURES) -> None:
     """A simulated log in the order of time, without offsets, as JSON lines with gzip, and its model."""
     folder.mkdir()
-    names = [f"f{j}" for j in range(FEATURES)]
+    names = [f"f{j}" for j in range(n_features)]
     features = "".join(f'{name} = {{ kind = "numeric" }}\n' for name in names)
     (folder / "model.toml").write_text(f'name = "batch"\nattribution_window = "1h"\n[features]\n{features}')
     generator, encode = np.random.default_rng(seed), msgspec.json.encode
     n_users = n_outcomes // (SLATE * SLATES_OF_A_USER)
-    common = generator.normal(0.0, 0.3, FEATURES + 1)
-    theta = common + generator.normal(0.0, 0.3, (n_users, FEATURES + 1))
+    common = generator.normal(0.0, 0.3, n_features + 1)
+    theta = common + generator.normal(0.0, 0.3, (n_users, n_features + 1))
     user = np.repeat(np.arange(n_users), SLATES_OF_A_USER)
     generator.shuffle(user)
     at = START_MS + np.sort(generator.integers(0, DAYS * 86_400_000, len(user)))
     for number, slates in enumerate(np.array_split(np.arange(len(user)), FILES)):
         with gzip.open(folder / f"log-{number}.jsonl.gz", "wb", compresslevel=1) as out:
             for some in np.array_split(slates, max(len(slates) // 1_000, 1)):
-                x = np.round(generator.normal(size=(len(some), SLATE, FEATURES)), 2)
+                x = np.round(generator.normal(size=(len(some), SLATE, n_features)), 2)
                 z = (x * theta[user[some], None, 1:]).sum(axis=2) + theta[user[some], :1] - 2.0
                 clicked = generator.random(z.shape) < 1.0 / (1.0 + np.exp(-z))
                 delay = (generator.exponential(30_000.0, z.shape)).astype(np.int64) + 1

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from learner.log import Message
 from learner.log.position import NOTHING, Mark, Partition, Position
 from learner.record.sums import HourSums
-from learner.store import Move, Store, Transaction, Write, positions_by_shard
+from learner.store import Move, Store, Transaction, Write, positions_by_shard, rebuild
 
 NO_FEEDS: Mapping[int, bytes] = {}
 
@@ -54,6 +54,8 @@ class Positions:
         ------
         StoreRewound
             If the store has less of one than the group has committed.
+        UnfinishedRebuild
+            If the store is being rebuilt.
         """
         self._first, self._reached = last_of(reversed(messages)), last_of(messages)
         self._read(self._gained)
@@ -162,7 +164,10 @@ class Positions:
             raise StoreRewound({self.model: rewound})
 
     def _read(self, partitions: Iterable[Partition]) -> None:
-        self._known |= marks_by_shard(self.store, list(partitions))
+        if wanted := list(partitions):
+            found = marks_by_shard(self.store, [*wanted, rebuild.USERS])
+            rebuild.require_whole(self.model, found.pop(rebuild.USERS))
+            self._known |= found
 
     def _moves(self, shard: int, goals: Mapping[Partition, Mark]) -> list[Move]:
         moves = []

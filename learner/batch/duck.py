@@ -48,12 +48,7 @@ class Duck:
 
     def __enter__(self) -> Duck:
         self._folder = tempfile.TemporaryDirectory(prefix="freshet-", ignore_cleanup_errors=True)
-        options: dict[str, str | bool | int | float | list[str]] = {
-            "memory_limit": _MEMORY,
-            "threads": CORES,
-            "temp_directory": f"{self._folder.name}/spilled",
-        }
-        self._connection = duckdb.connect(f"{self._folder.name}/log.duckdb", config=options)
+        self._connection = connected(self._folder.name)
         for name, columns in TABLES.items():
             self._connection.execute(f"create table {name} ({columns})")
         return self
@@ -84,7 +79,7 @@ class Duck:
     def _take(self, batch: Microbatch, chosen: Callable[[str], bool]) -> None:
         tables = tables_of(batch, self._n_events, chosen)
         self._n_events += len(batch.user)
-        with _on_disk():
+        with duck_on_disk():
             for name in TABLES:
                 self._connection.register("incoming", tables[name])
                 self._connection.execute(f"insert into {name} select * from incoming")
@@ -92,12 +87,12 @@ class Duck:
 
     def query(self, text: str) -> Any:
         """What a query finds, as an Arrow table."""
-        with _on_disk():
+        with duck_on_disk():
             return self._connection.sql(text).to_arrow_table()
 
     def outcomes(self, text: str) -> Stored:
         """What a query of outcomes finds, by user and time, in a file of its own."""
-        with _on_disk():
+        with duck_on_disk():
             found = self._connection.sql(f"{text} order by {ORDER}").to_arrow_reader(_ROWS)
             return Stored(found.schema, whole_users(found, self._width, self._numbers))
 
@@ -108,6 +103,16 @@ class Duck:
             batch = events_where(self, self._width, where, since_ms, MAX_TIMESTAMP_MS)
             if batch.user:
                 yield function(number, batch, advance)
+
+
+def connected(folder: str) -> duckdb.DuckDBPyConnection:
+    """A database in a folder, which takes little memory, and the rest there."""
+    options: dict[str, str | bool | int | float | list[str]] = {
+        "memory_limit": _MEMORY,
+        "threads": CORES,
+        "temp_directory": f"{folder}/spilled",
+    }
+    return duckdb.connect(f"{folder}/log.duckdb", config=options)
 
 
 class Stored:
@@ -141,7 +146,7 @@ class Stored:
 
 
 @contextmanager
-def _on_disk() -> Iterator[None]:
+def duck_on_disk() -> Iterator[None]:
     """Raise `ValueError` where what is in temporary files does not fit on the disk, as `on_disk` does."""
     with on_disk():
         try:

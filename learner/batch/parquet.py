@@ -7,42 +7,44 @@ floats or decimals, times epoch milliseconds or timestamps (without a zone: UTC)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from itertools import groupby
-from math import isfinite
+from collections.abc import Iterator, Mapping
+from itertools import groupby, repeat
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import msgspec
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from learner.batch.parquet_columns import FACT_NUMBERS, Converter, converter, texts
+from learner.batch.parquet_offsets import OffsetColumns, positions_of, refuse_offsets, require_offsets
 from learner.batch.raw import LogError, Raw, Reached, Skipped
 from learner.batch.remote import File
 from learner.events.wire import BadEvent, Reason
-from learner.model.instant import A_TIME, epoch_ms
 from learner.model.kinds import Age
 from learner.model.spec import Model
 
 _IDS = ("user_id", "request_id", "item_id")
 _TIMES = ("timestamp", "clicked_at")
-_NUMBERS = ("offset", "weight")
-_FACTS = (*_IDS, *_TIMES, *_NUMBERS)
+_FACTS = (*_IDS, *_TIMES, *FACT_NUMBERS)
 _REQUIRED = (*_IDS, "timestamp")
 _SLATE = ("user_id", "request_id", "timestamp")
 # pandas writes its index beside the columns.
 _INDEX = "__index_level_"
 _ROWS = 8_192
 
-# A column as Python values: None for a missing one, a `BadEvent` for one that is no such value.
-Converter: TypeAlias = Callable[[Any], list[Any]]
 
-
-def read_parquet(file: File, model: Model, reached: Reached, skipped: Skipped | None = None) -> Iterator[Raw]:
+def read_parquet(
+    file: File, model: Model, reached: Reached, skipped: Skipped | None = None, offsets: OffsetColumns | None = None
+) -> Iterator[Raw]:
     """The events of a file; rows of one slate that stand together are one impression.
 
     Row groups that cannot be read are noted in `skipped` and passed over; without it the first of them is an error.
+
+    Parameters
+    ----------
+    offsets
+        Columns that say where each event stands in Kafka; a file of events has to have them then.
 
     Raises
     ------
@@ -53,18 +55,24 @@ def read_parquet(file: File, model: Model, reached: Reached, skipped: Skipped | 
         table = pq.ParquetFile(file if isinstance(file, Path) else file.open())
         # A feature may be called `value`, too.
         if "value" in table.schema_arrow.names and "item_id" not in table.schema_arrow.names:
-            yield from _events(file, table, reached, skipped)
+            yield from _events(file, table, reached, skipped, offsets)
         else:
+            refuse_offsets(file, offsets)
             yield from _outcomes(file, table, model, reached, skipped)
     except pa.ArrowException as exc:
         raise LogError(f"log {str(file)!r}: {exc}") from exc
 
 
-def _events(file: File, table: Any, reached: Reached, skipped: Skipped | None) -> Iterator[Raw]:
-    convert = _texts(file, "value", table.schema_arrow.field("value").type, "events as text or bytes")
-    for first, batch in _batches(file, table, ["value"], reached, skipped):
-        for number, value in enumerate(convert(batch.column("value")), first):
-            yield Raw(f"{file}: row {number}", b"" if value is None else value)
+def _events(
+    file: File, table: Any, reached: Reached, skipped: Skipped | None, offsets: OffsetColumns | None
+) -> Iterator[Raw]:
+    convert = texts(file, "value", table.schema_arrow.field("value").type, "events as text or bytes")
+    require_offsets(file, offsets, table.schema_arrow.names)
+    for first, batch in _batches(file, table, ["value", *(offsets or ())], reached, skipped):
+        values = convert(batch.column("value"))
+        places = repeat(None) if offsets is None else positions_of(file, batch, offsets, first - 1)
+        for number, (value, place) in enumerate(zip(values, places, strict=False), first):
+            yield Raw(f"{file}: row {number}", b"" if value is None else value, position=place)
 
 
 def _batches(
@@ -136,23 +144,23 @@ def _slate_events(file: File, rows: list[tuple[int, dict[str, Any]]], model: Mod
     items = []
     for number, row in rows:
         if why := _flaw(row) or _other_context(row, facts, model):
-            yield Raw(f"{file}: row {number}", why)
+            yield Raw(f"{file}: row {number}", why, is_row=True)
             return
         said = {name: row.get(name) for name in model.item_features if name not in _FACTS}
         features = {name: value for name, value in said.items() if value is not None}
         item = {"item_id": row["item_id"], "features": features}
-        items.append(item | {name: row[name] for name in _NUMBERS if row.get(name) is not None})
+        items.append(item | {name: row[name] for name in FACT_NUMBERS if row.get(name) is not None})
     ids = {"user_id": facts["user_id"], "request_id": facts["request_id"]}
     place = f"{file}: row {first}" if len(rows) == 1 else f"{file}: rows {first} to {rows[-1][0]}"
     shown = {"type": "impression", **ids, "timestamp": facts["timestamp"], "items": items}
-    yield Raw(place, msgspec.json.encode(shown | ({"context": context} if context else {})))
+    yield Raw(place, msgspec.json.encode(shown | ({"context": context} if context else {})), is_row=True)
     for number, row in rows:
         at = row.get("clicked_at")
         if isinstance(at, BadEvent):
-            yield Raw(f"{file}: row {number}", at)
+            yield Raw(f"{file}: row {number}", at, is_row=True)
         elif at is not None:
             click = {"type": "click", **ids, "item_id": row["item_id"], "timestamp": at}
-            yield Raw(f"{file}: row {number}", msgspec.json.encode(click))
+            yield Raw(f"{file}: row {number}", msgspec.json.encode(click), is_row=True)
 
 
 def _flaw(row: dict[str, Any]) -> BadEvent | None:
@@ -175,123 +183,3 @@ def _other_context(row: dict[str, Any], facts: dict[str, Any], model: Model) -> 
                 Reason.BAD_FIELD, f"column {name!r}: expected one value in all rows of a slate: the context"
             )
     return None
-
-
-def converter(file: File, name: str, kind: Any, ids: Collection[str], times: Collection[str]) -> Converter:
-    """How a column of this Arrow type is read; some hold ids, and some times.
-
-    Raises
-    ------
-    LogError
-        If it cannot be.
-    """
-    if name in ids:
-        if pa.types.is_integer(kind) or _is_real(kind):
-            return lambda column: [_id(one) for one in _whole(name, column)]
-        return _texts(file, name, kind, "ids as text or whole numbers")
-    if name in times:
-        if pa.types.is_timestamp(kind):
-            milliseconds = pa.timestamp("ms", kind.tz)
-            return lambda column: column.cast(milliseconds, safe=False).cast(pa.int64()).to_pylist()
-        if pa.types.is_integer(kind) or _is_real(kind):
-            return lambda column: _whole(name, column)
-        if pa.types.is_null(kind):
-            return lambda column: column.to_pylist()
-        if _is_text(_inner(kind)):
-            return lambda column: _times(name, column.cast(_inner(kind)).cast(pa.large_string()))
-        raise _wrong_type(file, name, kind, "epoch milliseconds as numbers, timestamps, or text with a zone")
-    if name in _NUMBERS and not (pa.types.is_integer(kind) or _is_real(kind) or pa.types.is_null(kind)):
-        raise _wrong_type(file, name, kind, "numbers")
-    target = plain(kind)
-    if target is None:
-        raise _wrong_type(file, name, kind, "numbers, texts, or lists of them")
-    return lambda column: _finite(name, column if column.type == target else column.cast(target))
-
-
-def _inner(kind: Any) -> Any:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def _times(name: str, column: Any) -> list[Any]:
-    """Times that are text."""
-    why = BadEvent(Reason.BAD_TIMESTAMP, f"column {name!r}: expected {A_TIME}")
-    return [
-        None if text in (None, "") else why if (at := epoch_ms(text)) is None else at for text in column.to_pylist()
-    ]
-
-
-def _texts(file: File, name: str, kind: Any, expected: str) -> Converter:
-    of = _inner(kind)
-    if not (_is_text(of) or pa.types.is_null(of)):
-        raise _wrong_type(file, name, kind, expected)
-    # The bytes of an event are judged where events are read; an id has to be text.
-    target = pa.large_binary() if name == "value" else pa.large_string()
-    return lambda column: column.cast(of).cast(target).to_pylist()
-
-
-def _wrong_type(file: File, name: str, kind: Any, expected: str) -> LogError:
-    return LogError(f"log {str(file)!r}: column {name!r} has the type {kind}: expected {expected}")
-
-
-def _is_real(kind: Any) -> bool:
-    return bool(pa.types.is_floating(kind) or pa.types.is_decimal(kind))
-
-
-def _is_text(kind: Any) -> bool:
-    types = pa.types
-    return bool(
-        types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind) or types.is_large_binary(kind)
-    )
-
-
-def plain(kind: Any) -> Any:
-    """The type that JSON has for values of this one; None if it has none."""
-    types = pa.types
-    if types.is_null(kind) or types.is_boolean(kind) or types.is_integer(kind):
-        return kind
-    if _is_real(kind):
-        return pa.float64()
-    if _is_text(kind):
-        return pa.large_string()
-    if types.is_dictionary(kind):
-        return plain(kind.value_type)
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        inner = plain(kind.value_type)
-        return None if inner is None or pa.types.is_nested(inner) else pa.large_list(inner)
-    return None
-
-
-def _whole(name: str, column: Any) -> list[Any]:
-    """Whole numbers of a column of any numeric type; beyond what its type tells apart they are bad."""
-    if pa.types.is_integer(column.type):
-        values: list[Any] = column.to_pylist()
-        return values
-    exact = {16: 2**11, 32: 2**24, 64: 2**53}[column.type.bit_width] if pa.types.is_floating(column.type) else None
-    why = BadEvent(Reason.BAD_FIELD, f"column {name!r}: not a whole number that its type {column.type} holds exactly")
-
-    def whole(value: Any) -> int | BadEvent | None:
-        if value is None or value != value:
-            return None
-        return int(value) if isfinite(value) and value == int(value) and abs(value) <= (exact or abs(value)) else why
-
-    return [whole(value) for value in column.to_pylist()]
-
-
-def _id(value: int | BadEvent | None) -> str | BadEvent | None:
-    return str(value) if isinstance(value, int) else value
-
-
-def _finite(name: str, column: Any) -> list[Any]:
-    """The values of a column; NaN is missing, and an infinite number, or a NaN within a list, bad."""
-    values: list[Any] = column.to_pylist()
-    numbers = pc.list_flatten(column) if pa.types.is_large_list(column.type) else column
-    if not pa.types.is_floating(numbers.type) or pc.all(pc.is_finite(numbers), min_count=0).as_py():
-        return values
-    why = BadEvent(Reason.NON_FINITE_NUMBER, f"column {name!r}: not a finite number")
-
-    def finite(value: Any) -> Any:
-        if isinstance(value, list):
-            return value if all(one is None or isfinite(one) for one in value) else why
-        return None if value is None or value != value else value if isfinite(value) else why
-
-    return [finite(value) for value in values]

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from learner.batch.items import Cells, require_columns
-from learner.batch.parquet import Converter, converted, converter, plain
+from learner.batch.parquet import converted
+from learner.batch.parquet_columns import Converter, converter, plain
 from learner.batch.raw import LogError, Reached
 from learner.events.wire import BadEvent
 from learner.model.kinds import Age

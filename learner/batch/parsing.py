@@ -23,8 +23,8 @@ class Parsers:
     """Reads raw events as a learner does; a context.
 
     What a catalog says depends on all that the log has said before, so with one events are read here, one after
-    another. So they are with a schema registry, whose schemas are fetched once, with an encoder that counts, and without
-    `processes`.
+    another. So they are with a schema registry, whose schemas are fetched once, with an encoder that counts, and
+    without `processes`.
     """
 
     def __init__(self, model: Model, processes: bool = True) -> None:

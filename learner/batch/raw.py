@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from learner.events.wire import BadEvent, Reason
+from learner.log.position import Position
 
 MOST_NAMED = 10
 """Files and row groups that cannot be read: of more the number is told."""
@@ -30,12 +31,19 @@ class Raw(NamedTuple):
         When the event came into its log, epoch ms; 0 or -1 if nothing says so.
     record
         What a mapping reads of its Kafka record, as of `learner.events.record.told`.
+    position
+        Where it stands in the log that learners read; None if nothing says so. Of columns of a file the partition's
+        topic id is the name of the topic, and the leader epoch -1.
+    is_row
+        It was made of rows of a table, which stand in no order of time.
     """
 
     place: str
     value: bytes | BadEvent
     came_at: int = 0
     record: bytes = b""
+    position: Position | None = None
+    is_row: bool = False
 
 
 @dataclass

@@ -16,6 +16,7 @@ import msgspec
 from learner.batch.in_turn import in_turn
 from learner.batch.items import raw_items
 from learner.batch.json_lines import from_json
+from learner.batch.parquet_offsets import OffsetColumns
 from learner.batch.parsing import Parsers
 from learner.batch.raw import LogError, Raw, Reached, Skipped
 from learner.batch.remote import File, is_remote, remote_files, size_of
@@ -27,7 +28,7 @@ from learner.log import Message, read_to_end
 from learner.messages import value_of
 from learner.model.spec import Model
 
-__all__ = ["LogAtRest", "LogError", "Skipped", "raw_events", "read_events"]
+__all__ = ["LogAtRest", "LogError", "Piece", "Skipped", "raw_events", "read_events", "read_with_raws"]
 
 
 def is_a_file(source: str) -> bool:
@@ -120,12 +121,45 @@ def read_events(
         unknown features the message names those of many events, and what the model has and they have not. Also if a
         source cannot be read.
     """
+    read = read_with_raws(sources, model, topics, advance, kafka, skipped, items_topic, table, processes)
+    with closing(read) as pieces:
+        for piece in pieces:
+            yield piece.batch.without_catalog()
+
+
+class Piece(NamedTuple):
+    """Some events: of which source, None of a table of items; as they stand there; and as they are read."""
+
+    source: str | None
+    raws: Sequence[Raw]
+    batch: Microbatch
+
+
+def read_with_raws(
+    sources: Sequence[str],
+    model: Model,
+    topics: Sequence[str] = (),
+    advance: Callable[[int, float | None], object] = lambda n, of: None,
+    kafka: Mapping[str, Any] | None = None,
+    skipped: Skipped | None = None,
+    items_topic: str = "",
+    table: str | None = None,
+    processes: bool = True,
+    offsets: OffsetColumns | None = None,
+) -> Generator[Piece]:
+    """As `read_events`, with what the log says of each beside it, and with what events say of the catalog.
+
+    Parameters
+    ----------
+    offsets
+        Columns of Parquet files that say where events stand in Kafka; every source has to say that then.
+    """
     n = 0
 
     def opened(source: str | None, reached: Reached) -> Generator[Raw]:
         if source is None:
             return raw_items(table or "", model, reached)
-        return raw_events(source, model, topics, kafka or {}, reached, items_topic, skipped)
+        return raw_events(source, model, topics, kafka or {}, reached, items_topic, skipped, offsets)
 
     parts = [*([] if table is None or model.catalog is None else [None]), *sources]
     with Parsers(model, processes) as parsers:
@@ -140,7 +174,7 @@ def read_events(
                             rest = chain(some[at:], *following, raws)
                             raise LogError(f"{some[at].place}: {why.reason.value}: {why}{_misfit(why, rest, model)}")
                         skipped.note(some[at].place, why)
-                    yield parsed.batch.without_catalog()
+                    yield Piece(source, some, parsed.batch)
                     n += len(some)
                     share = (i + here.share) / len(parts)
                     advance(len(some), n / share if share else None)
@@ -185,8 +219,9 @@ def raw_events(
     reached: Reached | None = None,
     items_topic: str = "",
     skipped: Skipped | None = None,
+    offsets: OffsetColumns | None = None,
 ) -> Generator[Raw]:
-    """The events of one source as they stand there; see `read_events`. Close it, if it is not read to its end.
+    """The events of one source as they stand there; see `read_with_raws`. Close it, if it is not read to its end.
 
     How far it has come is written into `reached`, and which files and row groups cannot be read into `skipped`.
     """
@@ -205,7 +240,9 @@ def raw_events(
                 # An import of a fifth of a second, which no other log needs.
                 from learner.batch.parquet import read_parquet
 
-                yield from read_parquet(file, model, reached, skipped)
+                yield from read_parquet(file, model, reached, skipped, offsets)
+            elif offsets is not None:
+                raise LogError(f"log {str(file)!r}: expected Parquet, with the columns {', '.join(offsets)}")
             else:
                 yield from from_json(file, reached)
         except (LogError, OSError, EOFError, zlib.error) as exc:
@@ -257,4 +294,5 @@ def _from_log(
                 place = f"{message.topic}/{message.position.partition.number}@{message.position.offset}"
                 unreadable = BadEvent(Reason.UNREADABLE, message.unreadable) if message.unreadable else None
                 record = told(model.record, message.topic, message.key, message.headers) if model.record else b""
-                yield Raw(place, unreadable or value_of(message, model, items_topic), message.timestamp, record)
+                value = unreadable or value_of(message, model, items_topic)
+                yield Raw(place, value, message.timestamp, record, message.position)

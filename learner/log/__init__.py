@@ -208,6 +208,20 @@ def check_log_url(url: str) -> None:
     _split(url)
 
 
+def servers_of(url: str) -> str:
+    """The servers of a Kafka log, as kafka-python takes them.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    kind, place = _split(url)
+    if kind != "kafka":
+        raise ValueError(f"log URL with scheme {kind!r}: expected kafka://host:port[,host:port]")
+    return place
+
+
 def _split(url: str) -> tuple[str, str]:
     scheme, separator, rest = url.partition("://")
     if scheme == "kafka" and rest:

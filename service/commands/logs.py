@@ -40,16 +40,17 @@ class LogArguments(Arguments):
     conf: list[str]
 
 
-def add_arguments(parser: argparse.ArgumentParser, at_least: Literal["*", "+"] = "+") -> None:
-    """Which logs, and which users of them."""
+def add_arguments(parser: argparse.ArgumentParser, at_least: Literal["*", "+"] = "+", sampled: bool = True) -> None:
+    """Which logs, and which users of them if not all."""
     parser.add_argument("logs", nargs=at_least, metavar="LOG", help=_LOGS)
     parser.add_argument(
         "--items", metavar="TABLE",
         help="a table of items, as `freshet items import` takes it: it has what items leave to the catalog, unless the "
         "logs say it",
     )  # fmt: skip
-    parser.add_argument("--sample", type=share, default=1.0, metavar="SHARE", help="keep this share of users")
-    parser.add_argument("--seed", type=int, default=0, help="of every random choice (default: %(default)s)")
+    if sampled:
+        parser.add_argument("--sample", type=share, default=1.0, metavar="SHARE", help="keep this share of users")
+        parser.add_argument("--seed", type=int, default=0, help="of every random choice (default: %(default)s)")
     parser.add_argument(
         "--skip-bad", action="store_true",
         help="pass over events that a learner would send to the dead letters, and files, rests of files and row groups "

@@ -22,6 +22,8 @@ COMMANDS = {
     "fit": "learn the prior, click delay and half-life from a log, or the prior from the store",
     "train-encoder": "train the model's encoder, a deep model, on a log, or go on from the day before",
     "evaluate": "what freshness would have gained on a log",
+    "rebuild": "every record from a log at rest, into an empty store from which learners go on",
+    "reconcile": "how far the store's beliefs are from those that a log at rest makes",
     "demo": "simulated users and items that come and go, and the regret of each policy",
     "items": "import a table of items into the catalog",
     "inspect": "print the record of a user or an item",

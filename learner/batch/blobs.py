@@ -1,0 +1,59 @@
+"""Numbers as bytes in a column of Arrow, and back; and tables that hold all rows of a value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from learner.batch.columns import column
+from learner.batch.outcomes import starts
+from learner.events.microbatch import ends_of
+
+# Events that are taken from the database at a time, and what of it is worked on together.
+_EVENTS, _OUTCOMES = 1 << 13, 1 << 18
+
+
+def blobs(values: NDArray[Any], lengths: NDArray[np.int64]) -> Any:
+    """Some values each as bytes, one after another."""
+    offsets = ends_of(lengths) * (values.nbytes // max(len(values), 1))
+    return pa.Array.from_buffers(
+        pa.large_binary(), len(lengths), [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(values))]
+    )
+
+
+def joined_blobs(table: Any, name: str) -> Any:
+    """The bytes of a column, one value after another."""
+    found = []
+    for chunk in table.column(name).chunks:
+        kind = np.int64 if pa.types.is_large_binary(chunk.type) else np.int32
+        offsets = np.frombuffer(chunk.buffers()[1], kind)[chunk.offset :]
+        data = chunk.buffers()[2]
+        if data is not None:
+            found.append(np.frombuffer(data, np.uint8)[offsets[0] : offsets[len(chunk)]])
+    return np.concatenate(found) if found else np.empty(0, np.uint8)
+
+
+def whole(found: Any, name: str, width: int) -> Iterator[Any]:
+    """What a query finds, as tables of about so many numbers, cut where a column has another value."""
+    held: list[Any] = []
+    size, most = 0, 4 * _OUTCOMES * max(width, 32)
+    for batch in found.to_arrow_reader(_EVENTS):
+        held.append(batch)
+        size += batch.nbytes
+        if size < most:
+            continue
+        table = pa.Table.from_batches(held)
+        cut = int(starts(column(table, name))[-2])
+        if not cut:
+            # One alone has more.
+            most *= 2
+            continue
+        yield table.slice(0, cut)
+        held = table.slice(cut).to_batches()
+        size = sum(one.nbytes for one in held)
+    if held and (table := pa.Table.from_batches(held)).num_rows:
+        yield table
