@@ -63,6 +63,7 @@ def _times(name: str, column: Any) -> list[Any]:
 
 
 def texts(file: File, name: str, kind: Any, expected: str) -> Converter:
+    """Of a column of texts, or of bytes; raises `LogError`, which says what was `expected`, if it is none."""
     of = _inner(kind)
     if not (_is_text(of) or pa.types.is_null(of)):
         raise _wrong_type(file, name, kind, expected)
