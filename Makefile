@@ -67,7 +67,7 @@ lock: ## Resolve the dependencies anew, those of the build too (needs uv)
 	uv pip compile -q -U --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	  --group build -o requirements-build.lock
 	uv pip compile -q -U --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	  -c requirements-build.lock -o requirements.lock pyproject.toml
+	  --extra deep -c requirements-build.lock -o requirements.lock pyproject.toml
 	uv pip compile -q -U --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	  --group dev --extra deep --extra train --extra spark -c requirements.lock -c requirements-build.lock -o requirements-dev.lock pyproject.toml
 	uv pip compile -q -U --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
