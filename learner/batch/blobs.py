@@ -13,8 +13,8 @@ from learner.batch.columns import column
 from learner.batch.outcomes import starts
 from learner.events.microbatch import ends_of
 
-# Events that are taken from the database at a time, and what of it is worked on together.
-_EVENTS, _OUTCOMES = 1 << 13, 1 << 18
+# Rows that are taken from the database at a time, and bytes of a table.
+_ROWS, _BYTES = 1 << 10, 32 << 20
 
 
 def blobs(values: NDArray[Any], lengths: NDArray[np.int64]) -> Any:
@@ -37,11 +37,11 @@ def joined_blobs(table: Any, name: str) -> Any:
     return np.concatenate(found) if found else np.empty(0, np.uint8)
 
 
-def whole(found: Any, name: str, width: int) -> Iterator[Any]:
-    """What a query finds, as tables of about so many numbers, cut where a column has another value."""
+def whole(found: Any, name: str) -> Iterator[Any]:
+    """What a query finds, as tables of a bounded size, cut where a column has another value."""
     held: list[Any] = []
-    size, most = 0, 4 * _OUTCOMES * max(width, 32)
-    for batch in found.to_arrow_reader(_EVENTS):
+    size, most = 0, _BYTES
+    for batch in found.to_arrow_reader(_ROWS):
         held.append(batch)
         size += batch.nbytes
         if size < most:

@@ -46,8 +46,8 @@ _BY_TIME = """
 create table ranked as
 select number, row_number() over (order by time_ms, number) as rank from log"""
 _NOWHERE = -1
-# Rows that are put into the database together.
-_INSERTED = 1 << 14
+# Bytes that are put into the database together.
+_INSERTED = 16 << 20
 
 
 class Users(NamedTuple):
@@ -87,8 +87,8 @@ class Histories:
 
     Parameters
     ----------
-    width, item_width
-        Columns of the rows of users, and of those of items; 0 where items have no effect.
+    width
+        Columns of the model's rows.
 
     Attributes
     ----------
@@ -98,8 +98,8 @@ class Histories:
         How many there are, those that are refused and those that stand twice too.
     """
 
-    def __init__(self, width: int, item_width: int = 0) -> None:
-        self._width, self._item_width = width, item_width
+    def __init__(self, width: int) -> None:
+        self._width = width
         self.ends: dict[Partition, Mark] = {}
         self.n_events = 0
         self._numbers: dict[Partition, int] = {}
@@ -171,7 +171,7 @@ class Histories:
         }  # fmt: skip
         self.n_events += len(event)
         self._held.append(pa.table(columns))
-        if sum(map(len, self._held)) >= _INSERTED:
+        if sum(one.nbytes for one in self._held) >= _INSERTED:
             self._insert("log")
 
     def _places(self, source: str | None, raws: Sequence[Any]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -227,7 +227,7 @@ class Histories:
                 table = "log join ranked on log.number = ranked.number"
             # What items are told is written meanwhile, which would end a query of the same cursor.
             found = self._connection.cursor().sql(f"select {columns} from {table} order by whose, person, rank")
-            for some in whole(found, "whose", self._width):
+            for some in whole(found, "whose"):
                 yield self._users(some)
 
     def _users(self, table: Any) -> Users:
@@ -264,7 +264,7 @@ class Histories:
             "x": blobs(np.ascontiguousarray(transitions.x), once),
         }  # fmt: skip
         self._held.append(pa.table(columns))
-        if sum(map(len, self._held)) >= _INSERTED:
+        if sum(one.nbytes for one in self._held) >= _INSERTED:
             self._insert("told")
 
     def items(self) -> Iterator[Items]:
@@ -272,7 +272,7 @@ class Histories:
         self._insert("told")
         with duck_on_disk():
             found = self._connection.sql("select item, change, x from told order by item, rank, nth")
-            for some in whole(found, "item", self._item_width):
+            for some in whole(found, "item"):
                 row = np.frombuffer(joined_blobs(some, "change"), TRANSITION)
                 x = np.frombuffer(joined_blobs(some, "x"), np.float32).reshape(len(row), -1)
                 first = starts(column(some, "item"))

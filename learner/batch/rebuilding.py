@@ -21,8 +21,8 @@ from learner.record.items import item_ids
 from learner.record.sums import HourSums, place_of
 from learner.step.apply import Applied, apply, apply_to_items
 
-MOST_USERS, MOST_OUTCOMES = 2_000, 200_000
-"""Of one shard, worked out and stored together."""
+MOST_USERS, MOST_NUMBERS = 2_000, 1 << 22
+"""Of one shard, worked out and stored together; numbers in the rows of outcomes."""
 
 
 class Rebuilt(NamedTuple):
@@ -97,7 +97,7 @@ def rebuilt_users(
             for wanted, some in ((False, its[~is_new]), (True, its[is_new])):
                 if not wanted and model.item is None:
                     continue
-                for unit in _units(some, n_items[some], part.hashes):
+                for unit in _units(some, model.width * n_items[some], part.hashes):
                     users = part.users.only(unit.tolist())
                     applied = _learnt(model, part.batch.events, users, is_due[unit], last_ms)
                     if len(applied.transitions.row):
@@ -122,7 +122,7 @@ def rebuilt_items(
         for number in range(shards):
             its = np.flatnonzero(shard == number)
             its = its[[hashes[i] > done[number] for i in its]] if done and len(its) else its
-            for unit in _units(its, rows[its], part.keys):
+            for unit in _units(its, effect.width * rows[its], part.keys):
                 some = items.only(unit.tolist())
                 values: list[bytes | None] = [*apply_to_items(effect, [None] * len(unit), part.transitions, some)]
                 erased = [is_tombstone(value or b"") for value in values]
@@ -135,7 +135,7 @@ def _units(its: NDArray[np.intp], sizes: NDArray[np.int64], hashes: NDArray[np.i
     """Some places in pieces of a bounded size; those of one hash are together."""
     if not len(its):
         return
-    number = np.maximum(np.arange(len(its)) // MOST_USERS, (np.cumsum(sizes) - sizes) // MOST_OUTCOMES)
+    number = np.maximum(np.arange(len(its)) // MOST_USERS, (np.cumsum(sizes) - sizes) // MOST_NUMBERS)
     same = np.append(False, hashes[its][1:] == hashes[its][:-1])
     cut = np.flatnonzero((np.diff(number, prepend=number[0]) > 0) & ~same)
     yield from np.split(its, cut)

@@ -81,7 +81,7 @@ def history_of(
     from learner.batch.users import chosen
 
     share, seed = getattr(arguments, "sample", 1.0), getattr(arguments, "seed", 0)
-    with Histories(model.width, 0 if model.item is None else model.item.d) as log:
+    with Histories(model.width) as log:
         with progress("reading", " events") as bar, closing(
             read_with_raws(arguments.logs, model, settings.topics, bar.reach, settings.kafka_options, skipped,
                            settings.items_topic, arguments.items, offsets=columns_of(arguments))

@@ -33,8 +33,8 @@ ORIGIN = 7
 
 def rebuilt(rig: Rig, store: object, origin: int = ORIGIN, rate: float = 0.0) -> dict[Partition, Mark]:
     """A store rebuilt from the rig's log, and where that ends."""
-    model, width = rig.model, 0 if rig.model.item is None else rig.model.item.d
-    with Histories(model.width, width) as log:
+    model = rig.model
+    with Histories(model.width) as log:
         with closing(read_with_raws([rig.log_url], model, rig.topics)) as pieces:
             log.read(pieces)
         loading = Loading(store, origin, rate)  # type: ignore[arg-type]
