@@ -31,8 +31,6 @@ WAYS: dict[str, tuple[str, list[str]]] = {
     "warm start, no prior": ("part", [*BESIDE, "--lambda", "0", "--previous"]),
     "diagonal prior": ("part", [*BESIDE, "--previous"]),
     "diagonal prior, keep 0.9": ("part", [*BESIDE, "--keep", "0.9", "--previous"]),
-    "diagonal prior, keep 0.7": ("part", [*BESIDE, "--keep", "0.7", "--previous"]),
-    "diagonal prior and cold anchor": ("part", [*BESIDE, "--cold", "FIRST", "--cold-weight", "0.2", "--previous"]),
     "first training, never again": ("", []),
 }
 COLUMNS = ("log_loss", "slate_ndcg@10")
@@ -67,8 +65,7 @@ def compare(folder: Path, files: Sequence[Path]) -> dict[str, list[dict[str, flo
         for number, (name, (what, options)) in enumerate(WAYS.items()):
             start = time.process_time()
             if what:
-                beside = [str(first / "encoder.npz") if one == "FIRST" else one for one in options]
-                beside += [str(before[name] / "encoder.npz")] if options[-1] == "--previous" else []
+                beside = [*options, *([str(before[name] / "encoder.npz")] if options[-1] == "--previous" else [])]
                 read = files[: k + 1] if what == "all" else [files[k]]
                 before[name] = _trained(folder / f"{k}-{number}", read, beside)
             seconds = time.process_time() - start

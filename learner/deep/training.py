@@ -19,8 +19,8 @@ from learner.deep.examples import Examples
 from learner.deep.increment import Anchor, fisher
 from learner.deep.network import Batch, Network, Weights, losses
 
-SMALLEST, LARGEST, STEPS = 32, 512, 128
-"""Outcomes a step takes, a power of 2 between the first two: so many that an epoch has about so many steps, or more."""
+LARGEST, STEPS = 512, 128
+"""Outcomes a step takes, at most: as many, by powers of 2, as give an epoch so many steps, or more."""
 TOGETHER = 16
 """Steps that are compiled as one loop. Behind the last outcome it is filled up with batches that are no steps."""
 DROPPED = 0.05
@@ -41,12 +41,15 @@ class Options(NamedTuple):
         So many epochs without a lower loss on the held-out outcomes end it.
     learning_rate
         Of Adam, at first; it falls to 0 along a cosine over all epochs.
+    smallest
+        Outcomes a step takes, at least. Beside what is known, the noise of small steps costs more than it finds.
     """
 
     epochs: int = 10
     patience: int = 3
     learning_rate: float = 2e-3
     seed: int = 0
+    smallest: int = 32
 
 
 class State(NamedTuple):
@@ -98,7 +101,7 @@ def train(
     advance
         Called with the number of outcomes gone through.
     """
-    size = batch_size(len(learnt))
+    size = batch_size(len(learnt), options.smallest)
     steps = -(-len(learnt) // size)
     anchor = Anchor(*({name: jnp.asarray(one) for name, one in part.items()} for part in anchor))
     while state.epoch < options.epochs and state.epoch - state.best_epoch < options.patience:
@@ -123,13 +126,13 @@ def train(
         yield state
 
 
-def batch_size(n: int) -> int:
+def batch_size(n: int, smallest: int = 32) -> int:
     """Outcomes a step takes, of N.
 
     >>> batch_size(1_000), batch_size(10_000), batch_size(1_000_000)
     (32, 64, 512)
     """
-    return min(max(1 << max(n // STEPS, 1).bit_length() - 1, SMALLEST), LARGEST)
+    return min(max(1 << max(n // STEPS, 1).bit_length() - 1, smallest), LARGEST)
 
 
 def mean_loss(weights: Weights, network: Network, examples: Examples) -> float:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 STATE, CHECKPOINT = "encoder.npz", "encoder.checkpoint.npz"
 # Of a first log, and of one beside what is known, where large steps would first forget.
 RATE, RATE_BESIDE = 2e-3, 5e-4
+SMALLEST, SMALLEST_BESIDE = 32, 256
 _EXTRA = "pip install 'freshet-online[train]'"
 
 
@@ -141,7 +142,8 @@ def run(arguments: TrainArguments, settings: Settings, model: Model) -> int:
     before = Before(previous, cold, arguments.strength, arguments.keep, arguments.cold_weight, arguments.ridge)
     hidden = _hidden(arguments.hidden, previous)
     rate = arguments.learning_rate or (RATE if previous is None else RATE_BESIDE)
-    options = Options(arguments.epochs, arguments.patience, rate, arguments.seed)
+    smallest = SMALLEST if previous is None else SMALLEST_BESIDE
+    options = Options(arguments.epochs, arguments.patience, rate, arguments.seed, smallest)
     skipped = skipping(arguments)
     with tables_of_logs(arguments, settings, seen, skipped) as tables:
         gathered = gather(tables, seen, hidden, arguments.tail, previous)

@@ -206,12 +206,12 @@ def test_an_increment_reads_its_own_log_alone_and_knows_new_items(
     assert run(written(model.with_name("1.jsonl"), day(80)), "--model", model, "--out", first, *QUICK) == 0
     log = written(model.with_name("2.jsonl"), day(80, seed=1, items=23))
     capsys.readouterr()
-    line = [log, "--model", model, "--epochs", "2", "--previous", first / "encoder.npz"]
+    line = [log, "--model", model, "--epochs", "20", "--tail", "0", "--previous", first / "encoder.npz"]
     assert run(*line, "--out", second) == 0
     assert "encoder.inputs item_id: 23 values, 3 of them new" in capsys.readouterr().out
     before, after = trained(first), trained(second)
     assert after.vocabulary["item_id"][:20] == before.vocabulary["item_id"]
-    assert after.outcomes == before.outcomes + 365
+    assert after.outcomes == before.outcomes + 400
     # More is known of every weight than before.
     for name, precision in before.anchor.precision.items():
         assert (after.anchor.precision[name][: len(precision)] >= precision).all(), name
