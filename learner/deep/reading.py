@@ -103,8 +103,6 @@ def declared(model: Model) -> EncoderFile:
     """
     if (encoder := model.specification.encoder) is None:
         raise ModelError(f"model {model.name!r} has no encoder: expected [encoder] with its inputs in the model")
-    if taken := {"embedding", "offset"} & {one.name for one in encoder.inputs}:
-        raise ModelError(f"encoder.inputs: {min(taken)!r} is an output of the graph: expected another name")
     return encoder
 
 

@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.limits import MAX_EMBEDDING, MAX_ENCODER_INPUTS
-from learner.model.kind import FeatureError, Kind, Number, Scalar, Size, Text, require, type_name
+from learner.model.kind import FeatureError, Kind, Number, Scalar, Size, Text, require, some, type_name
 from learner.model.number_kinds import Vector, numbers
 
+OUTPUTS = ("embedding", "offset")
+"""Of the graph."""
 InputName: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 Tensor: TypeAlias = NDArray[Any]
 """An input of the graph, of n items: float32 or int64, shape (n,) or (n, width)."""
@@ -133,6 +135,7 @@ def check_encoder(encoder: EncoderFile, features: Mapping[str, Kind]) -> None:
         one.check(key)
         require(one.name not in seen, f"{key}.name", one.name, "another name: an input before it has this one")
         seen.add(one.name)
+        require(one.name not in OUTPUTS, f"{key}.name", one.name, f"another name: {some(OUTPUTS)} are outputs")
         other = None if one.kind == "id" else features.get(one.name)
         if other is None:
             continue

@@ -169,6 +169,7 @@ def test_a_hash_that_is_declared_is_the_only_one_taken(tmp_path: Path) -> None:
         ('kind = "id"', 'kind = "id", values = ["a"]', r"encoder.inputs\[2\].values = .*: expected none"),
         ('kind = "id"', 'kind = "id", from = "context"', r"encoder.inputs\[2\].from = 'context': expected 'item'"),
         ('"price", kind', '"age", kind', r"encoder.inputs\[4\].name = 'age': expected another name"),
+        ('"price", kind', '"offset", kind', r"encoder.inputs\[0\].name = 'offset': expected another .* are outputs"),
         ("inputs = [", "input = [", r"encoder.input: no such key; there are embedding, inputs, file, hash"),
         ("[encoder]", '[encoder]\nhash = "12"', r"encoder.hash = '12': expected str matching"),
         ('"price", kind = "numeric"', '"price", kind = "category"', r"encoder.inputs\[0\].kind = 'category': expected"),
