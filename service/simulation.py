@@ -103,9 +103,11 @@ class Embedded:
         belief = self._learner.user(user, self._now)
         return belief.mean, np.sqrt(belief.variances)
 
-    def show(self, user: str, request: str, items: Sequence[Sent], click_delays_ms: Mapping[str, int]) -> None:
-        """Put the events where they will be learnt when their time has come."""
-        self._will_come(self._now, impression_json(request, user, self._now, items))
+    def show(
+        self, user: str, request: str, items: Sequence[Sent], click_delays_ms: Mapping[str, int], **more: Any
+    ) -> None:
+        """Put the events where they will be learnt when their time has come; `more` is what an impression may say."""
+        self._will_come(self._now, impression_json(request, user, self._now, items, **more))
         for click in _clicks(user, request, self._now, click_delays_ms):
             self._will_come(click["timestamp"], msgspec.json.encode(click))
 

@@ -21,6 +21,7 @@ def _how(model: Model) -> tuple[object, ...]:
     """All that the columns of an event depend on."""
     return (
         list(model.features.items()), model.ignore_unknown, model.events, model.unframed, model.by_item,
+        model.specification.weights,
         model.click_delay is None, model.max_ahead_ms, model.examination is None, model.missing_offset == "refuse",
         _of_items(model.item), model.experiment, model.encoder and (model.encoder.hash, model.encoder.inputs),
     )  # fmt: skip

@@ -15,6 +15,7 @@ from learner.events.alone import any_decoder, lacks_request, parse_event, reques
 from learner.events.catalog import Entries, entries_of, resolved
 from learner.events.encoded import encoded_of
 from learner.events.foreign import Columns, PassedOver, columns_of, read_quickly
+from learner.events.ips import by_propensity
 from learner.events.keys import item_key, item_keys, outcome_keys, request_keys
 from learner.events.microbatch import (
     BAD,
@@ -254,7 +255,7 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
         if not model.by_item:
             whose = [wire.request_id for wire in slate]
             item["key"][its] = outcome_keys(whose, [len(wire.items) for wire in slate], keys)
-        item["weight"][its] = weights
+        item["weight"][its] = weights if foreign or not model.specification.weights else by_propensity(slate, weights)
         if model.examination is not None:
             in_order = chain.from_iterable(range(len(wire.items)) for wire in slate)
             ranks = zip(positions, in_order, strict=True)

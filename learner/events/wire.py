@@ -210,7 +210,9 @@ class _TypeOnly(msgspec.Struct):
     type: Literal["impression", "click", "erase", "erase_item", "item"]
 
 
-def impression_json(request_id: str, user_id: str, timestamp: int, items: Sequence[Mapping[str, Any]]) -> bytes:
-    """The bytes of an impression event, for those who produce one."""
+def impression_json(
+    request_id: str, user_id: str, timestamp: int, items: Sequence[Mapping[str, Any]], **more: Any
+) -> bytes:
+    """The bytes of an impression event, for those who produce one; `more` are fields that it may have."""
     event = {"type": "impression", "request_id": request_id, "user_id": user_id, "timestamp": timestamp, "items": items}
-    return msgspec.json.encode(event)
+    return msgspec.json.encode(event | more)

@@ -182,6 +182,9 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     match_clicks
         Which outcome a click is of: that of its ``request`` and item; or, where clicks name no request, the user's
         latest showing of the ``item`` up to the time of the click.
+    weights
+        ``ips``: an outcome whose impression tells the chance of its place counts the more, the less likely that was.
+        Only for logs whose clicks say much of places and little of items: else it costs evidence.
     max_ahead
         How long after it came in an event may be dated.
     click_delay
@@ -218,6 +221,7 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     discount: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
     attribution_window: str = "30m"
     match_clicks: Literal["request", "item"] = "request"
+    weights: Literal["ips"] | None = None
     max_ahead: str = "1h"
     click_delay: ClickDelay | None = None
     unknown_features: Literal["reject", "ignore"] = "reject"

@@ -41,6 +41,7 @@ def owner_of(model: Model, group: str) -> Owner:
         "click_delay": "none",
         "max_open": str(model.max_open),
         "match_clicks": "item" if model.by_item else "request",
+        "weights": model.specification.weights or "none",
         "events": "ours" if model.events is None else f"{crc32(msgspec.json.encode(model.events)):08x}",
         "unknown_features": "ignore" if model.ignore_unknown else "reject",
         "prior": model.population_fingerprint.hex(),
