@@ -1,9 +1,10 @@
 """When learning by inverse propensities helps, and when it hurts: `python -m examples.policies.ips`.
 
-Users whose tastes are known are shown ten of twenty items by a policy that is none of theirs: Plackett and Luce's, which
-prefers a high price, or what is learnt. The log tells with what chance each item stands at its place. Users look at rank
-k with probability 1 / k, or at all. Events go through the learner's own step and the service's own scoring; what is told apart is whether the learner
-takes outcomes as they come, weighted by propensities (`weights = "ips"`), or knows who looks where (`[position]`).
+Users whose tastes are known are shown ten of twenty items by a policy that is none of theirs, Plackett and Luce's, that
+prefers a high price; or by what is learnt. The log tells with what chance each item stands at its place. Users look at
+rank k with probability 1 / k, or at all. Events go through the learner's own step and the service's own scoring. What
+is told apart is whether the learner takes outcomes as they come, weighted by propensities (`weights = "ips"`), or knows
+who looks where (`[position]`).
 """
 
 from __future__ import annotations
