@@ -101,7 +101,7 @@ class Slates:
     split: int
 
 
-def load(folder: Path, fitted_share: float = FITTED_SHARE) -> Slates:
+def load(folder: Path, fitted_share: float = FITTED_SHARE, taste_size: int = TASTE_SIZE) -> Slates:
     """Read RankLens, fit the fixed effect on its first 30 % and describe every film.
 
     Takes some seconds; the same files always give the same slates.
@@ -114,6 +114,8 @@ def load(folder: Path, fitted_share: float = FITTED_SHARE) -> Slates:
         runtime, release_date in epoch seconds, and genres, tags, actors, director, each joined by ``|``).
     fitted_share
         The first share of lists that the fixed effect is fitted on.
+    taste_size
+        How many numbers `taste` has.
 
     Raises
     ------
@@ -130,7 +132,7 @@ def load(folder: Path, fitted_share: float = FITTED_SHARE) -> Slates:
     item_ids = np.union1d(item, np.array(films["item"]))
     film_rows = np.searchsorted(item_ids, np.array(films["item"]))
     shown_rows = np.searchsorted(item_ids, item)
-    taste = _taste(films)
+    taste = _taste(films, taste_size)
     described = _content(films, taste)
     content = np.zeros((len(item_ids), described.shape[1]))
     content[film_rows] = described
@@ -248,7 +250,7 @@ def _multi_hot(films: Columns, name: str) -> Array:
     return hot
 
 
-def _taste(films: Columns) -> Array:
+def _taste(films: Columns, size: int) -> Array:
     """Films in a small space where those with the same genres, tags, actors and director are close, shape (n, k).
 
     The leading components of the inverse-document-frequency weighted words, each film of unit length; scaled so that
@@ -258,7 +260,7 @@ def _taste(films: Columns) -> Array:
     weighted = hot * np.log(len(hot) / hot.sum(axis=0))
     weighted /= np.maximum(np.linalg.norm(weighted, axis=1, keepdims=True), 1e-9)
     left, singular, _ = np.linalg.svd(weighted, full_matrices=False)
-    taste: Array = left[:, :TASTE_SIZE] * singular[:TASTE_SIZE]
+    taste: Array = left[:, :size] * singular[:size]
     return taste / taste[:, 0].std()
 
 

@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from examples.ranklens.dataset import FITTED_SHARE, DatasetMissing, load
+from examples.ranklens.dataset import FITTED_SHARE, TASTE_SIZE, DatasetMissing, load
 from examples.ranklens.replay import clicks, impression
 
 
@@ -21,9 +21,13 @@ def main(argv: list[str] | None = None) -> int:
         "--fitted-share", type=float, default=FITTED_SHARE,
         help="first share of lists that the fixed effect, each item's offset, is fitted on (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--taste", type=int, default=TASTE_SIZE, metavar="N",
+        help="how many numbers the films' taste has, which the model has to have as its size (default: %(default)s)",
+    )  # fmt: skip
     arguments = parser.parse_args(argv)
     try:
-        data = load(arguments.data, arguments.fitted_share)
+        data = load(arguments.data, arguments.fitted_share, arguments.taste)
     except DatasetMissing as exc:
         print(f"ranklens: {exc}", file=sys.stderr)
         return 2
