@@ -56,10 +56,8 @@ class Model(Effect):
         What it was made from.
     prior_file
         Where the specification says that the prior stands; its numbers are not in `prior` until they are read.
-    missing_offset
-        What an item without an offset gets; see `learner.model.file.OffsetRule`.
-    mean_offset
-        The log's mean offset, for ``mean``; None if it is not known.
+    missing_offset, mean_offset
+        What an item without an offset gets, see `learner.model.file.OffsetRule`; the log's mean, None if not known.
     by_item
         Whether a click is of the latest showing of its item, whatever its request.
     unframed
@@ -68,10 +66,8 @@ class Model(Effect):
         How events of a foreign shape are read; None if there are none.
     examination
         How likely an item is looked at, by its rank; None where every item is.
-    quality
-        The share of users whose outcomes are predicted before they are learnt, to say how good scores are.
-    guardrail
-        What to do where scores are worse than those of the fixed effect.
+    quality, guardrail
+        The share of users whose outcomes are predicted, to say how good scores are; and what to do where they are bad.
     encoder
         What makes encoded rows; None where the specification has none, or its file was not read.
     segments, experiment, categories
@@ -114,6 +110,10 @@ class Model(Effect):
         """The design matrix of slates, shape (N, width); see `learner.model.design.Design.rows`."""
         return self.design.rows(items, shown, encoded)
 
+    def check(self, items: Items, shown: Shown) -> Rows:
+        """See `learner.model.design.Design.check`."""
+        return self.design.check(items, shown)
+
     @cached_property
     def structs(self) -> tuple[type[msgspec.Struct], type[msgspec.Struct]] | None:
         """What decodes an item's features and a context, all of which it knows; see `learner.model.design.structs`."""
@@ -129,7 +129,7 @@ class Model(Effect):
         """What its catalog has of items; None if no feature is of the catalog."""
         if all(one.origin != "catalog" for one in self.features.values()):
             return None
-        return Catalog(self.item_features, self.structs and self.structs[0], self.design.check)
+        return Catalog(self.item_features, self.structs and self.structs[0], self.check)
 
     @cached_property
     def context_features(self) -> Mapping[str, Feature]:
