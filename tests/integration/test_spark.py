@@ -163,6 +163,13 @@ def test_a_lost_executor_changes_nothing(both: Both, log: Path, tmp_path: Path) 
     before = rows_in(found)
     marks = tmp_path / "killed"
 
+    # Inside, as executors know nothing of the tests.
+    def its_executor(pid: int) -> int:
+        """The Java process above one of Python's."""
+        while Path(f"/proc/{pid}/comm").read_text().strip() != "java":
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        return pid
+
     def rows(piece: Any, kill: bool) -> Any:
         if kill and not marks.exists():
             marks.write_text(executor := str(its_executor(os.getpid())))
@@ -175,13 +182,6 @@ def test_a_lost_executor_changes_nothing(both: Both, log: Path, tmp_path: Path) 
     assert not Path("/proc", marks.read_text()).exists()
     assert lost == list(found._table.map(partial(rows, kill=False)))
     assert rows_in(found).tobytes() == before.tobytes()
-
-
-def its_executor(pid: int) -> int:
-    """The Java process above one of Python's."""
-    while Path(f"/proc/{pid}/comm").read_text().strip() != "java":
-        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    return pid
 
 
 def test_both_engines_name_and_skip_what_is_bad(session: Any, both: Both, log: Path, tmp_path: Path) -> None:

@@ -240,7 +240,7 @@ def test_of_a_log_with_offsets_the_encoder_makes_an_embedding_alone(model: Path)
     ("change", "options", "expected"),
     [
         ("none", [], "expected [encoder]"),
-        ("name", [], "'offset' is an output"),
+        ("name", [], "'embedding', 'offset' are outputs"),
         ("", ["--keep", "0.5"], "expected --previous"),
         ("", ["--tail", "1"], "--tail"),
         ("", ["--previous", "nowhere.npz"], "cannot be read"),
