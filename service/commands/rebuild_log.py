@@ -37,7 +37,9 @@ def columns_of(arguments: HistoryArguments) -> OffsetColumns | None:
 
 def has_positions(arguments: HistoryArguments) -> bool:
     """Whether every event comes from a log with its offset."""
-    return all("://" in one for one in arguments.logs)
+    from learner.batch.reading import is_a_file
+
+    return not any(map(is_a_file, arguments.logs))
 
 
 def offset_columns(text: str) -> OffsetColumns | str:
@@ -111,7 +113,7 @@ def ends_of(arguments: HistoryArguments, settings: Settings, log: Histories) -> 
 
 def origin_of(arguments: HistoryArguments, settings: Settings, model: Model) -> int:
     """A number that stands for what is rebuilt from: another log, model or end has another."""
-    from learner.batch.reading import files_of
+    from learner.batch.reading import files_of, is_a_file
     from learner.batch.remote import size_of
 
     said: list[object] = [
@@ -122,7 +124,7 @@ def origin_of(arguments: HistoryArguments, settings: Settings, model: Model) -> 
         arguments.skip_bad,
     ]
     for one in [*arguments.logs, *([arguments.items] if arguments.items else [])]:
-        if "://" in one:
+        if not is_a_file(one):
             said.append(one)
             continue
         # Wherever they lie.

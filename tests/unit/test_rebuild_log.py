@@ -216,6 +216,16 @@ def test_the_command_says_what_it_lacks(
     assert said in capsys.readouterr().err
 
 
+def test_a_file_of_a_store_of_objects_has_no_offsets_of_its_own(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere = ["rebuild", f"file://{command.folder / 'log.ndjson.gz'}", "--model", str(command.folder / "model.toml")]
+    assert main(elsewhere) == 2
+    assert "expected one thing that says where in the topic history ends" in capsys.readouterr().err
+    assert main([*elsewhere, "--offsets", "none"]) == 0
+    assert "9 users and 0 items" in capsys.readouterr().out
+
+
 def test_options_that_are_none_are_refused_with_what_was_expected(
     command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
