@@ -16,6 +16,12 @@ INTERCEPT_NAME = "intercept"
 WIDE = Category | Multi | Hashed | Cross
 
 
+def first_column(name: str, features: Mapping[str, Feature]) -> int:
+    """Where the columns of a feature begin in a row, behind the intercept and those of the features before it."""
+    before = list(features)[: list(features).index(name)]
+    return 1 + sum(features[one].width for one in before)
+
+
 def check_size(key: str, covariance: Form, is_wide: Sequence[bool], width: int, max_open: int) -> int:
     """How many of an effect's coefficients have a dense covariance.
 

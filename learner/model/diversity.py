@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from learner.belief.gaussian import Rows
 from learner.model.category_kinds import Category
+from learner.model.columns import first_column
 from learner.model.duration import ModelError
 from learner.model.file import ExploreRule
 from learner.model.kind import some
@@ -48,6 +49,5 @@ def category_columns(explore: ExploreRule, features: Mapping[str, Feature]) -> C
     if name not in fit:
         expected = f"expected a category of the items; the model has {some(fit) or 'none'}"
         raise ModelError(f"explore.category = {name!r}: {expected}")
-    before = list(features)[: list(features).index(name)]
-    first = 1 + sum(features[one].width for one in before)
+    first = first_column(name, features)
     return CategoryColumns(first, first + fit[name].width)

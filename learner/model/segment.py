@@ -8,6 +8,7 @@ from typing import NamedTuple
 from learner.belief.gaussian import Rows
 from learner.limits import MAX_SEGMENTS
 from learner.model.category_kinds import Category
+from learner.model.columns import first_column
 from learner.model.duration import ModelError
 from learner.model.kind import some
 from learner.model.kinds import Feature
@@ -41,8 +42,7 @@ def segments_of(name: str | None, features: Mapping[str, Feature]) -> tuple[Segm
     if len(values) > MAX_SEGMENTS:
         expected = f"expected at most {MAX_SEGMENTS}, since each is counted apart"
         raise ModelError(f"quality.segment = {name!r}: {len(values)} values: {expected}")
-    before = list(features)[: list(features).index(name)]
-    first = 1 + sum(features[one].width for one in before)
+    first = first_column(name, features)
     return tuple(Segment(f"{name}={value}", first + i) for i, value in enumerate(values))
 
 

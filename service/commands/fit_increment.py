@@ -12,7 +12,7 @@ from learner.belief.gaussian import Gaussian
 from learner.model.in_force import in_force
 from learner.model.prior_file import Evidence
 from learner.model.spec import Model
-from service.commands.logs import share
+from service.commands.logs import add_anchor_arguments
 from service.model_file import read_prior
 from service.progress import progress
 from service.settings import Settings
@@ -30,22 +30,11 @@ def add_increment_arguments(parser: argparse.ArgumentParser) -> None:
         "FILE's and count for as much as all they were learnt from. Half-life, examination and the prior of items stay "
         "as FILE has them. FILE is taken for the prior in force",
     )  # fmt: skip
-    parser.add_argument(
-        "--keep", type=share, default=1.0, metavar="SHARE",
-        help="with --previous: how much of what it counts for is kept, where the world drifts (default: %(default)s)",
-    )  # fmt: skip
+    add_anchor_arguments(parser, "a prior that was fitted from nothing, now and then")
     parser.add_argument(
         "--hessian", choices=["full", "diagonal"], default="full",
         help="what is kept of how well each coefficient of the fixed effect is known; diagonal is less to store, and "
         f"follows a drift sooner. Above {WIDEST_FULL} coefficients always diagonal (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--cold", metavar="FILE",
-        help="with --previous: a second anchor beside it, a prior that was fitted from nothing, now and then",
-    )  # fmt: skip
-    parser.add_argument(
-        "--cold-weight", type=share, default=0.5, metavar="SHARE",
-        help="how much of what is kept is the second anchor's (default: %(default)s)",
     )  # fmt: skip
 
 

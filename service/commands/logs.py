@@ -73,6 +73,19 @@ def add_arguments(parser: argparse.ArgumentParser, at_least: Literal["*", "+"] =
     )  # fmt: skip
 
 
+def add_anchor_arguments(parser: argparse.ArgumentParser, cold: str) -> None:
+    """How much of what `--previous` counts for is kept, and a second anchor beside it: what `cold` says."""
+    parser.add_argument(
+        "--keep", type=share, default=1.0, metavar="SHARE",
+        help="with --previous: how much of what it counts for is kept, where the world drifts (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--cold", metavar="FILE", help=f"with --previous: a second anchor beside it, {cold}")
+    parser.add_argument(
+        "--cold-weight", type=share, default=0.5, metavar="SHARE",
+        help="how much of what is kept is the second anchor's (default: %(default)s)",
+    )  # fmt: skip
+
+
 def share(text: str) -> float:
     """The type of an option that is a share.
 

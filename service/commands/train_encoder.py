@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from learner.model.spec import Model
 from service.commands.logs import (
     LogArguments,
+    add_anchor_arguments,
     add_arguments,
     check_items,
     share,
@@ -66,22 +67,11 @@ def declare(parser: argparse.ArgumentParser) -> None:
         help=f"{STATE} of the logs before: its weights count for as much as all outcomes they were learnt from, and "
         "the log given is learnt beside them. New items and categories begin as the unknown; vocabularies grow",
     )  # fmt: skip
-    parser.add_argument(
-        "--keep", type=share, default=1.0, metavar="SHARE",
-        help="with --previous: how much of what it counts for is kept, where the world drifts (default: %(default)s)",
-    )  # fmt: skip
+    add_anchor_arguments(parser, "the cold start that it descends from")
     parser.add_argument(
         "--lambda", dest="strength", type=_positive, default=1.0, metavar="NUMBER",
         help="with --previous: how heavily what is known counts in this training; 0 only starts from its weights "
         "(default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--cold", metavar="FILE",
-        help="with --previous: a second anchor beside it, the cold start that it descends from",
-    )  # fmt: skip
-    parser.add_argument(
-        "--cold-weight", type=share, default=0.5, metavar="SHARE",
-        help="how much of what is kept is the second anchor's (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--hidden", type=_widths, metavar="N,N",
