@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from tests.browser import browser_path, launched
+from tests.freshet import Freshet
 from tests.servers import KafkaServer, Missing, OldKafkaServer, PrometheusServer, RedisServer, Server
 
 # Set in CI: a missing server or browser fails instead of skipping.
@@ -102,6 +103,13 @@ def chromium(browser: str) -> Iterator[Browser]:
     """
     with launched(browser) as running:
         yield running
+
+
+def pytest_sessionfinish() -> None:
+    for process in Freshet.started:
+        if process.poll() is None:  # Its test failed.
+            process.kill()
+            process.wait()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tests.servers import eventually, free_port
 
@@ -20,6 +20,9 @@ ROOT = Path(__file__).parents[1]
 
 class Freshet:
     """One `freshet serve` or `learn` on one SQLite file."""
+
+    started: ClassVar[list[subprocess.Popen[bytes]]] = []
+    """Kept, so that the failure of one test does not warn of its processes in the next."""
 
     def __init__(self, folder: Path, command: str, *typed: str, **settings: Any) -> None:
         self.port = settings.get("port") or free_port()
@@ -36,6 +39,7 @@ class Freshet:
                 cwd=folder, env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **environ},
                 stdout=output, stderr=output,
             )  # fmt: skip
+        self.started.append(self.process)
         eventually(self._live, 60, f"freshet {command} answers")
 
     def stop(self) -> None:
