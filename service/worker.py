@@ -119,9 +119,6 @@ def make_learner(
     has_letters: bool = True,
 ) -> Learner:
     """A learner; it runs when it is told to."""
-    # Now, for its first use would be at the first event.
-    import scipy.special  # noqa: F401
-
     return Learner(
         model,
         _recent(settings, model, store),

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from math import ceil
+from statistics import NormalDist
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-import scipy  # scipy.special is imported at its first use, the click delay's: no scorer waits for it
 from numpy.typing import NDArray
 
 from learner.belief.gaussian import Array, Belief, Form, Gaussian, Method, Rows, blocks, factorised, joined
@@ -149,7 +149,7 @@ class Effect:
         if self.click_delay is None:
             return 0.0
         median, sigma = self.click_delay
-        return min(float(median * np.exp(sigma * scipy.special.ndtri(SETTLED_SHARE))), float(self.window_ms))
+        return min(float(median * np.exp(sigma * NormalDist().inv_cdf(SETTLED_SHARE))), float(self.window_ms))
 
     @property
     def forms(self) -> Mapping[Form, int]:
