@@ -14,7 +14,7 @@ up: .venv/installed ## Run learner and service in one process on one SQLite file
 
 test: .venv-test/installed ## Run all tests; those of Kafka, Redis, Prometheus and pages where redis-server, java, mvn, prometheus and chromium are found
 	@.venv-test/bin/python -m learner.compile
-	OMP_NUM_THREADS=1 .venv-test/bin/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 .venv-test/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: .venv-test/installed ## Check style, types and the import contracts
 	.venv-test/bin/ruff format --check .

@@ -116,13 +116,10 @@ def _without_open(value: bytes) -> bytes:
 def _requests(context: Context) -> list[Figure]:
     """`POST /score` of 100 items that are known, read for each request or remembered, over a model without items."""
     url = shared(context, RedisServer).url(1)
-    asked = msgspec.json.decode(body(100))["items"]
+    content, rounds = body(100), 150 if context.quick else 400
     store = open_store(url, 86_400)
     write_alone(store, [Write(USER, None, known_user())])
-    keys = [item_key(one["item_id"]) for one in asked]
-    shown_at = [START_MS, START_MS + 86_400_000]
-    at_rest = {one: _without_open(value) for one, value in learnt([shown(keys, at) for at in shown_at]).items()}
-    write_alone(store, [Write(one, None, value, effect="item") for one, value in at_rest.items()])
+    write_alone(store, [Write(one, None, value, effect="item") for one, value in items_of(content).items()])
     store.close()
     log = f"sqlite:///{context.folder}/log-of-items.db"
     plain, of_items = (freshet_environ(context, url, log, with_items=which) for which in (False, True))
@@ -132,7 +129,6 @@ def _requests(context: Context) -> list[Figure]:
         "remembered": context.start(PythonProcess(["service", "serve"], of_items)),
     }
     clients = {name: Client(one.port) for name, one in started.items()}
-    content, rounds = body(100), 150 if context.quick else 400
     p50: dict[str, list[float]] = {name: [] for name in clients}
     used: dict[str, list[float]] = {name: [] for name in clients}
     for _ in range(context.repetitions):
@@ -156,6 +152,13 @@ def _requests(context: Context) -> list[Figure]:
                    "x", ratios(used[name], used["without"])),
         ]  # fmt: skip
     return figures
+
+
+def items_of(content: bytes) -> dict[str, bytes]:
+    """Records of the items of a request, all shown on two days and at rest."""
+    keys = [item_key(one["item_id"]) for one in msgspec.json.decode(content)["items"]]
+    shown_at = [START_MS, START_MS + 86_400_000]
+    return {one: _without_open(value) for one, value in learnt([shown(keys, at) for at in shown_at]).items()}
 
 
 def _freshness(context: Context) -> list[Figure]:

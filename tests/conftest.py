@@ -5,7 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from playwright.sync_api import Browser
@@ -105,11 +105,19 @@ def chromium(browser: str) -> Iterator[Browser]:
         yield running
 
 
-def pytest_sessionfinish() -> None:
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    # Of pytest-xdist: what a worker tells the process that it works for.
+    if (told := getattr(session.config, "workeroutput", None)) is not None:
+        told["missing"] = sorted(_missing)
     for process in Freshet.started:
         if process.poll() is None:  # Its test failed.
             process.kill()
             process.wait()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    _missing.update(getattr(node, "workeroutput", {}).get("missing", ()))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

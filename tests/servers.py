@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -299,12 +300,18 @@ def _kafka_libs(version: str, *artifacts: str) -> Path:
         raise Missing(f"{' and '.join(missing)} not installed (Debian: apt-get install openjdk-17-jre-headless maven)")
     if not ready.exists():
         libs.mkdir(parents=True, exist_ok=True)
-        (libs / "pom.xml").write_text(
-            _POM.format("".join(_DEPENDENCY.format(one, version) + "\n" for one in artifacts))
-        )
-        command = ["mvn", "-q", "-B", "dependency:copy-dependencies", f"-DoutputDirectory={libs}"]
-        done = subprocess.run(command, cwd=libs, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise Missing(f"Maven could not fetch Kafka {version}: {done.stdout[-500:]}")
-        ready.touch()
+        # Tests run in several processes, and Maven's repository is for one at a time.
+        with (libs.parent / "maven.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not ready.exists():
+                _fetch(version, artifacts, libs)
+                ready.touch()
     return libs
+
+
+def _fetch(version: str, artifacts: Sequence[str], libs: Path) -> None:
+    (libs / "pom.xml").write_text(_POM.format("".join(_DEPENDENCY.format(one, version) + "\n" for one in artifacts)))
+    command = ["mvn", "-q", "-B", "dependency:copy-dependencies", f"-DoutputDirectory={libs}"]
+    done = subprocess.run(command, cwd=libs, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise Missing(f"Maven could not fetch Kafka {version}: {done.stdout[-500:]}")

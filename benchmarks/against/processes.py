@@ -17,11 +17,13 @@ from benchmarks.against.steps import paired
 from benchmarks.against.tree import Side
 from benchmarks.harness import Context, Figure, percentile, ratios
 from benchmarks.http_process import Client, PythonProcess, cpu_s, resident_mb
+from benchmarks.items import items_of
 from benchmarks.river_loop import RiverLoop
 from benchmarks.score import body
 from benchmarks.start import seconds_of_python, seconds_to_ready
-from benchmarks.workload import Visit, fill_topic, freshet_environ, items, model, model_toml, shared, visits
+from benchmarks.workload import ITEMS_TOML, Visit, fill_topic, freshet_environ, items, model, model_toml, shared, visits
 from learner.events.wire import impression_json
+from learner.store import Write, open_store, write_alone
 from tests.servers import KafkaServer, RedisServer, eventually
 
 USERS, ROUNDS = 2_000, 8
@@ -113,29 +115,37 @@ def _bytes_a_user(context: Context, sides: Mapping[str, Side]) -> list[Figure]:
 
 
 def _score(context: Context, sides: Mapping[str, Side]) -> list[Figure]:
-    """`POST /score` for a user with as many open impressions and for one with none; memory of a scorer."""
-    urls = {name: shared(context, RedisServer).url(8 + i) for i, name in enumerate(sides)}
+    """`POST /score` for a user with as many open impressions and for one with none; memory of a scorer.
+
+    Of what is now also with an effect of items, which are read for each request, or remembered for a second.
+    """
+    of_items = {"items read": {"FRESHET_ITEM_CACHE_MS": "0"}, "items remembered": {"FRESHET_ITEM_CACHE_MS": "1000"}}
+    side_of = {**sides, **dict.fromkeys(of_items, sides["now"])}
+    urls = {name: shared(context, RedisServer).url(8 + i) for i, name in enumerate(side_of)}
     log = f"sqlite:///{context.folder}/log.db"
-    processes = {
-        name: context.start(
-            PythonProcess(
-                [side.about["command"], "serve"], {**freshet_environ(context, urls[name], log), **side.tree.environ}
-            )
-        )
-        for name, side in sides.items()
-    }
+    processes = {}
+    for name, side in side_of.items():
+        environ = freshet_environ(context, urls[name], log, with_items=name in of_items) | of_items.get(name, {})
+        command = PythonProcess([side.about["command"], "serve"], {**environ, **side.tree.environ})
+        processes[name] = context.start(command)
+    for name in of_items:
+        store = open_store(urls[name], 86_400)
+        known = items_of(body(100))
+        write_alone(store, [Write(one, None, value, effect="item") for one, value in known.items()])
+        store.close()
     clients = {name: Client(process.port) for name, process in processes.items()}
     bodies = {(who, n): body(n, user_id=who) for who in ("none", "open") for n in (10, 100)}
-    contenders = [(name, *which) for which in bodies for name in sides]
+    contenders = [(name, *which) for which in bodies for name in sides] + [(name, "none", 100) for name in of_items]
     p50: dict[tuple[str, str, int], list[float]] = {one: [] for one in contenders}
     cpu: dict[tuple[str, str, int], list[float]] = {one: [] for one in contenders}
     blocks = 8 if context.quick else 20
     for _ in range(context.repetitions):
         # Anew, lest they settle.
-        for name, side in sides.items():
+        for name, side in side_of.items():
+            of = model_toml() + (ITEMS_TOML if name in of_items else "")
             for who in ("none", "open"):
                 path = _write(context, who, [_shown_now(who)])
-                side.ask("store", model=model_toml(), events=path, store=urls[name], pending=who == "open")
+                side.ask("store", model=of, events=path, store=urls[name], pending=who == "open")
         taken: dict[tuple[str, str, int], list[float]] = {one: [] for one in contenders}
         used = dict.fromkeys(contenders, 0.0)
         for turn in range(-1, blocks):
@@ -161,7 +171,11 @@ def _score(context: Context, sides: Mapping[str, Side]) -> list[Figure]:
         for who, words in (("none", "none open"), ("open", f"{OPEN} open")):
             figures += _beside(f"{what}, {words}, p50", "ms", {name: p50[name, who, n] for name in sides})
             figures += _beside(f"{what}, {words}, processor", "ms", {name: cpu[name, who, n] for name in sides})
-    memory = {name: [resident_mb(process.pid)] for name, process in processes.items()}
+    for name, aim in zip(of_items, (1.35, 1.1), strict=True):
+        over = ratios(p50[name, "none", 100], p50["before", "none", 100])
+        what = f"POST /score of 100 items, with an effect of items, {name}, over none before"
+        figures.append(Figure(f"against: {what}, p50", "x", over, aim))
+    memory = {name: [resident_mb(processes[name].pid)] for name in sides}
     return [*figures, *_beside("memory of a scorer", "MB", memory)]
 
 
