@@ -6,26 +6,22 @@ their object, in the model's order, so that those of an item are one tuple.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
-from itertools import accumulate
-from operator import add, attrgetter, itemgetter, or_
+from operator import attrgetter
 from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import msgspec
 
 from learner.limits import MAX_POSITION
-from learner.model.design import taken
+from learner.model.design import lenient, taken
 from learner.model.duration import ModelError
-from learner.model.events_file import ClickRule, EventRule, EventsFile, TypeValue
+from learner.model.events_file import ClickRule, EventRule, EventsFile, ItemRule, Rule, TypeValue
 from learner.model.fields import Id, Offset, Position, Variance, Weight
+from learner.model.foreign_struct import Object, tuples
 from learner.model.kind import some
 from learner.model.kinds import Feature
 from learner.model.record_paths import RECORD
 
-_MANY = 4
-"""From so many features in an object on, it takes less to read all objects whole: two thirds, of sixteen in two."""
 Get: TypeAlias = Callable[[Any], Any]
 """What one value of a decoded event or item is read by. An object that is null on the way is an AttributeError."""
 
@@ -51,6 +47,16 @@ class ItemFields(NamedTuple):
     features: Callable[[Sequence[Any]], Sequence[tuple[Any, ...]]]
 
 
+class AboutItem(NamedTuple):
+    """What reads an event about an item; `features` are a struct of all that items may say, as the catalog takes it."""
+
+    decode: Callable[[bytes], Any]
+    item_id: Get
+    timestamp: Get
+    removed: Get | None
+    features: Get
+
+
 class Foreign(NamedTuple):
     """A mapping, compiled.
 
@@ -59,17 +65,18 @@ class Foreign(NamedTuple):
 
     decode: Callable[[bytes], Any]
     kind: Get | None
-    kinds: Mapping[TypeValue, EventRule]
+    kinds: Mapping[TypeValue, Rule]
     impression: Fields
     click: Fields
     items: Get | None
     item: ItemFields
     context: Mapping[str, Get]
+    about_item: AboutItem | None
 
 
-def paths_of(events: EventsFile, rule: EventRule) -> dict[str, str]:
-    """The paths, within `events.within`, of what both types have: ``user_id``, ``timestamp`` and ``request_id``."""
-    names = ("user_id", "timestamp", "request_id")
+def paths_of(events: EventsFile, rule: Rule) -> dict[str, str]:
+    """The paths, within `events.within`, of ``user_id``, ``timestamp`` and ``request_id``, of those that a type has."""
+    names = [name for name in ("user_id", "timestamp", "request_id") if hasattr(rule, name)]
     found = {name: getattr(rule, name) or getattr(events, name) for name in names}
     return {name: path for name, path in found.items() if path is not None}
 
@@ -81,27 +88,42 @@ def feature_paths(said: str | Mapping[str, str], features: Mapping[str, Feature]
     return {name: said.get(name, name) for name in features}
 
 
-def kinds_of_events(events: EventsFile) -> dict[TypeValue, EventRule]:
+def rules_of(events: EventsFile) -> dict[str, Rule]:
+    """The rules that there are, by the types of ours that they are of."""
+    rules = {"impression": events.impression, "click": events.click, "item": events.item, "erase": events.erase}
+    return {name: rule for name, rule in rules.items() if rule is not None}
+
+
+def whens_of(rule: Rule) -> list[TypeValue]:
+    """What tells events of a type."""
+    return rule.when if isinstance(rule.when, list) else [] if rule.when is None else [rule.when]
+
+
+def kinds_of_events(events: EventsFile) -> dict[TypeValue, Rule]:
     """Which rule is of events of which type."""
-    rules: dict[TypeValue, EventRule] = {}
-    for rule in (events.impression, events.click):
-        for value in rule.when if isinstance(rule.when, list) else [] if rule.when is None else [rule.when]:
-            rules[value] = rule
-    return rules
+    return {value: rule for rule in rules_of(events).values() for value in whens_of(rule)}
+
+
+def of_catalog(features: Mapping[str, Feature]) -> dict[str, Feature]:
+    """The features that the catalog has."""
+    return {name: one for name, one in taken(features, "item").items() if one.origin == "catalog"}
 
 
 def check_events(events: EventsFile, features: Mapping[str, Feature], by_item: bool) -> None:
     """Raise `ModelError` for a mapping that cannot be; `by_item` says that a click need not name a request."""
     impression, click = events.impression, events.click
+    rules = rules_of(events)
     if events.type is not None:
-        for name, rule in (("impression", impression), ("click", click)):
-            if rule.when is None and not (rule is click and impression.clicked):
-                raise ModelError(f"events.{name}.when is missing: expected what {events.type!r} leads to in {name}s")
-        whens = [r.when if isinstance(r.when, list) else [r.when] for r in (impression, click) if r.when is not None]
-        if len(kinds_of_events(events)) < sum(map(len, whens)):
-            raise ModelError("events.impression.when, events.click.when: expected values that are all different")
-    elif impression.when is not None or click.when is not None:
-        raise ModelError("events.type is missing: expected the path of what `when` is compared with")
+        for name, one in rules.items():
+            if not whens_of(one) and not (one is click and impression.clicked):
+                raise ModelError(
+                    f"events.{name}.when is missing: expected what {events.type!r} leads to in such events"
+                )
+        if len(kinds_of_events(events)) < sum(len(whens_of(one)) for one in rules.values()):
+            keys = ", ".join(f"events.{name}.when" for name in rules)
+            raise ModelError(f"{keys}: expected values that are all different")
+    elif told := [name for name, one in rules.items() if one.when is not None or name in ("item", "erase")]:
+        raise ModelError(f"events.type is missing: expected the path of what events.{told[0]}.when is compared with")
     elif impression.items is None:
         raise ModelError("events.type is missing: impressions without `items` are told from clicks by nothing else")
     of_item, of_context = taken(features, "item"), taken(features, "context")
@@ -109,6 +131,15 @@ def check_events(events: EventsFile, features: Mapping[str, Feature], by_item: b
         if isinstance(said, dict) and (unknown := said.keys() - known.keys()):
             expected = f"the model's features of the {'item' if key == 'features' else key} are {some(known) or 'none'}"
             raise ModelError(f"events.impression.{key}.{min(unknown)}: {expected}")
+    if events.item is not None:
+        known, said = of_catalog(features), events.item.features
+        if not known:
+            raise ModelError("events.item: expected a feature with from = 'catalog', or no [events.item]")
+        if isinstance(said, dict) and (unknown := said.keys() - known.keys()):
+            raise ModelError(
+                f"events.item.features.{min(unknown)}: the model's features of the catalog are {some(known)}"
+            )
+    rule: EventRule
     for name, rule in (("impression", impression), ("click", click)):
         if not by_item and not impression.clicked and "request_id" not in paths_of(events, rule):
             raise ModelError(
@@ -128,10 +159,10 @@ def compile_events(
     features, context
         Those that each item says, and those that the event says once.
     """
-    root = _Object()
+    root = Object()
     base, to = (root, "") if events.within is None else root.object(events.within)
     rule = events.impression
-    inside = _Object()
+    inside = Object()
 
     def of_event(path: str, kind: Any) -> str:
         # What is said of its record stands beside whatever the event is wrapped in.
@@ -166,15 +197,49 @@ def compile_events(
 
     kind = None if events.type is None else attrgetter(of_event(events.type, str | int | float | bool))
     both = fields(events.impression), fields(events.click)
-    sizes = (root if rule.items is None else inside).sizes()
-    read = _tuples(values, {to: sizes[to] for to in dict.fromkeys(path.rpartition(".")[0] for path in values)})
+    read = tuples(values, _sizes_of(values, root if rule.items is None else inside))
     item = ItemFields(attrgetter(item_id), offset, weight, item_effect, position, clicked, read)
     try:
         # Not strict: a number may be text.
         decode = msgspec.json.Decoder(root.struct(), strict=False).decode
     except TypeError:
         return None
-    return Foreign(decode, kind, kinds_of_events(events), *both, items, item, of_context)
+    about_item = None if events.item is None else _about_item(events, events.item, features)
+    return Foreign(decode, kind, kinds_of_events(events), *both, items, item, of_context, about_item)
+
+
+def _about_item(events: EventsFile, rule: ItemRule, features: Mapping[str, Feature]) -> AboutItem | None:
+    """What reads events about items; None if nothing can, as for `compile_events`."""
+    root = Object()
+    base, to = (root, "") if events.within is None else root.object(events.within)
+
+    def of_event(path: str, kind: Any) -> str:
+        return root.value(path, kind, "") if path.startswith(RECORD) else base.value(path, kind, to)
+
+    known = of_catalog(features)
+    paths = [of_event(path, features[name].schema()) for name, path in feature_paths(rule.features, known).items()]
+    item_id = attrgetter(of_event(rule.item_id, Id | int))
+    timestamp = attrgetter(of_event(paths_of(events, rule)["timestamp"], int | float | str))
+    removed = None if rule.removed is None else attrgetter(of_event(rule.removed, bool))
+    try:
+        decode = msgspec.json.Decoder(root.struct(), strict=False).decode
+    except TypeError:
+        return None
+    read, struct, places = tuples(paths, _sizes_of(paths, root)), lenient("Item", features), list(known)
+    # What is not of the catalog is not there: None, behind what is.
+    in_order = [places.index(name) if name in known else len(places) for name in features]
+
+    def said(event: Any) -> Any:
+        values = (*read([event])[0], None)
+        return struct(*[values[place] for place in in_order])
+
+    return AboutItem(decode, item_id, timestamp, removed, said)
+
+
+def _sizes_of(paths: Sequence[str], root: Object) -> dict[str, int]:
+    """The numbers of fields of the objects that some values are in."""
+    sizes = root.sizes()
+    return {to: sizes[to] for to in dict.fromkeys(path.rpartition(".")[0] for path in paths)}
 
 
 def _from_1(get: Get) -> Get:
@@ -185,100 +250,3 @@ def _from_1(get: Get) -> Get:
         return None if rank is None else rank + 1
 
     return read
-
-
-def _tuples(paths: Sequence[str], sizes: Mapping[str, int]) -> Callable[[Sequence[Any]], Sequence[tuple[Any, ...]]]:
-    """What reads features, by what is fastest; `sizes` are the numbers of fields of the objects that they are in."""
-    n, astuple = len(paths), msgspec.structs.astuple
-    pairs = [(outer, int(name[1:])) for outer, _, name in (path.rpartition(".") for path in paths)]
-    starts = dict(zip(sizes, accumulate(sizes.values(), initial=0), strict=False))
-    if len(sizes) == 1 and [place for _, place in pairs] == list(range(n)):
-        (to,) = sizes
-        if not to:
-            return lambda items: [one[:n] for one in map(astuple, items)]
-        inside, nothing = attrgetter(to), (None,) * n
-        return lambda items: [
-            astuple(one)[:n] if isinstance(one, msgspec.Struct) else nothing for one in map(inside, items)
-        ]
-    if n < 2:
-        gets = [attrgetter(path) for path in paths]
-        return lambda items: [tuple(get(one) for get in gets) for one in items]
-    get = attrgetter(*paths)
-    if n < _MANY * len(sizes):
-        return lambda items: list(map(get, items))
-    insides = [attrgetter(to) if to else None for to in sizes]
-    pick = itemgetter(*(starts[outer] + place for outer, place in pairs))
-
-    def read_objects(items: Sequence[Any]) -> Sequence[tuple[Any, ...]]:
-        objects = (map(astuple, items if inside is None else map(inside, items)) for inside in insides)
-        try:
-            return list(map(pick, reduce(lambda some, more: map(add, some, more), objects)))
-        except TypeError:
-            # One of them is null: as for any such path, the event is then read alone.
-            return list(map(get, items))
-
-    return read_objects
-
-
-class _Object:
-    """An object that paths lead through: the fields of its struct."""
-
-    def __init__(self) -> None:
-        self._values: dict[str, list[Any]] = {}
-        self._objects: dict[str, _Object] = {}
-        self._lists: dict[str, _Object] = {}
-
-    def value(self, path: str, kind: Any, to: str) -> str:
-        """The attributes that lead to a value of a type at a path, behind those that lead `to` here."""
-        outer, _, name = path.rpartition(".")
-        inside, to = self.object(outer, to) if outer else (self, to)
-        place = inside._place(name, to)
-        if kind not in inside._values[name]:
-            inside._values[name].append(kind)
-        return place
-
-    def object(self, path: str, to: str = "") -> tuple[_Object, str]:
-        """The object at a path, and the attributes that lead to it."""
-        inside = self
-        for name in path.split("."):
-            to, inside = inside._place(name, to), inside._objects.setdefault(name, _Object())
-        return inside, to
-
-    def list(self, path: str, of: _Object, to: str) -> str:
-        """The attributes that lead to the list at a path, of objects."""
-        outer, _, name = path.rpartition(".")
-        inside, to = self.object(outer, to) if outer else (self, to)
-        inside._lists[name] = of
-        return inside._place(name, to)
-
-    def sizes(self, to: str = "") -> dict[str, int]:
-        """How many fields it has, and each object in it, by the attributes that lead there."""
-        found = {to: len(self._values)}
-        for i, name in enumerate(self._values):
-            if name in self._objects:
-                found |= self._objects[name].sizes(f"{to}.f{i}".lstrip("."))
-        return found
-
-    def struct(self) -> type[msgspec.Struct]:
-        """The struct that it is decoded to; TypeError if there can be none."""
-        fields, names = [], {}
-        for i, (name, kinds) in enumerate(self._values.items()):
-            if len(kinds) > 1:
-                # Of a union msgspec would keep the limits of one.
-                raise TypeError(f"{name}: a value of several types")
-            kinds, default = [*kinds], None
-            if name in self._objects:
-                kinds.append(inner := self._objects[name].struct())
-                # Values in an object that is not there are not there.
-                default = None if len(kinds) > 1 or name in self._lists else inner()
-            if name in self._lists:
-                kinds.append(list[self._lists[name].struct()])  # type: ignore[misc]
-            names[f"f{i}"] = name
-            fields.append((f"f{i}", reduce(or_, kinds) | None, default))
-        return msgspec.defstruct("Foreign", fields, rename=names, frozen=True, gc=False)
-
-    def _place(self, name: str, to: str) -> str:
-        if not name or json.dumps(name, ensure_ascii=False) != f'"{name}"':
-            raise ModelError(f"events: a path with {name!r}: expected names, with points between them")
-        self._values.setdefault(name, [])
-        return f"{to}.f{[*self._values].index(name)}".lstrip(".")
