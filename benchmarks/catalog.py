@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import repeat
 
 import msgspec
 import redis
@@ -16,7 +17,7 @@ from benchmarks.workload import START_MS, freshet_environ, items, make_topic, mo
 from learner.events.microbatch import of_item
 from learner.model.catalog import Catalog
 from learner.model.spec import load_model
-from learner.store import CATALOG, FOR_EVER, Transaction, Write, open_store, write_alone
+from learner.store import CATALOG, FOR_EVER, Store, Transaction, Write, open_store, write_alone
 from tests.servers import KafkaServer, RedisServer
 
 ITEMS = 100_000
@@ -81,38 +82,47 @@ def _memory(context: Context) -> list[Figure]:
 
 
 def _requests(context: Context) -> list[Figure]:
-    """`POST /score` of 100 items by id, read for each request or remembered, over one with all features."""
+    """`POST /score` of 100 items by id over one with all features: read each time, remembered, or never read before."""
     url = shared(context, RedisServer).url(1)
+    rounds, warm = 150 if context.quick else 400, 20
     asked = msgspec.json.decode(body(100))["items"]
+    # A request of new items each, of the p50 and of the processor time, which is taken of fewer.
+    n_new = context.repetitions * (warm + rounds + rounds // 2)
     store = open_store(url, 86_400)
     write_alone(store, [Write(USER, None, known_user())])
     write_alone(store, _entries(asked))
+    new = _new(store, n_new)
     store.close()
     environ = _environ(context, url, f"sqlite:///{context.folder}/log-of-catalog.db")
     read = context.start(PythonProcess(["service", "serve"], {**environ, "FRESHET_ITEM_CACHE_MS": "0"}))
     remembered = context.start(PythonProcess(["service", "serve"], environ))
-    whole = body(100)
-    named = msgspec.json.encode({"user_id": USER, "items": [{"item_id": one["item_id"]} for one in asked]})
-    contenders = {"whole": (remembered, whole), "read": (read, named), "remembered": (remembered, named)}
+    first = context.start(PythonProcess(["service", "serve"], environ))
+    named = repeat(_named(one["item_id"] for one in asked))
+    contenders = {
+        "whole": (remembered, repeat(body(100))), "read": (read, named), "remembered": (remembered, named),
+        "new": (first, new),
+    }  # fmt: skip
     clients = {name: Client(one.port) for name, (one, _) in contenders.items()}
-    rounds = 150 if context.quick else 400
     p50: dict[str, list[float]] = {name: [] for name in contenders}
     used: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(context.repetitions):
         seconds: dict[str, list[float]] = {name: [] for name in contenders}
-        for turn in range(-20, rounds):
-            for name, (_, content) in contenders.items():
-                elapsed = clients[name].seconds("/score", content)
+        for turn in range(-warm, rounds):
+            for name, (_, bodies) in contenders.items():
+                elapsed = clients[name].seconds("/score", next(bodies))
                 if turn >= 0:
                     seconds[name].append(elapsed * 1e3)
-        for name, (process, content) in contenders.items():
+        for name, (process, bodies) in contenders.items():
             p50[name].append(percentile(seconds[name], 0.5))
             before = cpu_s(process.pid)
-            keep_asking(process.port, "/score", content, 2 * rounds, CONNECTIONS)
+            keep_asking(process.port, "/score", bodies, rounds // 2, CONNECTIONS)
             used[name].append(cpu_s(process.pid) - before)
     return [
         figure
-        for name, what in (("read", "items read for each request"), ("remembered", "items remembered"))
+        for name, what in (
+            ("read", "items read for each request"), ("remembered", "items remembered"),
+            ("new", "items never read before"),
+        )
         for figure in (
             Figure(f"catalog: POST /score of 100 ids, p50 over all features, {what}", "x",
                    ratios(p50[name], p50["whole"]), at_most=1.2),
@@ -120,6 +130,21 @@ def _requests(context: Context) -> list[Figure]:
                    f"{what}", "x", ratios(used[name], used["whole"])),
         )
     ]  # fmt: skip
+
+
+def _named(item_ids: Iterable[str]) -> bytes:
+    return msgspec.json.encode({"user_id": USER, "items": [{"item_id": one} for one in item_ids]})
+
+
+def _new(store: Store, n: int) -> Iterator[bytes]:
+    """So many requests of 100 items each, all different; the catalog has them."""
+    generator = random.Random(6)
+    for number in range(n):
+        writes = [
+            write._replace(id=of_item(f"new-{number}-{i}")) for i, write in enumerate(_entries(items(generator, 100)))
+        ]
+        write_alone(store, writes)
+    return (_named(f"new-{number}-{i}" for i in range(100)) for number in range(n))
 
 
 def _freshness(context: Context) -> list[Figure]:

@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import cast
 
@@ -68,15 +69,20 @@ class Client:
         return elapsed
 
 
-def keep_asking(port: int, path: str, body: bytes, n: int, connections: int) -> None:
-    """Send n POSTs over so many connections at once, each asking again as soon as it is answered."""
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    raw = head.encode() + body
+def keep_asking(port: int, path: str, body: bytes | Iterator[bytes], n: int, connections: int) -> None:
+    """Send n POSTs, of one body or of the next each time, over so many connections, each asking again when answered."""
+    bodies = repeat(body) if isinstance(body, bytes) else body
+
+    def send(client: socket.socket) -> None:
+        body = next(bodies)
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        client.sendall(f"{head}\r\n\r\n".encode() + body)
+
     with selectors.DefaultSelector() as selector:
         clients = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(connections)]
         for client in clients:
             selector.register(client, selectors.EVENT_READ, bytearray())
-            client.sendall(raw)
+            send(client)
         sent, answered = connections, 0
         while answered < n:
             for key, _ in selector.select(30):
@@ -87,7 +93,7 @@ def keep_asking(port: int, path: str, body: bytes, n: int, connections: int) -> 
                 answered += 1
                 answer.clear()
                 if sent < n:
-                    client.sendall(raw)
+                    send(client)
                     sent += 1
         for client in clients:
             client.close()

@@ -17,8 +17,8 @@ from learner.events.parse import parse_event
 from learner.events.record import with_record
 from learner.events.wire import BadEvent, WireCatalogItem, WireClick, WireErase, WireEraseItem, WireImpression
 from learner.limits import UNREADABLE
-from learner.model.events_file import ClickRule, EventRule, EventsFile, ImpressionRule
-from learner.model.foreign import feature_paths, paths_of
+from learner.model.events_file import ClickRule, EventsFile, ImpressionRule, ItemRule, Rule
+from learner.model.foreign import feature_paths, of_catalog, paths_of, rules_of
 from learner.model.instant import epoch_ms
 from learner.model.spec import Model
 from service.recognition import flattened
@@ -33,6 +33,7 @@ OURS = EventsFile(
     click=ClickRule(when="click"),
 )  # fmt: skip
 """The mapping that leaves our own shape as it is."""
+_NAMES = {"impression": "impressions", "click": "clicks", "item": "items", "erase": "erasures"}
 
 
 def described(raws: Sequence[Raw], model: Model) -> tuple[str, int]:
@@ -73,7 +74,7 @@ def described(raws: Sequence[Raw], model: Model) -> tuple[str, int]:
     told = ", ".join(f"{counts[name]:,} {name}" for name in ("impressions", "clicks", "refused"))
     more = "".join(f", {counts[name]:,} {name}" for name in ("passed over", "items", "erasures") if counts[name])
     lines = [f"sample  {len(raws):,} records: {told}{more}"]
-    for name, rule in (("impression", events.impression), ("click", events.click)):
+    for name, rule in rules_of(events).items():
         if bodies[name]:
             lines += ["", *_rule(name, rule, bodies[name], events, model)]
     if clicked:
@@ -97,10 +98,10 @@ def _body(raw: bytes, events: EventsFile) -> tuple[str, Any] | None:
         rule = rule_of(base, events)
     except (*UNREADABLE, BadEvent):
         return None
-    return ("click" if isinstance(rule, ClickRule) else "impression"), base
+    return next(name for name, one in rules_of(events).items() if one is rule), base
 
 
-def _rule(name: str, rule: EventRule, bodies: Sequence[Any], events: EventsFile, model: Model) -> Iterator[str]:
+def _rule(name: str, rule: Rule, bodies: Sequence[Any], events: EventsFile, model: Model) -> Iterator[str]:
     """What a type's paths lead to, and what is there that none leads to."""
     paths = paths_of(events, rule)
     read = {events.type, *paths.values()}
@@ -117,17 +118,22 @@ def _rule(name: str, rule: EventRule, bodies: Sequence[Any], events: EventsFile,
         more = ("item_id", "offset", "weight", "item_effect", "position", "clicked")
         of_item = {field: getattr(rule, field) for field in more}
         of_item |= {f"feature {one}": path for one, path in feature_paths(rule.features, model.item_features).items()}
+    elif isinstance(rule, ItemRule):
+        of_item = {"item_id": rule.item_id, "removed": rule.removed}
+        known = of_catalog(model.item_features)
+        of_item |= {f"feature {one}": path for one, path in feature_paths(rule.features, known).items()}
     else:
-        of_item = {"item_id": rule.item_id}
+        of_item = {"item_id": rule.item_id} if isinstance(rule, ClickRule) else {}
     for field, path in of_item.items():
         if path is not None:
             rows.append((field, outer + path, [at_path(one, path) for one in its]))
             read.add(outer + path)
-    yield f"{name}s{'' if events.type is None else f', told by {events.type}'}"
+    yield f"{_NAMES[name]}{'' if events.type is None else f', told by {events.type}'}"
     width, path_width = max(len(field) for field, _, _ in rows), max(len(path) for _, path, _ in rows)
     for field, path, values in rows:
-        of_catalog = field.startswith("feature ") and model.features[field[8:]].origin == "catalog"
-        found = "left to the catalog" if of_catalog and not any(v is not None for v in values) else ""
+        may_lack = isinstance(rule, ImpressionRule) and field.startswith("feature ")
+        is_left = may_lack and model.features[field[8:]].origin == "catalog"
+        found = "left to the catalog" if is_left and not any(v is not None for v in values) else ""
         yield f"  {field:{width}}  {path:{path_width}}  {found or _found(values, field == 'timestamp')}"
     others = dict.fromkeys(path for one in bodies if isinstance(one, dict) for path in flattened(one))
     if outer:

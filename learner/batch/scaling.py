@@ -31,6 +31,8 @@ def probe(model: Model) -> Model:
             features[name] = msgspec.structs.replace(feature, scale="given", missing="indicator")
         elif isinstance(feature, Bucket) and feature.unfitted:
             features[name] = Numeric(missing="indicator", coerce=feature.coerce, origin=feature.origin)
+    # Without one of the catalog, events of items would be none to this model.
+    features |= {name: one for name, one in model.features.items() if one.origin == "catalog" and name not in features}
     said = model.specification
     columns = {name: column for name, column in said.catalog.features.items() if name in features}
     return build_model(
@@ -51,7 +53,11 @@ def _of(features: Mapping[str, Feature], events: EventsFile | None) -> EventsFil
         key: said if isinstance(said, str) else {name: path for name, path in said.items() if name in features}
         for key, said in (("features", rule.features), ("context", rule.context))
     }
-    return msgspec.structs.replace(events, impression=msgspec.structs.replace(rule, **kept))
+    item = events.item
+    if item is not None and not isinstance(item.features, str):
+        paths = {name: path for name, path in item.features.items() if name in features}
+        item = msgspec.structs.replace(item, features=paths)
+    return msgspec.structs.replace(events, impression=msgspec.structs.replace(rule, **kept), item=item)
 
 
 def find_numbers(outcomes: Outcomes, model: Model) -> dict[str, Found]:

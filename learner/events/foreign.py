@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import msgspec
 
 from learner.events.why import why
-from learner.events.wire import BadEvent, Reason, Wire, WireClick, WireImpression
+from learner.events.wire import BadEvent, Reason, Wire, WireCatalogItem, WireClick, WireImpression
 from learner.limits import MAX_ITEMS, UNREADABLE
 from learner.model.category_kinds import Boolean
 from learner.model.design import taken
 from learner.model.encoded_kind import Input
-from learner.model.events_file import ClickRule, EventRule, EventsFile, ImpressionRule
-from learner.model.foreign import Foreign, feature_paths, kinds_of_events, paths_of
+from learner.model.events_file import ClickRule, EraseRule, EventsFile, ImpressionRule, ItemRule, Rule
+from learner.model.foreign import AboutItem, Foreign, feature_paths, kinds_of_events, of_catalog, paths_of
 from learner.model.instant import A_TIME, epoch_ms
 from learner.model.kind import some
 from learner.model.kinds import Feature, ItemError
@@ -26,7 +26,7 @@ _FIELD = re.compile(r"(?:items\[\d+\]\.)?(\w+)")
 
 
 class OtherType(BadEvent):
-    """An event that is neither an impression nor a click by what the mapping says."""
+    """An event of none of the types that the mapping says."""
 
 
 class PassedOver(OtherType):
@@ -48,6 +48,11 @@ def read_quickly(raw: bytes, foreign: Foreign, events: EventsFile, by_item: bool
             if rule is None:
                 other = _other_type(events)
                 return other if isinstance(other, PassedOver) else None
+            if isinstance(rule, ItemRule):
+                return None if foreign.about_item is None else _about_item(raw, foreign.about_item)
+            if isinstance(rule, EraseRule):
+                # There are few: it is read alone.
+                return None
             is_click = isinstance(rule, ClickRule)
         fields = foreign.click if is_click else foreign.impression
         user, at = fields.user_id(event), epoch_ms(fields.timestamp(event))
@@ -68,6 +73,15 @@ def read_quickly(raw: bytes, foreign: Foreign, events: EventsFile, by_item: bool
     if not items or len(items) > MAX_ITEMS:
         return None
     return WireImpression(str(request), str(user), at, items, context=context)
+
+
+def _about_item(raw: bytes, fields: AboutItem) -> WireCatalogItem | None:
+    event = fields.decode(raw)
+    item, at = fields.item_id(event), epoch_ms(fields.timestamp(event))
+    if item is None or at is None:
+        return None
+    is_gone = fields.removed is not None and fields.removed(event)
+    return WireCatalogItem(str(item), at, None if is_gone else fields.features(event))
 
 
 class Columns(NamedTuple):
@@ -115,7 +129,7 @@ def read_alone(
     Raises
     ------
     OtherType, PassedOver
-        If it is of neither type.
+        If it is of none of the types.
     BadEvent
         If it is bad; the message names the field of ours, and where it was looked for.
     """
@@ -136,7 +150,7 @@ def read_alone(
 
 
 def _in_our_words(
-    base: Any, rule: EventRule, events: EventsFile, features: Mapping[str, Feature], by_item: bool
+    base: Any, rule: Rule, events: EventsFile, features: Mapping[str, Feature], by_item: bool
 ) -> Mapping[str, Any]:
     fields = {name: at_path(base, path) for name, path in paths_of(events, rule).items()}
     sent = fields.pop("timestamp")
@@ -144,6 +158,12 @@ def _in_our_words(
     if sent is not None and at is None:
         raise BadEvent(Reason.BAD_TIMESTAMP, f"timestamp: expected {A_TIME}")
     ours = {name: as_id(value) for name, value in fields.items()} | {"timestamp": at}
+    if isinstance(rule, EraseRule):
+        return _present(ours | {"type": "erase"})
+    if isinstance(rule, ItemRule):
+        is_gone = rule.removed is not None and _as(bool | None, at_path(base, rule.removed)) is True
+        said = None if is_gone else _values(base, rule.features, of_catalog(features))
+        return _present(ours | {"type": "item", "item_id": as_id(at_path(base, rule.item_id))}) | {"features": said}
     says_clicks = isinstance(rule, ImpressionRule) and rule.clicked is not None
     if (by_item or says_clicks) and at is not None and ours.get("request_id") is None:
         ours["request_id"] = str(at)
@@ -154,10 +174,11 @@ def _in_our_words(
             items = [_item(one, rule, of_item) for one in items]
         context = _values(base, rule.context, taken(features, "context"))
         return _present(ours | {"type": "impression", "items": items, "context": context or None})
-    return _present(ours | {"type": "click", "item_id": as_id(at_path(base, rule.item_id))})
+    item_id = at_path(base, rule.item_id) if isinstance(rule, ClickRule) else None
+    return _present(ours | {"type": "click", "item_id": as_id(item_id)})
 
 
-def _read_from(field: str, events: EventsFile, rule: EventRule) -> str:
+def _read_from(field: str, events: EventsFile, rule: Rule) -> str:
     paths: dict[str, Any] = msgspec.structs.asdict(rule) | paths_of(events, rule)
     path = paths.get(field)
     if not isinstance(path, str) or field == "features":
@@ -181,13 +202,13 @@ def body_of(event: Any, events: EventsFile) -> Any:
     return base
 
 
-def rule_of(base: Any, events: EventsFile) -> EventRule:
-    """Whether an event is an impression or a click.
+def rule_of(base: Any, events: EventsFile) -> Rule:
+    """What an event is read by: whether it is an impression, a click, of an item, or an erasure.
 
     Raises
     ------
     OtherType, PassedOver
-        If it is neither.
+        If it is none of these.
     """
     if events.type is None:
         is_shown = events.impression.items is None or at_path(base, events.impression.items) is not None

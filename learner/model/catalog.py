@@ -34,10 +34,13 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
         The time of the event that said it, epoch ms.
     features
         A struct as of `learner.model.design.structs`, or a dictionary where the model has none; None: it was removed.
+    row
+        The bytes of the float32 row of an item that says nothing itself; None: it has to be made of the features.
     """
 
     at: int
     features: Any
+    row: bytes | None = None
 
 
 class Catalog:
@@ -132,6 +135,10 @@ class Catalog:
         if items and isinstance(items[0], tuple):
             return [None in self._said(one) for one in items]
         return [one == self._bare or None in self._said(msgspec.structs.astuple(one)) for one in items]
+
+    def are_silent(self, items: Sequence[Any]) -> bool:
+        """Whether items, all of one form, say nothing and so are what the catalog has of them; at least one."""
+        return items[0] == ({} if self._bare is None else self._bare) and items.count(items[0]) == len(items)
 
     def filled(self, features: Any, entry: Entry | None) -> Any:
         """An item's features, with what the catalog has of those that it does not say; in the form they came in."""

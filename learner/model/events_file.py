@@ -14,7 +14,22 @@ TypeValue: TypeAlias = str | int | bool
 """What tells a type: what stands at `type` in an event of it."""
 
 
-class EventRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What all types have in common.
+
+    Attributes
+    ----------
+    when
+        What `type` leads to in such an event, or a list of such.
+    timestamp
+        The path of its time, if it is another than that of `events`.
+    """
+
+    when: TypeValue | list[TypeValue] | None = None
+    timestamp: Path | None = None
+
+
+class EventRule(Rule, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What impressions and clicks have in common.
 
     Attributes
@@ -27,9 +42,7 @@ class EventRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         The path of the item's id.
     """
 
-    when: TypeValue | list[TypeValue] | None = None
     user_id: Path | None = None
-    timestamp: Path | None = None
     request_id: Path | None = None
     item_id: Path = "item_id"
 
@@ -88,6 +101,45 @@ class ClickRule(EventRule, frozen=True, forbid_unknown_fields=True, kw_only=True
     """
 
 
+class ItemRule(Rule, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where an event that says what the catalog is to have of an item has what.
+
+    A record without a value in `FRESHET_ITEMS_TOPIC` removes the item of its key, mapped or not.
+
+    Attributes
+    ----------
+    when
+        What `type` leads to in such an event, or a list of such.
+    timestamp
+        The path of its time, if it is another than that of `events`: of several events of an item the latest counts.
+    item_id
+        The path of the item's id.
+    features
+        The path of the object that has the features `from = "catalog"` by the model's names; or a table with a path for
+        each whose name or place is another: the others are looked for in the event itself, as all are by default.
+    removed
+        The path of what says that the item is gone, a boolean, 1 or 0.
+    """
+
+    item_id: Path = "item_id"
+    features: Path | dict[str, Path] = msgspec.field(default_factory=dict)
+    removed: Path | None = None
+
+
+class EraseRule(Rule, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where an event that wants a user to be forgotten has what. `POST /events` takes none: `DELETE /users/{id}` does.
+
+    Attributes
+    ----------
+    when
+        What `type` leads to in such an event, or a list of such.
+    user_id, timestamp
+        Paths, if they are others than those of `events`.
+    """
+
+    user_id: Path | None = None
+
+
 class EventsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How events of a foreign shape are read; ours are still read beside them.
 
@@ -101,13 +153,16 @@ class EventsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         The path of the object that all other paths begin in: `payload` as Kafka Connect wraps values, `data` of
         CloudEvents; without, the event itself.
     type
-        The path of what tells impressions from clicks, by their `when`; without, what has `items` is an impression.
+        The path of what tells types apart, by their `when`; without, what has `items` is an impression, all else a
+        click.
     other_types
-        What is done with an event of neither: it is refused, and goes to the dead letters; or passed over.
+        What is done with an event of none of them: it is refused, and goes to the dead letters; or passed over.
     user_id, timestamp, request_id
-        Paths of what both types have.
+        Paths of what all types have.
     impression, click
         What each has beside that.
+    item, erase
+        The same of changes of the catalog, and of erasures of users; without, there are none of this shape.
     """
 
     within: Path | None = None
@@ -118,3 +173,5 @@ class EventsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     request_id: Path | None = None
     impression: ImpressionRule = ImpressionRule()
     click: ClickRule = ClickRule()
+    item: ItemRule | None = None
+    erase: EraseRule | None = None

@@ -6,19 +6,18 @@ their object, in the model's order, so that those of an item are one tuple.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
-from operator import attrgetter, or_
+from operator import attrgetter
 from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import msgspec
 
 from learner.limits import MAX_POSITION
-from learner.model.design import taken
+from learner.model.design import lenient, taken
 from learner.model.duration import ModelError
-from learner.model.events_file import ClickRule, EventRule, EventsFile, TypeValue
+from learner.model.events_file import ClickRule, EventRule, EventsFile, ItemRule, Rule, TypeValue
 from learner.model.fields import Id, Offset, Position, Variance, Weight
+from learner.model.foreign_struct import Object, tuples
 from learner.model.kind import some
 from learner.model.kinds import Feature
 from learner.model.record_paths import RECORD
@@ -48,6 +47,16 @@ class ItemFields(NamedTuple):
     features: Callable[[Sequence[Any]], Sequence[tuple[Any, ...]]]
 
 
+class AboutItem(NamedTuple):
+    """What reads an event about an item; `features` are a struct of all that items may say, as the catalog takes it."""
+
+    decode: Callable[[bytes], Any]
+    item_id: Get
+    timestamp: Get
+    removed: Get | None
+    features: Get
+
+
 class Foreign(NamedTuple):
     """A mapping, compiled.
 
@@ -56,17 +65,18 @@ class Foreign(NamedTuple):
 
     decode: Callable[[bytes], Any]
     kind: Get | None
-    kinds: Mapping[TypeValue, EventRule]
+    kinds: Mapping[TypeValue, Rule]
     impression: Fields
     click: Fields
     items: Get | None
     item: ItemFields
     context: Mapping[str, Get]
+    about_item: AboutItem | None
 
 
-def paths_of(events: EventsFile, rule: EventRule) -> dict[str, str]:
-    """The paths, within `events.within`, of what both types have: ``user_id``, ``timestamp`` and ``request_id``."""
-    names = ("user_id", "timestamp", "request_id")
+def paths_of(events: EventsFile, rule: Rule) -> dict[str, str]:
+    """The paths, within `events.within`, of ``user_id``, ``timestamp`` and ``request_id``, of those that a type has."""
+    names = [name for name in ("user_id", "timestamp", "request_id") if hasattr(rule, name)]
     found = {name: getattr(rule, name) or getattr(events, name) for name in names}
     return {name: path for name, path in found.items() if path is not None}
 
@@ -78,27 +88,42 @@ def feature_paths(said: str | Mapping[str, str], features: Mapping[str, Feature]
     return {name: said.get(name, name) for name in features}
 
 
-def kinds_of_events(events: EventsFile) -> dict[TypeValue, EventRule]:
+def rules_of(events: EventsFile) -> dict[str, Rule]:
+    """The rules that there are, by the types of ours that they are of."""
+    rules = {"impression": events.impression, "click": events.click, "item": events.item, "erase": events.erase}
+    return {name: rule for name, rule in rules.items() if rule is not None}
+
+
+def whens_of(rule: Rule) -> list[TypeValue]:
+    """What tells events of a type."""
+    return rule.when if isinstance(rule.when, list) else [] if rule.when is None else [rule.when]
+
+
+def kinds_of_events(events: EventsFile) -> dict[TypeValue, Rule]:
     """Which rule is of events of which type."""
-    rules: dict[TypeValue, EventRule] = {}
-    for rule in (events.impression, events.click):
-        for value in rule.when if isinstance(rule.when, list) else [] if rule.when is None else [rule.when]:
-            rules[value] = rule
-    return rules
+    return {value: rule for rule in rules_of(events).values() for value in whens_of(rule)}
+
+
+def of_catalog(features: Mapping[str, Feature]) -> dict[str, Feature]:
+    """The features that the catalog has."""
+    return {name: one for name, one in taken(features, "item").items() if one.origin == "catalog"}
 
 
 def check_events(events: EventsFile, features: Mapping[str, Feature], by_item: bool) -> None:
     """Raise `ModelError` for a mapping that cannot be; `by_item` says that a click need not name a request."""
     impression, click = events.impression, events.click
+    rules = rules_of(events)
     if events.type is not None:
-        for name, rule in (("impression", impression), ("click", click)):
-            if rule.when is None and not (rule is click and impression.clicked):
-                raise ModelError(f"events.{name}.when is missing: expected what {events.type!r} leads to in {name}s")
-        whens = [r.when if isinstance(r.when, list) else [r.when] for r in (impression, click) if r.when is not None]
-        if len(kinds_of_events(events)) < sum(map(len, whens)):
-            raise ModelError("events.impression.when, events.click.when: expected values that are all different")
-    elif impression.when is not None or click.when is not None:
-        raise ModelError("events.type is missing: expected the path of what `when` is compared with")
+        for name, one in rules.items():
+            if not whens_of(one) and not (one is click and impression.clicked):
+                raise ModelError(
+                    f"events.{name}.when is missing: expected what {events.type!r} leads to in such events"
+                )
+        if len(kinds_of_events(events)) < sum(len(whens_of(one)) for one in rules.values()):
+            keys = ", ".join(f"events.{name}.when" for name in rules)
+            raise ModelError(f"{keys}: expected values that are all different")
+    elif told := [name for name, one in rules.items() if one.when is not None or name in ("item", "erase")]:
+        raise ModelError(f"events.type is missing: expected the path of what events.{told[0]}.when is compared with")
     elif impression.items is None:
         raise ModelError("events.type is missing: impressions without `items` are told from clicks by nothing else")
     of_item, of_context = taken(features, "item"), taken(features, "context")
@@ -106,6 +131,15 @@ def check_events(events: EventsFile, features: Mapping[str, Feature], by_item: b
         if isinstance(said, dict) and (unknown := said.keys() - known.keys()):
             expected = f"the model's features of the {'item' if key == 'features' else key} are {some(known) or 'none'}"
             raise ModelError(f"events.impression.{key}.{min(unknown)}: {expected}")
+    if events.item is not None:
+        known, said = of_catalog(features), events.item.features
+        if not known:
+            raise ModelError("events.item: expected a feature with from = 'catalog', or no [events.item]")
+        if isinstance(said, dict) and (unknown := said.keys() - known.keys()):
+            raise ModelError(
+                f"events.item.features.{min(unknown)}: the model's features of the catalog are {some(known)}"
+            )
+    rule: EventRule
     for name, rule in (("impression", impression), ("click", click)):
         if not by_item and not impression.clicked and "request_id" not in paths_of(events, rule):
             raise ModelError(
@@ -125,10 +159,10 @@ def compile_events(
     features, context
         Those that each item says, and those that the event says once.
     """
-    root = _Object()
+    root = Object()
     base, to = (root, "") if events.within is None else root.object(events.within)
     rule = events.impression
-    inside = _Object()
+    inside = Object()
 
     def of_event(path: str, kind: Any) -> str:
         # What is said of its record stands beside whatever the event is wrapped in.
@@ -153,23 +187,59 @@ def compile_events(
         name: attrgetter(of_event(path, context[name].schema()))
         for name, path in feature_paths(rule.context, context).items()
     }
-    item = ItemFields(attrgetter(item_id), offset, weight, item_effect, position, clicked, _tuples(values))
     items = None if rule.items is None else attrgetter(base.list(rule.items, inside, to))
 
     def fields(rule: EventRule) -> Fields:
         kinds = {"user_id": Id | int, "timestamp": int | float | str, "request_id": Id | int}
         found = {name: attrgetter(of_event(path, kinds[name])) for name, path in paths_of(events, rule).items()}
-        item_id = attrgetter(of_event(rule.item_id, Id | int)) if isinstance(rule, ClickRule) else item.item_id
-        return Fields(found["user_id"], found["timestamp"], found.get("request_id"), item_id)
+        its_id = of_event(rule.item_id, Id | int) if isinstance(rule, ClickRule) else item_id
+        return Fields(found["user_id"], found["timestamp"], found.get("request_id"), attrgetter(its_id))
 
     kind = None if events.type is None else attrgetter(of_event(events.type, str | int | float | bool))
     both = fields(events.impression), fields(events.click)
+    read = tuples(values, _sizes_of(values, root if rule.items is None else inside))
+    item = ItemFields(attrgetter(item_id), offset, weight, item_effect, position, clicked, read)
     try:
         # Not strict: a number may be text.
         decode = msgspec.json.Decoder(root.struct(), strict=False).decode
     except TypeError:
         return None
-    return Foreign(decode, kind, kinds_of_events(events), *both, items, item, of_context)
+    about_item = None if events.item is None else _about_item(events, events.item, features)
+    return Foreign(decode, kind, kinds_of_events(events), *both, items, item, of_context, about_item)
+
+
+def _about_item(events: EventsFile, rule: ItemRule, features: Mapping[str, Feature]) -> AboutItem | None:
+    """What reads events about items; None if nothing can, as for `compile_events`."""
+    root = Object()
+    base, to = (root, "") if events.within is None else root.object(events.within)
+
+    def of_event(path: str, kind: Any) -> str:
+        return root.value(path, kind, "") if path.startswith(RECORD) else base.value(path, kind, to)
+
+    known = of_catalog(features)
+    paths = [of_event(path, features[name].schema()) for name, path in feature_paths(rule.features, known).items()]
+    item_id = attrgetter(of_event(rule.item_id, Id | int))
+    timestamp = attrgetter(of_event(paths_of(events, rule)["timestamp"], int | float | str))
+    removed = None if rule.removed is None else attrgetter(of_event(rule.removed, bool))
+    try:
+        decode = msgspec.json.Decoder(root.struct(), strict=False).decode
+    except TypeError:
+        return None
+    read, struct, places = tuples(paths, _sizes_of(paths, root)), lenient("Item", features), list(known)
+    # What is not of the catalog is not there: None, behind what is.
+    in_order = [places.index(name) if name in known else len(places) for name in features]
+
+    def said(event: Any) -> Any:
+        values = (*read([event])[0], None)
+        return struct(*[values[place] for place in in_order])
+
+    return AboutItem(decode, item_id, timestamp, removed, said)
+
+
+def _sizes_of(paths: Sequence[str], root: Object) -> dict[str, int]:
+    """The numbers of fields of the objects that some values are in."""
+    sizes = root.sizes()
+    return {to: sizes[to] for to in dict.fromkeys(path.rpartition(".")[0] for path in paths)}
 
 
 def _from_1(get: Get) -> Get:
@@ -180,79 +250,3 @@ def _from_1(get: Get) -> Get:
         return None if rank is None else rank + 1
 
     return read
-
-
-def _tuples(paths: Sequence[str]) -> Callable[[Sequence[Any]], Sequence[tuple[Any, ...]]]:
-    """What reads features; where they come first in one object, by what is fastest."""
-    n, outer = len(paths), {path.rpartition(".")[0] for path in paths}
-    first = [f"f{i}" for i in range(n)]
-    if len(outer) == 1 and [path.rpartition(".")[2] for path in paths] == first:
-        to = outer.pop()
-        inside, nothing, astuple = attrgetter(to) if to else None, (None,) * n, msgspec.structs.astuple
-
-        def read_together(items: Sequence[Any]) -> Sequence[tuple[Any, ...]]:
-            objects = items if inside is None else map(inside, items)
-            return [astuple(one)[:n] if isinstance(one, msgspec.Struct) else nothing for one in objects]
-
-        return read_together
-    if n < 2:
-        gets = [attrgetter(path) for path in paths]
-        return lambda items: [tuple(get(one) for get in gets) for one in items]
-    get = attrgetter(*paths)
-    return lambda items: list(map(get, items))
-
-
-class _Object:
-    """An object that paths lead through: the fields of its struct."""
-
-    def __init__(self) -> None:
-        self._values: dict[str, list[Any]] = {}
-        self._objects: dict[str, _Object] = {}
-        self._lists: dict[str, _Object] = {}
-
-    def value(self, path: str, kind: Any, to: str) -> str:
-        """The attributes that lead to a value of a type at a path, behind those that lead `to` here."""
-        outer, _, name = path.rpartition(".")
-        inside, to = self.object(outer, to) if outer else (self, to)
-        place = inside._place(name, to)
-        if kind not in inside._values[name]:
-            inside._values[name].append(kind)
-        return place
-
-    def object(self, path: str, to: str = "") -> tuple[_Object, str]:
-        """The object at a path, and the attributes that lead to it."""
-        inside = self
-        for name in path.split("."):
-            to, inside = inside._place(name, to), inside._objects.setdefault(name, _Object())
-        return inside, to
-
-    def list(self, path: str, of: _Object, to: str) -> str:
-        """The attributes that lead to the list at a path, of objects."""
-        outer, _, name = path.rpartition(".")
-        inside, to = self.object(outer, to) if outer else (self, to)
-        inside._lists[name] = of
-        return inside._place(name, to)
-
-    def struct(self) -> type[msgspec.Struct]:
-        """The struct that it is decoded to; TypeError if there can be none."""
-        fields, names = [], {}
-        for i, (name, kinds) in enumerate(self._values.items()):
-            if len(kinds) > 1:
-                # Of a union msgspec would keep the limits of one.
-                raise TypeError(f"{name}: a value of several types")
-            kinds, default = [*kinds], None
-            if name in self._objects:
-                kinds.append(inner := self._objects[name].struct())
-                # Values in an object that is not there are not there.
-                default = None if len(kinds) > 1 or name in self._lists else inner()
-            if name in self._lists:
-                kinds.append(list[self._lists[name].struct()])  # type: ignore[misc]
-            names[f"f{i}"] = name
-            fields.append((f"f{i}", reduce(or_, kinds) | None, default))
-        return msgspec.defstruct("Foreign", fields, rename=names, frozen=True, gc=False)
-
-    def _place(self, name: str, to: str) -> str:
-        if not name or json.dumps(name, ensure_ascii=False) != f'"{name}"':
-            raise ModelError(f"events: a path with {name!r}: expected names, with points between them")
-        self._values.setdefault(name, [])
-        return f"{to}.f{[*self._values].index(name)}".lstrip(".")

@@ -11,6 +11,8 @@ T = TypeVar("T")
 
 MISSING: Any = object()
 """In the place of what is not remembered."""
+CAPACITY = 100_000
+"""How many values are remembered."""
 
 
 class Remembered(Generic[T]):
@@ -27,7 +29,7 @@ class Remembered(Generic[T]):
     """
 
     def __init__(
-        self, max_age_s: float = 1.0, capacity: int = 100_000, clock: Callable[[], float] = time.monotonic
+        self, max_age_s: float = 1.0, capacity: int = CAPACITY, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._max_age_s, self._capacity, self._clock = max_age_s, capacity, clock
         self._lock = threading.Lock()

@@ -13,8 +13,8 @@ from freshet.answers import LearnersResponse, ModelsResponse
 from freshet.quality_answers import QualityResponse
 from learner.events.wire import WireCatalogItem, WireClick, WireImpression
 from learner.limits import MAX_ID_LENGTH
-from learner.model.events_file import EventsFile
-from learner.model.foreign import paths_of
+from learner.model.events_file import EventRule, EventsFile, ItemRule
+from learner.model.foreign import paths_of, rules_of
 from learner.model.instant import SCHEMA
 from learner.model.kinds import Age, Category, Feature, Numeric
 from learner.model.spec import Model
@@ -88,7 +88,8 @@ def _event(model: Model) -> dict[str, Any]:
 
 
 def _or_foreign(ours: dict[str, Any], events: EventsFile) -> dict[str, Any]:
-    said = {"impression": events.impression, "click": events.click}
+    # Erasures are not posted.
+    said = {kind: rule for kind, rule in rules_of(events).items() if isinstance(rule, EventRule | ItemRule)}
     paths = [
         f"{kind} `{name}` at `{path}`"
         for kind, rule in said.items()

@@ -69,7 +69,8 @@ class Operations:
         self.versions = Versions(store, model)
         self._items = None if model.item is None else Items(model.item, settings.item_cache_ms / 1000)
         remembered_s = min(settings.item_cache_ms, MAX_CATALOG_AGE_MS) / 1000
-        self._catalog = None if model.catalog is None else RecentCatalog(model.catalog, remembered_s)
+        rows = None if model.needs_shown or model.encoder is not None else model.rows
+        self._catalog = None if model.catalog is None else RecentCatalog(model.catalog, remembered_s, rows=rows)
         self._warned = False
 
     def plan(self, wanted: api.ScoreRequest) -> Reads:
@@ -109,7 +110,7 @@ class Operations:
         read = dict(zip(plan.wanted, values, strict=True))
         found = self._resolved(wanted, plan, read.get(CATALOG, []))
         encoded = encode(self._model, [item.item_id for item in wanted.items], found.features, requests)
-        rows = self._model.rows(found.features, requests, encoded)
+        rows = self._model.rows(found.features, requests, encoded) if found.rows is None else found.rows
         record = self._decoded(value, wanted.user_id, self._model)
         belief = belief_at(self._model, record, now)
         given = with_encoded_offsets(self._model, [item.offset for item in wanted.items], encoded)

@@ -22,11 +22,13 @@ from learner.events.microbatch import by_user
 from learner.events.parse import parse_event, parse_events
 from learner.events.wire import BadEvent, Reason
 from learner.log import Entry
-from learner.model.catalog import Catalog
+from learner.model.catalog import Catalog, removed
 from learner.model.spec import Model, load_model
 from learner.store import CATALOG
-from learner.store.catalog import LearntCatalog
+from learner.store.catalog import LearntCatalog, RecentCatalog
 from service.commands.main import main
+from service.web.api import ScoreItem
+from service.web.slate import resolve
 from tests.rig import SteppingBack
 
 AT = 1_700_000_000_000
@@ -351,6 +353,53 @@ def test_of_each_item_the_latest_event_is_kept_and_of_one_time_the_last_wherever
         assert entry is not None
         assert entry.at == expected["timestamp"]
         assert (entry.features and msgspec.to_builtins(entry.features)) == expected["features"]
+
+
+OF_ITEMS = load_model(SPEC.split("distance")[0])
+FEATURES = st.fixed_dictionaries(
+    {}, optional={
+        "price": st.floats(-1e6, 1e6), "genre": st.sampled_from(["drama", "comedy"]),
+        "tags": st.lists(st.text(max_size=3), max_size=3),
+    },
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("model", [OF_ITEMS, load_model('unknown_features = "ignore"\n' + SPEC.split("distance")[0])])
+@given(st.lists(FEATURES, min_size=1, max_size=6), st.booleans())
+def test_rows_of_the_catalogs_entries_are_those_of_their_features_to_the_bit(
+    model: Model, said: list[dict[str, Any]], one_says_it: bool
+) -> None:
+    catalog, ids = catalog_of(model), [str(i) for i in range(len(said))]
+    recent = RecentCatalog(catalog, rows=model.rows)
+    nothing: Any = {} if model.structs is None else model.structs[0]()
+    items = [ScoreItem(one, nothing) for one in ids]
+    if one_says_it:
+        items[0] = ScoreItem("0", msgspec.convert(said[0], type(nothing)))
+    values = [catalog.packed(AT, features) for features in said]
+    entries = recent.of(recent.plan(ids), values)
+    found = resolve(catalog, items, [True] * len(ids), entries)
+    assert found.known == [True] * len(ids)
+    assert (found.rows is None) == (one_says_it and bool(said[0]))
+    if found.rows is not None:
+        assert found.rows.tobytes() == model.rows(found.features).tobytes()
+        assert found.rows.tobytes() == model.rows(said).tobytes()
+
+
+def test_an_entry_that_has_not_changed_is_decoded_once_and_one_that_has_is_what_it_is_now() -> None:
+    catalog, decoded = catalog_of(OF_ITEMS), list[bytes]()
+    read = catalog.read
+    catalog.read = lambda value: (decoded.append(value), read(value))[1]  # type: ignore[method-assign]
+    recent = RecentCatalog(catalog, max_age_s=0.0, rows=OF_ITEMS.rows)
+
+    def asked(*values: bytes | None) -> list[Any]:
+        found = recent.of(recent.plan(["a", "b"]), values)
+        return [one and one.features and msgspec.to_builtins(one.features) for one in found]
+
+    a, b, changed, gone = catalog.packed(AT, A), catalog.packed(AT, B), catalog.packed(AT + 1, B), removed(AT + 2)
+    assert [asked(a, b), asked(a, b), asked(bytes(bytearray(a)), None)] == [[A, B], [A, B], [A, None]]
+    assert sorted(decoded) == sorted([a, b])
+    assert [asked(changed, b), asked(gone, b), asked(a, b"damaged")] == [[B, B], [None, B], [A, None]]
+    assert decoded[2:] == [changed, gone, b"damaged"]
 
 
 def test_inspect_prints_what_the_catalog_has_of_an_item(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:

@@ -616,3 +616,42 @@ def test_the_rank_of_a_foreign_item_is_read_from_its_path_or_is_its_place() -> N
         assert not bad if good else "reads it from 'results.pos', counted from 0" in str(bad[0]) or rank == 2**63
         if good:
             assert read.events.item["position"][0] == rank
+
+
+@pytest.mark.parametrize("items", ["results", None])
+def test_many_features_in_several_objects_of_an_item_are_those_of_the_model_also_where_an_object_is_null(
+    items: str | None,
+) -> None:
+    n = 16
+    head = 'name = "wide"\n[features]\n' + "".join(f'f{i} = {{ kind = "numeric" }}\n' for i in range(n))
+    outer = ["", "a.", "a.b."]
+    paths = [f"{outer[i % 3]}v{i}" for i in range(n)]
+    mapping = f"""
+    [events]
+    type = "event"
+    user_id = "uid"
+    timestamp = "ts"
+    request_id = "sid"
+    click = {{ when = "click", item_id = "pid" }}
+    [events.impression]
+    when = "view"
+    item_id = "pid"
+    {"items = 'results'" if items else ""}
+    features = {{ {", ".join(f'f{i} = "{path}"' for i, path in enumerate(paths))} }}
+    """
+    theirs, ours = load_model(head + mapping), load_model(head)
+    values = [float(i + 1) for i in range(n)]
+    whole: dict[str, Any] = {"pid": "x", "a": {"c": 1, "b": {}}}
+    for value, path in zip(values, paths, strict=True):
+        put(whole, path, str(value))
+    gone = whole | {"a": {"b": None, **{path[2:]: value for path, value in zip(paths, values, strict=True)}}}
+    for sent, lacks in ((whole, "-"), (gone, "a.b."), (whole | {"a": None}, "a."), ({"pid": "x"}, "")):
+        event = {"event": "view", "uid": 1, "sid": "r", "ts": AT}
+        raw = json.dumps(event | {items: [sent, whole]} if items else event | sent).encode()
+        read, bad = parse_events([raw], theirs)
+        assert not bad
+        there = {
+            f"f{i}": v for i, (v, path) in enumerate(zip(values, paths, strict=True)) if not path.startswith(lacks)
+        }
+        of_whole = {f"f{i}": value for i, value in enumerate(values)}
+        np.testing.assert_array_equal(read.events.row, ours.rows([there, of_whole] if items else [there]))
