@@ -1,4 +1,4 @@
-"""Logs in three parts, and what the models on them have."""
+"""Logs in parts, and what the models on them have."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ RANKLENS_CUTS = (0.45, 0.7)
 
 
 class Source(NamedTuple):
-    """A log.
+    """A log in parts.
 
     Attributes
     ----------
     head, linear, inputs
         Of its model.toml: what comes before the features, the features of the linear model, and the encoder.
     files
-        Its three parts.
+        Its parts, in order.
     """
 
     head: str
@@ -62,13 +62,13 @@ def movielens(folder: Path, scratch: Path) -> Source:
     return Source(head, linear, MOVIELENS_INPUTS, written(scratch, parts))
 
 
-def ranklens(file: Path, scratch: Path) -> Source:
+def ranklens(file: Path, scratch: Path, shares: Sequence[float] = RANKLENS_CUTS) -> Source:
     """What `examples.ranklens.log` has written, without its offsets, so that every model has its own."""
     head, linear = _model("ranklens")
     events = [msgspec.json.decode(line) for line in lines_of(file)]
     at = sorted(event["timestamp"] for event in events if event["type"] == "impression")
-    cuts = [at[int(share * len(at))] for share in RANKLENS_CUTS]
-    parts: list[list[bytes]] = [[], [], []]
+    cuts = [at[int(share * len(at))] for share in shares]
+    parts: list[list[bytes]] = [[] for _ in range(len(cuts) + 1)]
     for event in events:
         for item in event.get("items", ()):
             item.pop("offset", None)

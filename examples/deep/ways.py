@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from learner.batch.reading import read_events
-from learner.evaluation.compare import FIXED_EFFECT, FRESH, Result, cut_at, evaluate, variants
-from learner.evaluation.history import read_log
-from learner.evaluation.metrics import minus
+from learner.evaluation.compare import FIXED_EFFECT, FRESH, Result, cut_at, variants
+from learner.evaluation.history import Log, read_log
+from learner.evaluation.metrics import Metrics, minus
+from learner.evaluation.parts import evaluate
 from learner.events.microbatch import joined
+from learner.model.spec import Model
 from service.commands.main import main as freshet_main
 from service.model_file import read_model
 
@@ -35,24 +37,30 @@ def worth(
 ) -> dict[str, Result]:
     """How well a model predicts a log from a share of it on: without users, and with users learnt as slates come."""
     fitted = read_model(str(model), "" if prior is None else str(prior))
-    log = read_log(joined(read_events([str(one) for one in files], fitted), fitted.width), fitted.window_ms)
+    log = read(files, fitted)
     cut = cut_at(log, share)
     wanted = (FIXED_EFFECT, FRESH) if fresh_too else (FIXED_EFFECT,)
     ways = [one for one in variants(fitted, cut, False) if one.name in wanted]
     return {one.name: one for one in evaluate([log], ways, cut, resamples)}
 
 
-def table(results: Mapping[str, Result], against: Sequence[str]) -> str:
+def read(files: Sequence[Path], model: Model) -> Log:
+    """Files as a log, by the features of a model."""
+    batch = joined(read_events([str(one) for one in files], model), model.width)
+    return read_log(batch, model.window_ms, model.by_item)
+
+
+def table(results: Mapping[str, Metrics], against: Sequence[str], columns: Sequence[str] = COLUMNS) -> str:
     """Metrics of each way as a table of Markdown, and differences to some of them."""
-    lines = ["| | " + " | ".join(COLUMNS) + " |", "| --- |" + " --- |" * len(COLUMNS)]
-    for name, result in results.items():
-        cells = [result.metrics[column].estimate() for column in COLUMNS]
+    lines = ["| | " + " | ".join(columns) + " |", "| --- |" + " --- |" * len(columns)]
+    for name, metrics in results.items():
+        cells = [metrics[column].estimate() for column in columns]
         lines.append(f"| {name} | " + " | ".join(f"{one.value:.4f}" for one in cells) + " |")
     for other in against:
-        for name, result in results.items():
+        for name, metrics in results.items():
             if name != other:
-                gaps = minus(result.metrics, results[other].metrics)
-                said = (f"{gaps[c].value:+.4f} [{gaps[c].low:+.4f}, {gaps[c].high:+.4f}]" for c in COLUMNS)
+                gaps = minus(metrics, results[other])
+                said = (f"{gaps[c].value:+.4f} [{gaps[c].low:+.4f}, {gaps[c].high:+.4f}]" for c in columns)
                 lines.append(f"| {name} minus {other} | " + " | ".join(said) + " |")
     return "\n".join(lines)
 
