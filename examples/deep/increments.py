@@ -69,7 +69,8 @@ def compare(folder: Path, files: Sequence[Path]) -> dict[str, list[dict[str, flo
                 read = files[: k + 1] if what == "all" else [files[k]]
                 before[name] = _trained(folder / f"{k}-{number}", read, beside)
             seconds = time.process_time() - start
-            scored = worth([files[k + 1]], before[name] / "model.toml", None, 0.0, 2, False)[FIXED_EFFECT].metrics
+            its = worth([files[k + 1]], before[name] / "model.toml", None, 0.0, 2, [FIXED_EFFECT])
+            scored = its[FIXED_EFFECT].metrics
             found[name].append({"seconds": seconds} | {column: scored[column].value for column in COLUMNS})
         print(f"increment {k} of {len(files) - 2}", file=sys.stderr, flush=True)
     return found

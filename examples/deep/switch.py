@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from examples.deep import logs, simulate
-from examples.deep.ways import freshet, read, table
+from examples.deep.ways import FIT, freshet, read, table
 from learner.belief.gaussian import Array, Belief, Gaussian, click_probability, factorised, predict
 from learner.belief.population import Population, gained
 from learner.evaluation.compare import cut_at
@@ -75,7 +75,7 @@ def least_squares(old: Array, new: Array, offsets: Array, population: Gaussian) 
 
 
 def moved(belief: Belief, bridge: Bridge, old: Gaussian, new: Gaussian) -> Belief:
-    """A user's evidence on the new prior: what the belief, pushed through the bridge, has beyond the old prior there."""
+    """A user's evidence on the new prior: what the belief has beyond the old prior, both pushed through the bridge."""
     own, prior = (
         Gaussian(bridge.A @ one.mean + bridge.c, bridge.A @ one.cov @ bridge.A.T + bridge.Q) for one in (belief, old)
     )
@@ -97,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--drift", type=float, default=0.0, help="of the simulation (default: %(default)s)")
     parser.add_argument("--cold", action="store_true", help="train the new encoder from nothing, from another seed")
     parser.add_argument("--first", type=int, default=3, help="slates of a user that are scored (default: %(default)s)")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help=logs.EVERY)
     parser.add_argument("--resamples", type=int, default=200, help="of the bootstrap (default: %(default)s)")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as scratch:
@@ -109,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif arguments.data is None:
             parser.error(f"{arguments.log}: expected --data")
         else:
-            source = logs.ranklens(arguments.data, folder, (0.3, 0.5, 0.75))
+            source = logs.ranklens(arguments.data, folder, (0.3, 0.5, 0.75), arguments.every)
         old, new = encoders(folder, source, arguments.cold)
         print(table(switched(old, new, source.files, arguments.first, arguments.resamples), [REBUILT, MAPPED]))
     return 0
@@ -129,15 +130,13 @@ def encoders(folder: Path, source: logs.Source, cold: bool) -> list[Model]:
         model = at / "model.toml"
         model.write_text(source.head + '[features]\ndeep = { kind = "encoded" }\n' + source.inputs)
         freshet("train-encoder", *options, "--model", model)
-        freshet("fit", fitted_on, "--model", model, "--out", at / "prior.npz", "--keep-covariance")
+        freshet("fit", fitted_on, "--model", model, "--out", at / "prior.npz", *FIT)
         models.append(read_model(str(model), str(at / "prior.npz")))
         print(f"{name}: trained and fitted", file=sys.stderr, flush=True)
     return models
 
 
-def switched(
-    old: Model, new: Model, files: Sequence[Path], first: int, resamples: int
-) -> dict[str, Metrics]:
+def switched(old: Model, new: Model, files: Sequence[Path], first: int, resamples: int) -> dict[str, Metrics]:
     """How well each way to carry users over predicts their first slates behind the switch."""
     before, after = read(files, old), read(files, new)
     sizes = [logs.n_outcomes(one) for one in files]

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 
 from learner.batch.reading import read_events
-from learner.evaluation.compare import FIXED_EFFECT, FRESH, Result, cut_at, variants
+from learner.evaluation.compare import ITEM_AGE, Result, cut_at, variants
 from learner.evaluation.history import Log, read_log
-from learner.evaluation.metrics import Metrics, minus
+from learner.evaluation.metrics import Measured, Metrics, minus
 from learner.evaluation.parts import evaluate
 from learner.events.microbatch import joined
 from learner.model.spec import Model
@@ -20,6 +20,9 @@ from service.commands.main import main as freshet_main
 from service.model_file import read_model
 
 COLUMNS = ("log_loss", "slate_ndcg@10", "slate_auc", "pooled_auc")
+FIT = ("--keep-covariance", "--keep-half-life")
+"""Covariances and half-lives are those of the models."""
+NEW = ("AUC of new users", "AUC of items shown 1 to 49 times")
 
 
 def freshet(*typed: object) -> str:
@@ -33,15 +36,24 @@ def freshet(*typed: object) -> str:
 
 
 def worth(
-    files: Sequence[Path], model: Path, prior: Path | None, share: float, resamples: int, fresh_too: bool = True
+    files: Sequence[Path], model: Path, prior: Path | None, share: float, resamples: int, wanted: Collection[str]
 ) -> dict[str, Result]:
-    """How well a model predicts a log from a share of it on: without users, and with users learnt as slates come."""
+    """How well a model predicts a log from a share of it on, for each wanted way of learning."""
     fitted = read_model(str(model), "" if prior is None else str(prior))
     log = read(files, fitted)
     cut = cut_at(log, share)
-    wanted = (FIXED_EFFECT, FRESH) if fresh_too else (FIXED_EFFECT,)
     ways = [one for one in variants(fitted, cut, False) if one.name in wanted]
     return {one.name: one for one in evaluate([log], ways, cut, resamples)}
+
+
+def with_new(result: Result) -> Metrics:
+    """Its metrics, and pooled AUC of outcomes of users and items that are new, by the names in `NEW`."""
+    of_users = result.parts["user at the cut"].get("unknown", {})
+    of_items = result.parts.get(ITEM_AGE, {})
+    seldom = next((its for label, its in of_items.items() if label.startswith("few")), {})
+    nothing = Measured(np.nan, np.full(len(result.metrics["pooled_auc"].samples), np.nan))
+    new = (its.get("pooled_auc", nothing) for its in (of_users, seldom))
+    return result.metrics | dict(zip(NEW, new, strict=True))
 
 
 def read(files: Sequence[Path], model: Model) -> Log:

@@ -116,10 +116,10 @@ def _brought_over(effect: Effect, fitted: EffectPrior, source: str) -> Populatio
     within = over[: effect.d, : fitted.space.d]
     kept = np.flatnonzero(within.any(axis=1))
     if len(kept) < 2 <= min(within.shape):
-        mine, its = encoder_of(effect.space), encoder_of(fitted.space)
-        if None not in (mine, its) and mine != its:
+        now, before = encoder_of(effect.space), encoder_of(fitted.space)
+        if None not in (now, before) and now != before:
             raise ModelError(
-                f"prior {source!r}: fitted for encoder {its}, and that of model {effect.name!r} is {mine}, whose "
+                f"prior {source!r}: fitted for encoder {before}, and that of model {effect.name!r} is {now}, whose "
                 "numbers mean something else: expected a prior that `freshet fit` makes with this encoder"
             )
         which = " of items" if effect.key == "item" else ""

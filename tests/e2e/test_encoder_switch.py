@@ -1,4 +1,4 @@
-"""A new encoder: users are rebuilt under it beside the old one, learn on in both, and learner and scorer switch together."""
+"""A new encoder: users are rebuilt under it beside the old one, learn on in both, and it is promoted."""
 
 from __future__ import annotations
 
