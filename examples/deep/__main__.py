@@ -77,20 +77,24 @@ def compare(folder: Path, source: logs.Source, arguments: argparse.Namespace) ->
         "deep and linear": source.head + items + source.linear + 'deep = { kind = "encoded" }\n' + source.inputs,
     }
     found: dict[str, Metrics] = {}
+    ways = arguments.ways or [*text_of, *(f"{one}{PERSONAL}" for one in list(text_of)[1:])]
     encoder = {"": folder / "encoder", PERSONAL: folder / "personal"}
     start = time.perf_counter()
     for kind, at in encoder.items():
+        if not any(one.endswith(PERSONAL) == bool(kind) for one in ways if one != "linear"):
+            continue
         at.mkdir()
         (at / "model.toml").write_text(text_of["deep"])
         options = [f"--{one}" for one in [*arguments.train, *(["users"] if kind else [])]]
         freshet("train-encoder", first, "--model", at / "model.toml", *options)
         print(f"trained: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-    for name in arguments.ways or [*text_of, *(f"{one}{PERSONAL}" for one in list(text_of)[1:])]:
+    for name in ways:
         at = folder / name.replace(" ", "-")
         at.mkdir()
         what, personal, _ = name.partition(PERSONAL)
         (at / "model.toml").write_text(text_of[what])
-        (at / "encoder.onnx").write_bytes((encoder[personal] / "encoder.onnx").read_bytes())
+        if what != "linear":
+            (at / "encoder.onnx").write_bytes((encoder[personal] / "encoder.onnx").read_bytes())
         freshet("fit", learnt, "--model", at / "model.toml", "--out", at / "prior.npz", *FIT)
         late = [FROZEN, A_DAY] if name in arguments.late else []
         wanted = [FIXED_EFFECT, FRESH, *late]
@@ -99,7 +103,8 @@ def compare(folder: Path, source: logs.Source, arguments: argparse.Namespace) ->
             found[f"{name} alone"] = with_new(results[FIXED_EFFECT])
         found[f"{name} + users"] = with_new(results[FRESH])
         found |= {f"{name} + users, {one}": with_new(results[one]) for one in late}
-        print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+        loss = results[FRESH].metrics["log_loss"].value
+        print(f"{name} + users: {loss:.4f}, {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     return found
 
 
