@@ -4,8 +4,8 @@
     python -m examples.deep movielens --data FOLDER    # of examples.movielens.log
     python -m examples.deep ranklens --data FILE       # of examples.ranklens.log
 
-A log has three parts. The encoder is trained on the first; every prior is fitted on the second, which the encoder has
-not seen; the third is replayed. Users learn from all three. Choices were made on the first two.
+A log has three parts. Encoders are trained on the first, one of them with effects of users beside it (`--users`); every
+prior is fitted on the second, which no encoder has seen; the third is replayed. Users learn from all three.
 """
 
 from __future__ import annotations
@@ -20,9 +20,12 @@ from pathlib import Path
 import numpy as np
 
 from examples.deep import logs, simulate
-from examples.deep.ways import freshet, table, worth
-from learner.evaluation.compare import FIXED_EFFECT, FRESH, Result
+from examples.deep.ways import COLUMNS, FIT, NEW, freshet, table, with_new, worth
+from learner.evaluation.compare import A_DAY, FIXED_EFFECT, FRESH, FROZEN
+from learner.evaluation.metrics import Metrics
 
+PERSONAL = ", of users"
+"""Of encoders that were trained with effects of users."""
 ITEMS = "[effects.item]\n[effects.item.prior]\nvariance = 0.25\n"
 
 
@@ -33,11 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="what the example of the log has written")
     parser.add_argument("--slates", type=int, default=24_000, help="of the simulation (default: %(default)s)")
     parser.add_argument("--users", type=int, default=600, help="of the simulation (default: %(default)s)")
+    parser.add_argument("--every", type=int, default=4, metavar="N", help=logs.EVERY)
     parser.add_argument("--items", action="store_true", help="let items learn too, an intercept each")
     parser.add_argument("--on-second", action="store_true", help="judge on the second part, for choices")
     parser.add_argument(
         "--train", nargs="*", default=[], metavar="OPTION", help="of train-encoder, without dashes: a=1"
     )
+    parser.add_argument("--ways", nargs="*", default=[], metavar="NAME", help="of the table (default: all)")
+    parser.add_argument("--late", nargs="*", default=[], metavar="NAME", help="ways whose users learn late, too")
     parser.add_argument("--resamples", type=int, default=200, help="of the bootstrap (default: %(default)s)")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as scratch:
@@ -49,13 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif arguments.data is None:
             parser.error(f"{arguments.log}: expected --data")
         else:
-            source = {"movielens": logs.movielens, "ranklens": logs.ranklens}[arguments.log](arguments.data, folder)
+            source = logs.SOURCES[arguments.log](arguments.data, folder, every=arguments.every)
         found = compare(folder, source, arguments)
-    print(table(found, [name for name in ("linear + users", "deep alone") if name in found]))
+    columns = [*COLUMNS, *(NEW if arguments.items else NEW[:1])]
+    print(table(found, [name for name in ("linear + users", "deep alone") if name in found], columns))
     return 0
 
 
-def compare(folder: Path, source: logs.Source, arguments: argparse.Namespace) -> dict[str, Result]:
+def compare(folder: Path, source: logs.Source, arguments: argparse.Namespace) -> dict[str, Metrics]:
     """Every way's results on the third part; on the second, with a prior of the first, for choices."""
     first, second, third = source.files
     learnt, judged = (first, [first, second]) if arguments.on_second else (second, [first, second, third])
@@ -64,30 +71,40 @@ def compare(folder: Path, source: logs.Source, arguments: argparse.Namespace) ->
     print("outcomes", sizes, file=sys.stderr)
     items = ITEMS if arguments.items else ""
     deep = '[features]\ndeep = { kind = "encoded" }\n'
-    models = {
+    text_of = {
         "linear": source.head + items + source.linear,
         "deep": source.head + items + deep + source.inputs,
         "deep and linear": source.head + items + source.linear + 'deep = { kind = "encoded" }\n' + source.inputs,
     }
-    found: dict[str, Result] = {}
-    encoder = folder / "encoder"
-    encoder.mkdir()
-    (encoder / "model.toml").write_text(models["deep"])
-    options = [f"--{one}" for one in arguments.train]
+    found: dict[str, Metrics] = {}
+    ways = arguments.ways or [*text_of, *(f"{one}{PERSONAL}" for one in list(text_of)[1:])]
+    encoder = {"": folder / "encoder", PERSONAL: folder / "personal"}
     start = time.perf_counter()
-    print(freshet("train-encoder", first, "--model", encoder / "model.toml", *options), file=sys.stderr)
-    print(f"trained in {time.perf_counter() - start:.1f} s", file=sys.stderr)
-    for name, text in models.items():
-        at = folder / name
+    for kind, at in encoder.items():
+        if not any(one.endswith(PERSONAL) == bool(kind) for one in ways if one != "linear"):
+            continue
         at.mkdir()
-        (at / "model.toml").write_text(text)
-        (at / "encoder.onnx").write_bytes((encoder / "encoder.onnx").read_bytes())
-        freshet("fit", learnt, "--model", at / "model.toml", "--out", at / "prior.npz", "--keep-covariance")
-        results = worth(judged, at / "model.toml", at / "prior.npz", share, arguments.resamples)
-        if name != "deep and linear":
-            found[f"{name} alone"] = results[FIXED_EFFECT]
-        found[f"{name} + users"] = results[FRESH]
-        print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+        (at / "model.toml").write_text(text_of["deep"])
+        options = [f"--{one}" for one in [*arguments.train, *(["users"] if kind else [])]]
+        freshet("train-encoder", first, "--model", at / "model.toml", *options)
+        print(f"trained: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    for name in ways:
+        at = folder / name.replace(" ", "-")
+        at.mkdir()
+        what, personal, _ = name.partition(PERSONAL)
+        (at / "model.toml").write_text(text_of[what])
+        if what != "linear":
+            (at / "encoder.onnx").write_bytes((encoder[personal] / "encoder.onnx").read_bytes())
+        freshet("fit", learnt, "--model", at / "model.toml", "--out", at / "prior.npz", *FIT)
+        late = [FROZEN, A_DAY] if name in arguments.late else []
+        wanted = [FIXED_EFFECT, FRESH, *late]
+        results = worth(judged, at / "model.toml", at / "prior.npz", share, arguments.resamples, wanted)
+        if what != "deep and linear" and not personal:
+            found[f"{name} alone"] = with_new(results[FIXED_EFFECT])
+        found[f"{name} + users"] = with_new(results[FRESH])
+        found |= {f"{name} + users, {one}": with_new(results[one]) for one in late}
+        loss = results[FRESH].metrics["log_loss"].value
+        print(f"{name} + users: {loss:.4f}, {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     return found
 
 

@@ -1,9 +1,11 @@
 """Day after day: an encoder learnt from each day's log alone, beside one trained anew on all days.
 
     python -m examples.deep.increments --drift 0.1
+    python -m examples.deep.increments --ranklens FILE     # of examples.ranklens.log
 
-The log is simulated (`examples.deep.simulate`). A first part is trained from nothing. After each of the parts that
-follow every way trains by `freshet train-encoder`, and its log-odds alone are scored on the next part, without users.
+Without a file the log is simulated (`examples.deep.simulate`). A first part is trained from nothing. After each of the
+parts that follow every way trains by `freshet train-encoder`, and its log-odds alone are scored on the next part,
+without users.
 """
 
 from __future__ import annotations
@@ -41,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m examples.deep.increments", description=__doc__)
     parser.add_argument("--parts", type=int, default=10, help="increments (default: %(default)s)")
     parser.add_argument("--first", type=int, default=10, help="parts in the first training (default: %(default)s)")
+    parser.add_argument("--ranklens", type=Path, metavar="FILE", help="what examples.ranklens.log has written")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help=logs.EVERY)
     parser.add_argument("--slates", type=int, default=1_000, help="a part (default: %(default)s)")
     parser.add_argument("--drift", type=float, default=0.0, help="of what all like, a part (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
@@ -48,17 +52,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         n = arguments.first + arguments.parts + 1
-        rng = np.random.default_rng(arguments.seed)
-        parts = list(simulate.log(n * arguments.slates, n * arguments.slates // 20, rng, arguments.drift, n))
-        joined = [list(chain(*parts[: arguments.first])), *parts[arguments.first :]]
-        found = compare(folder, logs.written(folder, joined))
+        if arguments.ranklens is None:
+            rng = np.random.default_rng(arguments.seed)
+            parts = list(simulate.log(n * arguments.slates, n * arguments.slates // 20, rng, arguments.drift, n))
+            joined = [list(chain(*parts[: arguments.first])), *parts[arguments.first :]]
+            source = logs.Source(simulate.MODEL, simulate.LINEAR, simulate.INPUTS, logs.written(folder, joined))
+        else:
+            cuts = [k / n for k in range(arguments.first, n)]
+            source = logs.ranklens(arguments.ranklens, folder, cuts, arguments.every)
+        found = compare(folder, source)
     say(found)
     return 0
 
 
-def compare(folder: Path, files: Sequence[Path]) -> dict[str, list[dict[str, float]]]:
+def compare(folder: Path, source: logs.Source) -> dict[str, list[dict[str, float]]]:
     """Of each way and part the seconds of a processor, and what it is worth on the part that follows."""
-    first = _trained(folder / "first", [files[0]], COLD)
+    files, model = source.files, source.head + '[features]\ndeep = { kind = "encoded" }\n' + source.inputs
+    first = _trained(folder / "first", model, [files[0]], COLD)
     before = dict.fromkeys(WAYS, first)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in WAYS}
     for k in range(1, len(files) - 1):
@@ -67,9 +77,10 @@ def compare(folder: Path, files: Sequence[Path]) -> dict[str, list[dict[str, flo
             if what:
                 beside = [*options, *([str(before[name] / "encoder.npz")] if options[-1] == "--previous" else [])]
                 read = files[: k + 1] if what == "all" else [files[k]]
-                before[name] = _trained(folder / f"{k}-{number}", read, beside)
+                before[name] = _trained(folder / f"{k}-{number}", model, read, beside)
             seconds = time.process_time() - start
-            scored = worth([files[k + 1]], before[name] / "model.toml", None, 0.0, 2, False)[FIXED_EFFECT].metrics
+            its = worth([files[k + 1]], before[name] / "model.toml", None, 0.0, 2, [FIXED_EFFECT])
+            scored = its[FIXED_EFFECT].metrics
             found[name].append({"seconds": seconds} | {column: scored[column].value for column in COLUMNS})
         print(f"increment {k} of {len(files) - 2}", file=sys.stderr, flush=True)
     return found
@@ -87,10 +98,9 @@ def say(found: dict[str, list[dict[str, float]]]) -> None:
         print(f"| {name} | {' | '.join(cells)} |")
 
 
-def _trained(folder: Path, read: Sequence[Path], options: Sequence[str]) -> Path:
+def _trained(folder: Path, model: str, read: Sequence[Path], options: Sequence[str]) -> Path:
     folder.mkdir()
-    deep = '[features]\ndeep = { kind = "encoded" }\n'
-    (folder / "model.toml").write_text(simulate.MODEL + deep + simulate.INPUTS)
+    (folder / "model.toml").write_text(model)
     freshet("train-encoder", *read, "--model", folder / "model.toml", *options)
     return folder
 

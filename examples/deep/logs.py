@@ -1,9 +1,9 @@
-"""Logs in three parts, and what the models on them have."""
+"""Logs in parts, and what the models on them have."""
 
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
@@ -11,18 +11,19 @@ from zlib import crc32
 import msgspec
 
 _EXAMPLES = Path(__file__).parent.parent
+EVERY = "of a real log every so-manieth user (default: %(default)s)"
 RANKLENS_CUTS = (0.45, 0.7)
 
 
 class Source(NamedTuple):
-    """A log.
+    """A log in parts.
 
     Attributes
     ----------
     head, linear, inputs
         Of its model.toml: what comes before the features, the features of the linear model, and the encoder.
     files
-        Its three parts.
+        Its parts, in order.
     """
 
     head: str
@@ -52,28 +53,33 @@ class _Whose(msgspec.Struct):
     user_id: str
 
 
-def movielens(folder: Path, scratch: Path) -> Source:
-    """A quarter of the users in what `examples.movielens.log` has written; films are described by the first part."""
+def movielens(folder: Path, scratch: Path, every: int = 4) -> Source:
+    """Every so-manieth user in what `examples.movielens.log` has written; films are described by the first part."""
     head, linear = _model("movielens")
-    parts = []
-    for name in ("batch", "train", "stream"):
-        lines = lines_of(folder / f"{name}.jsonl.gz")
-        parts.append([one for one in lines if crc32(msgspec.json.decode(one, type=_Whose).user_id.encode()) % 4 == 0])
+    files = (folder / f"{name}.jsonl.gz" for name in ("batch", "train", "stream"))
+    parts = [[line for line in lines_of(file) if _is_one(line, every)] for file in files]
     return Source(head, linear, MOVIELENS_INPUTS, written(scratch, parts))
 
 
-def ranklens(file: Path, scratch: Path) -> Source:
+def _is_one(line: bytes, every: int) -> bool:
+    return crc32(msgspec.json.decode(line, type=_Whose).user_id.encode()) % every == 0
+
+
+def ranklens(file: Path, scratch: Path, shares: Sequence[float] = RANKLENS_CUTS, every: int = 1) -> Source:
     """What `examples.ranklens.log` has written, without its offsets, so that every model has its own."""
     head, linear = _model("ranklens")
-    events = [msgspec.json.decode(line) for line in lines_of(file)]
+    events = [msgspec.json.decode(line) for line in lines_of(file) if _is_one(line, every)]
     at = sorted(event["timestamp"] for event in events if event["type"] == "impression")
-    cuts = [at[int(share * len(at))] for share in RANKLENS_CUTS]
-    parts: list[list[bytes]] = [[], [], []]
+    cuts = [at[int(share * len(at))] for share in shares]
+    parts: list[list[bytes]] = [[] for _ in range(len(cuts) + 1)]
     for event in events:
         for item in event.get("items", ()):
             item.pop("offset", None)
         parts[sum(event["timestamp"] >= cut for cut in cuts)].append(msgspec.json.encode(event))
     return Source(head, linear, RANKLENS_INPUTS, written(scratch, parts))
+
+
+SOURCES: dict[str, Callable[..., Source]] = {"movielens": movielens, "ranklens": ranklens}
 
 
 def _model(name: str) -> tuple[str, str]:
@@ -86,6 +92,7 @@ def _model(name: str) -> tuple[str, str]:
 def written(folder: Path, parts: Iterable[Sequence[bytes]]) -> list[Path]:
     """Parts as files of JSON lines."""
     files = []
+    folder.mkdir(exist_ok=True)
     for number, lines in enumerate(parts):
         files.append(folder / f"part-{number}.jsonl")
         files[-1].write_bytes(b"\n".join(lines) + b"\n")

@@ -16,11 +16,11 @@ Places = NDArray[np.intp]
 
 
 def record(width: int) -> np.dtype[np.void]:
-    """What is kept of an outcome: its row as of `learner.deep.reading`, and what `learner.batch.rows` has beside."""
+    """What is kept of an outcome: its row, see `learner.deep.reading`, its user, and what `learner.batch.rows` has."""
     return np.dtype(
         [
             ("x", np.float32, (width,)), ("y", np.float32), ("offset", np.float32), ("weight", np.float32),
-            ("examination", np.float32), ("at_ms", np.int64),
+            ("examination", np.float32), ("at_ms", np.int64), ("user", np.int32),
         ]
     )  # fmt: skip
 
@@ -57,7 +57,8 @@ class Examples:
                     inputs[one.name] = np.ascontiguousarray(its)
                 case _:
                     inputs[one.name] = its[:, 0].astype(np.int32)
-        rest = (np.ascontiguousarray(some[name]) for name in ("offset", "y", "weight", "examination"))
+        names = ("offset", "y", "weight", "examination", "user")
+        rest = (np.ascontiguousarray(some[name]) for name in names)
         return Batch(inputs, *rest)
 
     def fingerprint(self) -> str:

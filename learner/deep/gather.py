@@ -7,6 +7,7 @@ from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from learner.batch import sql
 from learner.batch.collect import Engine, cut_at
@@ -43,14 +44,15 @@ class Gathered(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """By column which places of a vocabulary occur; of numbers how many are known, their sum and squares."""
+    """By column which places of a vocabulary occur; of numbers how many are known, their sum and squares; users."""
 
     places: dict[int, Any]
     sums: Array
+    users: NDArray[np.int64]
 
     def and_of(self, other: _Seen) -> _Seen:
         places = {at: np.union1d(its, other.places[at]) for at, its in self.places.items()}
-        return _Seen(places, self.sums + other.sums)
+        return _Seen(places, self.sums + other.sums, np.concatenate([self.users, other.users]))
 
 
 def gather(
@@ -82,7 +84,10 @@ def gather(
     stand_in[0] = outcomes.mean_offset or 0.0
     read, met = inputs_of(view), inputs_of(view).met
     places = {at: one for one, at in read.places}
-    nothing = _Seen({at: np.empty(0) for at, one in places.items() if one.name in met}, np.zeros((view.width, 3)))
+    nothing = _Seen(
+        {at: np.empty(0) for at, one in places.items() if one.name in met}, np.zeros((view.width, 3)),
+        np.empty(0, np.int64),
+    )  # fmt: skip
     seen = reduce(_Seen.and_of, table.map(partial(_seen, view.width, places)), nothing)
     inputs, vocabulary, moved = [], Vocabulary(), dict[int, Array]()
     for at, one in places.items():
@@ -92,7 +97,7 @@ def gather(
         inputs.append(_input(one, len(vocabulary.get(one.name, ())), seen.sums[at], before))
     network = Network(tuple(inputs), hidden, declared(view).embedding)
     dtype = record(view.width)
-    parts = table.map(partial(_records, dtype, view, stand_in, moved))
+    parts = table.map(partial(_records, dtype, view, stand_in, moved, seen.users))
     records = mapped(parts, len(outcomes), dtype)
     # What was shown at the very cut is learnt: of a log of one moment nothing is held out.
     is_held_out = records["at_ms"] > (cut_at(engine, 1.0 - tail) if tail else np.inf)
@@ -133,7 +138,8 @@ def _seen(width: int, places: Mapping[int, EncoderInput], piece: Any) -> _Seen:
         elif one.kind == "numeric":
             known = rows[rows[:, at + 1] == 0, at].astype(np.float64)
             sums[at] = len(known), known.sum(), (known**2).sum()
-    return _Seen(found, sums)
+    # A piece is of whole users, in order.
+    return _Seen(found, sums, np.unique(column(piece, "whose")))
 
 
 def _vocabulary(
@@ -167,7 +173,9 @@ def _input(one: EncoderInput, n_values: int, sums: Array, before: Trained | None
     return Input(one.name, one.kind, 1, mean, std if std > 1e-6 * abs(mean) else 1.0)
 
 
-def _records(dtype: Any, view: Model, stand_in: Array, moved: Mapping[int, Array], piece: Any) -> Any:
+def _records(
+    dtype: Any, view: Model, stand_in: Array, moved: Mapping[int, Array], users: NDArray[np.int64], piece: Any
+) -> Any:
     e = None if view.examination is None else np.array(view.examination)
     rows = fitted_rows(piece, view.width, view.window_ms, stand_in, 0, None, e, None)
     found = np.zeros(len(rows.y), dtype)
@@ -177,4 +185,5 @@ def _records(dtype: Any, view: Model, stand_in: Array, moved: Mapping[int, Array
     found["y"], found["offset"], found["weight"] = rows.y, rows.offset, rows.weight
     found["examination"] = 1.0 if rows.examination is None else rows.examination
     found["at_ms"] = column(piece, "at_ms")
+    found["user"] = 1 + np.searchsorted(users, column(piece, "whose"))
     return found

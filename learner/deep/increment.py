@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from learner.deep.network import Batch, Network, Weights, forward
+from learner.deep.network import USERS, Batch, Network, Weights, forward, with_users
 
 RIDGE = 1.0
 """Precision of a weight of which no log has said anything."""
@@ -39,6 +39,13 @@ def nothing(network: Network, ridge: float = RIDGE) -> Anchor:
         {name: np.zeros(shape, np.float32) for name, shape in shapes.items()},
         {name: np.full(shape, ridge, np.float32) for name, shape in shapes.items()},
     )
+
+
+def users(network: Network, n: int) -> Anchor:
+    """Effects of so many users, of whom nothing is known: N(0, 1) for an intercept, and so for e'theta if |e|^2 = d."""
+    d = network.embedding
+    mean = np.zeros((n, 1 + d), np.float32)
+    return Anchor({USERS: mean}, {USERS: mean + np.array([1.0, *[d] * d], np.float32)})
 
 
 def grown(anchor: Anchor, network: Network, ridge: float = RIDGE) -> Anchor:
@@ -100,10 +107,11 @@ def fisher(weights: Weights, network: Network, batch: Batch) -> Weights:
 
     def total(taps: dict[str, Any]) -> Any:
         passed = forward(weights, network, batch.inputs, taps)
-        return passed.log_odds.sum(), passed
+        z = with_users(weights, batch, passed)
+        return z.sum(), (z, passed)
 
-    slopes, passed = jax.grad(total, has_aux=True)(taps)
-    q = jax.nn.sigmoid(batch.offset + passed.log_odds)
+    slopes, (z, passed) = jax.grad(total, has_aux=True)(taps)
+    q = jax.nn.sigmoid(batch.offset + z)
     c = (batch.weight * batch.examination * q * (1.0 - q))[:, None]
     found: Weights = {}
     for one in network.inputs:

@@ -153,6 +153,8 @@ class Batch(NamedTuple):
         Log-odds of an upstream model, 0 where there is none.
     y, weight, examination
         Clicked or not; what it counts for, 0 for one that only fills the batch; how likely it was looked at.
+    user
+        Whose it is, from 1; 0 for a user without an effect.
     """
 
     inputs: Inputs
@@ -160,11 +162,24 @@ class Batch(NamedTuple):
     y: Any
     weight: Any
     examination: Any
+    user: Any
+
+
+USERS = "users"
+"""The name of effects of users among weights: of each an intercept and coefficients on the embedding, (U, 1 + d)."""
+
+
+def with_users(weights: Weights, batch: Batch, passed: Passed) -> Any:
+    """Log-odds of outcomes with effects of users, if weights have these: z + theta_0 + e'theta, shape (n,)."""
+    if USERS not in weights:
+        return passed.log_odds
+    theta = jnp.pad(weights[USERS], ((1, 0), (0, 0)))[batch.user]
+    return passed.log_odds + theta[:, 0] + (passed.embedding * theta[:, 1:]).sum(axis=1)
 
 
 def losses(weights: Weights, network: Network, batch: Batch) -> Any:
     """What each outcome costs, shape (n,): -log P(y) as of `learner.batch.rows.log_likelihoods`, times its weight."""
-    z = batch.offset + forward(weights, network, batch.inputs).log_odds
+    z = batch.offset + with_users(weights, batch, forward(weights, network, batch.inputs))
     seen = jnp.minimum(batch.examination, 1.0 - 1e-6)
     unseen = -jnp.log1p(-seen * jax.nn.sigmoid(z))
     no = jnp.where(batch.examination < 1.0, unseen, jax.nn.softplus(z))

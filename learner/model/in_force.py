@@ -15,7 +15,7 @@ from learner.model.duration import HalfLife, ModelError
 from learner.model.effect import Effect, Origin, mark_of
 from learner.model.kind import Found
 from learner.model.prior_file import EffectPrior, PriorFile
-from learner.model.space import bridge
+from learner.model.space import bridge, encoder_of
 from learner.model.spec import Model, build_model
 
 _E = TypeVar("_E", bound=Effect)
@@ -116,6 +116,12 @@ def _brought_over(effect: Effect, fitted: EffectPrior, source: str) -> Populatio
     within = over[: effect.d, : fitted.space.d]
     kept = np.flatnonzero(within.any(axis=1))
     if len(kept) < 2 <= min(within.shape):
+        now, before = encoder_of(effect.space), encoder_of(fitted.space)
+        if None not in (now, before) and now != before:
+            raise ModelError(
+                f"prior {source!r}: fitted for encoder {before}, and that of model {effect.name!r} is {now}, whose "
+                "numbers mean something else: expected a prior that `freshet fit` makes with this encoder"
+            )
         which = " of items" if effect.key == "item" else ""
         theirs = ", ".join(column.name for column in fitted.space.columns[1 : fitted.space.d])
         raise ModelError(

@@ -35,6 +35,21 @@ class Space(msgspec.Struct, frozen=True, array_like=True):
     d: int
 
 
+def encoder_of(space: Space) -> str | None:
+    """The hash of the encoder whose numbers are among the columns; None where there are none.
+
+    >>> encoder_of(Space((Column("deep[0]", '{"encoder":"5f0c","kind":"encoded","size":1}'),), 1))
+    '5f0c'
+    """
+    meanings = dict.fromkeys(column.meaning for column in space.columns if column.meaning)
+    said = (msgspec.json.decode(one, type=_Meaning) for one in meanings)
+    return next((one.encoder for one in said if one.encoder is not None), None)
+
+
+class _Meaning(msgspec.Struct, frozen=True):
+    encoder: str | None = None
+
+
 def bridge(source: Space, target: Space) -> Array:
     """How coefficients of one feature space become those of another: theta' = B theta, shape (width', width).
 

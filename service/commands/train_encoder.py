@@ -47,6 +47,7 @@ class TrainArguments(LogArguments):
     learning_rate: float | None
     tail: float
     ridge: float
+    users: bool
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -97,6 +98,12 @@ def declare(parser: argparse.ArgumentParser) -> None:
         help="the prior precision of a weight of which no log has said anything; rare items differ less from the "
         "unknown where it is higher (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--users", action="store_true",
+        help="train with an effect of each user's own on the embedding, which is forgotten behind it: so the embedding "
+        "is made of what users differ in, and not of what all like alone. It takes 12 bytes a user and number in "
+        "memory, and an epoch takes the longer the more users there are",
+    )  # fmt: skip
     add_arguments(parser)
 
 
@@ -129,7 +136,9 @@ def run(arguments: TrainArguments, settings: Settings, model: Model) -> int:
     for one, source in ((previous, arguments.previous), (cold, arguments.cold)):
         if one is not None:
             check_same(seen, one, str(source))
-    before = Before(previous, cold, arguments.strength, arguments.keep, arguments.cold_weight, arguments.ridge)
+    before = Before(
+        previous, cold, arguments.strength, arguments.keep, arguments.cold_weight, arguments.ridge, arguments.users
+    )
     hidden = _hidden(arguments.hidden, previous)
     rate = arguments.learning_rate or (RATE if previous is None else RATE_BESIDE)
     smallest = SMALLEST if previous is None else SMALLEST_BESIDE

@@ -20,6 +20,7 @@ from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
 
 from learner.log import read_to_end
+from service.commands.main import main
 from tests.e2e.test_path import Deployment
 from tests.encoders import Field, Mlp
 from tests.servers import KafkaServer, RedisServer, eventually, free_port
@@ -63,6 +64,18 @@ BOUND = 1e-5
 def written(folder: Path) -> Path:
     (folder / "model.toml").write_text(MODEL)
     MLP.write(folder / "encoder.onnx")
+    return folder / "model.toml"
+
+
+def trained(folder: Path) -> Path:
+    """An encoder that `freshet train-encoder` makes of a small log."""
+    (folder / "model.toml").write_text(MODEL)
+    events = []
+    for i in range(60):
+        ids = {"request_id": f"r{i}", "user_id": f"u{i % 5}", "timestamp": 1_700_000_000_000 + 60_000 * i}
+        events += [{"type": "impression", **ids, "items": ITEMS}, {"type": "click", **ids, "item_id": "abc"[i % 3]}]
+    (folder / "past.jsonl").write_text("\n".join(map(json.dumps, events)))
+    assert main(["train-encoder", f"{folder}/past.jsonl", "--model", f"{folder}/model.toml", "--hidden", "8"]) == 0
     return folder / "model.toml"
 
 
@@ -133,8 +146,11 @@ def test_what_was_scored_is_learnt_by_the_rows_that_were_logged_and_else_by_rows
     np.testing.assert_allclose(means("ann"), means("bob"), atol=BOUND)
 
 
-def test_embedded_one_click_changes_one_score_and_its_log_is_fitted_and_evaluated(tmp_path: Path) -> None:
-    model, port = written(tmp_path), free_port()
+@pytest.mark.parametrize("made", [written, trained])
+def test_embedded_one_click_changes_one_score_and_its_log_is_fitted_and_evaluated(
+    tmp_path: Path, made: Callable[[Path], Path]
+) -> None:
+    model, port = made(tmp_path), free_port()
     environ = {name: value for name, value in os.environ.items() if not name.startswith("FRESHET_")}
     command = [sys.executable, "-m", "service"]
 

@@ -14,8 +14,8 @@ from learner.batch.rows import Rows, log_likelihoods
 from learner.deep.examples import Examples, record
 from learner.deep.export import ExportError, check, to_onnx
 from learner.deep.fitting import Before, Fitting, run
-from learner.deep.increment import Anchor, blended, fisher, grown, nothing
-from learner.deep.network import Batch, Input, Network, Weights, columns_of, forward, init, losses
+from learner.deep.increment import Anchor, blended, fisher, grown, nothing, users
+from learner.deep.network import USERS, Batch, Input, Network, Weights, columns_of, forward, init, losses
 from learner.deep.state import Trained, decode_checkpoint, decode_trained, encode_checkpoint, encode_trained
 from learner.deep.training import Options, begin, information, mean_loss, train
 from learner.model.duration import ModelError
@@ -175,13 +175,59 @@ def test_fisher_information_of_one_number_and_one_weight_is_as_worked_out_by_han
     weights["matrix/embedding"][:] = 2.0
     weights["matrix/offset"][:] = 3.0
     one = np.ones(1, np.float32)
-    batch = Batch({"x": 0.5 * one}, -3.0 * one, one, 4.0 * one, one)
+    batch = Batch({"x": 0.5 * one}, -3.0 * one, one, 4.0 * one, one, np.zeros(len(one), np.int32))
     found = fisher(weights, network, batch)
     # z = -3 + 3 * (2 * 0.5) = 0, so the curvature is 4 / 4.
     assert float(found["matrix/embedding"][0, 0]) == pytest.approx((3.0 * 0.5) ** 2)
     assert float(found["bias/embedding"][0]) == pytest.approx(3.0**2)
     assert float(found["matrix/offset"][0, 0]) == pytest.approx(1.0)
     assert float(found["bias/offset"][0]) == pytest.approx(1.0)
+
+
+def test_the_effect_of_a_user_adds_to_the_log_odds_of_their_outcomes_alone() -> None:
+    weights, batch = random_weights(NETWORK), batch_of(examples(NETWORK, 40))
+    theta = np.random.default_rng(4).normal(size=(3, 1 + NETWORK.embedding)).astype(np.float32)
+    batch = batch._replace(user=np.arange(40, dtype=np.int32) % 4)
+    embedding, log_odds = by_numpy(weights, NETWORK, batch.inputs)
+    own = np.vstack([np.zeros(theta.shape[1]), theta])[batch.user]
+    z = log_odds + own[:, 0] + (embedding * own[:, 1:]).sum(axis=1)
+    expected = -log_expit(np.where(batch.y > 0, z, -z))
+    np.testing.assert_allclose(losses(weights | {USERS: theta}, NETWORK, batch), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_fisher_information_beside_intercepts_of_users_is_that_beside_offsets() -> None:
+    weights, batch = random_weights(NETWORK), batch_of(examples(NETWORK, 30))
+    batch = batch._replace(user=np.arange(30, dtype=np.int32) % 3)
+    theta = np.zeros((2, 1 + NETWORK.embedding), np.float32)
+    theta[:, 0] = 2.0, -1.0
+    found = fisher(weights | {USERS: theta}, NETWORK, batch)
+    expected = fisher(weights, NETWORK, batch._replace(offset=np.array([0.0, 2.0, -1.0], np.float32)[batch.user]))
+    assert found.keys() == expected.keys() == NETWORK.shapes.keys()
+    for name, one in expected.items():
+        np.testing.assert_allclose(found[name], one, rtol=1e-4, atol=1e-6)
+
+
+def test_what_some_like_and_others_dislike_is_in_the_embedding_where_users_have_effects_and_else_is_not() -> None:
+    rng, n = np.random.default_rng(0), 6_000
+    found = records(TWO_GENRES, n, rng)
+    found["x"][:, 1:] = rng.integers(1, 3, (n, 2))
+    found["user"] = rng.integers(1, 41, n)
+    differ = found["x"][:, 1] != found["x"][:, 2]
+    found["y"] = rng.random(n) < np.where(differ == (found["user"] % 2 == 0), 0.9, 0.1)
+    some, weights = Examples(found, np.arange(n), TWO_GENRES), init(TWO_GENRES, np.random.default_rng(0))
+    own, anchor = users(TWO_GENRES, 40), nothing(TWO_GENRES)
+    both = Anchor(anchor.mean | own.mean, anchor.precision | own.precision)
+    options = Options(epochs=15, learning_rate=1e-2)
+    # How much of what users differ in ridge regression finds in the embedding.
+    target, found_in = differ - differ.mean(), {}
+    for kind, start, beside in (("users", weights | own.mean, both), ("none", weights, anchor)):
+        trained = fit(TWO_GENRES, some, beside, start, options)
+        e = np.asarray(forward(trained, TWO_GENRES, batch_of(some).inputs).embedding, np.float64)
+        e -= e.mean(axis=0)
+        e /= np.sqrt(np.square(e).sum(axis=1).mean())
+        theta = np.linalg.solve(e.T @ e + 0.1 * n * np.eye(4), e.T @ target)
+        found_in[kind] = 1.0 - np.square(target - e @ theta).sum() / np.square(target).sum()
+    assert found_in["users"] > 0.8 > 0.4 > found_in["none"], found_in
 
 
 def test_outcomes_that_only_fill_a_batch_count_for_nothing() -> None:

@@ -19,7 +19,9 @@ from learner.model.design import Shown
 from learner.model.duration import ModelError
 from learner.model.encoded_rows import encode
 from learner.model.encoding import Encoder
+from learner.model.in_force import new_coefficients, with_prior
 from learner.model.kinds import FeatureError, ItemError
+from learner.model.prior_file import PriorFile
 from learner.model.spec import Model, load_model
 from learner.onnx_encoder import hash_of
 from service.commands.check import check_text
@@ -136,6 +138,22 @@ def test_another_file_is_another_feature_space_and_the_same_file_is_not(tmp_path
     of_old, of_new = ({c.name: c.meaning for c in one.space.columns} for one in (model, other))
     assert of_old["price"] == of_new["price"]
     assert of_old["deep[0]"] != of_new["deep[0]"]
+
+
+def test_a_prior_of_another_encoder_is_refused_by_name_where_only_its_numbers_are_in_common(tmp_path: Path) -> None:
+    alone = TOML.replace('price = { kind = "numeric", mean = 20.0, std = 8.0 }', "")
+    for toml, refused in ((alone, True), (TOML, False)):
+        old, new = (written(tmp_path, toml, Mlp(FIELDS, [16, 16], D, seed=seed)) for seed in (0, 1))
+        prior = PriorFile(
+            model_name="m", feature_space=old.fingerprint, space=old.space, population=old.population
+        )  # fmt: skip
+        if refused:
+            its = encoder_of(old).hash
+            with pytest.raises(ModelError, match=f"fitted for encoder {its}, and that of model 'm' is"):
+                with_prior(new, prior)
+        else:
+            # What the other features have stays; the embedding's is that of model.toml.
+            assert new_coefficients(with_prior(new, prior), prior) == [f"deep[{i}]" for i in range(D)]
 
 
 def test_an_encoder_of_offsets_alone_leaves_the_feature_space_as_it_is(tmp_path: Path) -> None:

@@ -226,6 +226,22 @@ def test_an_increment_reads_its_own_log_alone_and_knows_new_items(
     assert run(*line, "--out", model.parent / "blend", *blend) == 0
 
 
+def test_effects_of_users_are_forgotten_behind_the_training_and_it_is_gone_on_from_with_or_without(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = model.parent
+    log = written(model.with_name("log.jsonl"), day(80))
+    for out, more in (("none", []), ("users", ["--users"]), ("again", ["--users"])):
+        assert run(log, "--model", model, "--out", folder / out, *QUICK, *more) == 0
+    none, users, again = (trained(folder / out) for out in ("none", "users", "again"))
+    assert users.anchor.mean.keys() == none.anchor.mean.keys()
+    assert (users.encoder, users.outcomes) == (again.encoder, none.outcomes)
+    assert users.encoder != none.encoder
+    later = written(model.with_name("2.jsonl"), day(40, seed=1))
+    for more in ([], ["--users"]):
+        assert run(later, "--model", model, "--epochs", "1", "--previous", folder / "users" / "encoder.npz", *more) == 0
+
+
 def test_of_a_log_with_offsets_the_encoder_makes_an_embedding_alone(model: Path) -> None:
     log = written(model.with_name("log.jsonl"), day(40, offset=-0.5))
     assert run(log, "--model", model, *QUICK) == 0
