@@ -25,6 +25,7 @@ from learner.model.file import (
     PositionRule,
     Prior,
     QualityRule,
+    TargetRule,
 )
 from service.environment import PREFIX
 from service.metrics import FATES, LearnerMetrics, QualityMetrics
@@ -46,6 +47,7 @@ _TABLES = {
     "position": PositionRule, "prior": Prior, "prior.earlier": EarlierPrior, "events": EventsFile,
     "events.impression": ImpressionRule, "events.click": ClickRule, "catalog": CatalogFile,
     "quality": QualityRule, "explore": ExploreRule, "encoder": EncoderFile, "encoder.inputs": EncoderInput,
+    "targets": TargetRule,
 }  # fmt: skip
 _NOTHING: Any = None  # What the apps would ask only when they are asked.
 

@@ -30,10 +30,11 @@ def read_model(path: str, prior: str = "", threads: int | None = 1) -> Model:
         # A new encoder is a new feature space.
         known = msgspec.structs.replace(declared, hash=encoder.hash)
         model = build_model(msgspec.structs.replace(model.specification, encoder=known))
-    return replace(_with_prior(model, path, prior), encoder=encoder)
+    whole = replace(_with_prior(model, path, prior), encoder=encoder)
+    return replace(whole, targets={name: _with_prior(one, path) for name, one in whole.targets.items()})
 
 
-def _with_prior(model: Model, path: str, prior: str) -> Model:
+def _with_prior(model: Model, path: str, prior: str = "") -> Model:
     file = _prior_file(model, path, prior)
     if file is None:
         return model

@@ -15,7 +15,15 @@ from learner.batch.raw import Raw, Skipped
 from learner.events.foreign import PassedOver, at_path, body_of, rule_of
 from learner.events.parse import parse_event
 from learner.events.record import with_record
-from learner.events.wire import BadEvent, WireCatalogItem, WireClick, WireErase, WireEraseItem, WireImpression
+from learner.events.wire import (
+    BadEvent,
+    WireCatalogItem,
+    WireClick,
+    WireErase,
+    WireEraseItem,
+    WireImpression,
+    WireReward,
+)
 from learner.limits import UNREADABLE
 from learner.model.events_file import ClickRule, EventRule, EventsFile, ImpressionRule
 from learner.model.foreign import feature_paths, paths_of
@@ -61,6 +69,8 @@ def described(raws: Sequence[Raw], model: Model) -> tuple[str, int]:
             elif isinstance(event, WireClick):
                 counts["clicks"] += 1
                 clicked.append((_request(event, model), event.item_id))
+            elif isinstance(event, WireReward):
+                counts["of targets"] += 1
             else:
                 counts["impressions"] += 1
                 items = [(_request(event, model), item.item_id) for item in event.items]
@@ -71,7 +81,9 @@ def described(raws: Sequence[Raw], model: Model) -> tuple[str, int]:
         if (found := _body(value, events)) is not None:
             bodies[found[0]].append(found[1])
     told = ", ".join(f"{counts[name]:,} {name}" for name in ("impressions", "clicks", "refused"))
-    more = "".join(f", {counts[name]:,} {name}" for name in ("passed over", "items", "erasures") if counts[name])
+    more = "".join(
+        f", {counts[name]:,} {name}" for name in ("of targets", "passed over", "items", "erasures") if counts[name]
+    )
     lines = [f"sample  {len(raws):,} records: {told}{more}"]
     for name, rule in (("impression", events.impression), ("click", events.click)):
         if bodies[name]:
