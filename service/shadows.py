@@ -31,6 +31,11 @@ def declare_shadow(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def declare_target(parser: argparse.ArgumentParser) -> None:
+    """Say that it may be of one target of the model."""
+    parser.add_argument("--target", metavar="NAME", help="of this one of the model's [targets] (default: of clicks)")
+
+
 def read_shadows(settings: Settings, first: Model) -> list[Model]:
     """The models beside the first: its targets, and those that the settings name, each with its targets behind it.
 

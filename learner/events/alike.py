@@ -27,7 +27,7 @@ def _how(model: Model) -> tuple[object, ...]:
     """All that the columns of an event depend on, whatever is learnt."""
     return (
         list(model.features.items()), model.ignore_unknown, model.events, model.unframed, model.by_item,
-        model.specification.weights, model.declared, model.max_ahead_ms,
+        model.specification.weights, model.declared.kinds, model.declared.kinds_of_numbers, model.max_ahead_ms,
         model.examination is None, model.missing_offset == "refuse", model.experiment,
         model.encoder and (model.encoder.hash, model.encoder.inputs),
     )  # fmt: skip
