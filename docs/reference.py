@@ -15,7 +15,7 @@ from learner.events.wire import Reason
 from learner.model.catalog_file import CatalogFile
 from learner.model.effects_file import EarlierItemPrior, Effects, ItemFile, ItemPrior, UserFile
 from learner.model.encoder import EncoderFile, EncoderInput
-from learner.model.events_file import ClickRule, EventsFile, ImpressionRule
+from learner.model.events_file import ClickRule, EventsFile, ImpressionRule, RewardRule
 from learner.model.file import (
     ClickDelay,
     EarlierPrior,
@@ -45,7 +45,8 @@ _TABLES = {
     "click_delay": ClickDelay, "effects": Effects, "effects.user": UserFile, "effects.item": ItemFile,
     "effects.item.prior": ItemPrior, "effects.item.prior.earlier": EarlierItemPrior, "offset": OffsetRule,
     "position": PositionRule, "prior": Prior, "prior.earlier": EarlierPrior, "events": EventsFile,
-    "events.impression": ImpressionRule, "events.click": ClickRule, "catalog": CatalogFile,
+    "events.impression": ImpressionRule, "events.click": ClickRule, "events.rewards": RewardRule,
+    "catalog": CatalogFile,
     "quality": QualityRule, "explore": ExploreRule, "encoder": EncoderFile, "encoder.inputs": EncoderInput,
     "targets": TargetRule,
 }  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from learner.batch.raw import Raw, Skipped
-from learner.events.foreign import PassedOver, at_path, body_of, rule_of
+from learner.events.foreign import PassedOver, at_path, body_of, kind_by_rule, rule_of
 from learner.events.parse import parse_event
 from learner.events.record import with_record
 from learner.events.wire import (
@@ -25,7 +25,7 @@ from learner.events.wire import (
     WireReward,
 )
 from learner.limits import UNREADABLE
-from learner.model.events_file import ClickRule, EventRule, EventsFile, ImpressionRule
+from learner.model.events_file import ClickRule, EventRule, EventsFile, ImpressionRule, RewardRule
 from learner.model.foreign import feature_paths, paths_of
 from learner.model.instant import epoch_ms
 from learner.model.spec import Model
@@ -85,7 +85,7 @@ def described(raws: Sequence[Raw], model: Model) -> tuple[str, int]:
         f", {counts[name]:,} {name}" for name in ("of targets", "passed over", "items", "erasures") if counts[name]
     )
     lines = [f"sample  {len(raws):,} records: {told}{more}"]
-    for name, rule in (("impression", events.impression), ("click", events.click)):
+    for name, rule in (("impression", events.impression), ("click", events.click), *events.rewards.items()):
         if bodies[name]:
             lines += ["", *_rule(name, rule, bodies[name], events, model)]
     if clicked:
@@ -109,6 +109,8 @@ def _body(raw: bytes, events: EventsFile) -> tuple[str, Any] | None:
         rule = rule_of(base, events)
     except (*UNREADABLE, BadEvent):
         return None
+    if isinstance(rule, RewardRule):
+        return kind_by_rule(events, rule), base
     return ("click" if isinstance(rule, ClickRule) else "impression"), base
 
 
@@ -130,7 +132,7 @@ def _rule(name: str, rule: EventRule, bodies: Sequence[Any], events: EventsFile,
         of_item = {field: getattr(rule, field) for field in more}
         of_item |= {f"feature {one}": path for one, path in feature_paths(rule.features, model.item_features).items()}
     else:
-        of_item = {"item_id": rule.item_id}
+        of_item = {"item_id": rule.item_id, "value": getattr(rule, "value", None)}
     for field, path in of_item.items():
         if path is not None:
             rows.append((field, outer + path, [at_path(one, path) for one in its]))

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import msgspec
 
 from learner.events.why import why
-from learner.events.wire import BadEvent, Reason, Wire, WireClick, WireImpression
+from learner.events.wire import BadEvent, Reason, Wire, WireClick, WireImpression, reward_of
 from learner.limits import MAX_ITEMS, UNREADABLE
 from learner.model.category_kinds import Boolean
 from learner.model.design import taken
 from learner.model.encoded_kind import Input
-from learner.model.events_file import ClickRule, EventRule, EventsFile, ImpressionRule
+from learner.model.events_file import ClickRule, EventRule, EventsFile, ImpressionRule, RewardRule
 from learner.model.foreign import Foreign, feature_paths, kinds_of_events, paths_of
 from learner.model.instant import A_TIME, epoch_ms
 from learner.model.kind import some
@@ -40,6 +40,7 @@ def read_quickly(raw: bytes, foreign: Foreign, events: EventsFile, by_item: bool
     """
     try:
         event = foreign.decode(raw)
+        rule: EventRule | None = None
         if foreign.kind is None:
             is_click = foreign.items is not None and foreign.items(event) is None
         else:
@@ -49,7 +50,9 @@ def read_quickly(raw: bytes, foreign: Foreign, events: EventsFile, by_item: bool
                 other = _other_type(events)
                 return other if isinstance(other, PassedOver) else None
             is_click = isinstance(rule, ClickRule)
-        fields = foreign.click if is_click else foreign.impression
+        fields, value = foreign.click if is_click else foreign.impression, None
+        if isinstance(rule, RewardRule):
+            fields, value = foreign.rewards[kind := kind_by_rule(events, rule)]
         user, at = fields.user_id(event), epoch_ms(fields.timestamp(event))
         request = None if fields.request_id is None else fields.request_id(event)
         if request is None and (by_item or (foreign.item.clicked is not None and not is_click)):
@@ -59,7 +62,14 @@ def read_quickly(raw: bytes, foreign: Foreign, events: EventsFile, by_item: bool
             return None
         if is_click:
             item = fields.item_id(event)
-            return None if item is None else WireClick(str(user), str(item), at, str(request))
+            if item is None:
+                return None
+            if isinstance(rule, RewardRule):
+                number = None if value is None else value(event)
+                # What is missing, or none, is told where one event is read alone.
+                known = value is None or number is not None
+                return reward_of(kind)(str(user), str(item), at, str(request), number) if known else None
+            return WireClick(str(user), str(item), at, str(request))
         items = [event] if foreign.items is None else foreign.items(event)
         context = {name: get(event) for name, get in foreign.context.items()}
     except (*UNREADABLE, AttributeError):
@@ -154,7 +164,11 @@ def _in_our_words(
             items = [_item(one, rule, of_item) for one in items]
         context = _values(base, rule.context, taken(features, "context"))
         return _present(ours | {"type": "impression", "items": items, "context": context or None})
-    return _present(ours | {"type": "click", "item_id": as_id(at_path(base, rule.item_id))})
+    ours |= {"type": "click", "item_id": as_id(at_path(base, rule.item_id))}
+    if isinstance(rule, RewardRule):
+        value = None if rule.value is None else _as(float | None, at_path(base, rule.value))
+        ours |= {"type": kind_by_rule(events, rule), "value": value}
+    return _present(ours)
 
 
 def _read_from(field: str, events: EventsFile, rule: EventRule) -> str:
@@ -173,6 +187,11 @@ def _read_from(field: str, events: EventsFile, rule: EventRule) -> str:
     return f"; [events] reads it from {path!r}{counted}"
 
 
+def kind_by_rule(events: EventsFile, rule: RewardRule) -> str:
+    """The kind of a rule of the mapping."""
+    return next(kind for kind, one in events.rewards.items() if one is rule)
+
+
 def body_of(event: Any, events: EventsFile) -> Any:
     """What the paths of a mapping begin in, of an event's decoded JSON; what is said of its record goes with it."""
     base = at_path(event, events.within)
@@ -182,12 +201,12 @@ def body_of(event: Any, events: EventsFile) -> Any:
 
 
 def rule_of(base: Any, events: EventsFile) -> EventRule:
-    """Whether an event is an impression or a click.
+    """Whether an event is an impression, a click or a reward.
 
     Raises
     ------
     OtherType, PassedOver
-        If it is neither.
+        If it is none of them.
     """
     if events.type is None:
         is_shown = events.impression.items is None or at_path(base, events.impression.items) is not None

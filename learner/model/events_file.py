@@ -88,6 +88,24 @@ class ClickRule(EventRule, frozen=True, forbid_unknown_fields=True, kw_only=True
     """
 
 
+class RewardRule(ClickRule, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where an event of a kind that a target is of has what.
+
+    Attributes
+    ----------
+    when
+        What `type` leads to in such an event, or a list of such.
+    user_id, timestamp, request_id
+        Paths, if they are others than those of `events`.
+    item_id
+        The path of the item's id.
+    value
+        The path of the number that a target takes.
+    """
+
+    value: Path | None = None
+
+
 class EventsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How events of a foreign shape are read; ours are still read beside them.
 
@@ -108,6 +126,8 @@ class EventsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         Paths of what both types have.
     impression, click
         What each has beside that.
+    rewards
+        The same of events of other kinds, by the kind that `[targets]` declares.
     """
 
     within: Path | None = None
@@ -118,3 +138,4 @@ class EventsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     request_id: Path | None = None
     impression: ImpressionRule = ImpressionRule()
     click: ClickRule = ClickRule()
+    rewards: dict[str, RewardRule] = {}

@@ -59,6 +59,7 @@ class Foreign(NamedTuple):
     kinds: Mapping[TypeValue, EventRule]
     impression: Fields
     click: Fields
+    rewards: Mapping[str, tuple[Fields, Get | None]]
     items: Get | None
     item: ItemFields
     context: Mapping[str, Get]
@@ -81,23 +82,36 @@ def feature_paths(said: str | Mapping[str, str], features: Mapping[str, Feature]
 def kinds_of_events(events: EventsFile) -> dict[TypeValue, EventRule]:
     """Which rule is of events of which type."""
     rules: dict[TypeValue, EventRule] = {}
-    for rule in (events.impression, events.click):
+    for rule in (events.impression, events.click, *events.rewards.values()):
         for value in rule.when if isinstance(rule.when, list) else [] if rule.when is None else [rule.when]:
             rules[value] = rule
     return rules
 
 
-def check_events(events: EventsFile, features: Mapping[str, Feature], by_item: bool) -> None:
-    """Raise `ModelError` for a mapping that cannot be; `by_item` says that a click need not name a request."""
+def check_events(
+    events: EventsFile, features: Mapping[str, Feature], by_item: bool, kinds: Sequence[str] = ()
+) -> None:  # fmt: skip
+    """Raise `ModelError` for a mapping that cannot be; `by_item` says that a click need not name a request.
+
+    `kinds` are those of the model's targets.
+    """
     impression, click = events.impression, events.click
+    if unknown := events.rewards.keys() - {*kinds}:
+        expected = f"a kind of [targets]: {', '.join(kinds) or 'there are none'}"
+        raise ModelError(f"events.rewards.{min(unknown)}: expected {expected}")
+    rules = (
+        ("impression", impression),
+        ("click", click),
+        *((f"rewards.{kind}", rule) for kind, rule in events.rewards.items()),
+    )
     if events.type is not None:
-        for name, rule in (("impression", impression), ("click", click)):
+        for name, rule in rules:
             if rule.when is None and not (rule is click and impression.clicked):
                 raise ModelError(f"events.{name}.when is missing: expected what {events.type!r} leads to in {name}s")
-        whens = [r.when if isinstance(r.when, list) else [r.when] for r in (impression, click) if r.when is not None]
+        whens = [r.when if isinstance(r.when, list) else [r.when] for _, r in rules if r.when is not None]
         if len(kinds_of_events(events)) < sum(map(len, whens)):
             raise ModelError("events.impression.when, events.click.when: expected values that are all different")
-    elif impression.when is not None or click.when is not None:
+    elif events.rewards or impression.when is not None or click.when is not None:
         raise ModelError("events.type is missing: expected the path of what `when` is compared with")
     elif impression.items is None:
         raise ModelError("events.type is missing: impressions without `items` are told from clicks by nothing else")
@@ -106,7 +120,7 @@ def check_events(events: EventsFile, features: Mapping[str, Feature], by_item: b
         if isinstance(said, dict) and (unknown := said.keys() - known.keys()):
             expected = f"the model's features of the {'item' if key == 'features' else key} are {some(known) or 'none'}"
             raise ModelError(f"events.impression.{key}.{min(unknown)}: {expected}")
-    for name, rule in (("impression", impression), ("click", click)):
+    for name, rule in rules:
         if not by_item and not impression.clicked and "request_id" not in paths_of(events, rule):
             raise ModelError(
                 f"events.{name}.request_id is missing: expected the path of what a click and its impression both "
@@ -164,12 +178,16 @@ def compile_events(
 
     kind = None if events.type is None else attrgetter(of_event(events.type, str | int | float | bool))
     both = fields(events.impression), fields(events.click)
+    rewards = {
+        kind: (fields(rule), None if rule.value is None else attrgetter(of_event(rule.value, float)))
+        for kind, rule in events.rewards.items()
+    }
     try:
         # Not strict: a number may be text.
         decode = msgspec.json.Decoder(root.struct(), strict=False).decode
     except TypeError:
         return None
-    return Foreign(decode, kind, kinds_of_events(events), *both, items, item, of_context)
+    return Foreign(decode, kind, kinds_of_events(events), *both, rewards, items, item, of_context)
 
 
 def _from_1(get: Get) -> Get:

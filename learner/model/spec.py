@@ -253,7 +253,7 @@ def build_model(file: ModelFile) -> Model:
         given = "method = 'laplace'" if file.method == "laplace" else f"discount = {file.discount}"
         raise ModelError(f"{given}: expected method = 'adf' and no discount where there is an [effects.item]")
     if file.events is not None:
-        check_events(file.events, features, file.match_clicks == "item")
+        check_events(file.events, features, file.match_clicks == "item", declared(said).kinds)
         record_paths(file.events)
     window_ms = parse_duration_ms("attribution_window", file.attribution_window)
     return Model(

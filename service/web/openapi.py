@@ -13,7 +13,7 @@ from freshet.answers import LearnersResponse, ModelsResponse
 from freshet.quality_answers import QualityResponse
 from learner.events.wire import WireCatalogItem, WireClick, WireImpression, WireReward
 from learner.limits import MAX_ID_LENGTH
-from learner.model.events_file import EventsFile
+from learner.model.events_file import EventRule, EventsFile
 from learner.model.foreign import paths_of
 from learner.model.instant import SCHEMA
 from learner.model.kinds import Age, Category, Feature, Numeric
@@ -87,7 +87,7 @@ def _event(model: Model) -> dict[str, Any]:
 
 
 def _or_foreign(ours: dict[str, Any], events: EventsFile) -> dict[str, Any]:
-    said = {"impression": events.impression, "click": events.click}
+    said: dict[str, EventRule] = {"impression": events.impression, "click": events.click, **events.rewards}
     paths = [
         f"{kind} `{name}` at `{path}`"
         for kind, rule in said.items()

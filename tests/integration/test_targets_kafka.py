@@ -19,8 +19,8 @@ from tests.freshet import KEY, Freshet
 from tests.rig import without_revision
 from tests.servers import KafkaServer, RedisServer, eventually
 from tests.topics import make_topic
-from tests.unit.test_side_by_side import alone
-from tests.unit.test_targets import ALONE, FEATURES, SPEC, journey, renamed, shop
+from tests.unit.test_side_by_side import AT, alone
+from tests.unit.test_targets import ALONE, DAY, FEATURES, SPEC, journey, renamed, shop
 
 TEXT = SPEC.format(keys="", more="", features=FEATURES)
 ITEMS = [
@@ -80,8 +80,8 @@ def test_purchases_days_after_their_slates_are_learnt_beside_clicks_and_scored_w
         total = each["click"] + 5.0 * each["purchase"] + each["like"] + each["look"]
         assert item["score"] == pytest.approx(total, abs=1e-9)
     # What the purchases of this user say, and not the prior's alone.
-    unknown = score(user_id="nobody", weights={"purchase": 1.0})
-    known = score(weights={"purchase": 1.0})
+    then = {"weights": {"purchase": 1.0}, "timestamp": AT + 10 * DAY}
+    unknown, known = score(user_id="nobody", **then), score(**then)
     prior = {one["item_id"]: one["score"] for one in unknown["items"]}
     assert all(abs(one["score"] - prior[one["item_id"]]) > 1e-3 for one in known["items"])
     # A purchase of what was just shown, by way of the service, raises what is expected of it.

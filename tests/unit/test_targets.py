@@ -305,3 +305,82 @@ def test_a_number_is_learnt_as_bayesian_linear_regression_has_it(tmp_path: Path,
     X = draw.normal(size=(9, 4))
     np.testing.assert_allclose(predict(belief, X, np.zeros(9))[1], np.einsum("ij,jk,ik->i", X, cov, X), rtol=2e-4)
     rig.close()
+
+
+MAPPED = """
+[events]
+type = "event"
+user_id = "uid"
+timestamp = "ts"
+request_id = "rid"
+impression = { when = "view", items = "shown", item_id = "sku", features = "of" }
+click = { when = "tap", item_id = "sku" }
+[events.rewards.purchase]
+when = ["order", "reorder"]
+item_id = "line.sku"
+[events.rewards.dwell]
+when = "timer"
+item_id = "sku"
+value = "seen.seconds"
+"""
+
+
+def foreign(one: dict[str, Any]) -> dict[str, Any]:
+    """What the mapping reads as one of ours."""
+    theirs = {"uid": one["user_id"], "rid": one["request_id"], "ts": one["timestamp"] / 1000}
+    match one["type"]:
+        case "impression":
+            return {
+                **theirs,
+                "event": "view",
+                "shown": [{"sku": i["item_id"], "of": i["features"]} for i in one["items"]],
+            }
+        case "purchase":
+            return {**theirs, "event": "reorder", "line": {"sku": one["item_id"]}}
+        case "dwell":
+            return {**theirs, "event": "timer", "sku": one["item_id"], "seen": {"seconds": str(one["value"])}}
+    return {**theirs, "event": "tap", "sku": one["item_id"]}
+
+
+def test_foreign_events_of_a_kind_are_learnt_as_ours_that_say_the_same() -> None:
+    model = shop(more=MAPPED)
+    ours = [one for one in without_offsets(journey()) if one["type"] != "like"]
+    raws, theirs = ([json.dumps(one).encode() for one in each] for each in (ours, map(foreign, ours)))
+    for one in (model, *model.targets.values()):
+        (mine, bad), (mapped, none) = parse_events(raws, one), parse_events(theirs, one)
+        assert bad == none == {}
+        assert mine.user == mapped.user
+        for found, expected in zip(mapped.events, mine.events, strict=True):
+            np.testing.assert_array_equal(found, expected)
+    for raw, other in zip(raws, theirs, strict=True):
+        if b"impression" not in raw:
+            assert parse_event(other, model) == parse_event(raw, model)
+    timer = foreign(of_one("dwell", 1000, value=1.0)[1])
+    for seen in ({}, {"seconds": None}, {"seconds": "long"}):
+        with pytest.raises(BadEvent, match="value") as refused:
+            parse_event(json.dumps({**timer, "seen": seen}).encode(), model)
+        assert refused.value.reason is Reason.BAD_FIELD
+    assert parse_events([json.dumps({**timer, "seen": {}}).encode()], model).bad.keys() == {0}
+
+
+def without_offsets(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without offsets, which the mapping does not have."""
+    found = []
+    for one in events:
+        items = [{name: item[name] for name in ("item_id", "features")} for item in one.get("items", ())]
+        found.append({**one, "items": items} if items else one)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("[events.rewards.wish]\nwhen = 'wish'", "events.rewards.wish: expected a kind of [targets]: dwell, like, pur"),
+        ("[events.rewards.like]", "events.rewards.like.when is missing"),
+        ("[events.rewards.like]\nwhen = 'tap'", "expected values that are all different"),
+    ],
+)
+def test_a_mapping_of_what_no_target_is_of_is_refused(more: str, message: str) -> None:
+    with pytest.raises(ModelError) as refused:
+        shop(more=MAPPED + more)
+    assert message in str(refused.value)
