@@ -6,6 +6,7 @@ import numpy as np
 
 from learner.events.microbatch import BAD, CLICK, Microbatch
 from learner.events.parsed import Parsed
+from learner.events.wire import WireImpression
 from learner.model.spec import Model
 
 
@@ -30,8 +31,9 @@ def of_target(parsed: Parsed, model: Model) -> Parsed:
     for name in ("item", "other_mean", "other_var"):
         item[name] = 0
     item["offset"] = (batch.events.row * model.stand_in).sum(axis=1)
+    told = [wire for wire in batch.told if isinstance(wire, WireImpression)]
     whole: Microbatch = batch._replace(
-        user=user, events=batch.events._replace(event=event, item=item), rewards={}, told=(),
+        user=user, events=batch.events._replace(event=event, item=item), rewards={}, told=told,
         without_offset=np.arange(len(item)),
     )  # fmt: skip
     return Parsed(whole, parsed.bad)

@@ -31,27 +31,33 @@ def mean_alone(mean: float | None, width: int, name: str) -> Array:
     return c
 
 
-def filled(given: Sequence[float | None], rows: Rows, stand_in: Callable[[], Array] | None) -> NDArray[np.float32]:
+def filled(
+    given: Sequence[float | None], rows: Rows, stand_in: Callable[[], Array], refused: bool, ignored: bool
+) -> NDArray[np.float32]:  # fmt: skip
     """The offsets of a slate, shape (N,): those given, and x'c of what stands in where None was.
 
     Parameters
     ----------
     stand_in
-        c, shape (width,), asked for if any is missing; None refuses such an item.
+        c, shape (width,), asked for where it is needed.
+    refused
+        Whether an item without one is refused.
+    ignored
+        Whether those given stand for nothing, as they are of something else than what is predicted.
 
     Raises
     ------
     ItemError
-        If an item has none, and is refused.
+        If an item is refused.
     """
     missing = given.count(None)
-    if missing:
-        if stand_in is None:
-            at = given.index(None)
-            expected = "expected a number, the log-odds of the model that stands before this one"
-            raise ItemError("missing_offset", f"items[{at}].offset", f"items[{at}].offset: missing: {expected}")
+    if missing and refused:
+        at = given.index(None)
+        expected = "expected a number, the log-odds of the model that stands before this one"
+        raise ItemError("missing_offset", f"items[{at}].offset", f"items[{at}].offset: missing: {expected}")
+    if missing or ignored:
         found: Array = (rows * stand_in()).sum(axis=1)
-        if missing == len(given):
+        if ignored or missing == len(given):
             return found.astype(np.float32)
         given = [s if o is None else o for o, s in zip(given, found.tolist(), strict=True)]
     # As a record keeps them.

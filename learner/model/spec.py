@@ -34,7 +34,7 @@ from learner.model.position import Examination, parse_examination
 from learner.model.record_paths import RecordPaths, record_paths
 from learner.model.segment import Segment, segments_of
 from learner.model.space import Space
-from learner.model.targets import Declared, check_targets, declared, of_target
+from learner.model.targets import Declared, check_targets, declared, each_of, of_target
 from learner.model.toml_errors import read_toml
 
 
@@ -190,14 +190,16 @@ class Model(Effect):
         return mean_alone(self.mean_offset, self.width, self.name)
 
     def offsets(self, given: Sequence[float | None], rows: Rows) -> NDArray[np.float32]:
-        """The offsets of a slate, shape (N,): those given, and what the model says where None was.
+        """The offsets of a slate, shape (N,): those given, and what the model says where None was, or of a target.
 
         Raises
         ------
         ItemError
             If it says that an item without one is a bad one.
         """
-        return filled(given, rows, None if self.missing_offset == "refuse" else lambda: self.stand_in)
+        return filled(
+            given, rows, lambda: self.stand_in, self.missing_offset == "refuse", self.declared.rule is not None
+        )
 
 
 def load_model(text: str, source: str = "model.toml") -> Model:
@@ -289,12 +291,5 @@ def build_model(file: ModelFile) -> Model:
         guardrail=file.quality.guardrail,
         segments=segments_of(file.quality.segment, features),
         categories=category_columns(file.explore, features),
-        targets={} if said.target else {name: _of_target(said, name) for name in said.targets},
+        targets=each_of(said, build_model),
     )
-
-
-def _of_target(file: ModelFile, name: str) -> Model:
-    try:
-        return build_model(msgspec.structs.replace(file, target=name))
-    except ModelError as exc:
-        raise ModelError(f"targets.{name}: {exc}") from None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from learner.model.duration import ModelError
 from learner.model.file import ModelFile, OffsetRule, QualityRule, TargetRule
+
+M = TypeVar("M")
 
 OURS = ("impression", "click", "erase", "erase_item", "item")
 """Types of events that are no kind of a target."""
@@ -81,3 +84,14 @@ def of_target(file: ModelFile) -> ModelFile:
         quality=file.quality if rule.noise is None else QualityRule(users=0.0, guardrail="off"),
         effects=msgspec.structs.replace(file.effects, item=None),
     )
+
+
+def each_of(file: ModelFile, build: Callable[[ModelFile], M]) -> dict[str, M]:
+    """What is built of the file as each of its targets has it, by name; of one that is a target's, none."""
+    built = {}
+    for name in () if file.target else file.targets:
+        try:
+            built[name] = build(msgspec.structs.replace(file, target=name))
+        except ModelError as exc:
+            raise ModelError(f"targets.{name}: {exc}") from None
+    return built

@@ -39,7 +39,9 @@ def target(model: Model, record: Record, rows: Rows, now: int, weight: float, fa
     belief = belief_at(model, record, now)
     if fallback:
         belief = Belief(np.zeros_like(belief.mean), np.zeros_like(belief.factor))
-    return Target(weight, belief, (rows * model.stand_in).sum(axis=1), model.declared.noise > 0.0)
+    # As learners have it.
+    offset = (rows * model.stand_in).sum(axis=1).astype(np.float32).astype(np.float64)
+    return Target(weight, belief, offset, model.declared.noise > 0.0)
 
 
 def targets_of(weights: Mapping[str, float], others: Sequence[Target]) -> Targets | None:

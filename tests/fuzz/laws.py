@@ -252,7 +252,7 @@ def records(draw: st.DrawFn) -> tuple[int, Record]:
         revision=draw(_bits32), updated_at=draw(_second), settled_at=draw(_second), n_events=draw(_count),
         n_learnt=draw(_count),
         settled=belief(), outcomes=outcomes, rows=rows,
-        clicks=np.array(draw(st.lists(st.tuples(_time, _time), max_size=3)), WAITING_CLICK),
+        clicks=np.array(draw(st.lists(st.tuples(_time, _time, st.floats(allow_nan=False, width=32)), max_size=3)), WAITING_CLICK),
         erased_at=draw(st.just(NEVER) | _time),
     )  # fmt: skip
     return which, record
