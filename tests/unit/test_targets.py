@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from learner.belief.gaussian import predict
 from learner.events.alike import as_read_for, read_alike
+from learner.events.future import refuse_from_the_future
 from learner.events.microbatch import CLICK
 from learner.events.parse import parse_event, parse_events
 from learner.events.wire import BadEvent, Reason, WireReward, kind_of
-from learner.log import Message
 from learner.model.duration import ModelError
 from learner.model.spec import Model, load_model
 from learner.record import decode_record
@@ -93,7 +93,10 @@ def renamed(events: list[dict[str, Any]], target: str) -> list[dict[str, Any]]:
     kind, found = {"look": "dwell"}.get(target, target), list[dict[str, Any]]()
     for one in events:
         if one["type"] == "impression":
-            items = [{k: v for k, v in item.items() if k not in ("offset", "item_effect")} for item in one["items"]]
+            items = [
+                {k: v for k, v in item.items() if k not in ("offset", "item_effect", "clicked")}
+                for item in one["items"]
+            ]
             found.append({**one, "items": items})
         elif one["type"] == kind and one.get("value", 30.0) >= 30.0:
             found.append({k: v for k, v in one.items() if k != "value"} | {"type": "click"})
@@ -111,7 +114,7 @@ def rig(tmp_path: Path) -> Iterator[Side]:
     one.close()
 
 
-@pytest.mark.parametrize("case", ["users", "items", "by item", "refuses"])
+@pytest.mark.parametrize("case", ["users", "items", "by item", "refuses", "labels"])
 def test_a_target_learns_what_a_model_alone_learns_from_the_log_with_its_kind_as_clicks(
     tmp_path: Path, case: str
 ) -> None:
@@ -120,6 +123,9 @@ def test_a_target_learns_what_a_model_alone_learns_from_the_log_with_its_kind_as
     rig, events = with_targets(tmp_path, model), journey(by_item=case == "by item")
     if case == "refuses":
         events = [one for one in events if all("offset" in item for item in one.get("items", ()))]
+    if case == "labels":
+        for item in [item for one in events for item in one.get("items", ())][::3]:
+            item["clicked"] = True
     rig.send(*events)
     rig.learn()
     for target, its in model.targets.items():
@@ -203,6 +209,14 @@ def test_an_event_of_a_number_below_is_no_event_of_the_target(rig: Side) -> None
     assert not bad
 
 
+def test_an_event_from_the_future_is_none_of_any_target() -> None:
+    parsed = parse_events([json.dumps(one).encode() for one in of_one("purchase", 1000)], SHOP)
+    assert parsed.passed_over() == 0
+    refuse_from_the_future(parsed, np.full(2, AT - SHOP.max_ahead_ms + 500), SHOP)
+    assert parsed.bad[1].reason is Reason.FROM_THE_FUTURE
+    assert as_read_for(parsed, SHOP.targets["purchase"]).batch.user == ["ann", ""]
+
+
 def test_what_no_target_is_of_is_a_dead_letter_that_names_what_there_is(rig: Side) -> None:
     rig.send(*of_one("wish", 1000), of_one("dwell", 1000)[1])
     (progress,) = [one for one in (rig.learner().turn(),) if one.messages]
@@ -255,10 +269,9 @@ def test_a_target_has_a_prior_file_of_its_own(tmp_path: Path) -> None:
         read_model(str(tmp_path / "model.toml"))
 
 
-def test_its_events_are_read_as_the_models_are(rig: Side) -> None:
+def test_its_events_are_unframed_as_the_models_are() -> None:
     framed = replace(SHOP, unframed=bytes.strip)
     assert all(one.unframed is framed.unframed for one in framed.targets.values())
-    assert Message  # a message of the log is read by `unframed` first
 
 
 NUMBER = """
