@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from learner.events.wire import Reason, WireCatalogItem, WireClick, WireErase, WireEraseItem, WireImpression
+from learner.events.wire import Reason, WireCatalogItem, WireClick, WireErase, WireEraseItem, WireImpression, WireReward
 from learner.log import DEAD_LETTER_SUFFIX, REPLAYS_HEADER
 from service import DISTRIBUTION
 from service.dead_letters import MARKS_SUFFIX
@@ -18,7 +18,7 @@ from service.settings import Settings
 FILE = Path(__file__).with_name("asyncapi.json")
 _EVENTS = {
     "impression": WireImpression, "click": WireClick, "erase": WireErase, "erase_item": WireEraseItem,
-    "item": WireCatalogItem,
+    "item": WireCatalogItem, "reward": WireReward,
 }  # fmt: skip
 _LETTER = {
     "reason": ("Why the event can never be learnt from.", {"enum": [str(reason) for reason in Reason]}),
@@ -81,7 +81,8 @@ def document() -> dict[str, Any]:
         "What producers send to a learner, and what it sends. The setting FRESHET_IMPRESSIONS_TOPIC names the topic of "
         "impressions, FRESHET_CLICKS_TOPIC that of clicks, FRESHET_ITEMS_TOPIC that of items, which may be compacted: "
         "a null value there removes the item. Features are those of the model, and [events] in it reads "
-        "events of other shapes. "
+        "events of other shapes. The type of a reward is a kind that [targets] of the model declares; it stands where "
+        "clicks do. "
         "The routes of the service are in its OpenAPI document, /openapi.json."
     )
     return {

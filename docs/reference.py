@@ -15,7 +15,7 @@ from learner.events.wire import Reason
 from learner.model.catalog_file import CatalogFile
 from learner.model.effects_file import EarlierItemPrior, Effects, ItemFile, ItemPrior, UserFile
 from learner.model.encoder import EncoderFile, EncoderInput
-from learner.model.events_file import ClickRule, EraseRule, EventsFile, ImpressionRule, ItemRule
+from learner.model.events_file import ClickRule, EraseRule, EventsFile, ImpressionRule, ItemRule, RewardRule
 from learner.model.file import (
     ClickDelay,
     EarlierPrior,
@@ -25,6 +25,7 @@ from learner.model.file import (
     PositionRule,
     Prior,
     QualityRule,
+    TargetRule,
 )
 from service.environment import PREFIX
 from service.metrics import FATES, LearnerMetrics, QualityMetrics
@@ -44,9 +45,10 @@ _TABLES = {
     "click_delay": ClickDelay, "effects": Effects, "effects.user": UserFile, "effects.item": ItemFile,
     "effects.item.prior": ItemPrior, "effects.item.prior.earlier": EarlierItemPrior, "offset": OffsetRule,
     "position": PositionRule, "prior": Prior, "prior.earlier": EarlierPrior, "events": EventsFile,
-    "events.impression": ImpressionRule, "events.click": ClickRule, "events.item": ItemRule,
-    "events.erase": EraseRule, "catalog": CatalogFile,
+    "events.impression": ImpressionRule, "events.click": ClickRule, "events.rewards": RewardRule,
+    "events.item": ItemRule, "events.erase": EraseRule, "catalog": CatalogFile,
     "quality": QualityRule, "explore": ExploreRule, "encoder": EncoderFile, "encoder.inputs": EncoderInput,
+    "targets": TargetRule,
 }  # fmt: skip
 _NOTHING: Any = None  # What the apps would ask only when they are asked.
 

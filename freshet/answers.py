@@ -46,6 +46,8 @@ class ScoredItem(msgspec.Struct, frozen=True, omit_defaults=True):
     Where the model has an effect of items, `item_effect` is its mean and variance, to be logged with the impression,
     and `item_n_events` how many changes of labels it has learnt from. `known` is false if the catalog lacks it.
     `propensity`, if asked for, is its chance of this rank by the policy, whatever stands above it, and given what does.
+    Of a model with targets, `targets` has the probability of the `click` and of each other one, or the expected value
+    of one that is a number, under the belief; `score` is their sum by weights, and log-odds are those of the click.
     """
 
     item_id: str
@@ -59,6 +61,7 @@ class ScoredItem(msgspec.Struct, frozen=True, omit_defaults=True):
     item_n_events: int | None = None
     known: bool | None = None
     propensity: tuple[float, float] | None = None
+    targets: dict[str, float] | None = None
 
 
 class ScoreResponse(msgspec.Struct, frozen=True):
@@ -180,7 +183,7 @@ class EncoderAnswer(msgspec.Struct, frozen=True):
 
 
 class ModelResponse(msgspec.Struct, frozen=True):
-    """The model that scores."""
+    """The model that scores; `targets` are the weights of what it learns, if that is more than clicks."""
 
     name: str
     fingerprint: str
@@ -196,6 +199,7 @@ class ModelResponse(msgspec.Struct, frozen=True):
     prior: list[Coefficient]
     item_prior: list[Coefficient] | None = None
     encoder: EncoderAnswer | None = None
+    targets: dict[str, float] | None = None
 
 
 class ModelsResponse(msgspec.Struct, frozen=True):

@@ -44,6 +44,7 @@ class ScoreOptions(TypedDict, total=False):
     epsilon: float
     temperature: float
     max_per_category: int
+    weights: Mapping[str, float]
 
 
 class Call(msgspec.Struct, Generic[T], frozen=True):

@@ -62,8 +62,8 @@ class Learner:
     items_topic
         That of the catalog, if it has one of its own: there a record without a value removes an item.
     shadows
-        Models that learn beside it, each with a store of its own. One that has other trouble than a server that is away
-        is dropped, and the others go on. What a shadow refuses is counted, and no dead letter.
+        Models that learn beside it, shadows and targets, each with a store of its own. One that has other trouble than
+        a server that is away is dropped, and the others go on. What a shadow refuses is counted, and no dead letter.
     """
 
     model: Model
@@ -187,7 +187,9 @@ class Learner:
     def _begin(self, messages: Sequence[Message], counts: Counter[str]) -> None:
         """Take a microbatch in hand: all models have to know their partitions before any goes back in them."""
         if not self._registered:
-            self._patience.call(counts, partial(register, self.store, list(self._models)))
+            # A target is no model to be promoted.
+            names = [name for name, one in self._models.items() if one.model.declared.rule is None]
+            self._patience.call(counts, partial(register, self.store, names))
             self._registered = True
         self._commits.begin(messages, self._positions.values())
         rewound: dict[str, Collection[Partition]] = {}

@@ -79,7 +79,7 @@ def _contents(record: Record, effect: Effect, now: int) -> dict[str, Any]:
         },
         "waiting_clicks": [
             {"key": _hex(key), "clicked_at": _iso(at), "age_seconds": (now - at) / 1000}
-            for key, at in record.clicks.tolist()
+            for key, at, _ in record.clicks.tolist()
         ],
     }
 

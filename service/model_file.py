@@ -17,10 +17,11 @@ from learner.model.spec import Model, build_model, load_model
 from learner.onnx_encoder import read_encoder
 
 
-def read_model(path: str, prior: str = "", threads: int | None = 1) -> Model:
+def read_model(path: str, prior: str = "", threads: int | None = 1, target: str = "") -> Model:
     """The model at a path, or the sample model if the path is empty; with the prior of a file, if there is one.
 
-    With its encoder, if it has one, that runs in so many threads; None: without, for whoever is to make it.
+    With its encoder, if it has one, that runs in so many threads; None: without, for whoever is to make it. With a
+    `target` the model of that alone, of which the prior then is.
     """
     model = _read_specification(path)
     declared, encoder = model.specification.encoder, None
@@ -30,10 +31,16 @@ def read_model(path: str, prior: str = "", threads: int | None = 1) -> Model:
         # A new encoder is a new feature space.
         known = msgspec.structs.replace(declared, hash=encoder.hash)
         model = build_model(msgspec.structs.replace(model.specification, encoder=known))
-    return replace(_with_prior(model, path, prior), encoder=encoder)
+    whole = replace(_with_prior(model, path, "" if target else prior), encoder=encoder)
+    if not target:
+        return replace(whole, targets={name: _with_prior(one, path) for name, one in whole.targets.items()})
+    if target not in whole.targets:
+        there = ", ".join(whole.targets) or f"[targets] in model {model.name!r}, which has none"
+        raise ModelError(f"--target {target}: expected {there}")
+    return _with_prior(whole.targets[target], path, prior)
 
 
-def _with_prior(model: Model, path: str, prior: str) -> Model:
+def _with_prior(model: Model, path: str, prior: str = "") -> Model:
     file = _prior_file(model, path, prior)
     if file is None:
         return model
@@ -58,9 +65,9 @@ def read_experiment(path: str) -> Experiment | None:
         raise ModelError(f"experiment {path!r}: cannot be read: {exc}") from exc
 
 
-def read_prior(path: str, prior: str = "") -> PriorFile | None:
-    """The prior file that `read_model` puts in force, if there is one."""
-    file = _prior_file(_read_specification(path), path, prior)
+def read_prior(model: Model, path: str, prior: str = "") -> PriorFile | None:
+    """The prior file that `read_model` puts in force of a model, if there is one."""
+    file = _prior_file(model, path, prior)
     return None if file is None else _read_prior(file)
 
 

@@ -15,10 +15,18 @@ from learner.batch.raw import Raw, Skipped
 from learner.events.foreign import PassedOver, at_path, body_of, rule_of
 from learner.events.parse import parse_event
 from learner.events.record import with_record
-from learner.events.wire import BadEvent, WireCatalogItem, WireClick, WireErase, WireEraseItem, WireImpression
+from learner.events.wire import (
+    BadEvent,
+    WireCatalogItem,
+    WireClick,
+    WireErase,
+    WireEraseItem,
+    WireImpression,
+    WireReward,
+)
 from learner.limits import UNREADABLE
-from learner.model.events_file import ClickRule, EventsFile, ImpressionRule, ItemRule, Rule
-from learner.model.foreign import feature_paths, of_catalog, paths_of, rules_of
+from learner.model.events_file import ClickRule, EventsFile, ImpressionRule, ItemRule, RewardRule, Rule
+from learner.model.foreign import feature_paths, kind_of_rule, of_catalog, paths_of, rules_of
 from learner.model.instant import epoch_ms
 from learner.model.spec import Model
 from service.recognition import flattened
@@ -62,6 +70,8 @@ def described(raws: Sequence[Raw], model: Model) -> tuple[str, int]:
             elif isinstance(event, WireClick):
                 counts["clicks"] += 1
                 clicked.append((_request(event, model), event.item_id))
+            elif isinstance(event, WireReward):
+                counts["of targets"] += 1
             else:
                 counts["impressions"] += 1
                 items = [(_request(event, model), item.item_id) for item in event.items]
@@ -72,10 +82,12 @@ def described(raws: Sequence[Raw], model: Model) -> tuple[str, int]:
         if (found := _body(value, events)) is not None:
             bodies[found[0]].append(found[1])
     told = ", ".join(f"{counts[name]:,} {name}" for name in ("impressions", "clicks", "refused"))
-    more = "".join(f", {counts[name]:,} {name}" for name in ("passed over", "items", "erasures") if counts[name])
+    more = "".join(
+        f", {counts[name]:,} {name}" for name in ("of targets", "passed over", "items", "erasures") if counts[name]
+    )
     lines = [f"sample  {len(raws):,} records: {told}{more}"]
-    for name, rule in rules_of(events).items():
-        if bodies[name]:
+    for rule in rules_of(events).values():
+        if bodies[name := kind_of_rule(events, rule)]:
             lines += ["", *_rule(name, rule, bodies[name], events, model)]
     if clicked:
         matched = sum(one in shown for one in clicked)
@@ -98,7 +110,7 @@ def _body(raw: bytes, events: EventsFile) -> tuple[str, Any] | None:
         rule = rule_of(base, events)
     except (*UNREADABLE, BadEvent):
         return None
-    return next(name for name, one in rules_of(events).items() if one is rule), base
+    return kind_of_rule(events, rule), base
 
 
 def _rule(name: str, rule: Rule, bodies: Sequence[Any], events: EventsFile, model: Model) -> Iterator[str]:
@@ -124,6 +136,7 @@ def _rule(name: str, rule: Rule, bodies: Sequence[Any], events: EventsFile, mode
         of_item |= {f"feature {one}": path for one, path in feature_paths(rule.features, known).items()}
     else:
         of_item = {"item_id": rule.item_id} if isinstance(rule, ClickRule) else {}
+        of_item |= {"value": rule.value} if isinstance(rule, RewardRule) else {}
     for field, path in of_item.items():
         if path is not None:
             rows.append((field, outer + path, [at_path(one, path) for one in its]))

@@ -1,4 +1,4 @@
-"""Models beside the first: the files that name them, and the stores that they have."""
+"""Models beside the first, shadows and targets: the files that name them, and the stores that they have."""
 
 from __future__ import annotations
 
@@ -31,8 +31,13 @@ def declare_shadow(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def declare_target(parser: argparse.ArgumentParser) -> None:
+    """Say that it may be of one target of the model."""
+    parser.add_argument("--target", metavar="NAME", help="of this one of the model's [targets] (default: of clicks)")
+
+
 def read_shadows(settings: Settings, first: Model) -> list[Model]:
-    """The models that the settings name beside the first.
+    """The models beside the first: its targets, and those that the settings name, each with its targets behind it.
 
     Raises
     ------
@@ -40,18 +45,22 @@ def read_shadows(settings: Settings, first: Model) -> list[Model]:
         If one cannot be read, or two have a name, or a name cannot be part of a key; or an arm of the experiment is
         served by none of them.
     """
-    found: list[Model] = []
+    found = [*first.targets.values()]
+    if found and not all(NAME.fullmatch(one.name) for one in found):
+        longest = max((one.name for one in found), key=len)
+        raise ModelError(f"name = {first.name!r}: expected with [targets] 1 to 64 of A-Z a-z 0-9 _ . - in {longest!r}")
     for path in settings.shadows:
         model = read_model(path, threads=settings.encoder_threads)
         # Values are of one topic, and so of one schema registry. Users are in the same arms.
         model = replace(model, unframed=first.unframed, experiment=first.experiment)
-        if not NAME.fullmatch(model.name):
-            raise ModelError(f"{path}: name = {model.name!r}: expected of a shadow 1 to 64 of A-Z a-z 0-9 _ . -")
-        if model.name in {first.name, *(one.name for one in found)}:
-            raise ModelError(f"{path}: name = {model.name!r}: expected another name than the models beside it have")
-        _ = model.stand_in, model.width
-        found.append(model)
-    names = [one.name for one in (first, *found)]
+        for one in (model, *model.targets.values()):
+            if not NAME.fullmatch(one.name):
+                raise ModelError(f"{path}: name = {one.name!r}: expected of a shadow 1 to 64 of A-Z a-z 0-9 _ . -")
+            if one.name in {first.name, *(other.name for other in found)}:
+                raise ModelError(f"{path}: name = {one.name!r}: expected another name than the models beside it have")
+            _ = one.stand_in, one.width
+            found.append(one)
+    names = [one.name for one in (first, *found) if one.declared.rule is None]
     for name, arm in (first.experiment.arms if first.experiment else {}).items():
         if arm.model is not None and arm.model not in names:
             place = f"{settings.experiment}: arms.{name}.model = {arm.model!r}"

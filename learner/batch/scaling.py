@@ -40,6 +40,7 @@ def probe(model: Model) -> Model:
             name=said.name, features=features, unknown_features="ignore", match_clicks=said.match_clicks,
             attribution_window=said.attribution_window, max_ahead=said.max_ahead,
             catalog=msgspec.structs.replace(said.catalog, features=columns), events=_of(features, said.events),
+            targets=said.targets, target=said.target,
         )
     )  # fmt: skip
 

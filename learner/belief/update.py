@@ -152,6 +152,21 @@ def condition_along(
 
 
 @compiled
+def observe(
+    mean: Any, factor: Any, x: Any, value: float, offset: float, precision: float, f: Any, gain: Any
+) -> None:  # fmt: skip
+    """Condition on a number y = o + x'theta + noise, of a precision: row x, y, offset o. Work space as of `condition`.
+
+    With mu = o + x'm and v = x'Sx, m += S x (y - mu) t / (1 + t v) and S -= S x x'S t / (1 + t v): recursive least
+    squares, of any number of which the belief is the posterior of Bayesian linear regression (Bishop 2006, equations
+    3.50 and 3.51).
+    """
+    mu, v = project(mean, factor, x, f)
+    if precision > 0.0 and v > 0.0:
+        absorb(mean, factor, f, gain, v, (value - mu - offset) * precision / (1.0 + precision * v), precision)
+
+
+@compiled
 def flip(
     mean: Any, factor: Any, x: Any, offset: float, w: float, others: float, kept: float, f: Any, gain: Any,
     examination: float = 1.0,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from codecs import BOM_UTF8
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial, reduce
+from operator import or_
 
 import msgspec
 
@@ -23,22 +24,38 @@ from learner.events.wire import (
     WireEraseItem,
     WireImpression,
     WireItem,
+    WireReward,
+    catalog_item,
     has_our_type,
+    kind_of,
+    reward_of,
+    with_features,
 )
 from learner.limits import MAX_EVENT_BYTES, UNREADABLE
 from learner.model.design import Shown
 from learner.model.kinds import ItemError
 from learner.model.spec import Model
 
-_WITHOUT_CATALOG: msgspec.json.Decoder[Wire] = msgspec.json.Decoder(
-    WireImpression | WireClick | WireErase | WireEraseItem
-)
-_WITH_CATALOG: msgspec.json.Decoder[Wire] = msgspec.json.Decoder(Wire)
-
 
 def any_decoder(model: Model) -> msgspec.json.Decoder[Wire]:
     """Of events of our shape whose items have any features; those of a catalog are none where there is no catalog."""
-    return _WITHOUT_CATALOG if model.catalog is None else _WITH_CATALOG
+    return _decoder(model.catalog is not None, model.declared.kinds)
+
+
+def decoder_of(model: Model) -> msgspec.json.Decoder[Wire]:
+    """As `any_decoder`, of features and contexts of the types of the model's `structs`, if it has some."""
+    return _decoder(model.catalog is not None, model.declared.kinds, model.structs)
+
+
+@lru_cache(maxsize=16)
+def _decoder(
+    has_catalog: bool, kinds: Sequence[str], structs: tuple[type[msgspec.Struct], ...] | None = None
+) -> msgspec.json.Decoder[Wire]:
+    slate, item = WireImpression, WireCatalogItem
+    if structs is not None:
+        slate, item = with_features(structs, WireImpression, WireItem), catalog_item(structs[0])
+    types = [slate, WireClick, WireErase, WireEraseItem, *([item] if has_catalog else ()), *map(reward_of, kinds)]
+    return msgspec.json.Decoder(reduce(or_, types))
 
 
 def parse_event(raw: bytes, model: Model, record: bytes = b"") -> Wire:
@@ -98,9 +115,22 @@ def requests_of(wires: Sequence[WireImpression]) -> Shown:
     )
 
 
-def lacks_request(wire: Wire, model: Model) -> bool:
-    """Whether nothing says what a click is of."""
-    return isinstance(wire, WireClick) and wire.request_id is None and not model.by_item
+def lacking(wire: Wire, model: Model) -> str | None:
+    """What a click, or an event of a target, does not say that the model needs: a field, and why it is missed."""
+    if not isinstance(wire, WireClick | WireReward):
+        return None
+    if wire.request_id is None and not model.by_item:
+        return (
+            "request_id: Object missing required field `request_id`; without it, clicks are those of items where the "
+            "model says match_clicks = 'item'"
+        )
+    if (
+        isinstance(wire, WireReward)
+        and wire.value is None
+        and (kind := kind_of(wire)) in model.declared.kinds_of_numbers
+    ):
+        return f"value: missing: a target of the model takes a number of an event of type {kind!r}"
+    return None
 
 
 def _decode(raw: bytes, model: Model) -> Wire:
@@ -115,7 +145,9 @@ def _decode(raw: bytes, model: Model) -> Wire:
         try:
             return _ours(raw, model)
         except BadEvent as exc:
-            is_ours = isinstance(foreign, OtherType) and has_our_type(raw, model.catalog is not None)
+            is_ours = isinstance(foreign, OtherType) and has_our_type(
+                raw, model.catalog is not None, model.declared.kinds
+            )
             raise exc if is_ours else foreign from None
 
 
@@ -123,11 +155,7 @@ def _ours(raw: bytes, model: Model) -> Wire:
     try:
         wire = any_decoder(model).decode(raw)
     except UNREADABLE as exc:
-        raise why(raw, exc) from exc
-    if lacks_request(wire, model):
-        raise BadEvent(
-            Reason.BAD_FIELD,
-            "request_id: Object missing required field `request_id`; without it, clicks are those of items where the "
-            "model says match_clicks = 'item'",
-        )
+        raise why(raw, exc, model.declared.kinds) from exc
+    if said := lacking(wire, model):
+        raise BadEvent(Reason.BAD_FIELD, said)
     return wire

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import msgspec
 
 from learner.events.why import why
-from learner.events.wire import BadEvent, Reason, Wire, WireCatalogItem, WireClick, WireImpression
+from learner.events.wire import BadEvent, Reason, Wire, WireCatalogItem, WireClick, WireImpression, reward_of
 from learner.limits import MAX_ITEMS, UNREADABLE
 from learner.model.category_kinds import Boolean
 from learner.model.design import taken
 from learner.model.encoded_kind import Input
-from learner.model.events_file import ClickRule, EraseRule, EventsFile, ImpressionRule, ItemRule, Rule
-from learner.model.foreign import AboutItem, Foreign, feature_paths, kinds_of_events, of_catalog, paths_of
+from learner.model.events_file import ClickRule, EraseRule, EventsFile, ImpressionRule, ItemRule, RewardRule, Rule
+from learner.model.foreign import AboutItem, Foreign, feature_paths, kind_of_rule, kinds_of_events, of_catalog, paths_of
 from learner.model.instant import A_TIME, epoch_ms
 from learner.model.kind import some
 from learner.model.kinds import Feature, ItemError
@@ -40,6 +40,7 @@ def read_quickly(raw: bytes, foreign: Foreign, events: EventsFile, by_item: bool
     """
     try:
         event = foreign.decode(raw)
+        rule: Rule | None = None
         if foreign.kind is None:
             is_click = foreign.items is not None and foreign.items(event) is None
         else:
@@ -48,13 +49,14 @@ def read_quickly(raw: bytes, foreign: Foreign, events: EventsFile, by_item: bool
             if rule is None:
                 other = _other_type(events)
                 return other if isinstance(other, PassedOver) else None
-            if isinstance(rule, ItemRule):
-                return None if foreign.about_item is None else _about_item(raw, foreign.about_item)
-            if isinstance(rule, EraseRule):
-                # There are few: it is read alone.
-                return None
+            if isinstance(rule, ItemRule | EraseRule):
+                # Of erasures there are few: each is read alone.
+                about = foreign.about_item if isinstance(rule, ItemRule) else None
+                return None if about is None else _about_item(raw, about)
             is_click = isinstance(rule, ClickRule)
-        fields = foreign.click if is_click else foreign.impression
+        fields, value = foreign.click if is_click else foreign.impression, None
+        if isinstance(rule, RewardRule):
+            fields, value = foreign.rewards[kind := kind_of_rule(events, rule)]
         user, at = fields.user_id(event), epoch_ms(fields.timestamp(event))
         request = None if fields.request_id is None else fields.request_id(event)
         if request is None and (by_item or (foreign.item.clicked is not None and not is_click)):
@@ -64,7 +66,14 @@ def read_quickly(raw: bytes, foreign: Foreign, events: EventsFile, by_item: bool
             return None
         if is_click:
             item = fields.item_id(event)
-            return None if item is None else WireClick(str(user), str(item), at, str(request))
+            if item is None:
+                return None
+            if isinstance(rule, RewardRule):
+                number = None if value is None else value(event)
+                # What is missing, or none, is told where one event is read alone.
+                known = value is None or number is not None
+                return reward_of(kind)(str(user), str(item), at, str(request), number) if known else None
+            return WireClick(str(user), str(item), at, str(request))
         items = [event] if foreign.items is None else foreign.items(event)
         context = {name: get(event) for name, get in foreign.context.items()}
     except (*UNREADABLE, AttributeError):
@@ -175,7 +184,11 @@ def _in_our_words(
         context = _values(base, rule.context, taken(features, "context"))
         return _present(ours | {"type": "impression", "items": items, "context": context or None})
     item_id = at_path(base, rule.item_id) if isinstance(rule, ClickRule) else None
-    return _present(ours | {"type": "click", "item_id": as_id(item_id)})
+    ours |= {"type": "click", "item_id": as_id(item_id)}
+    if isinstance(rule, RewardRule):
+        value = None if rule.value is None else _as(float | None, at_path(base, rule.value))
+        ours |= {"type": kind_of_rule(events, rule), "value": value}
+    return _present(ours)
 
 
 def _read_from(field: str, events: EventsFile, rule: Rule) -> str:
@@ -183,11 +196,8 @@ def _read_from(field: str, events: EventsFile, rule: Rule) -> str:
     path = paths.get(field)
     if not isinstance(path, str) or field == "features":
         return ""
-    outer = (
-        rule.items
-        if isinstance(rule, ImpressionRule) and field not in paths_of(events, rule) and field != "items"
-        else None
-    )
+    is_of_item = isinstance(rule, ImpressionRule) and field not in paths_of(events, rule) and field != "items"
+    outer = getattr(rule, "items", None) if is_of_item else None
     if not path.startswith(RECORD):
         path = ".".join(filter(None, [events.within, outer, path]))
     counted = f", counted from {rule.position_from}" if field == "position" and isinstance(rule, ImpressionRule) else ""
@@ -203,7 +213,7 @@ def body_of(event: Any, events: EventsFile) -> Any:
 
 
 def rule_of(base: Any, events: EventsFile) -> Rule:
-    """What an event is read by: whether it is an impression, a click, of an item, or an erasure.
+    """What an event is read by: whether it is an impression, a click, a reward, of an item, or an erasure.
 
     Raises
     ------

@@ -16,10 +16,16 @@ T = TypeVar("T")
 # Kinds of events; a bad one is never applied.
 BAD, IMPRESSION, CLICK, SWEEP, ERASE, ERASE_ITEM, CATALOG_ITEM = -1, 0, 1, 2, 3, 4, 5
 
-EVENT = np.dtype([(name, np.int64) for name in ("kind", "at", "key", "item", "first_item", "n_items", "arm")])
+EVENT = np.dtype(
+    [
+        *((name, np.int64) for name in ("kind", "at", "key", "item", "first_item", "n_items", "arm")),
+        ("value", np.float64),
+    ]
+)
 """One event: a kind, a time (epoch ms), the outcome's key and the item of a click, or an erased item, and which items
 are an impression's. Items are known by a 64-bit key, and by none (0) where the model has no effect of theirs. `arm` is
-the tag of the arm that an impression says it is of; 0 of none that is declared."""
+the tag of the arm that an impression says it is of; 0 of none that is declared. `value` is what a target that is a
+number has been seen to be; 0 of all other events."""
 ITEM = np.dtype(
     [
         ("key", np.int64), ("item", np.int64), ("offset", np.float32), ("weight", np.float32),
@@ -43,6 +49,14 @@ class Encodings(NamedTuple):
     def plus(self, other: Encodings) -> Encodings:
         """Both."""
         return Encodings(self.logged + other.logged, self.made + other.made, self.remade + other.remade)
+
+
+class Reward(NamedTuple):
+    """An event of a kind that a target is of: whose it is, and the number that it says, if it says one."""
+
+    user_id: str
+    kind: str
+    value: float | None
 
 
 class Events(NamedTuple):
@@ -77,7 +91,8 @@ class Microbatch(NamedTuple):
     `learner.model.catalog`) that an event about an item makes. `without_offset` has the places of items that came
     without one; parts of a microbatch do not keep it. `told` has the events that say what only an evaluation of
     policies asks for, in any order, also of users that were left out: impressions with propensities, and clicks with a
-    reward. `encodings` says where encoded rows are from; parts of a microbatch do not keep it.
+    reward. `encodings` says where encoded rows are from; parts of a microbatch do not keep it. `rewards` has, by place,
+    the events that are of targets alone, and so bad ones here: see `learner.events.targets`. Parts do not keep it.
     """
 
     user: list[str]
@@ -87,6 +102,7 @@ class Microbatch(NamedTuple):
     without_offset: NDArray[np.int64] = NO_PLACES
     told: Sequence[WireImpression | WireClick] = ()
     encodings: Encodings = Encodings()
+    rewards: dict[int, Reward] = {}  # noqa: RUF012
 
     def record(self, place: int) -> int:
         """The number of the record that an event came in."""
@@ -204,12 +220,14 @@ def joined(batches: Iterable[Microbatch], d: int) -> Microbatch:
     """Microbatches one after another as one; rows have d columns. Which records events came in is not kept."""
     user: list[str] = []
     catalog: dict[int, bytes] = {}
+    rewards: dict[int, Reward] = {}
     told: list[WireImpression | WireClick] = []
     events, items, rows, n_items = [np.empty(0, EVENT)], [np.empty(0, ITEM)], [np.empty((0, d), np.float32)], 0
     without = [NO_PLACES]
     encodings = Encodings()
     for batch in batches:
         catalog |= {len(user) + place: entry for place, entry in batch.catalog.items()}
+        rewards |= {len(user) + place: one for place, one in batch.rewards.items()}
         user += batch.user
         told += batch.told
         encodings = encodings.plus(batch.encodings)
@@ -223,9 +241,10 @@ def joined(batches: Iterable[Microbatch], d: int) -> Microbatch:
         rows.append(batch.events.row)
         n_items += len(batch.events.item)
     if len(events) == 2:
-        return Microbatch(user, Events(events[1], items[1], rows[1]), None, catalog, without[1], told, encodings)
+        one = Events(events[1], items[1], rows[1])
+        return Microbatch(user, one, None, catalog, without[1], told, encodings, rewards)
     together = Events(np.concatenate(events), np.concatenate(items), np.concatenate(rows))
-    return Microbatch(user, together, None, catalog, np.concatenate(without), told, encodings)
+    return Microbatch(user, together, None, catalog, np.concatenate(without), told, encodings, rewards)
 
 
 def with_clicks(batch: Microbatch, items: NDArray[np.intp], slate: NDArray[np.intp], first: bool) -> Microbatch:
@@ -250,9 +269,10 @@ def with_clicks(batch: Microbatch, items: NDArray[np.intp], slate: NDArray[np.in
     source = source[order]
     place_of = np.argsort(order)
     catalog = {int(place_of[place]): entry for place, entry in batch.catalog.items()}
+    rewards = {int(place_of[place]): one for place, one in batch.rewards.items()}
     events = batch.events._replace(event=np.concatenate([event, click])[order])
     user = [batch.user[place] for place in source]
-    return batch._replace(user=user, events=events, source=source, catalog=catalog)
+    return batch._replace(user=user, events=events, source=source, catalog=catalog, rewards=rewards)
 
 
 def sweeps(due: Mapping[str, int], d: int) -> Microbatch:

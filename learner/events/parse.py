@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import lru_cache
 from itertools import accumulate, chain, groupby, pairwise
 from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 
-from learner.events.alone import any_decoder, lacks_request, parse_event, requests_of
+from learner.events.alone import decoder_of, lacking, parse_event, requests_of
 from learner.events.catalog import Entries, entries_of, resolved
 from learner.events.encoded import encoded_of
 from learner.events.foreign import Columns, PassedOver, columns_of, read_quickly
@@ -28,12 +26,14 @@ from learner.events.microbatch import (
     Encodings,
     Events,
     Microbatch,
+    Reward,
     joined,
     of_item,
     with_clicks,
 )
 from learner.events.parsed import Parsed
 from learner.events.record import with_record
+from learner.events.targets import of_target
 from learner.events.wire import (
     BadEvent,
     Wire,
@@ -42,9 +42,8 @@ from learner.events.wire import (
     WireErase,
     WireEraseItem,
     WireImpression,
-    WireItem,
-    catalog_item,
-    with_features,
+    WireReward,
+    kind_of,
 )
 from learner.limits import MAX_EVENT_BYTES, UNREADABLE
 from learner.model.encoded_rows import with_encoded_offsets
@@ -77,7 +76,8 @@ def parse_events(
     starts = range(0, len(raws), TOGETHER)
     parts = [_parse_together(raws[start : start + TOGETHER], model, entries) for start in starts]
     batch, bad = _one_after_another(parts, starts, model)
-    return Parsed(batch, bad | unreadable)
+    parsed = Parsed(batch, bad | unreadable)
+    return parsed if model.declared.rule is None else of_target(parsed, model)
 
 
 def _one_after_another(parts: Sequence[Parsed], starts: Sequence[int], model: Model) -> Parsed:
@@ -124,8 +124,8 @@ _OURS, _THEIRS = "ours", "theirs"
 
 
 def _decoded(raws: Sequence[bytes], model: Model) -> _Decoded:
-    structs, events, foreign = model.structs, model.events, model.foreign
-    decode = (any_decoder(model) if structs is None else _decoder(structs, model.catalog is not None)).decode
+    events, foreign = model.events, model.foreign
+    decode = decoder_of(model).decode
     read = _Decoded([], [])
     for raw in raws:
         wire: Wire | BadEvent | None = None
@@ -137,7 +137,7 @@ def _decoded(raws: Sequence[bytes], model: Model) -> _Decoded:
             if wire is None or isinstance(wire, PassedOver):
                 with suppress(*UNREADABLE):
                     our, by = decode(raw), _OURS
-                    wire = None if lacks_request(our, model) else our
+                    wire = None if lacking(our, model) else our
         read.by.append(by if isinstance(wire, WireImpression) else None)
         read.wires.append(_alone(raw, model) if wire is None else wire)
     return read
@@ -181,6 +181,7 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
     event = np.zeros(len(wires), EVENT)
     told: list[WireImpression | WireClick] = []
     users, clicks, about_items, bad = [], list[int](), list[int](), {}
+    rewards: dict[int, Reward] = {}
     for place, wire in enumerate(wires):
         if isinstance(wire, BadEvent):
             if not isinstance(wire, PassedOver):
@@ -195,6 +196,10 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
             users.append(of_item(wire.item_id))
             about_items.append(place)
             continue
+        if isinstance(wire, WireReward):
+            users.append("")
+            rewards[place] = Reward(wire.user_id, kind_of(wire), wire.value)
+            continue
         users.append(wire.user_id)
         if isinstance(wire, WireClick):
             clicks.append(place)
@@ -204,12 +209,13 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
             event["kind"][place] = ERASE
     event["kind"][[place for place, user in enumerate(users) if not user]] = BAD
     event["kind"][clicks] = CLICK
-    on: Any = [wires[place] for place in clicks]
-    event["key"][clicks] = keys = item_keys([wire.item_id for wire in on])
+    of_one = [*clicks, *rewards]
+    on: Any = [wires[place] for place in of_one]
+    event["key"][of_one] = keys = item_keys([wire.item_id for wire in on])
     if model.item is not None:
-        event["item"][clicks] = keys
+        event["item"][clicks] = keys[: len(clicks)]
     if not model.by_item:
-        event["key"][clicks] = outcome_keys([wire.request_id or "" for wire in on], 1, keys)
+        event["key"][of_one] = outcome_keys([wire.request_id or "" for wire in on], 1, keys)
     event["at"] = [0 if isinstance(wire, BadEvent) else wire.timestamp for wire in wires]
     event["kind"][about_items] = CATALOG_ITEM
     catalog: dict[int, bytes] = {}
@@ -266,7 +272,7 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
             item["item"][its] = keys
             item["other_mean"][its], item["other_var"][its] = model.item.as_scored(effects, row[its])
     without = np.array(without_offset, np.int64)
-    batch = Microbatch(users, Events(event, item, row), None, catalog, without, told, encodings)
+    batch = Microbatch(users, Events(event, item, row), None, catalog, without, told, encodings, rewards)
     if any(clicked):
         # Where what is not clicked is a "no" at once, clicks wait for their slate, if not for the latest showing.
         first = model.click_delay is None and not model.by_item
@@ -291,10 +297,3 @@ def _alone(raw: bytes, model: Model) -> Wire | BadEvent:
         return parse_event(raw, model)
     except BadEvent as exc:
         return exc
-
-
-@lru_cache(maxsize=8)
-def _decoder(structs: tuple[type[msgspec.Struct], ...], has_catalog: bool) -> msgspec.json.Decoder[Wire]:
-    """Of events whose items' features, and whose contexts, are of these types."""
-    kinds = with_features(structs, WireImpression, WireItem) | WireClick | WireErase | WireEraseItem
-    return msgspec.json.Decoder(kinds | catalog_item(structs[0]) if has_catalog else kinds)

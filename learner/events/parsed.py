@@ -18,13 +18,16 @@ class Parsed(NamedTuple):
 
     def refuse(self, record: int, why: BadEvent) -> None:
         """Make what came in a record a bad event: of a slate that says what was clicked, the clicks too."""
-        source = self.batch.source
+        source, rewards = self.batch.source, self.batch.rewards
         for place in [record] if source is None else np.flatnonzero(source == record).tolist():
             self.batch.user[place] = ""
             self.batch.events.event["kind"][place] = BAD
+            if place in rewards:
+                rewards.pop(place)
         self.bad[record] = why
 
     def passed_over(self) -> int:
         """How many records are nothing to learn from, and not bad."""
-        records = {self.batch.record(place) for place, user in enumerate(self.batch.user) if not user}
+        nobodys = [place for place, user in enumerate(self.batch.user) if not user and place not in self.batch.rewards]
+        records = set(map(self.batch.record, nobodys))
         return len(records) - len(self.bad)

@@ -23,12 +23,13 @@ _NOT_JSON = (
 )
 
 
-def why(raw: bytes, exc: Exception) -> BadEvent:
-    """Which kind of bad event the decoder's error stands for."""
+def why(raw: bytes, exc: Exception, kinds: Iterable[str] = ()) -> BadEvent:
+    """Which kind of bad event the decoder's error stands for; `kinds` are those of the model's targets."""
     for start, what in _NOT_JSON:
         if raw.startswith(start):
             return BadEvent(Reason.NOT_JSON, f"{what}: expected JSON in UTF-8 alone")
-    flaw = explain(raw, exc, {"type": "'impression' or 'click'"})
+    types = [repr(one) for one in ("impression", "click", *kinds)]
+    flaw = explain(raw, exc, {"type": f"{', '.join(types[:-1])} or {types[-1]}"})
     if flaw.field == "timestamp" and flaw.expected.startswith(("Expected `int` >=", "Expected `int` <=")):
         expected = "expected epoch milliseconds between 2000 and 2100"
         return BadEvent(Reason.BAD_TIMESTAMP, f"timestamp: {expected}{_other_unit(raw)}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast
+from functools import lru_cache
+from typing import Annotated, Any, TypeAlias, TypeVar, cast
 
 import msgspec
 
@@ -88,7 +89,7 @@ class Ranked(msgspec.Struct, frozen=True, omit_defaults=True):
     belief was relaxed to; `seed` of the draws, of a policy that has some; `alpha` the optimism, for ``ucb``; `fallback`
     says that it was by the fixed effect alone. `temperature` is that of ``plackett-luce``; `epsilon` and `explored` are
     how much was explored, and at how many places;
-    `max_per_category` how many of a category were to be among these.
+    `max_per_category` how many of a category were to be among these. `weights` is what each target counted.
     """
 
     policy: Id
@@ -103,6 +104,7 @@ class Ranked(msgspec.Struct, frozen=True, omit_defaults=True):
     epsilon: float | None = None
     explored: int | None = None
     max_per_category: int | None = None
+    weights: dict[str, float] | None = None
 
 
 class WireEncoded(msgspec.Struct, frozen=True):
@@ -151,6 +153,20 @@ class WireClick(msgspec.Struct, frozen=True, tag_field="type", tag="click"):
     reward: Annotated[float, msgspec.Meta(ge=-MAX_NUMBER, le=MAX_NUMBER)] | None = None
 
 
+class WireReward(msgspec.Struct, frozen=True):
+    """An event of a kind that `[targets]` of the model declares, about one item of a slate, as sent.
+
+    Its `type` is that kind. `value` is what a target compares or learns, where it is one of a number. It may lack the
+    request as a click may.
+    """
+
+    user_id: Id
+    item_id: Id
+    timestamp: Timestamp
+    request_id: Id | None = None
+    value: Annotated[float, msgspec.Meta(ge=-MAX_NUMBER, le=MAX_NUMBER)] | None = None
+
+
 class WireErase(msgspec.Struct, frozen=True, tag_field="type", tag="erase"):
     """A user is to be forgotten, and never to be learnt from events dated up to then; the service sends it."""
 
@@ -176,7 +192,19 @@ class WireCatalogItem(msgspec.Struct, frozen=True, tag_field="type", tag="item")
     features: Features | None
 
 
-Wire: TypeAlias = WireImpression | WireClick | WireErase | WireEraseItem | WireCatalogItem
+Wire: TypeAlias = WireImpression | WireClick | WireReward | WireErase | WireEraseItem | WireCatalogItem
+
+
+@lru_cache(maxsize=64)
+def reward_of(kind: str) -> type[WireReward]:
+    """The events of a kind: their `type` tells which."""
+    made = msgspec.defstruct("Reward", [], bases=(WireReward,), tag_field="type", tag=kind, frozen=True)
+    return cast(type[WireReward], made)
+
+
+def kind_of(wire: WireReward) -> str:
+    """The kind of an event that `reward_of` has decoded."""
+    return str(type(wire).__struct_config__.tag)
 
 
 def with_features(structs: tuple[type[msgspec.Struct], ...], slate: type[S], item: type[msgspec.Struct]) -> type[S]:
@@ -197,17 +225,17 @@ def catalog_item(features: type[msgspec.Struct]) -> type[WireCatalogItem]:
     return cast(type[WireCatalogItem], kind)
 
 
-def has_our_type(raw: bytes, has_catalog: bool) -> bool:
+def has_our_type(raw: bytes, has_catalog: bool, kinds: Sequence[str]) -> bool:
     """Whether an event says that it is of a type of ours, whatever else is wrong with it."""
     try:
         said = msgspec.json.decode(raw, type=_TypeOnly).type
     except UNREADABLE:
         return False
-    return has_catalog or said != "item"
+    return said in ("impression", "click", "erase", "erase_item", *kinds) or (has_catalog and said == "item")
 
 
 class _TypeOnly(msgspec.Struct):
-    type: Literal["impression", "click", "erase", "erase_item", "item"]
+    type: str
 
 
 def impression_json(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from learner.belief.gaussian import Array, Belief, Form, Gaussian, Method, Rows, blocks, factorised, joined
 from learner.belief.population import Population
+from learner.model.file import EarlierPrior
 from learner.model.space import Space
 
 # An open impression counts as a "no" for good once this share of clicks would have come.
@@ -220,3 +221,13 @@ def independent(mean: Array, variance: Array, n_dense: int) -> Gaussian:
     """Independent coefficients as a Gaussian; the covariance of a single one is its variance, as in a factor."""
     k = n_dense if len(mean) > 1 else 0
     return Gaussian(mean, joined(np.diag(variance[:k]), variance[k:]))
+
+
+def gaussian_of(prior: EarlierPrior, d: int, n_dense: int) -> Gaussian:
+    """The prior that a specification says."""
+    mean, variance = np.full(d, prior.mean), np.full(d, prior.variance)
+    if prior.intercept_mean is not None:
+        mean[0] = prior.intercept_mean
+    if prior.intercept_variance is not None:
+        variance[0] = prior.intercept_variance
+    return independent(mean, variance, n_dense)

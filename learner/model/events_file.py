@@ -101,6 +101,24 @@ class ClickRule(EventRule, frozen=True, forbid_unknown_fields=True, kw_only=True
     """
 
 
+class RewardRule(ClickRule, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where an event of a kind that a target is of has what.
+
+    Attributes
+    ----------
+    when
+        What `type` leads to in such an event, or a list of such.
+    user_id, timestamp, request_id
+        Paths, if they are others than those of `events`.
+    item_id
+        The path of the item's id.
+    value
+        The path of the number that a target takes.
+    """
+
+    value: Path | None = None
+
+
 class ItemRule(Rule, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where an event that says what the catalog is to have of an item has what.
 
@@ -163,6 +181,8 @@ class EventsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         What each has beside that.
     item, erase
         The same of changes of the catalog, and of erasures of users; without, there are none of this shape.
+    rewards
+        The same of events of other kinds, by the kind that `[targets]` declares.
     """
 
     within: Path | None = None
@@ -175,3 +195,4 @@ class EventsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     click: ClickRule = ClickRule()
     item: ItemRule | None = None
     erase: EraseRule | None = None
+    rewards: dict[str, RewardRule] = {}

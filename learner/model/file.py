@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 
 from learner.belief.gaussian import Form
-from learner.limits import MAX_FEATURES, MAX_OFFSET
+from learner.limits import MAX_FEATURES, MAX_NUMBER, MAX_OFFSET, MAX_STRING_LENGTH
 from learner.model.catalog_file import CatalogFile
 from learner.model.duration import parse_duration_ms
 from learner.model.effects_file import Effects
@@ -31,9 +31,9 @@ class ClickDelay(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     median: str
     sigma: Positive
 
-    def parsed(self) -> tuple[float, float]:
-        """The median in ms, and sigma."""
-        return float(parse_duration_ms("click_delay.median", self.median)), self.sigma
+    def parsed(self, key: str = "click_delay") -> tuple[float, float]:
+        """The median in ms, and sigma; errors name the `key` that it stands at."""
+        return float(parse_duration_ms(f"{key}.median", self.median)), self.sigma
 
 
 class EarlierPrior(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -157,6 +157,47 @@ class ExploreRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_per_category: Annotated[int, msgspec.Meta(ge=0, le=MAX_EXPLORED)] = 0
 
 
+TargetName: TypeAlias = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9_-]{1,32}$")]
+Finite: TypeAlias = Annotated[float, msgspec.Meta(ge=-MAX_NUMBER, le=MAX_NUMBER)]
+
+
+class TargetRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is learnt beside clicks: whether an event of a kind follows an impression, or the number that it says.
+
+    Attributes
+    ----------
+    kind
+        The `type` of its events; without, the target's name.
+    above
+        Only events whose `value` is at least this count; without, every event does.
+    noise
+        The variance of the `value` around what it is expected to be: the value is learnt as it is, by linear regression
+        (Gaussian), and what no event comes of is not learnt. Without, it is learnt whether an event comes.
+    weight
+        What its probability, or its expected value, counts in the score of an item, beside the click's, which counts 1.
+    attribution_window
+        How long after its impression an event still counts; without, the model's.
+    delay
+        How soon events come; without, an impression is a "no" until its event comes.
+    half_life
+        As the model's, which it is if it is not said.
+    max_open
+        As the model's, which it is if it is not said: a longer window has more open impressions.
+    prior
+        As the model's, of this target.
+    """
+
+    kind: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_STRING_LENGTH)] | None = None
+    above: Finite | None = None
+    noise: Positive | None = None
+    weight: Finite = 1.0
+    attribution_window: str | None = None
+    delay: ClickDelay | None = None
+    half_life: str | Annotated[list[str], msgspec.Meta(min_length=1, max_length=2)] | None = None
+    max_open: Annotated[int, msgspec.Meta(ge=1, le=65_536)] | None = None
+    prior: Prior = Prior()
+
+
 class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The keys of `model.toml`.
 
@@ -211,6 +252,10 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         How much any policy explores.
     encoder
         A network that makes features, and perhaps offsets, of what is known of items.
+    targets
+        What is learnt beside clicks, and counts in the score: purchases, likes, a long look.
+    target
+        Which of the `targets` this is the model of, and of nothing else; without, of clicks, with all targets beside.
     """
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
@@ -235,3 +280,5 @@ class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quality: QualityRule = QualityRule()
     explore: ExploreRule = ExploreRule()
     encoder: EncoderFile | None = None
+    targets: Annotated[dict[TargetName, TargetRule], msgspec.Meta(max_length=8)] = {}
+    target: str = ""

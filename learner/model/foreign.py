@@ -22,6 +22,8 @@ from learner.model.kind import some
 from learner.model.kinds import Feature
 from learner.model.record_paths import RECORD
 
+REWARDS = "rewards."
+"""In the names of rules, before the kinds that targets are of."""
 Get: TypeAlias = Callable[[Any], Any]
 """What one value of a decoded event or item is read by. An object that is null on the way is an AttributeError."""
 
@@ -68,6 +70,7 @@ class Foreign(NamedTuple):
     kinds: Mapping[TypeValue, Rule]
     impression: Fields
     click: Fields
+    rewards: Mapping[str, tuple[Fields, Get | None]]
     items: Get | None
     item: ItemFields
     context: Mapping[str, Get]
@@ -89,9 +92,17 @@ def feature_paths(said: str | Mapping[str, str], features: Mapping[str, Feature]
 
 
 def rules_of(events: EventsFile) -> dict[str, Rule]:
-    """The rules that there are, by the types of ours that they are of."""
-    rules = {"impression": events.impression, "click": events.click, "item": events.item, "erase": events.erase}
+    """The rules that there are, by their place in the mapping."""
+    rules: dict[str, Rule | None] = {
+        "impression": events.impression, "click": events.click, "item": events.item, "erase": events.erase,
+        **{f"{REWARDS}{kind}": rule for kind, rule in events.rewards.items()},
+    }  # fmt: skip
     return {name: rule for name, rule in rules.items() if rule is not None}
+
+
+def kind_of_rule(events: EventsFile, rule: Rule) -> str:
+    """The kind of the events that a rule is of: ``impression``, ``purchase``."""
+    return next(name for name, one in rules_of(events).items() if one is rule).removeprefix(REWARDS)
 
 
 def whens_of(rule: Rule) -> list[TypeValue]:
@@ -109,9 +120,17 @@ def of_catalog(features: Mapping[str, Feature]) -> dict[str, Feature]:
     return {name: one for name, one in taken(features, "item").items() if one.origin == "catalog"}
 
 
-def check_events(events: EventsFile, features: Mapping[str, Feature], by_item: bool) -> None:
-    """Raise `ModelError` for a mapping that cannot be; `by_item` says that a click need not name a request."""
+def check_events(
+    events: EventsFile, features: Mapping[str, Feature], by_item: bool, kinds: Sequence[str] = ()
+) -> None:  # fmt: skip
+    """Raise `ModelError` for a mapping that cannot be; `by_item` says that a click need not name a request.
+
+    `kinds` are those of the model's targets.
+    """
     impression, click = events.impression, events.click
+    if unknown := events.rewards.keys() - {*kinds}:
+        expected = f"a kind of [targets]: {', '.join(kinds) or 'there are none'}"
+        raise ModelError(f"events.rewards.{min(unknown)}: expected {expected}")
     rules = rules_of(events)
     if events.type is not None:
         for name, one in rules.items():
@@ -122,7 +141,7 @@ def check_events(events: EventsFile, features: Mapping[str, Feature], by_item: b
         if len(kinds_of_events(events)) < sum(len(whens_of(one)) for one in rules.values()):
             keys = ", ".join(f"events.{name}.when" for name in rules)
             raise ModelError(f"{keys}: expected values that are all different")
-    elif told := [name for name, one in rules.items() if one.when is not None or name in ("item", "erase")]:
+    elif told := [name for name, one in rules.items() if one.when is not None or name not in ("impression", "click")]:
         raise ModelError(f"events.type is missing: expected the path of what events.{told[0]}.when is compared with")
     elif impression.items is None:
         raise ModelError("events.type is missing: impressions without `items` are told from clicks by nothing else")
@@ -139,8 +158,9 @@ def check_events(events: EventsFile, features: Mapping[str, Feature], by_item: b
             raise ModelError(
                 f"events.item.features.{min(unknown)}: the model's features of the catalog are {some(known)}"
             )
-    rule: EventRule
-    for name, rule in (("impression", impression), ("click", click)):
+    for name, rule in rules.items():
+        if not isinstance(rule, EventRule):
+            continue
         if not by_item and not impression.clicked and "request_id" not in paths_of(events, rule):
             raise ModelError(
                 f"events.{name}.request_id is missing: expected the path of what a click and its impression both "
@@ -197,6 +217,10 @@ def compile_events(
 
     kind = None if events.type is None else attrgetter(of_event(events.type, str | int | float | bool))
     both = fields(events.impression), fields(events.click)
+    rewards = {
+        kind: (fields(rule), None if rule.value is None else attrgetter(of_event(rule.value, float)))
+        for kind, rule in events.rewards.items()
+    }
     read = tuples(values, _sizes_of(values, root if rule.items is None else inside))
     item = ItemFields(attrgetter(item_id), offset, weight, item_effect, position, clicked, read)
     try:
@@ -205,7 +229,7 @@ def compile_events(
     except TypeError:
         return None
     about_item = None if events.item is None else _about_item(events, events.item, features)
-    return Foreign(decode, kind, kinds_of_events(events), *both, items, item, of_context, about_item)
+    return Foreign(decode, kind, kinds_of_events(events), *both, rewards, items, item, of_context, about_item)
 
 
 def _about_item(events: EventsFile, rule: ItemRule, features: Mapping[str, Feature]) -> AboutItem | None:

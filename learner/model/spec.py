@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import get_args
 
@@ -12,27 +12,29 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.belief.gaussian import Array, Gaussian, Rows
+from learner.belief.gaussian import Array, Rows
 from learner.belief.population import Population
 from learner.model.catalog import Catalog
 from learner.model.catalog_file import check_catalog
 from learner.model.columns import check_size, columns, in_order, named, wide
-from learner.model.design import INTERCEPT, Design, Items, Shown, check_features, structs, taken
+from learner.model.design import Design, Items, Shown, check_features, structs, taken
 from learner.model.diversity import CategoryColumns, category_columns
 from learner.model.duration import ModelError, parse_duration_ms, parse_half_life, parse_max_age_ms
-from learner.model.effect import Effect, ItemEffect, independent
+from learner.model.effect import Effect, ItemEffect, gaussian_of
 from learner.model.encoded_kind import with_encoder
 from learner.model.encoding import Encoder
 from learner.model.events_file import EventsFile
 from learner.model.experiment import Experiment
-from learner.model.file import EarlierPrior, Guardrail, MissingOffset, ModelFile
+from learner.model.file import Guardrail, MissingOffset, ModelFile
 from learner.model.foreign import Foreign, check_events, compile_events
 from learner.model.item_effect import item_effect
-from learner.model.kinds import Feature, ItemError
+from learner.model.kinds import Feature
+from learner.model.offsets import filled, mean_alone
 from learner.model.position import Examination, parse_examination
 from learner.model.record_paths import RecordPaths, record_paths
 from learner.model.segment import Segment, segments_of
 from learner.model.space import Space
+from learner.model.targets import Declared, check_targets, declared, each_of, of_target
 from learner.model.toml_errors import read_toml
 
 
@@ -72,6 +74,8 @@ class Model(Effect):
         What makes encoded rows; None where the specification has none, or its file was not read.
     segments, experiment, categories
         Slates whose quality is told apart; what users are in, the same of all models side by side; and of what items.
+    targets
+        The models of what is learnt beside clicks, by the target's name; a target's own has none.
     """
 
     discount: float | None
@@ -94,6 +98,7 @@ class Model(Effect):
     experiment: Experiment | None = None
     categories: CategoryColumns | None = None
     encoder: Encoder | None = None
+    targets: Mapping[str, Model] = field(default_factory=dict)
 
     @cached_property
     def width(self) -> int:
@@ -101,10 +106,20 @@ class Model(Effect):
         return self.design.d
 
     def __post_init__(self) -> None:
-        """Items are shown and clicked as users are: one delay and one window."""
+        """Items are shown and clicked as users are: one delay and one window. Targets' events are read alike."""
         if self.item is not None and (self.item.click_delay, self.item.window_ms) != (self.click_delay, self.window_ms):
             item = replace(self.item, click_delay=self.click_delay, window_ms=self.window_ms)
             object.__setattr__(self, "item", item)
+        targets = {
+            name: replace(one, unframed=self.unframed, experiment=self.experiment, encoder=self.encoder)
+            for name, one in self.targets.items()
+        }
+        object.__setattr__(self, "targets", targets)
+
+    @cached_property
+    def declared(self) -> Declared:
+        """What its file declares beside clicks, and which of that is learnt by it."""
+        return declared(self.specification)
 
     def rows(self, items: Items, shown: Shown | None = None, encoded: Rows | None = None) -> Rows:
         """The design matrix of slates, shape (N, width); see `learner.model.design.Design.rows`."""
@@ -172,35 +187,19 @@ class Model(Effect):
         """
         if self.missing_offset != "mean":
             return self.fixed_effect
-        if self.mean_offset is None:
-            raise ModelError(
-                f"model {self.name!r}: offset.missing = 'mean', and the mean is not known: expected offset.mean, or a "
-                "prior that `freshet fit` made from a log with offsets"
-            )
-        mean = np.zeros(self.width)
-        mean[INTERCEPT] = self.mean_offset
-        return mean
+        return mean_alone(self.mean_offset, self.width, self.name)
 
     def offsets(self, given: Sequence[float | None], rows: Rows) -> NDArray[np.float32]:
-        """The offsets of a slate, shape (N,): those given, and what the model says where None was.
+        """The offsets of a slate, shape (N,): those given, and what the model says where None was, or of a target.
 
         Raises
         ------
         ItemError
             If it says that an item without one is a bad one.
         """
-        missing = given.count(None)
-        if missing:
-            if self.missing_offset == "refuse":
-                at = given.index(None)
-                expected = "expected a number, the log-odds of the model that stands before this one"
-                raise ItemError("missing_offset", f"items[{at}].offset", f"items[{at}].offset: missing: {expected}")
-            stand_in: Array = (rows * self.stand_in).sum(axis=1)
-            if missing == len(given):
-                return stand_in.astype(np.float32)
-            given = [s if o is None else o for o, s in zip(given, stand_in.tolist(), strict=True)]
-        # As a record keeps them.
-        return np.array(given, dtype=np.float32)
+        return filled(
+            given, rows, lambda: self.stand_in, self.missing_offset == "refuse", self.declared.rule is not None
+        )
 
 
 def load_model(text: str, source: str = "model.toml") -> Model:
@@ -227,6 +226,8 @@ def load_model(text: str, source: str = "model.toml") -> Model:
 
 def build_model(file: ModelFile) -> Model:
     """The model of a specification; raises `ModelError`, without its source, if it cannot be."""
+    check_targets(said := file)
+    file = of_target(said)
     if file.half_life is not None and file.discount is not None:
         given = f"half_life = {file.half_life!r} and discount = {file.discount}"
         raise ModelError(f"{given}: expected at most one of the two")
@@ -254,19 +255,21 @@ def build_model(file: ModelFile) -> Model:
         given = "method = 'laplace'" if file.method == "laplace" else f"discount = {file.discount}"
         raise ModelError(f"{given}: expected method = 'adf' and no discount where there is an [effects.item]")
     if file.events is not None:
-        check_events(file.events, features, file.match_clicks == "item")
+        check_events(file.events, features, file.match_clicks == "item", declared(said).kinds)
         record_paths(file.events)
     window_ms = parse_duration_ms("attribution_window", file.attribution_window)
     return Model(
         name=file.name,
-        prior=_gaussian(file.prior, d, n_dense),
+        prior=gaussian_of(file.prior, d, n_dense),
         method=file.method,
         half_life_ms=half_life_ms,
         half_life_outcomes=half_life_outcomes,
         discount=file.discount,
         window_ms=window_ms,
         max_ahead_ms=parse_duration_ms("max_ahead", file.max_ahead),
-        click_delay=None if file.click_delay is None else file.click_delay.parsed(),
+        click_delay=None
+        if file.click_delay is None
+        else file.click_delay.parsed("delay" if said.target else "click_delay"),
         max_open=file.max_open,
         features=features,
         ignore_unknown=file.unknown_features == "ignore",
@@ -274,11 +277,11 @@ def build_model(file: ModelFile) -> Model:
         fingerprint=hashlib.blake2b(space, digest_size=8).digest(),
         is_wide=is_wide,
         fixed_effect=np.zeros(width),
-        earlier=tuple(Population(_gaussian(one, d, n_dense), np.zeros(width)) for one in file.prior.earlier),
+        earlier=tuple(Population(gaussian_of(one, d, n_dense), np.zeros(width)) for one in file.prior.earlier),
         max_age_ms=parse_max_age_ms("effects.user.max_age", file.effects.user.max_age, window_ms),
         item=None if file.effects.item is None else item_effect(file, file.effects.item, features, window_ms),
         prior_file=file.prior.file,
-        specification=file,
+        specification=said,
         missing_offset=file.offset.missing,
         mean_offset=file.offset.mean,
         by_item=file.match_clicks == "item",
@@ -288,13 +291,5 @@ def build_model(file: ModelFile) -> Model:
         guardrail=file.quality.guardrail,
         segments=segments_of(file.quality.segment, features),
         categories=category_columns(file.explore, features),
+        targets=each_of(said, build_model),
     )
-
-
-def _gaussian(prior: EarlierPrior, d: int, n_dense: int) -> Gaussian:
-    mean, variance = np.full(d, prior.mean), np.full(d, prior.variance)
-    if prior.intercept_mean is not None:
-        mean[0] = prior.intercept_mean
-    if prior.intercept_variance is not None:
-        variance[0] = prior.intercept_variance
-    return independent(mean, variance, n_dense)

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.belief.gaussian import Array, Belief, Rows, click_probability, draw, moderated, predict, root, sigmoid
+from learner.belief.gaussian import Array, Belief, Rows, click_probability, draw, moderated, predict, sigmoid
+from learner.policy.combined import Seen, Targets, counted, counted_draws, draws, expected, seen
 from learner.policy.kernel import fill_places
 from learner.policy.rule import Rule
 
@@ -24,13 +25,15 @@ class Scores(NamedTuple):
         Places of the items, best first; ties stay in the order they came. Shape (N,).
     score
         Probability of a click, shape (N,): at the upper confidence bound of the belief (``ucb``), under one draw from
-        it (``thompson``), else under the belief.
+        it (``thompson``), else under the belief. Of several targets the sum of what each counts.
     logit_mean, logit_std
         The log-odds as the belief has them, shape (N,).
     sampled_logit
         The log-odds under the draw, shape (N,); None but for ``thompson``.
     key
         What the policy ranks by, the highest first, before it explores, shape (N,).
+    expected
+        Where there are several targets, what each is expected to be under its belief, shape (N,), the click first.
     """
 
     order: NDArray[np.intp]
@@ -39,6 +42,7 @@ class Scores(NamedTuple):
     logit_std: Array
     sampled_logit: Array | None
     key: Array
+    expected: Sequence[Array] = ()
 
 
 class ItemEffects(NamedTuple):
@@ -69,6 +73,7 @@ def score_items(
     generator: np.random.Generator | None,
     items: ItemEffects | None = None,
     category: NDArray[np.intp] | None = None,
+    targets: Targets | None = None,
 ) -> Scores:
     """Score and rank a slate.
 
@@ -91,31 +96,42 @@ def score_items(
         None without an effect of items. ``thompson`` draws each item's beside the user's.
     category
         Of each item, shape (N,), below N, or -1 of none; of a rule that has a `max_per_category`.
+    targets
+        With these, s is the sum of what the click and each of them counts: ``mean`` ranks by the expected s, ``ucb`` by
+        s with each at its own bound, ``thompson`` by s under one draw of each belief, the click's first, and
+        ``plackett-luce`` by exp(s / temperature).
     """
     mean, var = predict(belief, rows, offset)
     if items is not None:
         mean, var = mean + items.mean, var + items.var
     std = np.sqrt(var)
-    sampled = None
-    if rule.name == "ucb":
-        key = mean + rule.alpha * std
-        score = sigmoid(key)
-    elif rule.name == "thompson":
+    sampled, known = None, list[Array]()
+    if rule.name == "thompson":
         assert generator is not None, "thompson draws"
         theta = draw(belief, generator)
         sampled = offset + rows[:, : len(theta)] @ theta
         if items is not None and items.noise is not None:
             sampled = sampled + items.mean + np.sqrt(items.var) * items.noise
+    if targets is not None:
+        of_click, others = Seen(mean, std, sampled), [seen(one, rows, rule, generator) for one in targets.others]
+        each = list(zip(targets.others, others, strict=True))
+        parts = (counted(its, rule, one.weight, one.is_number) for one, its in each)
+        key = score = sum(parts, counted(of_click, rule, targets.weight))
+        known = [expected(of_click), *(expected(its, one.is_number) for one, its in each)]
+    elif sampled is not None:
         key, score = sampled, sigmoid(sampled)
+    elif rule.name == "ucb":
+        key = mean + rule.alpha * std
+        score = sigmoid(key)
     else:
         key, score = moderated(mean, var), click_probability(mean, var)
-        if rule.name == "plackett-luce":
-            assert generator is not None, "plackett-luce draws"
-            key = key / rule.temperature + generator.gumbel(size=len(key))
+    if rule.name == "plackett-luce":
+        assert generator is not None, "plackett-luce draws"
+        key = key / rule.temperature + generator.gumbel(size=len(key))
     order = np.argsort(-key, kind="stable")
     if rule.epsilon > 0.0 or rule.max_per_category > 0:
         order = placed(order[None], rule, category, generator, len(order))[0]
-    return Scores(order, score, mean, std, sampled, key)
+    return Scores(order, score, mean, std, sampled, key, known)
 
 
 class Keys(NamedTuple):
@@ -143,15 +159,20 @@ def keys_of(
     n_draws: int,
     items: ItemEffects | None = None,
     served: Scores | None = None,
+    targets: Targets | None = None,
 ) -> Keys:
     """What a policy ranks by, in so many draws, of which `served` is the first; the other parameters as above."""
     scores = served or score_items(belief, rows, offset, Rule(), None, items)
     mean, n = scores.logit_mean, len(scores.logit_mean)
     weight = None
     if rule.name == "ucb":
+        if targets is not None:
+            return Keys(_by_rank(score_items(belief, rows, offset, rule, None, items, targets=targets).key), None)
         return Keys(_by_rank(mean + rule.alpha * scores.logit_std), None)
     if rule.name != "thompson":
         key = moderated(mean, scores.logit_std**2)
+        if targets is not None:
+            key = score_items(belief, rows, offset, Rule(), None, items, targets=targets).key
         if rule.name != "plackett-luce":
             return Keys(_by_rank(key), None)
         weight = key / rule.temperature
@@ -162,15 +183,14 @@ def keys_of(
         waited = np.maximum(generator.standard_exponential(shape, np.float32), np.finfo(np.float32).tiny)
         drawn = (weight - np.log(waited)).astype(np.float32)
     else:
-        dense, single = root(belief)
-        k, d = len(dense), len(dense) + len(single)
-        X = np.concatenate([rows[:, :k] @ dense, rows[:, k:d] * single], axis=1).astype(np.float32)
-        drawn = generator.standard_normal((shape[0], d), np.float32) @ X.T
+        drawn = draws(belief, rows, shape[0], generator)
         if items is not None:
             noise = generator.standard_normal(shape, np.float32)
             noise *= np.sqrt(items.var).astype(np.float32)
             drawn += noise
         drawn += mean.astype(np.float32)
+        if targets is not None:
+            drawn = counted_draws(drawn, targets, rows, generator)
     return Keys(np.concatenate([own, drawn]), weight)
 
 

@@ -8,7 +8,7 @@ Little-endian, checksummed, no pickle; the length is a multiple of 8::
     more        erased_at i64, outcomes u32, clicks u32, n_events and n_learnt above 16 bits u32, values u32: left out
                 where all of it would say nothing, so that most users who have gone fit a smaller class of Redis's
                 allocator
-    clicks      a click: key i64, clicked_at i64
+    clicks      a click: key i64, clicked_at i64, value f32 (0, but of a target that is a number)
     belief      mean d x f32, factor f32 (see `learner.belief.gaussian`)
     rows        as many f32 as the model's rows have columns, an outcome; or, where that takes less room, the values
                 that are not 0: place among all of these u32, value f32

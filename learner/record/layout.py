@@ -27,7 +27,7 @@ MORE = np.dtype(
 HAS_MORE = 0x80
 """The bit of `form` that says that `MORE` follows the header."""
 COUNT_BITS = 16
-WAITING_CLICK = np.dtype([("key", "<i8"), ("clicked_at", "<i8")])
+WAITING_CLICK = np.dtype([("key", "<i8"), ("clicked_at", "<i8"), ("value", "<f4")])
 OUTCOME = np.dtype(
     [
         ("key", "<i8"), ("shown_at", "<i8"), ("offset", "<f4"), ("weight", "<f4"), ("other_mean", "<f4"),

@@ -119,7 +119,7 @@ def advance(rules: Rules, user: User, now: int, counts: Any, sums: Sums) -> None
     while place < user.facts[0].n_slots and user.outcome[user.order[place]].shown_at + rules.settle_age <= now:
         slot = user.order[place]
         if user.outcome[slot].state == OPEN:
-            learn(rules, user, slot, user.outcome[slot].shown_at + rules.settle_age, False, counts)
+            learn(rules, user, slot, user.outcome[slot].shown_at + rules.settle_age, False, 0.0, counts)
         place += 1
     user.facts[0].open_from = place
     score_due(rules, user, now, sums)
@@ -145,7 +145,7 @@ def bound(rules: Rules, user: User, now: int, counts: Any, sums: Sums) -> None:
     while user.facts[0].n_open > rules.max_open:
         slot = user.order[place]
         if user.outcome[slot].state == OPEN:
-            learn(rules, user, slot, now, False, counts)
+            learn(rules, user, slot, now, False, 0.0, counts)
             counts[SETTLED_EARLY] += 1
         place += 1
     user.facts[0].open_from = place
@@ -201,13 +201,13 @@ def show(rules: Rules, user: User, events: Events, e: int, feed: Feed, sums: Sum
             tell(rules, user, feed, e, slot, events.item[i].item, now, YES if clicked else NO, mu, v)
         if click >= 0:
             if clicked:
-                learn(rules, user, slot, now, True, counts)
+                learn(rules, user, slot, now, True, np.float64(user.click[click].value), counts)
             else:
                 counts[LATE_CLICKS] += 1
             drop_click(user, click)
         if rules.settle_age == 0 and user.outcome[slot].state == OPEN:
             # Due at once: in the order of the slate, whose clicks have come before it.
-            learn(rules, user, slot, now, False, counts)
+            learn(rules, user, slot, now, False, 0.0, counts)
     score_due(rules, user, now, sums)
     counts[IMPRESSIONS if any_new else REPEATED] += 1
     return any_new
@@ -224,6 +224,7 @@ def click(rules: Rules, user: User, events: Events, e: int, feed: Feed, sums: Su
     if slot < 0:
         place = user.facts[0].n_clicks
         user.click[place].key, user.click[place].clicked_at = key, now
+        user.click[place].value = events.event[e].value
         user.facts[0].n_clicks += 1
         counts[WAITING_CLICKS] += 1
         return True
@@ -232,7 +233,7 @@ def click(rules: Rules, user: User, events: Events, e: int, feed: Feed, sums: Su
         mu, v = relaxed(rules, user, user.row[slot], now)
         tell(rules, user, feed, e, slot, events.event[e].item, now, FLIP, mu, v)
     change_slate(rules, user, slot, sums, -1)
-    learn(rules, user, slot, now, True, counts)
+    learn(rules, user, slot, now, True, events.event[e].value, counts)
     change_slate(rules, user, slot, sums, 1)
     return True
 

@@ -61,6 +61,7 @@ class Rules(NamedTuple):
     `examination` is that of each position, float32, the last that of all behind it. `item_mean`
     and `item_factor` are the prior of items, float64; none where they have no effect. Columns that tell segments of
     slates apart are `segments`, none where none are declared. `arms` has the tag of each arm of an experiment.
+    With a `noise` above 0 an outcome is a number, known with that variance, and none at all until its event comes.
     """
 
     prior_mean: Any
@@ -84,6 +85,7 @@ class Rules(NamedTuple):
     item_factor: Any
     segments: Any
     arms: Any
+    noise: float
 
 
 class User(NamedTuple):

@@ -10,11 +10,12 @@ from learner.belief.compiled import inner
 from learner.belief.forget import relax
 from learner.belief.laplace import condition_jointly
 from learner.belief.moments import no_weight
-from learner.belief.update import condition, project, retract
+from learner.belief.update import condition, observe, project, retract
 from learner.record import NEVER
 from learner.step.columns import (
     CLICKED,
     FLIPS,
+    OPEN,
     OUTCOMES,
     SETTLED,
     Rules,
@@ -69,9 +70,12 @@ def relax_by_evidence(rules: Rules, user: User, n: int) -> None:
 
 
 @inner
-def learn(rules: Rules, user: User, slot: int, at: int, clicked: bool, counts: Any) -> None:
+def learn(rules: Rules, user: User, slot: int, at: int, clicked: bool, value: float, counts: Any) -> None:
     """Give an outcome its final label, at a time: the only place where labels become evidence."""
     late = user.outcome[slot].state == SETTLED
+    if rules.noise > 0.0:
+        learn_number(rules, user, slot, at, clicked, value, counts)
+        return
     if late:
         counts[FLIPS] += 1
     else:
@@ -103,6 +107,21 @@ def learn(rules: Rules, user: User, slot: int, at: int, clicked: bool, counts: A
         one.precision = precision
         one.shift = shift
     if not late:
+        relax_by_evidence(rules, user, 1)
+
+
+@inner
+def learn_number(rules: Rules, user: User, slot: int, at: int, is_known: bool, value: float, counts: Any) -> None:
+    """As `learn`, where an outcome is a number: one that is not known is closed, and says nothing."""
+    one = user.outcome[slot]
+    if one.state == OPEN:
+        user.facts[0].n_open -= 1
+    one.state = CLICKED if is_known else SETTLED
+    if is_known:
+        counts[OUTCOMES] += 1
+        relax_to(rules, user, at)
+        precision = np.float64(one.weight) / rules.noise
+        observe(user.mean, user.factor, user.row[slot], value, np.float64(one.offset), precision, user.f, user.gain)
         relax_by_evidence(rules, user, 1)
 
 

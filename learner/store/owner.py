@@ -12,6 +12,7 @@ import msgspec
 
 from learner.model.duration import duration_text
 from learner.model.effect import Effect, ItemEffect
+from learner.model.file import TargetRule
 from learner.model.position import examination_text
 from learner.model.spec import Model
 from learner.store import Store
@@ -51,10 +52,17 @@ def owner_of(model: Model, group: str) -> Owner:
         "encoder": "none" if model.encoder is None else model.encoder.hash,
         "experiment": "none" if model.experiment is None else f"{model.experiment.name} {model.experiment.number:08x}",
     }
+    if model.declared.rule is not None:
+        settings["target"] = f"{crc32(msgspec.json.encode(_what(model.declared.rule))):08x}"
     if model.click_delay is not None:
         median, sigma = model.click_delay
         settings["click_delay"] = f"median {duration_text(median)}, sigma {sigma:g}"
     return Owner(model.name, group, settings)
+
+
+def _what(rule: TargetRule) -> tuple[object, ...]:
+    """What of a target its records depend on, beside what other settings say."""
+    return rule.kind, rule.above, rule.noise
 
 
 def _items(effect: ItemEffect) -> str:

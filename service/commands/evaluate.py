@@ -22,6 +22,7 @@ from service.commands.logs import (
 )
 from service.progress import progress
 from service.settings import Settings
+from service.shadows import declare_target
 
 # Outcomes that are replayed at a time, in memory.
 _TOGETHER = 1_000_000
@@ -87,6 +88,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resamples", type=int, default=200, help="of the bootstrap (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write all numbers")
     parser.add_argument("--html", metavar="FILE", help="write one self-contained page with plots")
+    declare_target(parser)
     add_arguments(parser)
 
 

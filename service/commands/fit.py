@@ -29,6 +29,7 @@ from service.commands.logs import (
 from service.model_file import read_prior
 from service.progress import progress
 from service.settings import Settings
+from service.shadows import declare_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,6 +95,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep-half-life", action="store_true", help="leave the half-life as the model has it")
     parser.add_argument("--keep-covariance", action="store_true", help="do not try another covariance than the model's")
     parser.add_argument("--keep-examination", action="store_true", help="leave the examination as the model has it")
+    declare_target(parser)
     add_arguments(parser, "*")
 
 
@@ -122,7 +124,7 @@ def _fit_from_log(arguments: FitArguments, settings: Settings, model: Model) -> 
 
     skipped, is_increment = skipping(arguments), arguments.previous is not None
     since_ms = arguments.since or 0
-    before = read_prior(settings.model, settings.prior)
+    before = read_prior(model, settings.model, settings.prior)
     # What is in force stays so: another scale is another feature space, of which users have no records.
     found = {} if before is None else dict(before.found)
     if model.unfitted:

@@ -57,7 +57,7 @@ def known_before(arguments: FitArguments, settings: Settings, model: Model) -> K
 
 
 def _known(file: str, settings: Settings, model: Model) -> Known:
-    fitted = read_prior(settings.model, file)
+    fitted = read_prior(model, settings.model, file)
     assert fitted is not None, "a file was named"
     return known_from(in_force(model, fitted, file), fitted, file)
 

@@ -34,7 +34,8 @@ def fit_from_store(arguments: FitArguments, settings: Settings, model: Model) ->
         raise SettingsError(f"--from-store: {path!r}: no such file")
     refused: list[RecordError] = []
     refuse = refused.append if arguments.skip_bad else None
-    store = open_store(settings.store_url, **settings.store_options)
+    is_beside = model.declared.rule is not None
+    store = open_store(settings.store_url, **settings.store_options, shadow=model.name if is_beside else "")
     try:
         Versions(store, model).look()
         with progress("reading", " records") as bar:
@@ -54,7 +55,7 @@ def fit_from_store(arguments: FitArguments, settings: Settings, model: Model) ->
         store.close()
     if not len(evidence):
         raise ValueError(f"{hide_password(settings.store)}: no user in it of whom anything is learnt")
-    before = read_prior(settings.model, settings.prior)
+    before = read_prior(model, settings.model, settings.prior)
     with progress("EM", " users") as bar:
         bar.write(f"{len(evidence):,} users of whom something is learnt")
         prior = fit_stored_prior(evidence, model.prior, arguments.iterations, told(bar.write), bar.update)

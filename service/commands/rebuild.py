@@ -29,7 +29,7 @@ from service.commands.rebuild_log import (
 from service.environment import hide_password
 from service.progress import progress
 from service.settings import Settings
-from service.shadows import open_shadow
+from service.shadows import declare_target, open_shadow
 
 if TYPE_CHECKING:
     from learner.batch.rebuilding import Rebuilt
@@ -78,6 +78,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--from-time", type=instant, metavar="DATE", help="when learners go on: epoch ms, or ISO 8601")
     parser.add_argument("--rate", type=rate, default=0.0, metavar="N", help="store at most N records a second")
+    declare_target(parser)
     add_arguments(parser, sampled=False)
 
 
@@ -96,9 +97,8 @@ def run(arguments: RebuildArguments, settings: Settings, model: Model) -> int:
     if settings.max_slates_per_minute:
         print("FRESHET_MAX_SLATES_PER_MINUTE is not applied to history: all slates of a busy user are learnt")
     skipped, n_stored, began = skipping(arguments), Counter[str](), time.monotonic()
-    store = (
-        open_shadow(settings, model) if arguments.beside else open_store(settings.store_url, **settings.store_options)
-    )
+    is_beside = arguments.beside or model.declared.rule is not None
+    store = open_shadow(settings, model) if is_beside else open_store(settings.store_url, **settings.store_options)
     with closing(store), history_of(arguments, settings, model, skipped) as log:
         owner = owner_of(model, settings.group)
         if (held := owner_in(store)) is not None:

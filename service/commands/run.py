@@ -48,7 +48,11 @@ def run(command: Command, arguments: Arguments) -> int:
             settings = msgspec.structs.replace(settings, prior=prior)
         # `train-encoder` is what makes the encoder that all others need.
         threads = None if arguments.command == "train-encoder" else settings.encoder_threads
-        model = read_model(settings.model, settings.prior, threads)
+        target = getattr(arguments, "target", None) or ""
+        model = read_model(settings.model, settings.prior, threads, target)
+        of_labels = arguments.command in ("fit", "evaluate") and not getattr(arguments, "from_store", None)
+        if model.declared.noise and of_labels:
+            raise ModelError(f"--target {target}: a number, with noise: expected a target that is yes or no")
         model = replace(model, experiment=read_experiment(settings.experiment))
         if settings.schemas:
             from learner.schemas import Schemas

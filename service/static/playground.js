@@ -117,6 +117,13 @@ async function act(button, what) {
   }
 }
 
+/** The answer of POST /score, with scores of clicks: those of a model with targets may be any sum. */
+async function scoreOf(request) {
+  const answer = await post("score", request);
+  for (const item of answer.items) item.score = item.targets?.click ?? item.score;
+  return answer;
+}
+
 async function scoreSlate() {
   const slate = {
     user_id: $("user").value, items: play.items.map((one) => one.read()),
@@ -126,7 +133,7 @@ async function scoreSlate() {
     throw new Failed(0, "items", "Two items have the same item_id: expected different ones.");
   }
   if (!slate.items.length) throw new Failed(0, "items", "Add an item first.");
-  const answer = await post("score", { ...slate, policy: $("policy").value, log_impression: true });
+  const answer = await scoreOf({ ...slate, policy: $("policy").value, log_impression: true });
   const clickable = new Set(slate.items.map((one) => one.item_id));
   play.scored = { slate, answer, clickable, at: performance.now(), expected: answer.posterior.n_events + 1, seed: answer.ranked.seed ?? null };
   show(answer, null);
@@ -141,7 +148,7 @@ async function onceLearnt(expected) {
   const again = { ...slate, policy, ...(seed === null ? {} : { seed }) };
   const until = performance.now() + LEARNT_WITHIN_MS;
   for (;;) {
-    const answer = await post("score", again);
+    const answer = await scoreOf(again);
     if (answer.posterior.n_events >= expected) return answer;
     if (performance.now() > until) {
       throw new Failed(0, "not_learnt", "The click is in the log, and not learnt after 10 s. Is a learner running? See above.");

@@ -9,12 +9,16 @@ import msgspec
 import numpy as np
 
 from learner.belief.gaussian import Array, Belief, Rows
-from learner.model.effect import Effect
+from learner.model.effect import Effect, ItemEffect
 from learner.model.spec import Model
+from learner.model.targets import CLICK
 from learner.policy.rank import Scores
-from learner.record import NEVER, Record
+from learner.record import NEVER, Record, State
+from learner.record.served import belief_at
 from service.web import api
 from service.web.items import ScoredSlate
+from service.web.outcomes import outcomes
+from service.web.targets import weights_of
 
 
 def describe_model(model: Model) -> api.ModelResponse:
@@ -36,6 +40,7 @@ def describe_model(model: Model) -> api.ModelResponse:
         encoder=None
         if (one := model.encoder) is None
         else api.EncoderAnswer(one.hash, one.d, one.has_offset, [each.name for each in one.inputs]),
+        targets=weights_of(model) if model.targets else None,
     )
 
 
@@ -58,6 +63,8 @@ def ranked_items(
     score, mean, std = scores.score.tolist(), scores.logit_mean.tolist(), scores.logit_std.tolist()
     sampled = None if scores.sampled_logit is None else scores.sampled_logit.tolist()
     deviations = np.sqrt(belief.variances) if wanted.explain else None
+    targets = zip(*(one.tolist() for one in scores.expected), strict=True)
+    each = [dict(zip((CLICK, *model.targets), one, strict=True)) for one in targets]
     pairs = None if slate is None else slate.effects.pairs()
     return [
         api.ScoredItem(
@@ -74,6 +81,7 @@ def ranked_items(
             None if slate is None else slate.n_events[i],
             None if known is None else known[i],
             None if propensities is None or rank > len(propensities) else propensities[rank - 1],
+            each[i] if each else None,
         )
         for rank, i in enumerate(scores.order.tolist(), start=1)
     ]
@@ -108,6 +116,32 @@ def _parts(effect: Effect, row: Rows, means: Array, deviations: Array) -> list[a
         strict=True,
     )
     return [api.Contribution(*part) for part in parts]
+
+
+def posterior_of(user_id: str, record: Record, model: Model, now: int) -> api.PosteriorResponse:
+    """The belief of a user, relaxed to a time (epoch ms)."""
+    return api.PosteriorResponse(
+        user_id=user_id,
+        user_known=record.n_events > 0,
+        model=model.name,
+        posterior=state(record, now),
+        coefficients=coefficients(model, belief_at(model, record, now)),
+        open_impressions=int((record.outcomes["state"] == State.OPEN).sum()),
+        waiting_clicks=len(record.clicks),
+        outcomes=outcomes(record, model, now),
+    )
+
+
+def item_posterior_of(item_id: str, record: Record, effect: ItemEffect, now: int) -> api.ItemPosteriorResponse:
+    """The belief of an item, relaxed to a time (epoch ms)."""
+    return api.ItemPosteriorResponse(
+        item_id=item_id,
+        item_known=record.n_events > 0,
+        model=effect.name,
+        posterior=state(record, now),
+        coefficients=coefficients(effect, belief_at(effect, record, now)),
+        outcomes=outcomes(record, effect, now),
+    )
 
 
 def coefficients(effect: Effect, belief: Belief) -> list[api.Coefficient]:

@@ -13,6 +13,7 @@ from learner.events.catalog import ItemSaid
 from learner.events.wire import with_features
 from learner.limits import MAX_ITEMS
 from learner.model.fields import Id, Offset, Timestamp
+from learner.model.file import Finite
 from learner.model.kinds import Features
 from learner.policy.rule import MAX_EXPLORED, Policy
 
@@ -46,6 +47,8 @@ class ScoreRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `temperature` is that of ``plackett-luce``, 1 if not given; `epsilon` how much any policy explores, beyond what the
     model says: 0.1 of ``epsilon-greedy`` if not given. `max_per_category` is how many items of a value of the model's
     `explore.category` are at the first places, as long as there are others; 0: any. Without it, what the model says.
+    `weights` is what the click and each of the model's targets count in the score: those that it does not name count
+    nothing. Without it, what the model says. A request with its own is of no arm.
     `timestamp` is when the request was (epoch ms), if not now: features of time, and all else, are as they were then.
     """
 
@@ -64,6 +67,7 @@ class ScoreRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     epsilon: Share | None = None
     temperature: Temperature | None = None
     max_per_category: MostOfCategory | None = None
+    weights: Annotated[dict[str, Finite], msgspec.Meta(min_length=1)] | None = None
 
 
 class CatalogItem(ItemSaid, frozen=True, forbid_unknown_fields=True):

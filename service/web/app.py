@@ -79,7 +79,8 @@ def create_app(
     trouble
         What else, beside the store, keeps the process from being ready; None if nothing.
     shadows
-        Models beside the first that may be promoted, and their stores, which are closed too.
+        Models beside the first, targets of all models among them, and their stores, which are closed too. Those that
+        learn clicks may be promoted.
     """
     registry = registry or CollectorRegistry()
     metrics = ServiceMetrics(registry)
@@ -94,7 +95,14 @@ def create_app(
         store.ping()
         return trouble()
 
-    all_models = [Scorer(settings, *one, with_store, explaining) for one in ((model, store), *shadows)]
+    stores = {one.name: its_store for one, its_store in shadows}
+
+    def scorer_of(one: Model, its_store: Store) -> Scorer:
+        targets = [scorer_of(target, stores[target.name]) for target in one.targets.values()]
+        return Scorer(settings, one, its_store, with_store, explaining, targets)
+
+    served = [(model, store), *(some for some in shadows if some[0].declared.rule is None)]
+    all_models = [scorer_of(*some) for some in served]
     scorers, beside = Scorers(all_models, with_store, metrics), Beside(metrics)
     ingest, readiness = Ingest(settings, model, log), Readiness(look)
     learners = Learners(model.name, store, with_store)
@@ -104,7 +112,7 @@ def create_app(
         # What is wrong is in the log before anybody asks.
         first_look = asyncio.create_task(readiness.check())
         await scorers.begin()
-        watching = [asyncio.create_task(one.guardrail.watch()) for one in scorers.all]
+        watching = [asyncio.create_task(one.guardrail.watch()) for one in scorers.with_targets]
         watching.append(asyncio.create_task(scorers.watch()))
         yield
         for one in watching:

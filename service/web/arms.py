@@ -22,7 +22,14 @@ def assigned(experiment: Experiment | None, wanted: ScoreRequest) -> Assigned | 
     """
     if experiment is None or any(
         said is not None
-        for said in (wanted.policy, wanted.epsilon, wanted.temperature, wanted.max_per_category, wanted.shown)
+        for said in (
+            wanted.policy,
+            wanted.epsilon,
+            wanted.temperature,
+            wanted.max_per_category,
+            wanted.shown,
+            wanted.weights,
+        )
     ):
         return None
     name = experiment.arm_of(wanted.user_id)

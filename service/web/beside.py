@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import msgspec
 import numpy as np
 import structlog
 
 from learner.laps import Laps
+from learner.model.targets import CLICK
 from service.web import api
 from service.web.metrics import ServiceMetrics
 from service.web.scorers import Scorer
@@ -75,7 +77,9 @@ def _scored(raw: bytes, answer: api.ScoreResponse, other: Scorer) -> api.ScoreRe
     wanted = other.decoder.decode(raw)
     # The policy of an arm is not what the request says.
     names = ("seed",) if answer.arm is None else ("seed", "policy", "epsilon", "temperature", "max_per_category")
-    said = {name: answer.ranked.get(name) for name in names}
+    said: dict[str, Any] = {name: answer.ranked.get(name) for name in names}
+    if not other.model.targets.keys() >= (wanted.weights or {}).keys() - {CLICK}:
+        said["weights"] = None
     wanted = msgspec.structs.replace(wanted, **said, log_impression=False, explain=False)
     scored, _ = other.operations.score(other.operations.plan(wanted), wanted, Laps())
     return scored

@@ -22,6 +22,7 @@ from learner.events.wire import (
     WireErase,
     WireEraseItem,
     WireImpression,
+    WireReward,
 )
 from learner.log import Entry, EventLog
 from learner.model.spec import Model
@@ -63,7 +64,7 @@ class Ingest:
             if isinstance(event, WireCatalogItem):
                 return event, Entry(self._settings.topic_of_items, event.item_id.encode(), one, headers)
             settings = self._settings
-            topic = settings.clicks_topic if isinstance(event, WireClick) else settings.impressions_topic
+            topic = settings.clicks_topic if isinstance(event, WireClick | WireReward) else settings.impressions_topic
             return event, Entry(topic, event.user_id.encode(), one, headers)
 
         return self._append(raw, read, "an event, an array of events, or one a line")

@@ -11,7 +11,7 @@ from fastapi.openapi.utils import get_openapi
 
 from freshet.answers import LearnersResponse, ModelsResponse
 from freshet.quality_answers import QualityResponse
-from learner.events.wire import WireCatalogItem, WireClick, WireImpression
+from learner.events.wire import WireCatalogItem, WireClick, WireImpression, WireReward
 from learner.limits import MAX_ID_LENGTH
 from learner.model.events_file import EventRule, EventsFile, ItemRule
 from learner.model.foreign import paths_of, rules_of
@@ -26,7 +26,7 @@ _TYPES = [
     api.ScoreRequest, api.ScoreResponse, api.EventsResponse, api.PosteriorResponse,
     api.ItemPosteriorResponse, api.ItemResponse, api.Erasure, api.ItemErasure, api.ModelResponse,
     api.Health, api.ErrorResponse, LearnersResponse, ModelsResponse, QualityResponse, WireImpression, WireClick,
-    WireCatalogItem, api.CatalogItem,
+    WireCatalogItem, WireReward, api.CatalogItem,
 ]  # fmt: skip
 _ERRORS = {
     400: "The body is not JSON, or the path not UTF-8.",
@@ -74,16 +74,15 @@ EVENT: dict[str, Any] = {
 
 
 def _event(model: Model) -> dict[str, Any]:
-    """The schema of an event to post: ours, about items too where there is a catalog, or of the shape of a mapping."""
-    ours = EVENT
+    """The schema of an event to post: ours, also of targets and of items of a catalog, or of the shape of a mapping."""
+    more = dict.fromkeys(model.declared.kinds, "WireReward")
     if model.catalog is not None:
-        ours = {
-            "oneOf": [*EVENT["oneOf"], reference("WireCatalogItem")],
-            "discriminator": {
-                "propertyName": "type",
-                "mapping": EVENT["discriminator"]["mapping"] | {"item": _REF.format(name="WireCatalogItem")},
-            },
-        }
+        more["item"] = "WireCatalogItem"
+    mapping = EVENT["discriminator"]["mapping"] | {kind: _REF.format(name=name) for kind, name in more.items()}
+    ours = {
+        "oneOf": [*EVENT["oneOf"], *map(reference, dict.fromkeys(more.values()))],
+        "discriminator": {"propertyName": "type", "mapping": mapping},
+    }
     return ours if model.events is None else _or_foreign(ours, model.events)
 
 
@@ -145,7 +144,10 @@ def install(app: FastAPI, model: Model, needs_key: bool) -> None:
             if not model.by_item:
                 schemas["WireClick"]["required"].append("request_id")
                 schemas["WireClick"]["properties"]["request_id"] = schemas["WireImpression"]["properties"]["request_id"]
-            if model.events is not None or model.catalog is not None:
+            if kinds := model.declared.kinds:
+                schemas["WireReward"]["properties"]["type"] = {"enum": [*kinds]}
+                schemas["WireReward"]["required"] += ["type", *([] if model.by_item else ["request_id"])]
+            if model.events is not None or model.catalog is not None or kinds:
                 event = _event(model)
                 sent = document["paths"]["/events"]["post"]["requestBody"]["content"]["application/json"]["schema"]
                 sent["oneOf"][0], sent["oneOf"][1]["items"] = event, event

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import compress
 
 import msgspec
@@ -17,18 +17,17 @@ from learner.events.future import from_the_future
 from learner.events.keys import item_key
 from learner.events.wire import WireImpression
 from learner.laps import Laps
-from learner.limits import MAX_EVENT_BYTES
 from learner.log import Entry
 from learner.model.design import Shown
 from learner.model.effect import Effect, ItemEffect
 from learner.model.encoded_rows import encode, with_encoded_offsets
 from learner.model.spec import Model
+from learner.policy.combined import Target
 from learner.policy.rank import score_items
 from learner.record import (
     DamagedRecord,
     ForeignRecord,
     Record,
-    State,
     decode_record,
     encode_record,
     erased,
@@ -43,14 +42,14 @@ from learner.store.versions import Versions
 from service.clock import now_ms
 from service.settings import Settings
 from service.web import api
-from service.web.answers import coefficients, ranked_items, state
+from service.web.answers import item_posterior_of, posterior_of, ranked_items, state
 from service.web.arms import Assigned
 from service.web.guardrail import Guardrail
 from service.web.items import Items
-from service.web.outcomes import outcomes
 from service.web.policy import n_chances, propensities, ranked_by, rule_of
-from service.web.shown import check_shown, shown_items
+from service.web.shown import check_shown, entry_of, shown_items
 from service.web.slate import Reads, Resolved, reads, resolve
+from service.web.targets import target, targets_of, weights_of
 
 ERASE_ATTEMPTS = 10
 MAX_CATALOG_AGE_MS = 1_000
@@ -61,8 +60,16 @@ log = structlog.get_logger("freshet.service")
 class Operations:
     """The operations on one store."""
 
-    def __init__(self, settings: Settings, model: Model, store: Store, guardrail: Guardrail) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        model: Model,
+        store: Store,
+        guardrail: Guardrail,
+        targets: Mapping[str, Operations] | None = None,
+    ) -> None:
         self.guardrail = guardrail
+        self._targets = targets or {}
         self._settings = settings
         self._model = model
         self._store = store
@@ -88,8 +95,9 @@ class Operations:
         """Score a slate: a read of the user and one of what is not known of its items, and `score_from`."""
         (value,) = self._store.load([wanted.user_id])
         values = [self._store.load(keys, effect) for effect, keys in plan.wanted.items()]
+        of_targets = [one._store.load([wanted.user_id])[0] for one in self._targets.values()]
         laps.lap("read")
-        return self.score_from(value, plan, values, wanted, laps, arm)
+        return self.score_from(value, plan, values, wanted, laps, arm, of_targets)
 
     def score_from(
         self,
@@ -99,12 +107,15 @@ class Operations:
         wanted: api.ScoreRequest,
         laps: Laps,
         arm: Assigned | None = None,
+        of_targets: Sequence[bytes | None] = (),
     ) -> tuple[api.ScoreResponse, Entry | None]:
         """Score a slate from the bytes of its user and items: one design matrix, one prediction each.
 
-        Also what is to be logged of it. Values are those that `Reads.wanted` wants, in its order.
+        Also what is to be logged of it. Values are those that `Reads.wanted` wants, in its order; `of_targets` those of
+        the user, one a target.
         """
         check_shown(wanted)
+        weights = weights_of(self._model, wanted)
         now = self._when(wanted)
         requests = Shown([len(wanted.items)], [now], [wanted.context])
         read = dict(zip(plan.wanted, values, strict=True))
@@ -125,15 +136,21 @@ class Operations:
             drawn = seed if rule.name == "thompson" else None
             slate = self._items.of(plan.items, read.get("item", []), now).at(rows, now, drawn)
         effects = None if slate is None else slate.effects
-        fallback = self.guardrail.covers(rows) or (arm is not None and arm.arm.holdout)
+        holdout = arm is not None and arm.arm.holdout
+        fallback = self.guardrail.covers(rows) or holdout
         if fallback:
             belief = Belief(np.zeros_like(belief.mean), np.zeros_like(belief.factor))
         counted = None if fallback else effects
         category = self._model.categories and self._model.categories.of(rows)
-        scores = score_items(belief, rows, offset, rule, generator, counted, category)
+        read_of = zip(self._targets.items(), of_targets, strict=True)
+        believed = [
+            one.target(value, wanted.user_id, rows, now, weights[name], holdout) for (name, one), value in read_of
+        ]
+        targets = targets_of(weights, believed)
+        scores = score_items(belief, rows, offset, rule, generator, counted, category, targets)
         if n_said := n_chances(wanted, explore):
-            said = propensities(n_said, scores, belief, rows, offset, rule, generator, counted, category)
-        ranked = ranked_by(rule, record, self._model, now, seed, fallback)
+            said = propensities(n_said, scores, belief, rows, offset, rule, generator, counted, category, targets)
+        ranked = ranked_by(rule, record, self._model, now, seed, fallback, weights if targets else None)
         request_id, arm_id = wanted.request_id or uuid.uuid4().hex, arm and arm.id
         entry = None
         if wanted.log_impression:
@@ -145,16 +162,7 @@ class Operations:
             shown = WireImpression(
                 request_id, wanted.user_id, now, items, ranked, context, found.known is not None, others, arm_id, logged
             )
-            raw = msgspec.json.encode(shown)
-            if len(raw) > MAX_EVENT_BYTES:
-                # It says more than the request did, and learners would refuse it.
-                raise api.ApiError(
-                    413,
-                    "too_large",
-                    f"log_impression: the impression has {len(raw)} bytes: expected at most {MAX_EVENT_BYTES}",
-                    {"field": "log_impression", "limit": MAX_EVENT_BYTES},
-                )
-            entry = Entry(self._settings.impressions_topic, wanted.user_id.encode(), raw)
+            entry = entry_of(self._settings.impressions_topic, shown)
         answer = api.ScoreResponse(
             request_id=request_id,
             model=self._model.name,
@@ -172,21 +180,23 @@ class Operations:
         laps.lap("score")
         return answer, entry
 
+    def target(
+        self, value: bytes | None, user_id: str, rows: Rows, now: int, weight: float, holdout: bool
+    ) -> Target:  # fmt: skip
+        """What is known of the model's target, of the rows of a slate, from the bytes of its user."""
+        fallback = holdout or self.guardrail.covers(rows)
+        return target(self._model, self._decoded(value, user_id, self._model), rows, now, weight, fallback)
+
+    def look(self) -> bool:
+        """Whether versions have come into force that were not known, of the model or its targets; asks the store."""
+        looked = [one.versions.look() for one in (self, *self._targets.values())]
+        return any(looked)
+
     def posterior(self, user_id: str) -> api.PosteriorResponse:
         """The belief of a user."""
         (value,) = self._store.load([user_id])
         record = self._read(value, user_id, self._model)
-        now = now_ms()
-        return api.PosteriorResponse(
-            user_id=user_id,
-            user_known=record.n_events > 0,
-            model=self._model.name,
-            posterior=state(record, now),
-            coefficients=coefficients(self._model, belief_at(self._model, record, now)),
-            open_impressions=int((record.outcomes["state"] == State.OPEN).sum()),
-            waiting_clicks=len(record.clicks),
-            outcomes=outcomes(record, self._model, now),
-        )
+        return posterior_of(user_id, record, self._model, now_ms())
 
     def item_posterior(self, id: str) -> api.ItemPosteriorResponse:
         """The belief of an item.
@@ -198,15 +208,7 @@ class Operations:
         """
         effect, key = self._item_effect(), item_id(item_key(id))
         (value,) = self._store.load([key], effect.key)
-        record, now = self._read(value, key, effect), now_ms()
-        return api.ItemPosteriorResponse(
-            item_id=id,
-            item_known=record.n_events > 0,
-            model=self._model.name,
-            posterior=state(record, now),
-            coefficients=coefficients(effect, belief_at(effect, record, now)),
-            outcomes=outcomes(record, effect, now),
-        )
+        return item_posterior_of(id, self._read(value, key, effect), effect, now_ms())
 
     def erase(self, user_id: str, at: int) -> api.Erasure:
         """Forget a user."""

@@ -11,6 +11,7 @@ from learner.model.experiment import Arm
 from learner.model.file import ExploreRule
 from learner.model.spec import Model
 from learner.policy.chances import DRAWS, Categories, chances
+from learner.policy.combined import Targets
 from learner.policy.rank import ItemEffects, Scores, keys_of
 from learner.policy.rule import EPSILON, Rule, parse_rule
 from learner.record import Record
@@ -49,7 +50,10 @@ def rule_of(wanted: ScoreRequest, alpha: float, floor: ExploreRule, arm: Arm | N
     return Rule(policy, alpha, temperature, max(epsilon, floor.epsilon), floor.top_k, most)
 
 
-def ranked_by(rule: Rule, record: Record, model: Model, now: int, seed: int | None, fallback: bool) -> Ranked:
+def ranked_by(
+    rule: Rule, record: Record, model: Model, now: int, seed: int | None, fallback: bool,
+    weights: dict[str, float] | None,
+) -> Ranked:  # fmt: skip
     """What is said, and logged, of how a slate was ranked at a time (epoch ms)."""
     return Ranked(
         policy=rule.name,
@@ -64,6 +68,7 @@ def ranked_by(rule: Rule, record: Record, model: Model, now: int, seed: int | No
         epsilon=rule.epsilon or None,
         explored=rule.top_k if rule.epsilon or rule.max_per_category else None,
         max_per_category=rule.max_per_category or None,
+        weights=weights,
     )
 
 
@@ -83,10 +88,11 @@ def propensities(
     generator: np.random.Generator | None,
     effects: ItemEffects | None,
     category: NDArray[np.intp] | None,
+    targets: Targets | None,
 ) -> list[tuple[float, float]]:
     """The two chances of each of the first items as ranked; see `learner.policy.chances`."""
     generator = generator or np.random.default_rng(0)
-    keys = keys_of(belief, rows, offset, rule, generator, DRAWS, effects, scores)
+    keys = keys_of(belief, rows, offset, rule, generator, DRAWS, effects, scores, targets)
     some = None if category is None else Categories(category, generator, served=True)
     found = chances(rule, keys, scores.order[:n_shown], some)
     return list(zip(found.at_place.tolist(), found.given_above.tolist(), strict=True))

@@ -41,6 +41,8 @@ class Scorer:
         What scores, and by what.
     with_store, explaining
         Threads for what blocks or takes long, and for explanations.
+    targets
+        Those of the model's targets, which are scored with it, in the model's order.
     """
 
     def __init__(
@@ -50,12 +52,15 @@ class Scorer:
         store: Store,
         with_store: ThreadPoolExecutor,
         explaining: ThreadPoolExecutor,
+        targets: Sequence[Scorer] = (),
     ) -> None:
-        self.model, self.store = model, store
+        self.model, self.store, self.targets = model, store, targets
         self.quality = Quality(model, store, with_store)
         self.guardrail = Guardrail(model, self.quality)
-        self.operations = Operations(settings, model, store, self.guardrail)
-        self.scoring = Scoring(self.operations, model, store, with_store, explaining)
+        beside: dict[str, Operations] = dict(zip(model.targets, (one.operations for one in targets), strict=True))
+        self.operations: Operations = Operations(settings, model, store, self.guardrail, beside)
+        of_targets: list[Scoring] = [one.scoring for one in targets]
+        self.scoring: Scoring = Scoring(self.operations, model, store, with_store, explaining, of_targets)
         self.decoder = api.score_decoder(model.structs)
 
 
@@ -74,6 +79,7 @@ class Scorers:
 
     def __init__(self, scorers: Sequence[Scorer], pool: ThreadPoolExecutor, metrics: ServiceMetrics) -> None:
         self._all = {one.model.name: one for one in scorers}
+        self._asked = {one.model.name: one for each in scorers for one in (each, *each.targets)}
         self._first = scorers[0]
         self._pool, self._metrics = pool, metrics
         self._promoted = ""
@@ -84,6 +90,11 @@ class Scorers:
     def all(self) -> list[Scorer]:
         """All of them."""
         return list(self._all.values())
+
+    @property
+    def with_targets(self) -> list[Scorer]:
+        """All of them, and those of their targets."""
+        return list(self._asked.values())
 
     def beside(self, answered: Scorer) -> list[Scorer]:
         """Those that did not answer."""
@@ -104,10 +115,10 @@ class Scorers:
         name = request.query_params.get("model")
         if name is None:
             return self.served
-        if name not in self._all:
-            names = ", ".join(self._all)
+        if name not in self._asked:
+            names = ", ".join(self._asked)
             raise api.ApiError(404, "no_model", f"model: expected one of {names}", {"field": "model"})
-        return self._all[name]
+        return self._asked[name]
 
     def answer(self) -> ModelsResponse:
         """What there is."""
@@ -115,7 +126,7 @@ class Scorers:
 
     def erase(self, user_id: str, at: int) -> Erasure:
         """Forget a user in every model; blocks."""
-        erased = [one.operations.erase(user_id, at).erased for one in self.all]
+        erased = [one.operations.erase(user_id, at).erased for one in self.with_targets]
         return Erasure(user_id, any(erased))
 
     def erase_item(self, id: str, at: int) -> ItemErasure:
@@ -162,6 +173,6 @@ class Scorers:
 
     def close(self) -> None:
         """Give up connections, those to stores too."""
-        for one in self.all:
+        for one in self.with_targets:
             one.scoring.close()
             one.store.close()

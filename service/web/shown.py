@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from learner.events.wire import WireItem
-from service.web.api import ScoreItem, ScoreRequest, invalid_field
+import msgspec
+
+from learner.events.wire import WireImpression, WireItem
+from learner.limits import MAX_EVENT_BYTES
+from learner.log import Entry
+from service.web.api import ApiError, ScoreItem, ScoreRequest, invalid_field
 
 
 def shown_items(
@@ -61,6 +65,25 @@ def shown_items(
         ]  # fmt: skip
 
     return items(places), items(order[len(chance) :]) if chance else [], places
+
+
+def entry_of(topic: str, shown: WireImpression) -> Entry:
+    """An impression for the log.
+
+    Raises
+    ------
+    ApiError
+        413, if it is too large: it says more than the request did, and learners would refuse it.
+    """
+    raw = msgspec.json.encode(shown)
+    if len(raw) > MAX_EVENT_BYTES:
+        raise ApiError(
+            413,
+            "too_large",
+            f"log_impression: the impression has {len(raw)} bytes: expected at most {MAX_EVENT_BYTES}",
+            {"field": "log_impression", "limit": MAX_EVENT_BYTES},
+        )
+    return Entry(topic, shown.user_id.encode(), raw)
 
 
 def check_shown(wanted: ScoreRequest) -> None:

@@ -228,6 +228,7 @@ damages = st.builds(
 _bits64 = st.integers(0, (1 << 64) - 1)
 _bits32 = st.integers(0, (1 << 32) - 1)
 _time = st.integers(-(1 << 63), (1 << 63) - 1)
+_waiting = st.tuples(_time, _time, st.floats(allow_nan=False, width=32))
 _second = st.just(NEVER) | st.integers(0, (1 << 32) - 2).map(lambda seconds: 1000 * seconds)
 _count = _bits32 | st.integers(0, (1 << 48) - 1)
 
@@ -252,7 +253,7 @@ def records(draw: st.DrawFn) -> tuple[int, Record]:
         revision=draw(_bits32), updated_at=draw(_second), settled_at=draw(_second), n_events=draw(_count),
         n_learnt=draw(_count),
         settled=belief(), outcomes=outcomes, rows=rows,
-        clicks=np.array(draw(st.lists(st.tuples(_time, _time), max_size=3)), WAITING_CLICK),
+        clicks=np.array(draw(st.lists(_waiting, max_size=3)), WAITING_CLICK),
         erased_at=draw(st.just(NEVER) | _time),
     )  # fmt: skip
     return which, record

@@ -92,7 +92,7 @@ class _Ledger:
                     one["state"].item())
             for one, row in zip(record.outcomes, record.rows, strict=True)
         ]  # fmt: skip
-        self.waiting: list[tuple[int, int]] = record.clicks.tolist()
+        self.waiting: list[tuple[int, int]] = record.clicks[["key", "clicked_at"]].tolist()
 
     def take(self, event: Event) -> bool:
         """Apply an event, before which all that is due settles; say whether it changed anything."""

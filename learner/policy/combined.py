@@ -1,0 +1,100 @@
+"""Several targets in one score: the sum of what each is expected to be, by weights. Pure.
+
+The beliefs are independent of each other: each has learnt the events of its own kind alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.belief.gaussian import Array, Belief, Rows, click_probability, draw, predict, root, sigmoid
+from learner.policy.rule import Rule
+
+
+class Target(NamedTuple):
+    """What is known of one target beside the click, of N items.
+
+    Attributes
+    ----------
+    weight
+        What it counts.
+    belief, offset
+        One user's, and x'b of its own fixed effect, shape (N,).
+    is_number
+        Whether it is a number, and else "yes" or "no".
+    """
+
+    weight: float
+    belief: Belief
+    offset: Array
+    is_number: bool = False
+
+
+class Targets(NamedTuple):
+    """What an item's click counts, and the other targets."""
+
+    weight: float
+    others: Sequence[Target]
+
+
+class Seen(NamedTuple):
+    """How a rule looks at one target: its mean and standard deviation, and one draw of it or None, each shape (N,)."""
+
+    mean: Array
+    std: Array
+    drawn: Array | None
+
+
+def seen(target: Target, rows: Rows, rule: Rule, generator: np.random.Generator | None) -> Seen:
+    """One target of N items of these rows; drawn for ``thompson``, one theta for the whole slate."""
+    mean, var = predict(target.belief, rows, target.offset)
+    drawn = None
+    if rule.name == "thompson":
+        assert generator is not None, "thompson draws"
+        theta = draw(target.belief, generator)
+        drawn = target.offset + rows[:, : len(theta)] @ theta
+    return Seen(mean, np.sqrt(var), drawn)
+
+
+def expected(one: Seen, is_number: bool = False) -> Array:
+    """What a target is expected to be under the belief: its probability, or the number."""
+    return one.mean if is_number else click_probability(one.mean, one.std**2)
+
+
+def counted(one: Seen, rule: Rule, weight: float, is_number: bool = False) -> Array:
+    """What a target counts as a rule has it, weight times value.
+
+    ``ucb`` is as optimistic of the sum: a target of negative weight is at its lower bound.
+    """
+    if rule.name == "ucb":
+        at = one.mean + np.sign(weight) * rule.alpha * one.std
+    elif one.drawn is not None:
+        at = one.drawn
+    else:
+        return weight * expected(one, is_number)
+    return weight * (at if is_number else sigmoid(at))
+
+
+def draws(belief: Belief, rows: Rows, n_draws: int, generator: np.random.Generator) -> NDArray[np.float32]:
+    """X (theta - m) for draws theta ~ N(m, S), shape (n_draws, N)."""
+    dense, single = root(belief)
+    k, d = len(dense), len(dense) + len(single)
+    X = np.concatenate([rows[:, :k] @ dense, rows[:, k:d] * single], axis=1).astype(np.float32)
+    drawn: NDArray[np.float32] = generator.standard_normal((n_draws, d), np.float32) @ X.T
+    return drawn
+
+
+def counted_draws(
+    of_clicks: NDArray[np.float32], targets: Targets, rows: Rows, generator: np.random.Generator
+) -> NDArray[np.float32]:
+    """The score in each draw, shape (S, N), of as many draws of the click's log-odds."""
+    total: Array = targets.weight * sigmoid(of_clicks.astype(np.float64))
+    for one in targets.others:
+        mean, _ = predict(one.belief, rows, one.offset)
+        drawn = draws(one.belief, rows, len(of_clicks), generator) + mean
+        total = total + one.weight * (drawn if one.is_number else sigmoid(drawn))
+    return total.astype(np.float32)

@@ -1,0 +1,101 @@
+"""Targets on real Kafka and Redis: a learner that is killed learns each as a model alone, and a scorer has them all."""
+
+from __future__ import annotations
+
+import json
+import signal
+import uuid
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from learner.log import Entry, open_log
+from learner.model.spec import load_model
+from learner.store import open_store
+from learner.store.models import registered
+from tests.freshet import KEY, Freshet
+from tests.rig import without_revision
+from tests.servers import KafkaServer, RedisServer, eventually
+from tests.topics import make_topic
+from tests.unit.test_side_by_side import AT, alone
+from tests.unit.test_targets import ALONE, DAY, FEATURES, SPEC, journey, renamed, shop
+
+TEXT = SPEC.format(keys="", more="", features=FEATURES)
+ITEMS = [
+    {"item_id": f"i{i}", "features": {"price": float(i), "genre": ("drama", "comedy")[i % 2]}} for i in range(6)
+]  # fmt: skip
+
+
+def test_purchases_days_after_their_slates_are_learnt_beside_clicks_and_scored_with_them(
+    kafka_server: KafkaServer, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    model, name, events = shop(), uuid.uuid4().hex, journey()
+    (tmp_path / "model.toml").write_text(TEXT)
+    make_topic(kafka_server, name, 2)
+    make_topic(kafka_server, f"{name}.dlq", 1)
+    common: dict[str, Any] = {
+        "store": redis_server.url(), "log": kafka_server.url, "key_prefix": name, "group": name, "max_batch": 50,
+        "impressions_topic": name, "clicks_topic": name, "model": tmp_path / "model.toml", "api_key": KEY,
+    }  # fmt: skip
+    with closing(open_log(kafka_server.url)) as log:
+        log.append([Entry(name, one["user_id"].encode(), json.dumps(one).encode()) for one in events])
+
+    def start(what: str) -> Freshet:
+        (folder := tmp_path / uuid.uuid4().hex).mkdir()
+        return Freshet(folder, what, **common)
+
+    def records(target: str) -> dict[str, bytes]:
+        shadow = f"shop.{target}" if target else ""
+        with closing(open_store(redis_server.url(), 10**6, key_prefix=name, shadow=shadow)) as store:
+            ids = [id for part in store.scan() for id, _ in part]
+            return without_revision(store, ids, model.targets.get(target, model))
+
+    for least in (1, 4):
+        learner = start("learn")
+        eventually(lambda least=least: len(records("purchase")) >= least, 60, "some users are learnt")
+        learner.process.send_signal(signal.SIGKILL)
+        learner.process.wait()
+    learner, service = start("learn"), start("serve")
+    expected: dict[str, Any] = {}
+    for target in model.targets:
+        of_one = load_model(f'name = "{target}"\n{ALONE[target]}\n{FEATURES}')
+        expected[target] = alone(tmp_path, of_one, renamed(events, target))[0][0]  # type: ignore[index]
+    eventually(
+        lambda: {one: records(one) for one in model.targets} == expected, 120, "each is what a model alone makes of it"
+    )
+    with closing(open_store(redis_server.url(), 10**6, key_prefix=name)) as store:
+        assert registered(store).names == ["shop"]
+
+    def score(**more: Any) -> Any:
+        status, raw = service.request("/score", json.dumps({"user_id": "u1", "items": ITEMS, **more}).encode())
+        assert status == 200, raw
+        return json.loads(raw)
+
+    answer = score()
+    assert answer["user_known"]
+    for item in answer["items"]:
+        each = item["targets"]
+        total = each["click"] + 5.0 * each["purchase"] + each["like"] + each["look"]
+        assert item["score"] == pytest.approx(total, abs=1e-9)
+    # What the purchases of this user say, and not the prior's alone.
+    then = {"weights": {"purchase": 1.0}, "timestamp": AT + 10 * DAY}
+    unknown, known = score(user_id="nobody", **then), score(**then)
+    prior = {one["item_id"]: one["score"] for one in unknown["items"]}
+    assert all(abs(one["score"] - prior[one["item_id"]]) > 1e-3 for one in known["items"])
+    # A purchase of what was just shown, by way of the service, raises what is expected of it.
+    shown = score(log_impression=True)
+    said = {"type": "purchase", "user_id": "u1", "request_id": shown["request_id"], "item_id": "i3"}
+    before = next(one["targets"]["purchase"] for one in shown["items"] if one["item_id"] == "i3")
+    at = shown["ranked"]["at"] + 1
+    status, raw = service.request("/events", json.dumps({**said, "timestamp": at}).encode())
+    assert status == 202, raw
+
+    def raised() -> bool:
+        found = next(one for one in score()["items"] if one["item_id"] == "i3")
+        return bool(found["targets"]["purchase"] > before + 0.01)
+
+    eventually(raised, 30, "the purchase has been learnt")
+    for process in (service, learner):
+        process.stop()
