@@ -33,7 +33,8 @@ from learner.batch.collect import Advance, OfPart
 from learner.batch.columns import column, microbatch_of, tables_of
 from learner.batch.outcomes import NUMBERS, whole_users
 from learner.batch.raw import LogError, Skipped
-from learner.batch.reading import LogAtRest, is_a_file
+from learner.batch.reading import LogAtRest
+from learner.batch.sources import is_a_file
 from learner.events.wire import Reason
 from learner.limits import MAX_TIMESTAMP_MS
 

@@ -37,7 +37,7 @@ def columns_of(arguments: HistoryArguments) -> OffsetColumns | None:
 
 def has_positions(arguments: HistoryArguments) -> bool:
     """Whether every event comes from a log with its offset."""
-    from learner.batch.reading import is_a_file
+    from learner.batch.sources import is_a_file
 
     return not any(map(is_a_file, arguments.logs))
 
@@ -113,8 +113,8 @@ def ends_of(arguments: HistoryArguments, settings: Settings, log: Histories) -> 
 
 def origin_of(arguments: HistoryArguments, settings: Settings, model: Model) -> int:
     """A number that stands for what is rebuilt from: another log, model or end has another."""
-    from learner.batch.reading import files_of, is_a_file
     from learner.batch.remote import size_of
+    from learner.batch.sources import files_of, is_a_file
 
     said: list[object] = [
         version_of(model).name,
