@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from learner.batch.wire_columns import fits, normal
+from learner.batch.wire_columns import fits
 from learner.events.keys import item_keys, request_keys
 from learner.events.microbatch import CLICK, EVENT, IMPRESSION, ITEM, Events, Microbatch, ends_of, with_clicks
 from learner.events.wire import WireClick, WireImpression, WireItem, with_features
@@ -42,23 +42,14 @@ def _kinds(structs: tuple[type, type]) -> tuple[wire.Type, wire.Type]:
     return wire.type_info(with_features(structs, WireImpression, WireItem)), wire.type_info(WireClick)
 
 
-def from_events(table: Any, model: Model) -> Microbatch | None:
-    """Events with a column for each field, which is null where an event has none."""
-    try:
-        events = normal(_struct(table))
-    except pa.ArrowException:
-        return None
+def from_events(events: Any, model: Model) -> Microbatch | None:
+    """Events as structs, as `normal` makes them: a field is null where an event has none."""
     kind = _field(events, "type")
-    if kind.null_count or not pc.all(pc.is_in(kind, _TYPES), min_count=0).as_py():
+    if not pa.types.is_string(kind.type) or kind.null_count or not pc.all(pc.is_in(kind, _TYPES), min_count=0).as_py():
         return None
     is_click = np.asarray(pc.equal(kind, "click"))
     shown, clicks = events.filter(pa.array(~is_click)), events.filter(pa.array(is_click))
     return to_microbatch(shown, np.flatnonzero(~is_click), clicks, np.flatnonzero(is_click), model)
-
-
-def _struct(table: Any) -> Any:
-    chunks = table.to_struct_array()
-    return chunks.combine_chunks() if isinstance(chunks, pa.ChunkedArray) else chunks
 
 
 def to_microbatch(

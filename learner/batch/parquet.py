@@ -23,7 +23,7 @@ from learner.batch.parquet_offsets import OffsetColumns, positions_of, refuse_of
 from learner.batch.parquet_slates import IDS, SLATE, TIMES, at_once, whole_slates
 from learner.batch.raw import LogError, Raw, Reached, Ready, Skipped
 from learner.batch.remote import File
-from learner.batch.wire_columns import normal
+from learner.batch.wire_columns import normal, with_text_ids
 from learner.events.wire import BadEvent, Reason
 from learner.model.kinds import Age
 from learner.model.spec import Model
@@ -106,8 +106,9 @@ def _batches(
 
 
 def _are_events(names: Collection[str], model: Model) -> bool:
-    """Whether a file has a column for each field of events; else it may have a feature that is called `type`."""
-    return {"type", "user_id", "timestamp"} <= {*names} and "type" not in model.features
+    """Whether a file has a column for each field of events; rows of outcomes may have a feature called `type`."""
+    may_be_outcomes = "type" in model.features or (model.ignore_unknown and {*_REQUIRED} <= {*names})
+    return {"type", "user_id", "timestamp"} <= {*names} and ("items" in names or not may_be_outcomes)
 
 
 def _columns_of_events(
@@ -125,11 +126,12 @@ def _columns_of_events(
     for first, batch in _batches(file, table, names, reached, skipped):
         places = [None] * len(batch) if offsets is None else positions_of(file, batch, offsets, first - 1)
         numbered = list(enumerate(places, first))
-        read = None if as_bytes or not can_be_columns(model) else from_events(batch.select(fields), model)
+        events = with_text_ids(normal(batch.select(fields).to_struct_array()))
+        read = None if as_bytes or not can_be_columns(model) else from_events(events, model)
         if read is not None:
             yield Ready((Raw(f"{file}: row {at}", b"", 0, b"", place, place is None) for at, place in numbered), read)
             continue
-        for (number, place), event in zip(numbered, normal(batch.select(fields).to_struct_array()), strict=True):
+        for (number, place), event in zip(numbered, events, strict=True):
             value = msgspec.json.encode(_said(event.as_py()))
             yield Raw(f"{file}: row {number}", value, position=place, is_row=place is None)
 

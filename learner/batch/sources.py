@@ -12,7 +12,7 @@ from typing import Any, cast
 from learner.batch.json_lines import from_json
 from learner.batch.parquet_offsets import OffsetColumns
 from learner.batch.raw import LogError, Raw, Reached, Ready, Skipped
-from learner.batch.remote import File, is_remote, remote_files, size_of
+from learner.batch.remote import File, is_hidden, is_remote, remote_files, size_of
 from learner.events.record import told
 from learner.events.wire import BadEvent, Reason
 from learner.log import Message, read_to_end
@@ -101,7 +101,7 @@ def files_of(source: str) -> Sequence[File]:
     for one in found:
         inside = sorted(file for file in one.rglob("*") if _kind(file) and file.is_file()) if one.is_dir() else [one]
         n = len(one.parts)
-        files += [file for file in inside if not any(part.startswith((".", "_")) for part in file.parts[n:])]
+        files += [file for file in inside if not is_hidden(file.parts[n:])]
     if not files and found:
         raise LogError(f"log {source!r}: a folder without {_EXPECTED} files")
     return files or [path]

@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from learner.events.microbatch import ends_of
+
 Type: TypeAlias = wire.Type
 
 
@@ -20,9 +22,7 @@ def normal(column: Any) -> Any:
         names = [kind.field(i).name for i in range(kind.num_fields)]
         return pa.StructArray.from_arrays(inner, names, mask=column.is_null())
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        lengths = pc.fill_null(pc.list_value_length(column), 0)
-        ends = np.concatenate([[0], np.cumsum(np.asarray(lengths))]).astype(np.int32)
-        return pa.ListArray.from_arrays(pa.array(ends), normal(column.flatten()), mask=column.is_null())
+        return pa.ListArray.from_arrays(_ends(column), normal(column.flatten()), mask=column.is_null())
     if types.is_dictionary(kind):
         return normal(column.cast(kind.value_type))
     if types.is_timestamp(kind):
@@ -34,6 +34,26 @@ def normal(column: Any) -> Any:
         is_nan = pc.is_nan(column)
         return pc.if_else(is_nan, None, column) if pc.any(is_nan).as_py() else column
     return column if types.is_boolean(kind) or types.is_null(kind) else column.cast(pa.string())
+
+
+def with_text_ids(column: Any) -> Any:
+    """Events, or their items, as `normal` makes them, whose ids are text where they are whole numbers."""
+    found = {field.name: pc.struct_field(column, field.name) for field in column.type}
+    for name, inner in found.items():
+        if name in _IDS and pa.types.is_integer(inner.type):
+            found[name] = inner.cast(pa.string())
+        if name == "items" and pa.types.is_list(inner.type) and pa.types.is_struct(inner.type.value_type):
+            items = with_text_ids(inner.flatten())
+            found[name] = pa.ListArray.from_arrays(_ends(inner), items, mask=inner.is_null())
+    return pa.StructArray.from_arrays([*found.values()], [*found], mask=column.is_null())
+
+
+_IDS = ("user_id", "request_id", "item_id")
+
+
+def _ends(lists: Any) -> Any:
+    """Where each of some lists begins among the values of all of them, and where the last one ends."""
+    return pa.array(ends_of(np.asarray(pc.fill_null(pc.list_value_length(lists), 0), np.int64)), pa.int32())
 
 
 def fits(kind: Type, column: Any) -> bool:

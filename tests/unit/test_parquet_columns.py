@@ -183,6 +183,26 @@ def test_a_slate_whose_rows_are_read_in_two_parts_is_one_impression(
     assert (whole.events.event["n_items"] > 0).sum() == len(set(table.column("request_id").to_pylist()))
 
 
+def test_ids_may_be_whole_numbers_or_categories_in_parts_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, file = model_of(PLAIN), tmp_path / "log.parquet"
+    columns = rows(model, np.random.default_rng(3))
+    names = ("user_id", "request_id")
+    pq.write_table(pa.table(columns), file)
+    expected = all_at_once(file, model)
+    pq.write_table(pa.table(columns | {name: pa.array(columns[name]).dictionary_encode() for name in names}), file, 7)
+    monkeypatch.setattr(parquet, "_ROWS", 3)
+    assert_same(all_at_once(file, model), expected)
+    items = pa.array([[{"item_id": 4, "features": {"x": 1.0}}], None])
+    ids = {"user_id": [1, 1], "request_id": [2, 2], "item_id": [None, 4], "timestamp": [AT, AT + 1]}
+    pq.write_table(pa.table({"type": ["impression", "click"], **ids, "items": items}), file)
+    read = all_at_once(file, model)
+    assert read.user == ["1", "1"]
+    assert read.events.item["key"].tolist() == [read.events.event["key"][1]]
+    assert_same(read, one_by_one(file, model))
+
+
 UNUSUAL: dict[str, tuple[dict[str, Any], str]] = {
     "no finite number": ({"x": [0.5, float("inf")]}, "non_finite_number"),
     "beyond the limits": ({"x": [0.5, 1e31]}, "bad_field"),
