@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from itertools import groupby, repeat
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -132,14 +133,22 @@ def _columns_of_events(
             yield Ready((Raw(f"{file}: row {at}", b"", 0, b"", place, place is None) for at, place in numbered), read)
             continue
         for (number, place), event in zip(numbered, events, strict=True):
-            value = msgspec.json.encode(_said(event.as_py()))
-            yield Raw(f"{file}: row {number}", value, position=place, is_row=place is None)
+            yield Raw(f"{file}: row {number}", _as_bytes(event.as_py()), position=place, is_row=place is None)
+
+
+def _as_bytes(event: dict[str, Any]) -> bytes | BadEvent:
+    try:
+        return msgspec.json.encode(_said(event))
+    except BadEvent as exc:
+        return exc
 
 
 def _said(value: Any) -> Any:
-    """Without the fields that are null."""
+    """Without the fields that are null; JSON has no number that is not finite."""
     if isinstance(value, dict):
         return {name: _said(one) for name, one in value.items() if one is not None}
+    if isinstance(value, float) and not isfinite(value):
+        raise BadEvent(Reason.NON_FINITE_NUMBER, "not a finite number")
     return [_said(one) for one in value] if isinstance(value, list) else value
 
 

@@ -247,6 +247,14 @@ def test_an_unknown_feature_of_typed_events_is_named_and_one_that_is_null_throug
         list(read_events([str(tmp_path)], model))
 
 
+def test_a_number_of_typed_events_that_is_not_finite_is_refused_and_none_that_is_missing(tmp_path: Path) -> None:
+    items = [[{"item_id": "a", "features": {"x": x}}] for x in (float("nan"), float("inf"))]
+    ids = {"user_id": ["u"] * 2, "request_id": ["r", "s"], "timestamp": [AT] * 2}
+    pq.write_table(pa.table({"type": ["impression"] * 2, **ids, "items": items}), tmp_path / "log.parquet")
+    with pytest.raises(LogError, match=r"log\.parquet: row 2: non_finite_number: not a finite number"):
+        list(read_events([str(tmp_path)], model_of(PLAIN)))
+
+
 def test_typed_events_of_another_type_are_skipped_and_counted_with_the_good_ones_taken(tmp_path: Path) -> None:
     model = model_of(PLAIN)
     columns = {"type": ["click", "view"], "user_id": ["u"] * 2, "request_id": ["r"] * 2, "item_id": ["a"] * 2}
