@@ -7,10 +7,15 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from benchmarks.harness import Context, Figure
 from benchmarks.workload import FEATURES, START_MS
@@ -58,13 +63,16 @@ def timed(folder: Path, typed: list[str | Path]) -> tuple[float, float, float]:
     return wall, user + system, peak / 1024
 
 
-def write_log(folder: Path, n_outcomes: int, seed: int = 0, n_features: int = FEATURES) -> None:
-    """A simulated log in the order of time, without offsets, as JSON lines with gzip, and its model."""
+def write_log(folder: Path, n_outcomes: int, seed: int = 0, n_features: int = FEATURES, as_rows: bool = False) -> None:
+    """A simulated log in the order of time, without offsets, and its model.
+
+    JSON lines with gzip; or `as_rows` of outcomes in Parquet, a column a feature.
+    """
     folder.mkdir()
     names = [f"f{j}" for j in range(n_features)]
     features = "".join(f'{name} = {{ kind = "numeric" }}\n' for name in names)
     (folder / "model.toml").write_text(f'name = "batch"\nattribution_window = "1h"\n[features]\n{features}')
-    generator, encode = np.random.default_rng(seed), msgspec.json.encode
+    generator = np.random.default_rng(seed)
     n_users = n_outcomes // (SLATE * SLATES_OF_A_USER)
     common = generator.normal(0.0, 0.3, n_features + 1)
     theta = common + generator.normal(0.0, 0.3, (n_users, n_features + 1))
@@ -72,22 +80,54 @@ def write_log(folder: Path, n_outcomes: int, seed: int = 0, n_features: int = FE
     generator.shuffle(user)
     at = START_MS + np.sort(generator.integers(0, DAYS * 86_400_000, len(user)))
     for number, slates in enumerate(np.array_split(np.arange(len(user)), FILES)):
+        some = np.array_split(slates, max(len(slates) // 1_000, 1))
+        parts = (_clicked(slate, user[slate], at[slate], theta[user[slate]], generator) for slate in some)
+        if as_rows:
+            pq.write_table(pa.concat_tables([_table(part, names) for part in parts]), folder / f"log-{number}.parquet")
+            continue
         with gzip.open(folder / f"log-{number}.jsonl.gz", "wb", compresslevel=1) as out:
-            for some in np.array_split(slates, max(len(slates) // 1_000, 1)):
-                x = np.round(generator.normal(size=(len(some), SLATE, n_features)), 2)
-                z = (x * theta[user[some], None, 1:]).sum(axis=2) + theta[user[some], :1] - 2.0
-                clicked = generator.random(z.shape) < 1.0 / (1.0 + np.exp(-z))
-                delay = (generator.exponential(30_000.0, z.shape)).astype(np.int64) + 1
-                lines = []
-                for i, slate in enumerate(some.tolist()):
-                    ids = {"request_id": f"r{slate}", "user_id": f"u{user[slate]}"}
-                    items = [
-                        {"item_id": f"i{slate * 7 % 5_000 + j}", "features": dict(zip(names, row, strict=True))}
-                        for j, row in enumerate(x[i].tolist())
-                    ]
-                    shown = {"type": "impression", **ids, "timestamp": int(at[slate]), "items": items}
-                    lines.append(encode(shown))
-                    for j in np.flatnonzero(clicked[i]).tolist():
-                        click = {"type": "click", **ids, "item_id": items[j]["item_id"]}
-                        lines.append(encode(click | {"timestamp": int(at[slate] + delay[i, j])}))
-                out.write(b"\n".join(lines) + b"\n")
+            for part in parts:
+                out.write(b"\n".join(_lines(part, names)) + b"\n")
+
+
+class Part(NamedTuple):
+    """Some slates: number, user and time of each, shape (S,), and of their items rows and times of clicks, or -1."""
+
+    slate: NDArray[np.int64]
+    user: NDArray[np.int64]
+    at: NDArray[np.int64]
+    x: NDArray[np.float64]
+    clicked_at: NDArray[np.int64]
+
+
+def _clicked(slate: Any, user: Any, at: Any, theta: Any, generator: np.random.Generator) -> Part:
+    x = np.round(generator.normal(size=(len(slate), SLATE, theta.shape[1] - 1)), 2)
+    z = (x * theta[:, None, 1:]).sum(axis=2) + theta[:, :1] - 2.0
+    clicked = generator.random(z.shape) < 1.0 / (1.0 + np.exp(-z))
+    delay = (generator.exponential(30_000.0, z.shape)).astype(np.int64) + 1
+    return Part(slate, user, at, x, np.where(clicked, at[:, None] + delay, -1))
+
+
+def _lines(part: Part, names: list[str]) -> Iterator[bytes]:
+    """Events in JSON, of each slate the clicks behind it."""
+    for slate, user, at, x, clicked in zip(*(one.tolist() for one in part), strict=True):
+        ids = {"request_id": f"r{slate}", "user_id": f"u{user}"}
+        items = [
+            {"item_id": f"i{slate * 7 % 5_000 + j}", "features": dict(zip(names, row, strict=True))}
+            for j, row in enumerate(x)
+        ]
+        yield msgspec.json.encode({"type": "impression", **ids, "timestamp": at, "items": items})
+        for item, when in zip(items, clicked, strict=True):
+            if when >= 0:
+                yield msgspec.json.encode({"type": "click", **ids, "item_id": item["item_id"], "timestamp": when})
+
+
+def _table(part: Part, names: list[str]) -> Any:
+    """Rows of outcomes."""
+    each = [np.repeat(one, SLATE) for one in part[:3]]
+    item = each[0] * 7 % 5_000 + np.tile(np.arange(SLATE), len(part.slate))
+    ids = {"request_id": ("r", each[0]), "user_id": ("u", each[1]), "item_id": ("i", item)}
+    columns: dict[str, Any] = {name: [f"{kind}{one}" for one in its.tolist()] for name, (kind, its) in ids.items()}
+    clicked = part.clicked_at.ravel()
+    columns |= {"timestamp": each[2], "clicked_at": pa.array(clicked, mask=clicked < 0)}
+    return pa.table(columns | {name: part.x[:, :, j].ravel() for j, name in enumerate(names)})

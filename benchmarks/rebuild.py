@@ -32,28 +32,34 @@ FEATURES = 15
 """With the intercept d = 16."""
 
 
+FORMATS = {"JSON lines with gzip": "*.gz", "rows of outcomes in Parquet": "*.parquet"}
+
+
 def measure(context: Context) -> list[Figure]:
-    """Outcomes a second and core of the command, and microseconds an outcome of its parts."""
+    """Of each format outcomes a second and core of the command, and microseconds an outcome of its parts."""
     n = QUICK if context.quick else OUTCOMES
-    folder = context.folder / f"rebuild-{n}"
-    write_log(folder, n, n_features=FEATURES)
     redis = shared(context, RedisServer)
-    files = sorted(folder.glob("*.gz"))
-    model = folder / "model.toml"
-    options = ["--offsets", "none", "--store", redis.url(), "--prefix", f"whole{n}"]
-    wall, cpu, peak = timed(folder, ["rebuild", *files, "--model", model, *options])
-    parts = _parts(files, model, redis.url())
-    what = f"rebuild: of {n:,} outcomes, d = 16"
-    note = "with the quality of all users' scores, the default; processor time of the command and its processes"
-    return [
-        Figure(f"{what}, a second and core", "1/s", [n / cpu], at_least=AT_LEAST, note=note),
-        Figure(f"{what}, wall time", "s", [wall]),
-        Figure(f"{what}, peak memory of its largest process", "MiB", [peak]),
-        *(Figure(f"{what}, {name}", "us", [1e6 * spent / n]) for name, spent in parts.items()),
-    ]
+    figures = []
+    for name, pattern in FORMATS.items():
+        as_rows = pattern == "*.parquet"
+        folder = context.folder / f"rebuild-{n}-{as_rows}"
+        write_log(folder, n, n_features=FEATURES, as_rows=as_rows)
+        files, model = sorted(folder.glob(pattern)), folder / "model.toml"
+        options = ["--offsets", "none", "--store", redis.url(), "--prefix", folder.name]
+        wall, cpu, peak = timed(folder, ["rebuild", *files, "--model", model, *options])
+        parts = _parts(files, model, redis.url(), f"parts-{folder.name}")
+        what = f"rebuild: of {n:,} outcomes, d = 16, {name}"
+        note = "with the quality of all users' scores, the default; processor time of the command and its processes"
+        figures += [
+            Figure(f"{what}, a second and core", "1/s", [n / cpu], at_least=AT_LEAST, note=note),
+            Figure(f"{what}, wall time", "s", [wall]),
+            Figure(f"{what}, peak memory of its largest process", "MiB", [peak]),
+            *(Figure(f"{what}, {name}", "us", [1e6 * spent / n]) for name, spent in parts.items()),
+        ]
+    return figures
 
 
-def _parts(files: list[Path], path: Path, url: str) -> dict[str, float]:
+def _parts(files: list[Path], path: Path, url: str, prefix: str) -> dict[str, float]:
     """Processor seconds of each part, without the start of this process."""
     model, spent = load_model(path.read_text()), {"step": 0.0}
 
@@ -64,7 +70,7 @@ def _parts(files: list[Path], path: Path, url: str) -> dict[str, float]:
     began = process_time()
     with (
         patch("learner.batch.rebuilding.apply", stepped),
-        closing(open_store(url, 10**6, key_prefix="parts")) as store,
+        closing(open_store(url, 10**6, key_prefix=prefix)) as store,
         Histories(model.width) as log,
     ):
         log.read(read_with_raws([str(file) for file in files], model))

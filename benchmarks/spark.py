@@ -1,29 +1,64 @@
-"""What Spark adds to the time of DuckDB, on one machine: the same log, fitted and evaluated by each in turn."""
+"""What Spark adds to the time of DuckDB, on one machine, and what its tasks take: the same log, by each in turn."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.batch import COMMANDS, timed, write_log
 from benchmarks.harness import Context, Figure
 from tests.servers import Missing
 
-SIZE, QUICK = 1_000_000, 20_000
-_ENGINES = {"duckdb": [], "spark": ["--master", "local[2]", "--conf", "spark.driver.memory=4g"]}
+SIZES, QUICK = (1_000_000, 10_000_000), (20_000,)
+_SPARK = ["--engine", "spark", "--master", "local[2]", "--conf", "spark.driver.memory=4g"]
+
+
+class Tasks(NamedTuple):
+    """Of all tasks of a run: seconds that they held a core, and bytes that they wrote for others, or to the disk."""
+
+    seconds: float
+    shuffled: float
+    spilled: float
 
 
 def measure(context: Context) -> list[Figure]:
-    """Wall time of each command by each engine. The processor time and memory of Spark's JVM are nobody's to tell."""
+    """Wall time of each command by each engine, and what Spark's tasks took, Python's workers included."""
     if shutil.which("java") is None or find_spec("pyspark") is None:
         raise Missing("no Java or no pyspark: pip install 'freshet-online[spark]'")
-    n = QUICK if context.quick else SIZE
-    folder = context.folder / f"spark-{n}"
-    write_log(folder, n)
     figures = []
-    for command, options in COMMANDS.items():
-        for engine, its in _ENGINES.items():
-            logs = sorted(folder.glob("*.gz"))
-            wall, _, _ = timed(folder, [command, *logs, "--model", "model.toml", *options, "--engine", engine, *its])
-            figures.append(Figure(f"spark: {command} of {n:,} outcomes by {engine}, wall time", "s", [wall]))
+    for n in QUICK if context.quick else SIZES:
+        folder = context.folder / f"spark-{n}"
+        write_log(folder, n)
+        for command, options in COMMANDS.items():
+            typed: list[str | Path] = [command, *sorted(folder.glob("*.gz")), "--model", "model.toml", *options]
+            told = folder / f"told-{command}"
+            told.mkdir()
+            noted = ["spark.eventLog.enabled=true", f"spark.eventLog.dir=file://{told}"]
+            by_duck, _, _ = timed(folder, typed)
+            by_spark, _, _ = timed(folder, [*typed, *_SPARK, *(one for conf in noted for one in ("--conf", conf))])
+            tasks = tasks_of(told)
+            what = f"spark: {command} of {n:,} outcomes"
+            figures += [
+                Figure(f"{what} by duckdb, wall time", "s", [by_duck]),
+                Figure(f"{what} by spark, wall time", "s", [by_spark]),
+                Figure(f"{what}, its tasks", "us an outcome", [1e6 * tasks.seconds / n]),
+                Figure(f"{what}, shuffled", "bytes an outcome", [tasks.shuffled / n]),
+                Figure(f"{what}, spilled", "bytes an outcome", [tasks.spilled / n]),
+            ]
     return figures
+
+
+def tasks_of(folder: Path) -> Tasks:
+    """What Spark's event log says of the tasks of a run."""
+    seconds = shuffled = spilled = 0.0
+    for file in folder.rglob("*"):
+        for line in file.read_text().splitlines() if file.is_file() else ():
+            event = json.loads(line)
+            if event["Event"] == "SparkListenerTaskEnd" and (metrics := event.get("Task Metrics")):
+                seconds += metrics["Executor Run Time"] / 1e3
+                shuffled += metrics["Shuffle Write Metrics"]["Shuffle Bytes Written"]
+                spilled += metrics["Disk Bytes Spilled"]
+    return Tasks(seconds, shuffled, spilled)

@@ -111,8 +111,6 @@ class Histories:
     def __enter__(self) -> Histories:
         self._folder = tempfile.TemporaryDirectory(prefix="freshet-", ignore_cleanup_errors=True)
         self._connection = connected(self._folder.name)
-        # Read once, and soon gone: packing it would take longer than it saves.
-        self._connection.execute("set force_compression = 'uncompressed'")
         self._connection.execute(f"create table log ({_LOG})")
         self._connection.execute("create table told (item bigint, rank bigint, nth bigint, change blob, x blob)")
         return self

@@ -1,5 +1,6 @@
-"""Parquet logs: events in a column `value`, as Kafka sinks write them; or one row an outcome, its features in columns.
+"""Parquet logs: events in a column `value`, or with a column for each field; or a row an outcome.
 
+The first is how Kafka sinks write them. Of the last each feature has a column.
 A feature of the context has a column too, with the same value in all rows of a slate.
 Columns may have any type that pandas writes for the purpose: a missing value is null or NaN, whole numbers may be
 floats or decimals, times epoch milliseconds or timestamps (without a zone: UTC), texts may be categories.
@@ -7,8 +8,9 @@ floats or decimals, times epoch milliseconds or timestamps (without a zone: UTC)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import groupby, repeat
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +18,32 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from learner.batch.arrow_events import can_be_columns, from_events
 from learner.batch.parquet_columns import FACT_NUMBERS, Converter, converter, texts
 from learner.batch.parquet_offsets import OffsetColumns, positions_of, refuse_offsets, require_offsets
-from learner.batch.raw import LogError, Raw, Reached, Skipped
+from learner.batch.parquet_slates import IDS, SLATE, TIMES, at_once, whole_slates
+from learner.batch.raw import LogError, Raw, Reached, Ready, Skipped
 from learner.batch.remote import File
+from learner.batch.wire_columns import normal, with_text_ids
 from learner.events.wire import BadEvent, Reason
 from learner.model.kinds import Age
 from learner.model.spec import Model
 
-_IDS = ("user_id", "request_id", "item_id")
-_TIMES = ("timestamp", "clicked_at")
-_FACTS = (*_IDS, *_TIMES, *FACT_NUMBERS)
-_REQUIRED = (*_IDS, "timestamp")
-_SLATE = ("user_id", "request_id", "timestamp")
+_FACTS = (*IDS, *TIMES, *FACT_NUMBERS)
+_REQUIRED = (*IDS, "timestamp")
 # pandas writes its index beside the columns.
 _INDEX = "__index_level_"
-_ROWS = 8_192
+_ROWS = 32_768
 
 
 def read_parquet(
-    file: File, model: Model, reached: Reached, skipped: Skipped | None = None, offsets: OffsetColumns | None = None
-) -> Iterator[Raw]:
+    file: File,
+    model: Model,
+    reached: Reached,
+    skipped: Skipped | None = None,
+    offsets: OffsetColumns | None = None,
+    as_bytes: bool = False,
+) -> Iterator[Raw | Ready]:
     """The events of a file; rows of one slate that stand together are one impression.
 
     Row groups that cannot be read are noted in `skipped` and passed over; without it the first of them is an error.
@@ -45,6 +52,8 @@ def read_parquet(
     ----------
     offsets
         Columns that say where each event stands in Kafka; a file of events has to have them then.
+    as_bytes
+        Whether events that stand in columns are wanted as bytes, too.
 
     Raises
     ------
@@ -56,9 +65,11 @@ def read_parquet(
         # A feature may be called `value`, too.
         if "value" in table.schema_arrow.names and "item_id" not in table.schema_arrow.names:
             yield from _events(file, table, reached, skipped, offsets)
+        elif _are_events(table.schema_arrow.names, model):
+            yield from _columns_of_events(file, table, model, reached, skipped, offsets, as_bytes)
         else:
             refuse_offsets(file, offsets)
-            yield from _outcomes(file, table, model, reached, skipped)
+            yield from _outcomes(file, table, model, reached, skipped, as_bytes)
     except pa.ArrowException as exc:
         raise LogError(f"log {str(file)!r}: {exc}") from exc
 
@@ -95,17 +106,70 @@ def _batches(
         read = end
 
 
-def _outcomes(file: File, table: Any, model: Model, reached: Reached, skipped: Skipped | None) -> Iterator[Raw]:
+def _are_events(names: Collection[str], model: Model) -> bool:
+    """Whether a file has a column for each field of events; rows of outcomes may have a feature called `type`."""
+    may_be_outcomes = "type" in model.features or (model.ignore_unknown and {*_REQUIRED} <= {*names})
+    return {"type", "user_id", "timestamp"} <= {*names} and ("items" in names or not may_be_outcomes)
+
+
+def _columns_of_events(
+    file: File,
+    table: Any,
+    model: Model,
+    reached: Reached,
+    skipped: Skipped | None,
+    offsets: OffsetColumns | None,
+    as_bytes: bool,
+) -> Iterator[Raw | Ready]:
+    names = [name for name in table.schema_arrow.names if not name.startswith(_INDEX)]
+    require_offsets(file, offsets, names)
+    fields = [name for name in names if name not in (offsets or ())]
+    for first, batch in _batches(file, table, names, reached, skipped):
+        places = [None] * len(batch) if offsets is None else positions_of(file, batch, offsets, first - 1)
+        numbered = list(enumerate(places, first))
+        events = with_text_ids(normal(batch.select(fields).to_struct_array()))
+        read = None if as_bytes or not can_be_columns(model) else from_events(events, model)
+        if read is not None:
+            yield Ready((Raw(f"{file}: row {at}", b"", 0, b"", place, place is None) for at, place in numbered), read)
+            continue
+        for (number, place), event in zip(numbered, events, strict=True):
+            yield Raw(f"{file}: row {number}", _as_bytes(event.as_py()), position=place, is_row=place is None)
+
+
+def _as_bytes(event: dict[str, Any]) -> bytes | BadEvent:
+    try:
+        return msgspec.json.encode(_said(event))
+    except BadEvent as exc:
+        return exc
+
+
+def _said(value: Any) -> Any:
+    """Without the fields that are null; JSON has no number that is not finite."""
+    if isinstance(value, dict):
+        return {name: _said(one) for name, one in value.items() if one is not None}
+    if isinstance(value, float) and not isfinite(value):
+        raise BadEvent(Reason.NON_FINITE_NUMBER, "not a finite number")
+    return [_said(one) for one in value] if isinstance(value, list) else value
+
+
+def _outcomes(
+    file: File, table: Any, model: Model, reached: Reached, skipped: Skipped | None, as_bytes: bool
+) -> Iterator[Raw | Ready]:
     columns = [name for name in table.schema_arrow.names if not name.startswith(_INDEX)]
     _check_names(file, columns, model)
     taken = {**model.item_features, **model.context_features}
     wanted = [name for name in columns if name in _FACTS or name in taken]
-    times = {*_TIMES, *(name for name, one in taken.items() if isinstance(one, Age))}
+    times = {*TIMES, *(name for name, one in taken.items() if isinstance(one, Age))}
     kinds = {name: table.schema_arrow.field(name).type for name in wanted}
-    converters = {name: converter(file, name, kind, _IDS, times) for name, kind in kinds.items()}
-    rows = converted(file, table, converters, reached, skipped)
-    for _, slate in groupby(rows, key=lambda one: tuple(one[1][name] for name in _SLATE)):
-        yield from _slate_events(file, list(slate), model)
+    converters = {name: converter(file, name, kind, IDS, times) for name, kind in kinds.items()}
+    for first, batch in whole_slates(_batches(file, table, wanted, reached, skipped)):
+        read = None if as_bytes or not can_be_columns(model) else at_once(batch, model)
+        if read is not None:
+            yield Ready([Raw(str(file), b"", is_row=True)] * len(read.user), read)
+            continue
+        rows = _rows_of(first, batch, converters)
+        for _, slate in groupby(rows, key=lambda one: tuple(one[1][name] for name in SLATE)):
+            yield from _slate_events(file, list(slate), model)
 
 
 def converted(
@@ -117,9 +181,13 @@ def converted(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Each row of some columns with its number, from 1."""
     for first, batch in _batches(file, table, [*converters], reached, skipped):
-        values = [convert(batch.column(name)) for name, convert in converters.items()]
-        for number, row in enumerate(zip(*values, strict=True), first):
-            yield number, dict(zip(converters, row, strict=True))
+        yield from _rows_of(first, batch, converters)
+
+
+def _rows_of(first: int, batch: Any, converters: Mapping[str, Converter]) -> Iterator[tuple[int, dict[str, Any]]]:
+    values = [convert(batch.column(name)) for name, convert in converters.items()]
+    for number, row in enumerate(zip(*values, strict=True), first):
+        yield number, dict(zip(converters, row, strict=True))
 
 
 def _check_names(file: File, columns: list[str], model: Model) -> None:
@@ -168,7 +236,7 @@ def _flaw(row: dict[str, Any]) -> BadEvent | None:
     for name, value in row.items():
         if value is None and name in _REQUIRED:
             return BadEvent(
-                Reason.BAD_FIELD, f"column {name!r}: null: expected {'a time' if name in _TIMES else 'an id'}"
+                Reason.BAD_FIELD, f"column {name!r}: null: expected {'a time' if name in TIMES else 'an id'}"
             )
         if isinstance(value, BadEvent) and name != "clicked_at":
             return value

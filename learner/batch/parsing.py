@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
 
-from learner.batch.raw import Raw
+from learner.batch.raw import Raw, Ready
 from learner.events.catalog import LogEntries
 from learner.events.future import refuse_from_the_future, times_in_log
 from learner.events.parse import parse_events
@@ -43,13 +43,16 @@ class Parsers:
 
     def submit(self, raws: Sequence[Raw]) -> Future[Parsed]:
         """Give some away to be read."""
+        done: Future[Parsed] = Future()
+        if isinstance(raws, Ready):
+            done.set_result(Parsed(raws.batch, {}))
+            return done
         if self._left == 0:
             if self._pool is None:
                 # Threads and connections of this process are no business of theirs.
                 self._pool = ProcessPoolExecutor(CORES, get_context("spawn"), _begin, (self._model,))
             return self._pool.submit(_parse_there, raws)
         self._left = None if self._left is None else self._left - 1
-        done: Future[Parsed] = Future()
         done.set_result(parse(raws, self._model, self._entries))
         return done
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from learner.events.microbatch import Microbatch
 from learner.events.wire import BadEvent, Reason
 from learner.log.position import Position
 
@@ -44,6 +45,14 @@ class Raw(NamedTuple):
     record: bytes = b""
     position: Position | None = None
     is_row: bool = False
+
+
+class Ready(list[Raw]):
+    """Events that stood in columns, and are read: of each there is where it stands, and no bytes."""
+
+    def __init__(self, raws: Iterable[Raw], batch: Microbatch) -> None:
+        super().__init__(raws)
+        self.batch = batch
 
 
 @dataclass

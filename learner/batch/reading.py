@@ -1,39 +1,27 @@
-"""Logs at rest to events: JSON lines or arrays, packed or not, Parquet, or a Kafka topic from its beginning to now."""
+"""Logs at rest to events, as a learner reads them."""
 
 from __future__ import annotations
 
-import zlib
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
-from glob import glob
 from itertools import chain, islice
-from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import msgspec
 
 from learner.batch.in_turn import in_turn
 from learner.batch.items import raw_items
-from learner.batch.json_lines import from_json
 from learner.batch.parquet_offsets import OffsetColumns
 from learner.batch.parsing import Parsers
-from learner.batch.raw import LogError, Raw, Reached, Skipped
-from learner.batch.remote import File, is_remote, remote_files, size_of
+from learner.batch.raw import LogError, Raw, Reached, Ready, Skipped
+from learner.batch.sources import files_of, is_a_file, raw_events, together
 from learner.batch.users import chosen
 from learner.events.microbatch import Microbatch
-from learner.events.record import told
 from learner.events.wire import BadEvent, Reason
-from learner.log import Message, read_to_end
-from learner.messages import value_of
 from learner.model.spec import Model
 
 __all__ = ["LogAtRest", "LogError", "Piece", "Skipped", "raw_events", "read_events", "read_with_raws"]
-
-
-def is_a_file(source: str) -> bool:
-    """Whether a source is a file, or are files: else it is a log."""
-    return "://" not in source or is_remote(source)
 
 
 class LogAtRest(NamedTuple):
@@ -71,10 +59,8 @@ class LogAtRest(NamedTuple):
         return [self._replace(sources=(one,)) for one in chain(*sources)]
 
 
-_EVENTS_TOGETHER = 1_024
 # Behind the first event with a foreign feature, to name all of them at once.
 _EVENTS_LOOKED_AT = 10_000
-_EXPECTED = ".jsonl, .json, .ndjson (or these with .gz or .zst) or .parquet"
 
 
 def read_events(
@@ -156,7 +142,7 @@ def read_with_raws(
     """
     n = 0
 
-    def opened(source: str | None, reached: Reached) -> Generator[Raw]:
+    def opened(source: str | None, reached: Reached) -> Generator[Raw] | Generator[Raw | Ready]:
         if source is None:
             return raw_items(table or "", model, reached)
         return raw_events(source, model, topics, kafka or {}, reached, items_topic, skipped, offsets)
@@ -168,21 +154,17 @@ def read_with_raws(
             # A generator that holds a connection must be closed here and now: when Python ends, kafka-python's own
             # thread is gone, and closing its consumer would wait for it without end.
             with closing(opened(source, here)) as raws:
-                for some, parsed, following in in_turn(parsers.submit, _together(raws)):
+                chunks = together(raws)
+                for some, parsed, following in in_turn(parsers.submit, chunks):
                     for at, why in sorted(parsed.bad.items()):
                         if skipped is None:
-                            rest = chain(some[at:], *following, raws)
+                            rest = chain(some[at:], *following, *chunks)
                             raise LogError(f"{some[at].place}: {why.reason.value}: {why}{_misfit(why, rest, model)}")
                         skipped.note(some[at].place, why)
                     yield Piece(source, some, parsed.batch)
                     n += len(some)
                     share = (i + here.share) / len(parts)
                     advance(len(some), n / share if share else None)
-
-
-def _together(raws: Iterator[Raw]) -> Iterator[list[Raw]]:
-    while some := list(islice(raws, _EVENTS_TOGETHER)):
-        yield some
 
 
 class _Item(msgspec.Struct):
@@ -209,90 +191,3 @@ def _misfit(why: BadEvent, raws: Iterable[Raw], model: Model) -> str:
     return f"; from there on the log has {', '.join(unknown)}, which model {model.name!r} has not" + (
         f", and lacks {', '.join(absent)}" if absent else ""
     )
-
-
-def raw_events(
-    source: str,
-    model: Model,
-    topics: Sequence[str],
-    kafka: Mapping[str, Any],
-    reached: Reached | None = None,
-    items_topic: str = "",
-    skipped: Skipped | None = None,
-    offsets: OffsetColumns | None = None,
-) -> Generator[Raw]:
-    """The events of one source as they stand there; see `read_with_raws`. Close it, if it is not read to its end.
-
-    How far it has come is written into `reached`, and which files and row groups cannot be read into `skipped`.
-    """
-    reached = reached or Reached()
-    if not is_a_file(source):
-        yield from _from_log(source, model, topics, kafka, reached, items_topic)
-        return
-    files = files_of(source)
-    reached.parts = [size_of(file) if file.exists() else 0 for file in files]
-    for file in files:
-        kind = _kind(file)
-        if not kind:
-            raise LogError(f"log {source!r}: expected {_EXPECTED}")
-        try:
-            if kind == "parquet":
-                # An import of a fifth of a second, which no other log needs.
-                from learner.batch.parquet import read_parquet
-
-                yield from read_parquet(file, model, reached, skipped, offsets)
-            elif offsets is not None:
-                raise LogError(f"log {str(file)!r}: expected Parquet, with the columns {', '.join(offsets)}")
-            else:
-                yield from from_json(file, reached)
-        except (LogError, OSError, EOFError, zlib.error) as exc:
-            why = exc if isinstance(exc, LogError) else LogError(f"log {str(file)!r}: cannot be read: {exc}")
-            # What was typed and is not there is no damage to pass over.
-            if skipped is None or not file.exists():
-                raise why from exc
-            skipped.note_unread(str(why))
-        reached.end_part()
-
-
-def files_of(source: str) -> Sequence[File]:
-    """The file; those of a folder and of the folders in it, or of a pattern, by name. Hidden ones are none of a log."""
-    if is_remote(source):
-        remote = remote_files(source)
-        if not (logs := [one for one in remote if _kind(one) or len(remote) == 1]):
-            raise LogError(f"log {source!r}: a folder without {_EXPECTED} files")
-        return logs
-    path = Path(source)
-    found = [path] if path.exists() else [Path(one) for one in sorted(glob(source, recursive=True))]
-    files = []
-    for one in found:
-        inside = sorted(file for file in one.rglob("*") if _kind(file) and file.is_file()) if one.is_dir() else [one]
-        n = len(one.parts)
-        files += [file for file in inside if not any(part.startswith((".", "_")) for part in file.parts[n:])]
-    if not files and found:
-        raise LogError(f"log {source!r}: a folder without {_EXPECTED} files")
-    return files or [path]
-
-
-def _kind(file: File) -> str:
-    name = file.name.removesuffix(".gz").removesuffix(".zst")
-    if name.endswith((".jsonl", ".ndjson", ".json")):
-        return "json"
-    return "parquet" if name == file.name and name.endswith(".parquet") else ""
-
-
-def _from_log(
-    source: str, model: Model, topics: Sequence[str], kafka: Mapping[str, Any], reached: Reached, items_topic: str
-) -> Iterator[Raw]:
-    """From the beginning to now; no group notices."""
-    done = 0
-    reached.within = lambda: done
-    read = read_to_end(source, topics, reached.expect, **kafka)
-    with closing(cast(Generator[list[Message]], read)) as batches:
-        for messages in batches:
-            done += len(messages)
-            for message in messages:
-                place = f"{message.topic}/{message.position.partition.number}@{message.position.offset}"
-                unreadable = BadEvent(Reason.UNREADABLE, message.unreadable) if message.unreadable else None
-                record = told(model.record, message.topic, message.key, message.headers) if model.record else b""
-                value = unreadable or value_of(message, model, items_topic)
-                yield Raw(place, value, message.timestamp, record, message.position)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
@@ -90,5 +91,15 @@ def remote_files(source: str) -> list[Remote]:
     except (pa.ArrowException, OSError) as exc:
         raise LogError(f"log {source!r}: cannot be read: {exc}") from exc
     paths = sorted(one.path for one in inside if one.is_file)
-    shown = [one for one in paths if not any(part[:1] in "._" for part in one[len(path) :].strip("/").split("/"))]
-    return [Remote(system, one, scheme, query) for one in shown]
+    return [
+        Remote(system, one, scheme, query) for one in paths if not is_hidden(one[len(path) :].strip("/").split("/"))
+    ]
+
+
+def is_hidden(parts: Iterable[str]) -> bool:
+    """Whether a file of a folder is none of its log, by the names of the folders in it that lead there, and its own.
+
+    >>> is_hidden(("day=1", "_SUCCESS")), is_hidden(("day=1", "part-0.parquet"))
+    (True, False)
+    """
+    return any(part.startswith((".", "_")) for part in parts)

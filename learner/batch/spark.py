@@ -7,14 +7,12 @@ same: nothing of a result depends on which task ends first.
 from __future__ import annotations
 
 import atexit
-import os
 import pickle
-import shutil
 import sys
 import tempfile
 import weakref
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from functools import cache, partial
 from os.path import abspath
@@ -24,8 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark import SparkConf, SparkFiles, StorageLevel, cloudpickle
-from pyspark.sql import SparkSession
+from pyspark import SparkFiles, StorageLevel, cloudpickle
 
 import learner
 from learner.batch import sql
@@ -33,7 +30,8 @@ from learner.batch.collect import Advance, OfPart
 from learner.batch.columns import column, microbatch_of, tables_of
 from learner.batch.outcomes import NUMBERS, whole_users
 from learner.batch.raw import LogError, Skipped
-from learner.batch.reading import LogAtRest, is_a_file
+from learner.batch.reading import LogAtRest
+from learner.batch.sources import is_a_file
 from learner.events.wire import Reason
 from learner.limits import MAX_TIMESTAMP_MS
 
@@ -46,44 +44,6 @@ _FILE_BITS = 40
 _UNREAD, _REFUSED = "unread", "refused"
 _CODE = "freshet"
 _MADE = "made binary"
-_LOCAL = {
-    "spark.driver.bindAddress": "127.0.0.1",
-    "spark.driver.host": "127.0.0.1",
-    "spark.ui.enabled": "false",
-}
-
-
-def spark_session(master: str | None, options: Mapping[str, str]) -> Any:
-    """The session of this process; the first call starts it, and it ends with the process.
-
-    Parameters
-    ----------
-    master
-        As Spark knows it, such as ``local[2]`` or ``spark://host:7077``. None: what `spark-submit` or
-        ``spark-defaults.conf`` say, else this machine.
-    options
-        More of Spark's configuration.
-
-    Raises
-    ------
-    ValueError
-        If there is no Java.
-    """
-    conf = SparkConf().setAppName("freshet").set("spark.ui.showConsoleProgress", str(sys.stderr.isatty()).lower())
-    if master is not None:
-        conf.setMaster(master)
-    if master is not None and master.startswith("local"):
-        # Executors are on this machine, and Python is the same.
-        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
-        conf.setAll(list(_LOCAL.items()))
-    conf.setAll(list(options.items()))
-    if shutil.which("java") is None and "JAVA_HOME" not in os.environ:
-        raise ValueError("--engine spark: no java is found: expected Java 17 or newer, in PATH or at JAVA_HOME")
-    session = SparkSession.builder.config(conf=conf).getOrCreate()
-    atexit.register(session.stop)
-    session.sparkContext.setLogLevel("ERROR")
-    return session
 
 
 class Spark:

@@ -18,7 +18,8 @@ import msgspec
 
 from learner.belief.gaussian import Rows
 from learner.limits import UNREADABLE
-from learner.model.design import Items, Shown, lenient
+from learner.model.design import Items, Shown
+from learner.model.feature_structs import lenient
 from learner.model.kinds import Feature, FeatureError, Features, ItemError
 
 _HEAD = Struct("<qI")

@@ -22,8 +22,8 @@ class DecodedNumbers:
         self._marked = [i for i, one in enumerate(features.values()) if one.missing == "indicator"]
         self._marks = [self._columns[i] + 1 for i in self._marked]
 
-    def fill(self, X: Array, values: Sequence[Sequence[float | None]]) -> None:
-        """Fill their columns; `values` has those of each item."""
+    def fill(self, X: Array, values: Sequence[Sequence[float | None]] | Array) -> None:
+        """Fill their columns; `values` has those of each item, NaN or None where one is missing."""
         if not self.features:
             return
         try:

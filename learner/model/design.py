@@ -6,7 +6,6 @@ whether it is learnt at once, learnt from the record later, or scored.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, chain, repeat
 from typing import Any, NamedTuple, TypeAlias
@@ -23,8 +22,6 @@ from learner.model.kinds import Encoded, Feature, FeatureError, FeatureValue, Nu
 
 INTERCEPT = 0
 """Its column."""
-# A struct of more is read more slowly than a dictionary where the events have another order than the model.
-MAX_FIELDS = 128
 
 
 Items: TypeAlias = Sequence[Mapping[str, FeatureValue]] | Sequence[msgspec.Struct] | Sequence[tuple[Any, ...]]
@@ -66,6 +63,8 @@ class Design:
     ----------
     d
         Columns, the intercept included.
+    decoded
+        The numeric features that a decoder has seen to be numbers, by name.
     needs_shown
         Whether rows depend on the request: its context or its time.
     """
@@ -103,7 +102,8 @@ class Design:
         # Of what has no columns, a decoder has seen that it is as the encoder takes it.
         has_columns = {name for name, place in self._places if place.start < place.stop}
         self._others = [part for part in self._parts if part.name in has_columns - plain_names]
-        self._numbers = DecodedNumbers(plain, [item_place[part.name] for part in parts if part.name in plain_names])
+        self.decoded = [part.name for part in parts if part.name in plain_names]
+        self._numbers = DecodedNumbers(plain, [item_place[name] for name in self.decoded])
         self._item_place = item_place
         self.needs_shown = any(not self._of_item.keys() >= {*part.sources} for part in parts)
 
@@ -146,6 +146,22 @@ class Design:
         if not self._ignore_unknown:
             self._refuse_unknown(some_items, shown)
         self._fill(X, self._parts, lambda name: [item.get(name) for item in some_items], shown)
+        return self._rounded(X)
+
+    def rows_of_columns(self, n: int, values: Mapping[str, Any], shown: Shown | None) -> Rows:
+        """The rows of n items whose features are columns, as `rows` has them; of a model without an encoder.
+
+        Parameters
+        ----------
+        values
+            By name, of features that there are: an array of those of `decoded`, NaN where one is missing, else a list.
+        """
+        X = np.zeros((n, self.d))
+        X[:, INTERCEPT] = 1.0
+        nothing, no_number = [None] * n, np.full(n, np.nan)
+        if self.decoded:
+            self._numbers.fill(X, np.stack([values.get(name, no_number) for name in self.decoded], axis=1))
+        self._fill(X, self._others, lambda name: values.get(name, nothing), shown)
         return self._rounded(X)
 
     def check(self, items: Items, shown: Shown) -> Rows:
@@ -252,31 +268,6 @@ def taken(features: Mapping[str, Feature], origin: str) -> dict[str, Feature]:
     of_context = origin == "context"
     said = {name: one for name, one in features.items() if one.schema() is not None}
     return {name: one for name, one in said.items() if (one.origin == "context") == of_context}
-
-
-def structs(features: Mapping[str, Feature]) -> tuple[type[msgspec.Struct], type[msgspec.Struct]] | None:
-    """Structs that an item's features, and a context, can be decoded to, faster than to dictionaries.
-
-    They have a field for each feature, in order, of the type that the feature wants, None if it is missing. None if one
-    would have too many fields, or names that JSON escapes.
-    """
-    if any(json.dumps(name, ensure_ascii=False) != f'"{name}"' for name in features):
-        return None
-    of = taken(features, "item"), taken(features, "context")
-    return None if max(map(len, of)) > MAX_FIELDS else (_struct("Item", of[0]), _struct("Context", of[1]))
-
-
-def lenient(title: str, features: Mapping[str, Feature]) -> type[msgspec.Struct]:
-    """As those of `structs`, of what may have other features too, which are passed over."""
-    return _struct(title, features, forbid_unknown=False)
-
-
-def _struct(title: str, features: Mapping[str, Feature], forbid_unknown: bool = True) -> type[msgspec.Struct]:
-    names = {f"f{i}": name for i, name in enumerate(features)}
-    fields = [(field, one.schema() | None, None) for field, one in zip(names, features.values(), strict=True)]
-    return msgspec.defstruct(
-        title, fields, rename=names, frozen=True, gc=False, forbid_unknown_fields=forbid_unknown, omit_defaults=True
-    )
 
 
 def check_features(features: Mapping[str, Feature]) -> None:

@@ -13,9 +13,10 @@ from typing import Annotated, Any, NamedTuple, TypeAlias
 import msgspec
 
 from learner.limits import MAX_POSITION
-from learner.model.design import lenient, taken
+from learner.model.design import taken
 from learner.model.duration import ModelError
 from learner.model.events_file import ClickRule, EventRule, EventsFile, ItemRule, Rule, TypeValue
+from learner.model.feature_structs import lenient
 from learner.model.fields import Id, Offset, Position, Variance, Weight
 from learner.model.foreign_struct import Object, tuples
 from learner.model.kind import some

@@ -17,7 +17,7 @@ from learner.belief.population import Population
 from learner.model.catalog import Catalog
 from learner.model.catalog_file import check_catalog
 from learner.model.columns import check_size, columns, in_order, named, wide
-from learner.model.design import Design, Items, Shown, check_features, structs, taken
+from learner.model.design import Design, Items, Shown, check_features, taken
 from learner.model.diversity import CategoryColumns, category_columns
 from learner.model.duration import ModelError, parse_duration_ms, parse_half_life, parse_max_age_ms
 from learner.model.effect import Effect, ItemEffect, gaussian_of
@@ -25,6 +25,7 @@ from learner.model.encoded_kind import with_encoder
 from learner.model.encoding import Encoder
 from learner.model.events_file import EventsFile
 from learner.model.experiment import Experiment
+from learner.model.feature_structs import structs
 from learner.model.file import Guardrail, MissingOffset, ModelFile
 from learner.model.foreign import Foreign, check_events, compile_events
 from learner.model.item_effect import item_effect

@@ -118,13 +118,14 @@ def _suggest(source: str, items: str | None, settings: Settings, model: Model) -
 
 def _records(source: str, most: int, settings: Settings, model: Model) -> list[Raw]:
     """The first records of a source, as they stand there."""
-    from learner.batch.reading import raw_events
+    from learner.batch.raw import Raw
+    from learner.batch.sources import raw_events
 
     topics = settings.topics
     if "://" not in source and not Path(source).exists():
         source, topics = settings.log, [source]
-    with closing(raw_events(source, model, topics, settings.kafka_options)) as raws:
-        found = [_unframed(raw, model) for raw in islice(raws, most)]
+    with closing(raw_events(source, model, topics, settings.kafka_options, as_bytes=True)) as raws:
+        found = [_unframed(raw, model) for raw in islice(raws, most) if isinstance(raw, Raw)]
     if not found:
         raise ValueError(f"{source}: no records to look at")
     return found

@@ -171,7 +171,8 @@ def _engine(arguments: LogArguments, model: Model) -> AbstractContextManager[Eng
     try:
         # What Spark asks for later would not name the extra.
         import_module("pandas")
-        from learner.batch.spark import Spark, spark_session
+        from learner.batch.spark import Spark
+        from learner.batch.spark_session import spark_session
     except ModuleNotFoundError as exc:
         raise ValueError(
             f"--engine spark: {exc.name} is not installed: expected pip install 'freshet-online[spark]', and Java 17 "

@@ -15,14 +15,14 @@ from learner.model.spec import Model
 from learner.store import open_store
 from learner.store.owner import claim, owner_in, owner_of, require_same
 from learner.store.versions import Versions
-from service.commands.logs import add_arguments, check_items, instant, skipping
+from service.commands.logs import check_items, skipping
 from service.commands.rebuild_log import (
     HistoryArguments,
+    add_history_arguments,
     columns_of,
     ends_of,
     has_positions,
     history_of,
-    offset_columns,
     origin_of,
     require_an_end,
 )
@@ -55,7 +55,6 @@ rebuilt to its end. Started again with the same arguments, a rebuild goes on whe
 class RebuildArguments(HistoryArguments):
     """What was typed."""
 
-    store: str | None
     prefix: str | None
     beside: bool
     rate: float
@@ -69,17 +68,11 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = _EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--store", metavar="URL", help="where to (default: FRESHET_STORE)")
+    add_history_arguments(parser, "where to", "when learners go on", sampled=False)
     parser.add_argument("--prefix", metavar="NEW", help="what keys begin with, in Redis (default: FRESHET_KEY_PREFIX)")
     parser.add_argument("--beside", action="store_true", help="into the store that the model has beside the first one")
-    parser.add_argument(
-        "--offsets", type=offset_columns, metavar="TOPIC,PARTITION,OFFSET",
-        help="columns of Parquet files that say where events stand; none: nowhere",
-    )  # fmt: skip
-    parser.add_argument("--from-time", type=instant, metavar="DATE", help="when learners go on: epoch ms, or ISO 8601")
     parser.add_argument("--rate", type=rate, default=0.0, metavar="N", help="store at most N records a second")
     declare_target(parser)
-    add_arguments(parser, sampled=False)
 
 
 def run(arguments: RebuildArguments, settings: Settings, model: Model) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from learner.batch.parquet_offsets import OffsetColumns
 from learner.model.spec import Model
 from learner.store.versions import version_of
-from service.commands.logs import LogArguments
+from service.commands.logs import LogArguments, add_arguments, instant
 from service.progress import progress
 from service.settings import Settings
 
@@ -26,8 +26,20 @@ NO_OFFSETS = "none"
 class HistoryArguments(LogArguments):
     """What was typed."""
 
+    store: str | None
     offsets: OffsetColumns | str | None
     from_time: int | None
+
+
+def add_history_arguments(parser: argparse.ArgumentParser, store: str, from_time: str, sampled: bool = True) -> None:
+    """Which log, where it ends, and which store; in words what the last two are to the command."""
+    parser.add_argument("--store", metavar="URL", help=f"{store} (default: FRESHET_STORE)")
+    parser.add_argument(
+        "--offsets", type=offset_columns, metavar="TOPIC,PARTITION,OFFSET",
+        help=f"columns of Parquet files that say where events stand; {NO_OFFSETS}: nowhere",
+    )  # fmt: skip
+    parser.add_argument("--from-time", type=instant, metavar="DATE", help=f"{from_time}: epoch ms, or ISO 8601")
+    add_arguments(parser, sampled=sampled)
 
 
 def columns_of(arguments: HistoryArguments) -> OffsetColumns | None:
@@ -37,7 +49,7 @@ def columns_of(arguments: HistoryArguments) -> OffsetColumns | None:
 
 def has_positions(arguments: HistoryArguments) -> bool:
     """Whether every event comes from a log with its offset."""
-    from learner.batch.reading import is_a_file
+    from learner.batch.sources import is_a_file
 
     return not any(map(is_a_file, arguments.logs))
 
@@ -113,8 +125,8 @@ def ends_of(arguments: HistoryArguments, settings: Settings, log: Histories) -> 
 
 def origin_of(arguments: HistoryArguments, settings: Settings, model: Model) -> int:
     """A number that stands for what is rebuilt from: another log, model or end has another."""
-    from learner.batch.reading import files_of, is_a_file
     from learner.batch.remote import size_of
+    from learner.batch.sources import files_of, is_a_file
 
     said: list[object] = [
         version_of(model).name,

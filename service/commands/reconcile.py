@@ -17,12 +17,12 @@ from learner.model.spec import Model
 from learner.positions import marks_by_shard
 from learner.store import Store, open_store
 from learner.store.versions import Versions
-from service.commands.logs import add_arguments, check_items, instant, skipping
+from service.commands.logs import check_items, skipping
 from service.commands.rebuild_log import (
     HistoryArguments,
+    add_history_arguments,
     ends_of,
     history_of,
-    offset_columns,
     require_an_end,
 )
 from service.environment import hide_password
@@ -49,7 +49,6 @@ know that learners have read all of the log, so it needs what `freshet rebuild` 
 class ReconcileArguments(HistoryArguments):
     """What was typed."""
 
-    store: str | None
     max_distance: float
     replace: bool
     ids: bool
@@ -63,20 +62,12 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = _EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--store", metavar="URL", help="which one (default: FRESHET_STORE)")
+    add_history_arguments(parser, "which one", "when the log ends, what is before it is taken")
     parser.add_argument("--max-distance", type=float, default=0.01, metavar="KL", help="in nats (default: %(default)s)")
     parser.add_argument(
         "--replace", action="store_true", help="put the batch beliefs in the place of those further away"
     )
     parser.add_argument("--ids", action="store_true", help="name the users, the furthest first")
-    parser.add_argument(
-        "--offsets", type=offset_columns, metavar="TOPIC,PARTITION,OFFSET",
-        help="columns of Parquet files that say where events stand",
-    )  # fmt: skip
-    parser.add_argument(
-        "--from-time", type=instant, metavar="DATE", help="when the log ends: what is before it is taken"
-    )
-    add_arguments(parser)
 
 
 def run(arguments: ReconcileArguments, settings: Settings, model: Model) -> int:

@@ -49,7 +49,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
             patch.setenv("SPARK_HOME", str(spark_home(tmp_path_factory.mktemp("spark"))))
         except Missing as exc:
             skip(str(exc))
-        from learner.batch.spark import spark_session
+        from learner.batch.spark_session import spark_session
 
         yield (running := spark_session(MASTER, FOR_SMALL_LOGS))
         running.stop()
@@ -204,3 +204,13 @@ def test_both_engines_name_and_skip_what_is_bad(session: Any, both: Both, log: P
     with pytest.raises(LogError) as of_spark, Spark(session, MODEL.width) as there:
         there.take(read, lambda n, of: None, None)
     assert str(of_spark.value) == str(of_duck.value)
+
+
+def test_a_topic_is_refused_by_spark_with_what_reads_it(session: Any) -> None:
+    from learner.batch.spark import Spark
+
+    with (
+        pytest.raises(LogError, match=r"kafka://host:9092': expected files for --engine spark; --engine duckdb reads"),
+        Spark(session, MODEL.width) as tables,
+    ):
+        tables.take(LogAtRest(("kafka://host:9092",), MODEL), lambda n, of: None)

@@ -377,6 +377,20 @@ def test_an_engine_that_is_not_installed_is_named_with_the_extra_that_has_it(
     assert "pip install 'freshet-online[spark]', and Java 17" in said
 
 
+@pytest.mark.parametrize(
+    ("master", "said"),
+    [("spark://127.0.0.1:1", "no master answers there"), ("spark://127.0.0.1", "expected spark://host:port")],
+)
+def test_a_master_that_does_not_answer_is_named_without_a_traceback(
+    run: Callable[..., int], capsys: pytest.CaptureFixture[str], master: str, said: str
+) -> None:
+    pytest.importorskip("pyspark")
+    assert run("evaluate", "log.jsonl", "--engine", "spark", "--master", master) == 2
+    printed = capsys.readouterr().err
+    assert f"--master '{master}': {said}" in printed
+    assert "Traceback" not in printed
+
+
 def test_what_is_said_to_an_engine_is_for_spark_alone(
     run: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:

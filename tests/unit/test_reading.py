@@ -18,7 +18,7 @@ from learner.events.microbatch import BAD
 from learner.events.parse import parse_event, parse_events
 from learner.events.wire import BadEvent, Reason, WireClick, impression_json
 from learner.model.columns import columns
-from learner.model.design import MAX_FIELDS
+from learner.model.feature_structs import MAX_FIELDS
 from learner.model.kinds import Category, Feature, Multi, Numeric, Vector
 from learner.model.space import Space
 from learner.model.spec import Model, load_model
