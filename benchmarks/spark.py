@@ -36,7 +36,8 @@ def measure(context: Context) -> list[Figure]:
             typed: list[str | Path] = [command, *sorted(folder.glob("*.gz")), "--model", "model.toml", *options]
             told = folder / f"told-{command}"
             told.mkdir()
-            noted = ["spark.eventLog.enabled=true", f"spark.eventLog.dir=file://{told}"]
+            log = {"enabled": "true", "compress": "false", "dir": f"file://{told}"}
+            noted = [f"spark.eventLog.{name}={value}" for name, value in log.items()]
             by_duck, _, _ = timed(folder, typed)
             by_spark, _, _ = timed(folder, [*typed, *_SPARK, *(one for conf in noted for one in ("--conf", conf))])
             tasks = tasks_of(told)
@@ -54,8 +55,8 @@ def measure(context: Context) -> list[Figure]:
 def tasks_of(folder: Path) -> Tasks:
     """What Spark's event log says of the tasks of a run."""
     seconds = shuffled = spilled = 0.0
-    for file in folder.rglob("*"):
-        for line in file.read_text().splitlines() if file.is_file() else ():
+    for file in folder.rglob("events_*"):
+        for line in file.read_text().splitlines():
             event = json.loads(line)
             if event["Event"] == "SparkListenerTaskEnd" and (metrics := event.get("Task Metrics")):
                 seconds += metrics["Executor Run Time"] / 1e3

@@ -76,7 +76,7 @@ def _microbatch(
     n_items, one = np.asarray(pc.list_value_length(items), np.int64), items.flatten()
     clicked_requests = _field(clicks, "request_id")
     # Evaluations of policies want more of these, and other clicks are of no showing.
-    tells = any(_is_there(*one) for one in ((one, "propensity"), (clicks, "reward"), (shown, "candidates")))
+    tells = any(_is_there(*said) for said in ((one, "propensity"), (clicks, "reward"), (shown, "candidates")))
     if tells or (not model.by_item and clicked_requests.null_count):
         return None
     event, item = np.zeros(len(shown) + len(clicks), EVENT), np.zeros(len(one), ITEM)

@@ -21,10 +21,10 @@ import pyarrow.parquet as pq
 from learner.batch.arrow_events import can_be_columns, from_events
 from learner.batch.parquet_columns import FACT_NUMBERS, Converter, converter, texts
 from learner.batch.parquet_offsets import OffsetColumns, positions_of, refuse_offsets, require_offsets
-from learner.batch.parquet_slates import IDS, SLATE, TIMES, at_once, whole_slates
+from learner.batch.parquet_slates import SLATE, TIMES, at_once, whole_slates
 from learner.batch.raw import LogError, Raw, Reached, Ready, Skipped
 from learner.batch.remote import File
-from learner.batch.wire_columns import normal, with_text_ids
+from learner.batch.wire_columns import IDS, normal, with_text_ids
 from learner.events.wire import BadEvent, Reason
 from learner.model.kinds import Age
 from learner.model.spec import Model

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 
 from learner.batch.arrow_events import to_microbatch
 from learner.batch.parquet_columns import FACT_NUMBERS
-from learner.batch.wire_columns import normal
+from learner.batch.wire_columns import IDS, normal
 from learner.events.microbatch import Microbatch
 from learner.model.kinds import Age
 from learner.model.spec import Model
 
-IDS = ("user_id", "request_id", "item_id")
 TIMES = ("timestamp", "clicked_at")
 SLATE = ("user_id", "request_id", "timestamp")
 

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from learner.events.microbatch import ends_of
 
 Type: TypeAlias = wire.Type
+IDS = ("user_id", "request_id", "item_id")
 
 
 def normal(column: Any) -> Any:
@@ -40,15 +41,12 @@ def with_text_ids(column: Any) -> Any:
     """Events, or their items, as `normal` makes them, whose ids are text where they are whole numbers."""
     found = {field.name: pc.struct_field(column, field.name) for field in column.type}
     for name, inner in found.items():
-        if name in _IDS and pa.types.is_integer(inner.type):
+        if name in IDS and pa.types.is_integer(inner.type):
             found[name] = inner.cast(pa.string())
         if name == "items" and pa.types.is_list(inner.type) and pa.types.is_struct(inner.type.value_type):
             items = with_text_ids(inner.flatten())
             found[name] = pa.ListArray.from_arrays(_ends(inner), items, mask=inner.is_null())
     return pa.StructArray.from_arrays([*found.values()], [*found], mask=column.is_null())
-
-
-_IDS = ("user_id", "request_id", "item_id")
 
 
 def _ends(lists: Any) -> Any:
