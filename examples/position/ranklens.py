@@ -24,13 +24,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="the folder with impressions.parquet, items.parquet")
     parser.add_argument("--out", type=Path, required=True, help="for example looked.jsonl.gz")
     parser.add_argument("--power", type=float, default=0.5, metavar="A", help="default: %(default)s")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the order and of what is looked at (default: %(default)s)"
+    )
     arguments = parser.parse_args(argv)
     try:
         data = load(arguments.data)
     except DatasetMissing as exc:
         print(f"ranklens: {exc}", file=sys.stderr)
         return 2
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(arguments.seed)
     examination = np.arange(1, SLATE_SIZE + 1) ** -arguments.power
     with gzip.open(arguments.out, "wb", compresslevel=3) as out:
         for slate in data.slates:

@@ -54,7 +54,8 @@ def choose_examination(model: Model, outcomes: Outcomes, take: Take) -> Model:
             trial = trial_of(take(model), model, len(outcomes))
             done = trial.replayed(model, bar.update)
         scored = done.scored
-        new = examined(trial.log.batch.events.item["position"][done.place], scored.user, scored.y, scored.p)
+        position = trial.log.batch.events.item["position"][done.place]
+        new = examined(position, scored.user, scored.slate, scored.y, scored.p)
         if new is None:
             print(f"examination: the model's is kept: expected at least {MIN_CLICKS} clicks at the top, and behind it")
             return model

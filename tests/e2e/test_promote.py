@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import threading
 import time
 import uuid
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,10 @@ from tests.servers import KafkaServer, RedisServer, eventually
 FIRST = 'name = "first"\n[prior]\nmean = 0.0\n[features]\nx = { kind = "numeric" }\n'
 OTHER = 'name = "other"\n[prior]\nmean = -1.0\n[features]\nx = { kind = "numeric" }\n'
 SCORE = json.dumps({"user_id": "nobody", "items": [{"item_id": str(i), "features": {"x": i}} for i in range(3)]})
-# Scorers switch within a second of the command's end; a machine on which all tests run may be busy with others.
-SWITCHED_S = 3.0
+# Scorers switch within a second of the command's end: most do also on a machine that is busy with all other tests.
+SWITCHED_S = 1.0
+# So many answers in a row of one model are of all workers.
+IN_A_ROW = 20
 LOGITS = {"first": [0.0, 0.0, 0.0], "other": [-1.0, -2.0, -3.0]}
 
 
@@ -45,7 +49,14 @@ class Asking:
             self.seen.append((time.monotonic(), told["model"]))
 
     def answered_by(self, name: str) -> bool:
-        return bool(self.failed) or (bool(self.seen) and self.seen[-1][1] == name)
+        return bool(self.failed) or len(self._last(name)) >= IN_A_ROW
+
+    def since(self, name: str) -> float:
+        """When all answers had begun to be of this model."""
+        return self._last(name)[-1]
+
+    def _last(self, name: str) -> list[float]:
+        return [at for at, _ in takewhile(lambda one: one[1] == name, reversed(self.seen.copy()))]
 
     def stop(self) -> None:
         self._over.set()
@@ -85,8 +96,9 @@ def test_scorers_switch_within_a_second_of_a_promotion_and_back_and_no_request_f
             assert run("promote", promoted).returncode == 0
             done = time.monotonic()
             eventually(lambda promoted=promoted: asking.answered_by(promoted), 20, f"{promoted} answers")
-            took.append(asking.seen[-1][0] - done)
-        assert max(took) < SWITCHED_S, took
+            assert asking.failed == []
+            took.append(asking.since(promoted) - done)
+        assert statistics.median(took) < SWITCHED_S, took
         eventually(lambda: b'result="same_top"' in service.request("/metrics")[1], 10, "answers are compared")
     finally:
         asking.stop()

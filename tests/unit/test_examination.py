@@ -32,13 +32,16 @@ START_MS = 1_700_000_000_000
 MEAN = np.array([-0.5, 1.0])
 
 
-def predicted(seed: int, n_users: int = 400) -> tuple[np.ndarray, ...]:
-    """Slates ranked by what is predicted; the predictions are out by a level and a scale."""
+def predicted(seed: int, n_users: int = 400, contrast: float = 0.0) -> tuple[np.ndarray, ...]:
+    """Slates ranked by what is predicted; the predictions are out by a level and a scale.
+
+    With a `contrast` they are also out by what an item is beside the others of its slate.
+    """
     rng = np.random.default_rng(seed)
     z = -np.sort(-rng.normal(-0.5, 1.0, (n_users * 5, RANKS)), axis=1)
-    y = (rng.random(z.shape) < expit(z) * TRUE).astype(float)
-    user = np.repeat(np.arange(n_users), 5 * RANKS)
-    return np.tile(np.arange(RANKS), n_users * 5), user, y.ravel(), expit(0.4 + 0.8 * z).ravel()
+    y = (rng.random(z.shape) < expit(z - contrast * z.mean(axis=1, keepdims=True)) * TRUE).astype(float)
+    user, slate = np.repeat(np.arange(n_users), 5 * RANKS), np.repeat(np.arange(n_users * 5), RANKS)
+    return np.tile(np.arange(RANKS), n_users * 5), user, slate, y.ravel(), expit(0.4 + 0.8 * z).ravel()
 
 
 def test_it_is_recovered_where_the_ranker_ranks_by_what_is_predicted_and_the_intervals_hold_it() -> None:
@@ -52,15 +55,27 @@ def test_it_is_recovered_where_the_ranker_ranks_by_what_is_predicted_and_the_int
         errors.append(np.array(found.by_rank())[single] / TRUE[single] - 1.0)
     assert 0.88 < np.mean(held) <= 1.0
     assert np.abs(np.mean(np.concatenate(errors))) < 0.05
-    position, _, y, _ = predicted(0)
+    position, _, _, y, _ = predicted(0)
     clicks = np.bincount(position, y)
     # The share of clicks by rank is what the ranker made of it.
     assert clicks[4] / clicks[0] < 0.7 * TRUE[4]
 
 
+def test_it_is_recovered_where_people_choose_among_the_items_of_a_slate() -> None:
+    def errors(seed: int, is_told_slates: bool) -> np.ndarray:
+        position, user, slate, y, p = predicted(seed, 2_000, contrast=0.6)
+        found = examined(position, user, slate if is_told_slates else np.arange(len(y)), y, p)
+        assert found is not None
+        return np.array(found.by_rank())[1:6] / TRUE[1:6] - 1.0
+
+    assert np.abs(np.mean([errors(seed, True) for seed in range(4)])) < 0.04
+    # With one scale for what is between slates and inside them.
+    assert np.abs(np.mean([errors(seed, False) for seed in range(4)])) > 0.1
+
+
 def test_ranks_of_few_clicks_are_taken_together_and_too_few_say_nothing() -> None:
-    position, user, y, p = predicted(0, 100)
-    found = examined(position, user, y, p)
+    position, user, slate, y, p = predicted(0, 100)
+    found = examined(position, user, slate, y, p)
     assert found is not None
     assert found.first[0] == 1
     assert found.first[-1] == RANKS + 1
@@ -68,8 +83,8 @@ def test_ranks_of_few_clicks_are_taken_together_and_too_few_say_nothing() -> Non
     assert (found.clicks[1:] >= 100).all()
     assert (np.diff(found.first) > 1).any()
     assert found.clicks.sum() == y.sum()
-    assert examined(*(one[: 8 * RANKS] for one in (position, user, y, p))) is None
-    assert examined(np.zeros_like(position), user, y, p) is None
+    assert examined(*(one[: 8 * RANKS] for one in (position, user, slate, y, p))) is None
+    assert examined(np.zeros_like(position), user, slate, y, p) is None
 
 
 def events(n_users: int = 300, slates: int = 8, seed: int = 0) -> list[bytes]:
@@ -136,7 +151,7 @@ def test_fit_finds_it_says_so_and_puts_it_in_force(tmp_path: Path, capsys: pytes
     assert "rank 1           1.000   always looked at, by definition" in told
     assert "position.examination = [1, 0." in told
     assert found.examination is not None
-    np.testing.assert_allclose(found.examination[:5], TRUE[:5], rtol=0.15)
+    np.testing.assert_allclose(found.examination[:5], TRUE[:5], rtol=0.2)
     assert with_prior(model, found).examination == found.examination
     assert with_prior(load_model(TEXT.format("")), found).examination is None
     # The next fit begins with it, and one that is to leave it alone does.
