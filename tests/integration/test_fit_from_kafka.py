@@ -85,7 +85,7 @@ def test_a_bad_record_in_the_log_ends_a_command_with_its_place_or_is_skipped_and
 
 def test_an_interrupt_while_the_log_is_read_ends_the_command_at_once(rig: Rig) -> None:
     # One that takes a while to read.
-    rig.send(events(5_000) * 4)
+    rig.send(events(5_000) * 12)
     process = rig.start("fit", "--out", "p.npz")
     eventually(lambda: is_connected(process), 30, "it reads")
     process.send_signal(signal.SIGINT)
