@@ -24,7 +24,7 @@ class DecodedNumbers:
 
     def fill(self, X: Array, values: Sequence[Sequence[float | None]] | Array) -> None:
         """Fill their columns; `values` has those of each item, NaN or None where one is missing."""
-        if not self.features:
+        if not self.features or not len(values):
             return
         try:
             # A third of the time of an array of tuples.
