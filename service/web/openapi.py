@@ -18,6 +18,7 @@ from learner.model.foreign import paths_of, rules_of
 from learner.model.instant import SCHEMA
 from learner.model.kinds import Age, Category, Feature, Numeric
 from learner.model.spec import Model
+from learner.model.targets import CLICK
 from service.web import api
 from service.web.guard import OPEN_PATHS
 
@@ -136,6 +137,13 @@ def install(app: FastAPI, model: Model, needs_key: bool) -> None:
                 schemas[name]["properties"]["features"] |= _features(model.item_features, model)
             for name in ("ScoreRequest", "WireImpression"):
                 schemas[name]["properties"]["context"] |= _features(model.context_features, model)
+            asked = schemas["ScoreRequest"]["properties"]
+            if model.targets:
+                asked["weights"]["anyOf"][0]["propertyNames"] = {"enum": [CLICK, *model.targets]}
+            else:
+                asked["weights"]["anyOf"] = [{"type": "null"}]
+            if model.categories is None:
+                asked["max_per_category"]["anyOf"] = [{"const": 0}, {"type": "null"}]
             if model.catalog is not None:
                 kept = {name: model.item_features[name] for name in model.catalog.names}
                 for name in ("CatalogItem", "WireCatalogItem"):

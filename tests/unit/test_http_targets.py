@@ -193,8 +193,11 @@ def test_the_model_tells_its_targets_and_only_what_learns_clicks_may_be_promoted
     assert shop.get("/model?model=shop.purchase")["attribution_window_seconds"] == 7 * 86_400
     assert shop.get("/models")["models"] == ["shop"]
     assert shop.get("/quality?model=shop.purchase")["model"] == "shop.purchase"
-    event = shop.get("/openapi.json")["paths"]["/events"]["post"]["requestBody"]["content"]["application/json"]
+    document = shop.get("/openapi.json")
+    event = document["paths"]["/events"]["post"]["requestBody"]["content"]["application/json"]
     assert set(event["schema"]["oneOf"][0]["discriminator"]["mapping"]) == {"impression", "click", "purchase", "dwell"}
+    asked = document["components"]["schemas"]["ScoreRequest"]["properties"]
+    assert asked["weights"]["anyOf"][0]["propertyNames"] == {"enum": ["click", "purchase", "dwell"]}
 
 
 def test_events_of_other_kinds_are_refused_where_they_come_in(shop: Shop) -> None:
