@@ -107,6 +107,9 @@ class Ranked(msgspec.Struct, frozen=True, omit_defaults=True):
     weights: dict[str, float] | None = None
 
 
+_BASE64 = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
+
+
 class WireEncoded(msgspec.Struct, frozen=True):
     """The rows that an encoder made of the items of a slate as they were scored, for learners to use as they are.
 
@@ -115,7 +118,10 @@ class WireEncoded(msgspec.Struct, frozen=True):
     """
 
     encoder: EncoderHash
-    rows: Annotated[bytes, msgspec.Meta(max_length=4 * MAX_ITEMS * (MAX_EMBEDDING + 1))]
+    rows: Annotated[
+        bytes,
+        msgspec.Meta(max_length=4 * MAX_ITEMS * (MAX_EMBEDDING + 1), extra_json_schema={"pattern": _BASE64}),
+    ]
 
 
 class WireImpression(msgspec.Struct, frozen=True, tag_field="type", tag="impression", omit_defaults=True):
