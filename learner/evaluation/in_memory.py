@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from learner.belief.gaussian import Array, Belief, Rows
-from learner.events.keys import item_key
+from learner.events.keys import item_key, item_keys
 from learner.events.microbatch import Microbatch, by_user
 from learner.model.effect import Effect
 from learner.model.spec import Model
 from learner.record import decode_record, fresh_record
-from learner.record.items import item_id, read_items
+from learner.record.items import item_id, item_ids, read_items
 from learner.record.served import belief_at
 from learner.step.apply import apply, apply_to_items
 from learner.step.feed import by_item
@@ -52,7 +52,7 @@ class InMemory:
         """Mean and variance of what items add to the log-odds of their rows, shape (N,)."""
         if self._model.item is None:
             return np.zeros(len(rows)), np.zeros(len(rows))
-        names = [item_id(item_key(one)) for one in sent]
+        names = item_ids(item_keys(sent))
         stored = read_items(self._model.item, [self._items.get(name) for name in names], names)
         return stored.at(self._model.item, now).effects(self._model.item, rows, now)
 

@@ -13,7 +13,7 @@ from learner.evaluation.history import History, Log
 from learner.evaluation.items import ReplayedItems
 from learner.evaluation.off_policy import Weighed
 from learner.evaluation.replay import Asked, replay
-from learner.events.keys import item_key, item_keys, outcome_keys
+from learner.events.keys import item_keys, outcome_keys
 from learner.events.wire import WireClick, WireImpression, WireItem
 from learner.model.design import Shown
 from learner.model.encoded_rows import encode, with_encoded_offsets
@@ -117,8 +117,7 @@ class _Target:
             clicks = sum(float(label.sum()) for labels in self._rewards for label in labels)
             self._rewards = [self._earned(log, history) for history in log.users]
             self._worth = sum(float(one.sum()) for mine in self._rewards for one in mine) / max(clicks, 1.0)
-        others = [item_key(one.item_id) for wire in self._shown.values() for one in wire.candidates]
-        self.items = np.array(others, np.int64)
+        self.items = item_keys([one.item_id for wire in self._shown.values() for one in wire.candidates])
         self.found: list[_Slate] = []
         self.n = self.unsaid = self.unsupported = self.impossible = 0
 
@@ -153,7 +152,7 @@ class _Target:
         mean, var = predict(belief, rows, offset)
         effects = None
         if items is not None:
-            keys = np.array([item_key(one.item_id) for one in candidates], np.int64)
+            keys = item_keys([one.item_id for one in candidates])
             effects = ItemEffects(*items.effects(keys, rows, now), None)
             mean, var = mean + effects.mean, var + effects.var
         ranked_by = keys_of(belief, rows, offset, self._rule, self._generator, DRAWS, effects)

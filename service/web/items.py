@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from learner.belief.gaussian import Array, Belief, Rows
-from learner.events.keys import item_key
+from learner.events.keys import item_keys
 from learner.model.effect import ItemEffect
 from learner.policy.rank import ItemEffects, item_noise
 from learner.record.items import ItemBeliefs, read_items
@@ -88,7 +88,7 @@ class Items:
     def plan(self, item_ids: Sequence[str]) -> Plan:
         """What has to be read to know some items."""
         found, missing = self._read.look(item_ids)
-        keys = item_ids_of(np.array(list(map(item_key, missing)), np.int64)) if missing else []
+        keys = item_ids_of(item_keys(missing)) if missing else []
         return Plan(item_ids, found, missing, keys)
 
     def of(self, plan: Plan, values: Sequence[bytes | None], now_ms: int) -> SlateOfItems:
