@@ -40,6 +40,11 @@ class Targets(NamedTuple):
     weight: float
     others: Sequence[Target]
 
+    def sum_of(self, values: Sequence[Array]) -> Array:
+        """What values of all of them count together, shape (N,), the click's first."""
+        weights = (self.weight, *(one.weight for one in self.others))
+        return sum((w * v for w, v in zip(weights, values, strict=True)), np.zeros(()))
+
 
 class Seen(NamedTuple):
     """How a rule looks at one target: its mean and standard deviation, and one draw of it or None, each shape (N,)."""

@@ -162,17 +162,15 @@ def keys_of(
     targets: Targets | None = None,
 ) -> Keys:
     """What a policy ranks by, in so many draws, of which `served` is the first; the other parameters as above."""
-    scores = served or score_items(belief, rows, offset, Rule(), None, items)
+    # As far as it is told without a draw, and before it explores.
+    plain = Rule("ucb", rule.alpha) if rule.name == "ucb" else Rule()
+    scores = served or score_items(belief, rows, offset, plain, None, items, targets=targets)
+    if rule.name == "ucb":
+        return Keys(_by_rank(scores.key), None)
     mean, n = scores.logit_mean, len(scores.logit_mean)
     weight = None
-    if rule.name == "ucb":
-        if targets is not None:
-            return Keys(_by_rank(score_items(belief, rows, offset, rule, None, items, targets=targets).key), None)
-        return Keys(_by_rank(mean + rule.alpha * scores.logit_std), None)
     if rule.name != "thompson":
-        key = moderated(mean, scores.logit_std**2)
-        if targets is not None:
-            key = score_items(belief, rows, offset, Rule(), None, items, targets=targets).key
+        key = moderated(mean, scores.logit_std**2) if targets is None else targets.sum_of(scores.expected)
         if rule.name != "plackett-luce":
             return Keys(_by_rank(key), None)
         weight = key / rule.temperature

@@ -102,6 +102,7 @@ def test_items_rank_by_the_click_alone_where_nothing_else_counts(name: str) -> N
     [
         Rule(), Rule("ucb", alpha=2.0), Rule("thompson"), Rule("plackett-luce", temperature=0.5),
         Rule("thompson", epsilon=0.2, top_k=3), Rule("epsilon-greedy", epsilon=0.3, top_k=2),
+        Rule("ucb", alpha=2.0, epsilon=0.2, top_k=3),
     ],
     ids=lambda rule: f"{rule.name} {rule.epsilon}",
 )  # fmt: skip
