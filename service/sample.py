@@ -42,6 +42,7 @@ OURS = EventsFile(
 )  # fmt: skip
 """The mapping that leaves our own shape as it is."""
 _NAMES = {"impression": "impressions", "click": "clicks", "item": "items", "erase": "erasures"}
+"""What events of each kind are called; those of a target have no name of their own."""
 
 
 def described(raws: Sequence[Raw], model: Model) -> tuple[str, int]:
@@ -141,7 +142,7 @@ def _rule(name: str, rule: Rule, bodies: Sequence[Any], events: EventsFile, mode
         if path is not None:
             rows.append((field, outer + path, [at_path(one, path) for one in its]))
             read.add(outer + path)
-    yield f"{_NAMES[name]}{'' if events.type is None else f', told by {events.type}'}"
+    yield f"{_NAMES.get(name, f'events of type {name}')}{'' if events.type is None else f', told by {events.type}'}"
     width, path_width = max(len(field) for field, _, _ in rows), max(len(path) for _, path, _ in rows)
     for field, path, values in rows:
         may_lack = isinstance(rule, ImpressionRule) and field.startswith("feature ")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from learner.batch.raw import Raw
 from learner.belief.gaussian import predict
 from learner.events.alike import as_read_for, read_alike
 from learner.events.future import refuse_from_the_future
@@ -24,6 +25,7 @@ from learner.model.spec import Model, load_model
 from learner.record import decode_record
 from learner.record.served import belief_at
 from service.model_file import read_model
+from service.sample import described
 from service.settings import Settings
 from service.shadows import read_shadows
 from tests.rig import keep, put_back
@@ -374,6 +376,16 @@ def test_foreign_events_of_a_kind_are_learnt_as_ours_that_say_the_same() -> None
             parse_event(json.dumps({**timer, "seen": seen}).encode(), model)
         assert refused.value.reason is Reason.BAD_FIELD
     assert parse_events([json.dumps({**timer, "seen": {}}).encode()], model).bad.keys() == {0}
+
+
+def test_a_sample_tells_what_a_mapping_finds_of_events_of_a_target() -> None:
+    events = [one for one in without_offsets(journey()) if one["type"] != "like"]
+    raws = [Raw(f"{i}", json.dumps(foreign(one)).encode()) for i, one in enumerate(events)]
+    told, refused = described(raws, shop(more=MAPPED))
+    assert refused == 0
+    assert "events of type purchase, told by event" in told
+    (value,) = (line for line in told.splitlines() if line.split()[:2] == ["value", "seen.seconds"])
+    assert "numbers as text" in value
 
 
 def without_offsets(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
