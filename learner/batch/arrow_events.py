@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from learner.batch.wire_columns import fits
-from learner.events.keys import item_keys, request_keys
+from learner.events.keys import item_keys, outcome_keys
 from learner.events.microbatch import CLICK, EVENT, IMPRESSION, ITEM, Events, Microbatch, ends_of, with_clicks
 from learner.events.wire import WireClick, WireImpression, WireItem, with_features
 from learner.model.design import Shown
@@ -88,8 +88,8 @@ def _microbatch(
     clicked, ids = _item_keys(_field(clicks, "item_id")), _item_keys(_field(one, "item_id"))
     event["key"][clicks_at], item["key"] = clicked, ids
     if not model.by_item:
-        event["key"][clicks_at] += request_keys(clicked_requests.to_pylist())
-        item["key"] += np.repeat(request_keys(requests), n_items)
+        event["key"][clicks_at] = outcome_keys(clicked_requests.to_pylist(), 1, clicked)
+        item["key"] = outcome_keys(requests, n_items, ids)
     event["n_items"][shown_at] = n_items
     event["first_item"][shown_at] = ends_of(n_items)[:-1]
     item["weight"] = 1.0 if not _is_there(one, "weight") else _numbers(pc.fill_null(_field(one, "weight"), 1.0))

@@ -29,7 +29,7 @@ def request_keys(request_ids: Sequence[str]) -> NDArray[np.int64]:
 
 
 def outcome_keys(
-    request_ids: Sequence[str], n_items: Sequence[int] | int, items: NDArray[np.int64]
+    request_ids: Sequence[str], n_items: Sequence[int] | NDArray[np.int64] | int, items: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """64-bit identities of N outcomes within their user, shape (N,): request after request, so many items of each.
 

@@ -26,13 +26,7 @@ class DecodedNumbers:
         """Fill their columns; `values` has those of each item, NaN or None where one is missing."""
         if not self.features or not len(values):
             return
-        try:
-            # A third of the time of an array of tuples.
-            numbers = np.fromiter(chain.from_iterable(values), np.float64, len(values) * len(self.features))
-            numbers = numbers.reshape(len(values), -1)
-        except TypeError:
-            # None becomes NaN, which JSON does not have, and enters as the mean.
-            numbers = np.array(values, dtype=np.float64)
+        numbers = _array(values, len(self.features))
         for i, feature in self._transformed:
             numbers[:, i] = feature.transformed(numbers[:, i])
         missing = np.isnan(numbers)
@@ -40,3 +34,15 @@ class DecodedNumbers:
             X[:, self._marks] = missing[:, self._marked]
         numbers = np.where(missing, self._mean, numbers)
         X[:, self._columns] = (numbers - self._mean) / self._std
+
+
+def _array(values: Sequence[Sequence[float | None]] | Array, width: int) -> Array:
+    """A copy, shape (N, width)."""
+    if not isinstance(values, np.ndarray):
+        try:
+            # A third of the time of an array of tuples.
+            return np.fromiter(chain.from_iterable(values), np.float64, len(values) * width).reshape(len(values), -1)
+        except TypeError:
+            pass
+    # None becomes NaN, which JSON does not have, and enters as the mean.
+    return np.array(values, dtype=np.float64)
