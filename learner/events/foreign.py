@@ -79,7 +79,8 @@ def read_quickly(raw: bytes, foreign: Foreign, events: EventsFile, by_item: bool
     except (*UNREADABLE, AttributeError):
         # An attribute of None: an object on the way to a value is null.
         return None
-    if not items or len(items) > MAX_ITEMS:
+    # Where a path leads to what other events have as a value, there may be one in the place of a list.
+    if not isinstance(items, list) or not 0 < len(items) <= MAX_ITEMS:
         return None
     return WireImpression(str(request), str(user), at, items, context=context)
 

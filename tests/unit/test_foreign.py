@@ -299,6 +299,16 @@ def test_whatever_stands_anywhere_an_event_is_read_together_as_alone(
             assert (wire.timestamp, alone.batch.user) == (alone.batch.events.event["at"][0], [wire.user_id])  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("value", [1, "b1"])
+def test_a_value_where_a_slate_has_its_items_is_a_bad_field(value: object) -> None:
+    to = model(SHAPES["a type, a list and objects where other events have values"])
+    event = foreign(impression(0, [{"item_id": "b1", "offset": 1.0, "features": {"price": 2, "brand": "b1"}}]), to)
+    raw = json.dumps({**event, "body": value}).encode()
+    assert parse_events([raw], to).bad[0].reason is Reason.BAD_FIELD
+    with pytest.raises(BadEvent, match=r"^items: "):
+        parse_event(raw, to)
+
+
 def leaves(event: Any) -> Any:
     """Every place that something stands at."""
     for key, value in event.items() if isinstance(event, dict) else enumerate(event):
