@@ -70,11 +70,12 @@ def read_shadows(settings: Settings, first: Model) -> list[Model]:
     return found
 
 
-def open_shadow(settings: Settings, model: Model) -> Store:
-    """The store of a model beside the first."""
-    return open_store(settings.store_url, **settings.store_options, shadow=model.name)
+def open_store_of(settings: Settings, model: Model, beside: bool = False) -> Store:
+    """The store that a model learns in: one of its own `beside` the first, as a target's always is."""
+    is_beside = beside or model.declared.rule is not None
+    return open_store(settings.store_url, **settings.store_options, shadow=model.name if is_beside else "")
 
 
 def open_shadows(settings: Settings, models: Sequence[Model]) -> list[Shadow]:
     """Models with their stores."""
-    return [Shadow(model, open_shadow(settings, model)) for model in models]
+    return [Shadow(model, open_store_of(settings, model, beside=True)) for model in models]

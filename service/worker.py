@@ -20,7 +20,7 @@ from learner.log import LogUnavailable, Reader, open_log, open_reader
 from learner.loop import Learner
 from learner.model.spec import Model
 from learner.patience import MAX_BACKOFF_S
-from learner.store import Store, StoreUnavailable, open_store
+from learner.store import Store, StoreUnavailable
 from learner.store.owner import WrongStore, claim, difference, owner_of
 from learner.store.recent import RecentStore
 from service.eviction import StoreEvicts, keeping
@@ -28,7 +28,7 @@ from service.measuring import measuring
 from service.metrics import QualityMetrics, exposition
 from service.monitor import Monitor
 from service.settings import DAY_S, Settings
-from service.shadows import Shadow, open_shadow, open_shadows
+from service.shadows import Shadow, open_shadows, open_store_of
 from service.store_watch import watch
 from service.telling import telling
 from service.web import api
@@ -67,7 +67,7 @@ def learn(settings: Settings, model: Model, shadows: Sequence[Model] = (), catch
     if catch_up:
         (model,) = (one for one in shadows if one.name == catch_up)
         shadows, group = (), f"{group}.{catch_up}"
-    store = open_shadow(settings, model) if catch_up else open_store(settings.store_url, **settings.store_options)
+    store = open_store_of(settings, model, bool(catch_up))
     try:
         with _answering(settings, _monitor_app(settings, monitor, store, registry)):
             owner = owner_of(model, settings.group)

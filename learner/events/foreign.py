@@ -40,7 +40,7 @@ def read_quickly(raw: bytes, foreign: Foreign, events: EventsFile, by_item: bool
     """
     try:
         event = foreign.decode(raw)
-        rule: Rule | None = None
+        reward = None
         if foreign.kind is None:
             is_click = foreign.items is not None and foreign.items(event) is None
         else:
@@ -53,10 +53,8 @@ def read_quickly(raw: bytes, foreign: Foreign, events: EventsFile, by_item: bool
                 # Of erasures there are few: each is read alone.
                 about = foreign.about_item if isinstance(rule, ItemRule) else None
                 return None if about is None else _about_item(raw, about)
-            is_click = isinstance(rule, ClickRule)
-        fields, value = foreign.click if is_click else foreign.impression, None
-        if isinstance(rule, RewardRule):
-            fields, value = foreign.rewards[kind := kind_of_rule(events, rule)]
+            is_click, reward = isinstance(rule, ClickRule), foreign.rewards.get(value)
+        fields = reward.fields if reward else foreign.click if is_click else foreign.impression
         user, at = fields.user_id(event), epoch_ms(fields.timestamp(event))
         request = None if fields.request_id is None else fields.request_id(event)
         if request is None and (by_item or (foreign.item.clicked is not None and not is_click)):
@@ -68,11 +66,11 @@ def read_quickly(raw: bytes, foreign: Foreign, events: EventsFile, by_item: bool
             item = fields.item_id(event)
             if item is None:
                 return None
-            if isinstance(rule, RewardRule):
-                number = None if value is None else value(event)
+            if reward is not None:
+                number = None if reward.value is None else reward.value(event)
                 # What is missing, or none, is told where one event is read alone.
-                known = value is None or number is not None
-                return reward_of(kind)(str(user), str(item), at, str(request), number) if known else None
+                known = reward.value is None or number is not None
+                return reward_of(reward.kind)(str(user), str(item), at, str(request), number) if known else None
             return WireClick(str(user), str(item), at, str(request))
         items = [event] if foreign.items is None else foreign.items(event)
         context = {name: get(event) for name, get in foreign.context.items()}

@@ -30,7 +30,7 @@ def of_target(parsed: Parsed, model: Model) -> Parsed:
             event["value"][place] = 0.0 if model.declared.noise == 0.0 or one.value is None else one.value
     for name in ("item", "other_mean", "other_var"):
         item[name] = 0
-    item["offset"] = (batch.events.row * model.stand_in).sum(axis=1)
+    item["offset"] = model.offsets((), batch.events.row)
     told = [wire for wire in batch.told if isinstance(wire, WireImpression)]
     whole: Microbatch = batch._replace(
         user=user, events=batch.events._replace(event=event, item=item), rewards={}, told=told,

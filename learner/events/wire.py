@@ -13,6 +13,7 @@ from learner.limits import MAX_EMBEDDING, MAX_ITEMS, MAX_NUMBER, UNREADABLE
 from learner.model.encoder import EncoderHash
 from learner.model.fields import Id, Offset, Position, Timestamp, Variance, Weight
 from learner.model.kinds import Features
+from learner.model.targets import OURS
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -237,7 +238,7 @@ def has_our_type(raw: bytes, has_catalog: bool, kinds: Sequence[str]) -> bool:
         said = msgspec.json.decode(raw, type=_TypeOnly).type
     except UNREADABLE:
         return False
-    return said in ("impression", "click", "erase", "erase_item", *kinds) or (has_catalog and said == "item")
+    return said in kinds or (said in OURS and (has_catalog or said != "item"))
 
 
 class _TypeOnly(msgspec.Struct):

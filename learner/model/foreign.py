@@ -38,6 +38,14 @@ class Fields(NamedTuple):
     item_id: Get
 
 
+class RewardFields(NamedTuple):
+    """What reads an event of a kind that a target is of; without `value` it says no number."""
+
+    kind: str
+    fields: Fields
+    value: Get | None
+
+
 class ItemFields(NamedTuple):
     """What reads an item; `features` are those of all items of a slate, tuples in the model's order."""
 
@@ -71,7 +79,7 @@ class Foreign(NamedTuple):
     kinds: Mapping[TypeValue, Rule]
     impression: Fields
     click: Fields
-    rewards: Mapping[str, tuple[Fields, Get | None]]
+    rewards: Mapping[TypeValue, RewardFields]
     items: Get | None
     item: ItemFields
     context: Mapping[str, Get]
@@ -218,10 +226,10 @@ def compile_events(
 
     kind = None if events.type is None else attrgetter(of_event(events.type, str | int | float | bool))
     both = fields(events.impression), fields(events.click)
-    rewards = {
-        kind: (fields(rule), None if rule.value is None else attrgetter(of_event(rule.value, float)))
-        for kind, rule in events.rewards.items()
-    }
+    rewards: dict[TypeValue, RewardFields] = {}
+    for name, reward in events.rewards.items():
+        value = None if reward.value is None else attrgetter(of_event(reward.value, float))
+        rewards |= dict.fromkeys(whens_of(reward), RewardFields(name, fields(reward), value))
     read = tuples(values, _sizes_of(values, root if rule.items is None else inside))
     item = ItemFields(attrgetter(item_id), offset, weight, item_effect, position, clicked, read)
     try:

@@ -12,13 +12,13 @@ from learner.belief.population import Population
 from learner.model.prior_file import PriorFile, fitted_prior
 from learner.model.spec import Model
 from learner.record import RecordError
-from learner.store import open_store
 from learner.store.versions import Versions
 from service.commands.fit import FitArguments, say_prior_of_items, told, write_prior
 from service.environment import hide_password
 from service.model_file import read_prior
 from service.progress import progress
 from service.settings import Settings, SettingsError
+from service.shadows import open_store_of
 
 
 def fit_from_store(arguments: FitArguments, settings: Settings, model: Model) -> int:
@@ -34,8 +34,7 @@ def fit_from_store(arguments: FitArguments, settings: Settings, model: Model) ->
         raise SettingsError(f"--from-store: {path!r}: no such file")
     refused: list[RecordError] = []
     refuse = refused.append if arguments.skip_bad else None
-    is_beside = model.declared.rule is not None
-    store = open_store(settings.store_url, **settings.store_options, shadow=model.name if is_beside else "")
+    store = open_store_of(settings, model)
     try:
         Versions(store, model).look()
         with progress("reading", " records") as bar:

@@ -12,7 +12,6 @@ import msgspec
 
 from learner.log.position import NOTHING
 from learner.model.spec import Model
-from learner.store import open_store
 from learner.store.owner import claim, owner_in, owner_of, require_same
 from learner.store.versions import Versions
 from service.commands.logs import check_items, skipping
@@ -29,7 +28,7 @@ from service.commands.rebuild_log import (
 from service.environment import hide_password
 from service.progress import progress
 from service.settings import Settings
-from service.shadows import declare_target, open_shadow
+from service.shadows import declare_target, open_store_of
 
 if TYPE_CHECKING:
     from learner.batch.rebuilding import Rebuilt
@@ -90,8 +89,7 @@ def run(arguments: RebuildArguments, settings: Settings, model: Model) -> int:
     if settings.max_slates_per_minute:
         print("FRESHET_MAX_SLATES_PER_MINUTE is not applied to history: all slates of a busy user are learnt")
     skipped, n_stored, began = skipping(arguments), Counter[str](), time.monotonic()
-    is_beside = arguments.beside or model.declared.rule is not None
-    store = open_shadow(settings, model) if is_beside else open_store(settings.store_url, **settings.store_options)
+    store = open_store_of(settings, model, arguments.beside)
     with closing(store), history_of(arguments, settings, model, skipped) as log:
         owner = owner_of(model, settings.group)
         if (held := owner_in(store)) is not None:

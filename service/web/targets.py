@@ -39,8 +39,7 @@ def target(model: Model, record: Record, rows: Rows, now: int, weight: float, fa
     belief = belief_at(model, record, now)
     if fallback:
         belief = Belief(np.zeros_like(belief.mean), np.zeros_like(belief.factor))
-    # As learners have it.
-    offset = (rows * model.stand_in).sum(axis=1).astype(np.float32).astype(np.float64)
+    offset = model.offsets((), rows).astype(np.float64)
     return Target(weight, belief, offset, model.declared.noise > 0.0)
 
 
