@@ -66,17 +66,18 @@ class Duck:
 
     def read(self, batches: Iterable[Microbatch], chosen: Callable[[str], bool] = lambda user_id: True) -> None:
         """Take the events of the users that are chosen, in the order of the log."""
-        held: list[Microbatch] = []
-        n_rows = 0
-        for batch in batches:
-            held.append(batch)
-            n_rows += len(batch.user) + len(batch.events.item)
-            if n_rows >= _ROWS:
-                self._take(joined(held, self._width), chosen)
-                held, n_rows = [], 0
-        self._take(joined(held, self._width), chosen)
+        with ThreadPoolExecutor(1) as thread:
+            taken = None
+            for held in _some(batches):
+                if taken is not None:
+                    taken.result()
+                # What follows is read meanwhile.
+                taken = thread.submit(self._take, held, chosen)
+            if taken is not None:
+                taken.result()
 
-    def _take(self, batch: Microbatch, chosen: Callable[[str], bool]) -> None:
+    def _take(self, held: list[Microbatch], chosen: Callable[[str], bool]) -> None:
+        batch = joined(held, self._width)
         tables = tables_of(batch, self._n_events, chosen)
         self._n_events += len(batch.user)
         with duck_on_disk():
@@ -103,6 +104,20 @@ class Duck:
             batch = events_where(self, self._width, where, since_ms, MAX_TIMESTAMP_MS)
             if batch.user:
                 yield function(number, batch, advance)
+
+
+def _some(batches: Iterable[Microbatch]) -> Iterator[list[Microbatch]]:
+    """As many at a time as have about `_ROWS` rows of tables."""
+    held: list[Microbatch] = []
+    n_rows = 0
+    for batch in batches:
+        held.append(batch)
+        n_rows += len(batch.user) + len(batch.events.item)
+        if n_rows >= _ROWS:
+            yield held
+            held, n_rows = [], 0
+    if held:
+        yield held
 
 
 def connected(folder: str) -> duckdb.DuckDBPyConnection:

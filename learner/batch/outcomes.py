@@ -79,6 +79,7 @@ class Outcomes:
 
     examination: Examination | None = None
     _order: NDArray[np.intp] | None = None
+    _between: tuple[int, int] | None = None
 
     def __init__(self, table: Table, model: Model, end: int) -> None:
         self._table, self._width, self._window_ms = table, model.width, model.window_ms
@@ -98,27 +99,27 @@ class Outcomes:
         other._order = order
         return other
 
-    def map(
-        self,
-        function: Callable[[Rows], T],
-        stand_in: Array,
-        left_out: int = 0,
-        beside: ItemsBeside | None = None,
-    ) -> Iterator[T]:
+    def between(self, first: int, end: int) -> Outcomes:
+        """Those of the users with hashes from one to below another; counts stay those of all."""
+        other = copy(self)
+        other._between = first, end
+        return other
+
+    def map(self, function: Callable[[Rows], T], stand_in: Array, beside: ItemsBeside | None = None) -> Iterator[T]:
         """What a function makes of the outcomes of some users at a time, in the order of users; several at once.
 
-        An outcome without an offset has x'c, as of `Model.stand_in`, shape (width,). Users of smaller hashes than
-        `left_out` are passed over. With items `beside`, rows and offsets have what these add.
+        An outcome without an offset has x'c, as of `Model.stand_in`, shape (width,). With items `beside`, rows and
+        offsets have what these add.
         """
         e = None if self.examination is None else np.array(self.examination)
-        width, window_ms, order = self._width, self._window_ms, self._order
+        width, window_ms, order, between = self._width, self._window_ms, self._order, self._between
         return self._table.map(
-            lambda piece: function(fitted_rows(piece, width, window_ms, stand_in, left_out, beside, e, order))
+            lambda piece: function(fitted_rows(piece, width, window_ms, stand_in, between, beside, e, order))
         )
 
-    def chunks(self, stand_in: Array, left_out: int = 0, beside: ItemsBeside | None = None) -> Iterator[Rows]:
+    def chunks(self, stand_in: Array, beside: ItemsBeside | None = None) -> Iterator[Rows]:
         """The outcomes themselves; see `map`."""
-        return self.map(lambda rows: rows, stand_in, left_out, beside)
+        return self.map(lambda rows: rows, stand_in, beside)
 
     def numbers(self, name: int, missing: int, step: int) -> Array:
         """Every so-manieth value of a column that is not missing: another column says which are."""
@@ -136,15 +137,16 @@ def fitted_rows(
     width: int,
     window_ms: int,
     stand_in: Array,
-    left_out: int,
+    between: tuple[int, int] | None,
     beside: ItemsBeside | None,
     e: Array | None,
     order: NDArray[np.intp] | None,
 ) -> Rows:
     """A piece of the table as what is fitted; see `Outcomes.map`."""
-    if left_out:
-        first = int(np.searchsorted(column(piece, "whose"), signed(left_out)))
-        piece = piece.slice(first)
+    if between is not None:
+        hashes = column(piece, "whose")
+        first = int(np.searchsorted(hashes, signed(between[0])))
+        piece = piece.slice(first, int(np.searchsorted(hashes, signed(between[1] - 1), side="right")) - first)
     row = rows_of(piece, width)
     X, offset = row.astype(np.float64), column(piece, "log_odds").astype(np.float64)
     X = X if order is None else X[:, order]

@@ -79,7 +79,6 @@ def fit_prior(
     observe: Callable[[Iteration], None] = lambda iteration: None,
     advance: Callable[[int], object] = lambda n: None,
     initial: Gaussian | None = None,
-    left_out: int = 0,
     beside: ItemsBeside | None = None,
     before: tuple[Gaussian, float] | None = None,
 ) -> Gaussian:
@@ -101,7 +100,7 @@ def fit_prior(
         Called with the number of outcomes gone through, for a progress bar.
     initial
         Where to begin, if it is known about; else at `start`.
-    left_out, beside
+    beside
         As in `Outcomes.map`.
     before
         A population that is known already, and how many users it is worth: it counts as so many, beside the log's.
@@ -114,7 +113,7 @@ def fit_prior(
 
     def e_step(prior: Gaussian) -> Moments:
         moments = Moments(0.0, 0, np.zeros(len(prior.mean)), np.zeros_like(prior.cov))
-        for n, its in outcomes.map(partial(_laplace_moments, prior=prior), stand_in, left_out, beside):
+        for n, its in outcomes.map(partial(_laplace_moments, prior=prior), stand_in, beside):
             moments = _together(moments, its)
             advance(n)
         return moments if before is None else _together(moments, _moments_of(*before, prior))

@@ -177,7 +177,7 @@ def _records(
     dtype: Any, view: Model, stand_in: Array, moved: Mapping[int, Array], users: NDArray[np.int64], piece: Any
 ) -> Any:
     e = None if view.examination is None else np.array(view.examination)
-    rows = fitted_rows(piece, view.width, view.window_ms, stand_in, 0, None, e, None)
+    rows = fitted_rows(piece, view.width, view.window_ms, stand_in, None, None, e, None)
     found = np.zeros(len(rows.y), dtype)
     found["x"] = rows_of(piece, view.width)
     for at, number in moved.items():

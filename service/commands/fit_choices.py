@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 # A full covariance of more coefficients may overfit.
 WIDE = 16
+# That priors are fitted on which only choose: half-lives and covariances are told apart by far fewer.
+MOST_OUTCOMES = 1 << 20
 
 
 class Chosen(NamedTuple):
@@ -90,26 +92,32 @@ def choose(
             )
         return Chosen(_fit(outcomes, model, model.prior, "EM", iterations), None, None)
 
-    def beside_items(title: str, left_out: int) -> Refit:
+    def beside_items(title: str, of: Outcomes, quiet: bool) -> Refit:
         return lambda known, beside: _fit(
-            outcomes, model, model.prior, title, iterations, known.prior, left_out, quiet=bool(left_out), beside=beside
+            of, model, model.prior, title, iterations, known.prior, quiet=quiet, beside=beside
         )
 
-    held_out = replace(
-        model, prior=_fit(outcomes, model, model.prior, "EM, users held out", iterations, left_out=sampled_below)
-    )
+    others = _others(outcomes, sampled_below)
+    held_out = replace(model, prior=_fit(others, model, model.prior, "EM, users held out", iterations))
     half_life = None if keeps_own else _half_life(replace(held_out, item=None), trial)
     if half_life is not None:
         held_out = _with(held_out, half_life)
     if wide:
-        _covariance(replace(held_out, item=None), outcomes, trial, sampled_below, iterations)
+        _covariance(replace(held_out, item=None), others, trial, iterations)
     if model.item is None or of_all is None:
         prior = _fit(outcomes, model, model.prior, "EM, all users", iterations, initial=held_out.prior)
         return Chosen(prior, half_life, None)
-    title = "EM, users held out, beside items"
-    held_out = choose_of_items(held_out, trial, beside_items(title, sampled_below), keep_half_life)
-    found = jointly(held_out, trial_of(of_all, model, len(outcomes)), beside_items("EM, all users, beside items", 0))
+    refit = beside_items("EM, users held out, beside items", others, True)
+    held_out = choose_of_items(held_out, trial, refit, keep_half_life)
+    refit = beside_items("EM, all users, beside items", outcomes, False)
+    found = jointly(held_out, trial_of(of_all, model, len(outcomes)), refit)
     return Chosen(found.prior, half_life, prior_of_items(model.item, found))
+
+
+def _others(outcomes: Outcomes, sampled_below: int) -> Outcomes:
+    """Outcomes of users that are not sampled, about `MOST_OUTCOMES` if they are more."""
+    share = min(MOST_OUTCOMES / len(outcomes), 1.0)
+    return outcomes.between(sampled_below, min(sampled_below + int(share * 2**64), 2**64))
 
 
 def _fit(
@@ -119,7 +127,6 @@ def _fit(
     title: str,
     iterations: int,
     initial: Gaussian | None = None,
-    left_out: int = 0,
     quiet: bool = False,
     beside: ItemsBeside | None = None,
 ) -> Gaussian:
@@ -136,7 +143,6 @@ def _fit(
             observe=observe,
             advance=bar.update,
             initial=initial,
-            left_out=left_out,
             beside=beside,
         )
 
@@ -152,7 +158,7 @@ def _half_life(model: Model, trial: Trial) -> HalfLife | None:
     return None if chosen == own else chosen
 
 
-def _covariance(model: Model, outcomes: Outcomes, trial: Trial, sampled_below: int, iterations: int) -> None:
+def _covariance(model: Model, outcomes: Outcomes, trial: Trial, iterations: int) -> None:
     """Say which covariance predicts better."""
     forms = forms_to_try(model, WIDE)
     order = np.append(order_of(model), np.arange(model.d, model.width))
@@ -162,7 +168,7 @@ def _covariance(model: Model, outcomes: Outcomes, trial: Trial, sampled_below: i
         own = trial.losses(model, bar.update)
         for form in forms:
             other = replace(model, prior=in_form(model.prior, model, form), fixed_effect=model.fixed_effect[order])
-            prior = _fit(columns, other, other.prior, f"EM, {form}", iterations, left_out=sampled_below, quiet=True)
+            prior = _fit(columns, other, other.prior, f"EM, {form}", iterations, quiet=True)
             others[form] = reordered.losses(replace(other, prior=prior), bar.update)
     say_which_covariance("", model.prior.form, own, others)
 

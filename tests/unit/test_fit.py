@@ -316,7 +316,7 @@ def test_a_sample_is_of_the_same_users_whatever_the_order_and_the_prior_of_the_o
     assert users == {f"u{i}" for i in range(60) if user_hash(f"u{i}") < below}
     assert users == names(sampled((columns(MODEL, [event]) for event in events[::-1]), max_users=10).batch)
     others = joined((event for event in events if event.user_id not in users), MODEL)
-    left = [rows.y for rows in joined(events, MODEL).chunks(np.zeros(2), left_out=below)]
+    left = [rows.y for rows in joined(events, MODEL).between(below, 2**64).chunks(np.zeros(2))]
     np.testing.assert_array_equal(np.concatenate(left), rows_in(others)["y"])
 
 
