@@ -50,6 +50,10 @@ def main() -> int:
         "--against", type=commit_of, metavar="REV",
         help="run the learning step, learner and service of an earlier revision too, in turn with this one's",
     )  # fmt: skip
+    parser.add_argument(
+        "--outcomes", type=int, nargs="+", default=(), metavar="N",
+        help="sizes of the log for the subject spark, such as 100000000, of which it writes 2.4 GB",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, help="where to write the figures as JSON")
     wanted = parser.parse_args()
     if wanted.only and AGAINST in wanted.only and not wanted.against:
@@ -57,7 +61,7 @@ def main() -> int:
     figures: list[Figure] = []
     speed = yardstick()
     with tempfile.TemporaryDirectory() as folder:
-        context = Context(wanted.quick, Path(folder), wanted.against)
+        context = Context(wanted.quick, Path(folder), wanted.against, outcomes=tuple(wanted.outcomes))
         subjects = wanted.only or [
             *(name for name in SUBJECTS if not (wanted.quick and name in ONLY_IN_FULL)),
             *([AGAINST] if wanted.against else ()),

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ from benchmarks.workload import FEATURES, START_MS
 
 SLATE, SLATES_OF_A_USER, FILES, DAYS = 10, 20, 4, 7
 SIZES, QUICK = (1_000_000, 10_000_000), (100_000,)
+# The largest as rows alone: to read it as JSON lines takes what the smaller one tells.
+FORMS = {"JSON lines": False, "Parquet": True}
 COMMANDS = {
     "fit": ["--keep-half-life", "--out", "prior.npz"],
     "evaluate": ["--brief", "--resamples", "50"],
@@ -33,13 +36,16 @@ _TIMED = re.compile(r"wall ([\d.]+) user ([\d.]+) sys ([\d.]+) peak (\d+)\n")
 def measure(context: Context) -> list[Figure]:
     """Wall time, processor time and peak memory of each command on each size."""
     figures = []
-    for n in QUICK if context.quick else SIZES:
-        folder = context.folder / f"batch-{n}"
-        write_log(folder, n)
+    sizes = QUICK if context.quick else SIZES
+    for n, (form, as_rows) in product(sizes, FORMS.items()):
+        largest = n == SIZES[-1]
+        if largest and not as_rows:
+            continue
+        folder = context.folder / f"batch-{n}-{as_rows}"
+        write_log(folder, n, as_rows=as_rows)
         for command, options in COMMANDS.items():
-            wall, cpu, peak = timed(folder, [command, *sorted(folder.glob("*.gz")), "--model", "model.toml", *options])
-            what = f"batch: {command} of {n:,} outcomes"
-            largest = n == SIZES[-1]
+            wall, cpu, peak = timed(folder, [command, *sorted(folder.glob("log-*")), "--model", "model.toml", *options])
+            what = f"batch: {command} of {n:,} outcomes, {form}"
             figures += [
                 Figure(f"{what}, wall time", "s", [wall], at_most=120 if largest and command == "fit" else None),
                 Figure(f"{what}, processor time", "s", [cpu]),
@@ -79,11 +85,16 @@ def write_log(folder: Path, n_outcomes: int, seed: int = 0, n_features: int = FE
     user = np.repeat(np.arange(n_users), SLATES_OF_A_USER)
     generator.shuffle(user)
     at = START_MS + np.sort(generator.integers(0, DAYS * 86_400_000, len(user)))
+    together = 10_000 if as_rows else 1_000
     for number, slates in enumerate(np.array_split(np.arange(len(user)), FILES)):
-        some = np.array_split(slates, max(len(slates) // 1_000, 1))
+        some = np.array_split(slates, max(len(slates) // together, 1))
         parts = (_clicked(slate, user[slate], at[slate], theta[user[slate]], generator) for slate in some)
         if as_rows:
-            pq.write_table(pa.concat_tables([_table(part, names) for part in parts]), folder / f"log-{number}.parquet")
+            tables = (_table(part, names) for part in parts)
+            first = next(tables)
+            with pq.ParquetWriter(folder / f"log-{number}.parquet", first.schema) as rows:
+                for table in chain([first], tables):
+                    rows.write_table(table)
             continue
         with gzip.open(folder / f"log-{number}.jsonl.gz", "wb", compresslevel=1) as out:
             for part in parts:

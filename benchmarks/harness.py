@@ -86,11 +86,14 @@ class Context:
         Where servers keep their files.
     against
         The revision that `benchmarks.against` compares with.
+    outcomes
+        Sizes of the log in the place of those of the subject `spark`.
     """
 
     quick: bool
     folder: Path
     against: str | None = None
+    outcomes: tuple[int, ...] = ()
     started: list[Any] = field(default_factory=list)
 
     @property

@@ -97,7 +97,7 @@ def choose(
             of, model, model.prior, title, iterations, known.prior, quiet=quiet, beside=beside
         )
 
-    others = _others(outcomes, sampled_below)
+    others = others_to_choose_by(outcomes, sampled_below)
     held_out = replace(model, prior=_fit(others, model, model.prior, "EM, users held out", iterations))
     half_life = None if keeps_own else _half_life(replace(held_out, item=None), trial)
     if half_life is not None:
@@ -114,7 +114,7 @@ def choose(
     return Chosen(found.prior, half_life, prior_of_items(model.item, found))
 
 
-def _others(outcomes: Outcomes, sampled_below: int) -> Outcomes:
+def others_to_choose_by(outcomes: Outcomes, sampled_below: int) -> Outcomes:
     """Outcomes of users that are not sampled, about `MOST_OUTCOMES` if they are more."""
     share = min(MOST_OUTCOMES / len(outcomes), 1.0)
     return outcomes.between(sampled_below, min(sampled_below + int(share * 2**64), 2**64))

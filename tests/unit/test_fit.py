@@ -5,6 +5,7 @@ import json
 import tracemalloc
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from learner.evaluation.replay import progressive_losses
 from learner.events.microbatch import Microbatch, item_places
 from learner.model.duration import HalfLife
 from learner.model.spec import Model, load_model
+from service.commands import fit_choices
+from service.commands.fit_choices import others_to_choose_by
 from tests.outcomes import collected, rows_in
 from tests.stepping import Click, Erase, Event, Impression, columns, outcome_key
 from tests.unit.covariance_form import condition_microbatch
@@ -318,6 +321,32 @@ def test_a_sample_is_of_the_same_users_whatever_the_order_and_the_prior_of_the_o
     others = joined((event for event in events if event.user_id not in users), MODEL)
     left = [rows.y for rows in joined(events, MODEL).between(below, 2**64).chunks(np.zeros(2))]
     np.testing.assert_array_equal(np.concatenate(left), rows_in(others)["y"])
+
+
+def test_the_outcomes_between_hashes_are_those_of_their_users_and_none_is_in_two_ranges() -> None:
+    outcomes = joined(simulated(60, 5), MODEL, numbers=100)
+    cuts = [0, 1 << 62, user_hash("u7"), user_hash("u7") + 1, 1 << 64]
+    parts = [
+        [rows.X for rows in outcomes.between(first, end).chunks(np.zeros(2)) if len(rows.X)]
+        for first, end in pairwise(sorted(cuts))
+    ]
+    whole = np.concatenate([rows.X for rows in outcomes.chunks(np.zeros(2))])
+    np.testing.assert_array_equal(np.concatenate([X for part in parts for X in part]), whole)
+    assert sum(map(len, parts[sorted(cuts).index(user_hash("u7"))])) == len(whole) // 60
+
+
+def test_a_prior_that_only_chooses_is_of_a_bounded_part_of_the_users_that_are_not_sampled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    outcomes, below = joined(simulated(200, 5), MODEL), 1 << 62
+    others = np.concatenate([rows.y for rows in outcomes.between(below, 1 << 64).chunks(np.zeros(2))])
+
+    def n_of_choice() -> int:
+        return sum(len(rows.y) for rows in others_to_choose_by(outcomes, below).chunks(np.zeros(2)))
+
+    assert n_of_choice() == len(others)
+    monkeypatch.setattr(fit_choices, "MOST_OUTCOMES", 200)
+    assert 100 < n_of_choice() < 300
 
 
 def test_a_sample_has_all_events_of_its_users_as_the_log_has_them() -> None:
