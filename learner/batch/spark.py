@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from functools import cache, partial
+from itertools import chain
 from os.path import abspath
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,9 +30,10 @@ from learner.batch import sql
 from learner.batch.collect import Advance, OfPart
 from learner.batch.columns import column, microbatch_of, tables_of
 from learner.batch.outcomes import NUMBERS, whole_users
-from learner.batch.raw import LogError, Skipped
+from learner.batch.raw import LogError, Reached, Skipped
 from learner.batch.reading import LogAtRest
-from learner.batch.sources import is_a_file
+from learner.batch.sources import is_a_file, raw_events, together
+from learner.batch.spooled import spool
 from learner.events.wire import Reason
 from learner.limits import MAX_TIMESTAMP_MS
 
@@ -56,12 +58,15 @@ class Spark:
     width
         Columns of the model's rows.
     numbers
+    spool_to
+        A folder that executors see, for what is read of topics; None: a temporary one of this machine.
         As of `whole_users`.
     """
 
-    def __init__(self, session: Any, width: int, numbers: int = NUMBERS) -> None:
+    def __init__(self, session: Any, width: int, numbers: int = NUMBERS, spool_to: str | None = None) -> None:
         _send_code(session.sparkContext)
         # Its own temporary views.
+        self._spool_to = spool_to
         self._session, self._width, self._numbers = session.newSession(), width, numbers
         self._kept: list[Any] = []
 
@@ -76,10 +81,16 @@ class Spark:
         self, log: LogAtRest, advance: Callable[[int, float | None], object], skipped: Skipped | None = None
     ) -> None:
         """See `learner.batch.collect.Engine`: a file is read by a task, on an executor."""
-        if elsewhere := [one for one in log.sources if not is_a_file(one)]:
-            raise LogError(f"log {elsewhere[0]!r}: expected files for --engine spark; --engine duckdb reads logs")
+        n_spooled = 0
+
+        def count(n: int, of: float | None) -> None:
+            nonlocal n_spooled
+            n_spooled += n
+            advance(n, of)
+
+        as_files = [[one] if is_a_file(one) else self._spooled(one, log, count) for one in log.sources]
         # Executors work in folders of their own.
-        sources = tuple(one if "://" in one else abspath(one) for one in log.sources)
+        sources = tuple(one if "://" in one else abspath(one) for one in chain(*as_files))
         log = log._replace(sources=sources, table=log.table and abspath(log.table))
         pieces = [(number, cloudpickle.dumps(piece)) for number, piece in enumerate(log.pieces())]
         frame = self._session.createDataFrame(pieces, "number int, piece binary")
@@ -97,7 +108,32 @@ class Spark:
             elif skipped is not None:
                 skipped.note_all(Reason(told["reason"]), told["n"], told["told"])
         n = self.query("select count(*) as n from events").column("n")[0].as_py()
-        advance(n, n)
+        advance(max(n - n_spooled, 0), n)
+
+    def _spooled(self, source: str, log: LogAtRest, advance: Callable[[int, float | None], object]) -> list[str]:
+        """What is in topics up to now, as files."""
+        if self._spool_to is None and not self._session.sparkContext.master.startswith("local"):
+            raise LogError(
+                f"log {source!r}: expected --spool DIR beside --engine spark: a folder that executors see, too, where "
+                "what is read of topics stands meanwhile"
+            )
+        here, n, files = Reached(), 0, dict[str, None]()
+        try:
+            kept = tempfile.TemporaryDirectory(prefix="freshet-", dir=self._spool_to, ignore_cleanup_errors=True)
+            # What is lost with an executor is read again, as long as there are outcomes.
+            atexit.register(kept.cleanup)
+            with closing(raw_events(source, log.model, log.topics, log.kafka, here, log.items_topic)) as raws:
+                for path, some in spool(together(raws), Path(kept.name)):
+                    files[str(path)] = None
+                    n += some
+                    advance(some, n / here.share if here.share else None)
+        except ConnectionError:
+            # Of the log, which is read meanwhile.
+            raise
+        except OSError as exc:
+            where = tempfile.gettempdir() if self._spool_to is None else self._spool_to
+            raise LogError(f"--spool {where!r}: cannot be written: {exc}") from exc
+        return list(files)
 
     def query(self, text: str) -> Any:
         """What a query finds, as an Arrow table."""

@@ -37,6 +37,7 @@ class LogArguments(Arguments):
     items: str | None
     engine: str
     master: str | None
+    spool: str | None
     conf: list[str]
 
 
@@ -70,6 +71,11 @@ def add_arguments(parser: argparse.ArgumentParser, at_least: Literal["*", "+"] =
     parser.add_argument(
         "--conf", action="append", default=[], metavar="KEY=VALUE",
         help="with --engine spark: more of its configuration, such as spark.executor.memory=8g; may be repeated",
+    parser.add_argument(
+        "--spool", metavar="DIR",
+        help="with --engine spark and a topic: a folder that executors see, too; what is in the topic by now is read "
+        "here, and stands there until the command ends (default: with a local master, a temporary folder)",
+    )  # fmt: skip
     )  # fmt: skip
 
 
@@ -160,8 +166,8 @@ def _engine(arguments: LogArguments, model: Model) -> AbstractContextManager[Eng
         If it is not installed, or is not asked for what it is told.
     """
     if arguments.engine == "duckdb":
-        if arguments.master or arguments.conf:
-            raise ValueError("--master, --conf: expected --engine spark beside them")
+        if arguments.master or arguments.conf or arguments.spool:
+            raise ValueError("--master, --conf, --spool: expected --engine spark beside them")
         from learner.batch.duck import Duck
 
         return Duck(model.width)
@@ -178,7 +184,9 @@ def _engine(arguments: LogArguments, model: Model) -> AbstractContextManager[Eng
             f"--engine spark: {exc.name} is not installed: expected pip install 'freshet-online[spark]', and Java 17 "
             "or newer"
         ) from exc
-    return Spark(spark_session(arguments.master, options), model.width)
+    if arguments.spool is not None and not Path(arguments.spool).is_dir():
+        raise ValueError(f"--spool {arguments.spool!r}: expected a folder that exists")
+    return Spark(spark_session(arguments.master, options), model.width, spool_to=arguments.spool)
 
 
 def check_items(arguments: LogArguments, model: Model) -> None:
