@@ -22,7 +22,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyspark import SparkFiles, StorageLevel, cloudpickle
 
 import learner
@@ -58,16 +57,16 @@ class Spark:
     width
         Columns of the model's rows.
     numbers
+        As of `whole_users`.
     spool_to
         A folder that executors see, for what is read of topics; None: a temporary one of this machine.
-        As of `whole_users`.
     """
 
     def __init__(self, session: Any, width: int, numbers: int = NUMBERS, spool_to: str | None = None) -> None:
         _send_code(session.sparkContext)
         # Its own temporary views.
-        self._spool_to = spool_to
         self._session, self._width, self._numbers = session.newSession(), width, numbers
+        self._spool_to = spool_to
         self._kept: list[Any] = []
 
     def __enter__(self) -> Spark:
@@ -149,11 +148,13 @@ class Spark:
 
     def histories(self, n_parts: int, since_ms: int, function: OfPart[T], advance: Advance) -> Iterator[T]:
         """See `learner.batch.collect.Engine`: a part is a task, whose result stays with its executor until its turn."""
-        events, shown = (
-            self._session.sql(sql.history(table, since_ms, MAX_TIMESTAMP_MS, "true")) for table in ("events", "shown")
+        events, shown, told = (
+            self._session.sql(sql.history(table, since_ms, MAX_TIMESTAMP_MS, "true"))
+            for table in ("events", "shown", "told")
         )
-        both = events.selectExpr("*", f"{sql.OF_EVENT} as nth").unionByName(shown, allowMissingColumns=True)
-        parts = self._of_users(both, n_parts).sortWithinPartitions("number", "nth")
+        whole = events.selectExpr("*", f"{sql.OF_EVENT} as nth").unionByName(shown, allowMissingColumns=True)
+        whole = whole.unionByName(told.selectExpr("*", f"{sql.OF_TOLD} as nth"), allowMissingColumns=True)
+        parts = self._of_users(whole, n_parts).sortWithinPartitions("number", "nth")
         of = partial(_history, width=self._width, n_parts=n_parts, function=function)
         made = self._keep(parts.mapInArrow(_there(of), _MADE).rdd.map(lambda row: bytes(row.made)))
         # All at once here; else each would wait for the one before.
@@ -234,9 +235,9 @@ def _read(log: LogAtRest, first: int, skipped: Skipped | None) -> Iterator[Any]:
             for batch in events:
                 tables = tables_of(batch, number, log.chosen)
                 number += len(batch.user)
-                nth = np.full(len(tables["events"]), sql.OF_EVENT)
-                yield _rows(tables["events"].append_column("nth", pa.array(nth)))
                 yield _rows(tables["shown"])
+                for name, nth in (("events", sql.OF_EVENT), ("told", sql.OF_TOLD)):
+                    yield _rows(tables[name].append_column("nth", pa.array(np.full(len(tables[name]), nth))))
     except LogError as exc:
         yield _told(number, _REFUSED, 1, str(exc))
     if skipped is not None:
@@ -287,10 +288,10 @@ def _history(batches: Iterable[Any], width: int, n_parts: int, function: OfPart[
     if not held:
         return
     table = pa.Table.from_batches(held)
-    is_event = pa.array(column(table, "nth") == sql.OF_EVENT)
-    events, shown = table.filter(is_event), table.filter(pc.invert(is_event))
+    nth = column(table, "nth")
+    events, shown, told = (table.filter(pa.array(one)) for one in (nth == sql.OF_EVENT, nth >= 0, nth == sql.OF_TOLD))
     done: list[int] = []
     hashed = int(column(table, "whose")[0])
     number = min(int((hashed * 2.0**-64 + 0.5) * n_parts), n_parts - 1)
-    result = function(number, microbatch_of(events, shown, width), done.append)
+    result = function(number, microbatch_of(events, shown, told, width), done.append)
     yield _made(pickle.dumps((sum(done), result), pickle.HIGHEST_PROTOCOL))

@@ -27,10 +27,13 @@ from learner.batch.reading import LogAtRest
 from learner.batch.spooled import SUFFIX, spool
 from learner.log import Entry, open_log
 from learner.model.spec import Model, load_model
+from service.commands import evaluate
 from service.commands.main import main
 from tests.conftest import skip
 from tests.outcomes import rows_in
-from tests.servers import Missing, spark_home
+from tests.servers import KafkaServer, Missing, spark_home
+from tests.topics import make_topic
+from tests.unit import test_policy_evaluation as policies
 
 MASTER = "local-cluster[2,1,1024]"
 TOML = 'name = "t"\nattribution_window = "1m"\n[features]\nx = { kind = "numeric" }\ny = { kind = "numeric" }\n'
@@ -161,6 +164,26 @@ def test_both_engines_fit_the_same_prior_and_evaluate_it_alike(
     assert tables[0] == tables[1]
 
 
+def test_both_engines_weigh_a_policy_alike(
+    session: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model.toml").write_text(policies.TEXT)
+    raws = policies.made(policies.MODEL, policies.LUCE)
+    for number in range(2):
+        (tmp_path / f"log-{number}.jsonl").write_bytes(b"\n".join(raws[number * 300 : number * 300 + 300]))
+    # In several parts.
+    monkeypatch.setattr(evaluate, "_TOGETHER", 200)
+    found = []
+    for engine in (["duckdb"], ["spark", "--master", MASTER]):
+        out = tmp_path / f"{engine[0]}.json"
+        typed = [str(tmp_path), "--model", str(tmp_path / "model.toml"), "--policy", "thompson", "--json", str(out)]
+        assert main(["evaluate", *typed, "--resamples", "5", "--engine", *engine]) == 0
+        found.append({key: value for key, value in json.loads(out.read_text()).items() if key != "command"})
+    capsys.readouterr()
+    assert found[0] == found[1]
+    assert found[0]["slates"]["weighed"] > 100
+
+
 def test_a_lost_executor_changes_nothing(both: Both, log: Path, tmp_path: Path) -> None:
     ((_, _), (spark, _)) = both(LogAtRest((str(log),), without_stand_in(MODEL)))
     found = outcomes(spark)
@@ -246,11 +269,6 @@ def test_a_topic_of_kafka_is_to_spark_what_it_is_to_duckdb(
 def test_a_cluster_elsewhere_asks_for_a_folder_that_its_executors_see(session: Any, tmp_path: Path) -> None:
     from learner.batch.spark import Spark
 
-    with (
-        Spark(session, MODEL.width, spool_to=str(tmp_path / "none")) as tables,
-        pytest.raises(LogError, match=r"--spool '.*none': cannot be written: "),
-    ):
-        tables.take(topic, lambda n, of: None)
     topic = LogAtRest((f"sqlite:///{tmp_path / 'log.db'}",), MODEL, ("events",))
     with Spark(session, MODEL.width) as tables:
         tables._session = SimpleNamespace(sparkContext=SimpleNamespace(master="spark://host:7077"))
@@ -258,3 +276,8 @@ def test_a_cluster_elsewhere_asks_for_a_folder_that_its_executors_see(session: A
             LogError, match=r"log\.db': expected --spool DIR beside --engine spark: a folder that execu"
         ):
             tables.take(topic, lambda n, of: None)
+    with (
+        Spark(session, MODEL.width, spool_to=str(tmp_path / "none")) as tables,
+        pytest.raises(LogError, match=r"--spool '.*none': cannot be written: "),
+    ):
+        tables.take(topic, lambda n, of: None)
