@@ -31,7 +31,8 @@ class Known(NamedTuple):
     fixed_effect
         Over as many coefficients as rows have columns.
     population
-        The prior of users, beside the mean of the fixed effect.
+        Where to begin with the prior of users. It goes with the fixed effect wherever that moves: in a world that
+        drifts, users do.
     users
         Those of earlier logs, beside the same.
     """
@@ -48,8 +49,7 @@ class Known(NamedTuple):
     def beside(self, fixed_effect: Array) -> Known:
         """The same of users beside another fixed effect, shape (width,): all log-odds stay what they were."""
         by = (self.fixed_effect.mean - fixed_effect)[: len(self.population.mean)]
-        population = Gaussian(self.population.mean + by, self.population.cov)
-        return self._replace(population=population, users=tuple(one.moved(by) for one in self.users))
+        return self._replace(users=tuple(one.moved(by) for one in self.users))
 
 
 def nothing(model: Model) -> Known:

@@ -154,7 +154,7 @@ def test_beside_another_fixed_effect_users_have_the_log_odds_that_they_had() -> 
     outcomes, prior = joined(simulated(40), MODEL), Gaussian(TRUE_MEAN, TRUE_COV)
     b, c = np.array([0.3, -0.2]), np.array([-0.1, 0.4])
     known = Known(Gaussian(b, np.eye(2)), prior, (users_under(prior, outcomes, b),)).beside(c)
-    (found,), expected = known.users, users_under(known.population, outcomes, c)
+    (found,), expected = known.users, users_under(Gaussian(TRUE_MEAN + b - c, TRUE_COV), outcomes, c)
     for name in ("n", "evidence", "step", "squares", "covariances"):
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-5, atol=1e-5, err_msg=name)
 
