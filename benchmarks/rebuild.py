@@ -20,7 +20,7 @@ from benchmarks.workload import shared
 from learner.batch.filling import fill
 from learner.batch.histories import Histories
 from learner.batch.loading import Loading
-from learner.batch.reading import read_with_raws
+from learner.batch.reading import LogAtRest, read_with_raws
 from learner.model.spec import load_model
 from learner.step.apply import apply
 from learner.store import open_store
@@ -73,7 +73,7 @@ def _parts(files: list[Path], path: Path, url: str, prefix: str) -> dict[str, fl
         closing(open_store(url, 10**6, key_prefix=prefix)) as store,
         Histories(model.width) as log,
     ):
-        log.read(read_with_raws([str(file) for file in files], model))
+        log.read(read_with_raws(LogAtRest(tuple(map(str, files)), model)))
         read = process_time() - began
         loading = Loading(store, 1)
         loading.begin({})

@@ -150,11 +150,11 @@ def history(engine: Engine, width: int, first: int, below: int, since_ms: int, u
 
 def events_where(engine: Engine, width: int, where: str, since_ms: int, until_ms: int) -> Microbatch:
     """The events of some users between two times, in the order of the log."""
-    events, shown = (
+    events, shown, told = (
         engine.query(f"{sql.history(table, since_ms, until_ms, where)} order by {order}")
-        for table, order in (("events", "number"), ("shown", "number, nth"))
+        for table, order in (("events", "number"), ("shown", "number, nth"), ("told", "number"))
     )
-    return microbatch_of(events, shown, width)
+    return microbatch_of(events, shown, told, width)
 
 
 def extent(engine: Engine, since_ms: int) -> tuple[int, int]:

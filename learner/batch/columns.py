@@ -1,10 +1,11 @@
-"""Events as the two tables of `learner.batch.sql`, in Arrow, and back. Pure."""
+"""Events as the tables of `learner.batch.sql`, in Arrow, and back. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from learner.events.microbatch import (
     item_places,
     of_item,
 )
+from learner.events.wire import WireClick, WireImpression
 
 # What of an item the tables have beside its row, by the name of their column.
 _OF_ITEM = {"outcome": "key", "item": "item", "place": "position", "log_odds": "offset", "weight": "weight"}
@@ -76,7 +78,15 @@ def tables_of(batch: Microbatch, first: int, chosen: Callable[[str], bool]) -> d
     rows = np.ascontiguousarray(batch.events.row[its], np.float32)
     width = rows.shape[1] * rows.itemsize
     x = pa.Array.from_buffers(pa.binary(width), len(rows), [None, pa.py_buffer(rows)]).cast(pa.binary())
-    return {"events": pa.RecordBatch.from_pydict(events), "shown": pa.RecordBatch.from_pydict({**shown, "x": x})}
+    wires = [wire for wire in batch.told if chosen(wire.user_id)]
+    told: dict[str, Any] = {
+        "number": np.arange(first, first + len(wires)),
+        "whose": np.array([whose(one.user_id) for one in wires], np.int64),
+        "at_ms": np.array([one.timestamp for one in wires], np.int64),
+        "told": pa.array([msgspec.json.encode(one).decode() for one in wires], pa.string()),
+    }  # fmt: skip
+    tables = {"events": events, "shown": {**shown, "x": x}, "told": told}
+    return {name: pa.RecordBatch.from_pydict(columns) for name, columns in tables.items()}
 
 
 def column(table: Any, name: str) -> NDArray[Any]:
@@ -97,8 +107,8 @@ def rows_of(table: Any, width: int) -> Rows:
     return data.reshape(-1, width)
 
 
-def microbatch_of(events: Any, shown: Any, width: int) -> Microbatch:
-    """Users' events of the tables and what they showed, in the order of the log; users are known by their hashes."""
+def microbatch_of(events: Any, shown: Any, told: Any, width: int) -> Microbatch:
+    """Users' events of the tables, what they showed and told, in the order of the log; users go by their hashes."""
     event, item = np.zeros(len(events), EVENT), np.zeros(len(shown), ITEM)
     for name, field in {"kind": "kind", "at_ms": "at", "outcome": "key", "item": "item", "n_items": "n_items"}.items():
         event[field] = column(events, name)
@@ -107,4 +117,8 @@ def microbatch_of(events: Any, shown: Any, width: int) -> Microbatch:
         item[field] = column(shown, name)
     whose_each = zip(column(events, "whose").tolist(), event["kind"].tolist(), strict=True)
     users = [of_item(str(one)) if kind == ERASE_ITEM else str(one) for one, kind in whose_each]
-    return Microbatch(users, Events(event, item, np.array(rows_of(shown, width))))
+    wires = [
+        msgspec.structs.replace(msgspec.json.decode(one, type=WireImpression | WireClick), user_id=str(user))
+        for user, one in zip(column(told, "whose").tolist(), told.column("told").to_pylist(), strict=True)
+    ]
+    return Microbatch(users, Events(event, item, np.array(rows_of(shown, width))), told=wires)

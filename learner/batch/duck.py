@@ -82,6 +82,8 @@ class Duck:
         self._n_events += len(batch.user)
         with duck_on_disk():
             for name in TABLES:
+                if not len(tables[name]):
+                    continue
                 self._connection.register("incoming", tables[name])
                 self._connection.execute(f"insert into {name} select * from incoming")
                 self._connection.unregister("incoming")

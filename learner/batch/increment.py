@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from learner.batch.fixed_effect import flat, precision_of
-from learner.belief.gaussian import Gaussian, sum_of_squares
+from learner.belief.gaussian import Array, Gaussian
 from learner.belief.population import marginal
+from learner.model.crowd import Crowd, brought_over
 from learner.model.duration import ModelError
 from learner.model.prior_file import PriorFile
 from learner.model.space import bridge
@@ -30,19 +31,30 @@ class Known(NamedTuple):
     fixed_effect
         Over as many coefficients as rows have columns.
     population
-        The prior of users.
+        Where to begin with the prior of users. It goes with the fixed effect wherever that moves: in a world that
+        drifts, users do.
     users
-        How many users, each fully known, the population is worth.
+        Those of earlier logs, beside the same.
     """
 
     fixed_effect: Gaussian
     population: Gaussian
-    users: float
+    users: tuple[Crowd, ...] = ()
+
+    @property
+    def n_users(self) -> float:
+        """How many users it rests on; one that comes in two logs counts in both."""
+        return sum(one.n for one in self.users)
+
+    def beside(self, fixed_effect: Array) -> Known:
+        """The same of users beside another fixed effect, shape (width,): all log-odds stay what they were."""
+        by = (self.fixed_effect.mean - fixed_effect)[: len(self.population.mean)]
+        return self._replace(users=tuple(one.moved(by) for one in self.users))
 
 
 def nothing(model: Model) -> Known:
     """Before any log."""
-    return Known(flat(model.width), model.prior, 0.0)
+    return Known(flat(model.width), model.prior)
 
 
 def known_from(model: Model, fitted: PriorFile, source: str) -> Known:
@@ -58,14 +70,15 @@ def known_from(model: Model, fitted: PriorFile, source: str) -> Known:
             f"prior {source!r}: does not say how much it was fitted on: expected one that `freshet fit LOG` wrote"
         )
     cov, fresh = fitted.evidence.fixed_effect_cov, flat(model.width)
-    if cov is None:
-        return Known(Gaussian(model.fixed_effect, fresh.cov), model.prior, fitted.evidence.users)
     over = bridge(fitted.space, model.space)
+    users = (brought_over(fitted.evidence.users, over[: model.d, : fitted.space.d], model.prior),)
+    if cov is None:
+        return Known(Gaussian(model.fixed_effect, fresh.cov), model.prior, users)
     old = np.flatnonzero(over.any(axis=1))
     its = marginal(Gaussian(fitted.population.fixed_effect, cov), over[old], 0 if cov.ndim == 1 else len(old)).cov
     cov = fresh.cov if its.ndim == 1 else np.diag(fresh.cov)
     cov[old if its.ndim == 1 else np.ix_(old, old)] = its
-    return Known(Gaussian(model.fixed_effect, cov), model.prior, fitted.evidence.users)
+    return Known(Gaussian(model.fixed_effect, cov), model.prior, users)
 
 
 def blended(parts: Sequence[tuple[Known, float]]) -> Known:
@@ -76,15 +89,6 @@ def blended(parts: Sequence[tuple[Known, float]]) -> Known:
     parts = [(known, weight) for known, weight in parts if weight > 0.0]
     if len(parts) == 1 and parts[0][1] == 1.0:
         return parts[0][0]
-    users = sum(weight * known.users for known, weight in parts)
-    # Where nobody knows of users, whatever they have is as good.
-    shares = [weight * known.users / users if users else weight for known, weight in parts]
-    populations = [known.population for known, _ in parts]
-    mean, cov = np.zeros_like(populations[0].mean), np.zeros_like(populations[0].cov)
-    for share, one in zip(shares, populations, strict=True):
-        mean = mean + share * one.mean
-    for share, one in zip(shares, populations, strict=True):
-        cov = cov + share * (one.cov + sum_of_squares((one.mean - mean)[None], one.n_dense))
     fixed_effects = [known.fixed_effect for known, _ in parts]
     diagonal = all(one.is_diagonal for one in fixed_effects)
     precision, shift = np.zeros(()), np.zeros_like(fixed_effects[0].mean)
@@ -94,4 +98,8 @@ def blended(parts: Sequence[tuple[Known, float]]) -> Known:
         shift = shift + (its * one.mean if diagonal else its @ one.mean)
     together = np.asarray(1.0 / precision if diagonal else np.linalg.inv(precision))
     fixed_effect = Gaussian(together * shift if diagonal else together @ shift, together)
-    return Known(fixed_effect, Gaussian(mean, cov), users)
+    parts = [(known.beside(fixed_effect.mean), weight) for known, weight in parts]
+    users = tuple(one.share(weight) for known, weight in parts for one in known.users)
+    # EM begins with the population that rests on most; with none, whatever they have is as good.
+    first = max((known for known, _ in parts), key=lambda known: known.n_users)
+    return Known(fixed_effect, first.population, users)

@@ -6,8 +6,8 @@ the E-step of arXiv 2010.05154), which MacKay's evidence framework does for one 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ from learner.belief.gaussian import (
     sum_of_squares,
 )
 from learner.belief.laplace import posteriors
+from learner.model.crowd import Crowd
 
 if TYPE_CHECKING:
     from learner.batch.outcomes import Outcomes
@@ -49,27 +50,6 @@ class Iteration(NamedTuple):
     evidence: float
 
 
-class Moments(NamedTuple):
-    """What an E-step says of the users' posteriors N(m_u, S_u) under N(m0, S0).
-
-    Attributes
-    ----------
-    evidence
-        Log marginal likelihood of what is known of them.
-    n
-        How many users they are; of a population from before, how many it is worth.
-    step
-        The sum of m_u - m0, shape (d,): about the old mean, which is near, so that no digits are lost.
-    second
-        The sum of S_u + (m_u - m0)(m_u - m0)', as the covariance of the prior.
-    """
-
-    evidence: float
-    n: float
-    step: Array
-    second: Array
-
-
 def fit_prior(
     outcomes: Outcomes,
     start: Gaussian,
@@ -80,7 +60,7 @@ def fit_prior(
     advance: Callable[[int], object] = lambda n: None,
     initial: Gaussian | None = None,
     beside: ItemsBeside | None = None,
-    before: tuple[Gaussian, float] | None = None,
+    before: Sequence[Crowd] = (),
 ) -> Gaussian:
     """The population N(m0, S0) that makes the labels most likely, by `expectation_maximisation`.
 
@@ -103,7 +83,7 @@ def fit_prior(
     beside
         As in `Outcomes.map`.
     before
-        A population that is known already, and how many users it is worth: it counts as so many, beside the log's.
+        Users of earlier logs, who count beside this log's.
 
     Raises
     ------
@@ -111,25 +91,21 @@ def fit_prior(
         If there are no outcomes.
     """
 
-    def e_step(prior: Gaussian) -> Moments:
-        moments = Moments(0.0, 0, np.zeros(len(prior.mean)), np.zeros_like(prior.cov))
-        for n, its in outcomes.map(partial(_laplace_moments, prior=prior), stand_in, beside):
-            moments = _together(moments, its)
-            advance(n)
-        return moments if before is None else _together(moments, _moments_of(*before, prior))
+    def e_step(prior: Gaussian) -> Crowd:
+        return users_under(prior, outcomes, stand_in, before, beside, advance)
 
     if not len(outcomes):
         raise ValueError("the log has no outcomes: expected impressions")
     return expectation_maximisation(
-        e_step, start, max_iterations, lambda moments: tolerance * abs(moments.evidence), observe, initial
+        e_step, start, max_iterations, lambda users: tolerance * abs(users.evidence), observe, initial
     )
 
 
 def expectation_maximisation(
-    e_step: Callable[[Gaussian], Moments],
+    e_step: Callable[[Gaussian], Crowd],
     start: Gaussian,
     max_iterations: int,
-    least_gain: Callable[[Moments], float],
+    least_gain: Callable[[Crowd], float],
     observe: Callable[[Iteration], None] = lambda iteration: None,
     initial: Gaussian | None = None,
     keep_mean: bool = False,
@@ -144,49 +120,39 @@ def expectation_maximisation(
     prior = best = initial or start
     best_evidence = -np.inf
     for number in range(1, max_iterations + 1):
-        moments = e_step(prior)
-        evidence = moments.evidence + _penalty(prior, start)
+        users = e_step(prior)
+        evidence = users.evidence + _penalty(prior, start)
         observe(Iteration(number, evidence))
         gain = evidence - best_evidence
         if gain > 0:
             best, best_evidence = prior, evidence
-        if gain < least_gain(moments):
+        if gain < least_gain(users):
             break
-        prior = _m_step(moments, prior, start, keep_mean)
+        prior = _m_step(users, prior, start, keep_mean)
     return best
 
 
-def _m_step(moments: Moments, prior: Gaussian, start: Gaussian, keep_mean: bool) -> Gaussian:
-    n = moments.n
-    shift = np.zeros_like(prior.mean) if keep_mean else moments.step / n
-    spread = moments.second - n * sum_of_squares(shift[None], prior.n_dense)
+def _m_step(users: Crowd, prior: Gaussian, start: Gaussian, keep_mean: bool) -> Gaussian:
+    n = users.n
+    shift = np.zeros_like(prior.mean) if keep_mean else users.step / n
+    spread = users.second - n * sum_of_squares(shift[None], prior.n_dense)
     return Gaussian(prior.mean + shift, (spread + PSEUDO_USERS * start.cov) / (n + PSEUDO_USERS))
 
 
-def users_worth(outcomes: Outcomes, prior: Gaussian, stand_in: Array) -> float:
-    """How many fully known users a log's are worth: of each, the share of the prior's variance that its outcomes took.
-
-    By Laplace's approximation that is what they say of the prior's mean, as users: with S_u of their posteriors the sum
-    of 1 - tr(S0^-1 S_u) / d.
-    """
-    d = len(prior.mean)
-
-    def worth(rows: Rows) -> float:
-        _, factors = laplace_posteriors(rows, prior)
-        return len(factors) - _trace(prior, sum_of_covariances(factors, d)) / d
-
-    return max(sum(outcomes.map(worth, stand_in)), 0.0)
-
-
-def _moments_of(population: Gaussian, n: float, prior: Gaussian) -> Moments:
-    """Those of n users who are known to be of a population, under another prior."""
-    step = population.mean - prior.mean
-    second = n * (population.cov + sum_of_squares(step[None], prior.n_dense))
-    return Moments(-0.5 * (n * _log_volume(prior) + _trace(prior, second)), n, n * step, second)
-
-
-def _together(one: Moments, other: Moments) -> Moments:
-    return Moments(one.evidence + other.evidence, one.n + other.n, one.step + other.step, one.second + other.second)
+def users_under(
+    prior: Gaussian,
+    outcomes: Outcomes,
+    stand_in: Array,
+    before: Sequence[Crowd] = (),
+    beside: ItemsBeside | None = None,
+    advance: Callable[[int], object] = lambda n: None,
+) -> Crowd:
+    """The E-step: what is believed of a log's users, and of those before, under a population; see `fit_prior`."""
+    users = Crowd(prior, 0.0, 0.0, np.zeros(len(prior.mean)), np.zeros_like(prior.cov), np.zeros_like(prior.cov))
+    for n, its in outcomes.map(partial(_users_of, prior=prior), stand_in, beside):
+        users = users.and_of(its)
+        advance(n)
+    return reduce(Crowd.and_of, (one.under(prior) for one in before), users)
 
 
 def _log_volume(prior: Gaussian) -> float:
@@ -201,12 +167,13 @@ def _trace(prior: Gaussian, second: Array) -> float:
     return float(np.trace(np.linalg.solve(cov, dense)) + (single / var).sum())
 
 
-def _laplace_moments(rows: Rows, prior: Gaussian) -> tuple[int, Moments]:
-    """How many outcomes, and the moments of their users."""
+def _users_of(rows: Rows, prior: Gaussian) -> tuple[int, Crowd]:
+    """How many outcomes, and their users."""
     means, factors = laplace_posteriors(rows, prior)
     step = means - prior.mean
-    second = sum_of_covariances(factors, len(prior.mean)) + sum_of_squares(step, prior.n_dense)
-    return len(rows.y), Moments(_evidence(rows, prior, means, factors), len(means), step.sum(axis=0), second)
+    squares, covariances = sum_of_squares(step, prior.n_dense), sum_of_covariances(factors, len(prior.mean))
+    evidence = _evidence(rows, prior, means, factors)
+    return len(rows.y), Crowd(prior, len(means), evidence, step.sum(axis=0), squares, covariances)
 
 
 def laplace_posteriors(rows: Rows, prior: Gaussian) -> tuple[Array, Array]:

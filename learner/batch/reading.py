@@ -25,7 +25,29 @@ __all__ = ["LogAtRest", "LogError", "Piece", "Skipped", "raw_events", "read_even
 
 
 class LogAtRest(NamedTuple):
-    """Which logs, and which users of them; the rest as of `read_events`."""
+    """Which logs, and which users of them.
+
+    Attributes
+    ----------
+    sources
+        Files (``.jsonl``, ``.json``, ``.ndjson``, ``.parquet``, the first three also with ``.gz`` or ``.zst``, an event
+        a line or one array), folders of such files and folders, patterns such as ``day=*/*.parquet``, files and
+        folders of a store such as ``s3://bucket/day=1``, or
+        ``kafka://host:port`` and ``sqlite:///path``, which are read from the beginning to now.
+    topics
+        What to read of a Kafka or SQLite log.
+    kafka
+        Options of kafka-python, for example for its security.
+    items_topic
+        That of the catalog, if it has one of its own: there a record without a value removes an item. What items leave
+        to the catalog is what the logs have said of them before.
+    table
+        A table of items, which is read before all logs, and is older than what they say.
+    share, seed
+        Of the users; see `chosen`.
+    with_told
+        Whether to keep what events say to an evaluation of policies alone, as of `Microbatch.told`.
+    """
 
     sources: tuple[str, ...]
     model: Model
@@ -35,6 +57,7 @@ class LogAtRest(NamedTuple):
     table: str | None = None
     share: float = 1.0
     seed: int = 0
+    with_told: bool = False
 
     def events(
         self,
@@ -42,10 +65,11 @@ class LogAtRest(NamedTuple):
         skipped: Skipped | None = None,
         processes: bool = True,
     ) -> Generator[Microbatch]:
-        """See `read_events`."""
-        return read_events(
-            self.sources, self.model, self.topics, advance, self.kafka, skipped, self.items_topic, self.table, processes
-        )
+        """Every event of the logs, source by source, whoever's; see `read_with_raws`."""
+        with closing(read_with_raws(self, advance, skipped, processes)) as pieces:
+            for piece in pieces:
+                batch = piece.batch.without_catalog()
+                yield batch if self.with_told else batch._replace(told=())
 
     def chosen(self, user_id: str) -> bool:
         """Whether a user is one of those."""
@@ -68,49 +92,10 @@ def read_events(
     model: Model,
     topics: Sequence[str] = (),
     advance: Callable[[int, float | None], object] = lambda n, of: None,
-    kafka: Mapping[str, Any] | None = None,
     skipped: Skipped | None = None,
-    items_topic: str = "",
-    table: str | None = None,
-    processes: bool = True,
 ) -> Generator[Microbatch]:
-    """Every event of the logs, source by source. Close it, if it is not read to its end.
-
-    Parameters
-    ----------
-    sources
-        Files (``.jsonl``, ``.json``, ``.ndjson``, ``.parquet``, the first three also with ``.gz`` or ``.zst``, an event
-        a line or one array), folders of such files and folders, patterns such as ``day=*/*.parquet``, files and
-        folders of a store such as ``s3://bucket/day=1``, or
-        ``kafka://host:port`` and ``sqlite:///path``, which are read from the beginning to now.
-    topics
-        What to read of a Kafka or SQLite log.
-    advance
-        Called with the number of events read, and about how many there are in all, None while nobody knows.
-    kafka
-        Options of kafka-python, for example for its security.
-    skipped
-        Where to count the events that a learner would dead-letter, and files and row groups that cannot be read, which
-        are then passed over. None: the first of them is an error.
-    items_topic
-        That of the catalog, if it has one of its own: there a record without a value removes an item. What items leave
-        to the catalog is what the logs have said of them before.
-    table
-        A table of items, which is read before all logs, and is older than what they say.
-    processes
-        Whether a long log may be read in processes beside this one.
-
-    Raises
-    ------
-    LogError
-        At the first event that does not fit the model: a prior fitted on the rest would be of another population. Of
-        unknown features the message names those of many events, and what the model has and they have not. Also if a
-        source cannot be read.
-    """
-    read = read_with_raws(sources, model, topics, advance, kafka, skipped, items_topic, table, processes)
-    with closing(read) as pieces:
-        for piece in pieces:
-            yield piece.batch.without_catalog()
+    """Every event of some logs, with all that it says; see `LogAtRest`."""
+    return LogAtRest(tuple(sources), model, tuple(topics), with_told=True).events(advance, skipped)
 
 
 class Piece(NamedTuple):
@@ -122,32 +107,44 @@ class Piece(NamedTuple):
 
 
 def read_with_raws(
-    sources: Sequence[str],
-    model: Model,
-    topics: Sequence[str] = (),
+    log: LogAtRest,
     advance: Callable[[int, float | None], object] = lambda n, of: None,
-    kafka: Mapping[str, Any] | None = None,
     skipped: Skipped | None = None,
-    items_topic: str = "",
-    table: str | None = None,
     processes: bool = True,
     offsets: OffsetColumns | None = None,
 ) -> Generator[Piece]:
-    """As `read_events`, with what the log says of each beside it, and with what events say of the catalog.
+    """Every event of the logs, with what these say of each beside it, and with what events say of the catalog.
+
+    Close it, if it is not read to its end.
 
     Parameters
     ----------
+    advance
+        Called with the number of events read, and about how many there are in all, None while nobody knows.
+    skipped
+        Where to count the events that a learner would dead-letter, and files and row groups that cannot be read, which
+        are then passed over. None: the first of them is an error.
+    processes
+        Whether a long log may be read in processes beside this one.
     offsets
         Columns of Parquet files that say where events stand in Kafka; every source has to say that then.
+
+    Raises
+    ------
+    LogError
+        At the first event that does not fit the model: a prior fitted on the rest would be of another population. Of
+        unknown features the message names those of many events, and what the model has and they have not. Also if a
+        source cannot be read.
     """
+    model = log.model
     n = 0
 
     def opened(source: str | None, reached: Reached) -> Generator[Raw] | Generator[Raw | Ready]:
         if source is None:
-            return raw_items(table or "", model, reached)
-        return raw_events(source, model, topics, kafka or {}, reached, items_topic, skipped, offsets)
+            return raw_items(log.table or "", model, reached)
+        return raw_events(source, model, log.topics, log.kafka, reached, log.items_topic, skipped, offsets)
 
-    parts = [*([] if table is None or model.catalog is None else [None]), *sources]
+    parts = [*([] if log.table is None or model.catalog is None else [None]), *log.sources]
     with Parsers(model, processes) as parsers:
         for i, source in enumerate(parts):
             here = Reached()

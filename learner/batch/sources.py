@@ -75,6 +75,10 @@ def raw_events(
                 from learner.batch.parquet import read_parquet
 
                 yield from read_parquet(file, model, reached, skipped, offsets, as_bytes)
+            elif kind == "spooled":
+                from learner.batch.spooled import from_spool
+
+                yield from from_spool(file, reached)
             elif offsets is not None:
                 raise LogError(f"log {str(file)!r}: expected Parquet, with the columns {', '.join(offsets)}")
             else:
@@ -108,6 +112,8 @@ def files_of(source: str) -> Sequence[File]:
 
 
 def _kind(file: File) -> str:
+    if file.name.endswith(".spooled.arrow"):
+        return "spooled"
     name = file.name.removesuffix(".gz").removesuffix(".zst")
     if name.endswith((".jsonl", ".ndjson", ".json")):
         return "json"

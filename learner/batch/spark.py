@@ -15,13 +15,13 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from functools import cache, partial
+from itertools import chain
 from os.path import abspath
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyspark import SparkFiles, StorageLevel, cloudpickle
 
 import learner
@@ -29,9 +29,10 @@ from learner.batch import sql
 from learner.batch.collect import Advance, OfPart
 from learner.batch.columns import column, microbatch_of, tables_of
 from learner.batch.outcomes import NUMBERS, whole_users
-from learner.batch.raw import LogError, Skipped
+from learner.batch.raw import LogError, Reached, Skipped
 from learner.batch.reading import LogAtRest
-from learner.batch.sources import is_a_file
+from learner.batch.sources import is_a_file, raw_events, together
+from learner.batch.spooled import spool
 from learner.events.wire import Reason
 from learner.limits import MAX_TIMESTAMP_MS
 
@@ -57,12 +58,15 @@ class Spark:
         Columns of the model's rows.
     numbers
         As of `whole_users`.
+    spool_to
+        A folder that executors see, for what is read of topics; None: a temporary one of this machine.
     """
 
-    def __init__(self, session: Any, width: int, numbers: int = NUMBERS) -> None:
+    def __init__(self, session: Any, width: int, numbers: int = NUMBERS, spool_to: str | None = None) -> None:
         _send_code(session.sparkContext)
         # Its own temporary views.
         self._session, self._width, self._numbers = session.newSession(), width, numbers
+        self._spool_to = spool_to
         self._kept: list[Any] = []
 
     def __enter__(self) -> Spark:
@@ -76,10 +80,16 @@ class Spark:
         self, log: LogAtRest, advance: Callable[[int, float | None], object], skipped: Skipped | None = None
     ) -> None:
         """See `learner.batch.collect.Engine`: a file is read by a task, on an executor."""
-        if elsewhere := [one for one in log.sources if not is_a_file(one)]:
-            raise LogError(f"log {elsewhere[0]!r}: expected files for --engine spark; --engine duckdb reads logs")
+        n_spooled = 0
+
+        def count(n: int, of: float | None) -> None:
+            nonlocal n_spooled
+            n_spooled += n
+            advance(n, of)
+
+        as_files = [[one] if is_a_file(one) else self._spooled(one, log, count) for one in log.sources]
         # Executors work in folders of their own.
-        sources = tuple(one if "://" in one else abspath(one) for one in log.sources)
+        sources = tuple(one if "://" in one else abspath(one) for one in chain(*as_files))
         log = log._replace(sources=sources, table=log.table and abspath(log.table))
         pieces = [(number, cloudpickle.dumps(piece)) for number, piece in enumerate(log.pieces())]
         frame = self._session.createDataFrame(pieces, "number int, piece binary")
@@ -97,7 +107,32 @@ class Spark:
             elif skipped is not None:
                 skipped.note_all(Reason(told["reason"]), told["n"], told["told"])
         n = self.query("select count(*) as n from events").column("n")[0].as_py()
-        advance(n, n)
+        advance(max(n - n_spooled, 0), n)
+
+    def _spooled(self, source: str, log: LogAtRest, advance: Callable[[int, float | None], object]) -> list[str]:
+        """What is in topics up to now, as files."""
+        if self._spool_to is None and not self._session.sparkContext.master.startswith("local"):
+            raise LogError(
+                f"log {source!r}: expected --spool DIR beside --engine spark: a folder that executors see, too, where "
+                "what is read of topics stands meanwhile"
+            )
+        here, n, files = Reached(), 0, dict[str, None]()
+        try:
+            kept = tempfile.TemporaryDirectory(prefix="freshet-", dir=self._spool_to, ignore_cleanup_errors=True)
+            # What is lost with an executor is read again, as long as there are outcomes.
+            atexit.register(kept.cleanup)
+            with closing(raw_events(source, log.model, log.topics, log.kafka, here, log.items_topic)) as raws:
+                for path, some in spool(together(raws), Path(kept.name)):
+                    files[str(path)] = None
+                    n += some
+                    advance(some, n / here.share if here.share else None)
+        except ConnectionError:
+            # Of the log, which is read meanwhile.
+            raise
+        except OSError as exc:
+            where = tempfile.gettempdir() if self._spool_to is None else self._spool_to
+            raise LogError(f"--spool {where!r}: cannot be written: {exc}") from exc
+        return list(files)
 
     def query(self, text: str) -> Any:
         """What a query finds, as an Arrow table."""
@@ -113,11 +148,13 @@ class Spark:
 
     def histories(self, n_parts: int, since_ms: int, function: OfPart[T], advance: Advance) -> Iterator[T]:
         """See `learner.batch.collect.Engine`: a part is a task, whose result stays with its executor until its turn."""
-        events, shown = (
-            self._session.sql(sql.history(table, since_ms, MAX_TIMESTAMP_MS, "true")) for table in ("events", "shown")
+        events, shown, told = (
+            self._session.sql(sql.history(table, since_ms, MAX_TIMESTAMP_MS, "true"))
+            for table in ("events", "shown", "told")
         )
-        both = events.selectExpr("*", f"{sql.OF_EVENT} as nth").unionByName(shown, allowMissingColumns=True)
-        parts = self._of_users(both, n_parts).sortWithinPartitions("number", "nth")
+        whole = events.selectExpr("*", f"{sql.OF_EVENT} as nth").unionByName(shown, allowMissingColumns=True)
+        whole = whole.unionByName(told.selectExpr("*", f"{sql.OF_TOLD} as nth"), allowMissingColumns=True)
+        parts = self._of_users(whole, n_parts).sortWithinPartitions("number", "nth")
         of = partial(_history, width=self._width, n_parts=n_parts, function=function)
         made = self._keep(parts.mapInArrow(_there(of), _MADE).rdd.map(lambda row: bytes(row.made)))
         # All at once here; else each would wait for the one before.
@@ -198,9 +235,9 @@ def _read(log: LogAtRest, first: int, skipped: Skipped | None) -> Iterator[Any]:
             for batch in events:
                 tables = tables_of(batch, number, log.chosen)
                 number += len(batch.user)
-                nth = np.full(len(tables["events"]), sql.OF_EVENT)
-                yield _rows(tables["events"].append_column("nth", pa.array(nth)))
                 yield _rows(tables["shown"])
+                for name, nth in (("events", sql.OF_EVENT), ("told", sql.OF_TOLD)):
+                    yield _rows(tables[name].append_column("nth", pa.array(np.full(len(tables[name]), nth))))
     except LogError as exc:
         yield _told(number, _REFUSED, 1, str(exc))
     if skipped is not None:
@@ -251,10 +288,10 @@ def _history(batches: Iterable[Any], width: int, n_parts: int, function: OfPart[
     if not held:
         return
     table = pa.Table.from_batches(held)
-    is_event = pa.array(column(table, "nth") == sql.OF_EVENT)
-    events, shown = table.filter(is_event), table.filter(pc.invert(is_event))
+    nth = column(table, "nth")
+    events, shown, told = (table.filter(pa.array(one)) for one in (nth == sql.OF_EVENT, nth >= 0, nth == sql.OF_TOLD))
     done: list[int] = []
     hashed = int(column(table, "whose")[0])
     number = min(int((hashed * 2.0**-64 + 0.5) * n_parts), n_parts - 1)
-    result = function(number, microbatch_of(events, shown, width), done.append)
+    result = function(number, microbatch_of(events, shown, told, width), done.append)
     yield _made(pickle.dumps((sum(done), result), pickle.HIGHEST_PROTOCOL))

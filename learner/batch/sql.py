@@ -13,12 +13,16 @@ TABLES = {
     "events": "number bigint, whose bigint, at_ms bigint, kind int, outcome bigint, item bigint, n_items int",
     "shown": "number bigint, nth int, whose bigint, at_ms bigint, outcome bigint, item bigint, place int, "
     "log_odds float, weight float, x binary",
+    "told": "number bigint, whose bigint, at_ms bigint, told string",
 }
-"""Their columns: ``nth`` is an item's place in its event, ``place`` its position, and ``x`` its row, float32."""
+"""Their columns: ``nth`` is an item's place in its event, ``place`` its position, and ``x`` its row, float32.
+
+The third, ``told``, has what only an evaluation of policies asks for, as JSON; of other logs it is empty.
+"""
 
 LOG = f"{TABLES['shown']}, kind int, n_items int, reason string, told string"
-"""Those of both in one: of an event ``nth`` is `OF_EVENT`, and `OF_READING` of what was bad; the rest is null."""
-OF_EVENT, OF_READING = -1, -2
+"""Those of all in one: ``nth`` is `OF_EVENT` of an event, `OF_TOLD` of what it told, `OF_READING` of what was bad."""
+OF_EVENT, OF_READING, OF_TOLD = -1, -2, -3
 
 ORDER = "whose, at_ms, outcome"
 """That of outcomes: each user's together, in the order of time."""
@@ -97,12 +101,20 @@ group by events.whose order by events.whose limit {at_most}"""
 
 
 def history(table: str, since_ms: int, end_ms: int, where: str) -> str:
-    """The events, or what they showed, of some users; unordered."""
+    """The events, what they showed, or what they told, of some users; unordered."""
     kinds = f"and kind in ({IMPRESSION}, {CLICK}, {ERASE_ITEM}) " if table == "events" else ""
     return f"""
 with {_ERASED}
 select {table}.* from {table} {_LEFT.format(table)} {kinds}and at_ms between {since_ms} and {end_ms}
 and {where.format(whose=f"{table}.whose")}"""
+
+
+def in_order(since_ms: int) -> str:
+    """The users of whom there are events from a time on, by the first of them in the log."""
+    return f"""
+with {_ERASED}
+select events.whose from events {_LEFT.format("events")} and kind in ({IMPRESSION}, {CLICK}) and at_ms >= {since_ms}
+group by events.whose order by min(number)"""
 
 
 def between(first: int, below: int) -> str:
@@ -126,8 +138,9 @@ from events {_LEFT.format("events")} and kind in ({IMPRESSION}, {CLICK}) and at_
 LOG_TABLES = {
     "events": f"select number, whose, at_ms, kind, outcome, item, n_items from log where nth = {OF_EVENT}",
     "shown": "select number, nth, whose, at_ms, outcome, item, place, log_odds, weight, x from log where nth >= 0",
+    "told": f"select number, whose, at_ms, told from log where nth = {OF_TOLD}",
 }
-"""The two tables in the one."""
+"""The tables in the one."""
 
 READ = f"select reason, told, n_items as n from log where nth = {OF_READING} order by number, reason"
 """What was bad, in the order of the log."""

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.batch.disk import on_disk, spool
-from learner.batch.prior import Iteration, Moments, expectation_maximisation
+from learner.batch.prior import Iteration, expectation_maximisation
 from learner.batch.users import user_hash
 from learner.belief.gaussian import Array, Gaussian, blocks, factor_size, joined, sum_of_squares
 from learner.belief.population import gained
+from learner.model.crowd import Crowd
 from learner.model.effect import Effect
 from learner.record import NEVER, DamagedRecord, RecordError, decode_record
 
@@ -155,7 +156,7 @@ def fit_stored_prior(
         lambda prior: _moments(evidence, prior, advance),
         start,
         max_iterations,
-        lambda moments: tolerance * moments.n,
+        lambda users: tolerance * users.n,
         observe,
         keep_mean=keep_mean,
     )
@@ -170,10 +171,10 @@ def fit_stored_item_prior(
     return fit_stored_prior(evidence, start, ITEM_ITERATIONS, advance=advance, keep_mean=True, tolerance=ITEM_TOLERANCE)
 
 
-def _moments(evidence: Evidence, prior: Gaussian, advance: Callable[[int], object]) -> Moments:
+def _moments(evidence: Evidence, prior: Gaussian, advance: Callable[[int], object]) -> Crowd:
     """The E-step. With r = h - G m0: m_u - m0 = S_u r, and the evidence is that of a Gaussian integral."""
     d, k = len(prior.mean), prior.n_dense
-    value, n, total, second = 0.0, 0, np.zeros(d), np.zeros_like(prior.cov)
+    users = Crowd(prior, 0.0, 0.0, np.zeros(d), np.zeros_like(prior.cov), np.zeros_like(prior.cov))
     cov_0, var_0 = blocks(prior.cov, d)
     P_0 = np.asarray(np.linalg.inv(cov_0), dtype=np.float64)
     volume = np.linalg.slogdet(cov_0)[1] + np.log(var_0).sum()
@@ -184,10 +185,9 @@ def _moments(evidence: Evidence, prior: Gaussian, advance: Callable[[int], objec
         S, var = np.asarray(np.linalg.inv(P), dtype=np.float64), 1.0 / (1.0 / var_0 + single)
         step = np.concatenate([(S @ left[:, :k, None])[:, :, 0], var * left[:, k:]], axis=1)
         log_volume = np.log(var).sum(axis=1) - np.linalg.slogdet(P)[1]
-        second += joined(S.sum(axis=0), var.sum(axis=0)) + sum_of_squares(step, k)
-        value += float(0.5 * (log_volume - volume).sum() + (shift @ prior.mean).sum())
+        value = float(0.5 * (log_volume - volume).sum() + (shift @ prior.mean).sum())
         value += 0.5 * float((left * step).sum() - (pull @ prior.mean).sum())
-        n += len(step)
-        total += step.sum(axis=0)
+        covariances = joined(S.sum(axis=0), var.sum(axis=0))
+        users = users.and_of(Crowd(prior, len(step), value, step.sum(axis=0), sum_of_squares(step, k), covariances))
         advance(len(step))
-    return Moments(value, n, total, second)
+    return users

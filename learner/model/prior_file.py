@@ -18,16 +18,19 @@ from numpy.typing import NDArray
 
 from learner.belief.gaussian import Array, Gaussian, blocks
 from learner.belief.population import Population
+from learner.model.crowd import Crowd
 from learner.model.duration import HalfLife, ModelError
 from learner.model.effect import Effect
 from learner.model.kind import Found
 from learner.model.position import Examination
 from learner.model.space import Space
 
-VERSION = 5
+VERSION = 6
 # What the names of arrays of the effect of items begin with.
 _ITEM = "item_"
 _FIXED_EFFECT_COV = "fixed_effect_cov"
+# Sums over users, each an array of its own.
+_SUMS = ("step", "squares", "covariances")
 
 
 class _Version(msgspec.Struct, frozen=True):
@@ -57,6 +60,7 @@ class _Header(_EffectHeader, frozen=True, kw_only=True):
     item: _EffectHeader | None = None
     examination: Examination | None = None
     users: float | None = None
+    log_likelihood: float | None = None
 
 
 @dataclass(frozen=True)
@@ -66,13 +70,13 @@ class Evidence:
     Attributes
     ----------
     users
-        How many users, each fully known, the population is worth.
+        All that it was fitted on, under the population that was found.
     fixed_effect_cov
         The covariance of the fixed effect around its mode, shape (width, width), or the inverse of the precisions,
         shape (width,); None where none was fitted.
     """
 
-    users: float
+    users: Crowd
     fixed_effect_cov: Array | None = None
 
 
@@ -154,11 +158,14 @@ def encode_prior(prior: PriorFile) -> bytes:
         *_facts(prior), version=VERSION, model=prior.model_name, click_delay=prior.click_delay,
         found=dict(prior.found), mean_offset=prior.mean_offset, examination=prior.examination,
         item=None if prior.item is None else _EffectHeader(*_facts(prior.item)),
-        users=None if prior.evidence is None else prior.evidence.users,
+        users=None if prior.evidence is None else prior.evidence.users.n,
+        log_likelihood=None if prior.evidence is None else prior.evidence.users.evidence,
     )  # fmt: skip
     arrays: dict[str, NDArray[Any]] = {"header": np.frombuffer(msgspec.json.encode(header), np.uint8)}
-    if prior.evidence is not None and prior.evidence.fixed_effect_cov is not None:
-        arrays[_FIXED_EFFECT_COV] = prior.evidence.fixed_effect_cov
+    if (evidence := prior.evidence) is not None:
+        arrays |= {f"users_{name}": getattr(evidence.users, name) for name in _SUMS}
+        if evidence.fixed_effect_cov is not None:
+            arrays[_FIXED_EFFECT_COV] = evidence.fixed_effect_cov
     for name, effect in _effects(prior).items():
         for i, one in enumerate([*effect.earlier, effect.population]):
             parts = (("mean", one.prior.mean), ("cov", one.prior.cov), ("fixed_effect", one.fixed_effect))
@@ -180,11 +187,14 @@ def decode_prior(data: bytes, source: str = "prior.npz") -> PriorFile:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             written = arrays["header"].tobytes()
             if (version := msgspec.json.decode(written, type=_Version).version) != VERSION:
-                raise ModelError(f"prior {source!r}: format version {version}, this release reads {VERSION}")
+                raise ModelError(
+                    f"prior {source!r}: format version {version}, this release reads {VERSION}: expected a file that "
+                    "its own `freshet fit` wrote"
+                )
             header = msgspec.json.decode(written, type=_Header)
             user = _decoded(header, arrays, "")
             item = None if header.item is None else _decoded(header.item, arrays, _ITEM)
-            evidence = None if header.users is None else Evidence(header.users, arrays.get(_FIXED_EFFECT_COV))
+            evidence = _evidence(header, user.population.prior, arrays)
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, msgspec.MsgspecError) as exc:
         if isinstance(exc, ModelError):
             raise
@@ -225,6 +235,13 @@ def _decoded(header: _EffectHeader, arrays: Mapping[str, Array], name: str) -> E
     )
 
 
+def _evidence(header: _Header, population: Gaussian, arrays: Mapping[str, Array]) -> Evidence | None:
+    if header.users is None or header.log_likelihood is None:
+        return None
+    sums = (arrays[f"users_{name}"] for name in _SUMS)
+    return Evidence(Crowd(population, header.users, header.log_likelihood, *sums), arrays.get(_FIXED_EFFECT_COV))
+
+
 def _population(arrays: Mapping[str, Array], name: str, i: int, d: int) -> Population:
     mean, cov, fixed_effect = (arrays[f"{name}{part}_{i}"] for part in ("mean", "cov", "fixed_effect"))
     blocks(cov, d)
@@ -250,8 +267,13 @@ def _flaw(prior: PriorFile) -> str | None:
         return f"mean_offset = {prior.mean_offset}: expected a finite number"
     if (evidence := prior.evidence) is not None:
         cov = evidence.fixed_effect_cov
-        if not (np.isfinite(evidence.users) and evidence.users >= 0.0):
-            return f"users = {evidence.users}: expected how many users the prior is worth"
+        users, population = evidence.users, prior.population.prior
+        if not all(np.isfinite(one).all() for one in users[1:]) or users.n <= 0.0:
+            return f"users = {users.n}: expected how many there were, and finite sums over them"
+        if users.step.shape != population.mean.shape or {users.squares.shape, users.covariances.shape} != {
+            population.cov.shape
+        }:
+            return f"sums over users of shape {users.squares.shape}: expected {population.cov.shape}"
         width = len(prior.population.fixed_effect)
         if cov is not None and (cov.shape not in {(width,), (width, width)} or not np.isfinite(cov).all()):
             return f"fixed_effect_cov of shape {cov.shape}: expected finite numbers for {width} coefficients"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import textwrap
 from functools import partial, reduce
+from typing import TYPE_CHECKING
 
 from learner.evaluation.metrics import METRICS, Metric
 from learner.model.spec import Model
@@ -23,6 +24,9 @@ from service.commands.logs import (
 from service.progress import progress
 from service.settings import Settings
 from service.shadows import declare_target
+
+if TYPE_CHECKING:
+    from learner.batch.raw import Skipped
 
 # Outcomes that are replayed at a time, in memory.
 _TOGETHER = 1_000_000
@@ -101,6 +105,7 @@ def run(arguments: EvaluateArguments, settings: Settings, model: Model) -> int:
     from learner.evaluation.page import as_html
     from learner.evaluation.parts import replay_events
     from learner.evaluation.report import Evaluation, as_json, as_text
+    from service.commands.evaluate_policy import evaluate_policy
     from service.static_files import REPORT_SCRIPTS, REPORT_STYLES, head
 
     check_output("--json", arguments.json)
@@ -109,26 +114,23 @@ def run(arguments: EvaluateArguments, settings: Settings, model: Model) -> int:
     if arguments.learnt > arguments.start:
         raise ValueError(f"--learn-from {arguments.learnt}: expected at most --from, {arguments.start}")
     skipped = skipping(arguments)
-    if arguments.policy is not None:
-        if arguments.engine != "duckdb":
-            raise ValueError("--policy: expected --engine duckdb, since the log is weighed in memory")
-        from service.commands.evaluate_policy import evaluate_policy
-
-        if arguments.policy.max_per_category and model.categories is None:
-            raise ValueError(
-                f"--policy {arguments.policy.name}: max_per_category: expected a model with explore.category"
-            )
-        return evaluate_policy(arguments.policy, arguments, settings, model, skipped)
-    with tables_of_logs(arguments, settings, model, skipped) as tables:
+    policy = arguments.policy
+    if policy is not None and policy.max_per_category and model.categories is None:
+        raise ValueError(f"--policy {policy.name}: max_per_category: expected a model with explore.category")
+    with tables_of_logs(arguments, settings, model, skipped, with_told=policy is not None) as tables:
         cut_ms, learnt_ms = cut_at(tables, arguments.start), cut_at(tables, arguments.learnt)
         since_ms = int(learnt_ms) if np.isfinite(learnt_ms) else 0
-        ways = variants(model, cut_ms, not arguments.brief)
         slates, _ = extent(tables, int(max(cut_ms, since_ms)))
         if not slates:
             raise no_slates(arguments, skipped)
         _, outcomes = extent(tables, since_ms)
         # What is known of an item is from all users.
         n_parts = 1 if model.item is not None else 1 + outcomes // _TOGETHER
+        if policy is not None:
+            evaluate_policy(policy, arguments, model, tables, n_parts, since_ms, cut_ms, slates)
+            _say(skipped)
+            return 0
+        ways = variants(model, cut_ms, not arguments.brief)
         of_part = partial(replay_events, model=model, ways=ways, cut_ms=cut_ms, seed=arguments.seed)
         with progress("replaying", " slates", len(ways) * slates) as bar:
             parts: list[Part] = list(tables.histories(n_parts, since_ms, of_part, bar.update))
@@ -143,9 +145,13 @@ def run(arguments: EvaluateArguments, settings: Settings, model: Model) -> int:
         write_output("--json", arguments.json, as_json(done).encode())
     if arguments.html:
         write_output("--html", arguments.html, as_html(done, head(REPORT_STYLES, REPORT_SCRIPTS)).encode())
+    _say(skipped)
+    return 0
+
+
+def _say(skipped: Skipped | None) -> None:
     if skipped is not None:
         print(skipped)
-    return 0
 
 
 def rule(text: str) -> Rule:

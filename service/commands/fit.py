@@ -157,7 +157,7 @@ def _fit_from_log(arguments: FitArguments, settings: Settings, model: Model) -> 
     outcomes.examination = model.examination
     with progress("fixed effect", " outcomes") as bar:
         in_force = with_fixed_effect(model, outcomes, bar.update, known.fixed_effect)
-    stand_in = in_force.stand_in
+    stand_in, beside = in_force.stand_in, known.beside(in_force.fixed_effect)
     clicked = outcomes.n_clicked / len(outcomes)
     print(f"{len(outcomes):,} outcomes of {outcomes.n_users:,} users, {clicked:.3f} clicked")
     print(_offsets(in_force, outcomes))
@@ -170,7 +170,7 @@ def _fit_from_log(arguments: FitArguments, settings: Settings, model: Model) -> 
             examination, stand_in = fitting.examination, fitting.stand_in
             say_in_force(model, fitting)
     if sampled is None:
-        prior, half_life, item = fit_increment(outcomes, fitting, known, arguments.iterations), None, None
+        prior, half_life, item = fit_increment(outcomes, fitting, beside, arguments.iterations), None, None
     else:
         of_all = None if everyone is None or model.item is None else everyone.with_offsets(stand_in)
         if model.item is not None and not since_ms:
@@ -198,7 +198,7 @@ def _fit_from_log(arguments: FitArguments, settings: Settings, model: Model) -> 
         mean_offset=mean_offset,
         item=item,
         examination=examination,
-        evidence=evidence_of(outcomes, fitting, prior, known, arguments.hessian == "diagonal"),
+        evidence=evidence_of(outcomes, fitting, prior, beside, arguments.hessian == "diagonal"),
     )
     for name, (mean, std) in feature_scaling(outcomes, model).items():
         if name not in found:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from learner.batch.fixed_effect import WIDEST_FULL, covariance_of_fixed_effect
 from learner.batch.increment import Known, blended, known_from, nothing
-from learner.batch.prior import fit_prior, users_worth
+from learner.batch.prior import fit_prior, users_under
 from learner.belief.gaussian import Gaussian
 from learner.model.in_force import in_force
 from learner.model.prior_file import Evidence
-from learner.model.spec import Model
+from learner.model.spec import Model, build_model
 from service.commands.logs import add_anchor_arguments
 from service.model_file import read_prior
 from service.progress import progress
@@ -52,7 +52,7 @@ def known_before(arguments: FitArguments, settings: Settings, model: Model) -> K
     if arguments.cold is not None:
         parts.append((_known(arguments.cold, settings, model), arguments.keep * cold))
     known = blended(parts)
-    print(f"from before: a population worth {known.users:,.1f} users")
+    print(f"from before: what is known of {known.n_users:,.0f} users")
     return known
 
 
@@ -69,19 +69,21 @@ def fit_increment(outcomes: Outcomes, model: Model, known: Known, iterations: in
     ----------
     model
         With the fixed effect and the click delay that were found.
+    known
+        Beside that fixed effect.
     """
     from service.commands.fit import told
 
     with progress("EM, at most", " outcomes", iterations * len(outcomes)) as bar:
         return fit_prior(
             outcomes,
-            model.prior,
+            build_model(model.specification).prior,
             model.stand_in,
             iterations,
             observe=told(bar.write),
             advance=bar.update,
             initial=known.population,
-            before=(known.population, known.users),
+            before=known.users,
         )
 
 
@@ -94,10 +96,12 @@ def evidence_of(outcomes: Outcomes, model: Model, prior: Gaussian, known: Known,
         With the fixed effect that was found.
     prior
         The population that was found.
+    known
+        Beside that fixed effect.
     diagonal
         Whether of the fixed effect the inverse of the precisions is enough.
     """
-    users = known.users + users_worth(outcomes, prior, model.stand_in)
+    users = users_under(prior, outcomes, model.stand_in, known.users)
     if outcomes.n_offsets or not model.fixed_effect.any():
         before = known.fixed_effect
         return Evidence(users, before.cov if before.mean.any() else None)

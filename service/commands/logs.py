@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from learner.events.microbatch import Microbatch
 from learner.limits import MAX_TIMESTAMP_MS, MIN_TIMESTAMP_MS
 from learner.model.spec import Model
 from service.commands.command import Arguments
@@ -38,6 +37,7 @@ class LogArguments(Arguments):
     engine: str
     master: str | None
     conf: list[str]
+    spool: str | None
 
 
 def add_arguments(parser: argparse.ArgumentParser, at_least: Literal["*", "+"] = "+", sampled: bool = True) -> None:
@@ -70,6 +70,11 @@ def add_arguments(parser: argparse.ArgumentParser, at_least: Literal["*", "+"] =
     parser.add_argument(
         "--conf", action="append", default=[], metavar="KEY=VALUE",
         help="with --engine spark: more of its configuration, such as spark.executor.memory=8g; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--spool", metavar="DIR",
+        help="with --engine spark and a topic: a folder that executors see, too; what is in the topic by now is read "
+        "here, and stands there until the command ends (default: with a local master, a temporary folder)",
     )  # fmt: skip
 
 
@@ -122,23 +127,14 @@ def instant(text: str) -> int:
 
 
 @contextmanager
-def events_of(
-    arguments: LogArguments, settings: Settings, model: Model, skipped: Skipped | None
-) -> Iterator[Iterator[Microbatch]]:
-    """The events of the logs; what they are read from is closed at the end of the block, however that comes."""
-    log = _log(arguments, settings, model)
-    with progress("reading", " events") as bar, closing(log.events(bar.reach, skipped)) as events:
-        yield events
-
-
-@contextmanager
 def tables_of_logs(
-    arguments: LogArguments, settings: Settings, model: Model, skipped: Skipped | None
+    arguments: LogArguments, settings: Settings, model: Model, skipped: Skipped | None, with_told: bool = False
 ) -> Iterator[Engine]:
     """The tables of the logs, of the chosen share of users, gone at the end of the block."""
     with _engine(arguments, model) as tables:
         with progress("reading", " events") as bar:
-            tables.take(_log(arguments, settings, model), bar.reach, skipped)
+            log = _log(arguments, settings, model)._replace(with_told=with_told)
+            tables.take(log, bar.reach, skipped)
         yield tables
 
 
@@ -160,8 +156,8 @@ def _engine(arguments: LogArguments, model: Model) -> AbstractContextManager[Eng
         If it is not installed, or is not asked for what it is told.
     """
     if arguments.engine == "duckdb":
-        if arguments.master or arguments.conf:
-            raise ValueError("--master, --conf: expected --engine spark beside them")
+        if arguments.master or arguments.conf or arguments.spool:
+            raise ValueError("--master, --conf, --spool: expected --engine spark beside them")
         from learner.batch.duck import Duck
 
         return Duck(model.width)
@@ -178,7 +174,9 @@ def _engine(arguments: LogArguments, model: Model) -> AbstractContextManager[Eng
             f"--engine spark: {exc.name} is not installed: expected pip install 'freshet-online[spark]', and Java 17 "
             "or newer"
         ) from exc
-    return Spark(spark_session(arguments.master, options), model.width)
+    if arguments.spool is not None and not Path(arguments.spool).is_dir():
+        raise ValueError(f"--spool {arguments.spool!r}: expected a folder that exists")
+    return Spark(spark_session(arguments.master, options), model.width, spool_to=arguments.spool)
 
 
 def check_items(arguments: LogArguments, model: Model) -> None:

@@ -91,15 +91,19 @@ def history_of(
 ) -> Iterator[Histories]:
     """The events of the logs by user, gone at the end of the block."""
     from learner.batch.histories import Histories
-    from learner.batch.reading import read_with_raws
+    from learner.batch.reading import LogAtRest, read_with_raws
     from learner.batch.users import chosen
 
     share, seed = getattr(arguments, "sample", 1.0), getattr(arguments, "seed", 0)
     with Histories(model.width) as log:
-        with progress("reading", " events") as bar, closing(
-            read_with_raws(arguments.logs, model, settings.topics, bar.reach, settings.kafka_options, skipped,
-                           settings.items_topic, arguments.items, offsets=columns_of(arguments))
-        ) as pieces:  # fmt: skip
+        read = LogAtRest(
+            tuple(arguments.logs), model, tuple(settings.topics), settings.kafka_options, settings.items_topic,
+            arguments.items,
+        )  # fmt: skip
+        with (
+            progress("reading", " events") as bar,
+            closing(read_with_raws(read, bar.reach, skipped, offsets=columns_of(arguments))) as pieces,
+        ):
             log.read(pieces, lambda user_id: share >= 1.0 or chosen(user_id, share, seed), arguments.from_time)
         yield log
 

@@ -6,10 +6,12 @@ import gzip
 import json
 import os
 import signal
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,11 +24,16 @@ from learner.batch.duck import Duck
 from learner.batch.outcomes import Outcomes
 from learner.batch.raw import LogError, Skipped
 from learner.batch.reading import LogAtRest
+from learner.batch.spooled import SUFFIX, spool
+from learner.log import Entry, open_log
 from learner.model.spec import Model, load_model
+from service.commands import evaluate
 from service.commands.main import main
 from tests.conftest import skip
 from tests.outcomes import rows_in
-from tests.servers import Missing, spark_home
+from tests.servers import KafkaServer, Missing, spark_home
+from tests.topics import make_topic
+from tests.unit import test_policy_evaluation as policies
 
 MASTER = "local-cluster[2,1,1024]"
 TOML = 'name = "t"\nattribution_window = "1m"\n[features]\nx = { kind = "numeric" }\ny = { kind = "numeric" }\n'
@@ -157,6 +164,26 @@ def test_both_engines_fit_the_same_prior_and_evaluate_it_alike(
     assert tables[0] == tables[1]
 
 
+def test_both_engines_weigh_a_policy_alike(
+    session: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model.toml").write_text(policies.TEXT)
+    raws = policies.made(policies.MODEL, policies.LUCE)
+    for number in range(2):
+        (tmp_path / f"log-{number}.jsonl").write_bytes(b"\n".join(raws[number * 300 : number * 300 + 300]))
+    # In several parts.
+    monkeypatch.setattr(evaluate, "_TOGETHER", 200)
+    found = []
+    for engine in (["duckdb"], ["spark", "--master", MASTER]):
+        out = tmp_path / f"{engine[0]}.json"
+        typed = [str(tmp_path), "--model", str(tmp_path / "model.toml"), "--policy", "thompson", "--json", str(out)]
+        assert main(["evaluate", *typed, "--resamples", "5", "--engine", *engine]) == 0
+        found.append({key: value for key, value in json.loads(out.read_text()).items() if key != "command"})
+    capsys.readouterr()
+    assert found[0] == found[1]
+    assert found[0]["slates"]["weighed"] > 100
+
+
 def test_a_lost_executor_changes_nothing(both: Both, log: Path, tmp_path: Path) -> None:
     ((_, _), (spark, _)) = both(LogAtRest((str(log),), without_stand_in(MODEL)))
     found = outcomes(spark)
@@ -206,11 +233,51 @@ def test_both_engines_name_and_skip_what_is_bad(session: Any, both: Both, log: P
     assert str(of_spark.value) == str(of_duck.value)
 
 
-def test_a_topic_is_refused_by_spark_with_what_reads_it(session: Any) -> None:
+def test_a_topic_of_kafka_is_to_spark_what_it_is_to_duckdb(
+    session: Any, log: Path, kafka_server: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from learner.batch import spark as engine
+
+    topic = f"t-{uuid.uuid4().hex[:8]}"
+    make_topic(kafka_server, topic, partitions=2)
+    lines = [
+        line for day in range(2) for line in gzip.decompress((log / f"day-{day}.jsonl.gz").read_bytes()).split(b"\n")
+    ]
+    lines[100:100] = [b"no json", b'{"type": "clack"}']
+    with closing(open_log(kafka_server.url)) as there:
+        there.append(
+            [Entry(topic, json.loads(line)["user_id"].encode() if b"user_id" in line else b"", line) for line in lines]
+        )
+    read = LogAtRest((kafka_server.url, str(log / "day-2.parquet")), without_stand_in(MODEL), (topic,))
+    # Of several files.
+    monkeypatch.setattr(engine, "spool", partial(spool, a_file=50_000))
+    skipped, told, found = [Skipped(), Skipped()], list[int](), list[Outcomes]()
+    with Duck(MODEL.width, NUMBERS) as duck, engine.Spark(session, MODEL.width, NUMBERS, str(tmp_path)) as spark:
+        duck.take(read, lambda n, of: None, skipped[0])
+        spark.take(read, lambda n, of: told.append(n), skipped[1])
+        assert len(list(tmp_path.glob(f"*/*{SUFFIX}"))) > 2
+        found = [outcomes(duck), outcomes(spark)]
+    assert len(found[0]) > 1_000
+    assert rows_in(found[0]).tobytes() == rows_in(found[1]).tobytes()
+    assert str(skipped[0]) == str(skipped[1])
+    assert "skipped 2 bad events" in str(skipped[0])
+    assert len(told) > 2
+    with pytest.raises(LogError, match=rf"{topic}/\d@\d+: not_json"), engine.Spark(session, MODEL.width) as spark:
+        spark.take(read, lambda n, of: None)
+
+
+def test_a_cluster_elsewhere_asks_for_a_folder_that_its_executors_see(session: Any, tmp_path: Path) -> None:
     from learner.batch.spark import Spark
 
+    topic = LogAtRest((f"sqlite:///{tmp_path / 'log.db'}",), MODEL, ("events",))
+    with Spark(session, MODEL.width) as tables:
+        tables._session = SimpleNamespace(sparkContext=SimpleNamespace(master="spark://host:7077"))
+        with pytest.raises(
+            LogError, match=r"log\.db': expected --spool DIR beside --engine spark: a folder that execu"
+        ):
+            tables.take(topic, lambda n, of: None)
     with (
-        pytest.raises(LogError, match=r"kafka://host:9092': expected files for --engine spark; --engine duckdb reads"),
-        Spark(session, MODEL.width) as tables,
+        Spark(session, MODEL.width, spool_to=str(tmp_path / "none")) as tables,
+        pytest.raises(LogError, match=r"--spool '.*none': cannot be written: "),
     ):
-        tables.take(LogAtRest(("kafka://host:9092",), MODEL), lambda n, of: None)
+        tables.take(topic, lambda n, of: None)

@@ -14,14 +14,18 @@ from scipy.special import expit
 from learner.batch.fixed_effect import RIDGE, covariance_of_fixed_effect, fit_fixed_effect, flat
 from learner.batch.increment import Known, blended, known_from, nothing
 from learner.batch.outcomes import Outcomes
-from learner.batch.prior import fit_prior, users_worth
-from learner.belief.gaussian import Gaussian
+from learner.batch.prior import fit_prior, users_under
+from learner.belief.gaussian import Gaussian, sum_of_squares
+from learner.belief.gaussian import joined as of_form
+from learner.model import prior_file
+from learner.model.crowd import Crowd, brought_over
 from learner.model.duration import ModelError
 from learner.model.in_force import in_force, with_prior
 from learner.model.prior_file import Evidence, PriorFile, decode_prior, encode_prior, fitted_prior
 from learner.model.spec import Model, load_model
 from service.commands.main import main
 from tests.stepping import Event, Impression
+from tests.unit.test_block import matrix
 from tests.unit.test_fit import MODEL, TRUE_COV, TRUE_MEAN, joined, simulated
 
 FEATURES = 6
@@ -91,60 +95,114 @@ def test_the_covariance_of_a_fixed_effect_is_the_inverse_of_the_losss_hessian() 
     np.testing.assert_allclose(1.0 / diagonal, np.diagonal(hessian), rtol=1e-6)
 
 
-def test_a_population_from_before_counts_as_so_many_users() -> None:
+def test_users_from_before_bring_the_population_to_that_of_both_logs() -> None:
     first, second = (joined(simulated(300, 60, seed), MODEL) for seed in (1, 2))
     both = joined([event for seed in (1, 2) for event in renamed(simulated(300, 60, seed), seed)], MODEL)
     before = fit_prior(first, MODEL.prior, np.zeros(2), tolerance=1e-7)
-    worth = users_worth(first, before, np.zeros(2))
-    # 60 outcomes each say nearly all, and never more than all.
-    assert 200 < worth < 300
+    users = users_under(before, first, np.zeros(2))
+    assert users.n == 300
     alone = fit_prior(second, MODEL.prior, np.zeros(2), tolerance=1e-7)
-    added = fit_prior(second, MODEL.prior, np.zeros(2), tolerance=1e-7, initial=before, before=(before, worth))
+    added = fit_prior(second, MODEL.prior, np.zeros(2), tolerance=1e-7, initial=before, before=(users,))
     at_once = fit_prior(both, MODEL.prior, np.zeros(2), tolerance=1e-7)
     for mine, other, expected in ((added.mean, alone.mean, at_once.mean), (added.cov, alone.cov, at_once.cov)):
-        assert np.abs(mine - expected).max() < 0.3 * np.abs(other - expected).max()
+        assert np.abs(mine - expected).max() < 0.15 * np.abs(other - expected).max()
 
 
-def test_a_population_worth_no_user_changes_nothing() -> None:
-    outcomes = joined(simulated(40), MODEL)
-    plain, beside = (
-        fit_prior(outcomes, MODEL.prior, np.zeros(2), before=before)
-        for before in (None, (Gaussian(TRUE_MEAN, TRUE_COV), 0.0))
-    )
-    np.testing.assert_allclose(beside.mean, plain.mean, atol=1e-12)
-    np.testing.assert_allclose(beside.cov, plain.cov, atol=1e-12)
+def population(rng: np.random.Generator, d: int, n_dense: int) -> Gaussian:
+    root = rng.normal(size=(n_dense, n_dense))
+    return Gaussian(rng.normal(size=d), of_form(root @ root.T + np.eye(n_dense), rng.uniform(0.5, 2.0, d - n_dense)))
 
 
-def test_users_without_outcomes_that_say_anything_are_worth_nothing() -> None:
+@pytest.mark.parametrize("n_dense", [0, 2, 4])
+def test_users_who_are_known_equally_well_count_under_another_population_as_each_alone_would(n_dense: int) -> None:
+    rng = np.random.default_rng(n_dense)
+    d, n = 4, 7
+    # What each user's outcomes say: exp(h'theta - theta'G theta / 2), of one G of the form's.
+    G = matrix(population(rng, d, n_dense)) - 0.5 * np.eye(d)
+    shifts = rng.normal(size=(n, d))
+
+    def directly(prior: Gaussian) -> Crowd:
+        P0 = np.linalg.inv(matrix(prior))
+        S = np.linalg.inv(P0 + G)
+        means = (S @ (P0 @ prior.mean + shifts).T).T
+        evidence = 0.0
+        for m in means:
+            evidence += 0.5 * (np.linalg.slogdet(S)[1] + np.linalg.slogdet(P0)[1])
+            evidence += 0.5 * (m @ (P0 + G) @ m - prior.mean @ P0 @ prior.mean)
+        step = means - prior.mean
+        whole = n * S
+        spread = of_form(whole[:n_dense, :n_dense], np.diagonal(whole)[n_dense:])
+        return Crowd(prior, n, evidence, step.sum(axis=0), sum_of_squares(step, n_dense), spread)
+
+    one, other = population(rng, d, n_dense), population(rng, d, n_dense)
+    found, expected = directly(one).under(other), directly(other)
+    for name in ("n", "evidence", "step", "squares", "covariances"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-9, atol=1e-9, err_msg=name)
+
+
+def test_users_without_outcomes_that_say_anything_are_as_any_population_has_them() -> None:
     weightless = [
         event._replace(weight=np.zeros_like(event.weight)) if isinstance(event, Impression) else event
         for event in simulated(20)
     ]
-    assert users_worth(joined(weightless, MODEL), MODEL.prior, np.zeros(2)) == pytest.approx(0.0, abs=1e-9)
+    found = users_under(MODEL.prior, joined(weightless, MODEL), np.zeros(2)).under(Gaussian(TRUE_MEAN, TRUE_COV))
+    np.testing.assert_allclose(found.step, 0.0, atol=1e-9)
+    np.testing.assert_allclose(found.second, 20 * TRUE_COV, rtol=1e-6)
+
+
+def test_beside_another_fixed_effect_users_have_the_log_odds_that_they_had() -> None:
+    outcomes, prior = joined(simulated(40), MODEL), Gaussian(TRUE_MEAN, TRUE_COV)
+    b, c = np.array([0.3, -0.2]), np.array([-0.1, 0.4])
+    known = Known(Gaussian(b, np.eye(2)), prior, (users_under(prior, outcomes, b),)).beside(c)
+    (found,), expected = known.users, users_under(Gaussian(TRUE_MEAN + b - c, TRUE_COV), outcomes, c)
+    for name in ("n", "evidence", "step", "squares", "covariances"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_of_a_new_coefficient_users_from_before_know_nothing() -> None:
+    rng = np.random.default_rng(3)
+    outcomes, prior, other = joined(simulated(40), MODEL), Gaussian(TRUE_MEAN, TRUE_COV), population(rng, 2, 2)
+    within = np.array([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]])
+    users = users_under(prior, outcomes, np.zeros(2))
+
+    def widened(one: Gaussian) -> Gaussian:
+        cov = within @ one.cov @ within.T
+        cov[1, 1] = 2.0
+        return Gaussian(within @ one.mean + np.array([0.0, 0.7, 0.0]), cov)
+
+    found = brought_over(users, within, widened(prior)).under(widened(other))
+    expected = users.under(other)
+    np.testing.assert_allclose(found.step, within @ expected.step, atol=1e-9)
+    second = within @ expected.second @ within.T
+    second[1, 1] = 2.0 * users.n
+    np.testing.assert_allclose(found.second, second, atol=1e-8)
 
 
 def test_to_keep_a_share_is_to_blend_with_what_is_known_before_any_log() -> None:
     rng = np.random.default_rng(0)
     root = rng.normal(size=(2, 2))
-    full = Known(Gaussian(np.array([1.0, -2.0]), root @ root.T + 0.1 * np.eye(2)), MODEL.prior, 50.0)
+    users = users_under(MODEL.prior, joined(simulated(20), MODEL), np.zeros(2))
+    full = Known(Gaussian(np.array([1.0, -2.0]), root @ root.T + 0.1 * np.eye(2)), MODEL.prior, (users,))
     kept = blended([(full, 0.8), (nothing(MODEL), 0.2)])
     precision = 0.8 * np.linalg.inv(full.fixed_effect.cov) + 0.2 * RIDGE * np.eye(2)
     np.testing.assert_allclose(np.linalg.inv(kept.fixed_effect.cov), precision)
     expected = np.linalg.solve(precision, 0.8 * np.linalg.solve(full.fixed_effect.cov, full.fixed_effect.mean))
     np.testing.assert_allclose(kept.fixed_effect.mean, expected)
-    assert kept.users == pytest.approx(40.0)
+    (left,) = kept.users
+    assert left.n == kept.n_users == pytest.approx(16.0)
+    np.testing.assert_allclose(left.squares, 0.8 * users.squares)
+    # What b + theta is of a user stays.
+    np.testing.assert_allclose(
+        left.population.mean + kept.fixed_effect.mean, users.population.mean + full.fixed_effect.mean
+    )
     assert blended([(full, 1.0), (nothing(MODEL), 0.0)]) is full
 
 
-def test_of_two_anchors_the_population_is_that_of_both_ones_users() -> None:
-    rng = np.random.default_rng(1)
-    samples = [rng.normal(loc, scale, size=(n, 2)) for loc, scale, n in ((0.0, 1.0, 300), (2.0, 0.5, 100))]
-    parts = [(Known(flat(2), Gaussian(s.mean(axis=0), np.cov(s.T, bias=True)), float(len(s))), 0.5) for s in samples]
-    both = np.concatenate(samples)
-    found = blended(parts)
-    np.testing.assert_allclose(found.population.mean, both.mean(axis=0))
-    np.testing.assert_allclose(found.population.cov, np.cov(both.T, bias=True))
-    assert found.users == pytest.approx(200.0)
+def test_of_two_anchors_the_users_of_both_count() -> None:
+    logs = [joined(simulated(n, seed=seed), MODEL) for seed, n in ((0, 30), (1, 10))]
+    parts = [(Known(flat(2), MODEL.prior, (users_under(MODEL.prior, one, np.zeros(2)),)), 0.5) for one in logs]
+    assert blended(parts).n_users == pytest.approx(20.0)
+    assert [one.n for one in blended(parts).users] == [15.0, 5.0]
 
 
 def prior_of(model: Model, evidence: Evidence | None) -> PriorFile:
@@ -158,11 +216,13 @@ def test_what_a_file_knows_of_the_fixed_effect_is_read_back_and_a_new_feature_is
     full = root @ root.T + np.eye(2)
     cov = np.diagonal(full).copy() if diagonal else full
     model = replace(MODEL, fixed_effect=np.array([-1.0, 0.5]))
-    file = decode_prior(encode_prior(prior_of(model, Evidence(12.5, cov))))
+    users = users_under(model.prior, joined(simulated(20), MODEL), np.zeros(2))
+    file = decode_prior(encode_prior(prior_of(model, Evidence(users, cov))))
     known = known_from(in_force(model, file), file, "prior.npz")
     np.testing.assert_array_equal(known.fixed_effect.cov, cov)
     np.testing.assert_array_equal(known.fixed_effect.mean, model.fixed_effect)
-    assert known.users == 12.5
+    for mine, its in zip(known.users[0][1:], users[1:], strict=True):
+        np.testing.assert_array_equal(mine, its)
     wider = load_model(
         'name = "t"\nattribution_window = "1m"\n[features]\nz = { kind = "numeric" }\n'
         'x = { kind = "numeric", mean = 2.0, std = 3.0 }\n'
@@ -179,6 +239,14 @@ def test_what_a_file_knows_of_the_fixed_effect_is_read_back_and_a_new_feature_is
 def test_a_file_that_does_not_say_how_much_it_was_fitted_on_is_refused() -> None:
     with pytest.raises(ModelError, match="expected one that `freshet fit LOG` wrote"):
         known_from(MODEL, prior_of(MODEL, None), "prior.npz")
+
+
+def test_a_file_of_an_earlier_format_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr(prior_file, "VERSION", prior_file.VERSION - 1)
+        data = encode_prior(prior_of(MODEL, None))
+    with pytest.raises(ModelError, match=r"format version 5, this release reads 6: expected a file that its own `fres"):
+        decode_prior(data)
 
 
 @pytest.fixture
@@ -203,7 +271,7 @@ def test_fit_goes_on_from_the_day_before(folder: Path, capsys: pytest.CaptureFix
     first = fit("one.jsonl", "--out", "one.npz")
     second = fit("two.jsonl", "--previous", "one.npz", "--out", "two.npz")
     alone = fit("two.jsonl", "--out", "alone.npz")
-    assert "from before: a population worth" in capsys.readouterr().out
+    assert "from before: what is known of 60 users" in capsys.readouterr().out
     together = fit("one.jsonl", "two.jsonl", "--out", "all.npz")
     expected = together.population.fixed_effect
     assert together.evidence is not None
@@ -213,7 +281,7 @@ def test_fit_goes_on_from_the_day_before(folder: Path, capsys: pytest.CaptureFix
     assert (np.abs(alone.population.fixed_effect - expected) / deviations).max() > 0.5
     assert first.evidence is not None
     assert second.evidence is not None
-    assert second.evidence.users > first.evidence.users > 0
+    assert second.evidence.users.n == 2 * first.evidence.users.n == 120
     # Beliefs learnt under the day before's prior are moved to the new one.
     assert first.population.fingerprint in {one.fingerprint for one in second.earlier}
 

@@ -395,7 +395,7 @@ def test_a_master_that_does_not_answer_is_named_without_a_traceback(
 def test_what_is_said_to_an_engine_is_for_spark_alone(
     run: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for option, value in (("--master", "local[2]"), ("--conf", "spark.executor.memory=2g")):
+    for option, value in (("--master", "local[2]"), ("--conf", "spark.executor.memory=2g"), ("--spool", ".")):
         assert run("evaluate", "log.jsonl", option, value) == 2
         assert "expected --engine spark" in capsys.readouterr().err
     assert run("evaluate", "log.jsonl", "--engine", "spark", "--conf", "memory") == 2

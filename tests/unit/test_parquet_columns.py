@@ -16,7 +16,7 @@ from learner.batch.histories import Histories
 from learner.batch.parquet_offsets import OffsetColumns
 from learner.batch.parsing import parse
 from learner.batch.raw import LogError, Raw, Ready, Skipped
-from learner.batch.reading import read_events, read_with_raws
+from learner.batch.reading import LogAtRest, read_events, read_with_raws
 from learner.batch.sources import raw_events
 from learner.events.microbatch import Microbatch, joined
 from learner.events.wire import Reason
@@ -274,5 +274,5 @@ def test_typed_events_say_their_offsets(tmp_path: Path) -> None:
     pq.write_table(pa.table(columns), tmp_path / "log.parquet")
     offsets = OffsetColumns("t", "p", "o")
     with Histories(model.width) as log:
-        log.read(read_with_raws([str(tmp_path)], model, offsets=offsets))
+        log.read(read_with_raws(LogAtRest((str(tmp_path),), model), offsets=offsets))
         assert sorted((one.number, mark.offset) for one, mark in log.ends.items()) == [(0, 8), (1, 3)]

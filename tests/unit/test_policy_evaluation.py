@@ -20,6 +20,7 @@ from learner.model.spec import Model, load_model
 from learner.policy.chances import DRAWS, chances
 from learner.policy.rank import ItemEffects, keys_of, score_items
 from learner.policy.rule import Rule
+from service.commands import evaluate
 from service.commands.main import main
 
 TEXT = 'name = "t"\nattribution_window = "1m"\n[features]\nx = { kind = "numeric" }\ny = { kind = "numeric" }\n'
@@ -213,6 +214,33 @@ def test_the_command_says_what_a_policy_earns_and_on_what_that_rests(
     found = json.loads(out.read_text())
     assert found["estimators"]["dr"]["ess"] > 100
     assert found["estimators"]["dr"]["value"]["low"] < found["estimators"]["dr"]["value"]["high"]
+
+
+@pytest.mark.parametrize("target", [Rule("mean"), FLOOR])
+@pytest.mark.parametrize("outcomes", [1_000_000, 100])
+def test_the_command_weighs_users_in_parts_as_all_in_memory(
+    by_luce: list[bytes], files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: Rule,
+    outcomes: int,
+) -> None:  # fmt: skip
+    log, model = files
+    erased = json.dumps({"type": "erase", "user_id": "u3", "timestamp": AT + 4 * STEP}).encode()
+    raws = [*by_luce, erased]
+    Path(log).write_bytes(b"\n".join(raws))
+    monkeypatch.setattr("learner.evaluation.off_policy.LEAST_ESS", 0.0)
+    expected = judge(weigh(MODEL, read(raws, MODEL), target, "reward", 2, AT + 3 * STEP, 7).weighed, 3.0, 50, 7)
+    monkeypatch.setattr(evaluate, "_TOGETHER", outcomes)
+    out = tmp_path / "out.json"
+    policy = target.name if not target.epsilon else f"{target.name}:epsilon={target.epsilon},top_k={target.top_k}"
+    # Three of ten rounds of 29 users come before the cut; of the one who is erased five slates count for nothing.
+    typed = ["--from", str(262 / 884), "--reward", "reward", "--at", "2", "--clip", "3", "--resamples", "50"]
+    assert main(["evaluate", log, "--model", model, "--policy", policy, "--json", str(out), "--seed", "7", *typed]) == 0
+    found = json.loads(out.read_text())["estimators"]
+    for name, one in expected.items():
+        assert one.value is not None
+        assert one.gain is not None
+        assert found[name]["value"] == pytest.approx(one.value._asdict(), rel=1e-9)
+        assert found[name]["gain"] == pytest.approx(one.gain._asdict(), rel=1e-9, abs=1e-12)
+        assert found[name]["ess"] == pytest.approx(one.ess)
 
 
 def test_the_command_gives_no_number_where_weights_are_worth_too_few_slates(

@@ -12,7 +12,7 @@ import pytest
 from learner.batch.filling import fill
 from learner.batch.histories import Histories
 from learner.batch.loading import Loading, NotEmpty
-from learner.batch.reading import read_with_raws
+from learner.batch.reading import LogAtRest, read_with_raws
 from learner.batch.rebuilding import rebuilt_users, require_cuts_do_not_matter
 from learner.items import source
 from learner.log import open_reader
@@ -35,7 +35,7 @@ def rebuilt(rig: Rig, store: object, origin: int = ORIGIN, rate: float = 0.0) ->
     """A store rebuilt from the rig's log, and where that ends."""
     model = rig.model
     with Histories(model.width) as log:
-        with closing(read_with_raws([rig.log_url], model, rig.topics)) as pieces:
+        with closing(read_with_raws(LogAtRest((rig.log_url,), model, tuple(rig.topics)))) as pieces:
             log.read(pieces)
         loading = Loading(store, origin, rate)  # type: ignore[arg-type]
         ends = loading.begin(log.ends)
@@ -195,7 +195,7 @@ def test_one_event_that_is_dated_far_ahead_ends_no_window_of_others(tmp_path: Pa
     file = tmp_path / "log.ndjson"
     file.write_bytes(b"\n".join(json.dumps(one).encode() for one in events))
     with Histories(PLAIN.width) as log:
-        log.read(read_with_raws([str(file)], PLAIN))
+        log.read(read_with_raws(LogAtRest((str(file),), PLAIN)))
         values = {one.ids[0]: one.values[0] for one in rebuilt_users(PLAIN, log, 2, lambda user: int(user == "u"))}
     record = decode_record(values["u"] or b"", PLAIN, "u")
     assert record.outcomes["state"].tolist() == [State.OPEN] * 200

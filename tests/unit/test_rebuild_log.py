@@ -16,7 +16,7 @@ import pytest
 from learner.batch.histories import Histories
 from learner.batch.parquet_offsets import OffsetColumns
 from learner.batch.raw import LogError
-from learner.batch.reading import read_with_raws
+from learner.batch.reading import LogAtRest, read_with_raws
 from learner.batch.rebuilding import rebuilt_users
 from learner.events.microbatch import by_user
 from learner.events.parse import parse_events
@@ -47,7 +47,7 @@ def expected(events: Sequence[dict[str, Any]]) -> dict[str, bytes | None]:
 
 def found(folder: Path, offsets: OffsetColumns | None = COLUMNS) -> dict[str, bytes | None]:
     with Histories(MODEL.width) as log:
-        with closing(read_with_raws([str(folder)], MODEL, offsets=offsets)) as pieces:
+        with closing(read_with_raws(LogAtRest((str(folder),), MODEL), offsets=offsets)) as pieces:
             log.read(pieces)
         units = list(rebuilt_users(MODEL, log, 4, lambda one: hash(one) % 4))
         return {user: value for one in units for user, value in zip(one.ids, one.values, strict=True)}
@@ -128,7 +128,7 @@ def test_rows_of_outcomes_are_learnt_in_the_order_of_their_times(tmp_path: Path)
     batch, _ = parse_events([json.dumps(one).encode() for one in events], spec)
     users = by_user(batch)
     with Histories(spec.width) as log:
-        log.read(read_with_raws([str(tmp_path)], spec))
+        log.read(read_with_raws(LogAtRest((str(tmp_path),), spec)))
         (unit,) = rebuilt_users(spec, log, 1, lambda _: 0)
     assert unit.values == apply(spec, [None], batch.events, users).values
 
@@ -163,7 +163,7 @@ def test_a_log_that_cannot_say_offsets_is_named_with_what_was_expected(tmp_path:
 def test_what_a_history_lacks_between_its_first_and_last_offset_is_counted(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", EVENTS[:4], [("topic", 1, i) for i in (3, 4, 8, 9)])
     with Histories(MODEL.width) as log:
-        log.read(read_with_raws([str(tmp_path)], MODEL, offsets=COLUMNS))
+        log.read(read_with_raws(LogAtRest((str(tmp_path),), MODEL), offsets=COLUMNS))
         assert log.gaps() == {Partition(b"topic", 1): 3}
 
 

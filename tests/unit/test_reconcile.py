@@ -11,7 +11,7 @@ import pytest
 
 from learner.batch.divergence import divergence
 from learner.batch.histories import Histories
-from learner.batch.reading import read_with_raws
+from learner.batch.reading import LogAtRest, read_with_raws
 from learner.batch.reconciling import Compared, State, compared, replace
 from learner.belief.gaussian import Belief, Gaussian, blocks, factorised, joined
 from learner.record import decode_record, encode_record
@@ -71,7 +71,7 @@ class Reconciled(Rig):
     def against(self, n_events: int | None = None, meanwhile: Callable[[], object] = lambda: None) -> list[Compared]:
         """The users of the log's first events."""
         with Histories(PLAIN.width) as log:
-            with closing(read_with_raws([self.log_url], PLAIN, self.topics)) as pieces:
+            with closing(read_with_raws(LogAtRest((self.log_url,), PLAIN, tuple(self.topics)))) as pieces:
                 log.read(pieces)
             if n_events is not None:
                 log.cut({one: mark._replace(offset=n_events - 1) for one, mark in log.ends.items()})
