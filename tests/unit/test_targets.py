@@ -70,11 +70,37 @@ def shop(keys: str = "", more: str = "") -> Model:
 SHOP = shop()
 
 
-def journey(seed: int = 5, by_item: bool = False) -> list[dict[str, Any]]:
-    """The stream of two models side by side, with likes and looks at once, and purchases up to nine days later."""
+OF_ITEMS = """
+[effects.item]
+features = ["intercept", "price"]
+half_life = "20d"
+prior = {{ variance = {variance} }}
+"""
+VARIANCES = {"purchase": 0.1, "like": 0.4, "look": 0.4}
+WITH_ITEMS = SPEC.replace("weight = 5.0", "weight = 5.0\nitem_prior = {{ variance = 0.1 }}").format(
+    keys="", more=OF_ITEMS.format(variance=0.4), features=FEATURES
+)
+"""With items, of which purchases have a prior of their own."""
+
+
+def alone_with_items(target: str) -> Model:
+    """The model alone of a target of `WITH_ITEMS`."""
+    items = OF_ITEMS.format(variance=VARIANCES[target])
+    return load_model(f'name = "{target}"\n{ALONE[target]}\n{FEATURES}\n{items}')
+
+
+def journey(seed: int = 5, by_item: bool = False, effects: bool = False) -> list[dict[str, Any]]:
+    """The stream of two models side by side, with likes and looks at once, and purchases up to nine days later.
+
+    With `effects` impressions say of half of the items what each was scored with.
+    """
     draw, events = random.Random(seed), stream()
     for event in [one for one in events if one["type"] == "impression"]:
         for item in event["items"]:
+            if effects and draw.random() < 0.5:
+                item["item_effect"] = [draw.gauss(0, 1), draw.random()]
+                said = {one: [draw.gauss(0, 1), draw.random()] for one in ("purchase", "look", "gone")}
+                item["item_effects"] = said | {"like": None}
             said = {"user_id": event["user_id"], "request_id": event["request_id"], "item_id": item["item_id"]}
             if draw.random() < 0.3:
                 at = event["timestamp"] + draw.randrange(9 * DAY)
@@ -91,12 +117,13 @@ def journey(seed: int = 5, by_item: bool = False) -> list[dict[str, Any]]:
 
 
 def renamed(events: list[dict[str, Any]], target: str) -> list[dict[str, Any]]:
-    """The log in which what a target is of are the clicks, and no item has the offset of the clicks' model."""
+    """The log in which what a target is of are the clicks, and no item has what it has of the clicks' model."""
     kind, found = {"look": "dwell"}.get(target, target), list[dict[str, Any]]()
     for one in events:
         if one["type"] == "impression":
             items = [
-                {k: v for k, v in item.items() if k not in ("offset", "item_effect", "clicked")}
+                {k: v for k, v in item.items() if k not in ("offset", "item_effect", "item_effects", "clicked")}
+                | ({"item_effect": said} if (said := item.get("item_effects", {}).get(target)) else {})
                 for item in one["items"]
             ]
             found.append({**one, "items": items})
@@ -116,12 +143,12 @@ def rig(tmp_path: Path) -> Iterator[Side]:
     one.close()
 
 
-@pytest.mark.parametrize("case", ["users", "items", "by item", "refuses", "labels"])
+@pytest.mark.parametrize("case", ["users", "by item", "refuses", "labels"])
 def test_a_target_learns_what_a_model_alone_learns_from_the_log_with_its_kind_as_clicks(
     tmp_path: Path, case: str
 ) -> None:
     keys = 'match_clicks = "item"' if case == "by item" else ""
-    model = shop(keys, {"items": "[effects.item]", "refuses": "[offset]\nmissing = 'refuse'"}.get(case, ""))
+    model = shop(keys, "[offset]\nmissing = 'refuse'" if case == "refuses" else "")
     rig, events = with_targets(tmp_path, model), journey(by_item=case == "by item")
     if case == "refuses":
         events = [one for one in events if all("offset" in item for item in one.get("items", ()))]
@@ -134,6 +161,24 @@ def test_a_target_learns_what_a_model_alone_learns_from_the_log_with_its_kind_as
         one = load_model(f'name = "{target}"\n{ALONE[target]}\n{keys}\n{FEATURES}')
         assert one.population_fingerprint == its.population_fingerprint
         assert learnt(its, rig.stores()[its.name]) == alone(tmp_path, one, renamed(events, target))
+    rig.close()
+
+
+@pytest.mark.parametrize("effects", [True, False], ids=["as scored", "by the prior"])
+def test_a_target_learns_of_users_and_items_what_a_model_alone_learns(tmp_path: Path, effects: bool) -> None:
+    model, events = load_model(WITH_ITEMS), journey(effects=effects)
+    rig = with_targets(tmp_path, model)
+    rig.send(*events)
+    rig.learn()
+    for target, its in model.targets.items():
+        one = alone_with_items(target)
+        assert its.item is not None
+        assert one.item is not None
+        assert one.item.population_fingerprint == its.item.population_fingerprint
+        (users, items), _ = found = learnt(its, rig.stores()[its.name])  # type: ignore[misc]
+        assert len(users) == 9
+        assert len(items) == 20
+        assert found == alone(tmp_path, one, renamed(events, target))
     rig.close()
 
 
