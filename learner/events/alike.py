@@ -29,8 +29,8 @@ def _how(model: Model) -> tuple[object, ...]:
     return (
         list(model.features.items()), model.ignore_unknown, model.events, model.unframed, model.by_item,
         model.specification.weights, model.declared.kinds, model.declared.kinds_of_numbers, are_numbers,
-        model.max_ahead_ms, model.item is None, model.examination is None, model.missing_offset == "refuse", model.experiment,
-        model.encoder and (model.encoder.hash, model.encoder.inputs),
+        model.max_ahead_ms, model.item is None, model.examination is None, model.missing_offset == "refuse",
+        model.experiment, model.encoder and (model.encoder.hash, model.encoder.inputs),
     )  # fmt: skip
 
 

@@ -70,10 +70,10 @@ class Targets(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """How a rule looks at one target: its mean and standard deviation, and one draw of it or None, each shape (N,)."""
+    """How a rule looks at one target: its mean and variance, and one draw of it or None, each shape (N,)."""
 
     mean: Array
-    std: Array
+    var: Array
     drawn: Array | None
 
 
@@ -96,12 +96,12 @@ def seen(
         drawn = offset + rows[:, : len(theta)] @ theta
         if items is not None and items.noise is not None:
             drawn = drawn + items.mean + np.sqrt(items.var) * items.noise
-    return Seen(mean, np.sqrt(var), drawn)
+    return Seen(mean, var, drawn)
 
 
 def expected(one: Seen, is_number: bool = False) -> Array:
     """What a target is expected to be under the belief: its probability, or the number."""
-    return one.mean if is_number else click_probability(one.mean, one.std**2)
+    return one.mean if is_number else click_probability(one.mean, one.var)
 
 
 def counted(one: Seen, rule: Rule, weight: float, is_number: bool = False) -> Array:
@@ -110,7 +110,7 @@ def counted(one: Seen, rule: Rule, weight: float, is_number: bool = False) -> Ar
     ``ucb`` is as optimistic of the sum: a target of negative weight is at its lower bound.
     """
     if rule.name == "ucb":
-        at = one.mean + np.sign(weight) * rule.alpha * one.std
+        at = one.mean + np.sign(weight) * rule.alpha * np.sqrt(one.var)
     elif one.drawn is not None:
         at = one.drawn
     else:

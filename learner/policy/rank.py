@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.belief.gaussian import Array, Belief, Rows, click_probability, moderated, predict, sigmoid
+from learner.belief.gaussian import Array, Belief, Rows, click_probability, moderated, sigmoid
 from learner.policy.combined import ItemEffects, Targets, counted, counted_draws, draws, expected, seen
 from learner.policy.kernel import fill_places
 from learner.policy.rule import Rule
@@ -81,10 +81,9 @@ def score_items(
         s with each at its own bound, ``thompson`` by s under one draw of each belief, the click's first, and
         ``plackett-luce`` by exp(s / temperature).
     """
-    mean, var = predict(belief, rows, offset)
     of_click = seen(belief, rows, offset, rule, generator, items)
-    mean, std, sampled = of_click
-    known = list[Array]()
+    mean, var, sampled = of_click
+    std, known = np.sqrt(var), list[Array]()
     if targets is not None:
         others = [seen(one.belief, rows, one.offset, rule, generator, one.items) for one in targets.others]
         each = list(zip(targets.others, others, strict=True))
@@ -97,7 +96,7 @@ def score_items(
         key = mean + rule.alpha * std
         score = sigmoid(key)
     else:
-        key, score = moderated(mean, std**2), click_probability(mean, std**2)
+        key, score = moderated(mean, var), click_probability(mean, var)
     if rule.name == "plackett-luce":
         assert generator is not None, "plackett-luce draws"
         key = key / rule.temperature + generator.gumbel(size=len(key))

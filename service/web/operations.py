@@ -23,18 +23,14 @@ from learner.model.encoded_rows import encode, with_encoded_offsets
 from learner.model.spec import Model
 from learner.policy.rank import score_items
 from learner.record import (
-    DamagedRecord,
     ForeignRecord,
     Record,
     decode_record,
-    encode_record,
-    erased,
     fresh_record,
 )
-from learner.record.header import MAX_REVISION, read_header
 from learner.record.items import item_id
 from learner.record.served import belief_at
-from learner.store import CATALOG, Store, StoreUnavailable, Write, write_alone
+from learner.store import CATALOG, Store
 from learner.store.catalog import RecentCatalog
 from learner.store.versions import Versions
 from service.clock import now_ms
@@ -42,6 +38,7 @@ from service.settings import Settings
 from service.web import api
 from service.web.answers import item_posterior_of, posterior_of, ranked_items, state
 from service.web.arms import Assigned
+from service.web.erasing import leave_tombstone
 from service.web.guardrail import Guardrail
 from service.web.items import Items, Plan
 from service.web.policy import n_chances, propensities, ranked_by, rule_of
@@ -49,7 +46,6 @@ from service.web.shown import check_shown, entry_of, shown_items
 from service.web.slate import Reads, Resolved, reads, resolve, time_of, wanted_of
 from service.web.targets import ScoredTarget, item_effects, nothing_learnt, scored_target, targets_of, weights_of
 
-ERASE_ATTEMPTS = 10
 MAX_CATALOG_AGE_MS = 1_000
 """How long an entry of the catalog is remembered at the most."""
 log = structlog.get_logger("freshet.service")
@@ -81,7 +77,8 @@ class Operations:
     def plan(self, wanted: api.ScoreRequest) -> Reads:
         """What of its items is known, and what has to be read."""
         ids = [item.item_id for item in wanted.items]
-        items, *of_targets = (one._items and one._items.plan(ids) for one in (self, *self._targets.values()))
+        each = (one._items for one in (self, *self._targets.values()))
+        items, *of_targets = [None if one is None else one.plan(ids) for one in each]
         if self._catalog is None or self._model.catalog is None:
             return reads(items, None, of_targets)
         is_open = self._model.catalog.lacking([item.features for item in wanted.items])
@@ -231,7 +228,7 @@ class Operations:
 
     def erase(self, user_id: str, at: int) -> api.Erasure:
         """Forget a user."""
-        return api.Erasure(user_id, erased=self._erase(self._model, user_id, at))
+        return api.Erasure(user_id, erased=leave_tombstone(self._store, self._read, self._model, user_id, at))
 
     def erase_item(self, id: str, at: int) -> api.ItemErasure:
         """Forget what an item has learnt; what the catalog has of it, learners remove."""
@@ -241,26 +238,8 @@ class Operations:
             (entry,) = self._catalog.of(plan, self._store.load(plan.keys, CATALOG))
             known = entry is not None and entry.features is not None
         if self._catalog is None or self._model.item is not None:
-            known |= self._erase(self._item_effect(), item_id(item_key(id)), at)
+            known |= leave_tombstone(self._store, self._read, self._item_effect(), item_id(item_key(id)), at)
         return api.ItemErasure(id, erased=known)
-
-    def _erase(self, effect: Effect, id: str, at: int) -> bool:
-        """Leave a tombstone, against learners that write meanwhile; also for a damaged record. Says if it was known."""
-        known = False
-        for _ in range(ERASE_ATTEMPTS):
-            (value,) = self._store.load([id], effect.key)
-            record = self._to_erase(value, id, effect)
-            # A learner may have been faster; the tombstone is then a first record only of one who had none.
-            known |= record.n_events > 0 or (record.erased_at == at and record.revision > 1)
-            if record.erased_at >= at:
-                # What is known by now is of later.
-                return known
-            # One without a record may have events in the log that are still to be learnt.
-            blank = encode_record(erased(record, effect, at), effect)
-            write = Write(id, value, blank, erased=True, effect=effect.key, ttl_s=effect.ttl_s)
-            if write_alone(self._store, [write]) == [True]:
-                return known
-        raise StoreUnavailable(f"{effect.key} {id!r} was written {ERASE_ATTEMPTS} times while being erased")
 
     def _resolved(self, wanted: api.ScoreRequest, plan: Reads, values: Sequence[bytes | None]) -> Resolved:
         """The features that a slate is scored with."""
@@ -283,16 +262,6 @@ class Operations:
                 "[offset] missing = 'mean' or 'refuse' in the model would not"
             )
         return self._model.offsets(given, rows).astype(np.float64)
-
-    def _to_erase(self, value: bytes | None, id: str, effect: Effect) -> Record:
-        """What a tombstone is made from; of a damaged record, which may stand for any number of events, for one."""
-        try:
-            record = self._read(value, id, effect)
-        except DamagedRecord:
-            # Whatever it is, the compare-and-set has to find it and to leave another one.
-            header = read_header(value or b"")
-            record = fresh_record(effect)._replace(revision=header.revision if header else 0, n_events=1)
-        return record._replace(revision=record.revision % MAX_REVISION)  # the tombstone's is one more
 
     def _read(self, value: bytes | None, id: str, effect: Effect) -> Record:
         """As `_decoded`, also of a version of the model that has come since; it may ask the store."""
