@@ -17,12 +17,14 @@ from learner.batch.raw import Raw
 from learner.belief.gaussian import predict
 from learner.events.alike import as_read_for, read_alike
 from learner.events.future import refuse_from_the_future
+from learner.events.keys import item_key
 from learner.events.microbatch import CLICK
 from learner.events.parse import parse_event, parse_events
 from learner.events.wire import BadEvent, Reason, WireReward, kind_of
 from learner.model.duration import ModelError
 from learner.model.spec import Model, load_model
 from learner.record import decode_record
+from learner.record.items import item_id
 from learner.record.served import belief_at
 from service.model_file import read_model
 from service.sample import described
@@ -285,6 +287,11 @@ def test_what_no_target_is_of_is_a_dead_letter_that_names_what_there_is(rig: Sid
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("[targets.a]\nitem_prior = {}", "targets.a: item_prior: expected an [effects.item] in the model"),
+        (
+            "[targets.a]\nattribution_window = '7d'\n[effects.item]\nmax_age = '9d'",
+            "targets.a: effects.item.max_age = '9d': expected at least four attribution windows",
+        ),
         ("[targets.click]", "targets.click: expected another name"),
         ("[targets.a]\nkind = 'item'", "targets.a.kind = 'item': expected another type"),
         ("[targets.a]\nattribution_window = 'x'", "targets.a: attribution_window = 'x': expected a positive duration"),
@@ -302,6 +309,21 @@ def test_targets_that_cannot_be_are_refused_by_name(text: str, message: str) -> 
     with pytest.raises(ModelError) as refused:
         load_model(f'name = "s"\n{FEATURES}{text}')
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("pair", [[1e4, 1.0], [-1e4, 1.0], [0.0, 1e7]])
+def test_an_effect_on_log_odds_that_is_beyond_them_is_refused_and_one_on_a_number_is_not(pair: list[float]) -> None:
+    model = load_model(f"name = 's'\n{FEATURES}[effects.item]\n[targets.a]\n[targets.b]\nnoise = 1.0")
+    shown, _ = of_one("a", 0)
+    batches = []
+    for target in "ab":
+        item = shown["items"][0] | {"item_effects": {target: pair, "gone": [1e9, 1e9]}}
+        batches.append(parse_events([json.dumps({**shown, "items": [item]}).encode()], model.targets[target]))
+    (_, bad), (batch, none) = batches
+    assert none == {}
+    assert (batch.events.item["other_mean"][0], batch.events.item["other_var"][0]) == tuple(pair)
+    assert bad[0].reason is Reason.BAD_FIELD
+    assert str(bad[0]).startswith("items[0].item_effects.a: expected of log-odds a mean within 1000 of 0")
 
 
 def test_a_name_that_cannot_be_part_of_a_key_is_refused(tmp_path: Path) -> None:
@@ -367,13 +389,70 @@ def test_a_number_is_learnt_as_bayesian_linear_regression_has_it(tmp_path: Path,
     rig.close()
 
 
+OF_A_NUMBER = """
+[effects.item]
+features = ["intercept", "price"]
+"""
+
+
+def conditioned(mean: Any, cov: Any, x: Any, value: float, noise: float) -> tuple[Any, Any]:
+    """N(mean, cov) conditioned on value = x'theta + N(0, noise), by precisions: Bishop 2006, equations 2.116, 2.117."""
+    precision = np.linalg.inv(cov)
+    after = np.linalg.inv(precision + np.outer(x, x) / noise)
+    return after @ (precision @ mean + x * value / noise), after
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_number_moves_user_and_item_as_their_joint_gaussian_has_it(tmp_path: Path, early: bool) -> None:
+    text = NUMBER.format(half_life="", features=FEATURES) + "item_prior = { variance = 0.7 }\n" + OF_A_NUMBER
+    model = load_model(text)
+    dwell, draw = model.targets["dwell"], np.random.default_rng(6)
+    assert dwell.item is not None
+    rig = with_targets(tmp_path, model)
+    users = {name: (np.full(4, 0.5), 2.0 * np.eye(4)) for name in ("ann", "bob", "cid")}
+    items = {name: (np.zeros(2), 0.7 * np.eye(2)) for name in ("a", "b")}
+    for i in range(60):
+        user, item = draw.choice([*users]), draw.choice([*items])
+        price, at, value = float(draw.normal(2.0, 1.5)), AT + i * MINUTE, float(draw.normal(3.0, 2.0))
+        x, g = np.array([1.0, (price - 2.0) / 1.5, 1.0, 0.0]), np.array([1.0, (price - 2.0) / 1.5])
+        (m, S), (n, T) = users[user], items[item]
+        said = {"user_id": user, "request_id": f"r{i}"}
+        shown = {"item_id": item, "features": {"price": price, "genre": "drama"}, "weight": 1.0 + i % 2}
+        # As it is scored with; an item that nothing is known of needs to say nothing.
+        if np.any(n):
+            shown["item_effects"] = {"dwell": [float(g @ n), float(g @ T @ g)]}
+        quiet = {**shown, "item_id": "c"}
+        impression = {"type": "impression", **said, "timestamp": at, "items": [quiet, shown]}
+        seen = {"type": "dwell", **said, "item_id": item, "timestamp": at + 30_000, "value": value}
+        rig.send(*((seen, impression) if early else (impression, seen)))
+        # Both in one Gaussian, of which each keeps its own marginal.
+        both = np.block([[S, np.zeros((4, 2))], [np.zeros((2, 4)), T]])
+        mean, cov = conditioned(np.append(m, n), both, np.append(x, g), value, 4.0 / shown["weight"])
+        users[user], items[item] = (mean[:4], cov[:4, :4]), (mean[4:], cov[4:, 4:])
+    rig.learn()
+    store, of_item = rig.stores()["page.dwell"], dwell.item
+    ids = {name: item_id(item_key(name)) for name in (*items, "c")}
+    found = {
+        **{name: store.load([name])[0] for name in users},
+        **{name: store.load([ids[name]], "item")[0] for name in (*items, "c")},
+    }
+    # Of "c" nothing is ever heard: that says nothing.
+    assert found.pop("c") is None
+    for name, (mean, cov) in {**users, **items}.items():
+        effect = dwell if name in users else of_item
+        belief = belief_at(effect, decode_record(found[name] or b"", effect, name), AT + DAY)
+        np.testing.assert_allclose(belief.mean, mean, rtol=5e-4, atol=5e-4)
+        np.testing.assert_allclose(belief.cov, cov, rtol=5e-4, atol=5e-4)
+    rig.close()
+
+
 MAPPED = """
 [events]
 type = "event"
 user_id = "uid"
 timestamp = "ts"
 request_id = "rid"
-impression = { when = "view", items = "shown", item_id = "sku", features = "of" }
+impression = { when = "view", items = "shown", item_id = "sku", features = "of", item_effects = "as" }
 click = { when = "tap", item_id = "sku" }
 [events.rewards.purchase]
 when = ["order", "reorder"]
@@ -393,7 +472,9 @@ def foreign(one: dict[str, Any]) -> dict[str, Any]:
             return {
                 **theirs,
                 "event": "view",
-                "shown": [{"sku": i["item_id"], "of": i["features"]} for i in one["items"]],
+                "shown": [
+                    {"sku": i["item_id"], "of": i["features"], "as": i.get("item_effects")} for i in one["items"]
+                ],
             }
         case "purchase":
             return {**theirs, "event": "reorder", "line": {"sku": one["item_id"]}}
@@ -402,9 +483,10 @@ def foreign(one: dict[str, Any]) -> dict[str, Any]:
     return {**theirs, "event": "tap", "sku": one["item_id"]}
 
 
-def test_foreign_events_of_a_kind_are_learnt_as_ours_that_say_the_same() -> None:
-    model = shop(more=MAPPED)
-    ours = [one for one in without_offsets(journey()) if one["type"] != "like"]
+@pytest.mark.parametrize("items", ["", "[effects.item]\n"])
+def test_foreign_events_of_a_kind_are_learnt_as_ours_that_say_the_same(items: str) -> None:
+    model = shop(more=items + MAPPED)
+    ours = [one for one in without_offsets(journey(effects=True)) if one["type"] != "like"]
     raws, theirs = ([json.dumps(one).encode() for one in each] for each in (ours, map(foreign, ours)))
     for one in (model, *model.targets.values()):
         (mine, bad), (mapped, none) = parse_events(raws, one), parse_events(theirs, one)
@@ -413,8 +495,7 @@ def test_foreign_events_of_a_kind_are_learnt_as_ours_that_say_the_same() -> None
         for found, expected in zip(mapped.events, mine.events, strict=True):
             np.testing.assert_array_equal(found, expected)
     for raw, other in zip(raws, theirs, strict=True):
-        if b"impression" not in raw:
-            assert parse_event(other, model) == parse_event(raw, model)
+        assert parse_event(other, model) == parse_event(raw, model)
     timer = foreign(of_one("dwell", 1000, value=1.0)[1])
     for seen in ({}, {"seconds": None}, {"seconds": "long"}):
         with pytest.raises(BadEvent, match="value") as refused:
@@ -437,7 +518,10 @@ def without_offsets(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Without offsets, which the mapping does not have."""
     found = []
     for one in events:
-        items = [{name: item[name] for name in ("item_id", "features")} for item in one.get("items", ())]
+        items = [
+            {name: item[name] for name in ("item_id", "features", "item_effects") if name in item}
+            for item in one.get("items", ())
+        ]
         found.append({**one, "items": items} if items else one)
     return found
 
