@@ -70,10 +70,14 @@ def read_shadows(settings: Settings, first: Model) -> list[Model]:
     return found
 
 
+def name_beside(model: Model, beside: bool = False) -> str:
+    """What the store of a model is called beside the first's; nothing, of the first."""
+    return model.name if beside or model.is_target else ""
+
+
 def open_store_of(settings: Settings, model: Model, beside: bool = False) -> Store:
     """The store that a model learns in: one of its own `beside` the first, as a target's always is."""
-    shadow = model.name if beside or model.is_target else ""
-    return open_store(settings.store_url, **settings.store_options, shadow=shadow)
+    return open_store(settings.store_url, **settings.store_options, shadow=name_beside(model, beside))
 
 
 def open_shadows(settings: Settings, models: Sequence[Model]) -> list[Shadow]:

@@ -15,7 +15,7 @@ from service.clock import now_ms
 from service.commands.command import SQLITE_FILE, Arguments
 from service.environment import hide_password
 from service.settings import Settings, SettingsError
-from service.shadows import declare_shadow, declare_target, read_shadows
+from service.shadows import declare_shadow, declare_target, name_beside, read_shadows
 
 
 class InspectArguments(Arguments):
@@ -53,7 +53,7 @@ def run(arguments: InspectArguments, settings: Settings, model: Model) -> int:
     from learner.record.items import item_id
     from service.inspection import as_text, of_catalog, report
 
-    shadow = model.name if model.is_target else ""
+    shadow = name_beside(model)
     if arguments.of is not None and arguments.target is not None:
         raise SettingsError(f"--of {arguments.of} and --target {arguments.target}: expected one of the two")
     if arguments.of is not None and arguments.of != model.name:
