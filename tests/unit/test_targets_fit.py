@@ -44,8 +44,10 @@ click_delay = {{ median = "1d", sigma = 1.0 }}
 def log_of(folder: Path, items: bool = False) -> None:
     """A log, and the one with purchases as clicks; with `items` there are thirty, whose effects are known."""
     draw, ours, renamed = random.Random(2), list[dict[str, Any]](), list[dict[str, Any]]()
+    # An item learns of an impression when it settles.
+    apart_ms = 3_600_000 if items else 600_000
     for i in range(400):
-        at, ids = AT + 600_000 * i, {"user_id": f"u{draw.randrange(20)}", "request_id": f"r{i}"}
+        at, ids = AT + apart_ms * i, {"user_id": f"u{draw.randrange(20)}", "request_id": f"r{i}"}
         shown_items: list[dict[str, Any]] = [
             {
                 "item_id": f"i{10 * draw.randrange(10) + k if items else k}",
