@@ -14,9 +14,7 @@ from learner.store import Write, open_store, write_alone
 from tests.servers import KafkaServer, RedisServer
 
 NAMES = ("purchase", "like")
-TARGET = (
-    '[targets.{}]\ndelay = {{ median = "10s", sigma = 1.2 }}\nprior = {{ variance = 0.5, intercept_mean = -2.0 }}\n'
-)
+TARGET = '[targets.{}]\ndelay = {{ median = "10s", sigma = 1.2 }}\nprior = {{ variance = 0.5, intercept_mean = -2 }}\n'
 TOML = [model_toml() + "".join(map(TARGET.format, NAMES[:n])) for n in range(len(NAMES) + 1)]
 
 
@@ -38,8 +36,7 @@ def _learner(context: Context) -> list[list[float]]:
         more = [(user, value.replace(b'"click"', f'"{one}"'.encode())) for one in NAMES[:n] for user, value in clicks]
         sent.append(fill_topic(shared(context, KafkaServer), f"targets-{n}", [*visits, *more]))
     taken: list[list[float]] = [[] for _ in TOML]
-    for n in [*range(len(TOML))] * context.repetitions:
-        first = load_model(TOML[n])
+    for n, first in [*enumerate(map(load_model, TOML))] * context.repetitions:
         rates = freshet(context, f"targets-{n}", sent[n], of=first, shadows=[*first.targets.values()])
         taken[n].append(sent[n] / rates.cpu)
     return taken

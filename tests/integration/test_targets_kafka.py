@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from learner.log import Entry, open_log
+from learner.model.prior_file import decode_prior
 from learner.model.spec import Model, load_model
 from learner.record import decode_record
 from learner.store import open_store
 from learner.store.models import registered
+from service.commands.main import main
 from tests.freshet import KEY, Freshet
 from tests.rig import without_revision
 from tests.servers import KafkaServer, RedisServer, eventually
@@ -34,7 +36,7 @@ def events_of(value: bytes, model: Model, id: str) -> int:
 
 
 def test_purchases_days_after_their_slates_are_learnt_beside_clicks_and_scored_with_them(
-    kafka_server: KafkaServer, redis_server: RedisServer, tmp_path: Path
+    kafka_server: KafkaServer, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, name, events = load_model(WITH_ITEMS), uuid.uuid4().hex, journey(effects=True)
     (tmp_path / "model.toml").write_text(WITH_ITEMS)
@@ -116,3 +118,14 @@ def test_purchases_days_after_their_slates_are_learnt_beside_clicks_and_scored_w
     eventually(raised, 30, "the purchase has been learnt")
     for process in (service, learner):
         process.stop()
+    # What is believed of users and items in the target's store is what its next prior is fitted on.
+    monkeypatch.setenv("FRESHET_KEY_PREFIX", name)
+    out = str(tmp_path / "purchase.npz")
+    of = ["--model", str(tmp_path / "model.toml"), "--target", "purchase"]
+    assert main(["fit", "--from-store", redis_server.url(), "--out", out, *of]) == 0
+    found = decode_prior(Path(out).read_bytes(), out)
+    assert (found.model_name, found.population.fingerprint != model.targets["purchase"].population_fingerprint) == (
+        "shop.purchase", True,
+    )  # fmt: skip
+    assert found.item is not None
+    assert found.item.population.prior.variances[0] != 0.1
