@@ -55,7 +55,7 @@ def check_item_effects(effects: Sequence[ItemEffects], model: Model) -> None:
     ItemError
         If an item says more.
     """
-    if not any(effects):
+    if model.item is None or not any(effects):
         return
     of_log_odds = [name for name, rule in model.specification.targets.items() if rule.noise is None]
     for i, one in enumerate(effects):

@@ -324,6 +324,10 @@ def test_an_effect_on_log_odds_that_is_beyond_them_is_refused_and_one_on_a_numbe
     assert (batch.events.item["other_mean"][0], batch.events.item["other_var"][0]) == tuple(pair)
     assert bad[0].reason is Reason.BAD_FIELD
     assert str(bad[0]).startswith("items[0].item_effects.a: expected of log-odds a mean within 1000 of 0")
+    # A model without items takes no notice.
+    text = f"name = 's'\n{FEATURES}[targets.a]"
+    item = shown["items"][0] | {"item_effects": {"a": pair}}
+    parse_event(json.dumps({**shown, "items": [item]}).encode(), load_model(text))
 
 
 def test_a_name_that_cannot_be_part_of_a_key_is_refused(tmp_path: Path) -> None:
