@@ -21,6 +21,7 @@ SUBJECTS = (
     "learner",
     "quality",
     "shadow",
+    "targets",
     "freshness",
     "busy_user",
     "score",

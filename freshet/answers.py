@@ -32,12 +32,14 @@ class Explanation(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """Where an item's log-odds come from: `logit_mean` is the offset and the parts of the beliefs, added up.
 
     `offset` is the item's own, or what the model puts in the place of a missing one; `user` has the coefficients with a
-    value, the strongest first, and so has `item` where the model has an effect of items.
+    value, the strongest first, and so has `item` where the model has an effect of items. Of a model with targets,
+    `targets` has the same of each: of one that is a number the parts are in its units.
     """
 
     offset: float
     user: list[Contribution]
     item: list[Contribution] | None = None
+    targets: dict[str, Explanation] | None = None
 
 
 class ScoredItem(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -48,6 +50,7 @@ class ScoredItem(msgspec.Struct, frozen=True, omit_defaults=True):
     `propensity`, if asked for, is its chance of this rank by the policy, whatever stands above it, and given what does.
     Of a model with targets, `targets` has the probability of the `click` and of each other one, or the expected value
     of one that is a number, under the belief; `score` is their sum by weights, and log-odds are those of the click.
+    `item_effects` has mean and variance of the item's effect on each, to be logged with the impression as well.
     """
 
     item_id: str
@@ -62,6 +65,7 @@ class ScoredItem(msgspec.Struct, frozen=True, omit_defaults=True):
     known: bool | None = None
     propensity: tuple[float, float] | None = None
     targets: dict[str, float] | None = None
+    item_effects: dict[str, tuple[float, float] | None] | None = None
 
 
 class ScoreResponse(msgspec.Struct, frozen=True):

@@ -188,7 +188,7 @@ class Learner:
         """Take a microbatch in hand: all models have to know their partitions before any goes back in them."""
         if not self._registered:
             # A target is no model to be promoted.
-            names = [name for name, one in self._models.items() if one.model.declared.rule is None]
+            names = [name for name, one in self._models.items() if not one.model.is_target]
             self._patience.call(counts, partial(register, self.store, names))
             self._registered = True
         self._commits.begin(messages, self._positions.values())

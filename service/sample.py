@@ -36,7 +36,7 @@ OURS = EventsFile(
     request_id="request_id",
     impression=ImpressionRule(
         when="impression", items="items", features="features", offset="offset", weight="weight",
-        item_effect="item_effect", position="position", clicked="clicked",
+        item_effect="item_effect", item_effects="item_effects", position="position", clicked="clicked",
     ),
     click=ClickRule(when="click"),
 )  # fmt: skip
@@ -128,7 +128,7 @@ def _rule(name: str, rule: Rule, bodies: Sequence[Any], events: EventsFile, mode
         for one, path in feature_paths(rule.context, model.context_features).items():
             rows.append((f"context {one}", path, [at_path(each, path) for each in bodies]))
             read.add(path)
-        more = ("item_id", "offset", "weight", "item_effect", "position", "clicked")
+        more = ("item_id", "offset", "weight", "item_effect", "item_effects", "position", "clicked")
         of_item = {field: getattr(rule, field) for field in more}
         of_item |= {f"feature {one}": path for one, path in feature_paths(rule.features, model.item_features).items()}
     elif isinstance(rule, ItemRule):

@@ -60,7 +60,7 @@ def read_shadows(settings: Settings, first: Model) -> list[Model]:
                 raise ModelError(f"{path}: name = {one.name!r}: expected another name than the models beside it have")
             _ = one.stand_in, one.width
             found.append(one)
-    names = [one.name for one in (first, *found) if one.declared.rule is None]
+    names = [one.name for one in (first, *found) if not one.is_target]
     for name, arm in (first.experiment.arms if first.experiment else {}).items():
         if arm.model is not None and arm.model not in names:
             place = f"{settings.experiment}: arms.{name}.model = {arm.model!r}"
@@ -70,10 +70,14 @@ def read_shadows(settings: Settings, first: Model) -> list[Model]:
     return found
 
 
+def name_beside(model: Model, beside: bool = False) -> str:
+    """What the store of a model is called beside the first's; nothing, of the first."""
+    return model.name if beside or model.is_target else ""
+
+
 def open_store_of(settings: Settings, model: Model, beside: bool = False) -> Store:
     """The store that a model learns in: one of its own `beside` the first, as a target's always is."""
-    is_beside = beside or model.declared.rule is not None
-    return open_store(settings.store_url, **settings.store_options, shadow=model.name if is_beside else "")
+    return open_store(settings.store_url, **settings.store_options, shadow=name_beside(model, beside))
 
 
 def open_shadows(settings: Settings, models: Sequence[Model]) -> list[Shadow]:

@@ -18,7 +18,8 @@ from learner.evaluation.simulate import ARRIVALS, CANDIDATES, SHOWN, Catalogue, 
 from learner.events.parse import parse_events
 from learner.events.wire import impression_json
 from learner.model.spec import Model
-from learner.policy.rank import ItemEffects, score_items
+from learner.policy.combined import ItemEffects
+from learner.policy.rank import score_items
 from learner.policy.rule import Policy, Rule
 from service.clock import now_ms
 

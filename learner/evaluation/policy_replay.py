@@ -19,7 +19,8 @@ from learner.model.encoded_rows import encode, with_encoded_offsets
 from learner.model.kinds import ItemError
 from learner.model.spec import Model
 from learner.policy.chances import DRAWS, Categories, chances, place_chances
-from learner.policy.rank import ItemEffects, keys_of
+from learner.policy.combined import ItemEffects
+from learner.policy.rank import keys_of
 from learner.policy.rule import Rule
 
 

@@ -16,20 +16,21 @@ def read_alike(one: Model, other: Model) -> bool:
     """
     if one is other:
         return True
-    if one.declared.rule is not None or one.catalog is not None or other.catalog is not None:
+    if one.is_target or one.catalog is not None or other.catalog is not None:
         return False
-    # Of clicks, and of what is said of items, a target takes no notice.
-    is_alike = other.declared.rule is not None or _of_clicks(one) == _of_clicks(other)
+    # Of clicks, and of what is said of items to their model, a target takes no notice.
+    is_alike = other.is_target or _of_clicks(one) == _of_clicks(other)
     return is_alike and _how(one) == _how(other)
 
 
 def _how(model: Model) -> tuple[object, ...]:
     """All that the columns of an event depend on, whatever is learnt."""
+    are_numbers = {name: rule.noise is not None for name, rule in model.specification.targets.items()}
     return (
         list(model.features.items()), model.ignore_unknown, model.events, model.unframed, model.by_item,
-        model.specification.weights, model.declared.kinds, model.declared.kinds_of_numbers, model.max_ahead_ms,
-        model.examination is None, model.missing_offset == "refuse", model.experiment,
-        model.encoder and (model.encoder.hash, model.encoder.inputs),
+        model.specification.weights, model.declared.kinds, model.declared.kinds_of_numbers, are_numbers,
+        model.max_ahead_ms, model.item is None, model.examination is None, model.missing_offset == "refuse",
+        model.experiment, model.encoder and (model.encoder.hash, model.encoder.inputs),
     )  # fmt: skip
 
 
@@ -44,7 +45,7 @@ def _of_items(item: ItemEffect | None) -> object:
 
 def as_read_for(parsed: Parsed, model: Model) -> Parsed:
     """Events as a model reads them, from what another has read that reads alike."""
-    if model.declared.rule is not None:
+    if model.is_target:
         return of_target(parsed, model)
     batch = parsed.batch
     its, events = batch.without_offset, batch.events

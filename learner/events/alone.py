@@ -13,6 +13,7 @@ from learner.events.catalog import check_entry
 from learner.events.encoded import logged_rows
 from learner.events.foreign import OtherType, read_alone
 from learner.events.record import with_record
+from learner.events.targets import check_item_effects
 from learner.events.why import why
 from learner.events.wire import (
     BadEvent,
@@ -104,6 +105,7 @@ def _check_items(wire: WireImpression, field: str, items: Sequence[WireItem], mo
         )
         if model.encoder is None or not model.encoder.has_offset:
             model.offsets([one.offset for one in items], rows)
+        check_item_effects([one.item_effects or {} for one in items], model)
     except ItemError as exc:
         raise BadEvent(Reason(exc.reason), str(exc).replace("items[", f"{field}[", 1)) from exc
 

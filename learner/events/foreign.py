@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import msgspec
 
@@ -18,7 +18,7 @@ from learner.model.events_file import ClickRule, EraseRule, EventsFile, Impressi
 from learner.model.foreign import AboutItem, Foreign, feature_paths, kind_of_rule, kinds_of_events, of_catalog, paths_of
 from learner.model.instant import A_TIME, epoch_ms
 from learner.model.kind import some
-from learner.model.kinds import Feature, ItemError
+from learner.model.kinds import Feature
 from learner.model.number_kinds import Bucket, Scaled
 from learner.model.record_paths import RECORD
 
@@ -90,43 +90,6 @@ def _about_item(raw: bytes, fields: AboutItem) -> WireCatalogItem | None:
         return None
     is_gone = fields.removed is not None and fields.removed(event)
     return WireCatalogItem(str(item), at, None if is_gone else fields.features(event))
-
-
-class Columns(NamedTuple):
-    """What N items say, None where one does not."""
-
-    ids: list[str]
-    weights: list[Any]
-    offsets: Sequence[Any]
-    effects: list[Any]
-    positions: list[Any]
-    clicked: list[Any]
-    features: Any
-
-
-def columns_of(items: Sequence[Any], foreign: Foreign) -> Columns:
-    """Of items as `read_quickly` leaves them.
-
-    Raises
-    ------
-    ItemError
-        If an item is not as expected; which one, is not said.
-    """
-    get, n = foreign.item, len(items)
-    try:
-        ids = list(map(get.item_id, items))
-        weights = [1.0] * n if get.weight is None else [1.0 if w is None else w for w in map(get.weight, items)]
-        offsets, effects, positions = (
-            [None] * n if one is None else list(map(one, items)) for one in (get.offset, get.item_effect, get.position)
-        )
-        clicked = [] if get.clicked is None else list(map(get.clicked, items))
-        features = get.features(items)
-    except AttributeError as exc:
-        # An attribute of None, as above.
-        raise ItemError("bad_field", "items", "null in the place of an object") from exc
-    if None in ids:
-        raise ItemError("bad_field", "item_id", "missing")
-    return Columns(list(map(str, ids)), weights, offsets, effects, positions, clicked or [None] * n, features)
 
 
 def read_alone(
@@ -244,6 +207,7 @@ def _item(sent: Any, rule: ImpressionRule, features: Mapping[str, Feature]) -> d
         "weight": _as(float | None, at_path(sent, rule.weight)) if rule.weight else None,
         "position": _rank(at_path(sent, rule.position), rule.position_from) if rule.position else None,
         "item_effect": at_path(sent, rule.item_effect) if rule.item_effect else None,
+        "item_effects": at_path(sent, rule.item_effects) if rule.item_effects else None,
         "clicked": _as(bool | None, at_path(sent, rule.clicked)) if rule.clicked else None,
     }
     return _present(item) | {"features": _values(sent, rule.features, features)}

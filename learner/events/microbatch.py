@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.events.wire import WireClick, WireImpression
+from learner.model.fields import ItemEffects
 
 T = TypeVar("T")
 
@@ -92,7 +93,9 @@ class Microbatch(NamedTuple):
     without one; parts of a microbatch do not keep it. `told` has the events that say what only an evaluation of
     policies asks for, in any order, also of users that were left out: impressions with propensities, and clicks with a
     reward. `encodings` says where encoded rows are from; parts of a microbatch do not keep it. `rewards` has, by place,
-    the events that are of targets alone, and so bad ones here: see `learner.events.targets`. Parts do not keep it.
+    the events that are of targets alone, and so bad ones here: see `learner.events.targets`. `item_effects` has for
+    each item what its impression says of its effect on targets, by their names; empty if none says anything. Parts do
+    not keep the two.
     """
 
     user: list[str]
@@ -103,6 +106,7 @@ class Microbatch(NamedTuple):
     told: Sequence[WireImpression | WireClick] = ()
     encodings: Encodings = Encodings()
     rewards: dict[int, Reward] = {}  # noqa: RUF012
+    item_effects: Sequence[ItemEffects] = ()
 
     def record(self, place: int) -> int:
         """The number of the record that an event came in."""
@@ -225,6 +229,7 @@ def joined(batches: Iterable[Microbatch], d: int) -> Microbatch:
     events, items, rows, n_items = [np.empty(0, EVENT)], [np.empty(0, ITEM)], [np.empty((0, d), np.float32)], 0
     without = [NO_PLACES]
     encodings = Encodings()
+    effects: list[ItemEffects] = []
     for batch in batches:
         catalog |= {len(user) + place: entry for place, entry in batch.catalog.items()}
         rewards |= {len(user) + place: one for place, one in batch.rewards.items()}
@@ -236,15 +241,20 @@ def joined(batches: Iterable[Microbatch], d: int) -> Microbatch:
             event = event.copy()
             event["first_item"] += n_items
         without.append(batch.without_offset + n_items)
+        if batch.item_effects:
+            effects += [{}] * (n_items - len(effects))
+            effects += batch.item_effects
         events.append(event)
         items.append(batch.events.item)
         rows.append(batch.events.row)
         n_items += len(batch.events.item)
+    if effects:
+        effects += [{}] * (n_items - len(effects))
     if len(events) == 2:
         one = Events(events[1], items[1], rows[1])
-        return Microbatch(user, one, None, catalog, without[1], told, encodings, rewards)
+        return Microbatch(user, one, None, catalog, without[1], told, encodings, rewards, effects)
     together = Events(np.concatenate(events), np.concatenate(items), np.concatenate(rows))
-    return Microbatch(user, together, None, catalog, np.concatenate(without), told, encodings, rewards)
+    return Microbatch(user, together, None, catalog, np.concatenate(without), told, encodings, rewards, effects)
 
 
 def with_clicks(batch: Microbatch, items: NDArray[np.intp], slate: NDArray[np.intp], first: bool) -> Microbatch:

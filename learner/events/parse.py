@@ -11,8 +11,9 @@ import numpy as np
 
 from learner.events.alone import decoder_of, lacking, parse_event, requests_of
 from learner.events.catalog import Entries, entries_of, resolved
+from learner.events.columns import of_foreign, of_ours
 from learner.events.encoded import encoded_of
-from learner.events.foreign import Columns, PassedOver, columns_of, read_quickly
+from learner.events.foreign import PassedOver, read_quickly
 from learner.events.ips import by_propensity
 from learner.events.keys import item_key, item_keys, outcome_keys, request_keys
 from learner.events.microbatch import (
@@ -33,7 +34,7 @@ from learner.events.microbatch import (
 )
 from learner.events.parsed import Parsed
 from learner.events.record import with_record
-from learner.events.targets import of_target
+from learner.events.targets import check_item_effects, of_target
 from learner.events.wire import (
     BadEvent,
     Wire,
@@ -47,6 +48,7 @@ from learner.events.wire import (
 )
 from learner.limits import MAX_EVENT_BYTES, UNREADABLE
 from learner.model.encoded_rows import with_encoded_offsets
+from learner.model.fields import ItemEffects
 from learner.model.foreign import Foreign
 from learner.model.kinds import ItemError
 from learner.model.spec import Model
@@ -77,7 +79,7 @@ def parse_events(
     parts = [_parse_together(raws[start : start + TOGETHER], model, entries) for start in starts]
     batch, bad = _one_after_another(parts, starts, model)
     parsed = Parsed(batch, bad | unreadable)
-    return parsed if model.declared.rule is None else of_target(parsed, model)
+    return of_target(parsed, model) if model.is_target else parsed
 
 
 def _one_after_another(parts: Sequence[Parsed], starts: Sequence[int], model: Model) -> Parsed:
@@ -213,7 +215,7 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
     on: Any = [wires[place] for place in of_one]
     event["key"][of_one] = keys = item_keys([wire.item_id for wire in on])
     if model.item is not None:
-        event["item"][clicks] = keys[: len(clicks)]
+        event["item"][of_one] = keys
     if not model.by_item:
         event["key"][of_one] = outcome_keys([wire.request_id or "" for wire in on], 1, keys)
     event["at"] = [0 if isinstance(wire, BadEvent) else wire.timestamp for wire in wires]
@@ -235,7 +237,7 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
     # A struct has seen to it that a context is none where the model wants none.
     has_requests = model.needs_shown or model.structs is None
     item, row = np.zeros(sum(n_items), ITEM), np.empty((sum(n_items), model.width), np.float32)
-    clicked, without_offset = list[Any](), list[int]()
+    clicked, without_offset, of_targets = list[Any](), list[int](), list[ItemEffects]()
     refused, encodings, start = dict[int, BadEvent](), Encodings(), 0
     for places, foreign in slates:
         slate: Any = [wires[place] for place in places]
@@ -243,8 +245,8 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
             told += [wire for wire in slate if wire.items[0].propensity is not None]
         items = [one for wire in slate for one in wire.items]
         its = slice(start, start := start + len(items))
-        columns = _of_items(items) if foreign is None else columns_of(items, foreign)
-        ids, weights, offsets, effects, positions, clicks_too, features = columns
+        columns = of_ours(items) if foreign is None else of_foreign(items, foreign)
+        ids, weights, offsets, effects, on_targets, positions, clicks_too, features = columns
         if model.catalog is not None and entries is not None:
             is_open = [not wire.resolved for wire in slate for _ in wire.items]
             features = resolved(model.catalog, entries, ids, features, is_open)
@@ -271,8 +273,11 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
         if model.item is not None:
             item["item"][its] = keys
             item["other_mean"][its], item["other_var"][its] = model.item.as_scored(effects, row[its])
+            of_targets += [one or {} for one in on_targets]
     without = np.array(without_offset, np.int64)
-    batch = Microbatch(users, Events(event, item, row), None, catalog, without, told, encodings, rewards)
+    of_targets = of_targets if any(of_targets) else []
+    check_item_effects(of_targets, model)
+    batch = Microbatch(users, Events(event, item, row), None, catalog, without, told, encodings, rewards, of_targets)
     if any(clicked):
         # Where what is not clicked is a "no" at once, clicks wait for their slate, if not for the latest showing.
         first = model.click_delay is None and not model.by_item
@@ -281,15 +286,6 @@ def _columns(wires: Sequence[Wire | BadEvent], slates: list[_Slates], model: Mod
     for place, why in refused.items():
         parsed.refuse(place, why)
     return parsed
-
-
-def _of_items(items: Sequence[Any]) -> Columns:
-    """See `learner.events.foreign.columns_of`."""
-    return Columns(
-        [one.item_id for one in items], [one.weight for one in items], [one.offset for one in items],
-        [one.item_effect for one in items], [one.position for one in items], [one.clicked for one in items],
-        [one.features for one in items],
-    )  # fmt: skip
 
 
 def _alone(raw: bytes, model: Model) -> Wire | BadEvent:

@@ -11,7 +11,7 @@ import msgspec
 
 from learner.limits import MAX_EMBEDDING, MAX_ITEMS, MAX_NUMBER, UNREADABLE
 from learner.model.encoder import EncoderHash
-from learner.model.fields import Id, Offset, Position, Timestamp, Variance, Weight
+from learner.model.fields import Id, ItemEffects, Offset, Position, Timestamp, Variance, Weight
 from learner.model.kinds import Features
 from learner.model.targets import OURS
 
@@ -68,6 +68,8 @@ class WireItem(msgspec.Struct, frozen=True, omit_defaults=True):
     """One shown item, as sent; without an `offset` it has what the model's `[offset]` says.
 
     `item_effect` is mean and variance of the item's effect on the log-odds as it was scored; without, the prior's.
+    `item_effects` has the same of the item's effect on targets of the model, by their names; of a target that is a
+    number it is in units of that. What it says of a target that the model does not have is passed over.
     `position` is the rank at which it was shown, 1 at the top; without, its place among the items. `clicked` says what
     a click at the time of its slate does. `propensity` has the two chances of `learner.policy.chances` with which it
     came to its place: whatever stands above it, and given what does.
@@ -81,6 +83,7 @@ class WireItem(msgspec.Struct, frozen=True, omit_defaults=True):
     position: Position | None = None
     clicked: bool = False
     propensity: tuple[Chance, Chance] | None = None
+    item_effects: ItemEffects | None = None
 
 
 class Ranked(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -188,9 +188,12 @@ class ItemEffect(Effect):
     ----------
     columns
         Places of its coefficients among the model's, shape (d,).
+    noise
+        The variance of what is seen of a number; 0 of what is "yes" or "no".
     """
 
     columns: tuple[int, ...]
+    noise: float = 0.0
     key: ClassVar[str] = "item"
 
     @cached_property

@@ -67,6 +67,8 @@ class ImpressionRule(EventRule, frozen=True, forbid_unknown_fields=True, kw_only
         The same of the features of the context, which are looked for in the event.
     offset, weight, item_effect
         Paths; without, items have none.
+    item_effects
+        The path of the object that has the item's effects on targets, by their names, each a mean and a variance.
     position
         The path of the rank at which the item was shown; without, that is its place in the list.
     position_from
@@ -82,6 +84,7 @@ class ImpressionRule(EventRule, frozen=True, forbid_unknown_fields=True, kw_only
     offset: Path | None = None
     weight: Path | None = None
     item_effect: Path | None = None
+    item_effects: Path | None = None
     position: Path | None = None
     position_from: Literal[0, 1] = 1
     clicked: Path | None = None

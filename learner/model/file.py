@@ -10,7 +10,7 @@ from learner.belief.gaussian import Form
 from learner.limits import MAX_FEATURES, MAX_NUMBER, MAX_OFFSET, MAX_STRING_LENGTH
 from learner.model.catalog_file import CatalogFile
 from learner.model.duration import parse_duration_ms
-from learner.model.effects_file import Effects
+from learner.model.effects_file import Effects, ItemPrior
 from learner.model.encoder import EncoderFile
 from learner.model.events_file import EventsFile
 from learner.model.kinds import Feature, FeatureName, Positive
@@ -185,6 +185,8 @@ class TargetRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         As the model's, which it is if it is not said: a longer window has more open impressions.
     prior
         As the model's, of this target.
+    item_prior
+        As that of `[effects.item]`, which it is if it is not said: of a number, in units of that.
     """
 
     kind: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_STRING_LENGTH)] | None = None
@@ -196,6 +198,7 @@ class TargetRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     half_life: str | Annotated[list[str], msgspec.Meta(min_length=1, max_length=2)] | None = None
     max_open: Annotated[int, msgspec.Meta(ge=1, le=65_536)] | None = None
     prior: Prior = Prior()
+    item_prior: ItemPrior | None = None
 
 
 class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

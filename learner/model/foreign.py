@@ -17,7 +17,7 @@ from learner.model.design import taken
 from learner.model.duration import ModelError
 from learner.model.events_file import ClickRule, EventRule, EventsFile, ItemRule, Rule, TypeValue
 from learner.model.feature_structs import lenient
-from learner.model.fields import Id, Offset, Position, Variance, Weight
+from learner.model.fields import Id, ItemEffects, Offset, Position, Variance, Weight
 from learner.model.foreign_struct import Object, tuples
 from learner.model.kind import some
 from learner.model.kinds import Feature
@@ -53,6 +53,7 @@ class ItemFields(NamedTuple):
     offset: Get | None
     weight: Get | None
     item_effect: Get | None
+    item_effects: Get | None
     position: Get | None
     clicked: Get | None
     features: Callable[[Sequence[Any]], Sequence[tuple[Any, ...]]]
@@ -205,11 +206,11 @@ def compile_events(
     effect = tuple[Offset, Variance]
     rank = Annotated[int, msgspec.Meta(ge=0, le=MAX_POSITION - 1)] if rule.position_from == 0 else Position
     others: list[tuple[str | None, Any]] = [
-        (rule.offset, Offset), (rule.weight, Weight), (rule.item_effect, effect), (rule.position, rank),
-        (rule.clicked, bool),
+        (rule.offset, Offset), (rule.weight, Weight), (rule.item_effect, effect),
+        (rule.item_effects, ItemEffects), (rule.position, rank), (rule.clicked, bool),
     ]  # fmt: skip
     gets: list[Get | None] = [None if path is None else attrgetter(of_item(path, kind)) for path, kind in others]
-    offset, weight, item_effect, position, clicked = gets
+    offset, weight, item_effect, item_effects, position, clicked = gets
     if position is not None and rule.position_from == 0:
         position = _from_1(position)
     of_context = {
@@ -231,7 +232,7 @@ def compile_events(
         value = None if reward.value is None else attrgetter(of_event(reward.value, float))
         rewards |= dict.fromkeys(whens_of(reward), RewardFields(name, fields(reward), value))
     read = tuples(values, _sizes_of(values, root if rule.items is None else inside))
-    item = ItemFields(attrgetter(item_id), offset, weight, item_effect, position, clicked, read)
+    item = ItemFields(attrgetter(item_id), offset, weight, item_effect, item_effects, position, clicked, read)
     try:
         # Not strict: a number may be text.
         decode = msgspec.json.Decoder(root.struct(), strict=False).decode

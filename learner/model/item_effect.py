@@ -17,6 +17,7 @@ from learner.model.effects_file import EarlierItemPrior, ItemFile
 from learner.model.file import ModelFile
 from learner.model.kinds import Feature
 from learner.model.space import Space
+from learner.model.targets import declared
 
 
 def item_effect(model: ModelFile, file: ItemFile, features: Mapping[str, Feature], window_ms: int) -> ItemEffect:
@@ -50,6 +51,7 @@ def item_effect(model: ModelFile, file: ItemFile, features: Mapping[str, Feature
         fixed_effect=np.zeros(d),
         earlier=tuple(map(population, file.prior.earlier)),
         columns=tuple(places),
+        noise=declared(model).noise,
         max_age_ms=parse_max_age_ms("effects.item.max_age", file.max_age, window_ms),
         # Those of the model, which it gives to it.
         window_ms=0,

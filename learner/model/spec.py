@@ -122,6 +122,11 @@ class Model(Effect):
         """What its file declares beside clicks, and which of that is learnt by it."""
         return declared(self.specification)
 
+    @property
+    def is_target(self) -> bool:
+        """Whether it is of one of its file's targets, and not of clicks."""
+        return self.declared.rule is not None
+
     def rows(self, items: Items, shown: Shown | None = None, encoded: Rows | None = None) -> Rows:
         """The design matrix of slates, shape (N, width); see `learner.model.design.Design.rows`."""
         return self.design.rows(items, shown, encoded)
@@ -198,9 +203,7 @@ class Model(Effect):
         ItemError
             If it says that an item without one is a bad one.
         """
-        return filled(
-            given, rows, lambda: self.stand_in, self.missing_offset == "refuse", self.declared.rule is not None
-        )
+        return filled(given, rows, lambda: self.stand_in, self.missing_offset == "refuse", self.is_target)
 
 
 def load_model(text: str, source: str = "model.toml") -> Model:

@@ -65,11 +65,16 @@ def declared(file: ModelFile) -> Declared:
 def of_target(file: ModelFile) -> ModelFile:
     """The file as the model of its `target` has it; itself, if it is of clicks.
 
-    An offset is of clicks, and so is what users' learners are told of items: of neither a target takes notice.
+    An offset is of clicks: a target takes no notice of it. Of items it has an effect of its own, beside the same
+    features, with a prior of its own.
     """
     if not file.target:
         return file
-    rule = file.targets[file.target]
+    rule, effects = file.targets[file.target], file.effects
+    if rule.item_prior is not None:
+        if effects.item is None:
+            raise ModelError("item_prior: expected an [effects.item] in the model, which it is the prior of")
+        effects = msgspec.structs.replace(effects, item=msgspec.structs.replace(effects.item, prior=rule.item_prior))
     return msgspec.structs.replace(
         file,
         name=f"{file.name}.{file.target}",
@@ -82,7 +87,7 @@ def of_target(file: ModelFile) -> ModelFile:
         offset=OffsetRule("refuse" if file.offset.missing == "refuse" else "fixed_effect"),
         # Log loss is of what is "yes" or "no".
         quality=file.quality if rule.noise is None else QualityRule(users=0.0, guardrail="off"),
-        effects=msgspec.structs.replace(file.effects, item=None),
+        effects=effects,
     )
 
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.belief.gaussian import Array, Belief, Rows, click_probability, draw, moderated, predict, sigmoid
-from learner.policy.combined import Seen, Targets, counted, counted_draws, draws, expected, seen
+from learner.belief.gaussian import Array, Belief, Rows, click_probability, moderated, sigmoid
+from learner.policy.combined import ItemEffects, Targets, counted, counted_draws, draws, expected, seen
 from learner.policy.kernel import fill_places
 from learner.policy.rule import Rule
 
@@ -43,26 +43,6 @@ class Scores(NamedTuple):
     sampled_logit: Array | None
     key: Array
     expected: Sequence[Array] = ()
-
-
-class ItemEffects(NamedTuple):
-    """What the effects of N items add to the log-odds.
-
-    Attributes
-    ----------
-    mean, var
-        Of the items' beliefs, shape (N,).
-    noise
-        One standard normal draw an item, shape (N,); for ``thompson`` alone.
-    """
-
-    mean: Array
-    var: Array
-    noise: Array | None
-
-    def pairs(self) -> list[tuple[float, float]]:
-        """Mean and variance of each item's."""
-        return list(zip(self.mean.tolist(), self.var.tolist(), strict=True))
 
 
 def score_items(
@@ -101,19 +81,11 @@ def score_items(
         s with each at its own bound, ``thompson`` by s under one draw of each belief, the click's first, and
         ``plackett-luce`` by exp(s / temperature).
     """
-    mean, var = predict(belief, rows, offset)
-    if items is not None:
-        mean, var = mean + items.mean, var + items.var
-    std = np.sqrt(var)
-    sampled, known = None, list[Array]()
-    if rule.name == "thompson":
-        assert generator is not None, "thompson draws"
-        theta = draw(belief, generator)
-        sampled = offset + rows[:, : len(theta)] @ theta
-        if items is not None and items.noise is not None:
-            sampled = sampled + items.mean + np.sqrt(items.var) * items.noise
+    of_click = seen(belief, rows, offset, rule, generator, items)
+    mean, var, sampled = of_click
+    std, known = np.sqrt(var), list[Array]()
     if targets is not None:
-        of_click, others = Seen(mean, std, sampled), [seen(one, rows, rule, generator) for one in targets.others]
+        others = [seen(one.belief, rows, one.offset, rule, generator, one.items) for one in targets.others]
         each = list(zip(targets.others, others, strict=True))
         parts = (counted(its, rule, one.weight, one.is_number) for one, its in each)
         key = score = sum(parts, counted(of_click, rule, targets.weight))
@@ -181,11 +153,7 @@ def keys_of(
         waited = np.maximum(generator.standard_exponential(shape, np.float32), np.finfo(np.float32).tiny)
         drawn = (weight - np.log(waited)).astype(np.float32)
     else:
-        drawn = draws(belief, rows, shape[0], generator)
-        if items is not None:
-            noise = generator.standard_normal(shape, np.float32)
-            noise *= np.sqrt(items.var).astype(np.float32)
-            drawn += noise
+        drawn = draws(belief, rows, shape[0], generator, items)
         drawn += mean.astype(np.float32)
         if targets is not None:
             drawn = counted_draws(drawn, targets, rows, generator)
@@ -224,10 +192,10 @@ def placed(
     return found
 
 
-def item_noise(seed: int, item_ids: Sequence[str]) -> Array:
-    """A standard normal draw for each item, shape (N,): by seed and id alone, whichever others are in the slate."""
+def item_noise(seed: int, item_ids: Sequence[str], target: str = "") -> Array:
+    """A standard normal draw for each item, shape (N,): by seed, id and target alone, whichever others there are."""
     inverse = NormalDist().inv_cdf
-    start = blake2b(seed.to_bytes(8, "little"), digest_size=7)
+    start = blake2b(seed.to_bytes(8, "little"), digest_size=7, key=target.encode())
     draws = []
     for item_id in item_ids:
         one = start.copy()

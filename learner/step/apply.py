@@ -74,7 +74,7 @@ def rules(effect: Effect) -> Rules:
         prior.mean, prior.factor, effect.method == "laplace", half_life, effect.tick_ms, outcome_tick, outcome_kept,
         1.0, effect.window_ms, ceil(effect.settle_age_ms), median, sigma, MOST_OPEN, np.empty(0, np.int64),
         effect.width, False, np.ones(1, np.float32), np.empty(0), np.empty(0), np.empty(0, np.int64),
-        np.empty(0, np.int64), 0.0,
+        np.empty(0, np.int64), effect.noise if isinstance(effect, ItemEffect) else 0.0,
     )  # fmt: skip
     if not isinstance(effect, Model):
         return of_items

@@ -37,7 +37,7 @@ from learner.step.columns import (
     keep,
 )
 from learner.step.evidence import learn, relax_to
-from learner.step.feed import FLIP, NO, YES, Feed, relaxed, served, tell
+from learner.step.feed import FLIP, NO, VALUE, YES, Feed, relaxed, served, tell
 from learner.step.quality import (
     change_slate,
     predict,
@@ -173,7 +173,7 @@ def show(rules: Rules, user: User, events: Events, e: int, feed: Feed, sums: Sum
     if user.facts[0].settled_at != NEVER:
         # Once for all slates of a tick, each of which is predicted with it.
         relax_to(rules, user, now)
-    if len(rules.item_columns) > 0:
+    if len(rules.item_columns) > 0 and rules.noise == 0.0:
         mean, factor = served(rules, user, now)
     if user.facts[0].is_sampled:
         exact_mean, exact_factor = scored_with(rules, user, now)
@@ -196,9 +196,11 @@ def show(rules: Rules, user: User, events: Events, e: int, feed: Feed, sums: Sum
         clicked = click >= 0 and user.click[click].clicked_at - now <= rules.window
         if user.facts[0].is_sampled:
             predict(rules, user, slot, exact_mean, exact_factor, known)
-        if len(rules.item_columns) > 0:
+        if len(rules.item_columns) > 0 and rules.noise == 0.0:
             mu, v = project(mean, factor, user.row[slot], user.f)
             tell(rules, user, feed, e, slot, events.item[i].item, now, YES if clicked else NO, mu, v)
+        elif len(rules.item_columns) > 0 and clicked:
+            tell_number(rules, user, feed, e, slot, events.item[i].item, now, np.float64(user.click[click].value))
         if click >= 0:
             if clicked:
                 learn(rules, user, slot, now, True, np.float64(user.click[click].value), counts)
@@ -211,6 +213,13 @@ def show(rules: Rules, user: User, events: Events, e: int, feed: Feed, sums: Sum
     score_due(rules, user, now, sums)
     counts[IMPRESSIONS if any_new else REPEATED] += 1
     return any_new
+
+
+@inner
+def tell_number(rules: Rules, user: User, feed: Feed, e: int, slot: int, item: int, at: int, value: float) -> None:
+    """Tell an item the number that was seen, and what the user's belief says of it at that time."""
+    mu, v = relaxed(rules, user, user.row[slot], at)
+    tell(rules, user, feed, e, slot, item, at, VALUE, mu - value, v)
 
 
 @inner
@@ -229,9 +238,11 @@ def click(rules: Rules, user: User, events: Events, e: int, feed: Feed, sums: Su
         counts[WAITING_CLICKS] += 1
         return True
     counts[CLICKS] += 1
-    if len(rules.item_columns) > 0:
+    if len(rules.item_columns) > 0 and rules.noise == 0.0:
         mu, v = relaxed(rules, user, user.row[slot], now)
         tell(rules, user, feed, e, slot, events.event[e].item, now, FLIP, mu, v)
+    elif len(rules.item_columns) > 0:
+        tell_number(rules, user, feed, e, slot, events.event[e].item, now, events.event[e].value)
     change_slate(rules, user, slot, sums, -1)
     learn(rules, user, slot, now, True, events.event[e].value, counts)
     change_slate(rules, user, slot, sums, 1)

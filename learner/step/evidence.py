@@ -112,7 +112,11 @@ def learn(rules: Rules, user: User, slot: int, at: int, clicked: bool, value: fl
 
 @inner
 def learn_number(rules: Rules, user: User, slot: int, at: int, is_known: bool, value: float, counts: Any) -> None:
-    """As `learn`, where an outcome is a number: one that is not known is closed, and says nothing."""
+    """As `learn`, where an outcome is a number: one that is not known is closed, and says nothing.
+
+    To the user the item is noise beside the number's own: with the variance v_i that its effect was logged with, the
+    innovation has the variance noise / weight + v_i + x'S x.
+    """
     one = user.outcome[slot]
     if one.state == OPEN:
         user.facts[0].n_open -= 1
@@ -120,9 +124,17 @@ def learn_number(rules: Rules, user: User, slot: int, at: int, is_known: bool, v
     if is_known:
         counts[OUTCOMES] += 1
         relax_to(rules, user, at)
-        precision = np.float64(one.weight) / rules.noise
-        observe(user.mean, user.factor, user.row[slot], value, np.float64(one.offset), precision, user.f, user.gain)
+        offset = np.float64(one.offset) + one.other_mean
+        precision = precision_of(rules, one.weight, one.other_var)
+        observe(user.mean, user.factor, user.row[slot], value, offset, precision, user.f, user.gain)
         relax_by_evidence(rules, user, 1)
+
+
+@inner
+def precision_of(rules: Rules, weight: float, others: float) -> float:
+    """The precision of what is seen of a number, beside what is not known of the other effect: 1 / (noise / w + v)."""
+    w: float = np.float64(weight)
+    return w / (rules.noise + w * others)
 
 
 @inner

@@ -21,8 +21,9 @@ from learner.record.served import clicked_share, open_weight
 from learner.step.columns import OPEN, Rules, User
 from learner.step.evidence import kept_of_settled
 
-NO, YES, FLIP, ERASED = 0, 1, 2, 3
-"""Shown; shown, and its click had come before it; clicked after it was shown; to begin again from its prior."""
+NO, YES, FLIP, ERASED, VALUE = 0, 1, 2, 3, 4
+"""Shown; shown, and its click had come before it; clicked after it was shown; to begin again from its prior; a number
+that was seen, which is in the place of the three before: its `offset` is less the number, so that 0 is seen."""
 
 TRANSITION = np.dtype(
     [

@@ -13,12 +13,12 @@ import numpy as np
 
 from learner.belief.compiled import compiled, inner
 from learner.belief.moments import log_sigmoid, no_weight
-from learner.belief.update import condition, flip, project
+from learner.belief.update import condition, flip, observe, project
 from learner.record.items import MOST_OPEN
 from learner.record.served import open_weight
 from learner.step.columns import OPEN, Rules, User, begin, erase, load, store, workspace
-from learner.step.evidence import kept, relax_by_evidence, relax_to
-from learner.step.feed import ERASED, FLIP, YES
+from learner.step.evidence import kept, precision_of, relax_by_evidence, relax_to
+from learner.step.feed import ERASED, FLIP, VALUE, YES
 
 YOUNGEST = 1 / 256
 """Ages are told apart by their ratio, but for those below this share of the settle age."""
@@ -202,6 +202,15 @@ def flip_settled(rules: Rules, item: User, row: Any, x: Any) -> None:
 
 
 @inner
+def learn_number(rules: Rules, item: User, row: Any, x: Any) -> None:
+    """A number: to the item the user is noise, as the item is to the user."""
+    relax_to(rules, item, row.at)
+    precision = precision_of(rules, row.weight, row.variance)
+    observe(item.mean, item.factor, x, 0.0, np.float64(row.offset), precision, item.f, item.gain)
+    relax_by_evidence(rules, item, 1)
+
+
+@inner
 def learn_row(rules: Rules, item: User, row: Any, x: Any) -> None:
     """Learn one change of a label; nothing of what was shown up to the item's erasure."""
     if row.shown_at <= item.facts[0].erased_at:
@@ -210,7 +219,9 @@ def learn_row(rules: Rules, item: User, row: Any, x: Any) -> None:
         erase(rules, item, row.at)
         return
     settle(rules, item, row.at)
-    if row.kind == FLIP:
+    if row.kind == VALUE:
+        learn_number(rules, item, row, x)
+    elif row.kind == FLIP:
         slot = open_one(rules, item, row)
         if slot >= 0:
             click(item, slot, row)

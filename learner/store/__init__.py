@@ -292,9 +292,9 @@ def open_store(
     lifetimes = Lifetimes(ttl_s, tombstone_ttl_s)
     # The driver of the other store is not worth its import time.
     if scheme == "sqlite":
-        from learner.store.sqlite import SqliteStore
+        from learner.store.sqlite import SqliteStore, file_of
 
-        return SqliteStore(f"{rest[1:]}.{shadow}" if shadow else rest[1:], lifetimes)
+        return SqliteStore(file_of(rest[1:], shadow), lifetimes)
     from learner.store.redis import RedisStore
 
     return RedisStore(url, lifetimes, timeout_s, f"{key_prefix}:model:{shadow}" if shadow else key_prefix)

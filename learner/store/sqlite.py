@@ -33,6 +33,11 @@ CREATE TABLE IF NOT EXISTS told (name TEXT PRIMARY KEY, status BLOB NOT NULL, ex
 """
 
 
+def file_of(path: str, shadow: str) -> str:
+    """The file of a model that learns beside the first, or of the first, which has no name here."""
+    return f"{path}.{shadow}" if shadow else path
+
+
 class SqliteStore:
     """See `learner.store.Store`."""
 

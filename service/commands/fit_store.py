@@ -12,13 +12,14 @@ from learner.belief.population import Population
 from learner.model.prior_file import PriorFile, fitted_prior
 from learner.model.spec import Model
 from learner.record import RecordError
+from learner.store.sqlite import file_of
 from learner.store.versions import Versions
 from service.commands.fit import FitArguments, say_prior_of_items, told, write_prior
 from service.environment import hide_password
 from service.model_file import read_prior
 from service.progress import progress
 from service.settings import Settings, SettingsError
-from service.shadows import open_store_of
+from service.shadows import name_beside, open_store_of
 
 
 def fit_from_store(arguments: FitArguments, settings: Settings, model: Model) -> int:
@@ -30,8 +31,8 @@ def fit_from_store(arguments: FitArguments, settings: Settings, model: Model) ->
     if arguments.from_store:
         settings = msgspec.structs.replace(settings, store=arguments.from_store)
     scheme, _, path = settings.store.partition(":///")
-    if scheme == "sqlite" and not Path(path).exists():
-        raise SettingsError(f"--from-store: {path!r}: no such file")
+    if scheme == "sqlite" and not Path(file := file_of(path, name_beside(model))).exists():
+        raise SettingsError(f"--from-store: {file!r}: no such file")
     refused: list[RecordError] = []
     refuse = refused.append if arguments.skip_bad else None
     store = open_store_of(settings, model)

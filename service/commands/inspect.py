@@ -15,7 +15,7 @@ from service.clock import now_ms
 from service.commands.command import SQLITE_FILE, Arguments
 from service.environment import hide_password
 from service.settings import Settings, SettingsError
-from service.shadows import declare_shadow, read_shadows
+from service.shadows import declare_shadow, declare_target, name_beside, read_shadows
 
 
 class InspectArguments(Arguments):
@@ -25,6 +25,7 @@ class InspectArguments(Arguments):
     item: str | None
     json: bool
     of: str | None
+    target: str | None
     file: str | None
 
 
@@ -40,6 +41,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     whose.add_argument("--item", metavar="ITEM", help="the item_id")
     declare_shadow(parser)
     parser.add_argument("--of", metavar="NAME", help="of a shadow, by its name (default: of the first model)")
+    declare_target(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--file", help=SQLITE_FILE)
 
@@ -51,7 +53,9 @@ def run(arguments: InspectArguments, settings: Settings, model: Model) -> int:
     from learner.record.items import item_id
     from service.inspection import as_text, of_catalog, report
 
-    shadow = ""
+    shadow = name_beside(model)
+    if arguments.of is not None and arguments.target is not None:
+        raise SettingsError(f"--of {arguments.of} and --target {arguments.target}: expected one of the two")
     if arguments.of is not None and arguments.of != model.name:
         found = {one.name: one for one in read_shadows(settings, model)}
         if arguments.of not in found:

@@ -15,7 +15,7 @@ import msgspec
 from learner.log.position import Mark, Partition
 from learner.model.spec import Model
 from learner.positions import marks_by_shard
-from learner.store import Store, open_store
+from learner.store import Store
 from learner.store.versions import Versions
 from service.commands.logs import check_items, skipping
 from service.commands.rebuild_log import (
@@ -28,6 +28,7 @@ from service.commands.rebuild_log import (
 from service.environment import hide_password
 from service.progress import progress
 from service.settings import Settings
+from service.shadows import declare_target, open_store_of
 
 if TYPE_CHECKING:
     from learner.batch.reconciling import Compared
@@ -68,6 +69,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
         "--replace", action="store_true", help="put the batch beliefs in the place of those further away"
     )
     parser.add_argument("--ids", action="store_true", help="name the users, the furthest first")
+    declare_target(parser)
 
 
 def run(arguments: ReconcileArguments, settings: Settings, model: Model) -> int:
@@ -88,7 +90,7 @@ def run(arguments: ReconcileArguments, settings: Settings, model: Model) -> int:
     drifted: list[Compared] = []
     n_replaced, furthest = 0, 0.0
     with (
-        closing(open_store(settings.store_url, **settings.store_options)) as store,
+        closing(open_store_of(settings, model)) as store,
         history_of(arguments, settings, model, skipped) as log,
     ):
         Versions(store, model).look()

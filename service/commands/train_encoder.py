@@ -48,6 +48,7 @@ class TrainArguments(LogArguments):
     tail: float
     ridge: float
     users: bool
+    target: str | None
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -104,6 +105,8 @@ def declare(parser: argparse.ArgumentParser) -> None:
         "is made of what users differ in, and not of what all like alone. It takes 12 bytes a user and number in "
         "memory, and an epoch takes the longer the more users there are",
     )  # fmt: skip
+    # That it is refused is told better than that there is none.
+    parser.add_argument("--target", help=argparse.SUPPRESS)
     add_arguments(parser)
 
 
@@ -126,6 +129,11 @@ def run(arguments: TrainArguments, settings: Settings, model: Model) -> int:
         arguments.cold is not None or (arguments.keep, arguments.strength) != (1.0, 1.0)
     ):
         raise ValueError("--keep, --lambda, --cold: expected --previous beside them, which is kept or blended")
+    if arguments.target is not None:
+        raise ValueError(
+            f"--target {arguments.target}: expected none: an encoder is trained on clicks, of which its offset is the "
+            "log-odds; targets have its embedding, and a fixed effect and beliefs of their own on it"
+        )
     if arguments.tail >= 1.0:
         raise ValueError(f"--tail {arguments.tail}: expected less than 1: something has to be learnt from")
     seen = view(model)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TypeAlias, cast
 
 import msgspec
 import numpy as np
 
 from learner.belief.gaussian import Array, Belief, Rows
 from learner.model.effect import Effect, ItemEffect
+from learner.model.fields import ItemEffects
 from learner.model.spec import Model
 from learner.model.targets import CLICK
 from learner.policy.rank import Scores
@@ -18,7 +20,7 @@ from learner.record.served import belief_at
 from service.web import api
 from service.web.items import ScoredSlate
 from service.web.outcomes import outcomes
-from service.web.targets import weights_of
+from service.web.targets import ScoredTarget, weights_of
 
 
 def describe_model(model: Model) -> api.ModelResponse:
@@ -53,16 +55,26 @@ def ranked_items(
     offset: Array,
     slate: ScoredSlate | None,
     known: Sequence[bool] | None,
-    propensities: Sequence[tuple[float, float]] | None = None,
-    fallback: bool = False,
+    propensities: Sequence[tuple[float, float]] | None,
+    fallback: bool,
+    scored: Mapping[str, ScoredTarget],
+    on_targets: Sequence[ItemEffects] | None,
 ) -> list[api.ScoredItem]:
     """The items, best first; with `fallback` no item's effect is in its log-odds.
 
-    `known` says of each whether the catalog has it; None without one. `propensities` are of the first items as ranked.
+    `known` says of each whether the catalog has it; None without one. `propensities` are of the first items as ranked;
+    `scored` are the model's targets, on which `on_targets` has each item's effects.
     """
     score, mean, std = scores.score.tolist(), scores.logit_mean.tolist(), scores.logit_std.tolist()
     sampled = None if scores.sampled_logit is None else scores.sampled_logit.tolist()
-    deviations = np.sqrt(belief.variances) if wanted.explain else None
+    explain = None
+    if wanted.explain:
+        of_click = _explaining(model, belief, rows, offset, None if fallback else slate)
+        parts = {
+            name: _explaining(one.model, one.target.belief, rows, one.target.offset, one.target.items and one.slate)
+            for name, one in scored.items()
+        }
+        explain = partial(_explanation, of_click, parts)
     targets = zip(*(one.tolist() for one in scores.expected), strict=True)
     each = [dict(zip((CLICK, *model.targets), one, strict=True)) for one in targets]
     pairs = None if slate is None else slate.effects.pairs()
@@ -74,31 +86,41 @@ def ranked_items(
             mean[i],
             std[i],
             None if sampled is None else sampled[i],
-            None
-            if deviations is None
-            else _explanation(model, belief, deviations, rows[i], float(offset[i]), None if fallback else slate, i),
+            None if explain is None else explain(i),
             None if pairs is None else pairs[i],
             None if slate is None else slate.n_events[i],
             None if known is None else known[i],
             None if propensities is None or rank > len(propensities) else propensities[rank - 1],
             each[i] if each else None,
+            None if on_targets is None else on_targets[i],
         )
         for rank, i in enumerate(scores.order.tolist(), start=1)
     ]
 
 
-def _explanation(
-    model: Model, belief: Belief, deviations: Array, row: Rows, offset: float, slate: ScoredSlate | None, i: int
-) -> api.Explanation:
-    """The offset, and what each coefficient with a value adds, of the user and of the item.
+Explain: TypeAlias = Callable[[int], api.Explanation]
+
+
+def _explaining(model: Model, belief: Belief, rows: Rows, offset: Array, slate: ScoredSlate | None) -> Explain:
+    """What says of each item the offset, and what each coefficient with a value adds, of the user and of the item."""
+    deviations = np.sqrt(belief.variances)
+
+    def explain(i: int) -> api.Explanation:
+        of_item = None
+        if slate is not None and model.item is not None:
+            of_item = _parts(model.item, rows[i, list(model.item.columns)], *slate.coefficients(i))
+        return api.Explanation(float(offset[i]), _parts(model, rows[i, : model.d], belief.mean, deviations), of_item)
+
+    return explain
+
+
+def _explanation(of_click: Explain, of_targets: Mapping[str, Explain], i: int) -> api.Explanation:
+    """Of an item, the targets' beside the click's.
 
     As JSON already: those of a large slate are too much to be encoded at once, while nothing else can be done.
     """
-    of_item = None
-    if slate is not None and model.item is not None:
-        mean, deviation = slate.coefficients(i)
-        of_item = _parts(model.item, row[list(model.item.columns)], mean, deviation)
-    explanation = api.Explanation(offset, _parts(model, row[: model.d], belief.mean, deviations), of_item)
+    targets = {name: explain(i) for name, explain in of_targets.items()}
+    explanation = msgspec.structs.replace(of_click(i), targets=targets or None)
     return cast(api.Explanation, msgspec.Raw(msgspec.json.encode(explanation)))
 
 

@@ -101,7 +101,7 @@ def create_app(
         targets = [scorer_of(target, stores[target.name]) for target in one.targets.values()]
         return Scorer(settings, one, its_store, with_store, explaining, targets)
 
-    served = [(model, store), *(some for some in shadows if some[0].declared.rule is None)]
+    served = [(model, store), *(some for some in shadows if not some[0].is_target)]
     all_models = [scorer_of(*some) for some in served]
     scorers, beside = Scorers(all_models, with_store, metrics), Beside(metrics)
     ingest, readiness = Ingest(settings, model, log), Readiness(look)

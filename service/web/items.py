@@ -10,7 +10,8 @@ import numpy as np
 from learner.belief.gaussian import Array, Belief, Rows
 from learner.events.keys import item_keys
 from learner.model.effect import ItemEffect
-from learner.policy.rank import ItemEffects, item_noise
+from learner.policy.combined import ItemEffects
+from learner.policy.rank import item_noise
 from learner.record.items import ItemBeliefs, read_items
 from learner.record.items import item_ids as item_ids_of
 from learner.store.remembered import Remembered
@@ -49,10 +50,10 @@ class SlateOfItems(NamedTuple):
     beliefs: ItemBeliefs
     n_events: list[int]
 
-    def at(self, rows: Rows, now: int, seed: int | None) -> ScoredSlate:
-        """What the items add to their rows at a time (epoch ms), with draws if there is a seed."""
+    def at(self, rows: Rows, now: int, seed: int | None, target: str = "") -> ScoredSlate:
+        """What the items add to their rows at a time (epoch ms), with draws of a target's own if there is a seed."""
         mean, var = self.beliefs.effects(self.effect, rows, now)
-        noise = None if seed is None else item_noise(seed, self.item_ids)
+        noise = None if seed is None else item_noise(seed, self.item_ids, target)
         return ScoredSlate(ItemEffects(mean, var, noise), self.n_events, self.effect, self.beliefs, now)
 
 

@@ -11,9 +11,8 @@ import msgspec
 import numpy as np
 import structlog
 
-from learner.belief.gaussian import Array, Belief, Rows
+from learner.belief.gaussian import Array, Rows
 from learner.events.encoded import logged_with
-from learner.events.future import from_the_future
 from learner.events.keys import item_key
 from learner.events.wire import WireImpression
 from learner.laps import Laps
@@ -22,21 +21,16 @@ from learner.model.design import Shown
 from learner.model.effect import Effect, ItemEffect
 from learner.model.encoded_rows import encode, with_encoded_offsets
 from learner.model.spec import Model
-from learner.policy.combined import Target
 from learner.policy.rank import score_items
 from learner.record import (
-    DamagedRecord,
     ForeignRecord,
     Record,
     decode_record,
-    encode_record,
-    erased,
     fresh_record,
 )
-from learner.record.header import MAX_REVISION, read_header
 from learner.record.items import item_id
 from learner.record.served import belief_at
-from learner.store import CATALOG, Store, StoreUnavailable, Write, write_alone
+from learner.store import CATALOG, Store
 from learner.store.catalog import RecentCatalog
 from learner.store.versions import Versions
 from service.clock import now_ms
@@ -44,14 +38,14 @@ from service.settings import Settings
 from service.web import api
 from service.web.answers import item_posterior_of, posterior_of, ranked_items, state
 from service.web.arms import Assigned
+from service.web.erasing import leave_tombstone
 from service.web.guardrail import Guardrail
-from service.web.items import Items
+from service.web.items import Items, Plan
 from service.web.policy import n_chances, propensities, ranked_by, rule_of
 from service.web.shown import check_shown, entry_of, shown_items
-from service.web.slate import Reads, Resolved, reads, resolve
-from service.web.targets import target, targets_of, weights_of
+from service.web.slate import Reads, Resolved, reads, resolve, time_of, wanted_of
+from service.web.targets import ScoredTarget, item_effects, nothing_learnt, scored_target, targets_of, weights_of
 
-ERASE_ATTEMPTS = 10
 MAX_CATALOG_AGE_MS = 1_000
 """How long an entry of the catalog is remembered at the most."""
 log = structlog.get_logger("freshet.service")
@@ -83,11 +77,12 @@ class Operations:
     def plan(self, wanted: api.ScoreRequest) -> Reads:
         """What of its items is known, and what has to be read."""
         ids = [item.item_id for item in wanted.items]
-        items = None if self._items is None else self._items.plan(ids)
+        each = (one._items for one in (self, *self._targets.values()))
+        items, *of_targets = [None if one is None else one.plan(ids) for one in each]
         if self._catalog is None or self._model.catalog is None:
-            return reads(items, None)
+            return reads(items, None, of_targets)
         is_open = self._model.catalog.lacking([item.features for item in wanted.items])
-        return reads(items, self._catalog.plan(list(compress(ids, is_open))), is_open)
+        return reads(items, self._catalog.plan(list(compress(ids, is_open))), of_targets, is_open)
 
     def score(
         self, plan: Reads, wanted: api.ScoreRequest, laps: Laps, arm: Assigned | None = None
@@ -95,7 +90,10 @@ class Operations:
         """Score a slate: a read of the user and one of what is not known of its items, and `score_from`."""
         (value,) = self._store.load([wanted.user_id])
         values = [self._store.load(keys, effect) for effect, keys in plan.wanted.items()]
-        of_targets = [one._store.load([wanted.user_id])[0] for one in self._targets.values()]
+        of_targets = [
+            [one._store.load(*some) for some in wanted_of(wanted.user_id, items)]
+            for one, items in zip(self._targets.values(), plan.targets, strict=True)
+        ]
         laps.lap("read")
         return self.score_from(value, plan, values, wanted, laps, arm, of_targets)
 
@@ -107,16 +105,16 @@ class Operations:
         wanted: api.ScoreRequest,
         laps: Laps,
         arm: Assigned | None = None,
-        of_targets: Sequence[bytes | None] = (),
+        of_targets: Sequence[Sequence[Sequence[bytes | None]]] = (),
     ) -> tuple[api.ScoreResponse, Entry | None]:
         """Score a slate from the bytes of its user and items: one design matrix, one prediction each.
 
-        Also what is to be logged of it. Values are those that `Reads.wanted` wants, in its order; `of_targets` those of
-        the user, one a target.
+        Also what is to be logged of it. Values are those that `Reads.wanted` wants, in its order; `of_targets` those
+        that `wanted_of` wants of each target.
         """
         check_shown(wanted)
         weights = weights_of(self._model, wanted)
-        now = self._when(wanted)
+        now = time_of(wanted, self._model)
         requests = Shown([len(wanted.items)], [now], [wanted.context])
         read = dict(zip(plan.wanted, values, strict=True))
         found = self._resolved(wanted, plan, read.get(CATALOG, []))
@@ -132,21 +130,21 @@ class Operations:
         if rule.is_random:
             seed = secrets.randbits(63) if wanted.seed is None else wanted.seed
             generator = np.random.default_rng(seed)
+        drawn = seed if rule.name == "thompson" else None
         if self._items is not None and plan.items is not None:
-            drawn = seed if rule.name == "thompson" else None
             slate = self._items.of(plan.items, read.get("item", []), now).at(rows, now, drawn)
         effects = None if slate is None else slate.effects
         holdout = arm is not None and arm.arm.holdout
         fallback = self.guardrail.covers(rows) or holdout
         if fallback:
-            belief = Belief(np.zeros_like(belief.mean), np.zeros_like(belief.factor))
+            belief = nothing_learnt(belief)
         counted = None if fallback else effects
         category = self._model.categories and self._model.categories.of(rows)
-        read_of = zip(self._targets.items(), of_targets, strict=True)
-        believed = [
-            one.target(value, wanted.user_id, rows, now, weights[name], holdout) for (name, one), value in read_of
-        ]
-        targets = targets_of(weights, believed)
+        scored = {
+            name: one._scored(wanted.user_id, items, values, rows, now, weights[name], holdout, drawn)
+            for (name, one), items, values in zip(self._targets.items(), plan.targets, of_targets, strict=True)
+        }
+        targets, on_targets = targets_of(weights, scored), item_effects(scored)
         scores = score_items(belief, rows, offset, rule, generator, counted, category, targets)
         if n_said := n_chances(wanted, explore):
             said = propensities(n_said, scores, belief, rows, offset, rule, generator, counted, category, targets)
@@ -157,7 +155,8 @@ class Operations:
             pairs = None if effects is None else effects.pairs()
             context = wanted.context if self._model.context_features else {}
             ranks = self._model.examination is not None
-            items, others, places = shown_items(wanted, found.features, scores.order.tolist(), pairs, ranks, said)
+            order = scores.order.tolist()
+            items, others, places = shown_items(wanted, found.features, order, pairs, on_targets, ranks, said)
             logged = logged_with(self._model, encoded, places)
             shown = WireImpression(
                 request_id, wanted.user_id, now, items, ranked, context, found.known is not None, others, arm_id, logged
@@ -171,7 +170,20 @@ class Operations:
             user_known=record.n_events > 0,
             posterior=state(record, now),
             ranked=msgspec.to_builtins(ranked),
-            items=ranked_items(wanted, scores, self._model, belief, rows, offset, slate, found.known, said, fallback),
+            items=ranked_items(
+                wanted,
+                scores,
+                self._model,
+                belief,
+                rows,
+                offset,
+                slate,
+                found.known,
+                said,
+                fallback,
+                scored,
+                on_targets,
+            ),
             logged=False,
             took_ms=laps.total * 1000,
             fallback=fallback,
@@ -180,12 +192,16 @@ class Operations:
         laps.lap("score")
         return answer, entry
 
-    def target(
-        self, value: bytes | None, user_id: str, rows: Rows, now: int, weight: float, holdout: bool
-    ) -> Target:  # fmt: skip
-        """What is known of the model's target, of the rows of a slate, from the bytes of its user."""
-        fallback = holdout or self.guardrail.covers(rows)
-        return target(self._model, self._decoded(value, user_id, self._model), rows, now, weight, fallback)
+    def _scored(
+        self, user_id: str, items: Plan | None, values: Sequence[Sequence[bytes | None]], rows: Rows, now: int,
+        weight: float, holdout: bool, seed: int | None,
+    ) -> ScoredTarget:  # fmt: skip
+        """What is known of the model's target, of the rows of a slate, from the bytes that `wanted_of` wants of it."""
+        ((value,), *rest), slate, name = values, None, self._model.specification.target
+        if self._items is not None and items is not None:
+            slate = self._items.of(items, rest[0] if rest else [], now).at(rows, now, seed, name)
+        fallback, record = holdout or self.guardrail.covers(rows), self._decoded(value, user_id, self._model)
+        return scored_target(self._model, record, slate, rows, now, weight, fallback)
 
     def look(self) -> bool:
         """Whether versions have come into force that were not known, of the model or its targets; asks the store."""
@@ -212,7 +228,7 @@ class Operations:
 
     def erase(self, user_id: str, at: int) -> api.Erasure:
         """Forget a user."""
-        return api.Erasure(user_id, erased=self._erase(self._model, user_id, at))
+        return api.Erasure(user_id, erased=leave_tombstone(self._store, self._read, self._model, user_id, at))
 
     def erase_item(self, id: str, at: int) -> api.ItemErasure:
         """Forget what an item has learnt; what the catalog has of it, learners remove."""
@@ -222,26 +238,8 @@ class Operations:
             (entry,) = self._catalog.of(plan, self._store.load(plan.keys, CATALOG))
             known = entry is not None and entry.features is not None
         if self._catalog is None or self._model.item is not None:
-            known |= self._erase(self._item_effect(), item_id(item_key(id)), at)
+            known |= leave_tombstone(self._store, self._read, self._item_effect(), item_id(item_key(id)), at)
         return api.ItemErasure(id, erased=known)
-
-    def _erase(self, effect: Effect, id: str, at: int) -> bool:
-        """Leave a tombstone, against learners that write meanwhile; also for a damaged record. Says if it was known."""
-        known = False
-        for _ in range(ERASE_ATTEMPTS):
-            (value,) = self._store.load([id], effect.key)
-            record = self._to_erase(value, id, effect)
-            # A learner may have been faster; the tombstone is then a first record only of one who had none.
-            known |= record.n_events > 0 or (record.erased_at == at and record.revision > 1)
-            if record.erased_at >= at:
-                # What is known by now is of later.
-                return known
-            # One without a record may have events in the log that are still to be learnt.
-            blank = encode_record(erased(record, effect, at), effect)
-            write = Write(id, value, blank, erased=True, effect=effect.key, ttl_s=effect.ttl_s)
-            if write_alone(self._store, [write]) == [True]:
-                return known
-        raise StoreUnavailable(f"{effect.key} {id!r} was written {ERASE_ATTEMPTS} times while being erased")
 
     def _resolved(self, wanted: api.ScoreRequest, plan: Reads, values: Sequence[bytes | None]) -> Resolved:
         """The features that a slate is scored with."""
@@ -255,15 +253,6 @@ class Operations:
             raise api.ApiError(404, "no_item_effect", f"model {self._model.name!r} has no [effects.item]")
         return self._model.item
 
-    def _when(self, wanted: api.ScoreRequest) -> int:
-        """The time of a request, epoch ms."""
-        now = now_ms()
-        if wanted.timestamp is None:
-            return now
-        if why := from_the_future(wanted.timestamp, now, self._model):
-            raise api.ApiError(422, why.reason.value, str(why), {"field": "timestamp"})
-        return wanted.timestamp
-
     def _offsets(self, given: Sequence[float | None], rows: Rows) -> Array:
         """The offsets of a slate, shape (N,); the log says so when, for the first time, some stand for nothing."""
         if not self._warned and 0 < given.count(None) < len(given) and not self._model.stand_in.any():
@@ -273,16 +262,6 @@ class Operations:
                 "[offset] missing = 'mean' or 'refuse' in the model would not"
             )
         return self._model.offsets(given, rows).astype(np.float64)
-
-    def _to_erase(self, value: bytes | None, id: str, effect: Effect) -> Record:
-        """What a tombstone is made from; of a damaged record, which may stand for any number of events, for one."""
-        try:
-            record = self._read(value, id, effect)
-        except DamagedRecord:
-            # Whatever it is, the compare-and-set has to find it and to leave another one.
-            header = read_header(value or b"")
-            record = fresh_record(effect)._replace(revision=header.revision if header else 0, n_events=1)
-        return record._replace(revision=record.revision % MAX_REVISION)  # the tombstone's is one more
 
     def _read(self, value: bytes | None, id: str, effect: Effect) -> Record:
         """As `_decoded`, also of a version of the model that has come since; it may ask the store."""

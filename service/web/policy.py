@@ -11,8 +11,8 @@ from learner.model.experiment import Arm
 from learner.model.file import ExploreRule
 from learner.model.spec import Model
 from learner.policy.chances import DRAWS, Categories, chances
-from learner.policy.combined import Targets
-from learner.policy.rank import ItemEffects, Scores, keys_of
+from learner.policy.combined import ItemEffects, Targets
+from learner.policy.rank import Scores, keys_of
 from learner.policy.rule import EPSILON, Rule, parse_rule
 from learner.record import Record
 from service.web.api import ScoreRequest, invalid_field

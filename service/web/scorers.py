@@ -131,7 +131,7 @@ class Scorers:
 
     def erase_item(self, id: str, at: int) -> ItemErasure:
         """Forget an item in every model that knows of items; blocks. 404 if none does."""
-        knowing = [one for one in self.all if one.model.item is not None or one.model.catalog is not None]
+        knowing = [one for one in self.with_targets if one.model.item is not None or one.model.catalog is not None]
         # The first says that it knows nothing, if none does.
         erased = [one.operations.erase_item(id, at).erased for one in knowing or self.all[:1]]
         return ItemErasure(id, any(erased))

@@ -15,6 +15,7 @@ from service.web import api
 from service.web.arms import Assigned
 from service.web.operations import Operations
 from service.web.policy import n_chances
+from service.web.slate import wanted_of
 from service.web.threads import in_thread
 
 # What may be worked on between two looks at the connections: a millisecond or two.
@@ -79,13 +80,16 @@ class Scoring:
             # All are asked for before any is waited for.
             wants = [([wanted.user_id], "user"), *((keys, effect) for effect, keys in plan.wanted.items())]
             asked = [self.pipeline.load(*some) for some in wants]
-            asked += [one.load([wanted.user_id], "user") for one in self._targets]
+            asked_of = [
+                [one.load(*some) for some in wanted_of(wanted.user_id, items)]
+                for one, items in zip(self._targets, plan.targets, strict=True)
+            ]
             (value,), *values = [await one for one in asked]
+            of_targets = [[await one for one in each] for each in asked_of]
         except NotNow:
             return await in_thread(pool, self._operations.score, plan, wanted, laps, arm)
         laps.lap("read")
-        values, of_targets = values[: len(plan.wanted)], [one for (one,) in values[len(plan.wanted) :]]
-        n_bytes += sum(len(one or b"") for one in (value, *of_targets))
+        n_bytes += sum(len(one or b"") for one in (value, *(one for (one,), *_ in of_targets)))
         n_products = len(wanted.items) * self._n_factor * (1 + len(of_targets))
         # Chances take a comparison of each item that is shown with each other, in each draw.
         n_products += len(wanted.items) * n_chances(wanted, self._explore) * DRAWS

@@ -10,6 +10,7 @@ import msgspec
 from learner.events.wire import WireImpression, WireItem
 from learner.limits import MAX_EVENT_BYTES
 from learner.log import Entry
+from learner.model.fields import ItemEffects
 from service.web.api import ApiError, ScoreItem, ScoreRequest, invalid_field
 
 
@@ -18,6 +19,7 @@ def shown_items(
     features: Sequence[Any],
     order: Sequence[int],
     effects: Sequence[tuple[float, float]] | None,
+    on_targets: Sequence[ItemEffects] | None,
     ranks: bool = False,
     propensities: Sequence[tuple[float, float]] | None = None,
 ) -> tuple[list[WireItem], list[WireItem], Sequence[int]]:
@@ -33,6 +35,8 @@ def shown_items(
         Places of the items, best first.
     effects
         Mean and variance of each item's effect; None without one.
+    on_targets
+        The same of its effects on targets.
     ranks
         Whether positions count: items that do not come in the order in which they are shown then have theirs.
     propensities
@@ -55,13 +59,13 @@ def shown_items(
     chance = {} if propensities is None else dict(zip(order, propensities, strict=False))
 
     def items(places: Sequence[int]) -> list[WireItem]:
-        shown = ((i, wanted.items[i], None if effects is None else effects[i]) for i in places)
         return [
             WireItem(
-                one.item_id, features[i], one.offset, item_effect=effect, position=position.get(i),
-                propensity=chance.get(i),
+                wanted.items[i].item_id, features[i], wanted.items[i].offset,
+                item_effect=None if effects is None else effects[i], position=position.get(i),
+                propensity=chance.get(i), item_effects=None if on_targets is None else on_targets[i],
             )
-            for i, one, effect in shown
+            for i in places
         ]  # fmt: skip
 
     return items(places), items(order[len(chance) :]) if chance else [], places

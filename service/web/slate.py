@@ -8,10 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from learner.belief.gaussian import Rows
+from learner.events.future import from_the_future
 from learner.model.catalog import Catalog, Entry
+from learner.model.spec import Model
 from learner.store import CATALOG
 from learner.store.catalog import Plan as CatalogPlan
-from service.web.api import ScoreItem
+from service.clock import now_ms
+from service.web.api import ApiError, ScoreItem, ScoreRequest
 from service.web.items import Plan
 
 
@@ -19,23 +22,41 @@ class Reads(NamedTuple):
     """What is remembered of a slate's items, and what is not; None of what the model does not have.
 
     `is_open` says of each whether it leaves something to the catalog; `wanted`, by effect, under which ids the records
-    are kept that are to be read.
+    are kept that are to be read. `targets` are the items of each of the model's targets.
     """
 
     items: Plan | None
     catalog: CatalogPlan | None
     is_open: Sequence[bool]
     wanted: Mapping[str, list[str]]
+    targets: Sequence[Plan | None]
 
 
-def reads(items: Plan | None, catalog: CatalogPlan | None, is_open: Sequence[bool] = ()) -> Reads:
+def reads(
+    items: Plan | None, catalog: CatalogPlan | None, targets: Sequence[Plan | None], is_open: Sequence[bool] = ()
+) -> Reads:
     """What has to be read by these plans."""
     wanted = {}
     if items is not None and items.keys:
         wanted["item"] = items.keys
     if catalog is not None and catalog.missing:
         wanted[CATALOG] = catalog.keys
-    return Reads(items, catalog, is_open, wanted)
+    return Reads(items, catalog, is_open, wanted, targets)
+
+
+def wanted_of(user_id: str, items: Plan | None) -> list[tuple[list[str], str]]:
+    """The ids, and of which effect, to read of a target: the user's, and behind it those of items if there are some."""
+    return [([user_id], "user"), *([(items.keys, "item")] if items is not None and items.keys else [])]
+
+
+def time_of(wanted: ScoreRequest, model: Model) -> int:
+    """The time of a request, epoch ms; raises `ApiError`, 422, for one of the future."""
+    now = now_ms()
+    if wanted.timestamp is None:
+        return now
+    if why := from_the_future(wanted.timestamp, now, model):
+        raise ApiError(422, why.reason.value, str(why), {"field": "timestamp"})
+    return wanted.timestamp
 
 
 class Resolved(NamedTuple):

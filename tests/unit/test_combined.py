@@ -10,9 +10,9 @@ import pytest
 from scipy.special import expit
 from scipy.stats import norm
 
-from learner.belief.gaussian import Array, Belief, Gaussian, factorised
+from learner.belief.gaussian import Array, Belief, Gaussian, draw, factorised
 from learner.policy.chances import chances
-from learner.policy.combined import Target, Targets
+from learner.policy.combined import ItemEffects, Target, Targets
 from learner.policy.rank import Scores, keys_of, score_items
 from learner.policy.rule import Rule
 
@@ -87,6 +87,31 @@ def test_a_draw_is_of_all_beliefs_and_the_same_again_for_the_seed() -> None:
     assert both.score[0] == both.score[1]
 
 
+def of_items(one: Target, seed: int) -> Target:
+    draw = np.random.default_rng(seed)
+    return one._replace(items=ItemEffects(draw.normal(size=4), draw.uniform(0.1, 0.8, 4), draw.normal(size=4)))
+
+
+WITH_ITEMS = Targets(1.5, [of_items(BUY, 1), LEAVE, of_items(DWELL, 2)])
+
+
+def test_what_is_not_known_of_an_item_is_in_the_expected_value_the_bound_and_the_draw_of_a_target() -> None:
+    total = {"mean": np.zeros(4), "ucb": np.zeros(4), "thompson": np.zeros(4)}
+    generator = np.random.default_rng(4)
+    for weight, one in ((1.5, Target(0, CLICK, OFFSET)), *((one.weight, one) for one in WITH_ITEMS.others)):
+        mean, std = moments(one.belief, one.offset)
+        drawn = one.offset + ROWS @ draw(one.belief, generator)
+        if one.items is not None and one.items.noise is not None:
+            mean, std = mean + one.items.mean, np.sqrt(std**2 + one.items.var)
+            drawn = drawn + one.items.mean + np.sqrt(one.items.var) * one.items.noise
+        at = mean if one.is_number else mean / np.sqrt(1.0 + np.pi * std**2 / 8.0)
+        for name, z in (("mean", at), ("ucb", mean + np.sign(weight) * 2.0 * std), ("thompson", drawn)):
+            total[name] += weight * (z if one.is_number else expit(z))
+    for name, expected in total.items():
+        found = scored(Rule(name, alpha=2.0), WITH_ITEMS)  # type: ignore[arg-type]
+        np.testing.assert_allclose(found.score, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["mean", "ucb", "thompson", "epsilon-greedy", "plackett-luce"])
 def test_items_rank_by_the_click_alone_where_nothing_else_counts(name: str) -> None:
     rule = Rule(name)._replace(temperature=0.4)  # type: ignore[arg-type]
@@ -106,11 +131,21 @@ def test_items_rank_by_the_click_alone_where_nothing_else_counts(name: str) -> N
     ],
     ids=lambda rule: f"{rule.name} {rule.epsilon}",
 )  # fmt: skip
-def test_orders_come_as_often_as_their_chances_say(rule: Rule) -> None:
-    n, generator = 20_000, np.random.default_rng(5)
-    known = keys_of(CLICK, ROWS, OFFSET, rule, np.random.default_rng(1), n, targets=ALL)
+@pytest.mark.parametrize("targets", [ALL, WITH_ITEMS], ids=["users", "items"])
+def test_orders_come_as_often_as_their_chances_say(rule: Rule, targets: Targets) -> None:
+    n, generator, draws = 20_000, np.random.default_rng(5), np.random.default_rng(6)
+
+    def drawn() -> Targets:
+        """With new draws of the items, which a scorer has from its seed."""
+        others = [
+            one if one.items is None else one._replace(items=one.items._replace(noise=draws.normal(size=4)))
+            for one in targets.others
+        ]
+        return targets._replace(others=others)
+
+    known = keys_of(CLICK, ROWS, OFFSET, rule, np.random.default_rng(1), n, targets=targets)
     counted = Counter(
-        tuple(score_items(CLICK, ROWS, OFFSET, rule, generator, targets=ALL).order.tolist()) for _ in range(n)
+        tuple(score_items(CLICK, ROWS, OFFSET, rule, generator, targets=drawn()).order.tolist()) for _ in range(n)
     )
     for order in permutations(range(4)):
         chance = chances(rule, known, np.array(order)).given_above.prod()

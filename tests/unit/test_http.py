@@ -176,7 +176,7 @@ def test_where_ranks_count_items_that_come_in_another_order_are_logged_with_thei
 
     def positions(ranks: bool, **more: Any) -> list[tuple[str, int | None]]:
         asked = msgspec.structs.replace(wanted, **more)
-        return [(one.item_id, one.position) for one in shown_items(asked, [{}] * 3, [2, 0, 1], None, ranks)[0]]
+        return [(one.item_id, one.position) for one in shown_items(asked, [{}] * 3, [2, 0, 1], None, None, ranks)[0]]
 
     assert positions(False) == [("a", None), ("b", None), ("c", None)]
     assert positions(True) == [("a", 2), ("b", 3), ("c", 1)]

@@ -21,7 +21,8 @@ from learner.events.wire import WireImpression
 from learner.log import open_log, open_reader
 from learner.loop import Learner
 from learner.model.spec import load_model
-from learner.policy.rank import ItemEffects, item_noise, score_items
+from learner.policy.combined import ItemEffects
+from learner.policy.rank import item_noise, score_items
 from learner.policy.rule import Rule
 from learner.record import decode_record, encode_record, fresh_record
 from learner.record.items import item_id

@@ -50,7 +50,8 @@ class Shop:
             shadows=[(one, self.store_of(one.name)) for one in model.targets.values()],
         )  # fmt: skip
         beside = [(one, self.store_of(one.name)) for one in model.targets.values()]
-        self.client = TestClient(create_app(Settings(), model, self.store_of(), open_log(self.url), shadows=beside))
+        settings = Settings(item_cache_ms=0)
+        self.client = TestClient(create_app(settings, model, self.store_of(), open_log(self.url), shadows=beside))
 
     def store_of(self, name: str = "") -> Store:
         return open_store(self.url, 10**9, shadow=name)

@@ -10,7 +10,8 @@ import pytest
 
 from learner.belief.gaussian import Array, Belief, Gaussian, factorised, predict
 from learner.policy.chances import DRAWS, Categories, chances, place_chances
-from learner.policy.rank import ItemEffects, Keys, Scores, keys_of, placed, score_items
+from learner.policy.combined import ItemEffects
+from learner.policy.rank import Keys, Scores, keys_of, placed, score_items
 from learner.policy.rule import Rule, parse_rule
 
 ROWS = np.array([[1, 0.3, 0], [1, -0.5, 1], [1, 1.2, 0], [1, 0.1, 1]], np.float32)

@@ -18,7 +18,8 @@ from learner.evaluation.policies import NoPropensities, weigh
 from learner.events.parse import parse_events
 from learner.model.spec import Model, load_model
 from learner.policy.chances import DRAWS, chances
-from learner.policy.rank import ItemEffects, keys_of, score_items
+from learner.policy.combined import ItemEffects
+from learner.policy.rank import keys_of, score_items
 from learner.policy.rule import Rule
 from service.commands import evaluate
 from service.commands.main import main

@@ -17,12 +17,14 @@ from learner.batch.raw import Raw
 from learner.belief.gaussian import predict
 from learner.events.alike import as_read_for, read_alike
 from learner.events.future import refuse_from_the_future
+from learner.events.keys import item_key
 from learner.events.microbatch import CLICK
 from learner.events.parse import parse_event, parse_events
 from learner.events.wire import BadEvent, Reason, WireReward, kind_of
 from learner.model.duration import ModelError
 from learner.model.spec import Model, load_model
 from learner.record import decode_record
+from learner.record.items import item_id
 from learner.record.served import belief_at
 from service.model_file import read_model
 from service.sample import described
@@ -70,11 +72,37 @@ def shop(keys: str = "", more: str = "") -> Model:
 SHOP = shop()
 
 
-def journey(seed: int = 5, by_item: bool = False) -> list[dict[str, Any]]:
-    """The stream of two models side by side, with likes and looks at once, and purchases up to nine days later."""
+OF_ITEMS = """
+[effects.item]
+features = ["intercept", "price"]
+half_life = "20d"
+prior = {{ variance = {variance} }}
+"""
+VARIANCES = {"purchase": 0.1, "like": 0.4, "look": 0.4}
+WITH_ITEMS = SPEC.replace("weight = 5.0", "weight = 5.0\nitem_prior = {{ variance = 0.1 }}").format(
+    keys="", more=OF_ITEMS.format(variance=0.4), features=FEATURES
+)
+"""With items, of which purchases have a prior of their own."""
+
+
+def alone_with_items(target: str) -> Model:
+    """The model alone of a target of `WITH_ITEMS`."""
+    items = OF_ITEMS.format(variance=VARIANCES[target])
+    return load_model(f'name = "{target}"\n{ALONE[target]}\n{FEATURES}\n{items}')
+
+
+def journey(seed: int = 5, by_item: bool = False, effects: bool = False) -> list[dict[str, Any]]:
+    """The stream of two models side by side, with likes and looks at once, and purchases up to nine days later.
+
+    With `effects` impressions say of half of the items what each was scored with.
+    """
     draw, events = random.Random(seed), stream()
     for event in [one for one in events if one["type"] == "impression"]:
         for item in event["items"]:
+            if effects and draw.random() < 0.5:
+                item["item_effect"] = [draw.gauss(0, 1), draw.random()]
+                said = {one: [draw.gauss(0, 1), draw.random()] for one in ("purchase", "look", "gone")}
+                item["item_effects"] = said | {"like": None}
             said = {"user_id": event["user_id"], "request_id": event["request_id"], "item_id": item["item_id"]}
             if draw.random() < 0.3:
                 at = event["timestamp"] + draw.randrange(9 * DAY)
@@ -91,12 +119,13 @@ def journey(seed: int = 5, by_item: bool = False) -> list[dict[str, Any]]:
 
 
 def renamed(events: list[dict[str, Any]], target: str) -> list[dict[str, Any]]:
-    """The log in which what a target is of are the clicks, and no item has the offset of the clicks' model."""
+    """The log in which what a target is of are the clicks, and no item has what it has of the clicks' model."""
     kind, found = {"look": "dwell"}.get(target, target), list[dict[str, Any]]()
     for one in events:
         if one["type"] == "impression":
             items = [
-                {k: v for k, v in item.items() if k not in ("offset", "item_effect", "clicked")}
+                {k: v for k, v in item.items() if k not in ("offset", "item_effect", "item_effects", "clicked")}
+                | ({"item_effect": said} if (said := item.get("item_effects", {}).get(target)) else {})
                 for item in one["items"]
             ]
             found.append({**one, "items": items})
@@ -116,12 +145,12 @@ def rig(tmp_path: Path) -> Iterator[Side]:
     one.close()
 
 
-@pytest.mark.parametrize("case", ["users", "items", "by item", "refuses", "labels"])
+@pytest.mark.parametrize("case", ["users", "by item", "refuses", "labels"])
 def test_a_target_learns_what_a_model_alone_learns_from_the_log_with_its_kind_as_clicks(
     tmp_path: Path, case: str
 ) -> None:
     keys = 'match_clicks = "item"' if case == "by item" else ""
-    model = shop(keys, {"items": "[effects.item]", "refuses": "[offset]\nmissing = 'refuse'"}.get(case, ""))
+    model = shop(keys, "[offset]\nmissing = 'refuse'" if case == "refuses" else "")
     rig, events = with_targets(tmp_path, model), journey(by_item=case == "by item")
     if case == "refuses":
         events = [one for one in events if all("offset" in item for item in one.get("items", ()))]
@@ -134,6 +163,24 @@ def test_a_target_learns_what_a_model_alone_learns_from_the_log_with_its_kind_as
         one = load_model(f'name = "{target}"\n{ALONE[target]}\n{keys}\n{FEATURES}')
         assert one.population_fingerprint == its.population_fingerprint
         assert learnt(its, rig.stores()[its.name]) == alone(tmp_path, one, renamed(events, target))
+    rig.close()
+
+
+@pytest.mark.parametrize("effects", [True, False], ids=["as scored", "by the prior"])
+def test_a_target_learns_of_users_and_items_what_a_model_alone_learns(tmp_path: Path, effects: bool) -> None:
+    model, events = load_model(WITH_ITEMS), journey(effects=effects)
+    rig = with_targets(tmp_path, model)
+    rig.send(*events)
+    rig.learn()
+    for target, its in model.targets.items():
+        one = alone_with_items(target)
+        assert its.item is not None
+        assert one.item is not None
+        assert one.item.population_fingerprint == its.item.population_fingerprint
+        (users, items), _ = found = learnt(its, rig.stores()[its.name])  # type: ignore[misc]
+        assert len(users) == 9
+        assert len(items) == 20
+        assert found == alone(tmp_path, one, renamed(events, target))
     rig.close()
 
 
@@ -240,6 +287,11 @@ def test_what_no_target_is_of_is_a_dead_letter_that_names_what_there_is(rig: Sid
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("[targets.a]\nitem_prior = {}", "targets.a: item_prior: expected an [effects.item] in the model"),
+        (
+            "[targets.a]\nattribution_window = '7d'\n[effects.item]\nmax_age = '9d'",
+            "targets.a: effects.item.max_age = '9d': expected at least four attribution windows",
+        ),
         ("[targets.click]", "targets.click: expected another name"),
         ("[targets.a]\nkind = 'item'", "targets.a.kind = 'item': expected another type"),
         ("[targets.a]\nattribution_window = 'x'", "targets.a: attribution_window = 'x': expected a positive duration"),
@@ -257,6 +309,25 @@ def test_targets_that_cannot_be_are_refused_by_name(text: str, message: str) -> 
     with pytest.raises(ModelError) as refused:
         load_model(f'name = "s"\n{FEATURES}{text}')
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("pair", [[1e4, 1.0], [-1e4, 1.0], [0.0, 1e7]])
+def test_an_effect_on_log_odds_that_is_beyond_them_is_refused_and_one_on_a_number_is_not(pair: list[float]) -> None:
+    model = load_model(f"name = 's'\n{FEATURES}[effects.item]\n[targets.a]\n[targets.b]\nnoise = 1.0")
+    shown, _ = of_one("a", 0)
+    batches = []
+    for target in "ab":
+        item = shown["items"][0] | {"item_effects": {target: pair, "gone": [1e9, 1e9]}}
+        batches.append(parse_events([json.dumps({**shown, "items": [item]}).encode()], model.targets[target]))
+    (_, bad), (batch, none) = batches
+    assert none == {}
+    assert (batch.events.item["other_mean"][0], batch.events.item["other_var"][0]) == tuple(pair)
+    assert bad[0].reason is Reason.BAD_FIELD
+    assert str(bad[0]).startswith("items[0].item_effects.a: expected of log-odds a mean within 1000 of 0")
+    # A model without items takes no notice.
+    text = f"name = 's'\n{FEATURES}[targets.a]"
+    item = shown["items"][0] | {"item_effects": {"a": pair}}
+    parse_event(json.dumps({**shown, "items": [item]}).encode(), load_model(text))
 
 
 def test_a_name_that_cannot_be_part_of_a_key_is_refused(tmp_path: Path) -> None:
@@ -322,13 +393,70 @@ def test_a_number_is_learnt_as_bayesian_linear_regression_has_it(tmp_path: Path,
     rig.close()
 
 
+OF_A_NUMBER = """
+[effects.item]
+features = ["intercept", "price"]
+"""
+
+
+def conditioned(mean: Any, cov: Any, x: Any, value: float, noise: float) -> tuple[Any, Any]:
+    """N(mean, cov) conditioned on value = x'theta + N(0, noise), by precisions: Bishop 2006, equations 2.116, 2.117."""
+    precision = np.linalg.inv(cov)
+    after = np.linalg.inv(precision + np.outer(x, x) / noise)
+    return after @ (precision @ mean + x * value / noise), after
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_number_moves_user_and_item_as_their_joint_gaussian_has_it(tmp_path: Path, early: bool) -> None:
+    text = NUMBER.format(half_life="", features=FEATURES) + "item_prior = { variance = 0.7 }\n" + OF_A_NUMBER
+    model = load_model(text)
+    dwell, draw = model.targets["dwell"], np.random.default_rng(6)
+    assert dwell.item is not None
+    rig = with_targets(tmp_path, model)
+    users = {name: (np.full(4, 0.5), 2.0 * np.eye(4)) for name in ("ann", "bob", "cid")}
+    items = {name: (np.zeros(2), 0.7 * np.eye(2)) for name in ("a", "b")}
+    for i in range(60):
+        user, item = draw.choice([*users]), draw.choice([*items])
+        price, at, value = float(draw.normal(2.0, 1.5)), AT + i * MINUTE, float(draw.normal(3.0, 2.0))
+        x, g = np.array([1.0, (price - 2.0) / 1.5, 1.0, 0.0]), np.array([1.0, (price - 2.0) / 1.5])
+        (m, S), (n, T) = users[user], items[item]
+        said = {"user_id": user, "request_id": f"r{i}"}
+        shown = {"item_id": item, "features": {"price": price, "genre": "drama"}, "weight": 1.0 + i % 2}
+        # As it is scored with; an item that nothing is known of needs to say nothing.
+        if np.any(n):
+            shown["item_effects"] = {"dwell": [float(g @ n), float(g @ T @ g)]}
+        quiet = {**shown, "item_id": "c"}
+        impression = {"type": "impression", **said, "timestamp": at, "items": [quiet, shown]}
+        seen = {"type": "dwell", **said, "item_id": item, "timestamp": at + 30_000, "value": value}
+        rig.send(*((seen, impression) if early else (impression, seen)))
+        # Both in one Gaussian, of which each keeps its own marginal.
+        both = np.block([[S, np.zeros((4, 2))], [np.zeros((2, 4)), T]])
+        mean, cov = conditioned(np.append(m, n), both, np.append(x, g), value, 4.0 / shown["weight"])
+        users[user], items[item] = (mean[:4], cov[:4, :4]), (mean[4:], cov[4:, 4:])
+    rig.learn()
+    store, of_item = rig.stores()["page.dwell"], dwell.item
+    ids = {name: item_id(item_key(name)) for name in (*items, "c")}
+    found = {
+        **{name: store.load([name])[0] for name in users},
+        **{name: store.load([ids[name]], "item")[0] for name in (*items, "c")},
+    }
+    # Of "c" nothing is ever heard: that says nothing.
+    assert found.pop("c") is None
+    for name, (mean, cov) in {**users, **items}.items():
+        effect = dwell if name in users else of_item
+        belief = belief_at(effect, decode_record(found[name] or b"", effect, name), AT + DAY)
+        np.testing.assert_allclose(belief.mean, mean, rtol=5e-4, atol=5e-4)
+        np.testing.assert_allclose(belief.cov, cov, rtol=5e-4, atol=5e-4)
+    rig.close()
+
+
 MAPPED = """
 [events]
 type = "event"
 user_id = "uid"
 timestamp = "ts"
 request_id = "rid"
-impression = { when = "view", items = "shown", item_id = "sku", features = "of" }
+impression = { when = "view", items = "shown", item_id = "sku", features = "of", item_effects = "as" }
 click = { when = "tap", item_id = "sku" }
 [events.rewards.purchase]
 when = ["order", "reorder"]
@@ -348,7 +476,9 @@ def foreign(one: dict[str, Any]) -> dict[str, Any]:
             return {
                 **theirs,
                 "event": "view",
-                "shown": [{"sku": i["item_id"], "of": i["features"]} for i in one["items"]],
+                "shown": [
+                    {"sku": i["item_id"], "of": i["features"], "as": i.get("item_effects")} for i in one["items"]
+                ],
             }
         case "purchase":
             return {**theirs, "event": "reorder", "line": {"sku": one["item_id"]}}
@@ -357,9 +487,10 @@ def foreign(one: dict[str, Any]) -> dict[str, Any]:
     return {**theirs, "event": "tap", "sku": one["item_id"]}
 
 
-def test_foreign_events_of_a_kind_are_learnt_as_ours_that_say_the_same() -> None:
-    model = shop(more=MAPPED)
-    ours = [one for one in without_offsets(journey()) if one["type"] != "like"]
+@pytest.mark.parametrize("items", ["", "[effects.item]\n"])
+def test_foreign_events_of_a_kind_are_learnt_as_ours_that_say_the_same(items: str) -> None:
+    model = shop(more=items + MAPPED)
+    ours = [one for one in without_offsets(journey(effects=True)) if one["type"] != "like"]
     raws, theirs = ([json.dumps(one).encode() for one in each] for each in (ours, map(foreign, ours)))
     for one in (model, *model.targets.values()):
         (mine, bad), (mapped, none) = parse_events(raws, one), parse_events(theirs, one)
@@ -368,8 +499,7 @@ def test_foreign_events_of_a_kind_are_learnt_as_ours_that_say_the_same() -> None
         for found, expected in zip(mapped.events, mine.events, strict=True):
             np.testing.assert_array_equal(found, expected)
     for raw, other in zip(raws, theirs, strict=True):
-        if b"impression" not in raw:
-            assert parse_event(other, model) == parse_event(raw, model)
+        assert parse_event(other, model) == parse_event(raw, model)
     timer = foreign(of_one("dwell", 1000, value=1.0)[1])
     for seen in ({}, {"seconds": None}, {"seconds": "long"}):
         with pytest.raises(BadEvent, match="value") as refused:
@@ -392,7 +522,10 @@ def without_offsets(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Without offsets, which the mapping does not have."""
     found = []
     for one in events:
-        items = [{name: item[name] for name in ("item_id", "features")} for item in one.get("items", ())]
+        items = [
+            {name: item[name] for name in ("item_id", "features", "item_effects") if name in item}
+            for item in one.get("items", ())
+        ]
         found.append({**one, "items": items} if items else one)
     return found
 
