@@ -7,26 +7,23 @@ second skips what a shard of users that has stepped back tells again. docs/adr/0
 
 from __future__ import annotations
 
-import struct
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
-from hashlib import blake2b
-from itertools import chain
 
 import numpy as np
 import structlog
-from numpy.typing import NDArray
 
 from learner.collector import uncollected
-from learner.feed import Told, decode_block
-from learner.log.position import NOTHING, Mark, Partition
+from learner.feed import Told, decode_block, joined
+from learner.feed_marks import CURSORS, Marks, is_before, least, pack, source, unpack
+from learner.log.position import Mark, Partition
 from learner.model.effect import ItemEffect
 from learner.record import DamagedRecord, ForeignRecord
 from learner.record.header import is_tombstone
 from learner.step.apply import apply_to_items
-from learner.step.feed import ERASED, TRANSITION, Transitions, by_item
+from learner.step.feed import ERASED, Transitions, by_item
 from learner.store import Move, Store, Transaction, Write, positions_by_shard
 
 BLOCKS = 64
@@ -38,28 +35,7 @@ KEPT_S = 60.0
 They are old already where items were far behind.
 """
 
-_NONE = Transitions(np.empty(0, TRANSITION), np.empty((0, 1), np.float32))
-
 log = structlog.get_logger("freshet.learner")
-
-
-CURSORS = Partition(b"feeds".ljust(16, b"\0"), 0)
-"""What a shard of items calls its position in the feeds: a mark for each, of a block's number."""
-
-
-def source(partition: Partition) -> Partition:
-    """What a shard of items calls its position in a log partition, as feeds tell it: a mark for each feed."""
-    return Partition(blake2b(partition.topic_id, digest_size=16, key=b"feeds").digest(), partition.number)
-
-
-def pack(marks: Sequence[Mark]) -> bytes:
-    """What a store keeps of a mark for each feed; nothing if there are none."""
-    return b"" if not any(map(NOTHING.__ne__, marks)) else struct.pack(f"<{2 * len(marks)}q", *chain(*marks))
-
-
-def unpack(data: bytes, feeds: int) -> list[Mark]:
-    """What a store has kept of a mark for each feed."""
-    return [Mark(*one) for one in struct.iter_unpack("<2q", data)] or [NOTHING] * feeds
 
 
 @dataclass
@@ -80,17 +56,17 @@ class Items:
     store: Store
     look: Callable[[], bool] = lambda: False
     clock: Callable[[], float] = time.monotonic
-    _owned: frozenset[int] = field(default=frozenset(), init=False)
-    # What the shards hold, as this member last read or wrote it: forgotten whenever one of them held something else.
-    _known: dict[Partition, list[list[Mark]]] = field(default_factory=dict, init=False)
+    _owned: tuple[int, ...] = field(default=(), init=False)
+    # What all shards hold, as this member last read or wrote it: forgotten whenever one of them held something else.
+    _known: dict[Partition, Marks] = field(default_factory=dict, init=False)
     _unusable: set[str] = field(default_factory=set, init=False)
     # When feeds of ours were looked at, and how far all shards were in each: of the last `KEPT_S`, and once before.
     _looks: list[tuple[float, dict[int, int]]] = field(default_factory=list, init=False)
 
     def turn(self, owned: Set[int], counts: Counter[str]) -> None:
         """Learn what the feeds tell of items in these shards: all that there is, unless another member got ahead."""
-        if owned != self._owned:
-            self._owned = frozenset(owned)
+        if owned != set(self._owned):
+            self._owned = tuple(sorted(owned))
             self._known.clear()
         while self._owned and self._learn_some(counts):
             pass
@@ -108,31 +84,23 @@ class Items:
     def _learn_some(self, counts: Counter[str]) -> bool:
         """Learn a few blocks of each feed; say whether there may be more."""
         self._read([CURSORS])
-        at = [self._known[CURSORS][shard] for shard in self._owned]
-        behind = {feed: max(0, min(marks).offset) for feed, marks in enumerate(zip(*at, strict=True))}
-        found = self.store.read_feed(behind, BLOCKS)
+        found = self.store.read_feed(least(self._known[CURSORS][list(self._owned)]), BLOCKS)
         blocks = sorted((block.number, feed, block.data) for feed, some in found.items() for block in some)
         if not blocks:
             return False
         told = [(number, feed, decode_block(self.effect, data)) for number, feed, data in blocks]
         self._read({source(its.partition) for *_, one in told if one is not None for its in one.sources})
         reached = _Reached(self._known, self._owned)
-        some, shards = [_NONE._replace(x=np.empty((0, self.effect.d), np.float32))], [np.empty(0, np.int64)]
+        rows = []
         for number, feed, one in told:
             if one is None:
                 counts["item_blocks_foreign"] += 1
             else:
-                rows, of_row = reached.take(number, feed, one)
-                some.append(rows)
-                shards.append(of_row)
+                rows.append(reached.take(number, feed, one))
             reached.move(CURSORS, feed, Mark(0, number))
-        transitions = Transitions(*(np.concatenate(column) for column in zip(*some, strict=True)))
-        writes = self._writes(transitions, np.concatenate(shards), counts)
-        transactions = [
-            Transaction(shard, writes.get(shard, ()), moves)
-            for shard in sorted(self._owned)
-            if (moves := reached.moves(shard))
-        ]
+        transitions = joined(rows, self.effect.d)
+        writes = self._writes(transitions, counts)
+        transactions = [Transaction(shard, writes.get(shard, ()), moves) for shard, moves in reached.moves().items()]
         try:
             done = self.store.commit(transactions)
         except DamagedRecord as exc:
@@ -148,16 +116,8 @@ class Items:
         counts["item_outcomes"] += int((transitions.row["kind"] != ERASED).sum())
         return any(len(some) == BLOCKS for some in found.values())
 
-    def _writes(
-        self, transitions: Transitions, shards: NDArray[np.int64], counts: Counter[str]
-    ) -> dict[int, list[Write]]:
-        """By shard the records that come of some rows. One that cannot be used stays as it is, and learns nothing.
-
-        Parameters
-        ----------
-        shards
-            That of the item of each row.
-        """
+    def _writes(self, transitions: Transitions, counts: Counter[str]) -> dict[int, list[Write]]:
+        """By shard the records that come of some rows. One that cannot be used stays as it is, and learns nothing."""
         items = by_item(transitions)
         while True:
             items = items.only([i for i, one in enumerate(items.user_ids) if one not in self._unusable])
@@ -172,85 +132,82 @@ class Items:
                 continue
             counts["item_outcomes_lost"] += len(transitions.row) - len(items.order)
             writes: dict[int, list[Write]] = {}
-            its = shards[items.order[items.first[:-1]]].tolist()
-            for shard, one, before, value in zip(its, items.user_ids, stored, values, strict=True):
+            for one, before, value in zip(items.user_ids, stored, values, strict=True):
                 write = Write(one, before, value, is_tombstone(value), self.effect.key, self.effect.ttl_s)
-                writes.setdefault(shard, []).append(write)
+                writes.setdefault(self.store.shard_of(one), []).append(write)
             return writes
 
     def _read(self, wanted: Iterable[Partition]) -> None:
         """Know these positions."""
         held = positions_by_shard(self.store, [one for one in wanted if one not in self._known])
-        self._known |= {name: [unpack(one, self.store.shards) for one in some] for name, some in held.items()}
+        self._known |= {name: unpack(some, self.store.shards) for name, some in held.items()}
 
     def _trim(self) -> None:
         """Drop what every shard of items has had for `KEPT_S`, of the feeds of the shards that are this member's."""
         now = self.clock()
         (held,) = positions_by_shard(self.store, [CURSORS]).values()
-        marks = [unpack(one, self.store.shards) for one in held]
-        self._looks.append((now, {feed: min(some[feed] for some in marks).offset for feed in self._owned}))
+        reached = least(unpack(held, self.store.shards))
+        self._looks.append((now, {feed: reached[feed] for feed in self._owned}))
         while len(self._looks) > 1 and self._looks[1][0] <= now - KEPT_S:
             del self._looks[0]
         if self._looks[0][0] > now - KEPT_S:
             return
         for feed in self._owned:
             # The least: in between a shard may have stepped back, and may again, to where it had read no more.
-            if (least := min(at.get(feed, 0) for _, at in self._looks)) > 0:
-                self.store.trim_feed(feed, least)
+            if (behind := min(at.get(feed, 0) for _, at in self._looks)) > 0:
+                self.store.trim_feed(feed, behind)
 
 
 class _Reached:
-    """How far shards come with some blocks, taken in turn."""
+    """How far the shards that are ours come with some blocks, taken in turn."""
 
-    def __init__(self, known: dict[Partition, list[list[Mark]]], owned: Set[int]) -> None:
+    def __init__(self, known: Mapping[Partition, Marks], owned: tuple[int, ...]) -> None:
         self._known = known
-        self._owned = owned
-        # Of each shard the mark of each feed.
-        self._reached: dict[Partition, dict[int, list[Mark]]] = {}
+        self._owned = np.array(owned)
+        # Of these shards alone.
+        self._reached: dict[Partition, Marks] = {}
 
-    def take(self, number: int, feed: int, told: Told) -> tuple[Transitions, NDArray[np.int64]]:
-        """The rows of a block that are new to their items' shards, which then have them; and the shard of each."""
-        cursors = self._of(CURSORS)
-        shards = [shard for shard in self._owned if cursors[shard][feed].offset < number]
+    def take(self, number: int, feed: int, told: Told) -> Transitions:
+        """The rows of a block that are new to their items' shards, which then have them."""
+        behind = self._of(CURSORS)[:, feed, 1] < number
         wanted = np.zeros(len(told.first) - 1, np.bool_)
-        wanted[shards] = True
+        wanted[self._owned] = behind
         new = np.repeat(wanted, np.diff(told.first))
         for i, (partition, first, last) in enumerate(told.sources):
-            reached = self._of(source(partition))
-            for shard in shards:
-                mark = reached[shard][feed]
-                if mark >= first:
-                    # Some of it may have been told before: the feed's shard has stepped back.
-                    its = slice(*told.first[shard : shard + 2])
-                    row = told.transitions.row[its]
-                    new[its] &= (row["user"] != i) | (first.epoch > mark.epoch) | (
-                        (first.epoch == mark.epoch) & (row["event"] > mark.offset)
-                    )  # fmt: skip
+            marks = self._of(source(partition))[:, feed]
+            for place in np.flatnonzero(behind & ~is_before(marks, first)).tolist():
+                # Some of it may have been told before: the feed's shard has stepped back.
+                shard, (epoch, offset) = self._owned[place], marks[place].tolist()
+                its = slice(*told.first[shard : shard + 2])
+                row = told.transitions.row[its]
+                is_later = first.epoch > epoch or ((first.epoch == epoch) & (row["event"] > offset))
+                new[its] &= (row["user"] != i) | is_later
             self.move(source(partition), feed, last)
-        of_row = np.repeat(np.arange(len(wanted)), np.diff(told.first))
-        return Transitions(told.transitions.row[new], told.transitions.x[new]), of_row[new]
+        return told.transitions if new.all() else Transitions(told.transitions.row[new], told.transitions.x[new])
 
     def move(self, name: Partition, feed: int, mark: Mark) -> None:
         """All shards that are ours have come to a mark, or further."""
-        for marks in self._of(name).values():
-            if marks[feed] < mark:
-                marks[feed] = mark
+        marks = self._of(name)[:, feed]
+        marks[is_before(marks, mark)] = mark
 
-    def moves(self, shard: int) -> list[Move]:
-        """Where a shard goes; nowhere if it has all of it.
+    def moves(self) -> dict[int, list[Move]]:
+        """Where each shard goes; of those alone that do not have all of it.
 
         What stays is compared too: rows were passed over for it, and the shard may have stepped back since it was read.
         """
-        moves = [Move(name, pack(self._known[name][shard]), pack(its[shard])) for name, its in self._reached.items()]
-        return moves if any(move.reached != move.held for move in moves) else []
+        moves: dict[int, list[Move]] = {shard: [] for shard in self._owned.tolist()}
+        for name, marks in self._reached.items():
+            held = pack(self._known[name][self._owned])
+            for its, before, after in zip(moves.values(), held, pack(marks), strict=True):
+                its.append(Move(name, before, after))
+        return {shard: its for shard, its in moves.items() if any(one.reached != one.held for one in its)}
 
     def keep(self) -> None:
         """All shards that are ours have moved."""
-        for name, its in self._reached.items():
-            for shard, marks in its.items():
-                self._known[name][shard] = marks
+        for name, marks in self._reached.items():
+            self._known[name][self._owned] = marks
 
-    def _of(self, name: Partition) -> dict[int, list[Mark]]:
+    def _of(self, name: Partition) -> Marks:
         if name not in self._reached:
-            self._reached[name] = {shard: list(self._known[name][shard]) for shard in self._owned}
+            self._reached[name] = self._known[name][self._owned]
         return self._reached[name]

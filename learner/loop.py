@@ -237,6 +237,7 @@ class Learner:
 
     def _rest(self, one: Learning, counts: Counter[str]) -> None:
         """What a model does in a turn beside learning what came."""
-        one.sweep(self._most, counts)
+        # First what scores wait for: nothing that was swept has anything to tell.
         if one.has_items:
             one.learn_items(self.reader.share(one.store.shards), counts)
+        one.sweep(self._most, counts)

@@ -99,13 +99,16 @@ class Positions:
         by_shard: dict[int, list[int]] = {}
         for i, write in enumerate(writes):
             by_shard.setdefault(self.store.shard_of(write.id), []).append(i)
+        its_sums: dict[int, list[HourSums]] = {}
+        for one in sums:
+            its_sums.setdefault(one.group % self.store.shards, []).append(one)
         transactions = [
             Transaction(
                 shard,
                 [writes[i] for i in places],
                 self._moves(shard, self._reached),
                 feeds.get(shard, b""),
-                [one for one in sums if one.group % self.store.shards == shard],
+                its_sums.get(shard, ()),
             )
             for shard, places in by_shard.items()
         ]

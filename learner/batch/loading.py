@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
+import numpy as np
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from learner.items import pack, source
+from learner.feed_marks import pack, source
 from learner.log.position import NOTHING, Mark, Partition
 from learner.positions import marks_by_shard
 from learner.record.sums import HourSums
@@ -152,7 +153,8 @@ class Loading:
             moves += [Move(one, b"", end.data) for one, end in ends.items() if end != NOTHING]
             if has_items:
                 # Were the users' shards to step back, their feeds would tell items of history once more.
-                moves += [Move(source(one), b"", pack([end] * shards)) for one, end in ends.items() if end != NOTHING]
+                told = {source(one): np.full((1, shards, 2), end) for one, end in ends.items() if end != NOTHING}
+                moves += [Move(name, b"", *pack(marks)) for name, marks in told.items()]
             self._commit([Transaction(shard, (), moves)])
             self._marks[USERS][shard] = self._marks[ITEMS][shard] = whole
 

@@ -66,7 +66,7 @@ class PartitionQueue:
 
     def wait(self, passed: float) -> None:
         """Note that so many seconds have passed, in which something may have come."""
-        if self.has_records() or not self._has_more():
+        if self.has_records() or not self.has_more():
             self._waited_s = 0.0
             return
         if self._waited_s < WAIT_S <= self._waited_s + passed:
@@ -107,7 +107,13 @@ class PartitionQueue:
 
     def is_behind(self) -> bool:
         """Whether the others have to wait for it."""
-        return self._has_more() and self._waited_s < WAIT_S and not self._has_no_room
+        return self.has_more() and self._waited_s < WAIT_S and not self._has_no_room
+
+    def has_more(self) -> bool:
+        """Whether more of it is in the log, as far as is known, and can be read."""
+        if self.state.paused or self._fetcher.is_stopped(self.place):
+            return False
+        return self.offset < self._fetcher.ends.get(self.place, 1 << 62)
 
     def settle(self) -> None:
         """Tell kafka-python how far the records were taken."""
@@ -116,12 +122,6 @@ class PartitionQueue:
         self._moved = False
         if not self._ready and not self._records:
             self._records = None
-
-    def _has_more(self) -> bool:
-        """Whether more of it is in the log, and can be read."""
-        if self.state.paused or self._fetcher.is_stopped(self.place):
-            return False
-        return self.offset < self._fetcher.ends.get(self.place, 1 << 62)
 
     def _forget_if_moved(self) -> None:
         if self.state.drop_pending_record_batch:

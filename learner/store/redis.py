@@ -17,6 +17,7 @@ from learner.record.sums import HourSums, hours_of
 from learner.store import KEY_PREFIX, SCANNED_TOGETHER, Block, Lifetimes, Transaction, Write
 from learner.store.redis_client import connect, is_cluster
 from learner.store.redis_errors import translated
+from learner.store.redis_feed import read_feeds, stream_id
 from learner.store.redis_keys import (
     SHARDS,
     feed_key,
@@ -30,9 +31,6 @@ from learner.store.redis_keys import (
 from learner.store.redis_pipeline import RedisPipeline, kept_alive
 from learner.store.redis_scripts import CLAIM, COMPARE_AND_SET, COMPARE_AND_SET_SHA, TELL
 from learner.store.redis_sums import cells_added, read_sums
-
-# Of a stream's ids, which are a time in ms and a sequence number, in one number.
-_SEQUENCE_BITS = 20
 
 
 class RedisStore:
@@ -136,21 +134,17 @@ class RedisStore:
 
     def read_feed(self, behind: Mapping[int, int], limit: int) -> dict[int, list[Block]]:
         """Read feeds, in one round trip."""
+        if not behind:
+            return {}
+        keys = {feed_key(shard, self._prefix): number for shard, number in behind.items()}
         with translated():
-            pipeline = self._redis.pipeline(transaction=False)
-            for shard, number in behind.items():
-                start = f"({_stream_id(number)}"
-                pipeline.execute_command("XRANGE", feed_key(shard, self._prefix), start, "+", "COUNT", limit)
-            replies = pipeline.execute()
-        return {
-            shard: [Block(_number_of(name), parts[b"b"]) for name, parts in reply or []]
-            for shard, reply in zip(behind, replies, strict=True)
-        }
+            found = read_feeds(self._redis, keys, limit, together=not is_cluster(self._url))
+        return dict(zip(behind, found.values(), strict=True))
 
     def trim_feed(self, shard: int, number: int) -> None:
         """Drop blocks; the stream remembers the id of the last one."""
         with translated():
-            self._redis.execute_command("XTRIM", feed_key(shard, self._prefix), "MINID", _stream_id(number + 1))
+            self._redis.execute_command("XTRIM", feed_key(shard, self._prefix), "MINID", stream_id(number + 1))
 
     def sums(self, experiment: int | None = None) -> list[HourSums]:
         """Read sums, in one round trip."""
@@ -281,15 +275,6 @@ class RedisStore:
 
 def _field(partition: Partition) -> str:
     return f"{partition.topic_id.hex()}/{partition.number}"
-
-
-def _stream_id(number: int) -> str:
-    return f"{number >> _SEQUENCE_BITS}-{number & (1 << _SEQUENCE_BITS) - 1}"
-
-
-def _number_of(stream_id: bytes) -> int:
-    ms, _, sequence = stream_id.partition(b"-")
-    return int(ms) << _SEQUENCE_BITS | int(sequence)
 
 
 def _by_shard(ids: Sequence[str]) -> dict[int, list[int]]:

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import redis
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode
+from redis.connection import Connection, SSLConnection
 from redis.retry import Retry
+
+
+class _InOneWrite:
+    """A connection that sends a pipeline in one write: redis-py writes every 6 kB, and each write wakes Redis."""
+
+    def send_packed_command(self, command: Sequence[bytes], check_health: bool = True) -> None:
+        """See `redis.Connection`."""
+        super().send_packed_command([b"".join(command)], check_health)  # type: ignore[misc]
+
+
+class _Plain(_InOneWrite, Connection):
+    pass
+
+
+class _Tls(_InOneWrite, SSLConnection):
+    pass
 
 
 def connect(url: str, timeout_s: float) -> Any:
@@ -23,7 +41,8 @@ def connect(url: str, timeout_s: float) -> Any:
         "protocol": 3,
     }
     if not is_cluster(url):
-        return redis.Redis.from_url(url, **options)
+        by_tls = url.startswith("rediss://")
+        return redis.Redis.from_url(url, connection_class=_Tls if by_tls else _Plain, **options)
     parts = urlsplit(url.replace("+cluster", "", 1))
     account, _, places = parts.netloc.rpartition("@")
     first, *others = places.split(",")

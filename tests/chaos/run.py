@@ -33,7 +33,7 @@ from kafka.admin import NewPartitions, NewTopic
 from kafka.errors import KafkaConnectionError, KafkaError, NodeNotReadyError, TopicAlreadyExistsError
 from tqdm import tqdm
 
-from learner.items import CURSORS, unpack
+from learner.feed_marks import CURSORS, least, unpack
 from learner.log.position import Partition, Position
 from learner.model.spec import Model, load_model
 from learner.positions import marks_by_shard
@@ -611,9 +611,7 @@ class Chaos:
 def _untold(store: Store) -> int:
     """How much items have not been told yet."""
     held = positions_by_shard(store, [CURSORS])[CURSORS]
-    cursors = [unpack(one, store.shards) for one in held]
-    read = {feed: max(0, min(some).offset) for feed, some in enumerate(zip(*cursors, strict=True))}
-    return sum(map(len, store.read_feed(read, 10).values()))
+    return sum(map(len, store.read_feed(least(unpack(held, store.shards)), 10).values()))
 
 
 def chaos(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -142,6 +143,25 @@ def test_messages_come_in_the_order_they_were_appended(logs: Logs, topic: str) -
     assert [message.position.offset for message in messages] == list(range(50))
     assert {message.key for message in messages} == {b"k"}
     assert {message.topic for message in messages} == {topic}
+
+
+def test_a_poll_has_all_that_came_since_the_one_that_came_to_the_end(logs: Logs, topic: str) -> None:
+    log, reader = logs.log(), logs.reader(topic)
+
+    def append(*values: bytes) -> None:
+        for value in values:
+            log.append([Entry(topic, None, value)])
+            # A reader that has asked for what is next has an answer.
+            time.sleep(0.05)
+
+    append(b"0")
+    read(reader, 1)
+    # It asks for what is next, and does not wait.
+    assert reader.poll(0, 100) == []
+    append(b"1")
+    assert [message.value for message in reader.poll(WAIT_MS, 100)] == [b"1"]
+    append(b"2", b"3")
+    assert [message.value for message in reader.poll(WAIT_MS, 100)] == [b"2", b"3"]
 
 
 def test_bytes_and_missing_keys_come_back_as_they_were(logs: Logs, topic: str) -> None:
