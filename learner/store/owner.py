@@ -52,7 +52,7 @@ def owner_of(model: Model, group: str) -> Owner:
         "encoder": "none" if model.encoder is None else model.encoder.hash,
         "experiment": "none" if model.experiment is None else f"{model.experiment.name} {model.experiment.number:08x}",
     }
-    if model.is_target:
+    if model.declared.rule is not None:
         settings["target"] = f"{crc32(msgspec.json.encode(_what(model.declared.rule))):08x}"
     if model.click_delay is not None:
         median, sigma = model.click_delay
