@@ -169,19 +169,22 @@ def test_both_engines_weigh_a_policy_alike(
 ) -> None:
     (tmp_path / "model.toml").write_text(policies.TEXT)
     raws = policies.made(policies.MODEL, policies.LUCE)
-    for number in range(2):
-        (tmp_path / f"log-{number}.jsonl").write_bytes(b"\n".join(raws[number * 300 : number * 300 + 300]))
+    (log := tmp_path / "log").mkdir()
+    for name, some in (("a", raws[:300]), ("b", raws[300:])):
+        (log / f"{name}.jsonl").write_bytes(b"\n".join(some))
     # In several parts.
     monkeypatch.setattr(evaluate, "_TOGETHER", 200)
     found = []
     for engine in (["duckdb"], ["spark", "--master", MASTER]):
         out = tmp_path / f"{engine[0]}.json"
-        typed = [str(tmp_path), "--model", str(tmp_path / "model.toml"), "--policy", "thompson", "--json", str(out)]
-        assert main(["evaluate", *typed, "--resamples", "5", "--engine", *engine]) == 0
+        typed = [str(log), "--from", "0", "--model", str(tmp_path / "model.toml"), "--json", str(out)]
+        assert (
+            main(["evaluate", *typed, "--policy", "thompson:epsilon=0.2", "--resamples", "5", "--engine", *engine]) == 0
+        )
         found.append({key: value for key, value in json.loads(out.read_text()).items() if key != "command"})
     capsys.readouterr()
     assert found[0] == found[1]
-    assert found[0]["slates"]["weighed"] > 100
+    assert found[0]["slates"]["weighed"] == 300
 
 
 def test_a_lost_executor_changes_nothing(both: Both, log: Path, tmp_path: Path) -> None:
