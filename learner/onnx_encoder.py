@@ -145,7 +145,7 @@ def _check_inputs(where: str, found: list[Any], declared: EncoderFile) -> None:
     if theirs.keys() != ours.keys():
         raise ModelError(f"{where}: its inputs are {_some(theirs)}: expected {_some(ours)}, as encoder.inputs has them")
     for name, one in ours.items():
-        width = [one.columns] if one.kind in ("vector", "multi") else []
+        width: list[int | None] = [one.columns] if one.kind in ("vector", "multi") else []
         _check(f"{where}: input {name!r}", theirs[name], _TYPES[one.kind], width, f"of kind {one.kind!r}")
 
 

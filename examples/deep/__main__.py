@@ -58,7 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             source = logs.SOURCES[arguments.log](arguments.data, folder, every=arguments.every)
         found = compare(folder, source, arguments)
     columns = [*COLUMNS, *(NEW if arguments.items else NEW[:1])]
-    print(table(found, [name for name in ("linear + users", "deep alone", f"deep{ALIKE} alone") if name in found], columns))
+    print(
+        table(
+            found, [name for name in ("linear + users", "deep alone", f"deep{ALIKE} alone") if name in found], columns
+        )
+    )
     return 0
 
 
@@ -95,7 +99,8 @@ def compare(folder: Path, source: logs.Source, arguments: argparse.Namespace) ->
         (at / "model.toml").write_text(text_of[what])
         if what != "linear":
             (at / "encoder.onnx").write_bytes((encoder[alike] / "encoder.onnx").read_bytes())
-        freshet("fit", second if what == "linear" else other_half, "--model", at / "model.toml", "--out", at / "prior.npz", *FIT)
+        fitted_on = second if what == "linear" else other_half
+        freshet("fit", fitted_on, "--model", at / "model.toml", "--out", at / "prior.npz", *FIT)
         late = [FROZEN, A_DAY] if name in arguments.late else []
         wanted = [FIXED_EFFECT, FRESH, *late]
         results = worth(judged, at / "model.toml", at / "prior.npz", share, arguments.resamples, wanted)

@@ -49,7 +49,7 @@ class Examples:
     @property
     def length(self) -> int:
         """Outcomes of a window, at most."""
-        return self._places.shape[1]
+        return int(self._places.shape[1])
 
     def batch(self, chosen: Places, size: int) -> Batch:
         """Some windows as the network takes them, filled up to a size with outcomes of weight 0."""

@@ -56,7 +56,11 @@ class _Seen(NamedTuple):
 
 
 def gather(
-    engine: Engine, view: Model, hidden: tuple[int, ...], held_out: float, window: int | None = None,
+    engine: Engine,
+    view: Model,
+    hidden: tuple[int, ...],
+    held_out: float,
+    window: int | None = None,
     before: Trained | None = None,
 ) -> Gathered:
     """Join clicks to impressions, as `learner.batch.collect` does, and keep each outcome as it is trained on.
@@ -105,11 +109,11 @@ def gather(
     parts = table.map(partial(_records, dtype, view, stand_in, moved, seen.users))
     records = mapped(parts, len(outcomes), dtype)
     user = np.array(records["user"])
-    places = windows(user, length_for(user) if window is None else window)
-    chosen = np.random.default_rng(0).random(1 + outcomes.n_users) < held_out
-    is_held_out = chosen[user[places[:, 0]]]
-    parts = (Examples(records, places[some], network) for some in (~is_held_out, is_held_out))
-    return Gathered(network, vocabulary, *parts, outcomes)
+    of_users = windows(user, length_for(user) if window is None else window)
+    is_chosen = np.random.default_rng(0).random(1 + outcomes.n_users) < held_out
+    is_held_out = is_chosen[user[of_users[:, 0]]]
+    learnt, others = (Examples(records, of_users[some], network) for some in (~is_held_out, is_held_out))
+    return Gathered(network, vocabulary, learnt, others, outcomes)
 
 
 def check_same(view: Model, trained: Trained, source: str) -> None:
@@ -132,7 +136,7 @@ def check_same(view: Model, trained: Trained, source: str) -> None:
 
 
 def _said(inputs: Sequence[tuple[str, str, int]]) -> str:
-    return ", ".join(f"{name} ({kind}{f' of {width}' if kind in ('vector', 'multi') else ''})" for name, kind, width in inputs)
+    return ", ".join(f"{name} ({kind}{f' of {width}' if width > 1 else ''})" for name, kind, width in inputs)
 
 
 def _seen(width: int, places: Mapping[int, EncoderInput], piece: Any) -> _Seen:

@@ -1,4 +1,4 @@
-"""Training: epochs of Adam on a log's outcomes beside an anchor, stopped early on users of whom nothing is learnt. JAX and optax.
+"""Training: epochs of Adam on a log's outcomes beside an anchor, stopped early on users held out. JAX and optax.
 
 Everything is a function of the state, the examples and the seed: an epoch that is run again gives the same bits.
 """
@@ -113,8 +113,8 @@ def train(
             batches = _stacked(learnt, taken, size, rng)
             done = state.epoch * steps + first
             weights, moments = _descend(
-                network, learnt.n_outcomes, options.epochs * steps, options.learning_rate, anchor, weights, moments, done,
-                batches,
+                network, learnt.n_outcomes, options.epochs * steps, options.learning_rate, anchor, weights, moments,
+                done, batches,
             )  # fmt: skip
             jax.block_until_ready(weights)
             advance(learnt.n_outcomes * len(taken) // len(learnt))

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.limits import MAX_EMBEDDING, MAX_ENCODER_INPUTS
-from learner.model.kind import FeatureError, Kind, Number, Scalar, Size, Text, require, some, type_name
 from learner.model.category_kinds import Multi
+from learner.model.kind import FeatureError, Kind, Number, Scalar, Size, Text, require, some, type_name
 from learner.model.number_kinds import Vector, numbers
 
 OUTPUTS = ("embedding", "offset")

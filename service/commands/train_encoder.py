@@ -137,9 +137,7 @@ def run(arguments: TrainArguments, settings: Settings, model: Model) -> int:
     for one, source in ((previous, arguments.previous), (cold, arguments.cold)):
         if one is not None:
             check_same(seen, one, str(source))
-    before = Before(
-        previous, cold, arguments.strength, arguments.keep, arguments.cold_weight, arguments.ridge
-    )
+    before = Before(previous, cold, arguments.strength, arguments.keep, arguments.cold_weight, arguments.ridge)
     hidden = _hidden(arguments.hidden, previous)
     rate = arguments.learning_rate or (RATE if previous is None else RATE_BESIDE)
     smallest = SMALLEST if previous is None else SMALLEST_BESIDE

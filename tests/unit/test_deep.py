@@ -185,9 +185,7 @@ def test_the_gradient_is_that_of_finite_differences() -> None:
 def test_fisher_information_is_the_curvature_times_the_squared_gradient_of_each_outcome_alone() -> None:
     weights, batch = random_weights(NETWORK), batch_of(examples(NETWORK, 30))
     rng = np.random.default_rng(3)
-    batch = batch._replace(
-        weight=rng.random((30, 1)).astype(np.float32), examination=np.full((30, 1), 0.7, np.float32)
-    )
+    batch = batch._replace(weight=rng.random((30, 1)).astype(np.float32), examination=np.full((30, 1), 0.7, np.float32))
     slopes = jax.jacobian(lambda w: forward(w, NETWORK, batch.inputs).log_odds)(weights)
     q = expit(by_numpy(weights, NETWORK, batch.inputs)[1])
     c = (batch.weight * batch.examination)[:, 0] * q * (1.0 - q)

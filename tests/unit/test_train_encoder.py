@@ -63,7 +63,12 @@ def day(n: int, seed: int = 0, items: int = 20, offset: float | None = None) -> 
         }
         shown = []
         for i in rng.sample(range(items), 5):
-            features = {"genre": rng.choice("ab"), "text": [rng.random(), 1.0], "age": 1.0, "tags": rng.sample("wxyz", 2)}
+            features = {
+                "genre": rng.choice("ab"),
+                "text": [rng.random(), 1.0],
+                "age": 1.0,
+                "tags": rng.sample("wxyz", 2),
+            }
             features |= {"price": round(rng.gauss(20, 5), 2)} if rng.random() < 0.9 else {}
             shown.append({"item_id": f"i{i}", "features": features} | ({} if offset is None else {"offset": offset}))
             if rng.random() < (0.9 if (features["genre"] == "a") == (device == "phone") else 0.05):
@@ -106,8 +111,8 @@ def test_a_log_makes_an_encoder_that_the_model_scores_with(model: Path, capsys: 
     assert f"encoder {served.encoder.hash}" in said
     # What is to be clicked scores higher, of an item that nobody knows, too.
     assert served.encoder.has_offset
-    values = [[20.0, None], ["a", "b"], ["phone"] * 2, [[0.5, 1.0], None]]
-    assert served.encoder.names == ["price", "genre", "device", "text"]
+    values = [[20.0, None], ["a", "b"], ["phone"] * 2, [[0.5, 1.0], None], [None, ["x"]]]
+    assert served.encoder.names == ["price", "genre", "device", "text", "tags"]
     clicked, passed = served.encoder.rows(["i1", "new"], values)[:, -1].tolist()
     assert clicked > 0.5 > -0.5 > passed
     assert not (model.parent / "encoder.checkpoint.npz").exists()
