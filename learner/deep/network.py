@@ -104,9 +104,10 @@ USERS = "users"
 def init(network: Network, rng: np.random.Generator) -> Weights:
     """Weights to start from.
 
-    Hidden layers are by He et al. (2015), biases, deviations of values and log-odds 0. Inputs that are no embeddings go
-    through S to numbers of the embedding as they are; in groups, by chance, where it has too few for them. What numbers
-    the embedding has beside these come from the hidden layers, and embeddings of ids and categories, at random.
+    Matrices are by He et al. (2015), biases and deviations of values 0. Inputs that are no embeddings go through S to
+    numbers of the embedding as they are, or a random projection of them where it has too few, and of these the log-odds
+    know nothing yet. The other numbers of the embedding, and what the log-odds have of them, are random: if these were
+    0 too, categories alone would never be told apart.
     """
     weights: Weights = {}
     for name, shape in network.shapes.items():
@@ -126,7 +127,7 @@ def init(network: Network, rng: np.random.Generator) -> Weights:
     else:
         weights[SKIP][straight] = np.linalg.qr(rng.normal(size=(n, d)))[0]
     weights["matrix/embedding"][:, :n] = 0.0
-    weights["matrix/offset"][:] = 0.0
+    weights["matrix/offset"][:n] = 0.0
     weights[USERS][1:] = np.log(d)
     return weights
 

@@ -47,6 +47,7 @@ age = { kind = "numeric" }
 genre = { kind = "category", values = ["a", "b"] }
 device = { kind = "category", values = ["phone", "desktop"], from = "context" }
 text = { kind = "vector", size = 2 }
+tags = { kind = "multi", values = ["x", "y", "z"], unknown = "ignore" }
 """
 QUICK = ["--hidden", "8", "--epochs", "2"]
 
@@ -99,7 +100,7 @@ def run(*typed: object) -> int:
 
 def test_a_log_makes_an_encoder_that_the_model_scores_with(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = written(model.with_name("log.jsonl"), day(400))
-    assert run(log, "--model", model, "--hidden", "16", "--learning-rate", "0.02") == 0
+    assert run(log, "--model", model, "--hidden", "16", "--learning-rate", "0.02", "--ridge", "1") == 0
     said = capsys.readouterr().out
     assert "2,000 outcomes of 7 users" in said
     assert "encoder.inputs item_id: 20 values" in said
