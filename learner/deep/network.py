@@ -104,7 +104,7 @@ USERS = "users"
 def init(network: Network, rng: np.random.Generator) -> Weights:
     """Weights to start from.
 
-    Matrices are by He et al. (2015), biases and deviations of values 0. Inputs that are no embeddings go through S to
+    Matrices are by He et al. (2015), biases 0, deviations of values small. Inputs that are no embeddings go through S to
     numbers of the embedding as they are, or a random projection of them where it has too few, and of these the log-odds
     know nothing yet. The other numbers of the embedding, and what the log-odds have of them, are random: if these were
     0 too, categories alone would never be told apart.
@@ -112,7 +112,7 @@ def init(network: Network, rng: np.random.Generator) -> Weights:
     weights: Weights = {}
     for name, shape in network.shapes.items():
         kind = name.partition("/")[0]
-        scale = {"matrix": np.sqrt(2.0 / max(shape[0], 1)), "unknown": 1.0}.get(kind, 0.0)
+        scale = {"matrix": np.sqrt(2.0 / max(shape[0], 1)), "unknown": 1.0, "values": 0.3}.get(kind, 0.0)
         weights[name] = (scale * rng.normal(size=shape)).astype(np.float32)
     starts = np.cumsum([0, *(one.width for one in network.inputs)])
     straight = [
