@@ -104,8 +104,8 @@ USERS = "users"
 def init(network: Network, rng: np.random.Generator) -> Weights:
     """Weights to start from.
 
-    Matrices are by He et al. (2015), biases 0, deviations of values small. Inputs that are no embeddings go through S to
-    numbers of the embedding as they are, or a random projection of them where it has too few, and of these the log-odds
+    Matrices are by He et al. (2015), biases 0, deviations of values small. Inputs that are no embeddings go through S
+    to numbers of the embedding as they are, or a random projection of them where it has too few; of these log-odds
     know nothing yet. The other numbers of the embedding, and what the log-odds have of them, are random: if these were
     0 too, categories alone would never be told apart.
     """
