@@ -26,7 +26,9 @@ METADATA = "freshet"
 """The key of an ONNX file's metadata under which `freshet train-encoder` puts the vocabularies."""
 _VERSION = 1
 _TIMED, _TIMES = 100, 5
-_TYPES = {"numeric": "tensor(float)", "vector": "tensor(float)", "category": "tensor(int64)", "id": "tensor(int64)"}
+_TYPES = {"category": "tensor(int64)", "id": "tensor(int64)"} | dict.fromkeys(
+    ("numeric", "vector", "multi"), "tensor(float)"
+)
 
 
 class _Metadata(msgspec.Struct, frozen=True):
@@ -143,7 +145,7 @@ def _check_inputs(where: str, found: list[Any], declared: EncoderFile) -> None:
     if theirs.keys() != ours.keys():
         raise ModelError(f"{where}: its inputs are {_some(theirs)}: expected {_some(ours)}, as encoder.inputs has them")
     for name, one in ours.items():
-        width = [one.width] if one.kind == "vector" else []
+        width: list[int | None] = [one.columns] if one.kind in ("vector", "multi") else []
         _check(f"{where}: input {name!r}", theirs[name], _TYPES[one.kind], width, f"of kind {one.kind!r}")
 
 

@@ -4,8 +4,9 @@
     python -m examples.deep movielens --data FOLDER    # of examples.movielens.log
     python -m examples.deep ranklens --data FILE       # of examples.ranklens.log
 
-A log has three parts. Encoders are trained on the first, one of them with effects of users beside it (`--users`); every
-prior is fitted on the second, which no encoder has seen; the third is replayed. Users learn from all three.
+A log has three parts. Encoders are trained on the first and on the second of half of the users, one of them for what
+all users like alike (`--no-users`). Priors on them are fitted on the second of the other half, which no encoder has
+seen, and that of the linear model on all of the second. The third is replayed. Users learn from all three.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from examples.deep.ways import COLUMNS, FIT, NEW, freshet, table, with_new, wort
 from learner.evaluation.compare import A_DAY, FIXED_EFFECT, FRESH, FROZEN
 from learner.evaluation.metrics import Metrics
 
-PERSONAL = ", of users"
-"""Of encoders that were trained with effects of users."""
+ALIKE = ", no users"
+"""Of encoders that were trained without effects of users."""
 ITEMS = "[effects.item]\n[effects.item.prior]\nvariance = 0.25\n"
 
 
@@ -38,7 +39,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--users", type=int, default=600, help="of the simulation (default: %(default)s)")
     parser.add_argument("--every", type=int, default=4, metavar="N", help=logs.EVERY)
     parser.add_argument("--items", action="store_true", help="let items learn too, an intercept each")
-    parser.add_argument("--on-second", action="store_true", help="judge on the second part, for choices")
     parser.add_argument(
         "--train", nargs="*", default=[], metavar="OPTION", help="of train-encoder, without dashes: a=1"
     )
@@ -58,14 +58,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             source = logs.SOURCES[arguments.log](arguments.data, folder, every=arguments.every)
         found = compare(folder, source, arguments)
     columns = [*COLUMNS, *(NEW if arguments.items else NEW[:1])]
-    print(table(found, [name for name in ("linear + users", "deep alone") if name in found], columns))
+    print(
+        table(
+            found, [name for name in ("linear + users", "deep alone", f"deep{ALIKE} alone") if name in found], columns
+        )
+    )
     return 0
 
 
 def compare(folder: Path, source: logs.Source, arguments: argparse.Namespace) -> dict[str, Metrics]:
-    """Every way's results on the third part; on the second, with a prior of the first, for choices."""
-    first, second, third = source.files
-    learnt, judged = (first, [first, second]) if arguments.on_second else (second, [first, second, third])
+    """Every way's results on the third part."""
+    judged = first, second, _ = source.files
+    one_half, other_half = logs.halves(second, folder / "halves")
     sizes = [logs.n_outcomes(one) for one in judged]
     share = sum(sizes[:-1]) / sum(sizes)
     print("outcomes", sizes, file=sys.stderr)
@@ -77,29 +81,30 @@ def compare(folder: Path, source: logs.Source, arguments: argparse.Namespace) ->
         "deep and linear": source.head + items + source.linear + 'deep = { kind = "encoded" }\n' + source.inputs,
     }
     found: dict[str, Metrics] = {}
-    ways = arguments.ways or [*text_of, *(f"{one}{PERSONAL}" for one in list(text_of)[1:])]
-    encoder = {"": folder / "encoder", PERSONAL: folder / "personal"}
+    ways = arguments.ways or ["linear", "deep", f"deep{ALIKE}", "deep and linear"]
+    encoder = {"": folder / "encoder", ALIKE: folder / "alike"}
     start = time.perf_counter()
     for kind, at in encoder.items():
-        if not any(one.endswith(PERSONAL) == bool(kind) for one in ways if one != "linear"):
+        if not any(one.endswith(ALIKE) == bool(kind) for one in ways if one != "linear"):
             continue
         at.mkdir()
         (at / "model.toml").write_text(text_of["deep"])
-        options = [f"--{one}" for one in [*arguments.train, *(["users"] if kind else [])]]
-        freshet("train-encoder", first, "--model", at / "model.toml", *options)
+        options = [f"--{one}" for one in [*arguments.train, *(["no-users"] if kind else [])]]
+        freshet("train-encoder", first, one_half, "--model", at / "model.toml", *options)
         print(f"trained: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     for name in ways:
         at = folder / name.replace(" ", "-")
         at.mkdir()
-        what, personal, _ = name.partition(PERSONAL)
+        what, alike, _ = name.partition(ALIKE)
         (at / "model.toml").write_text(text_of[what])
         if what != "linear":
-            (at / "encoder.onnx").write_bytes((encoder[personal] / "encoder.onnx").read_bytes())
-        freshet("fit", learnt, "--model", at / "model.toml", "--out", at / "prior.npz", *FIT)
+            (at / "encoder.onnx").write_bytes((encoder[alike] / "encoder.onnx").read_bytes())
+        fitted_on = second if what == "linear" else other_half
+        freshet("fit", fitted_on, "--model", at / "model.toml", "--out", at / "prior.npz", *FIT)
         late = [FROZEN, A_DAY] if name in arguments.late else []
         wanted = [FIXED_EFFECT, FRESH, *late]
         results = worth(judged, at / "model.toml", at / "prior.npz", share, arguments.resamples, wanted)
-        if what != "deep and linear" and not personal:
+        if what != "deep and linear":
             found[f"{name} alone"] = with_new(results[FIXED_EFFECT])
         found[f"{name} + users"] = with_new(results[FRESH])
         found |= {f"{name} + users, {one}": with_new(results[one]) for one in late}

@@ -25,8 +25,8 @@ from examples.deep.ways import freshet, mean_gap, worth
 from learner.evaluation.compare import FIXED_EFFECT
 
 EVERYTHING = "retrained on everything"
-COLD = ["--tail", "0", "--epochs", "8"]
-BESIDE = ["--tail", "0", "--epochs", "3"]
+COLD = ["--held-out", "0", "--epochs", "8"]
+BESIDE = ["--held-out", "0", "--epochs", "3"]
 # After each part: whether all is read or the part alone, and what stands beside it.
 WAYS: dict[str, tuple[str, list[str]]] = {
     EVERYTHING: ("all", COLD),

@@ -40,11 +40,15 @@ inputs = [
 ]
 """
 RANKLENS_INPUTS = """[encoder]
-embedding = 24
+embedding = 40
 inputs = [
     { name = "item_id", kind = "id" }, { name = "taste", kind = "vector", width = 8 },
-    { name = "votes", kind = "numeric" }, { name = "rating", kind = "numeric" },
+    { name = "appeal", kind = "numeric" }, { name = "votes", kind = "numeric" }, { name = "rating", kind = "numeric" },
     { name = "year", kind = "numeric" }, { name = "runtime", kind = "numeric" },
+    { name = "genres", kind = "multi", values = [
+        "action", "adventure", "animation", "comedy", "crime", "documentary", "drama", "family", "fantasy", "history",
+        "horror", "music", "mystery", "romance", "science fiction", "thriller", "war", "western",
+    ] },
 ]
 """
 
@@ -59,6 +63,15 @@ def movielens(folder: Path, scratch: Path, every: int = 4) -> Source:
     files = (folder / f"{name}.jsonl.gz" for name in ("batch", "train", "stream"))
     parts = [[line for line in lines_of(file) if _is_one(line, every)] for file in files]
     return Source(head, linear, MOVIELENS_INPUTS, written(scratch, parts))
+
+
+def halves(file: Path, scratch: Path) -> list[Path]:
+    """The events of half of a file's users, and those of the others."""
+    parts: list[list[bytes]] = [[], []]
+    for line in lines_of(file):
+        # By another digit than that of every so-manieth user.
+        parts[crc32(msgspec.json.decode(line, type=_Whose).user_id.encode()) >> 16 & 1].append(line)
+    return written(scratch, parts)
 
 
 def _is_one(line: bytes, every: int) -> bool:

@@ -12,7 +12,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from learner.deep.network import FARTHEST, Inputs, Network, Weights, forward
+from learner.deep.network import FARTHEST, SKIP, Inputs, Network, Weights, forward
 
 OPSET, IR = 17, 8
 """Of the ONNX file: what runtimes of 2022 and later read."""
@@ -101,7 +101,7 @@ def _graph(weights: Weights, network: Network, with_offset: bool) -> onnx.ModelP
     parts = []
     for one in network.inputs:
         kind = TensorProto.INT64 if one.is_embedded else TensorProto.FLOAT
-        shape = ["n", one.size] if one.kind == "vector" else ["n"]
+        shape = ["n", one.size] if one.kind in ("vector", "multi") else ["n"]
         declared.append(helper.make_tensor_value_info(one.name, kind, shape))
         at = f"/input/{one.name}"
         if one.kind == "numeric":
@@ -114,17 +114,22 @@ def _graph(weights: Weights, network: Network, with_offset: bool) -> onnx.ModelP
             unknown = np.asarray(weights[f"unknown/{one.name}"])
             table = np.concatenate([unknown[None], unknown + np.asarray(weights[f"values/{one.name}"])])
             parts.append(node("Gather", at, constant(f"{at}/table", table), one.name, axis=0))
+        elif one.kind == "vector":
+            parts.append(node("Div", at, one.name, constant(f"{at}/std", one.std)))
         else:
             parts.append(one.name)
     x = node("Concat", "/entered", *parts, axis=1)
+    straight = node("MatMul", "/skip", x, constant("/skip/matrix", weights[SKIP]))
     for name, _, _ in network.layers:
         if name == "offset" and not with_offset:
             break
         product = node("MatMul", f"/{name}/product", x, constant(f"/{name}/matrix", weights[f"matrix/{name}"]))
-        is_last = name in ("embedding", "offset")
-        result = {"embedding": "embedding", "offset": "/log_odds"}.get(name, f"/{name}/sum")
+        result = "/log_odds" if name == "offset" else f"/{name}/sum"
         x = node("Add", result, product, constant(f"/{name}/bias", weights[f"bias/{name}"]))
-        x = x if is_last else node("Relu", f"/{name}/relu", x)
+        if name == "embedding":
+            x = node("Add", "embedding", x, straight)
+        elif name != "offset":
+            x = node("Relu", f"/{name}/relu", x)
     outputs = [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", network.embedding])]
     if with_offset:
         node("Squeeze", "offset", "/log_odds", axis)

@@ -11,7 +11,7 @@ import numpy as np
 
 from learner.deep.export import to_onnx
 from learner.deep.gather import Gathered
-from learner.deep.increment import RIDGE, Anchor, blended, grown, nothing, users
+from learner.deep.increment import RIDGE, Anchor, blended, grown, nothing
 from learner.deep.network import init
 from learner.deep.state import Trained
 from learner.deep.training import Options, State, begin, information, train
@@ -35,8 +35,6 @@ class Before(NamedTuple):
         How much of that is the second anchor's.
     ridge
         The precision of a weight of which nothing is known.
-    users
-        Whether each user has an effect of their own in the training, which is forgotten behind it.
     """
 
     previous: Trained | None = None
@@ -45,7 +43,6 @@ class Before(NamedTuple):
     keep: float = 1.0
     cold_weight: float = 0.5
     ridge: float = RIDGE
-    users: bool = False
 
     def anchor(self, gathered: Gathered, strength: float) -> Anchor:
         """What is known beside the log, for the network that has its values too; never less than before any log."""
@@ -81,9 +78,6 @@ def prepare(gathered: Gathered, before: Before, options: Options) -> Fitting:
         weights = init(gathered.network, np.random.default_rng(options.seed))
     else:
         weights = grown(before.previous.anchor, gathered.network, before.ridge).mean
-    if before.users:
-        own = users(gathered.network, gathered.outcomes.n_users)
-        weights, anchor = weights | own.mean, Anchor(anchor.mean | own.mean, anchor.precision | own.precision)
     start = begin(gathered.network, weights, gathered.held_out)
     said = msgspec.json.encode(
         [gathered.network, options, gathered.learnt.fingerprint(), gathered.held_out.fingerprint()]
@@ -117,14 +111,13 @@ def finish(fitting: Fitting, state: State) -> tuple[bytes, Trained]:
     gathered = fitting.gathered
     known = fitting.before.anchor(gathered, 1.0).precision
     found = information(state.best, gathered.network, gathered.learnt)
-    weights = {name: state.best[name] for name in known}
-    precision = {name: known[name] + found[name] for name in known}
-    n = min(_COMPARED, len(gathered.learnt))
+    weights, precision = state.best, {name: known[name] + found[name] for name in known}
+    n = min(-(-_COMPARED // gathered.learnt.length), len(gathered.learnt))
     examples: Any = gathered.learnt.batch(np.linspace(0, len(gathered.learnt) - 1, n).astype(np.intp), n).inputs
     previous = fitting.before.previous
     with_offset = not gathered.outcomes.n_offsets
     data = to_onnx(weights, gathered.network, gathered.vocabulary, examples, with_offset)
-    seen = len(gathered.learnt) + (0 if previous is None else previous.outcomes)
+    seen = gathered.learnt.n_outcomes + (0 if previous is None else previous.outcomes)
     encoder = sha256(data).hexdigest()[:16]
     anchor = Anchor(weights, precision)
     return data, Trained(gathered.network, anchor, gathered.vocabulary, seen, encoder, with_offset)

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.batch import sql
-from learner.batch.collect import Engine, cut_at
+from learner.batch.collect import Engine
 from learner.batch.columns import column, rows_of
 from learner.batch.outcomes import Outcomes, fitted_rows
 from learner.belief.gaussian import Array
-from learner.deep.examples import Examples, mapped, record
+from learner.deep.examples import Examples, length_for, mapped, record, windows
 from learner.deep.network import Input, Network
 from learner.deep.reading import declared, inputs_of
 from learner.deep.state import Trained, Vocabulary
@@ -31,7 +31,7 @@ class Gathered(NamedTuple):
     network
         Whose vocabularies have the values of this log, behind those that were known before.
     learnt, held_out
-        The outcomes before the last part, and those in it.
+        The outcomes of most users, and those of the others.
     outcomes
         What is known of all of them together.
     """
@@ -56,7 +56,12 @@ class _Seen(NamedTuple):
 
 
 def gather(
-    engine: Engine, view: Model, hidden: tuple[int, ...], tail: float, before: Trained | None = None
+    engine: Engine,
+    view: Model,
+    hidden: tuple[int, ...],
+    held_out: float,
+    window: int | None = None,
+    before: Trained | None = None,
 ) -> Gathered:
     """Join clicks to impressions, as `learner.batch.collect` does, and keep each outcome as it is trained on.
 
@@ -64,8 +69,10 @@ def gather(
     ----------
     view
         What the tables were read with.
-    tail
-        The last share of outcomes, by time, that is held out.
+    held_out
+        The share of users that is held out.
+    window
+        Outcomes of a user that are seen together; with 1 users have no effects. None for what suits the log.
     before
         What earlier logs have taught: its scales stay, and its values keep their places.
 
@@ -94,24 +101,26 @@ def gather(
         known = before.vocabulary.get(one.name, ()) if before is not None else ()
         if one.name in met:
             vocabulary[one.name], moved[at] = _vocabulary(met[one.name], seen.places[at], one, known)
+        elif one.kind == "multi":
+            vocabulary[one.name] = tuple(one.values or ())
         inputs.append(_input(one, len(vocabulary.get(one.name, ())), seen.sums[at], before))
     network = Network(tuple(inputs), hidden, declared(view).embedding)
     dtype = record(view.width)
     parts = table.map(partial(_records, dtype, view, stand_in, moved, seen.users))
     records = mapped(parts, len(outcomes), dtype)
-    # What was shown at the very cut is learnt: of a log of one moment nothing is held out.
-    is_held_out = records["at_ms"] > (cut_at(engine, 1.0 - tail) if tail else np.inf)
-    learnt, held_out = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
-    return Gathered(
-        network, vocabulary, Examples(records, learnt, network), Examples(records, held_out, network), outcomes
-    )  # fmt: skip
+    user = np.array(records["user"])
+    of_users = windows(user, length_for(user) if window is None else window)
+    is_chosen = np.random.default_rng(0).random(1 + outcomes.n_users) < held_out
+    is_held_out = is_chosen[user[of_users[:, 0]]]
+    learnt, others = (Examples(records, of_users[some], network) for some in (~is_held_out, is_held_out))
+    return Gathered(network, vocabulary, learnt, others, outcomes)
 
 
 def check_same(view: Model, trained: Trained, source: str) -> None:
     """Raise `ModelError` unless an encoder was trained for these inputs and this embedding."""
     encoder = declared(view)
-    had = [(one.name, one.kind, one.size if one.kind == "vector" else None) for one in trained.network.inputs]
-    wanted = [(one.name, one.kind, one.width) for one in encoder.inputs]
+    had = [(one.name, one.kind, 0 if one.is_embedded else one.size) for one in trained.network.inputs]
+    wanted = [(one.name, one.kind, 0 if one.kind in ("category", "id") else one.columns) for one in encoder.inputs]
     if had != wanted or trained.network.embedding != encoder.embedding:
         raise ModelError(
             f"encoder {source!r}: was trained for {_said(had)} and embedding = {trained.network.embedding}: expected "
@@ -126,8 +135,8 @@ def check_same(view: Model, trained: Trained, source: str) -> None:
             )
 
 
-def _said(inputs: Sequence[tuple[str, str, int | None]]) -> str:
-    return ", ".join(f"{name} ({kind}{'' if width is None else f' of {width}'})" for name, kind, width in inputs)
+def _said(inputs: Sequence[tuple[str, str, int]]) -> str:
+    return ", ".join(f"{name} ({kind}{f' of {width}' if width > 1 else ''})" for name, kind, width in inputs)
 
 
 def _seen(width: int, places: Mapping[int, EncoderInput], piece: Any) -> _Seen:
@@ -135,6 +144,9 @@ def _seen(width: int, places: Mapping[int, EncoderInput], piece: Any) -> _Seen:
     for at, one in places.items():
         if one.kind in ("category", "id"):
             found[at] = np.unique(rows[:, at])
+        elif one.kind == "vector":
+            its = rows[:, at : at + one.columns].astype(np.float64)
+            sums[at] = its.size, 0.0, (its**2).sum()
         elif one.kind == "numeric":
             known = rows[rows[:, at + 1] == 0, at].astype(np.float64)
             sums[at] = len(known), known.sum(), (known**2).sum()
@@ -160,17 +172,17 @@ def _vocabulary(
 
 
 def _input(one: EncoderInput, n_values: int, sums: Array, before: Trained | None) -> Input:
-    if one.kind == "vector":
-        return Input(one.name, one.kind, one.width or 0)
-    if one.kind != "numeric":
+    if one.kind in ("category", "id"):
         return Input(one.name, one.kind, n_values)
+    if one.kind == "multi":
+        return Input(one.name, one.kind, one.columns)
     if before is not None:
         return next(its for its in before.network.inputs if its.name == one.name)
     n, total, squares = sums.tolist()
     mean = total / n if n else 0.0
     std = float(np.sqrt(max(squares / n - mean**2, 0.0))) if n else 0.0
     # Of one value alone there is no scale.
-    return Input(one.name, one.kind, 1, mean, std if std > 1e-6 * abs(mean) else 1.0)
+    return Input(one.name, one.kind, one.columns, mean, std if std > 1e-6 * abs(mean) else 1.0)
 
 
 def _records(

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from learner.deep.network import USERS, Batch, Network, Weights, forward, with_users
+from learner.deep.network import SKIP, USERS, Batch, Network, Weights, effects, forward
 
-RIDGE = 1.0
+RIDGE = 30.0
 """Precision of a weight of which no log has said anything."""
 
 
@@ -35,17 +35,10 @@ class Anchor(NamedTuple):
 def nothing(network: Network, ridge: float = RIDGE) -> Anchor:
     """What is known before any log."""
     shapes = network.shapes
-    return Anchor(
-        {name: np.zeros(shape, np.float32) for name, shape in shapes.items()},
-        {name: np.full(shape, ridge, np.float32) for name, shape in shapes.items()},
-    )
-
-
-def users(network: Network, n: int) -> Anchor:
-    """Effects of so many users, of whom nothing is known: N(0, 1) for an intercept, and so for e'theta if |e|^2 = d."""
-    d = network.embedding
-    mean = np.zeros((n, 1 + d), np.float32)
-    return Anchor({USERS: mean}, {USERS: mean + np.array([1.0, *[d] * d], np.float32)})
+    mean = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    # Effects of users are N(0, 1) for an intercept, and so for e'theta if |e|^2 = d.
+    mean[USERS][1:] = np.log(network.embedding)
+    return Anchor(mean, {name: np.full(shape, ridge, np.float32) for name, shape in shapes.items()})
 
 
 def grown(anchor: Anchor, network: Network, ridge: float = RIDGE) -> Anchor:
@@ -99,20 +92,26 @@ def fisher(weights: Weights, network: Network, batch: Batch) -> Weights:
 
     c = weight * q (1 - q) is the curvature of the loss by z, times e where an item is looked at with chance e. Of a
     matrix dz/dW is the outer product of what enters the layer and the gradient of what leaves it, so that its squares
-    add up as one product of matrices; no gradient of a single outcome by all weights is ever made.
+    add up as one product of matrices; no gradient of a single outcome by all weights is ever made. In windows of
+    users z has the effect that is known of the user before each outcome. Of the log precisions of effects none is said.
     """
-    n = len(batch.y)
+    n = batch.y.size
+    weight, examination, offset = (one.reshape(-1) for one in (batch.weight, batch.examination, batch.offset))
     taps = {one.name: jnp.zeros((n, one.width)) for one in network.inputs if one.is_embedded}
     taps |= {f"layer/{name}": jnp.zeros((n, n_out)) for name, _, n_out in network.layers}
 
+    plain = forward(weights, network, batch.inputs)
+    z = batch.offset + plain.log_odds.reshape(batch.y.shape)
+    theta = effects(weights[USERS], plain.embedding, z, batch).theta.reshape(n, -1)
+
     def total(taps: dict[str, Any]) -> Any:
         passed = forward(weights, network, batch.inputs, taps)
-        z = with_users(weights, batch, passed)
+        z = passed.log_odds + (passed.embedding * theta[:, 1:]).sum(axis=1) + theta[:, 0]
         return z.sum(), (z, passed)
 
     slopes, (z, passed) = jax.grad(total, has_aux=True)(taps)
-    q = jax.nn.sigmoid(batch.offset + z)
-    c = (batch.weight * batch.examination * q * (1.0 - q))[:, None]
+    q = jax.nn.sigmoid(offset + z)
+    c = (weight * examination * q * (1.0 - q))[:, None]
     found: Weights = {}
     for one in network.inputs:
         if one.is_embedded:
@@ -124,4 +123,6 @@ def fisher(weights: Weights, network: Network, batch: Batch) -> Weights:
         its = c * slopes[f"layer/{name}"] ** 2
         found[f"matrix/{name}"] = (passed.entered[name] ** 2).T @ its
         found[f"bias/{name}"] = its.sum(axis=0)
-    return found
+        if name == "embedding":
+            found[SKIP] = (passed.entered[SKIP] ** 2).T @ its
+    return found | {USERS: jnp.zeros_like(weights[USERS])}

@@ -68,7 +68,7 @@ class Inputs(Encoder):
 
 def columns_of(one: EncoderInput) -> int:
     """Columns that an input has in a row: a number is followed by whether it is missing."""
-    return {"numeric": 2, "vector": one.width or 0}.get(one.kind, 1)
+    return 2 if one.kind == "numeric" else one.columns
 
 
 class Unread(Kind, frozen=True, tag="unread"):

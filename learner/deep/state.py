@@ -16,7 +16,7 @@ from learner.deep.network import Network, Weights
 from learner.deep.training import State
 from learner.model.duration import ModelError
 
-VERSION = 1
+VERSION = 2
 Vocabulary = dict[str, tuple[str, ...]]
 """Of each category and id its values; value k is k + 1 for the network."""
 

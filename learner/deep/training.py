@@ -1,4 +1,4 @@
-"""Training: epochs of Adam on a log's outcomes beside an anchor, stopped early on the log's last part. JAX and optax.
+"""Training: epochs of Adam on a log's outcomes beside an anchor, stopped early on users held out. JAX and optax.
 
 Everything is a function of the state, the examples and the seed: an epoch that is run again gives the same bits.
 """
@@ -19,9 +19,9 @@ from learner.deep.examples import Examples
 from learner.deep.increment import Anchor, fisher
 from learner.deep.network import Batch, Network, Weights, losses
 
-LARGEST, STEPS = 512, 128
+LARGEST, STEPS = 2048, 64
 """Outcomes a step takes, at most: as many, by powers of 2, as give an epoch so many steps, or more."""
-TOGETHER = 16
+TOGETHER = 8
 """Steps that are compiled as one loop. Behind the last outcome it is filled up with batches that are no steps."""
 DROPPED = 0.05
 """How often a value is shown to the network as unknown, so that the unknown has a meaning."""
@@ -101,7 +101,7 @@ def train(
     advance
         Called with the number of outcomes gone through.
     """
-    size = batch_size(len(learnt), options.smallest)
+    size = max(1, batch_size(learnt.n_outcomes, options.smallest) // learnt.length)
     steps = -(-len(learnt) // size)
     anchor = Anchor(*({name: jnp.asarray(one) for name, one in part.items()} for part in anchor))
     while state.epoch < options.epochs and state.epoch - state.best_epoch < options.patience:
@@ -113,11 +113,11 @@ def train(
             batches = _stacked(learnt, taken, size, rng)
             done = state.epoch * steps + first
             weights, moments = _descend(
-                network, len(learnt), options.epochs * steps, options.learning_rate, anchor, weights, moments, done,
-                batches,
+                network, learnt.n_outcomes, options.epochs * steps, options.learning_rate, anchor, weights, moments,
+                done, batches,
             )  # fmt: skip
             jax.block_until_ready(weights)
-            advance(len(taken))
+            advance(learnt.n_outcomes * len(taken) // len(learnt))
         loss, epoch = mean_loss(weights, network, held_out), state.epoch + 1
         weights, moments = jax.device_get((weights, moments))
         state = State(weights, moments, state.best, state.best_loss, epoch, state.best_epoch)
@@ -130,7 +130,7 @@ def batch_size(n: int, smallest: int = 32) -> int:
     """Outcomes a step takes, of N.
 
     >>> batch_size(1_000), batch_size(10_000), batch_size(1_000_000)
-    (32, 64, 512)
+    (32, 128, 2048)
     """
     return min(max(1 << max(n // STEPS, 1).bit_length() - 1, smallest), LARGEST)
 
@@ -155,7 +155,7 @@ def information(weights: Weights, network: Network, examples: Examples) -> Weigh
 
 def _batches(examples: Examples) -> Iterator[Batch]:
     """All outcomes, in order, in batches of one size."""
-    size = LARGEST * TOGETHER
+    size = max(1, LARGEST * TOGETHER // examples.length)
     for first in range(0, len(examples), size):
         yield examples.batch(np.arange(first, min(first + size, len(examples))), size)
 
@@ -168,7 +168,7 @@ def _stacked(examples: Examples, taken: Any, size: int, rng: np.random.Generator
         for name, one in together.inputs.items()
     }
     together = together._replace(inputs=inputs)
-    stacked: Batch = jax.tree.map(lambda one: one.reshape(TOGETHER, size, *one.shape[1:]), together)
+    stacked: Batch = jax.tree.map(lambda one: one.reshape(TOGETHER, -1, *one.shape[1:]), together)
     return stacked
 
 
@@ -189,7 +189,7 @@ def _descend(
     adam = optax.scale_by_adam()
 
     def objective(flat: Any, batch: Batch) -> Any:
-        return losses(named(flat), network, batch).mean()
+        return losses(named(flat), network, batch).sum() / jnp.maximum(1.0, (batch.weight > 0.0).sum())
 
     def step(carry: Any, batch: Batch) -> Any:
         flat, (mu, nu), number = carry

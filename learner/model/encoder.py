@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.limits import MAX_EMBEDDING, MAX_ENCODER_INPUTS
+from learner.model.category_kinds import Multi
 from learner.model.kind import FeatureError, Kind, Number, Scalar, Size, Text, require, some, type_name
 from learner.model.number_kinds import Vector, numbers
 
@@ -36,20 +37,26 @@ class EncoderInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kind
         ``numeric``: float32, shape (n,), the raw value, NaN where it is missing. ``category`` and ``id``: int64, shape
         (n,), k + 1 for value k of the vocabulary, 0 for one that is not in it or missing; an ``id`` is the item's.
-        ``vector``: float32, shape (n, width), zeros where it is missing.
+        ``vector``: float32, shape (n, width), zeros where it is missing. ``multi``, a list of values: float32, shape
+        (n, number of values), 1 for each that is in the list and 0 for the others.
     origin
         Whether each item says it, or the context of the request, once; or the catalog, of an item that does not.
     values
-        The vocabulary of a ``category``; without, it is in the encoder's file.
+        The vocabulary of a ``category``; without, it is in the encoder's file. Of a ``multi`` all there are.
     width
         The length of a ``vector``.
     """
 
     name: InputName
-    kind: Literal["numeric", "category", "id", "vector"]
+    kind: Literal["numeric", "category", "id", "vector", "multi"]
     origin: Literal["item", "context", "catalog"] = msgspec.field(default="item", name="from")
     values: Annotated[list[Text], msgspec.Meta(min_length=1)] | None = None
     width: Size | None = None
+
+    @property
+    def columns(self) -> int:
+        """Numbers that the graph takes of it, or places in a vocabulary."""
+        return {"vector": self.width or 0, "multi": len(self.values or ())}.get(self.kind, 1)
 
     def schema(self) -> Any:
         """The type of the JSON that it takes, but for null; None for an id, which is not among the features."""
@@ -60,6 +67,8 @@ class EncoderInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 return Text
             case "vector":
                 return Annotated[list[Number], msgspec.Meta(min_length=self.width, max_length=self.width)]
+            case "multi":
+                return self._many.schema()
         return None
 
     def reader(self, vocabulary: Sequence[str]) -> Callable[[Sequence[Any]], Tensor]:
@@ -69,16 +78,16 @@ class EncoderInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         if self.kind == "numeric":
             return lambda values: numbers(self.name, values, False).astype(np.float32)
-        if self.kind == "vector":
-            width = self.width or 0
-            fill = Vector(size=width).filler(self.name, {})
+        if self.kind in ("vector", "multi"):
+            read = Vector(size=self.width or 0) if self.kind == "vector" else self._many
+            fill = read.filler(self.name, {})
 
-            def vectors(values: Sequence[Any]) -> Tensor:
-                filled = np.zeros((len(values), width))
+            def rows(values: Sequence[Any]) -> Tensor:
+                filled = np.zeros((len(values), self.columns))
                 fill(filled, values)
                 return filled.astype(np.float32)
 
-            return vectors
+            return rows
         place = {value: k + 1 for k, value in enumerate(vocabulary)}
 
         def places(values: Sequence[Any]) -> Tensor:
@@ -89,14 +98,18 @@ class EncoderInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
         return places
 
+    @property
+    def _many(self) -> Multi:
+        return Multi(values=self.values, unknown="ignore")
+
     def check(self, key: str) -> None:
         """Raise `ModelError` if it cannot be; `key` is where it stands."""
         is_vector = self.kind == "vector"
         expected = "how many numbers the vector has" if is_vector else "none, for it is no vector"
         require((self.width is not None) == is_vector, f"{key}.width", self.width, expected)
-        require(
-            self.values is None or self.kind == "category", f"{key}.values", self.values, "none, but for a category"
-        )
+        has_values = self.kind in ("category", "multi")
+        require(self.values is None or has_values, f"{key}.values", self.values, "none, but for a category or a multi")
+        require(self.values is not None or self.kind != "multi", f"{key}.values", None, "the values of its lists")
         distinct = self.values is None or len(set(self.values)) == len(self.values)
         require(distinct, f"{key}.values", self.values, "each value once")
         require(

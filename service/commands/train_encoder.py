@@ -29,6 +29,8 @@ STATE, CHECKPOINT = "encoder.npz", "encoder.checkpoint.npz"
 # Of a first log, and of one beside what is known, where large steps would first forget.
 RATE, RATE_BESIDE = 2e-3, 5e-4
 SMALLEST, SMALLEST_BESIDE = 32, 256
+# As of `learner.deep.increment`, which is imported with JAX.
+RIDGE = 30.0
 _EXTRA = "pip install 'freshet-online[train]'"
 
 
@@ -45,9 +47,9 @@ class TrainArguments(LogArguments):
     epochs: int
     patience: int
     learning_rate: float | None
-    tail: float
+    held_out: float
     ridge: float
-    users: bool
+    no_users: bool
     target: str | None
 
 
@@ -82,12 +84,12 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=_count, default=10, help="passes over the log, at most (default: %(default)s)")
     parser.add_argument(
         "--patience", type=_count, default=3,
-        help="so many epochs without a lower loss on the tail end it (default: %(default)s)",
+        help="so many epochs without a lower loss on users held out end it (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--tail", type=share, default=0.1, metavar="SHARE",
-        help="the last share of the log, by time, that is not learnt from but says when to stop; with 0 all epochs are "
-        "gone through (default: %(default)s)",
+        "--held-out", type=share, default=0.1, metavar="SHARE",
+        help="the share of users who are not learnt from but say when to stop; with 0 all epochs are gone through "
+        "(default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--learning-rate",
@@ -95,15 +97,14 @@ def declare(parser: argparse.ArgumentParser) -> None:
         help=f"of Adam, at first (default: {RATE:g}, with --previous {RATE_BESIDE:g})",
     )
     parser.add_argument(
-        "--ridge", type=_above_0, default=1.0,
+        "--ridge", type=_above_0, default=RIDGE,
         help="the prior precision of a weight of which no log has said anything; rare items differ less from the "
         "unknown where it is higher (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--users", action="store_true",
-        help="train with an effect of each user's own on the embedding, which is forgotten behind it: so the embedding "
-        "is made of what users differ in, and not of what all like alone. It takes 12 bytes a user and number in "
-        "memory, and an epoch takes the longer the more users there are",
+        "--no-users", action="store_true",
+        help="train for what all users like alike. Without, each outcome is predicted by what the last layer of its "
+        "user knows from their outcomes before, so that the embedding is made of what users differ in",
     )  # fmt: skip
     # That it is refused is told better than that there is none.
     parser.add_argument("--target", help=argparse.SUPPRESS)
@@ -134,8 +135,8 @@ def run(arguments: TrainArguments, settings: Settings, model: Model) -> int:
             f"--target {arguments.target}: expected none: an encoder is trained on clicks, of which its offset is the "
             "log-odds; targets have its embedding, and a fixed effect and beliefs of their own on it"
         )
-    if arguments.tail >= 1.0:
-        raise ValueError(f"--tail {arguments.tail}: expected less than 1: something has to be learnt from")
+    if arguments.held_out >= 1.0:
+        raise ValueError(f"--held-out {arguments.held_out}: expected less than 1: something has to be learnt from")
     seen = view(model)
     check_items(arguments, model)
     out = Path(settings.model).parent if arguments.out is None else Path(arguments.out)
@@ -144,16 +145,15 @@ def run(arguments: TrainArguments, settings: Settings, model: Model) -> int:
     for one, source in ((previous, arguments.previous), (cold, arguments.cold)):
         if one is not None:
             check_same(seen, one, str(source))
-    before = Before(
-        previous, cold, arguments.strength, arguments.keep, arguments.cold_weight, arguments.ridge, arguments.users
-    )
+    before = Before(previous, cold, arguments.strength, arguments.keep, arguments.cold_weight, arguments.ridge)
     hidden = _hidden(arguments.hidden, previous)
     rate = arguments.learning_rate or (RATE if previous is None else RATE_BESIDE)
     smallest = SMALLEST if previous is None else SMALLEST_BESIDE
     options = Options(arguments.epochs, arguments.patience, rate, arguments.seed, smallest)
+    window = 1 if arguments.no_users else None
     skipped = skipping(arguments)
     with tables_of_logs(arguments, settings, seen, skipped) as tables:
-        gathered = gather(tables, seen, hidden, arguments.tail, previous)
+        gathered = gather(tables, seen, hidden, arguments.held_out, window, previous)
     outcomes = gathered.outcomes
     if not len(gathered.learnt):
         raise ValueError(f"{' '.join(arguments.logs)}: no outcomes to learn from: expected impressions")
@@ -163,7 +163,7 @@ def run(arguments: TrainArguments, settings: Settings, model: Model) -> int:
             f"{arguments.previous}: was trained on logs {had} offsets, and this one is {has}: expected the same"
         )
     clicked = outcomes.n_clicked / len(outcomes)
-    held_out = f"{len(gathered.held_out):,} held out"
+    held_out = f"{gathered.held_out.n_outcomes:,} held out"
     print(f"{len(outcomes):,} outcomes of {outcomes.n_users:,} users, {clicked:.3f} clicked; {held_out}")
     for name, values in gathered.vocabulary.items():
         new = "" if previous is None else f", {len(values) - len(previous.vocabulary[name]):,} of them new"
@@ -195,7 +195,7 @@ def _train(fitting: Fitting, checkpoint: Path, seed: int) -> State:
         said = "is of another training: begins anew" if found is None else f"goes on after epoch {found.epoch}"
         print(f"{checkpoint}: {said}")
         state = found or state
-    epochs, n = fitting.options.epochs, len(fitting.gathered.learnt)
+    epochs, n = fitting.options.epochs, fitting.gathered.learnt.n_outcomes
     held_out = bool(len(fitting.gathered.held_out))
     with progress("training, at most", " outcomes", epochs * n) as bar:
         bar.update(state.epoch * n)

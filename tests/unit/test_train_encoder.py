@@ -35,6 +35,7 @@ inputs = [
     { name = "price", kind = "numeric" }, { name = "genre", kind = "category" },
     { name = "device", kind = "category", from = "context", values = ["phone", "desktop"] },
     { name = "item_id", kind = "id" }, { name = "text", kind = "vector", width = 2 },
+    { name = "tags", kind = "multi", values = ["x", "y", "z"] },
 ]
 """
 LINEAR = """
@@ -46,6 +47,7 @@ age = { kind = "numeric" }
 genre = { kind = "category", values = ["a", "b"] }
 device = { kind = "category", values = ["phone", "desktop"], from = "context" }
 text = { kind = "vector", size = 2 }
+tags = { kind = "multi", values = ["x", "y", "z"], unknown = "ignore" }
 """
 QUICK = ["--hidden", "8", "--epochs", "2"]
 
@@ -62,7 +64,12 @@ def day(n: int, seed: int = 0, items: int = 20, offset: float | None = None) -> 
         }
         shown = []
         for i in rng.sample(range(items), 5):
-            features = {"genre": rng.choice("ab"), "text": [rng.random(), 1.0], "age": 1.0}
+            features = {
+                "genre": rng.choice("ab"),
+                "text": [rng.random(), 1.0],
+                "age": 1.0,
+                "tags": rng.sample("wxyz", 2),
+            }
             features |= {"price": round(rng.gauss(20, 5), 2)} if rng.random() < 0.9 else {}
             shown.append({"item_id": f"i{i}", "features": features} | ({} if offset is None else {"offset": offset}))
             if rng.random() < (0.9 if (features["genre"] == "a") == (device == "phone") else 0.05):
@@ -93,7 +100,7 @@ def run(*typed: object) -> int:
 
 def test_a_log_makes_an_encoder_that_the_model_scores_with(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = written(model.with_name("log.jsonl"), day(400))
-    assert run(log, "--model", model, "--hidden", "16", "--learning-rate", "0.02") == 0
+    assert run(log, "--model", model, "--hidden", "16", "--learning-rate", "0.02", "--ridge", "1") == 0
     said = capsys.readouterr().out
     assert "2,000 outcomes of 7 users" in said
     assert "encoder.inputs item_id: 20 values" in said
@@ -105,8 +112,8 @@ def test_a_log_makes_an_encoder_that_the_model_scores_with(model: Path, capsys: 
     assert f"encoder {served.encoder.hash}" in said
     # What is to be clicked scores higher, of an item that nobody knows, too.
     assert served.encoder.has_offset
-    values = [[20.0, None], ["a", "b"], ["phone"] * 2, [[0.5, 1.0], None]]
-    assert served.encoder.names == ["price", "genre", "device", "text"]
+    values = [[20.0, None], ["a", "b"], ["phone"] * 2, [[0.5, 1.0], None], [None, ["x"]]]
+    assert served.encoder.names == ["price", "genre", "device", "text", "tags"]
     clicked, passed = served.encoder.rows(["i1", "new"], values)[:, -1].tolist()
     assert clicked > 0.5 > -0.5 > passed
     assert not (model.parent / "encoder.checkpoint.npz").exists()
@@ -129,15 +136,18 @@ def test_outcomes_are_those_of_fit_whatever_the_order_of_the_log(model: Path) ->
     seen = view(load_model(MODEL))
     with Duck(seen.width) as tables:
         tables.read(read_events([str(written(model.with_name("other.jsonl"), lines))], seen))
-        gathered = gather(tables, seen, (8,), 0.25)
+        gathered = gather(tables, seen, (8,), 0.4)
     assert gathered.outcomes.n_clicked == expected.n_clicked == labels.sum()
     parts = (gathered.learnt, gathered.held_out)
     both = [one.batch(np.arange(len(one)), len(one)) for one in parts]
-    assert sum(len(one) for one in parts) == len(expected) == 300
+    assert sum(one.n_outcomes for one in parts) == len(expected) == 300
     assert float(sum(one.y.sum() for one in both)) == expected.n_clicked
-    # Held out is what was shown last.
-    assert parts[0]._records["at_ms"][parts[0]._places].max() < parts[1]._records["at_ms"][parts[1]._places].min()
-    assert len(parts[1]) == pytest.approx(75, abs=5)
+    # Held out are users, with all that they were shown, in order of time.
+    learnt, held_out = (one._records[one._places[one._places >= 0]] for one in parts)
+    assert len(held_out) > 0
+    assert not {*learnt["user"].tolist()} & {*held_out["user"].tolist()}
+    for user in range(1, 8):
+        assert (np.diff(gathered.learnt._records["at_ms"][gathered.learnt._records["user"] == user]) >= 0).all()
 
 
 def test_what_items_leave_to_the_catalog_is_learnt_from_too(model: Path) -> None:
@@ -154,7 +164,7 @@ def test_what_items_leave_to_the_catalog_is_learnt_from_too(model: Path) -> None
     with Duck(seen.width) as tables:
         tables.read(read_events([str(log)], seen))
         gathered = gather(tables, seen, (8,), 0.0)
-    inputs = gathered.learnt.batch(np.arange(3), 3).inputs
+    inputs = {name: one[:3] for name, one in gathered.learnt.batch(np.arange(1), 1).inputs.items()}
     assert gathered.vocabulary["genre"] == ("a", "b")
     pairs = {gathered.vocabulary["item_id"][i - 1]: g for i, g in zip(inputs["item_id"], inputs["genre"], strict=True)}
     assert pairs == {"i1": 1, "i2": 2, "i3": 0}
@@ -206,7 +216,7 @@ def test_an_increment_reads_its_own_log_alone_and_knows_new_items(
     assert run(written(model.with_name("1.jsonl"), day(80)), "--model", model, "--out", first, *QUICK) == 0
     log = written(model.with_name("2.jsonl"), day(80, seed=1, items=23))
     capsys.readouterr()
-    line = [log, "--model", model, "--epochs", "20", "--tail", "0", "--previous", first / "encoder.npz"]
+    line = [log, "--model", model, "--epochs", "20", "--held-out", "0", "--previous", first / "encoder.npz"]
     assert run(*line, "--out", second) == 0
     assert "encoder.inputs item_id: 23 values, 3 of them new" in capsys.readouterr().out
     before, after = trained(first), trained(second)
@@ -226,20 +236,30 @@ def test_an_increment_reads_its_own_log_alone_and_knows_new_items(
     assert run(*line, "--out", model.parent / "blend", *blend) == 0
 
 
-def test_effects_of_users_are_forgotten_behind_the_training_and_it_is_gone_on_from_with_or_without(
-    model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_training_with_effects_of_users_is_gone_on_from_with_them_or_without(model: Path) -> None:
     folder = model.parent
     log = written(model.with_name("log.jsonl"), day(80))
-    for out, more in (("none", []), ("users", ["--users"]), ("again", ["--users"])):
+    for out, more in (("none", ["--no-users"]), ("users", []), ("again", [])):
         assert run(log, "--model", model, "--out", folder / out, *QUICK, *more) == 0
     none, users, again = (trained(folder / out) for out in ("none", "users", "again"))
     assert users.anchor.mean.keys() == none.anchor.mean.keys()
     assert (users.encoder, users.outcomes) == (again.encoder, none.outcomes)
     assert users.encoder != none.encoder
     later = written(model.with_name("2.jsonl"), day(40, seed=1))
-    for more in ([], ["--users"]):
+    for more in ([], ["--no-users"]):
         assert run(later, "--model", model, "--epochs", "1", "--previous", folder / "users" / "encoder.npz", *more) == 0
+
+
+def test_a_list_of_values_is_read_as_one_number_for_each(model: Path) -> None:
+    seen = view(load_model(MODEL))
+    with Duck(seen.width) as tables:
+        tables.read(read_events([str(written(model.with_name("log.jsonl"), day(20)))], seen))
+        gathered = gather(tables, seen, (8,), 0.0)
+    its = gathered.learnt.batch(np.arange(len(gathered.learnt)), len(gathered.learnt)).inputs["tags"]
+    # Two of four values each, of which w is not declared.
+    assert its.shape[1:] == (3,)
+    assert {*its.sum(axis=1).tolist()} <= {0.0, 1.0, 2.0}
+    assert its.any(axis=0).all()
 
 
 def test_of_a_log_with_offsets_the_encoder_makes_an_embedding_alone(model: Path) -> None:
@@ -258,7 +278,8 @@ def test_of_a_log_with_offsets_the_encoder_makes_an_embedding_alone(model: Path)
         ("none", [], "expected [encoder]"),
         ("name", [], "'embedding', 'offset' are outputs"),
         ("", ["--keep", "0.5"], "expected --previous"),
-        ("", ["--tail", "1"], "--tail"),
+        ("", ["--held-out", "1"], "--held-out"),
+        ("multi", [], "the values of its lists"),
         ("", ["--previous", "nowhere.npz"], "cannot be read"),
     ],
 )
@@ -266,6 +287,7 @@ def test_what_cannot_be_is_told_before_the_log_is_read(
     model: Path, change: str, options: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     texts = {"none": MODEL.partition("deep =")[0], "name": MODEL.replace('"genre", kind', '"offset", kind'), "": MODEL}
+    texts["multi"] = MODEL.replace(', values = ["x", "y", "z"]', "")
     model.write_text(texts[change])
     assert run("nowhere.jsonl", "--model", model, *options) == 2
     assert expected in capsys.readouterr().err
@@ -277,6 +299,7 @@ def test_an_encoder_of_other_inputs_is_not_gone_on_from(model: Path, capsys: pyt
     line = [log, "--previous", model.parent / "encoder.npz", "--model", model]
     for text, expected in (
         (MODEL.replace("width = 2", "width = 3"), "expected price (numeric)"),
+        (MODEL.replace('"y", "z"', '"z", "y"'), "expected the same"),
         (MODEL.replace('["phone", "desktop"]', '["desktop", "phone"]'), "expected the same"),
     ):
         model.write_text(text)
