@@ -2,10 +2,11 @@
 
     python -m examples.deep.increments --drift 0.1
     python -m examples.deep.increments --ranklens FILE     # of examples.ranklens.log
+    python -m examples.deep.increments --movielens FILE    # stream.jsonl.gz of examples.movielens.log
 
 Without a file the log is simulated (`examples.deep.simulate`). A first part is trained from nothing. After each of the
-parts that follow every way trains by `freshet train-encoder`, and its log-odds alone are scored on the next part,
-without users.
+parts that follow every way trains by `freshet train-encoder --no-users`, and its log-odds alone are scored on the
+next part, without users.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from examples.deep.ways import freshet, mean_gap, worth
 from learner.evaluation.compare import FIXED_EFFECT
 
 EVERYTHING = "retrained on everything"
-COLD = ["--held-out", "0", "--epochs", "8"]
-BESIDE = ["--held-out", "0", "--epochs", "3"]
+COLD = ["--no-users", "--held-out", "0", "--epochs", "8"]
+BESIDE = ["--no-users", "--held-out", "0", "--epochs", "3"]
 # After each part: whether all is read or the part alone, and what stands beside it.
 WAYS: dict[str, tuple[str, list[str]]] = {
     EVERYTHING: ("all", COLD),
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--parts", type=int, default=10, help="increments (default: %(default)s)")
     parser.add_argument("--first", type=int, default=10, help="parts in the first training (default: %(default)s)")
     parser.add_argument("--ranklens", type=Path, metavar="FILE", help="what examples.ranklens.log has written")
+    parser.add_argument("--movielens", type=Path, metavar="FILE", help="stream.jsonl.gz of examples.movielens.log")
     parser.add_argument("--every", type=int, default=1, metavar="N", help=logs.EVERY)
     parser.add_argument("--slates", type=int, default=1_000, help="a part (default: %(default)s)")
     parser.add_argument("--drift", type=float, default=0.0, help="of what all like, a part (default: %(default)s)")
@@ -52,14 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         n = arguments.first + arguments.parts + 1
-        if arguments.ranklens is None:
+        cuts = [k / n for k in range(arguments.first, n)]
+        if arguments.ranklens is not None:
+            source = logs.ranklens(arguments.ranklens, folder, cuts, arguments.every)
+        elif arguments.movielens is not None:
+            source = logs.movielens_stream(arguments.movielens, folder, cuts, arguments.every)
+        else:
             rng = np.random.default_rng(arguments.seed)
             parts = list(simulate.log(n * arguments.slates, n * arguments.slates // 20, rng, arguments.drift, n))
             joined = [list(chain(*parts[: arguments.first])), *parts[arguments.first :]]
             source = logs.Source(simulate.MODEL, simulate.LINEAR, simulate.INPUTS, logs.written(folder, joined))
-        else:
-            cuts = [k / n for k in range(arguments.first, n)]
-            source = logs.ranklens(arguments.ranklens, folder, cuts, arguments.every)
         found = compare(folder, source)
     say(found)
     return 0

@@ -79,8 +79,18 @@ def _is_one(line: bytes, every: int) -> bool:
 
 
 def ranklens(file: Path, scratch: Path, shares: Sequence[float] = RANKLENS_CUTS, every: int = 1) -> Source:
-    """What `examples.ranklens.log` has written, without its offsets, so that every model has its own."""
-    head, linear = _model("ranklens")
+    """What `examples.ranklens.log` has written, cut in time."""
+    return _cut("ranklens", RANKLENS_INPUTS, file, scratch, shares, every)
+
+
+def movielens_stream(file: Path, scratch: Path, shares: Sequence[float], every: int = 1) -> Source:
+    """The last ratings that `examples.movielens.log` has written, `stream.jsonl.gz`, cut in time."""
+    return _cut("movielens", MOVIELENS_INPUTS, file, scratch, shares, every)
+
+
+def _cut(name: str, inputs: str, file: Path, scratch: Path, shares: Sequence[float], every: int) -> Source:
+    """A log without its offsets, so that every model has its own, cut at shares of its slates in order of time."""
+    head, linear = _model(name)
     events = [msgspec.json.decode(line) for line in lines_of(file) if _is_one(line, every)]
     at = sorted(event["timestamp"] for event in events if event["type"] == "impression")
     cuts = [at[int(share * len(at))] for share in shares]
@@ -89,7 +99,7 @@ def ranklens(file: Path, scratch: Path, shares: Sequence[float] = RANKLENS_CUTS,
         for item in event.get("items", ()):
             item.pop("offset", None)
         parts[sum(event["timestamp"] >= cut for cut in cuts)].append(msgspec.json.encode(event))
-    return Source(head, linear, RANKLENS_INPUTS, written(scratch, parts))
+    return Source(head, linear, inputs, written(scratch, parts))
 
 
 SOURCES: dict[str, Callable[..., Source]] = {"movielens": movielens, "ranklens": ranklens}
