@@ -38,6 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--slates", type=int, default=24_000, help="of the simulation (default: %(default)s)")
     parser.add_argument("--users", type=int, default=600, help="of the simulation (default: %(default)s)")
     parser.add_argument("--every", type=int, default=4, metavar="N", help=logs.EVERY)
+    parser.add_argument(
+        "--cuts", type=float, nargs=2, default=logs.RANKLENS_CUTS, metavar="SHARE",
+        help="of ranklens, between its parts (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--items", action="store_true", help="let items learn too, an intercept each")
     parser.add_argument(
         "--train", nargs="*", default=[], metavar="OPTION", help="of train-encoder, without dashes: a=1"
@@ -55,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif arguments.data is None:
             parser.error(f"{arguments.log}: expected --data")
         else:
-            source = logs.SOURCES[arguments.log](arguments.data, folder, every=arguments.every)
+            cuts = {"shares": arguments.cuts} if arguments.log == "ranklens" else {}
+            source = logs.SOURCES[arguments.log](arguments.data, folder, every=arguments.every, **cuts)
         found = compare(folder, source, arguments)
     columns = [*COLUMNS, *(NEW if arguments.items else NEW[:1])]
     print(
