@@ -26,7 +26,6 @@ from learner.model.spec import load_model
 from learner.record import decode_record
 from learner.store import open_store
 from service.settings import Settings
-from service.web import operations
 from service.web.app import create_app
 
 MODEL = load_model("""
@@ -143,7 +142,7 @@ def test_learning_takes_the_time_of_the_event_whenever_it_comes(rig: Rig) -> Non
 
 
 def test_a_score_is_of_the_time_of_the_request_or_of_now(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operations, "now_ms", lambda: AT + DAY_MS)
+    monkeypatch.setattr("service.web.slate.now_ms", lambda: AT + DAY_MS)
     now = rig.score().json()
     assert now["items"] == rig.score(timestamp=AT + DAY_MS).json()["items"]
     assert now["items"] != rig.score(timestamp=AT).json()["items"]
