@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from learner.evaluation.history import Log, read_log
+from learner.evaluation.history import read_log
 from learner.evaluation.off_policy import Weighed
 from learner.evaluation.policy_replay import WeighedPart, WeighedSlate, weigh_part
 from learner.events.microbatch import Microbatch
@@ -39,21 +39,6 @@ class Slates(NamedTuple):
 
 class NoPropensities(ValueError):
     """No slate of the log can be weighed."""
-
-
-def weigh(
-    model: Model,
-    log: Log,
-    rule: Rule,
-    reward: str = "clicks",
-    top: int | None = None,
-    score_from_ms: float = -np.inf,
-    seed: int = 0,
-    advance: Callable[[int], object] = lambda n: None,
-) -> Slates:
-    """Weigh all slates of a log; see `weigh_part` and `together`."""
-    part = weigh_part(model, log, rule, reward, top, score_from_ms, seed, advance)
-    return together([part], [log.batch.user[one.places[0]] for one in log.users])
 
 
 def weigh_events(

@@ -10,7 +10,6 @@ import pytest
 from starlette.testclient import TestClient
 
 from learner.evaluation.history import read_log
-from learner.evaluation.policies import weigh
 from learner.events.parse import parse_events
 from learner.events.wire import WireImpression
 from learner.model.spec import load_model
@@ -19,6 +18,7 @@ from service.settings import Settings
 from service.web.app import create_app
 from tests.unit.test_http import CLICKED, MODEL, SHOWN, Rig
 from tests.unit.test_http import rig as rig
+from tests.weighing import weigh
 
 ITEMS = [{"item_id": f"i{i}", "features": {"price": i / 10}} for i in range(6)]
 

@@ -14,7 +14,7 @@ import pytest
 from learner.evaluation.history import Log, read_log
 from learner.evaluation.in_memory import InMemory
 from learner.evaluation.off_policy import judge
-from learner.evaluation.policies import NoPropensities, weigh
+from learner.evaluation.policies import NoPropensities
 from learner.events.parse import parse_events
 from learner.model.spec import Model, load_model
 from learner.policy.chances import DRAWS, chances
@@ -23,6 +23,7 @@ from learner.policy.rank import keys_of, score_items
 from learner.policy.rule import Rule
 from service.commands import evaluate
 from service.commands.main import main
+from tests.weighing import weigh
 
 TEXT = 'name = "t"\nattribution_window = "1m"\n[features]\nx = { kind = "numeric" }\ny = { kind = "numeric" }\n'
 MODEL = load_model(TEXT)
