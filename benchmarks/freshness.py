@@ -80,7 +80,8 @@ def probe_for(seconds: float, client: Client, producer: KafkaProducer, topic: st
 def _load(bootstrap: str, topic: str, seconds: float) -> None:
     """Send `EVENTS_PER_S`, evenly, from events made beforehand."""
     made = list(impressions(USERS, 1, USERS))
-    producer = KafkaProducer(bootstrap_servers=bootstrap, linger_ms=0)
+    # It shares the processors with what is measured, and waits as Kafka's own producer does since 4.0.
+    producer = KafkaProducer(bootstrap_servers=bootstrap, linger_ms=5)
     started = time.perf_counter()
     sent = 0
     while (elapsed := time.perf_counter() - started) < seconds:

@@ -61,8 +61,8 @@ def fit_prior(
     initial: Gaussian | None = None,
     beside: ItemsBeside | None = None,
     before: Sequence[Crowd] = (),
-) -> Gaussian:
-    """The population N(m0, S0) that makes the labels most likely, by `expectation_maximisation`.
+) -> Crowd:
+    """The users under the population N(m0, S0) that makes the labels most likely, by `expectation_maximisation`.
 
     The E-step is `laplace_posteriors`. With Laplace's approximation the evidence rises up to the approximation's error.
 
@@ -109,27 +109,27 @@ def expectation_maximisation(
     observe: Callable[[Iteration], None] = lambda iteration: None,
     initial: Gaussian | None = None,
     keep_mean: bool = False,
-) -> Gaussian:
-    """The population N(m0, S0) that makes what is known of its users, or items, most likely.
+) -> Crowd:
+    """The users, or items, under the population N(m0, S0) that makes what is known of them most likely.
 
     M: m0 = mean of m_u; S0 = mean of S_u + (m_u - m0)(m_u - m0)', together with `PSEUDO_USERS` users of the starting
     covariance, which keep S0 positive definite where there are fewer users than coefficients. With `keep_mean` m0 stays
-    what it is. The best prior seen is kept, not the last. It stops once the evidence gains less than `least_gain`, or
-    falls.
+    what it is. The best population seen is kept, not the last. It stops once the evidence gains less than
+    `least_gain`, or falls.
     """
-    prior = best = initial or start
-    best_evidence = -np.inf
+    prior = initial or start
+    best, best_evidence = None, -np.inf
     for number in range(1, max_iterations + 1):
         users = e_step(prior)
         evidence = users.evidence + _penalty(prior, start)
         observe(Iteration(number, evidence))
         gain = evidence - best_evidence
-        if gain > 0:
-            best, best_evidence = prior, evidence
+        if best is None or gain > 0:
+            best, best_evidence = users, evidence
         if gain < least_gain(users):
             break
         prior = _m_step(users, prior, start, keep_mean)
-    return best
+    return e_step(prior) if best is None else best
 
 
 def _m_step(users: Crowd, prior: Gaussian, start: Gaussian, keep_mean: bool) -> Gaussian:

@@ -159,7 +159,7 @@ def fit_stored_prior(
         lambda users: tolerance * users.n,
         observe,
         keep_mean=keep_mean,
-    )
+    ).population
 
 
 def fit_stored_item_prior(

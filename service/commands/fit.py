@@ -170,7 +170,7 @@ def _fit_from_log(arguments: FitArguments, settings: Settings, model: Model) -> 
             examination, stand_in = fitting.examination, fitting.stand_in
             say_in_force(model, fitting)
     if sampled is None:
-        prior, half_life, item = fit_increment(outcomes, fitting, beside, arguments.iterations), None, None
+        users, half_life, item = fit_increment(outcomes, fitting, beside, arguments.iterations), None, None
     else:
         of_all = None if everyone is None or model.item is None else everyone.with_offsets(stand_in)
         if model.item is not None and not since_ms:
@@ -179,7 +179,7 @@ def _fit_from_log(arguments: FitArguments, settings: Settings, model: Model) -> 
                 "what items are worth (an sd of .04 in the place of .31 on one log); --since gives the time at which "
                 "they end"
             )
-        prior, half_life, item = choose(
+        users, half_life, item = choose(
             fitting, outcomes, sampled.with_offsets(stand_in), sampled.below, of_all, arguments.iterations,
             arguments.keep_half_life, arguments.keep_covariance,
         )  # fmt: skip
@@ -191,14 +191,14 @@ def _fit_from_log(arguments: FitArguments, settings: Settings, model: Model) -> 
         examination = before.examination if examination is None else examination
         item = still_in_force(item, before)
     fitted = PriorFile(
-        **vars(fitted_prior(model, Population(prior, fitting.fixed_effect), half_life)),
+        **vars(fitted_prior(model, Population(users.population, fitting.fixed_effect), half_life)),
         model_name=model.name,
         click_delay=delay,
         found=found,
         mean_offset=mean_offset,
         item=item,
         examination=examination,
-        evidence=evidence_of(outcomes, fitting, prior, beside, arguments.hessian == "diagonal"),
+        evidence=evidence_of(outcomes, fitting, users, beside, arguments.hessian == "diagonal"),
     )
     for name, (mean, std) in feature_scaling(outcomes, model).items():
         if name not in found:

@@ -10,9 +10,10 @@ import numpy as np
 
 from learner.batch.beside import ItemsBeside
 from learner.batch.half_life import MIN_USERS, MOST_HALF_LIVES, Losses, fit_half_life, report
-from learner.batch.prior import Iteration, fit_prior
+from learner.batch.prior import Iteration, fit_prior, users_under
 from learner.belief.gaussian import Form, Gaussian
 from learner.events.microbatch import Microbatch
+from learner.model.crowd import Crowd
 from learner.model.duration import HalfLife
 from learner.model.prior_file import EffectPrior
 from learner.model.spec import Model
@@ -43,15 +44,15 @@ class Chosen(NamedTuple):
 
     Attributes
     ----------
-    prior
-        Of all users.
+    users
+        All of them, under the prior that was found.
     half_life
         What to put in force; None leaves the model's.
     item
         Prior and half-life of the effect of items; None leaves the model's, or there is none.
     """
 
-    prior: Gaussian
+    users: Crowd
     half_life: HalfLife | None
     item: EffectPrior | None
 
@@ -93,25 +94,28 @@ def choose(
         return Chosen(_fit(outcomes, model, model.prior, "EM", iterations), None, None)
 
     def beside_items(title: str, of: Outcomes, quiet: bool) -> Refit:
-        return lambda known, beside: _fit(
-            of, model, model.prior, title, iterations, known.prior, quiet=quiet, beside=beside
+        return lambda known, beside: (
+            _fit(of, model, model.prior, title, iterations, known.prior, quiet=quiet, beside=beside).population
         )
 
     others = others_to_choose_by(outcomes, sampled_below)
-    held_out = replace(model, prior=_fit(others, model, model.prior, "EM, users held out", iterations))
+    found = _fit(others, model, model.prior, "EM, users held out", iterations)
+    held_out = replace(model, prior=found.population)
     half_life = None if keeps_own else _half_life(replace(held_out, item=None), trial)
     if half_life is not None:
         held_out = _with(held_out, half_life)
     if wide:
         _covariance(replace(held_out, item=None), others, trial, iterations)
     if model.item is None or of_all is None:
-        prior = _fit(outcomes, model, model.prior, "EM, all users", iterations, initial=held_out.prior)
-        return Chosen(prior, half_life, None)
+        users = _fit(outcomes, model, model.prior, "EM, all users", iterations, initial=held_out.prior)
+        return Chosen(users, half_life, None)
     refit = beside_items("EM, users held out, beside items", others, True)
     held_out = choose_of_items(held_out, trial, refit, keep_half_life)
     refit = beside_items("EM, all users, beside items", outcomes, False)
-    found = jointly(held_out, trial_of(of_all, model, len(outcomes)), refit)
-    return Chosen(found.prior, half_life, prior_of_items(model.item, found))
+    both = jointly(held_out, trial_of(of_all, model, len(outcomes)), refit)
+    # What a day adds later is learnt without items beside it.
+    users = users_under(both.prior, outcomes, model.stand_in)
+    return Chosen(users, half_life, prior_of_items(model.item, both))
 
 
 def others_to_choose_by(outcomes: Outcomes, sampled_below: int) -> Outcomes:
@@ -129,7 +133,7 @@ def _fit(
     initial: Gaussian | None = None,
     quiet: bool = False,
     beside: ItemsBeside | None = None,
-) -> Gaussian:
+) -> Crowd:
     # EM mostly ends sooner.
     with progress(f"{title}, at most", " outcomes", iterations * len(outcomes)) as bar:
         if not quiet:
@@ -168,7 +172,7 @@ def _covariance(model: Model, outcomes: Outcomes, trial: Trial, iterations: int)
         own = trial.losses(model, bar.update)
         for form in forms:
             other = replace(model, prior=in_form(model.prior, model, form), fixed_effect=model.fixed_effect[order])
-            prior = _fit(columns, other, other.prior, f"EM, {form}", iterations, quiet=True)
+            prior = _fit(columns, other, other.prior, f"EM, {form}", iterations, quiet=True).population
             others[form] = reordered.losses(replace(other, prior=prior), bar.update)
     say_which_covariance("", model.prior.form, own, others)
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from learner.batch.fixed_effect import WIDEST_FULL, covariance_of_fixed_effect
 from learner.batch.increment import Known, blended, known_from, nothing
-from learner.batch.prior import fit_prior, users_under
-from learner.belief.gaussian import Gaussian
+from learner.batch.prior import fit_prior
+from learner.model.crowd import Crowd
 from learner.model.in_force import in_force
 from learner.model.prior_file import Evidence
 from learner.model.spec import Model, build_model
@@ -62,8 +62,8 @@ def _known(file: str, settings: Settings, model: Model) -> Known:
     return known_from(in_force(model, fitted, file), fitted, file)
 
 
-def fit_increment(outcomes: Outcomes, model: Model, known: Known, iterations: int) -> Gaussian:
-    """The population of users that a log and what was known before make most likely.
+def fit_increment(outcomes: Outcomes, model: Model, known: Known, iterations: int) -> Crowd:
+    """The users of a log and those known before, under the population that they make most likely.
 
     Parameters
     ----------
@@ -87,21 +87,20 @@ def fit_increment(outcomes: Outcomes, model: Model, known: Known, iterations: in
         )
 
 
-def evidence_of(outcomes: Outcomes, model: Model, prior: Gaussian, known: Known, diagonal: bool) -> Evidence:
+def evidence_of(outcomes: Outcomes, model: Model, users: Crowd, known: Known, diagonal: bool) -> Evidence:
     """How much is known now: what was before, and what the log has added.
 
     Parameters
     ----------
     model
         With the fixed effect that was found.
-    prior
-        The population that was found.
+    users
+        Under the population that was found.
     known
         Beside that fixed effect.
     diagonal
         Whether of the fixed effect the inverse of the precisions is enough.
     """
-    users = users_under(prior, outcomes, model.stand_in, known.users)
     if outcomes.n_offsets or not model.fixed_effect.any():
         before = known.fixed_effect
         return Evidence(users, before.cov if before.mean.any() else None)

@@ -406,18 +406,18 @@ def test_the_prior_of_a_log_keeps_its_form_and_finds_how_numbers_go_together() -
         events += [Click(f"u{user}", at + 10, key) for key, one in zip(keys, yes, strict=True) if one]
     told: list[float] = []
     outcomes = collected([columns(model, events)], model)
-    fitted = fit_prior(outcomes, model.prior, np.zeros(5), observe=lambda one: told.append(one.evidence))
+    fitted = fit_prior(outcomes, model.prior, np.zeros(5), observe=lambda one: told.append(one.evidence)).population
     assert fitted.form == "block"
     assert (np.diff(told) > -1e-5 * np.abs(told[:-1])).all()
     found = matrix(fitted)
-    whole = fit_prior(outcomes, as_full(model.prior), np.zeros(5))
+    whole = fit_prior(outcomes, as_full(model.prior), np.zeros(5)).population
     np.testing.assert_allclose(fitted.mean, whole.mean, atol=0.1)
     # Narrower for the intercept, which users' genres could stand for: Hessians keep nothing across the blocks.
     np.testing.assert_allclose(found[1:3, 1:3], whole.cov[1:3, 1:3], atol=0.1)
     assert found[1, 2] > 0.2
     # In another order of columns it is the same prior.
     order = np.array([0, 2, 1, 4, 3])
-    other = fit_prior(outcomes.in_order(order), marginal(model.prior, np.eye(5)[order], 3), np.zeros(5))
+    other = fit_prior(outcomes.in_order(order), marginal(model.prior, np.eye(5)[order], 3), np.zeros(5)).population
     assert_near(other, fitted.mean[order], found[np.ix_(order, order)], 1e-5)
 
 

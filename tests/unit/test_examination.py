@@ -126,9 +126,9 @@ def test_the_fixed_effect_is_the_mode_of_looked_at_and_wanted() -> None:
 def test_the_prior_is_that_of_items_which_are_looked_at() -> None:
     model = load_model(TEXT.format(POSITION))
     outcomes = outcomes_of(model, events())
-    ignoring = fit_prior(outcomes, model.prior, np.zeros(2), tolerance=1e-7)
+    ignoring = fit_prior(outcomes, model.prior, np.zeros(2), tolerance=1e-7).population
     outcomes.examination = tuple(TRUE.tolist())
-    found = fit_prior(outcomes, model.prior, np.zeros(2), tolerance=1e-7)
+    found = fit_prior(outcomes, model.prior, np.zeros(2), tolerance=1e-7).population
     # Laplace's approximation finds too little spread where little is looked at; the level is what it should be.
     np.testing.assert_allclose(found.mean, MEAN, atol=0.2)
     assert np.diagonal(found.cov).min() > 0.15

@@ -21,7 +21,7 @@ from learner.batch.duck import Duck
 from learner.batch.fixed_effect import fit_fixed_effect, flat
 from learner.batch.half_life import DAY_MS, Losses, difference, fit_half_life
 from learner.batch.outcomes import Outcomes
-from learner.batch.prior import Iteration, fit_prior, laplace_posteriors
+from learner.batch.prior import Iteration, fit_prior, laplace_posteriors, users_under
 from learner.batch.reading import LogError, read_events
 from learner.batch.rows import Rows
 from learner.batch.scaling import feature_scaling
@@ -71,25 +71,36 @@ def simulated(n_users: int = 300, n_items: int = 60, seed: int = 0, cov: np.ndar
 def test_em_recovers_the_population_and_its_evidence_rises() -> None:
     seen: list[Iteration] = []
     fitted = fit_prior(joined(simulated(), MODEL), MODEL.prior, np.zeros(2), tolerance=1e-7, observe=seen.append)
-    np.testing.assert_allclose(fitted.mean, TRUE_MEAN, atol=0.15)
-    np.testing.assert_allclose(fitted.cov, TRUE_COV, atol=0.2)
+    prior = fitted.population
+    np.testing.assert_allclose(prior.mean, TRUE_MEAN, atol=0.15)
+    np.testing.assert_allclose(prior.cov, TRUE_COV, atol=0.2)
     evidence = np.array([one.evidence for one in seen])
     assert len(evidence) > 3
     # Laplace's approximation of the evidence may fall by its own error near the end.
     assert (np.diff(evidence) > -1e-5 * np.abs(evidence[:-1])).all()
 
 
+def test_em_hands_out_its_users_as_an_e_step_under_their_population_finds_them() -> None:
+    outcomes = joined(simulated(40), MODEL)
+    for iterations in (0, 1, 2, 50):
+        fitted = fit_prior(outcomes, MODEL.prior, np.zeros(2), iterations)
+        again = users_under(fitted.population, outcomes, np.zeros(2))
+        assert (fitted.n, fitted.evidence) == (again.n, again.evidence)
+        for one, other in zip(fitted[3:], again[3:], strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 def test_a_diagonal_prior_stays_diagonal_and_recovers_the_variances() -> None:
     model = load_model('name = "t"\ncovariance = "diagonal"\n[features]\nx = { kind = "numeric" }\n')
     truth = np.diag(np.diagonal(TRUE_COV))
-    fitted = fit_prior(joined(simulated(cov=truth), model), model.prior, np.zeros(2))
+    fitted = fit_prior(joined(simulated(cov=truth), model), model.prior, np.zeros(2)).population
     assert fitted.is_diagonal
     np.testing.assert_allclose(fitted.cov, np.diagonal(TRUE_COV), atol=0.2)
 
 
 def test_the_same_log_gives_the_same_prior() -> None:
     first, second = (fit_prior(joined(simulated(40), MODEL), MODEL.prior, np.zeros(2)) for _ in range(2))
-    np.testing.assert_array_equal(first.cov, second.cov)
+    np.testing.assert_array_equal(first.population.cov, second.population.cov)
 
 
 @pytest.mark.parametrize("diagonal", [False, True])

@@ -70,7 +70,9 @@ class World:
 
 def on_the_log(world: World, model: Model) -> Gaussian:
     events = [event for mine in world.events for event in mine]
-    return fit_prior(collected([columns(model, events)], model), model.prior, np.zeros(model.d), tolerance=1e-7)
+    return fit_prior(
+        collected([columns(model, events)], model), model.prior, np.zeros(model.d), tolerance=1e-7
+    ).population
 
 
 def stored(records: Sequence[Record], model: Model) -> list[list[tuple[str, bytes]]]:

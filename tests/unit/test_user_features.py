@@ -195,7 +195,8 @@ def test_the_prior_that_is_fitted_is_that_of_a_model_that_has_no_other_features(
         collected([parse_events(raw(log), one)[0]], one) for one, log in ((model, events), (alone, narrow(events)))
     ]
     found, expected = (
-        fit_prior(table, one.prior, np.zeros(one.width)) for table, one in zip(tables, (model, alone), strict=True)
+        fit_prior(table, one.prior, np.zeros(one.width)).population
+        for table, one in zip(tables, (model, alone), strict=True)
     )
     np.testing.assert_array_equal(found.mean, expected.mean)
     np.testing.assert_array_equal(found.cov, expected.cov)
