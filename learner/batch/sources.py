@@ -64,7 +64,7 @@ def raw_events(
         yield from _from_log(source, model, topics, kafka, reached, items_topic)
         return
     files = files_of(source)
-    reached.parts = [size_of(file) if file.exists() else 0 for file in files]
+    reached.parts = sizes_of(files)
     for file in files:
         kind = _kind(file)
         if not kind:
@@ -109,6 +109,11 @@ def files_of(source: str) -> Sequence[File]:
     if not files and found:
         raise LogError(f"log {source!r}: a folder without {_EXPECTED} files")
     return files or [path]
+
+
+def sizes_of(files: Iterable[File]) -> list[int]:
+    """Of each in bytes; 0 of one that is not there."""
+    return [size_of(file) if file.exists() else 0 for file in files]
 
 
 def _kind(file: File) -> str:

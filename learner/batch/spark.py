@@ -31,7 +31,8 @@ from learner.batch.columns import column, microbatch_of, tables_of
 from learner.batch.outcomes import NUMBERS, whole_users
 from learner.batch.raw import LogError, Reached, Skipped
 from learner.batch.reading import LogAtRest
-from learner.batch.sources import is_a_file, raw_events, together
+from learner.batch.sources import files_of, is_a_file, raw_events, sizes_of, together
+from learner.batch.spark_session import spread
 from learner.batch.spooled import spool
 from learner.events.wire import Reason
 from learner.limits import MAX_TIMESTAMP_MS
@@ -94,8 +95,9 @@ class Spark:
         pieces = [(number, cloudpickle.dumps(piece)) for number, piece in enumerate(log.pieces())]
         frame = self._session.createDataFrame(pieces, "number int, piece binary")
         read = partial(_read_pieces, skipping=skipped is not None)
-        # Each task takes one.
-        rows = frame.repartitionById(len(pieces), "number").mapInArrow(_there(read), sql.LOG)
+        spread(self._session, sum(chain(*(sizes_of(files_of(one)) for one in sources))))
+        # Each task takes one. Then each user's together, once for all queries: no join moves anything again.
+        rows = frame.repartitionById(len(pieces), "number").mapInArrow(_there(read), sql.LOG).repartition("whose")
         self._keep(rows).createOrReplaceTempView("log")
         for name, text in sql.LOG_TABLES.items():
             self._session.sql(text).createOrReplaceTempView(name)

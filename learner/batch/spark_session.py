@@ -16,6 +16,9 @@ from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 _ANSWER_S = 10.0
+_PARTITIONS = "spark.sql.shuffle.partitions"
+# Bytes of files of which the tables of a partition are: of packed files these are some five times as many.
+_FILES_TOGETHER = 16 << 20
 _LOCAL = {
     "spark.driver.bindAddress": "127.0.0.1",
     "spark.driver.host": "127.0.0.1",
@@ -61,6 +64,17 @@ def spark_session(master: str | None, options: Mapping[str, str]) -> Any:
     atexit.register(session.stop)
     session.sparkContext.setLogLevel("ERROR")
     return session
+
+
+def spread(session: Any, n_bytes: int) -> None:
+    """Partition a session's tables as suits files of so many bytes, unless Spark's configuration says into how many.
+
+    All of a user is in one partition: what is joined by users, and by more that is the same, stays where it is.
+    """
+    if not session.sparkContext.getConf().contains(_PARTITIONS):
+        n_parts = max(n_bytes // _FILES_TOGETHER + 1, session.sparkContext.defaultParallelism)
+        session.conf.set(_PARTITIONS, str(n_parts))
+    session.conf.set("spark.sql.requireAllClusterKeysForCoPartition", "false")
 
 
 def _require_answer(master: str) -> None:

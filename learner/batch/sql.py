@@ -86,7 +86,7 @@ clicks as (
 select shown.whose, shown.at_ms, shown.outcome, clicked.clicked_ms, shown.log_odds, shown.weight, shown.item,
   shown.place, shown.x
 from first
-join shown on first.number = shown.number and first.nth = shown.nth
+join shown on first.whose = shown.whose and first.number = shown.number and first.nth = shown.nth
 left join clicked on first.whose = clicked.whose and first.outcome = clicked.outcome{same}"""
 
 

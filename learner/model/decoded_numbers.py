@@ -15,12 +15,15 @@ class DecodedNumbers:
     """The numeric features of structs, all at once: their decoder has seen that they are numbers, or missing."""
 
     def __init__(self, features: Mapping[int, Numeric], places: Sequence[int]) -> None:
-        self.features, self._columns = list(places), list(features)
+        self.features, columns = list(places), list(features)
+        # A slice is filled in a third of the time of as many columns by their numbers.
+        are_together = columns == list(range(columns[0], columns[0] + len(columns))) if columns else False
+        self._columns = slice(columns[0], columns[0] + len(columns)) if are_together else columns
         self._mean = np.array([one.mean for one in features.values()])
         self._std = np.array([one.std for one in features.values()])
         self._transformed = [(i, one) for i, one in enumerate(features.values()) if one.transform is not None]
         self._marked = [i for i, one in enumerate(features.values()) if one.missing == "indicator"]
-        self._marks = [self._columns[i] + 1 for i in self._marked]
+        self._marks = [columns[i] + 1 for i in self._marked]
 
     def fill(self, X: Array, values: Sequence[Sequence[float | None]] | Array) -> None:
         """Fill their columns; `values` has those of each item, NaN or None where one is missing."""
@@ -32,8 +35,11 @@ class DecodedNumbers:
         missing = np.isnan(numbers)
         if self._marked:
             X[:, self._marks] = missing[:, self._marked]
-        numbers = np.where(missing, self._mean, numbers)
-        X[:, self._columns] = (numbers - self._mean) / self._std
+        if missing.any():
+            np.copyto(numbers, self._mean, where=missing)
+        numbers -= self._mean
+        numbers /= self._std
+        X[:, self._columns] = numbers
 
 
 def _array(values: Sequence[Sequence[float | None]] | Array, width: int) -> Array:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.belief.gaussian import Array, Belief, Rows, click_probability, moderated, sigmoid
+from learner.belief.gaussian import Array, Belief, Rows, moderated, sigmoid
 from learner.policy.combined import ItemEffects, Targets, counted, counted_draws, draws, expected, seen
 from learner.policy.kernel import fill_places
 from learner.policy.rule import Rule
@@ -96,7 +96,8 @@ def score_items(
         key = mean + rule.alpha * std
         score = sigmoid(key)
     else:
-        key, score = moderated(mean, var), click_probability(mean, var)
+        key = moderated(mean, var)
+        score = sigmoid(key)
     if rule.name == "plackett-luce":
         assert generator is not None, "plackett-luce draws"
         key = key / rule.temperature + generator.gumbel(size=len(key))

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from learner.batch import sql
 from learner.batch.collect import Engine, collect, without_stand_in
 from learner.batch.duck import Duck
 from learner.batch.outcomes import Outcomes
@@ -141,6 +142,14 @@ def test_both_engines_find_the_same_outcomes_samples_and_parts(both: Both, log: 
     parts = [list(engine.histories(7, AT, held, lambda n: None)) for engine in (duck, spark)]
     assert parts[0] == parts[1]
     assert len(parts[0]) > 3
+
+
+def test_spark_moves_outcomes_to_their_users_once_and_for_no_join(both: Both, log: Path) -> None:
+    _, (spark, _) = both(LogAtRest((str(log),), MODEL))
+    frame = spark._session.sql(sql.outcomes(0, AT + 10**10, MODEL.window_ms, by_item=False))  # type: ignore[attr-defined]
+    plan = frame._jdf.queryExecution().executedPlan().toString()
+    assert plan.count("REPARTITION_BY_COL") >= plan.count("InMemoryRelation") > 0
+    assert "ENSURE_REQUIREMENTS" not in plan
 
 
 def test_both_engines_fit_the_same_prior_and_evaluate_it_alike(
