@@ -89,7 +89,14 @@ class Items:
         if not blocks:
             return False
         told = [(number, feed, decode_block(self.effect, data)) for number, feed, data in blocks]
-        self._read({source(its.partition) for *_, one in told if one is not None for its in one.sources})
+        unread = {
+            source(its.partition) for *_, one in told if one is not None for its in one.sources
+        } - self._known.keys()
+        if unread:
+            # All positions are of before what is learnt from was read: of one that is read behind a step back of the
+            # store nothing would tell that the blocks at hand are gone.
+            self._read(unread)
+            return True
         reached = _Reached(self._known, self._owned)
         rows = []
         for number, feed, one in told:

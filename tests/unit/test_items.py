@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -32,9 +33,9 @@ from learner.record.items import item_id, read_items
 from learner.record.served import belief_at
 from learner.step.apply import apply, apply_to_items
 from learner.step.feed import ERASED, FLIP, NO, YES, Transitions, by_item
-from learner.store import Write, open_store, write_alone
+from learner.store import Store, Write, open_store, write_alone
 from learner.store.recent import RecentStore
-from tests.rig import SteppingBack, without_revision
+from tests.rig import Around, SteppingBack, once, without_revision
 
 TEXT = """
 name = "t"
@@ -293,6 +294,26 @@ def test_a_store_that_is_emptied_is_rebuilt_from_the_log_with_its_items_and_thei
     assert counted(rig.turns())["store_rewound"] >= 1
     assert rig.items() == before == rig.by_the_log_alone()
     assert any(is_tombstone(value) for value in before.values())
+
+
+def test_an_owner_that_slept_writes_nothing_of_a_feed_that_was_emptied_behind_its_reading(rig: Shown) -> None:
+    assert MODEL.item is not None
+    store = open_store(f"sqlite:///{rig.folder / 'g.db'}", 10**9)
+    emptied = once(lambda: rig.put_back(None))
+    reads = iter([lambda: None] * 2)
+    owner = Items(MODEL.item, cast(Store, Around(store, "read_feed", after=lambda: next(reads, emptied)())))
+    # Of the first turn nothing is remembered; of the second, that there is nothing yet.
+    for _ in range(2):
+        owner.turn({0}, Counter())
+    rig.send_slates(30)
+    rig.turns()
+    assert len(rig.items()) == 6
+    counts = Counter[str]()
+    owner.turn({0}, counts)
+    assert (rig.items(), counts["item_outcomes"]) == ({}, 0)
+    rig.turns()
+    assert rig.items() == rig.by_the_log_alone()
+    store.close()
 
 
 def test_two_owners_of_a_shard_cost_conflicts_and_nothing_else(rig: Shown) -> None:
