@@ -95,7 +95,7 @@ class Spark:
         pieces = [(number, cloudpickle.dumps(piece)) for number, piece in enumerate(log.pieces())]
         frame = self._session.createDataFrame(pieces, "number int, piece binary")
         read = partial(_read_pieces, skipping=skipped is not None)
-        spread(self._session, sum(chain(*(sizes_of(files_of(one)) for one in sources))))
+        spread(self._session, chain.from_iterable(sizes_of(files_of(one)) for one in sources))
         # Each task takes one. Then each user's together, once for all queries: no join moves anything again.
         rows = frame.repartitionById(len(pieces), "number").mapInArrow(_there(read), sql.LOG).repartition("whose")
         self._keep(rows).createOrReplaceTempView("log")

@@ -6,7 +6,7 @@ import atexit
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from socket import create_connection
 from typing import Any
 
@@ -66,13 +66,13 @@ def spark_session(master: str | None, options: Mapping[str, str]) -> Any:
     return session
 
 
-def spread(session: Any, n_bytes: int) -> None:
-    """Partition a session's tables as suits files of so many bytes, unless Spark's configuration says into how many.
+def spread(session: Any, sizes: Iterable[int]) -> None:
+    """Partition a session's tables as suits files of these sizes, asked for unless Spark's configuration says how many.
 
     All of a user is in one partition: what is joined by users, and by more that is the same, stays where it is.
     """
     if not session.sparkContext.getConf().contains(_PARTITIONS):
-        n_parts = max(n_bytes // _FILES_TOGETHER + 1, session.sparkContext.defaultParallelism)
+        n_parts = max(sum(sizes) // _FILES_TOGETHER + 1, session.sparkContext.defaultParallelism)
         session.conf.set(_PARTITIONS, str(n_parts))
     session.conf.set("spark.sql.requireAllClusterKeysForCoPartition", "false")
 

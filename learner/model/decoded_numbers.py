@@ -17,8 +17,8 @@ class DecodedNumbers:
     def __init__(self, features: Mapping[int, Numeric], places: Sequence[int]) -> None:
         self.features, columns = list(places), list(features)
         # A slice is filled in a third of the time of as many columns by their numbers.
-        are_together = columns == list(range(columns[0], columns[0] + len(columns))) if columns else False
-        self._columns = slice(columns[0], columns[0] + len(columns)) if are_together else columns
+        first, end = (columns[0], columns[-1] + 1) if columns else (0, 0)
+        self._columns = slice(first, end) if columns == list(range(first, end)) else columns
         self._mean = np.array([one.mean for one in features.values()])
         self._std = np.array([one.std for one in features.values()])
         self._transformed = [(i, one) for i, one in enumerate(features.values()) if one.transform is not None]

@@ -98,11 +98,12 @@ def test_the_covariance_of_a_fixed_effect_is_the_inverse_of_the_losss_hessian() 
 def test_users_from_before_bring_the_population_to_that_of_both_logs() -> None:
     first, second = (joined(simulated(300, 60, seed), MODEL) for seed in (1, 2))
     both = joined([event for seed in (1, 2) for event in renamed(simulated(300, 60, seed), seed)], MODEL)
-    before = fit_prior(first, MODEL.prior, np.zeros(2), tolerance=1e-7).population
-    users = users_under(before, first, np.zeros(2))
+    users = fit_prior(first, MODEL.prior, np.zeros(2), tolerance=1e-7)
     assert users.n == 300
     alone = fit_prior(second, MODEL.prior, np.zeros(2), tolerance=1e-7).population
-    added = fit_prior(second, MODEL.prior, np.zeros(2), tolerance=1e-7, initial=before, before=(users,)).population
+    added = fit_prior(
+        second, MODEL.prior, np.zeros(2), tolerance=1e-7, initial=users.population, before=(users,)
+    ).population
     at_once = fit_prior(both, MODEL.prior, np.zeros(2), tolerance=1e-7).population
     for mine, other, expected in ((added.mean, alone.mean, at_once.mean), (added.cov, alone.cov, at_once.cov)):
         assert np.abs(mine - expected).max() < 0.15 * np.abs(other - expected).max()
