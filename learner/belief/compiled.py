@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import cache
 from glob import glob
 from importlib.resources import files
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, overload
 
 import numba
 from numba.core import caching
@@ -53,13 +53,35 @@ numba.config.CPU_NAME, numba.config.CPU_FEATURES = "generic", ""
 numba.config.CACHE_LOCATOR_CLASSES = f"{__name__}.{SourceCacheLocator.__name__},UserWideCacheLocator"
 
 
-def compiled(function: F) -> F:
-    """Compile a function: cached, without the interpreter lock, and without `fastmath`, which reorders sums."""
-    return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
+class _Decorator(Protocol):
+    def __call__(self, function: F, /) -> F: ...
 
 
-def inner(function: F) -> F:
-    """Compile a function that only compiled functions call: a way in from Python takes long to compile."""
-    return cast(
-        F, numba.njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
-    )
+@overload
+def compiled(function: F, /) -> F: ...
+@overload
+def compiled(*, allocates: bool) -> _Decorator: ...
+def compiled(function: Any = None, /, *, allocates: bool = False) -> Any:
+    """Compile a function: cached, without the interpreter lock, and without `fastmath`, which reorders sums.
+
+    Parameters
+    ----------
+    allocates
+        Whether it makes arrays, or calls what returns one. Without that it counts no references to those it is given,
+        which are its caller's: counting took 0.3 of the learning step's time.
+    """
+    return _decorator(function, cache=True, _nrt=allocates)
+
+
+@overload
+def inner(function: F, /) -> F: ...
+@overload
+def inner(*, allocates: bool) -> _Decorator: ...
+def inner(function: Any = None, /, *, allocates: bool = False) -> Any:
+    """As `compiled`, of a function that only compiled functions call: a way in from Python takes long to compile."""
+    return _decorator(function, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=allocates)
+
+
+def _decorator(function: Any, **options: bool) -> Any:
+    decorate = numba.njit(nogil=True, error_model="numpy", **options)
+    return decorate if function is None else decorate(function)

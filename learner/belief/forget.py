@@ -10,7 +10,7 @@ from learner.belief.compiled import compiled
 from learner.belief.update import absorb, bounded, n_dense, positive, project
 
 
-@compiled
+@compiled(allocates=True)
 def relax(mean: Any, factor: Any, prior_mean: Any, prior_factor: Any, a: float) -> None:
     """Drift towards the prior, an Ornstein-Uhlenbeck step: m <- m0 + a (m - m0), S <- S0 + a^2 (S - S0).
 
@@ -60,7 +60,7 @@ def relax(mean: Any, factor: Any, prior_mean: Any, prior_factor: Any, a: float) 
                 drift[c, i] -= u[i] * drift[c, j]
 
 
-@compiled
+@compiled(allocates=True)
 def discount(mean: Any, factor: Any, prior_mean: Any, prior_factor: Any, delta: float) -> None:
     """Forget a share of the evidence in natural parameters: P <- delta P + (1 - delta) P0, and P m likewise.
 

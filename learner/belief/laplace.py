@@ -27,7 +27,7 @@ def distance(factor: Any, step: Any) -> float:
     return total
 
 
-@compiled
+@compiled(allocates=True)
 def joint_loss(theta: Any, mean: Any, factor: Any, X: Any, clicked: Any, offset: Any, weight: Any) -> float:
     """Sum of w_i loss(y_i, o_i + x_i'theta) and (theta - m)'S^-1 (theta - m) / 2."""
     loss = 0.5 * distance(factor, theta - mean)
@@ -39,7 +39,7 @@ def joint_loss(theta: Any, mean: Any, factor: Any, X: Any, clicked: Any, offset:
     return loss
 
 
-@compiled
+@compiled(allocates=True)
 def may_move(X: Any, d: int, k: int) -> Any:
     """Which of d coefficients rows say something of: all k dense ones, and single ones that are not 0 in all rows."""
     has = np.zeros(d, np.bool_)
@@ -50,7 +50,7 @@ def may_move(X: Any, d: int, k: int) -> Any:
     return np.flatnonzero(has)
 
 
-@compiled
+@compiled(allocates=True)
 def condition_jointly(
     mean: Any, factor: Any, X: Any, clicked: Any, offset: Any, weight: Any, precision: Any, shift: Any
 ) -> None:
@@ -136,7 +136,7 @@ def condition_jointly(
         factor[i] = S[i]
 
 
-@compiled
+@compiled(allocates=True)
 def precision_of(factor: Any, k: int) -> Any:
     """The inverse of the dense block of a covariance, packed by rows of its lower half, shape (k (k + 1) / 2,)."""
     inverse, precision = np.zeros((k, k)), np.zeros(k * (k + 1) // 2)
@@ -172,7 +172,7 @@ def newton_step(L: Any, step: Any) -> None:
             step[i] += row[i] * step[j]
 
 
-@compiled
+@compiled(allocates=True)
 def condition_by_hessian(mean: Any, factor: Any, block: Any, X: Any, clicked: Any, offset: Any, weight: Any) -> None:
     """The same approximation as `condition_jointly`, by Cholesky factors of Hessians: for more rows than coefficients.
 
@@ -266,7 +266,7 @@ def condition_by_hessian(mean: Any, factor: Any, block: Any, X: Any, clicked: An
         factor[j * (j + 3) // 2] = positive(1.0 / (row[j] * row[j]))
 
 
-@compiled
+@compiled(allocates=True)
 def posteriors(
     prior_mean: Any, prior_factor: Any, X: Any, clicked: Any, offset: Any, weight: Any, starts: Any, means: Any,
     factors: Any,

@@ -234,7 +234,7 @@ def retract(mean: Any, factor: Any, x: Any, offset: float, precision: float, shi
         c *= old / new
 
 
-@compiled
+@compiled(allocates=True)
 def predict(mean: Any, factor: Any, X: Any, offset: Any, logit_mean: Any, logit_var: Any) -> None:
     """Mean and variance of the log-odds of each row of X, shape (N, d), into arrays of shape (N,)."""
     f = np.empty(len(mean))
@@ -243,7 +243,7 @@ def predict(mean: Any, factor: Any, X: Any, offset: Any, logit_mean: Any, logit_
         logit_mean[n] = mu + offset[n]
 
 
-@compiled
+@compiled(allocates=True)
 def predict_each(means: Any, factors: Any, X: Any, logit_mean: Any, logit_var: Any) -> None:
     """As `predict`, each row of X by a belief of its own: means of shape (N, d), factors of shape (N, k)."""
     f = np.empty(X.shape[1])

@@ -10,7 +10,7 @@ import numpy as np
 from learner.belief.compiled import compiled
 
 
-@compiled
+@compiled(allocates=True)
 def weigh_draws(is_best: Any, n: int, epsilon: Any, given_above: Any) -> None:
     """The chance of what is shown at each place given what stands above it, into an array of shape (K,).
 
@@ -41,7 +41,7 @@ def next_allowed(left: Any, n_left: int, category: Any, count: Any, most: int) -
     return 0
 
 
-@compiled
+@compiled(allocates=True)
 def fill_places(order: Any, category: Any, most: int, top_k: int, moved_up: Any, placed: Any) -> None:
     """Which item each of S draws has at each of K places, into an array of shape (S, K).
 
@@ -75,7 +75,7 @@ def fill_places(order: Any, category: Any, most: int, top_k: int, moved_up: Any,
                 count[category[item]] += 1
 
 
-@compiled
+@compiled(allocates=True)
 def mark_next(order: Any, category: Any, most: int, top_k: int, shown: Any, is_next: Any) -> None:
     """Whether each of S draws has next what is shown, given what stands above it, into an array of shape (S, K)."""
     n_draws, n = order.shape
@@ -96,7 +96,7 @@ def mark_next(order: Any, category: Any, most: int, top_k: int, shown: Any, is_n
                 count[category[shown[k]]] += 1
 
 
-@compiled
+@compiled(allocates=True)
 def count_draws(drawn: Any, shown: Any, explored: Any, epsilon: Any, at_place: Any, given_above: Any) -> None:
     """The chances of what is shown at K places, of a policy that ranks by one of S draws, into arrays of shape (K,).
 
@@ -145,7 +145,7 @@ def count_draws(drawn: Any, shown: Any, explored: Any, epsilon: Any, at_place: A
     weigh_draws(is_best, n, epsilon, given_above)
 
 
-@compiled
+@compiled(allocates=True)
 def add_places(log_w: Any, log_t: float, step: float, places: Any) -> None:
     """Add to each item's chance at each place, shape (N, K), what the time t adds to the integral.
 

@@ -63,7 +63,7 @@ class ItemBeliefs(NamedTuple):
         return mean, var
 
 
-@compiled
+@compiled(allocates=True)
 def _effects(
     mean: Any, factor: Any, settled_at: Any, X: Any, prior_mean: Any, prior_factor: Any, half_life: float, now: int,
     out_mean: Any, out_var: Any,
@@ -139,7 +139,7 @@ def read_items(effect: ItemEffect, values: Sequence[bytes | None], ids: Sequence
     return items
 
 
-@compiled
+@compiled(allocates=True)
 def _read_each(
     data: Any, starts: Any, mean: Any, factor: Any, settled_at: Any, n_events: Any, n_open: Any, outcome: Any, row: Any
 ) -> None:

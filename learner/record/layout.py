@@ -103,7 +103,7 @@ def read_more(data: Any) -> More:
     return More(HEADER_BYTES, np.int64(NEVER), none, none, none, none, none)
 
 
-@inner
+@inner(allocates=True)
 def read_rows(data: Any, n_values: int, row: Any) -> None:
     """Read rows, shape (N, width), from their bytes."""
     n, width = row.shape

@@ -58,7 +58,7 @@ def open_weight(outcome: Any, mu: float, v: float, c: float) -> float:
     return weight
 
 
-@compiled
+@compiled(allocates=True)
 def serve(mean: Any, factor: Any, row: Any, age: Any, outcome: Any, median: float, sigma: float, laplace: bool) -> None:
     """Condition a settled belief, relaxed, on open impressions of these ages (ms).
 
@@ -80,7 +80,7 @@ def serve(mean: Any, factor: Any, row: Any, age: Any, outcome: Any, median: floa
         condition_jointly(mean, factor, row, np.zeros(n, np.bool_), offset, effective, np.empty(n), np.empty(n))
 
 
-@compiled
+@compiled(allocates=True)
 def relax_and_serve(
     mean: Any, factor: Any, prior_mean: Any, prior_factor: Any, kept: float, row: Any, age: Any, outcome: Any,
     median: float, sigma: float, laplace: bool,
@@ -95,7 +95,7 @@ def relax_and_serve(
     return served_mean, served_factor
 
 
-@compiled
+@compiled(allocates=True)
 def serve_each(
     mean: Any, factor: Any, prior_mean: Any, prior_factor: Any, kept: Any, n_open: Any, row: Any, outcome: Any,
     now: int, median: float, sigma: float,

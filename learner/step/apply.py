@@ -20,7 +20,7 @@ from learner.record.layout import LONG_HEADER_BYTES, plain_layout
 from learner.record.many import read_records
 from learner.record.sums import BUCKETS, GROUPS, HOURS, TOTALS, HourSums, is_measured
 from learner.step import kernel
-from learner.step.columns import COUNTS, Rules
+from learner.step.columns import COUNTS, Rules, workspace
 from learner.step.feed import Transitions, room_for
 from learner.step.items import learn_items
 from learner.step.sums import Sums, no_sums
@@ -130,10 +130,11 @@ def apply(model: Model, stored: Sequence[bytes | None], events: Events, users: B
     buckets = np.array(hashes, np.int64) % (GROUPS * BUCKETS)
     sampled = np.array([is_measured(one, model.quality) for one in hashes], np.bool_)
     sums = no_sums(n_arms=len(model.experiment.arms) if model.experiment else 0)
+    how = rules(model)
+    most = np.maximum(room.max(axis=0, initial=0), 1).tolist()
     kernel.apply_all(
-        rules(model), _template(model), read.data, read.starts, read.revisions + 1,
-        np.maximum(room.max(axis=0, initial=0), 1), events, users.order, users.first, out, starts, written, erased,
-        ends, feed, buckets, sampled, sums, counts,
+        how, workspace(how, *most), _template(model), read.data, read.starts, read.revisions + 1, events, users.order,
+        users.first, out, starts, written, erased, ends, feed, buckets, sampled, sums, counts,
     )  # fmt: skip
     fates = {name: n for name, n in zip(COUNTS, counts.tolist(), strict=True) if n}
     n = int(feed.state[0])
@@ -182,8 +183,9 @@ def apply_to_items(
     k = len(effect.prior_belief.factor)
     starts = ends_of(plain_layout(LONG_HEADER_BYTES, effect.d, k, room, 0, effect.width, 0).length)
     out, written = np.empty(int(starts[-1]), np.uint8), np.zeros(len(stored), np.int64)
+    how = rules(effect)
     learn_items(
-        rules(effect), _template(effect), read.data, read.starts, read.revisions + 1, transitions.row, transitions.x,
-        items.order, items.first, out, starts, written,
+        how, workspace(how, MOST_OPEN + 1, 0), _template(effect), read.data, read.starts, read.revisions + 1,
+        transitions.row, transitions.x, items.order, items.first, out, starts, written,
     )  # fmt: skip
     return cast(list[bytes], _sealed(out, starts, written))

@@ -34,16 +34,18 @@ from learner.step.columns import (
     WAITING_CLICKS,
     Rules,
     User,
+    copy,
     keep,
 )
 from learner.step.evidence import learn, relax_to
-from learner.step.feed import FLIP, NO, VALUE, YES, Feed, relaxed, served, tell
+from learner.step.feed import FLIP, NO, VALUE, YES, Feed, relaxed, serve_to_tell, tell
 from learner.step.quality import (
     change_slate,
+    come_to,
     predict,
-    score_due,
+    score_shown,
     score_slate,
-    scored_with,
+    serve_to_predict,
     shown_before,
 )
 from learner.step.sums import Sums
@@ -122,7 +124,8 @@ def advance(rules: Rules, user: User, now: int, counts: Any, sums: Sums) -> None
             learn(rules, user, slot, user.outcome[slot].shown_at + rules.settle_age, False, 0.0, counts)
         place += 1
     user.facts[0].open_from = place
-    score_due(rules, user, now, sums)
+    come_to(rules, user, now, sums)
+    score_shown(rules, user, now - max(rules.window + 1, rules.settle_age), sums)
     place = user.facts[0].head
     while place < user.facts[0].open_from and user.outcome[user.order[place]].shown_at + rules.window < now:
         if user.outcome[user.order[place]].state != FORGOTTEN:
@@ -167,16 +170,14 @@ def show(rules: Rules, user: User, events: Events, e: int, feed: Feed, sums: Sum
     """Open the outcomes of a slate, and learn those whose click has been waiting; say whether any of them was new."""
     now = events.event[e].at
     any_new = False
-    mean, factor = np.empty(0), np.empty(0)
-    exact_mean, exact_factor = np.empty(0), np.empty(0)
     known = shown_before(user) >= KNOWN_FROM
     if user.facts[0].settled_at != NEVER:
         # Once for all slates of a tick, each of which is predicted with it.
         relax_to(rules, user, now)
     if len(rules.item_columns) > 0 and rules.noise == 0.0:
-        mean, factor = served(rules, user, now)
+        serve_to_tell(rules, user, now)
     if user.facts[0].is_sampled:
-        exact_mean, exact_factor = scored_with(rules, user, now)
+        serve_to_predict(rules, user, now)
     for i in range(events.event[e].first_item, events.event[e].first_item + events.event[e].n_items):
         key = events.item[i].key
         if is_shown(rules, user, key, now):
@@ -190,14 +191,14 @@ def show(rules: Rules, user: User, events: Events, e: int, feed: Feed, sums: Sum
         user.outcome[slot].examination = rules.examination[min(events.item[i].position, len(rules.examination) - 1)]
         user.outcome[slot].precision, user.outcome[slot].shift, user.outcome[slot].state = 0.0, 0.0, OPEN
         user.outcome[slot].arm, user.outcome[slot].predicted = events.event[e].arm, 0
-        user.row[slot] = events.row[i]
+        copy(user.row[slot], events.row[i])
         keep(user, slot)
         click = waiting(rules, user, key, now, now + rules.window)
         clicked = click >= 0 and user.click[click].clicked_at - now <= rules.window
         if user.facts[0].is_sampled:
-            predict(rules, user, slot, exact_mean, exact_factor, known)
+            predict(rules, user, slot, known)
         if len(rules.item_columns) > 0 and rules.noise == 0.0:
-            mu, v = project(mean, factor, user.row[slot], user.f)
+            mu, v = project(user.told_mean, user.told_factor, user.row[slot], user.f)
             tell(rules, user, feed, e, slot, events.item[i].item, now, YES if clicked else NO, mu, v)
         elif len(rules.item_columns) > 0 and clicked:
             tell_number(rules, user, feed, e, slot, events.item[i].item, now, np.float64(user.click[click].value))
@@ -210,7 +211,6 @@ def show(rules: Rules, user: User, events: Events, e: int, feed: Feed, sums: Sum
         if rules.settle_age == 0 and user.outcome[slot].state == OPEN:
             # Due at once: in the order of the slate, whose clicks have come before it.
             learn(rules, user, slot, now, False, 0.0, counts)
-    score_due(rules, user, now, sums)
     counts[IMPRESSIONS if any_new else REPEATED] += 1
     return any_new
 

@@ -24,6 +24,7 @@ from learner.record.layout import (
     read_more,
     read_rows,
 )
+from learner.record.sums import WAYS
 
 OPEN, SETTLED, CLICKED = (int(state) for state in State)
 # An outcome that has left the record; never stored.
@@ -43,8 +44,8 @@ FACTS = np.dtype(
         (name, np.int64)
         for name in (
             "updated_at", "settled_at", "erased_at", "joint_at", "n_events", "n_learnt", "n_slots", "head", "open_from",
-            "n_open", "n_kept", "n_clicks", "n_joint", "n_new", "mask", "scored_from", "n_scored", "group",
-            "bucket", "is_sampled",
+            "n_open", "n_kept", "n_clicks", "n_joint", "n_new", "mask", "scored_from", "n_scored", "due_at",
+            "group", "bucket", "is_sampled",
         )
     ]
 )  # fmt: skip
@@ -95,9 +96,9 @@ class User(NamedTuple):
     ----------
     facts
         One element: times and counts. `head` and `open_from` are places of `order`, before which all are forgotten, or
-        closed; `scored_from` is one before which all that are due are scored, `n_scored` how many were; `mask` is the
-        part of `table` in use, less one; `group` and `bucket` those of the user's hash; with `is_sampled` outcomes are
-        predicted.
+        closed; `scored_from` is one before which all are scored that are to be, `n_scored` how many were, and `due_at`
+        the time of which what is due is still to be scored; `mask` is the part of `table` in use, less one; `group` and
+        `bucket` those of the user's hash; with `is_sampled` outcomes are predicted.
     mean, factor
         The settled belief, float32.
     outcome, row
@@ -109,7 +110,13 @@ class User(NamedTuple):
     joint, yes
         Slots whose final labels a joint update will learn, and whether each was clicked.
     f, gain
-        Work space of shape (d,).
+        Work space, at least of shape (d,), and of that of an item's columns.
+    scored_mean, scored_factor
+        What the user is scored with at the time of the slate in hand, float64, where outcomes are predicted.
+    told_mean, told_factor
+        The same, nearly, where items are told of outcomes.
+    logit, label
+        Of the slate in hand, what each way has predicted, and which were clicked.
     """
 
     facts: Any
@@ -124,6 +131,19 @@ class User(NamedTuple):
     yes: Any
     f: Any
     gain: Any
+    scored_mean: Any
+    scored_factor: Any
+    told_mean: Any
+    told_factor: Any
+    logit: Any
+    label: Any
+
+
+@inner
+def copy(into: Any, values: Any) -> None:
+    """Fill an array with numbers of another, in a type that has them all."""
+    for j in range(len(into)):
+        into[j] = values[j]
 
 
 @inner
@@ -146,9 +166,9 @@ def keep(user: User, slot: int) -> None:
     user.facts[0].n_open += user.outcome[slot].state == OPEN
 
 
-@inner
-def workspace(d: int, n_factor: int, n_outcomes: int, n_clicks: int, width: int) -> User:
-    """Room for a user with at most so many outcomes, whose rows have so many columns, and clicks."""
+def workspace(rules: Rules, n_outcomes: int, n_clicks: int) -> User:
+    """Room for a user with at most so many outcomes and clicks."""
+    d, n_factor, width = len(rules.prior_mean), len(rules.prior_factor), rules.width
     size = 4
     while size < 2 * n_outcomes:
         size *= 2
@@ -156,7 +176,9 @@ def workspace(d: int, n_factor: int, n_outcomes: int, n_clicks: int, width: int)
         np.empty(1, FACTS), np.empty(d, np.float32), np.empty(n_factor, np.float32), np.empty(n_outcomes, OUTCOME),
         np.empty((n_outcomes, width), np.float32), np.empty(n_outcomes, np.int64), np.empty(size, np.int64),
         np.empty(n_clicks, WAITING_CLICK), np.empty(n_outcomes, np.int64),
-        np.empty(n_outcomes, np.bool_), np.empty(d), np.empty(d),
+        np.empty(n_outcomes, np.bool_), np.empty(width), np.empty(width), np.empty(d),
+        np.empty(n_factor), np.empty(d), np.empty(n_factor), np.empty((len(WAYS), n_outcomes)),
+        np.empty(n_outcomes, np.bool_),
     )  # fmt: skip
 
 
@@ -164,7 +186,7 @@ def workspace(d: int, n_factor: int, n_outcomes: int, n_clicks: int, width: int)
 def begin(rules: Rules, user: User, n_outcomes: int) -> None:
     """Nothing is known of the user, who may come to so many outcomes."""
     facts = user.facts[0]
-    facts.updated_at = facts.settled_at = facts.erased_at = facts.joint_at = NEVER
+    facts.updated_at = facts.settled_at = facts.erased_at = facts.joint_at = facts.due_at = NEVER
     facts.n_events = facts.n_learnt = facts.n_slots = facts.head = facts.open_from = facts.n_open = 0
     facts.n_kept = facts.n_clicks = facts.n_joint = facts.n_new = facts.scored_from = 0
     size = 4
@@ -185,7 +207,7 @@ def erase(rules: Rules, user: User, now: int) -> None:
     user.facts[0].erased_at = now
 
 
-@inner
+@inner(allocates=True)
 def load(user: User, data: Any) -> None:
     """Read a record that is known to be whole."""
     facts, head, more = user.facts[0], data[:HEADER_BYTES].view(HEADER)[0], read_more(data)
@@ -226,7 +248,7 @@ def put_values(row: Any, start: int, value: Any, k: int) -> int:
     return k
 
 
-@inner
+@inner(allocates=True)
 def store(user: User, template: Any, revision: int, out: Any) -> int:
     """Write a record, all but its checksum; its length."""
     facts = user.facts[0]

@@ -159,7 +159,7 @@ def take_back(user: User, slot: int) -> None:
         one.shift = 0.0
 
 
-@inner
+@inner(allocates=True)
 def learn_jointly(rules: Rules, user: User) -> None:
     """All final labels of a microbatch in one joint Laplace update, at the time of the last of them."""
     n = user.facts[0].n_joint

@@ -18,7 +18,7 @@ from learner.belief.update import absorb, project
 from learner.events.microbatch import ByUser
 from learner.record.items import item_ids
 from learner.record.served import clicked_share, open_weight
-from learner.step.columns import OPEN, Rules, User
+from learner.step.columns import OPEN, Rules, User, copy
 from learner.step.evidence import kept_of_settled
 
 NO, YES, FLIP, ERASED, VALUE = 0, 1, 2, 3, 4
@@ -92,13 +92,15 @@ def relaxed(rules: Rules, user: User, x: Any, at: int) -> tuple[float, float]:
 
 
 @inner
-def served(rules: Rules, user: User, now: int) -> tuple[Any, Any]:
-    """Mean and factor of what the user, relaxed to a time, is scored with, nearly; see `learner.record.served`.
+def serve_to_tell(rules: Rules, user: User, now: int) -> None:
+    """Work out what the user, relaxed to a time, is scored with, nearly; see `learner.record.served`.
 
     The settled belief has clicks at once and each "no" late: items that are told of it take the user's part for theirs.
     With the exact moments of open impressions it would cost as much as learning them does once more.
     """
-    mean, factor = user.mean.astype(np.float64), user.factor.astype(np.float64)
+    mean, factor = user.told_mean, user.told_factor
+    copy(mean, user.mean)
+    copy(factor, user.factor)
     n = 0
     for place in range(user.facts[0].open_from, user.facts[0].n_slots):
         slot = user.order[place]
@@ -115,7 +117,6 @@ def served(rules: Rules, user: User, now: int) -> tuple[Any, Any]:
         # To the user the item is noise of the site, as in `condition`.
         precision /= 1.0 + precision * one.other_var
         absorb(mean, factor, user.f, user.gain, v, score, precision)
-    return mean, factor
 
 
 @inner

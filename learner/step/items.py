@@ -16,7 +16,7 @@ from learner.belief.moments import log_sigmoid, no_weight
 from learner.belief.update import condition, flip, observe, project
 from learner.record.items import MOST_OPEN
 from learner.record.served import open_weight
-from learner.step.columns import OPEN, Rules, User, begin, erase, load, store, workspace
+from learner.step.columns import OPEN, Rules, User, begin, copy, erase, load, store
 from learner.step.evidence import kept, precision_of, relax_by_evidence, relax_to
 from learner.step.feed import ERASED, FLIP, VALUE, YES
 
@@ -54,7 +54,7 @@ def drop(item: User, place: int) -> None:
     item.facts[0].n_slots -= 1
     for i in range(place, item.facts[0].n_slots):
         item.outcome[i] = item.outcome[i + 1]
-        item.row[i] = item.row[i + 1]
+        copy(item.row[i], item.row[i + 1])
 
 
 @inner
@@ -67,14 +67,14 @@ def show(rules: Rules, item: User, row: Any, x: Any) -> None:
     place = item.facts[0].n_slots
     while place > 0 and item.outcome[place - 1].shown_at > row.shown_at:
         item.outcome[place] = item.outcome[place - 1]
-        item.row[place] = item.row[place - 1]
+        copy(item.row[place], item.row[place - 1])
         place -= 1
     one = item.outcome[place]
     one.key, one.shown_at, one.offset, one.weight = 1, row.shown_at, row.offset, row.weight
     one.other_mean, one.other_var, one.state, one.examination = 0.0, row.variance, OPEN, row.examination
     one.arm, one.predicted = 0, 0
     one.precision = one.shift = row.weight if row.kind == YES else 0.0
-    item.row[place] = x
+    copy(item.row[place], x)
     item.facts[0].n_slots += 1
     n: Any = item.facts[0].n_slots
     if n <= MOST_OPEN:
@@ -236,8 +236,8 @@ def learn_row(rules: Rules, item: User, row: Any, x: Any) -> None:
 
 @compiled
 def learn_items(
-    rules: Rules, template: Any, data: Any, starts: Any, revisions: Any, row: Any, x: Any, order: Any, first: Any,
-    out: Any, out_starts: Any, lengths: Any,
+    rules: Rules, item: User, template: Any, data: Any, starts: Any, revisions: Any, row: Any, x: Any, order: Any,
+    first: Any, out: Any, out_starts: Any, lengths: Any,
 ) -> None:  # fmt: skip
     """Learn rows of I items; parameters as of `learner.step.kernel.apply_all`, with rows in the place of events.
 
@@ -246,7 +246,6 @@ def learn_items(
     row, x
         Of `learner.step.feed.Transitions`.
     """
-    item = workspace(len(rules.prior_mean), len(rules.prior_factor), MOST_OPEN + 1, 0, rules.width)
     for i in range(len(revisions)):
         begin(rules, item, MOST_OPEN + 1)
         if starts[i + 1] > starts[i]:

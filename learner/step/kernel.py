@@ -23,10 +23,10 @@ from learner.step.columns import (
     erase,
     load,
     store,
-    workspace,
 )
 from learner.step.evidence import fade, learn_jointly
 from learner.step.feed import Feed, tell_erasure
+from learner.step.quality import score_due
 from learner.step.sums import Sums
 
 
@@ -36,11 +36,9 @@ def apply_event(rules: Rules, user: User, events: Events, e: int, feed: Feed, su
     kind, now = events.event[e].kind, events.event[e].at
     if kind == SWEEP:
         before: int = user.facts[0].n_kept + user.facts[0].n_clicks
-        scored: int = user.facts[0].n_scored
         advance(rules, user, now, counts, sums)
         kept: int = user.facts[0].n_kept + user.facts[0].n_clicks
-        # What is scored has to be said with the sums.
-        return bool(kept != before or user.facts[0].n_scored != scored)
+        return bool(kept != before)
     if kind == ERASE_ITEM:
         tell_erasure(rules, feed, e, events.event[e].item, now)
         counts[ERASED] += 1
@@ -51,6 +49,7 @@ def apply_event(rules: Rules, user: User, events: Events, e: int, feed: Feed, su
         counts[ERASED] += 1
         return True
     if kind == ERASE:
+        score_due(rules, user, sums)
         erase(rules, user, now)
         counts[ERASED] += 1
         return True
@@ -72,7 +71,7 @@ def apply_event(rules: Rules, user: User, events: Events, e: int, feed: Feed, su
 
 @compiled
 def apply_all(
-    rules: Rules, template: Any, data: Any, starts: Any, revisions: Any, room: Any, events: Events, order: Any,
+    rules: Rules, user: User, template: Any, data: Any, starts: Any, revisions: Any, events: Events, order: Any,
     first: Any, out: Any, out_starts: Any, lengths: Any, erased: Any, ends: Any, feed: Feed, buckets: Any,
     sampled: Any, sums: Sums, counts: Any,
 ) -> None:  # fmt: skip
@@ -80,14 +79,14 @@ def apply_all(
 
     Parameters
     ----------
+    user
+        Work space for any of them.
     template
         A header with all that is the same for every record.
     data, starts
         Records one after another, and where each begins: shape (U + 1,). One without bytes is of an unknown user.
     revisions
         The revision to write for each, shape (U,).
-    room
-        The most outcomes and waiting clicks that any of the users may come to, shape (2,).
     order, first
         The events of user u are ``order[first[u]:first[u + 1]]``, in log order.
     out, out_starts
@@ -109,7 +108,6 @@ def apply_all(
     counts
         What became of the events is added to it, in the order of `COUNTS`.
     """
-    user = workspace(len(rules.prior_mean), len(rules.prior_factor), room[0], room[1], rules.width)
     for u in range(len(revisions)):
         n_outcomes: Any = 0
         for place in range(first[u], first[u + 1]):
@@ -131,6 +129,9 @@ def apply_all(
             if apply_event(rules, user, events, order[place], feed, sums, counts):
                 changed = True
         learn_jointly(rules, user)
+        score_due(rules, user, sums)
+        # What is scored has to be said with the sums.
+        changed = changed or user.facts[0].n_scored > 0
         erased[u] = user.facts[0].erased_at != NEVER
         ends[u] = window_end(rules, user)
         lengths[u] = store(user, template, revisions[u], out[out_starts[u] : out_starts[u + 1]]) if changed else 0

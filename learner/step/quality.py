@@ -2,7 +2,8 @@
 
 A slate is scored as a whole when its "no"s are due: were a click scored when it comes, the sums of the last hours would
 have too many. A click that comes later still takes its slate's sums back, and adds them anew. Sums are integers, which
-add up to the same in any order.
+add up to the same in any order: what is due is scored behind the user's last event of a microbatch, or before it is
+forgotten, and what clicks change until then costs nothing.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import numpy as np
 
 from learner.belief.compiled import inner
 from learner.belief.update import project
+from learner.record import NEVER
 from learner.record.served import serve
 from learner.record.sums import (
     ALONE,
-    AUC,
     BIN_WIDTH,
     BINS,
     FIRST_SEGMENT,
@@ -25,10 +26,8 @@ from learner.record.sums import (
     FIXED,
     HOUR_MS,
     HOURS,
-    LOSS,
     MANY,
     MOST_WORSE,
-    NDCG,
     OF_SLATES,
     OF_WAYS,
     PER_AGE,
@@ -36,13 +35,12 @@ from learner.record.sums import (
     PER_SEGMENT,
     PER_WAY,
     PER_WAY_AGE,
-    PREDICTED,
     PRIOR,
     SERVED,
     SLATES,
     WAYS,
 )  # fmt: skip
-from learner.step.columns import CLICKED, FORGOTTEN, OPEN, Rules, User
+from learner.step.columns import CLICKED, FORGOTTEN, OPEN, Rules, User, copy
 from learner.step.feed import MOST_WEIGHED
 from learner.step.slates import rank, segment_of
 from learner.step.sums import (
@@ -54,6 +52,7 @@ from learner.step.sums import (
     SCORED,
     SERVED_UNIT,
     Sums,
+    add_four,
     add_three,
     add_to_arm,
     bounded_logit,
@@ -70,15 +69,14 @@ def moderated(mu: float, v: float) -> float:
 
 
 @inner
-def unknown_item(rules: Rules, row: Any) -> float:
+def unknown_item(rules: Rules, user: User, row: Any) -> float:
     """Variance of the effect of an item nobody knows; 0 where items have none. Its mean is 0."""
     n = len(rules.item_columns)
     if n == 0:
         return 0.0
-    x, f = np.empty(n, np.float32), np.empty(n)
     for j in range(n):
-        x[j] = row[rules.item_columns[j]]
-    _, v = project(rules.item_mean, rules.item_factor, x, f)
+        user.gain[j] = row[rules.item_columns[j]]
+    _, v = project(rules.item_mean, rules.item_factor, user.gain, user.f)
     return v
 
 
@@ -89,32 +87,35 @@ def shown_before(user: User) -> int:
     return n
 
 
-@inner
-def scored_with(rules: Rules, user: User, now: int) -> tuple[Any, Any]:
-    """Mean and factor of what the user, relaxed to a time, is scored with then; see `learner.record.served.belief_at`.
+@inner(allocates=True)
+def serve_to_predict(rules: Rules, user: User, now: int) -> None:
+    """Work out what the user, relaxed to a time, is scored with then; see `learner.record.served.belief_at`.
 
     Of more open impressions than `MOST_WEIGHED` the oldest are weighed.
     """
+    mean, factor = user.scored_mean, user.scored_factor
+    copy(mean, user.mean)
+    copy(factor, user.factor)
+    if user.facts[0].n_open == 0:
+        return
     n, slots = 0, np.empty(MOST_WEIGHED, np.int64)
     for place in range(user.facts[0].open_from, user.facts[0].n_slots):
         if n < MOST_WEIGHED and user.outcome[user.order[place]].state == OPEN:
             slots[n] = user.order[place]
             n += 1
-    mean, factor = user.mean.astype(np.float64), user.factor.astype(np.float64)
     outcome = user.outcome[slots[:n]]
     ages = now - outcome["shown_at"]
     serve(mean, factor, user.row[slots[:n]], ages, outcome, rules.median, rules.sigma, rules.laplace)
-    return mean, factor
 
 
 @inner
-def predict(rules: Rules, user: User, slot: int, mean: Any, factor: Any, known: bool) -> None:
-    """Keep with an outcome what it would be scored with, by the belief of `scored_with`."""
-    mu, v = project(mean, factor, user.row[slot], user.f)
+def predict(rules: Rules, user: User, slot: int, known: bool) -> None:
+    """Keep with an outcome what it would be scored with, by the belief of `serve_to_predict`."""
+    mu, v = project(user.scored_mean, user.scored_factor, user.row[slot], user.f)
     one = user.outcome[slot]
     offset = np.float64(one.offset)
     served = moderated(mu + offset + one.other_mean, v + one.other_var)
-    alone = moderated(mu + offset, v + unknown_item(rules, user.row[slot]))
+    alone = moderated(mu + offset, v + unknown_item(rules, user, user.row[slot]))
     bits = np.int64(np.floor(served * SERVED_UNIT + 0.5)) << ALONE_BITS
     bits += np.int64(np.floor(alone * ALONE_UNIT + 0.5)) + (1 << (ALONE_BITS - 1))
     one.predicted = (bits << FLAGS) + IS_PREDICTED + (KNOWN if known else 0)
@@ -127,11 +128,26 @@ def is_scored(user: User, slot: int) -> bool:
 
 
 @inner
-def score_due(rules: Rules, user: User, now: int, sums: Sums) -> None:
-    """Score the slates whose labels are due at a time."""
+def come_to(rules: Rules, user: User, now: int, sums: Sums) -> None:
+    """Note that the slates whose labels are due at a time are to be scored; before an earlier time they are."""
+    if now < user.facts[0].due_at:
+        score_due(rules, user, sums)
+    user.facts[0].due_at = now
+
+
+@inner
+def score_due(rules: Rules, user: User, sums: Sums) -> None:
+    """Score the slates that are due."""
+    if user.facts[0].due_at != NEVER:
+        score_shown(rules, user, user.facts[0].due_at - rules.settle_age, sums)
+
+
+@inner
+def score_shown(rules: Rules, user: User, until: int, sums: Sums) -> None:
+    """Score the slates that were shown until a time."""
     facts = user.facts[0]
     place = facts.scored_from
-    while place < facts.n_slots and user.outcome[user.order[place]].shown_at + rules.settle_age <= now:
+    while place < facts.n_slots and user.outcome[user.order[place]].shown_at <= until:
         place = score_slate(rules, user, place, sums)
     facts.scored_from = place
 
@@ -196,8 +212,7 @@ def add_slate(rules: Rules, user: User, first: int, last: int, sums: Sums, sign:
         sums.hour[at] = hour
         sums.cells[at, :] = 0
     cells = sums.cells[at]
-    logit = np.empty((len(WAYS), last - first))
-    yes = np.empty(last - first, np.bool_)
+    logit, yes = user.logit, user.label
     n = clicks = known = 0
     segment = -1
     for i in range(first, last):
@@ -212,7 +227,7 @@ def add_slate(rules: Rules, user: User, first: int, last: int, sums: Sums, sign:
         offset = np.float64(one.offset)
         mu, v = project(rules.prior_mean, rules.prior_factor, user.row[slot], user.f)
         logit[FIXED, n] = bounded_logit(offset)
-        logit[PRIOR, n] = moderated(mu + offset, v + unknown_item(rules, user.row[slot]))
+        logit[PRIOR, n] = moderated(mu + offset, v + unknown_item(rules, user, user.row[slot]))
         bits = one.predicted >> FLAGS
         logit[SERVED, n] = served_logit(one.predicted)
         logit[ALONE, n] = ((bits & ((1 << ALONE_BITS) - 1)) - (1 << (ALONE_BITS - 1))) / ALONE_UNIT
@@ -224,19 +239,18 @@ def add_slate(rules: Rules, user: User, first: int, last: int, sums: Sums, sign:
     if segment >= 0:
         add_three(cells, of_segment, sign * n, sign * clicks, sign * ranks)
     worse = 0.0
-    found = np.empty(PER_WAY_AGE, np.int64)
     for way in range(len(WAYS) if len(rules.item_columns) > 0 else ALONE):
         of_way = FIRST_WAY + way * PER_WAY
         of_bins = of_way + 2 * PER_WAY_AGE + known * BINS * PER_BIN
-        found[:] = 0
+        all_loss = all_promised = np.int64(0)
         for i in range(n):
             z = logit[way, i]
             e = exp(-abs(z))
             p = (1.0 if z >= 0.0 else e) / (1.0 + e)
             loss = loss_of(z, e, yes[i])
             promised = in_units(p)
-            found[LOSS] += in_units(loss)
-            found[PREDICTED] += promised
+            all_loss += in_units(loss)
+            all_promised += promised
             its = of_bins + PER_BIN * min(max(int(np.floor(z / BIN_WIDTH)) + BINS // 2, 0), BINS - 1)
             cells[its] += sign * (MANY + yes[i])
             cells[its + 1] += sign * promised
@@ -244,13 +258,12 @@ def add_slate(rules: Rules, user: User, first: int, last: int, sums: Sums, sign:
                 worse += loss
             elif way == FIXED:
                 worse -= loss
-        if ranks:
-            auc, ndcg = rank(logit[way], yes, n, clicks)
-            found[AUC], found[NDCG] = in_units(auc), in_units(ndcg)
-        for k in range(PER_WAY_AGE):
-            cells[of_way + known * PER_WAY_AGE + k] += sign * found[k]
-            if segment >= 0:
-                cells[of_segment + OF_WAYS + way * PER_WAY_AGE + k] += sign * found[k]
+        auc, ndcg = rank(logit[way], yes, n, clicks) if ranks else (0.0, 0.0)
+        all_auc, all_ndcg = sign * in_units(auc), sign * in_units(ndcg)
+        add_four(cells, of_way + known * PER_WAY_AGE, sign * all_loss, sign * all_promised, all_auc, all_ndcg)
+        if segment >= 0:
+            of_its = of_segment + OF_WAYS + way * PER_WAY_AGE
+            add_four(cells, of_its, sign * all_loss, sign * all_promised, all_auc, all_ndcg)
     worse = min(max(worse / n, -MOST_WORSE), MOST_WORSE)
     difference, square = sign * in_units(worse), sign * in_units(worse * worse)
     add_three(cells, SLATES, sign, difference, square)

@@ -13,11 +13,15 @@ from learner.record.sums import (
     ARM_FIXED,
     ARM_N,
     ARM_SERVED,
+    AUC,
     CELLS,
     GROUPS,
     HOURS,
+    LOSS,
     MOST_LOGIT,
+    NDCG,
     PER_ARM,
+    PREDICTED,
     UNIT,
 )
 from learner.step.columns import CLICKED, FORGOTTEN, Rules, User
@@ -71,6 +75,15 @@ def add_three(cells: Any, at: int, one: int, two: int, three: int) -> None:
     cells[at] += one
     cells[at + 1] += two
     cells[at + 2] += three
+
+
+@inner
+def add_four(cells: Any, at: int, loss: Any, predicted: Any, auc: Any, ndcg: Any) -> None:
+    """Add what an age of a way has."""
+    cells[at + LOSS] += loss
+    cells[at + PREDICTED] += predicted
+    cells[at + AUC] += auc
+    cells[at + NDCG] += ndcg
 
 
 @inner

@@ -13,6 +13,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from freshet.quality_answers import Estimate, QualityPart, QualityWindow
+from learner.batch.rebuilding import added_up
 from learner.belief.gaussian import Array
 from learner.evaluation import replay as replaying
 from learner.evaluation.compare import AS_MEASURED, FIXED_EFFECT, PRIOR, variants
@@ -24,7 +25,7 @@ from learner.events.microbatch import Events, Microbatch, by_user, joined, sweep
 from learner.events.parse import parse_events
 from learner.log import open_log
 from learner.model.spec import Model, load_model
-from learner.record import decode_record
+from learner.record import decode_record, encode_record
 from learner.record.items import unknown
 from learner.record.sums import CELLS, FIRST_WAY, GROUPS, HOUR_MS, HOURS, KNOWN_FROM, LOSS, PER_AGE, UNIT, HourSums, N
 from learner.step.apply import apply
@@ -311,6 +312,39 @@ def test_sums_do_not_depend_on_where_microbatches_end(tmp_path: Path, rig: Watch
         other.turns(len(STREAM) // size + 3)
         assert other.sums() == rig.sums()
         other.close()
+
+
+@pytest.mark.parametrize("delay", ["", 'click_delay = { median = "5s", sigma = 1.0 }'])
+@pytest.mark.parametrize("seed", range(3))
+def test_records_and_sums_do_not_depend_on_microbatches_of_events_out_of_order(delay: str, seed: int) -> None:
+    """Some are late, some dated ahead; users are erased, and return."""
+    model = load_model(TEXT.replace('click_delay = { median = "5s", sigma = 1.0 }', delay))
+    rng = np.random.default_rng(seed)
+    events = [*STREAM]
+    for k in rng.integers(0, len(events), 20):
+        events.insert(int(rng.integers(0, len(events))), events.pop(k))
+    for k in rng.integers(0, len(events), 8):
+        events[k] = {**events[k], "timestamp": events[k]["timestamp"] + int(rng.integers(0, 300 * HOUR_MS))}
+    for k in rng.integers(0, len(events), 4):
+        events.insert(k, {"type": "erase", "user_id": events[k]["user_id"], "timestamp": events[k]["timestamp"]})
+
+    def done(size: int) -> tuple[dict[str, bytes], dict[tuple[int, int], list[int]]]:
+        records: dict[str, bytes] = {}
+        sums: list[HourSums] = []
+        for first in range(0, len(events), size):
+            batch = parsed(model, events[first : first + size])
+            users = by_user(batch)
+            applied = apply(model, [records.get(one) for one in users.user_ids], batch.events, users)
+            records |= {one: v for one, v in zip(users.user_ids, applied.values, strict=True) if v is not None}
+            sums += applied.sums
+        # How often a record was written is of microbatches.
+        plain = {
+            one: encode_record(decode_record(value, model, one)._replace(revision=0), model)
+            for one, value in records.items()
+        }
+        return plain, {(one.group, one.hour): one.cells.tolist() for one in added_up(sums)}
+
+    assert done(len(events)) == done(1) == done(5)
 
 
 def test_a_learner_that_dies_at_the_worst_moments_counts_nothing_twice_and_loses_nothing(
