@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from learner.batch.blobs import blobs, joined_blobs, whole
-from learner.batch.columns import column, whose
+from learner.batch.columns import column, signed
 from learner.batch.duck import connected, duck_on_disk
 from learner.batch.outcomes import starts
 from learner.batch.reading import LogError, Piece
+from learner.batch.users import user_hash
 from learner.belief.gaussian import Rows
 from learner.events.microbatch import EVENT, ITEM, ByUser, Events, Microbatch, ends_of, is_of_item, item_places
 from learner.log.position import NOTHING, Mark, Partition
+from learner.record.sums import GROUPS
 from learner.step.feed import TRANSITION, Transitions
 
 _LOG = (
@@ -50,6 +54,12 @@ _NOWHERE = -1
 _INSERTED = 16 << 20
 
 
+@lru_cache(maxsize=1 << 16)
+def place_of(user_id: str) -> int:
+    """A hash with a sign, by which users are ordered: those of a group of sums, and of a shard, are together."""
+    return signed((crc32(user_id.encode()) % GROUPS * (1 << 64) + user_hash(user_id)) // GROUPS)
+
+
 class Users(NamedTuple):
     """All events of some users.
 
@@ -60,7 +70,7 @@ class Users(NamedTuple):
     users
         Which events are whose, each user's in the order of the log; users in the order of `hashes`.
     hashes
-        Of each user, with a sign as `learner.batch.columns.whose` has it, shape (U,).
+        Of each user, as `place_of` has it, shape (U,).
     rank
         Of each event in the order of the whole log, shape (E,).
     seen_ms
@@ -143,7 +153,7 @@ class Histories:
         records = np.arange(len(event)) if batch.source is None else batch.source
         came_at = np.array([raw.came_at for raw in raws], np.int64)[records]
         time_ms = np.where(came_at > 0, came_at, event["at"])
-        known = {user: whose(user) for user in set(batch.user) if user and (is_of_item(user) or chosen(user))}
+        known = {user: place_of(user) for user in set(batch.user) if user and (is_of_item(user) or chosen(user))}
         mine = np.array([user in known for user in batch.user], np.bool_)
         if until_ms is not None:
             mine &= time_ms < until_ms

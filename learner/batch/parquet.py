@@ -162,8 +162,8 @@ def _outcomes(
     times = {*TIMES, *(name for name, one in taken.items() if isinstance(one, Age))}
     kinds = {name: table.schema_arrow.field(name).type for name in wanted}
     converters = {name: converter(file, name, kind, IDS, times) for name, kind in kinds.items()}
-    for first, batch in whole_slates(_batches(file, table, wanted, reached, skipped)):
-        read = None if as_bytes or not can_be_columns(model) else at_once(batch, model)
+    for first, batch, starts in whole_slates(_batches(file, table, wanted, reached, skipped)):
+        read = None if as_bytes or not can_be_columns(model) else at_once(batch, starts, model)
         if read is not None:
             yield Ready([Raw(str(file), b"", is_row=True)] * len(read.user), read)
             continue

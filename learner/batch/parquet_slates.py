@@ -21,20 +21,21 @@ TIMES = ("timestamp", "clicked_at")
 SLATE = ("user_id", "request_id", "timestamp")
 
 
-def whole_slates(batches: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
-    """Rows, and the number of the first of them, cut where a slate ends."""
+def whole_slates(batches: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any, NDArray[np.int64]]]:
+    """Rows, the number of the first of them, and where in them each slate begins, and the last one ends."""
     held, held_first = None, 0
     for first, batch in batches:
         if held is not None and held_first + len(held) == first:
             batch, first = pa.concat_batches([held, batch]), held_first
         elif held is not None:
-            yield held_first, held
-        cut = int(starts_of_slates(batch)[-2]) if len(batch) else 0
+            yield held_first, held, np.array([0, len(held)])
+        starts = starts_of_slates(batch)[:-1] if len(batch) else np.zeros(1, np.int64)
+        cut = int(starts[-1])
         if cut:
-            yield first, batch.slice(0, cut)
+            yield first, batch.slice(0, cut), starts
         held, held_first = batch.slice(cut), first + cut
     if held is not None and len(held):
-        yield held_first, held
+        yield held_first, held, np.array([0, len(held)])
 
 
 def starts_of_slates(batch: Any) -> NDArray[np.int64]:
@@ -54,13 +55,13 @@ def _changes(columns: list[Any]) -> NDArray[np.bool_]:
     return changed
 
 
-def at_once(batch: Any, model: Model) -> Microbatch | None:
-    """The impressions of some slates, each with its clicks behind it; None if one of them has to be looked at."""
+def at_once(batch: Any, starts: NDArray[np.int64], model: Model) -> Microbatch | None:
+    """The impressions of slates that begin there, each with its clicks behind it; None if one has to be looked at."""
     try:
         columns = {name: _column(name, batch.column(name), model) for name in batch.schema.names}
         if any(column is None for column in columns.values()):
             return None
-        return _at_once(columns, starts_of_slates(batch), model)
+        return _at_once(columns, starts, model)
     except pa.ArrowException:
         return None
 

@@ -133,6 +133,8 @@ def origin_of(arguments: HistoryArguments, settings: Settings, model: Model) -> 
     from learner.batch.sources import files_of, is_a_file
 
     said: list[object] = [
+        # What order users are rebuilt in.
+        "by group",
         version_of(model).name,
         *settings.topics,
         arguments.offsets,
