@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import msgspec
-from kafka import KafkaProducer
+from kafka import KafkaConsumer, KafkaProducer
 
-from benchmarks.harness import Context, Figure, percentile
+from benchmarks.harness import Context, Figure, percentile, ratios
 from benchmarks.http_process import Client, PythonProcess
 from benchmarks.workload import REVISIT_MS, START_MS, freshet_environ, impressions, items, make_topic, shared
 from learner.events.wire import impression_json
@@ -35,13 +35,25 @@ def measure(context: Context) -> list[Figure]:
     client = Client(context.start(PythonProcess(["service", "serve"], environ)).port)
     repetitions = context.repetitions
     seconds = 5.0 if context.quick else 15.0
-    with flowing(kafka, topic, seconds * repetitions) as producer:
-        rounds = [probe_for(seconds, client, producer, topic) for _ in range(repetitions)]
+    rounds, floors = [], []
+    with flowing(kafka, topic, 1.5 * seconds * repetitions) as producer:
+        for _ in range(repetitions):
+            rounds.append(percentiles(probe_for(seconds, client, producer, topic)))
+            floors.append(percentiles(polls_for(seconds / 2, kafka, producer, topic)))
     note = f"impressions of one item, {EVENTS_PER_S:,} a second"
+    p50, p99 = zip(*rounds, strict=True)
+    floor = [one for one, _ in floors]
     return [
-        Figure("freshness: send to visible, p50", "ms", [percentile(one, 0.5) for one in rounds], 15, note=note),
-        Figure("freshness: send to visible, p99", "ms", [percentile(one, 0.99) for one in rounds], 100),
+        Figure("freshness: send to visible, p50", "ms", list(p50), 15, note=note),
+        Figure("freshness: send to visible, p99", "ms", list(p99), 100),
+        Figure("freshness: send to the poll of a bare consumer, p50", "ms", floor, note="beside the learner"),
+        Figure("freshness: send to visible over the poll of a bare consumer, p50", "x", ratios(p50, floor)),
     ]
+
+
+def percentiles(taken: list[float]) -> tuple[float, float]:
+    """The median, and what one in a hundred is above."""
+    return percentile(taken, 0.5), percentile(taken, 0.99)
 
 
 @contextmanager
@@ -74,6 +86,32 @@ def probe_for(seconds: float, client: Client, producer: KafkaProducer, topic: st
         while b'"n_events":0' in client.call("POST", "/score", request)[1]:
             time.sleep(LOOK_S)
         taken.append((time.perf_counter() - started) * 1e3)
+    return taken
+
+
+def polls_for(seconds: float, kafka: KafkaServer, producer: KafkaProducer, topic: str) -> list[float]:
+    """Milliseconds from send to the poll of a consumer that does nothing with what it reads: the floor."""
+    consumer = KafkaConsumer(topic, bootstrap_servers=kafka.bootstrap, auto_offset_reset="latest")
+    generator = random.Random()
+    taken = []
+    try:
+        consumer.poll(timeout_ms=2_000)
+        until = time.perf_counter() + seconds
+        due, started, key = time.perf_counter(), 0.0, b""
+        while time.perf_counter() < until:
+            if not key and time.perf_counter() >= due:
+                key, started = f"floor-{uuid.uuid4().hex}".encode(), time.perf_counter()
+                shown = items(generator, 1)
+                producer.send(
+                    topic, key=key, value=impression_json("r", key.decode(), time.time_ns() // 1_000_000, shown)
+                )
+            polled = consumer.poll(timeout_ms=5)
+            if any(record.key == key for records in polled.values() for record in records):
+                now = time.perf_counter()
+                taken.append((now - started) * 1e3)
+                key, due = b"", now + generator.uniform(0.005, 0.05)
+    finally:
+        consumer.close()
     return taken
 
 
