@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,10 @@ from learner.batch.columns import column
 from learner.batch.outcomes import starts
 from learner.events.microbatch import ends_of
 
-# Rows that are taken from the database at a time, and bytes of a table.
-_ROWS, _BYTES = 1 << 10, 32 << 20
+ROWS = 1 << 10
+"""So many are taken from the database at a time."""
+# Of a table.
+_BYTES = 32 << 20
 
 
 def blobs(values: NDArray[Any], lengths: NDArray[np.int64]) -> Any:
@@ -37,11 +39,11 @@ def joined_blobs(table: Any, name: str) -> Any:
     return np.concatenate(found) if found else np.empty(0, np.uint8)
 
 
-def whole(found: Any, name: str) -> Iterator[Any]:
-    """What a query finds, as tables of a bounded size, cut where a column has another value."""
+def whole(batches: Iterable[Any], name: str) -> Iterator[Any]:
+    """Record batches as tables of a bounded size, cut where a column has another value."""
     held: list[Any] = []
     size, most = 0, _BYTES
-    for batch in found.to_arrow_reader(_ROWS):
+    for batch in batches:
         held.append(batch)
         size += batch.nbytes
         if size < most:

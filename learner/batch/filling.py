@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
-from learner.batch.histories import Histories
+from learner.batch.histories import Log
 from learner.batch.loading import Loading
 from learner.batch.rebuilding import Rebuilt, rebuilt_items, rebuilt_users
 from learner.log.position import Mark, Partition
@@ -20,7 +22,7 @@ def fill(
     loading: Loading,
     store: Store,
     model: Model,
-    log: Histories,
+    log: Log,
     ends: Mapping[Partition, Mark],
     observe: Callable[[Effect, Rebuilt], object] = lambda effect, rebuilt: None,
 ) -> Counter[str]:
@@ -42,7 +44,8 @@ def fill(
     """
     counts = Counter[str]()
     catalog = None if model.catalog is None else LearntCatalog(model.catalog, store)
-    for one in rebuilt_users(model, log, store.shards, store.shard_of, loading.done(USERS)):
+    into: dict[str, Any] = {"shards": store.shards, "shard_of": store.shard_of}
+    for one in log.of_users(partial(rebuilt_users, model, done=loading.done(USERS), **into)):
         counts += one.counts
         writes = _writes(model, one)
         if catalog is not None and one.batch is not None and one.users is not None:
@@ -51,7 +54,7 @@ def fill(
         loading.put(USERS, one.shard, one.last, writes, one.sums)
         observe(model, one)
     if model.item is not None:
-        for one in rebuilt_items(model.item, log, store.shards, store.shard_of, loading.done(ITEMS)):
+        for one in log.of_items(partial(rebuilt_items, model.item, done=loading.done(ITEMS), **into)):
             loading.put(ITEMS, one.shard, one.last, _writes(model.item, one))
             observe(model.item, one)
     loading.finish(ends, model.item is not None)

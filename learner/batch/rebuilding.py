@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.batch.histories import Histories, Users
+from learner.batch.event_rows import Users
+from learner.batch.histories import History
 from learner.collector import uncollected
 from learner.events.microbatch import CLICK, IMPRESSION, SWEEP, ByUser, Events, Microbatch, ends_of, sweeps
 from learner.model.duration import ModelError
@@ -67,7 +68,7 @@ def require_cuts_do_not_matter(model: Model) -> None:
 
 def rebuilt_users(
     model: Model,
-    log: Histories,
+    log: History,
     shards: int,
     shard_of: Callable[[str], int],
     done: Sequence[int] = (),
@@ -110,7 +111,7 @@ def rebuilt_users(
 
 
 def rebuilt_items(
-    effect: ItemEffect, log: Histories, shards: int, shard_of: Callable[[str], int], done: Sequence[int] = ()
+    effect: ItemEffect, log: History, shards: int, shard_of: Callable[[str], int], done: Sequence[int] = ()
 ) -> Iterator[Rebuilt]:
     """The record of each item that users told something of; see `rebuilt_users`, which comes first."""
     for part in log.items():

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import Enum
+from functools import partial
 from typing import NamedTuple
 
 from learner.batch.divergence import divergence
-from learner.batch.histories import Histories
+from learner.batch.histories import Log
 from learner.batch.rebuilding import rebuilt_users
 from learner.model.spec import Model
 from learner.record import Record, decode_record, encode_record
@@ -51,7 +52,7 @@ class Compared(NamedTuple):
     value: bytes | None
 
 
-def compared(model: Model, log: Histories, store: Store) -> Iterator[list[Compared]]:
+def compared(model: Model, log: Log, store: Store) -> Iterator[list[Compared]]:
     """Compare each user of a log with the store, some at a time: as both would be served at the user's last event.
 
     Later, what is not learnt again fades from both, and with it the distance.
@@ -64,7 +65,8 @@ def compared(model: Model, log: Histories, store: Store) -> Iterator[list[Compar
         As the store does.
     """
     last_ms = log.last_ms()
-    for some in rebuilt_users(model, log, store.shards, store.shard_of):
+    users = partial(rebuilt_users, model, shards=store.shards, shard_of=store.shard_of)
+    for some in log.of_users(users):
         rows = zip(some.ids, store.load(some.ids), some.values, strict=True)
         yield [_compared(model, last_ms, *row) for row in rows if row[2] is not None]
 
