@@ -73,7 +73,7 @@ class LogAtRest(NamedTuple):
 
     def chosen(self, user_id: str) -> bool:
         """Whether a user is one of those."""
-        return chosen(user_id, self.share, self.seed)
+        return self.share >= 1.0 or chosen(user_id, self.share, self.seed)
 
     def pieces(self) -> list[LogAtRest]:
         """What may be read side by side, in the order of the log: each file; with a catalog all of it as one."""

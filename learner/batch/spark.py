@@ -6,46 +6,32 @@ same: nothing of a result depends on which task ends first.
 
 from __future__ import annotations
 
-import atexit
 import pickle
-import sys
-import tempfile
 import weakref
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from functools import cache, partial
-from itertools import chain
-from os.path import abspath
-from pathlib import Path
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-from pyspark import SparkFiles, StorageLevel, cloudpickle
+from pyspark import StorageLevel
 
-import learner
 from learner.batch import sql
 from learner.batch.collect import Advance, OfPart
 from learner.batch.columns import column, microbatch_of, tables_of
 from learner.batch.outcomes import NUMBERS, whole_users
-from learner.batch.raw import LogError, Reached, Skipped
+from learner.batch.raw import LogError, Skipped
 from learner.batch.reading import LogAtRest
-from learner.batch.sources import files_of, is_a_file, raw_events, sizes_of, together
-from learner.batch.spark_session import spread
-from learner.batch.spooled import spool
+from learner.batch.spark_tasks import MADE, made, pieces_of, read_pieces, send_code, there
 from learner.events.wire import Reason
 from learner.limits import MAX_TIMESTAMP_MS
 
 T = TypeVar("T")
 # Pieces of outcomes that a partition holds, about.
 _PIECES = 4
-# Numbers of events: of so many a file at most.
-_FILE_BITS = 40
 # Of a row of what was bad, beside the reasons of events.
 _UNREAD, _REFUSED = "unread", "refused"
-_CODE = "freshet"
-_MADE = "made binary"
 
 
 class Spark:
@@ -64,7 +50,7 @@ class Spark:
     """
 
     def __init__(self, session: Any, width: int, numbers: int = NUMBERS, spool_to: str | None = None) -> None:
-        _send_code(session.sparkContext)
+        send_code(session.sparkContext)
         # Its own temporary views.
         self._session, self._width, self._numbers = session.newSession(), width, numbers
         self._spool_to = spool_to
@@ -88,16 +74,10 @@ class Spark:
             n_spooled += n
             advance(n, of)
 
-        as_files = [[one] if is_a_file(one) else self._spooled(one, log, count) for one in log.sources]
-        # Executors work in folders of their own.
-        sources = tuple(one if "://" in one else abspath(one) for one in chain(*as_files))
-        log = log._replace(sources=sources, table=log.table and abspath(log.table))
-        pieces = [(number, cloudpickle.dumps(piece)) for number, piece in enumerate(log.pieces())]
-        frame = self._session.createDataFrame(pieces, "number int, piece binary")
-        read = partial(_read_pieces, skipping=skipped is not None)
-        spread(self._session, chain.from_iterable(sizes_of(files_of(one)) for one in sources))
-        # Each task takes one. Then each user's together, once for all queries: no join moves anything again.
-        rows = frame.repartitionById(len(pieces), "number").mapInArrow(_there(read), sql.LOG).repartition("whose")
+        frame = pieces_of(self._session, log, count, self._spool_to)
+        read = partial(read_pieces, read=partial(_read, skipping=skipped is not None))
+        # Each user's together, once for all queries: no join moves anything again.
+        rows = frame.mapInArrow(there(read), sql.LOG).repartition("whose")
         self._keep(rows).createOrReplaceTempView("log")
         for name, text in sql.LOG_TABLES.items():
             self._session.sql(text).createOrReplaceTempView(name)
@@ -111,31 +91,6 @@ class Spark:
         n = self.query("select count(*) as n from events").column("n")[0].as_py()
         advance(max(n - n_spooled, 0), n)
 
-    def _spooled(self, source: str, log: LogAtRest, advance: Callable[[int, float | None], object]) -> list[str]:
-        """What is in topics up to now, as files."""
-        if self._spool_to is None and not self._session.sparkContext.master.startswith("local"):
-            raise LogError(
-                f"log {source!r}: expected --spool DIR beside --engine spark: a folder that executors see, too, where "
-                "what is read of topics stands meanwhile"
-            )
-        here, n, files = Reached(), 0, dict[str, None]()
-        try:
-            kept = tempfile.TemporaryDirectory(prefix="freshet-", dir=self._spool_to, ignore_cleanup_errors=True)
-            # What is lost with an executor is read again, as long as there are outcomes.
-            atexit.register(kept.cleanup)
-            with closing(raw_events(source, log.model, log.topics, log.kafka, here, log.items_topic)) as raws:
-                for path, some in spool(together(raws), Path(kept.name)):
-                    files[str(path)] = None
-                    n += some
-                    advance(some, n / here.share if here.share else None)
-        except ConnectionError:
-            # Of the log, which is read meanwhile.
-            raise
-        except OSError as exc:
-            where = tempfile.gettempdir() if self._spool_to is None else self._spool_to
-            raise LogError(f"--spool {where!r}: cannot be written: {exc}") from exc
-        return list(files)
-
     def query(self, text: str) -> Any:
         """What a query finds, as an Arrow table."""
         return self._session.sql(text).toArrow()
@@ -146,7 +101,7 @@ class Spark:
         n_parts = n * self._width // (_PIECES * self._numbers) + 1
         found = self._of_users(self._session.sql(text), n_parts).sortWithinPartitions(*sql.ORDER.split(", "))
         cut = partial(_cut, width=self._width, numbers=self._numbers)
-        return Pieces(found.mapInArrow(_there(cut), _MADE).rdd.map(lambda row: bytes(row.made)))
+        return Pieces(found.mapInArrow(there(cut), MADE).rdd.map(lambda row: bytes(row.made)))
 
     def histories(self, n_parts: int, since_ms: int, function: OfPart[T], advance: Advance) -> Iterator[T]:
         """See `learner.batch.collect.Engine`: a part is a task, whose result stays with its executor until its turn."""
@@ -158,10 +113,10 @@ class Spark:
         whole = whole.unionByName(told.selectExpr("*", f"{sql.OF_TOLD} as nth"), allowMissingColumns=True)
         parts = self._of_users(whole, n_parts).sortWithinPartitions("number", "nth")
         of = partial(_history, width=self._width, n_parts=n_parts, function=function)
-        made = self._keep(parts.mapInArrow(_there(of), _MADE).rdd.map(lambda row: bytes(row.made)))
+        done = self._keep(parts.mapInArrow(there(of), MADE).rdd.map(lambda row: bytes(row.made)))
         # All at once here; else each would wait for the one before.
-        made.count()
-        for one in made.toLocalIterator():
+        done.count()
+        for one in done.toLocalIterator():
             n_slates, result = pickle.loads(one)
             advance(n_slates)
             yield result
@@ -187,7 +142,7 @@ class Pieces:
 
     def map(self, function: Callable[[Any], T]) -> Iterator[T]:
         """See `learner.batch.outcomes.Table`."""
-        for result in self._rdd.mapPartitions(_there(partial(_map, function=function))).collect():
+        for result in self._rdd.mapPartitions(there(partial(_map, function=function))).collect():
             yield pickle.loads(result)
 
 
@@ -196,42 +151,9 @@ def _release(rdd: Any) -> None:
         rdd.unpersist()
 
 
-@cache
-def _send_code(context: Any) -> None:
-    """Give executors the `learner` package of this process, with what Numba has compiled of it."""
-    folder = Path(learner.__file__ or "").parent
-    # Executors fetch it when they start, which may be at any time.
-    atexit.register((kept := tempfile.TemporaryDirectory(prefix="freshet-")).cleanup)
-    sent = Path(kept.name, f"{_CODE}.zip")
-    with zipfile.ZipFile(sent, "w") as archive:
-        for file in sorted(folder.rglob("*")):
-            if file.is_file() and file.suffix != ".pyc":
-                archive.write(file, Path(folder.name, file.relative_to(folder)))
-    context.addArchive(f"{sent}#{_CODE}")
-
-
-def _there(function: Callable[[Iterable[Any]], Iterator[Any]]) -> Callable[[Iterable[Any]], Iterator[Any]]:
-    """The function as an executor runs it, by the code that it was sent."""
-    sent, code = cloudpickle.dumps(function), _CODE
-
-    def run(batches: Iterable[Any]) -> Iterator[Any]:
-        # Of this package nothing is known there before this.
-        if (folder := SparkFiles.get(code)) not in sys.path:
-            sys.path.insert(0, folder)
-        yield from pickle.loads(sent)(batches)
-
-    return run
-
-
-def _read_pieces(batches: Iterable[Any], skipping: bool) -> Iterator[Any]:
-    for batch in batches:
-        for number, piece in zip(*(batch.column(name).to_pylist() for name in ("number", "piece")), strict=True):
-            yield from _read(pickle.loads(piece), number << _FILE_BITS, Skipped() if skipping else None)
-
-
-def _read(log: LogAtRest, first: int, skipped: Skipped | None) -> Iterator[Any]:
+def _read(log: LogAtRest, first: int, skipping: bool) -> Iterator[Any]:
     """The log as rows of `sql.LOG`, its events numbered from one on; what is wrong with it is told by rows, too."""
-    number = first
+    number, skipped = first, Skipped() if skipping else None
     try:
         with closing(log.events(skipped=skipped, processes=False)) as events:
             for batch in events:
@@ -266,16 +188,12 @@ def _rows(batch: Any) -> Any:
     return pa.RecordBatch.from_pydict(columns)
 
 
-def _made(made: bytes) -> Any:
-    return pa.RecordBatch.from_pydict({"made": pa.array([made], pa.binary())})
-
-
 def _cut(batches: Iterable[Any], width: int, numbers: int) -> Iterator[Any]:
     for piece in whole_users(batches, width, numbers):
         stream = pa.BufferOutputStream()
         with pa.ipc.new_stream(stream, piece.schema) as out:
             out.write_batch(piece.combine_chunks().to_batches()[0])
-        yield _made(stream.getvalue().to_pybytes())
+        yield made(stream.getvalue().to_pybytes())
 
 
 def _map(pieces: Iterable[bytes], function: Callable[[Any], Any]) -> Iterator[bytes]:
@@ -296,4 +214,4 @@ def _history(batches: Iterable[Any], width: int, n_parts: int, function: OfPart[
     hashed = int(column(table, "whose")[0])
     number = min(int((hashed * 2.0**-64 + 0.5) * n_parts), n_parts - 1)
     result = function(number, microbatch_of(events, shown, told, width), done.append)
-    yield _made(pickle.dumps((sum(done), result), pickle.HIGHEST_PROTOCOL))
+    yield made(pickle.dumps((sum(done), result), pickle.HIGHEST_PROTOCOL))

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from learner.batch.raw import Raw, Reached
 from learner.events.wire import BadEvent, Reason
+from learner.log.position import Partition, Position
 
 if TYPE_CHECKING:
     from learner.batch.remote import File
@@ -21,8 +22,11 @@ SUFFIX = ".spooled.arrow"
 A_FILE = 32 << 20
 """Bytes of events about which a file has: it is read by one task."""
 _SCHEMA = pa.schema(
-    {"place": pa.string(), "value": pa.binary(), "reason": pa.string(), "came_at": pa.int64(), "record": pa.binary()}
-)
+    {
+        "place": pa.string(), "value": pa.binary(), "reason": pa.string(), "came_at": pa.int64(), "record": pa.binary(),
+        "topic_id": pa.binary(), "partition": pa.int32(), "offset": pa.int64(), "epoch": pa.int64(),
+    }
+)  # fmt: skip
 
 
 def spool(raws: Iterable[list[Raw]], folder: Path, a_file: int = A_FILE) -> Iterator[tuple[Path, int]]:
@@ -65,14 +69,24 @@ def _columns(raws: list[Raw]) -> pa.RecordBatch:
         "came_at": [one.came_at for one in raws],
         "record": [one.record for one in raws],
     }
+    at = [one.position for one in raws]
+    columns |= {
+        "topic_id": [one and one.partition.topic_id for one in at],
+        "partition": [one and one.partition.number for one in at],
+        "offset": [one and one.offset for one in at],
+        "epoch": [one and one.epoch for one in at],
+    }
     return pa.RecordBatch.from_pydict(columns, schema=_SCHEMA)
 
 
 def from_spool(file: File, reached: Reached) -> Iterator[Raw]:
-    """The events of such a file, as they were read, but for where they stand in a log."""
+    """The events of such a file, as they were read."""
     with file.open("rb") as stored, pa.ipc.open_stream(stored) as batches:
         reached.within = stored.tell
         for batch in batches:
-            for place, value, reason, came_at, record in zip(*batch.to_pydict().values(), strict=True):
+            for place, value, reason, came_at, record, topic_id, partition, offset, epoch in zip(
+                *batch.to_pydict().values(), strict=True
+            ):
                 why = None if reason is None else BadEvent(Reason(reason), value.decode())
-                yield Raw(place, why or value, came_at, record)
+                position = None if offset is None else Position(Partition(topic_id, partition), offset, epoch)
+                yield Raw(place, why or value, came_at, record, position)

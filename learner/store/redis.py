@@ -49,7 +49,8 @@ class RedisStore:
         """As many as there are hash tags."""
         return SHARDS
 
-    def shard_of(self, id: str) -> int:
+    @staticmethod
+    def shard_of(id: str) -> int:
         """By a checksum of the id."""
         return shard_of(id)
 

@@ -50,7 +50,8 @@ class SqliteStore:
         """The file is one."""
         return 1
 
-    def shard_of(self, id: str) -> int:
+    @staticmethod
+    def shard_of(id: str) -> int:
         """The only one."""
         return 0
 

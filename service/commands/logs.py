@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from learner.limits import MAX_TIMESTAMP_MS, MIN_TIMESTAMP_MS
 from learner.model.spec import Model
@@ -155,19 +155,37 @@ def _engine(arguments: LogArguments, model: Model) -> AbstractContextManager[Eng
     ValueError
         If it is not installed, or is not asked for what it is told.
     """
-    if arguments.engine == "duckdb":
-        if arguments.master or arguments.conf or arguments.spool:
-            raise ValueError("--master, --conf, --spool: expected --engine spark beside them")
+    if not is_spark(arguments):
         from learner.batch.duck import Duck
 
         return Duck(model.width)
+    session = session_of(arguments)
+    from learner.batch.spark import Spark
+
+    return Spark(session, model.width, spool_to=arguments.spool)
+
+
+def is_spark(arguments: LogArguments) -> bool:
+    """Whether Spark is asked for; `ValueError` if it is not, and is told something."""
+    if arguments.engine != "spark" and (arguments.master or arguments.conf or arguments.spool):
+        raise ValueError("--master, --conf, --spool: expected --engine spark beside them")
+    return arguments.engine == "spark"
+
+
+def session_of(arguments: LogArguments) -> Any:
+    """Spark's session of this process, as `--master` and `--conf` say.
+
+    Raises
+    ------
+    ValueError
+        If Spark is not installed or does not start, or an option is none.
+    """
     options = dict(one.partition("=")[::2] for one in arguments.conf)
     if bad := [key for key, value in options.items() if not value]:
         raise ValueError(f"--conf {bad[0]!r}: expected KEY=VALUE")
     try:
         # What Spark asks for later would not name the extra.
         import_module("pandas")
-        from learner.batch.spark import Spark
         from learner.batch.spark_session import spark_session
     except ModuleNotFoundError as exc:
         raise ValueError(
@@ -176,7 +194,7 @@ def _engine(arguments: LogArguments, model: Model) -> AbstractContextManager[Eng
         ) from exc
     if arguments.spool is not None and not Path(arguments.spool).is_dir():
         raise ValueError(f"--spool {arguments.spool!r}: expected a folder that exists")
-    return Spark(spark_session(arguments.master, options), model.width, spool_to=arguments.spool)
+    return spark_session(arguments.master, options)
 
 
 def check_items(arguments: LogArguments, model: Model) -> None:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from learner.batch.parquet_offsets import OffsetColumns
 from learner.model.spec import Model
 from learner.store.versions import version_of
-from service.commands.logs import LogArguments, add_arguments, instant
+from service.commands.logs import LogArguments, add_arguments, instant, is_spark, session_of
 from service.progress import progress
 from service.settings import Settings
 
 if TYPE_CHECKING:
-    from learner.batch.histories import Histories
+    from learner.batch.histories import Log
     from learner.batch.raw import Skipped
     from learner.log.position import Mark, Partition
 
@@ -86,29 +86,35 @@ def require_an_end(arguments: HistoryArguments) -> None:
 
 
 @contextmanager
-def history_of(
-    arguments: HistoryArguments, settings: Settings, model: Model, skipped: Skipped | None
-) -> Iterator[Histories]:
+def history_of(arguments: HistoryArguments, settings: Settings, model: Model, skipped: Skipped | None) -> Iterator[Log]:
     """The events of the logs by user, gone at the end of the block."""
     from learner.batch.histories import Histories
     from learner.batch.reading import LogAtRest, read_with_raws
-    from learner.batch.users import chosen
 
-    share, seed = getattr(arguments, "sample", 1.0), getattr(arguments, "seed", 0)
-    with Histories(model.width) as log:
-        read = LogAtRest(
-            tuple(arguments.logs), model, tuple(settings.topics), settings.kafka_options, settings.items_topic,
-            arguments.items,
-        )  # fmt: skip
+    log = LogAtRest(
+        tuple(arguments.logs), model, tuple(settings.topics), settings.kafka_options, settings.items_topic,
+        arguments.items, getattr(arguments, "sample", 1.0), getattr(arguments, "seed", 0),
+    )  # fmt: skip
+    offsets, until_ms = columns_of(arguments), arguments.from_time
+    if is_spark(arguments):
+        session = session_of(arguments)
+        from learner.batch.spark_histories import SparkHistories
+
+        with SparkHistories(session, model.width, arguments.spool) as there:
+            with progress("reading", " events") as bar:
+                there.read(log, bar.reach, skipped, until_ms, offsets)
+            yield there
+        return
+    with Histories(model.width) as here:
         with (
             progress("reading", " events") as bar,
-            closing(read_with_raws(read, bar.reach, skipped, offsets=columns_of(arguments))) as pieces,
+            closing(read_with_raws(log, bar.reach, skipped, offsets=offsets)) as pieces,
         ):
-            log.read(pieces, lambda user_id: share >= 1.0 or chosen(user_id, share, seed), arguments.from_time)
-        yield log
+            here.read(pieces, log.chosen, until_ms)
+        yield here
 
 
-def ends_of(arguments: HistoryArguments, settings: Settings, log: Histories) -> dict[Partition, Mark]:
+def ends_of(arguments: HistoryArguments, settings: Settings, log: Log) -> dict[Partition, Mark]:
     """Where history ends, of each partition that learners go on in."""
     if has_positions(arguments):
         return dict(log.ends)

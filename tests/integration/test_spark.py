@@ -249,6 +249,7 @@ def test_a_topic_of_kafka_is_to_spark_what_it_is_to_duckdb(
     session: Any, log: Path, kafka_server: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from learner.batch import spark as engine
+    from learner.batch import spark_tasks
 
     topic = f"t-{uuid.uuid4().hex[:8]}"
     make_topic(kafka_server, topic, partitions=2)
@@ -262,7 +263,7 @@ def test_a_topic_of_kafka_is_to_spark_what_it_is_to_duckdb(
         )
     read = LogAtRest((kafka_server.url, str(log / "day-2.parquet")), without_stand_in(MODEL), (topic,))
     # Of several files.
-    monkeypatch.setattr(engine, "spool", partial(spool, a_file=50_000))
+    monkeypatch.setattr(spark_tasks, "spool", partial(spool, a_file=50_000))
     skipped, told, found = [Skipped(), Skipped()], list[int](), list[Outcomes]()
     with Duck(MODEL.width, NUMBERS) as duck, engine.Spark(session, MODEL.width, NUMBERS, str(tmp_path)) as spark:
         duck.take(read, lambda n, of: None, skipped[0])
