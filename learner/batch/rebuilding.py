@@ -40,7 +40,7 @@ class Rebuilt(NamedTuple):
     sums
         How good predictions were, of these users.
     batch, users
-        The events of users; None of items.
+        The events of these users, without their items, of a model with a catalog; else None.
     counts
         What became of their events.
     """
@@ -104,9 +104,10 @@ def rebuilt_users(
                     if len(applied.transitions.row):
                         log.tell(applied.transitions, part.rank[applied.transitions.row["event"]])
                     if wanted:
+                        events, whose = (None, None) if model.catalog is None else _without_items(part.batch, users)
                         yield Rebuilt(
                             number, users.user_ids, applied.values, applied.erased, hashes[unit[-1]], applied.sums,
-                            part.batch, users, applied.counts,
+                            events, whose, applied.counts,
                         )  # fmt: skip
 
 
@@ -140,6 +141,14 @@ def _units(its: NDArray[np.intp], sizes: NDArray[np.int64], hashes: NDArray[np.i
     same = np.append(False, hashes[its][1:] == hashes[its][:-1])
     cut = np.flatnonzero((np.diff(number, prepend=number[0]) > 0) & ~same)
     yield from np.split(its, cut)
+
+
+def _without_items(batch: Microbatch, users: ByUser) -> tuple[Microbatch, ByUser]:
+    """The events of some users, and what they say of the catalog."""
+    catalog = {new: entry for new, old in enumerate(users.order.tolist()) if (entry := batch.catalog.get(old))}
+    event, item, row = batch.events
+    few = Events(event[users.order], item[:0], row[:0])
+    return Microbatch([], few, None, catalog), ByUser(users.user_ids, np.arange(len(users.order)), users.first)
 
 
 def _swept(part: Users, last_ms: int, window_ms: int) -> Users:

@@ -26,7 +26,7 @@ from learner.batch.raw import LogError, Skipped
 from learner.batch.reading import LogAtRest, read_with_raws
 from learner.log import Entry, open_log
 from learner.model.spec import Model, load_model
-from learner.store import Store, open_store
+from learner.store import CATALOG, Store, open_store
 from service.commands.main import main
 from tests.integration.test_spark import AT, MASTER, TOML, log, session
 from tests.rig import Around, once
@@ -150,6 +150,33 @@ def test_into_redis_each_shard_has_what_duckdb_puts_there(
         by_spark(session, read, there)
         assert records(there, WITH_ITEMS) == records(duck, WITH_ITEMS)
         assert sums(there) == sums(duck)
+
+
+def test_what_a_log_says_of_the_catalog_is_rebuilt_too(session: Any, stores: Stores, tmp_path: Path) -> None:
+    model, rng = (
+        load_model(TOML.replace('y = { kind = "numeric" }', 'y = { kind = "numeric", from = "catalog" }')),
+        np.random.default_rng(4),
+    )
+    events: list[dict[str, Any]] = []
+    for n in range(300):
+        item, at = f"i{n % 7}", AT + 60_000 * n
+        if n % 10 == 9:
+            events.append(
+                {"type": "item", "item_id": item, "timestamp": at, "features": {"y": float(n)} if n % 4 else None}
+            )
+            continue
+        ids, features = {"request_id": f"r{n}", "user_id": f"u{n % 13}"}, {"x": float(rng.normal())}
+        events.append(
+            {"type": "impression", **ids, "timestamp": at, "items": [{"item_id": item, "features": features}]}
+        )
+    (tmp_path / "log.jsonl").write_bytes(b"\n".join(json.dumps(one).encode() for one in events))
+    read, duck, spark = LogAtRest((str(tmp_path / "log.jsonl"),), model), stores("duck"), stores("spark")
+    by_duck(read, duck)
+    by_spark(session, read, spark)
+    assert records(duck, model) == records(spark, model)
+    names = [f"item:i{n}" for n in range(7)]
+    assert sum(entry is not None for entry in duck.load(names, CATALOG)) > 3
+    assert duck.load(names, CATALOG) == spark.load(names, CATALOG)
 
 
 def test_what_one_engine_has_begun_the_other_one_ends(
