@@ -36,8 +36,7 @@ from tests.unit.test_rebuild import records, sums
 
 __all__ = ["log", "session"]
 
-PLAIN = load_model(TOML + "[quality]\nusers = 1.0\n")
-WITH_ITEMS = load_model(TOML + "[effects.item]\n")
+WITH_ITEMS = load_model(TOML + "[quality]\nusers = 1.0\n[effects.item]\n")
 COLUMNS = OffsetColumns("kafka_topic", "kafka_partition", "kafka_offset")
 
 
@@ -120,24 +119,22 @@ def as_rows(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("model", [PLAIN, WITH_ITEMS], ids=["users", "items too"])
 @pytest.mark.parametrize("kind", ["as read", "offsets", "rows"])
 def test_both_engines_rebuild_the_same_bytes(
-    session: Any, stores: Stores, log: Path, tmp_path: Path, kind: str, model: Model
+    session: Any, stores: Stores, log: Path, tmp_path: Path, kind: str
 ) -> None:
-    folder = (
-        log
-        if kind == "as read"
-        else (with_offsets(log, tmp_path / "log") if kind == "offsets" else as_rows(tmp_path / "log"))
-    )
-    read, offsets = LogAtRest((str(folder),), model), COLUMNS if kind == "offsets" else None
+    folder = log
+    if kind != "as read":
+        folder = as_rows(tmp_path / "log") if kind == "rows" else with_offsets(log, tmp_path / "log")
+    read, offsets = LogAtRest((str(folder),), WITH_ITEMS), COLUMNS if kind == "offsets" else None
     duck, spark = stores("duck"), stores("spark")
     assert by_duck(read, duck, offsets) == by_spark(session, read, spark, offsets)
-    found = records(duck, model)
+    found = records(duck, WITH_ITEMS)
     assert len(found["user"]) > 20
-    assert model.item is None or len(found["item"]) >= 5
-    assert found == records(spark, model)
+    assert len(found["item"]) >= 5
+    assert found == records(spark, WITH_ITEMS)
     assert sums(duck) == sums(spark)
+    assert len(sums(duck)) > 10
 
 
 def test_into_redis_each_shard_has_what_duckdb_puts_there(
@@ -240,13 +237,13 @@ def test_both_engines_name_and_skip_what_is_bad(session: Any, stores: Stores, lo
         (tmp_path / "log" / file.name).write_bytes(file.read_bytes())
     (tmp_path / "log" / "day-3.jsonl").write_bytes(b'{"type": "click"}\nno json\n')
     (tmp_path / "log" / "day-4.parquet").write_bytes(b"PAR1")
-    read, skipped = LogAtRest((str(tmp_path / "log"),), PLAIN), [Skipped(), Skipped()]
+    read, skipped = LogAtRest((str(tmp_path / "log"),), WITH_ITEMS), [Skipped(), Skipped()]
     duck, spark = stores("duck"), stores("spark")
     by_duck(read, duck, skipped=skipped[0])
     by_spark(session, read, spark, skipped=skipped[1])
     assert str(skipped[0]) == str(skipped[1])
     assert "skipped 2 bad events" in str(skipped[0])
-    assert records(duck, PLAIN) == records(spark, PLAIN)
+    assert records(duck, WITH_ITEMS) == records(spark, WITH_ITEMS)
     (tmp_path / "log" / "day-4.parquet").unlink()
     with pytest.raises(LogError, match=r"day-3\.jsonl:1: bad_field") as of_duck:
         by_duck(read, duck)
