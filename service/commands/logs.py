@@ -185,7 +185,8 @@ def session_of(arguments: LogArguments) -> Any:
         raise ValueError(f"--conf {bad[0]!r}: expected KEY=VALUE")
     try:
         # What Spark asks for later would not name the extra.
-        import_module("pandas")
+        for name in ("pandas", "pyspark"):
+            import_module(name)
         from learner.batch.spark_session import spark_session
     except ModuleNotFoundError as exc:
         raise ValueError(
