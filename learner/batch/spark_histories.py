@@ -130,7 +130,7 @@ class SparkHistories:
         # A task has numbers of its own for partitions.
         names = ", ".join(name for name in _names(LOG) if name != "part")
         self._session.sql(f"""
-            select {names}, coalesce(parts.part, -1) as part
+            select /*+ broadcast(parts) */ {names}, coalesce(parts.part, -1) as part
             from rows left join parts on shiftright(number, {FILE_BITS}) = file and rows.part = its
             where told is null""").createOrReplaceTempView("log")
         advance(max(self.n_events - n_spooled, 0), self.n_events)
