@@ -31,7 +31,6 @@ LOG = (
 number; which it is of its record's; when it came, epoch ms; whose it is; and what it is."""
 CHANGE = "item bigint, nth bigint, change binary, x binary"
 """A row of what items are told: of which, which it is of those that were told together, and what it is."""
-LAST = "select time_ms from log where time_ms >= 0 order by time_ms desc limit 1"
 GAPS = """
 select part, max(place) - min(place) + 1 - count(distinct place) as n from log where part >= 0 group by part"""
 _NOWHERE = -1
@@ -96,7 +95,7 @@ class Reading:
     """
 
     def __init__(self, first: int = 0) -> None:
-        self._next, self.n_events = first, 0
+        self._first, self.n_events = first, 0
         self.ends: dict[Partition, Mark] = {}
         self.numbers: dict[Partition, int] = {}
         self.is_table = self.is_placed = self.is_unplaced = False
@@ -126,21 +125,21 @@ class Reading:
         users = [batch.user[at] for at in places.tolist()]
         row = np.ascontiguousarray(batch.events.row[shown], np.float32)
         columns = {
-            "number": self._next + places, "part": part[records][places], "place": place[records][places],
+            "number": self._first + self.n_events + places, "part": part[records][places],
+            "place": place[records][places],
             "nth": (np.arange(len(event)) - first)[places].astype(np.int32), "time_ms": time_ms[places],
             "whose": np.array([known[user] for user in users], np.int64), "person": pa.array(users, pa.string()),
             "event": blobs(its, np.ones_like(places)), "items": blobs(batch.events.item[shown], its["n_items"]),
             "x": blobs(row, its["n_items"]),
             "entry": pa.array([batch.catalog.get(at) for at in places.tolist()], pa.binary()),
         }  # fmt: skip
-        self._next += len(event)
         self.n_events += len(event)
         return pa.table(columns)
 
     def _places(self, source: str | None, raws: Sequence[Any]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Of each record the number of its partition, and its offset; of one that stands nowhere its number."""
         part = np.full(len(raws), _NOWHERE, np.int32)
-        place = np.arange(self._next, self._next + len(raws))
+        place = self._first + self.n_events + np.arange(len(raws))
         for at, raw in enumerate(raws):
             if raw.position is None:
                 self.is_unplaced |= source is not None
@@ -172,7 +171,8 @@ class Reading:
 
     def last_of(self, n: int) -> str:
         """The query of the time to which a log of n events goes; see `learner.batch.histories.Histories.last_ms`."""
-        return f"{LAST} offset {0 if self.is_timed else n // 100}"
+        behind = 0 if self.is_timed else n // 100
+        return f"select time_ms from log where time_ms >= 0 order by time_ms desc limit 1 offset {behind}"
 
 
 def users_of(table: Any, width: int, rank: Sequence[str]) -> Users:

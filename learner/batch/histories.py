@@ -64,17 +64,19 @@ class History(Protocol):
 
 
 class Log(Protocol):
-    """A log that has been read, wherever; `n_events` is how many it has, those that are refused too."""
+    """A log that has been read, wherever."""
+
+    _reading: Reading
 
     @property
     def n_events(self) -> int:
-        """See the class."""
-        ...
+        """How many there are, those that are refused and those that stand twice too."""
+        return self._reading.n_events
 
     @property
     def ends(self) -> Mapping[Partition, Mark]:
         """How far the log goes in each partition that it names."""
-        ...
+        return self._reading.ends
 
     def cut(self, ends: Mapping[Partition, Mark]) -> None:
         """Leave out what stands behind these marks, or in no partition of theirs."""
@@ -97,7 +99,7 @@ class Log(Protocol):
         ...
 
 
-class Histories:
+class Histories(Log):
     """The events of a log in a temporary database; a context, behind which they are gone. See `Log` and `History`.
 
     Parameters
@@ -122,16 +124,6 @@ class Histories:
     def __exit__(self, *raised: object) -> None:
         self._connection.close()
         self._folder.cleanup()
-
-    @property
-    def n_events(self) -> int:
-        """See `Log`."""
-        return self._reading.n_events
-
-    @property
-    def ends(self) -> Mapping[Partition, Mark]:
-        """See `Log`."""
-        return self._reading.ends
 
     def read(
         self, pieces: Iterable[Piece], chosen: Callable[[str], bool] = lambda user_id: True, until_ms: int | None = None

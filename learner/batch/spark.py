@@ -23,7 +23,7 @@ from learner.batch.columns import column, microbatch_of, tables_of
 from learner.batch.outcomes import NUMBERS, whole_users
 from learner.batch.raw import LogError, Skipped
 from learner.batch.reading import LogAtRest
-from learner.batch.spark_tasks import MADE, made, pieces_of, read_pieces, send_code, there
+from learner.batch.spark_tasks import MADE, Frames, in_parts, made, pieces_of, read_pieces, rows, there
 from learner.events.wire import Reason
 from learner.limits import MAX_TIMESTAMP_MS
 
@@ -34,7 +34,7 @@ _PIECES = 4
 _UNREAD, _REFUSED = "unread", "refused"
 
 
-class Spark:
+class Spark(Frames):
     """The tables of `learner.batch.sql`; a context, behind which they are gone.
 
     Parameters
@@ -50,35 +50,18 @@ class Spark:
     """
 
     def __init__(self, session: Any, width: int, numbers: int = NUMBERS, spool_to: str | None = None) -> None:
-        send_code(session.sparkContext)
-        # Its own temporary views.
-        self._session, self._width, self._numbers = session.newSession(), width, numbers
-        self._spool_to = spool_to
-        self._kept: list[Any] = []
-
-    def __enter__(self) -> Spark:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        for frame in self._kept:
-            frame.unpersist()
+        super().__init__(session)
+        self._width, self._numbers, self._spool_to = width, numbers, spool_to
 
     def take(
         self, log: LogAtRest, advance: Callable[[int, float | None], object], skipped: Skipped | None = None
     ) -> None:
         """See `learner.batch.collect.Engine`: a file is read by a task, on an executor."""
-        n_spooled = 0
-
-        def count(n: int, of: float | None) -> None:
-            nonlocal n_spooled
-            n_spooled += n
-            advance(n, of)
-
-        frame = pieces_of(self._session, log, count, self._spool_to)
+        frame, n_spooled = pieces_of(self._session, log, advance, self._spool_to)
         read = partial(read_pieces, read=partial(_read, skipping=skipped is not None))
         # Each user's together, once for all queries: no join moves anything again.
-        rows = frame.mapInArrow(there(read), sql.LOG).repartition("whose")
-        self._keep(rows).createOrReplaceTempView("log")
+        read_rows = frame.mapInArrow(there(read), sql.LOG).repartition("whose")
+        self._keep(read_rows).createOrReplaceTempView("log")
         for name, text in sql.LOG_TABLES.items():
             self._session.sql(text).createOrReplaceTempView(name)
         for told in self.query(sql.READ).to_pylist():
@@ -99,7 +82,7 @@ class Spark:
         """What a query of outcomes finds, by user and time, in pieces that executors keep."""
         n = self.query("select count(*) as n from shown").column("n")[0].as_py()
         n_parts = n * self._width // (_PIECES * self._numbers) + 1
-        found = self._of_users(self._session.sql(text), n_parts).sortWithinPartitions(*sql.ORDER.split(", "))
+        found = in_parts(self._session.sql(text), n_parts).sortWithinPartitions(*sql.ORDER.split(", "))
         cut = partial(_cut, width=self._width, numbers=self._numbers)
         return Pieces(found.mapInArrow(there(cut), MADE).rdd.map(lambda row: bytes(row.made)))
 
@@ -111,7 +94,7 @@ class Spark:
         )
         whole = events.selectExpr("*", f"{sql.OF_EVENT} as nth").unionByName(shown, allowMissingColumns=True)
         whole = whole.unionByName(told.selectExpr("*", f"{sql.OF_TOLD} as nth"), allowMissingColumns=True)
-        parts = self._of_users(whole, n_parts).sortWithinPartitions("number", "nth")
+        parts = in_parts(whole, n_parts).sortWithinPartitions("number", "nth")
         of = partial(_history, width=self._width, n_parts=n_parts, function=function)
         done = self._keep(parts.mapInArrow(there(of), MADE).rdd.map(lambda row: bytes(row.made)))
         # All at once here; else each would wait for the one before.
@@ -120,16 +103,6 @@ class Spark:
             n_slates, result = pickle.loads(one)
             advance(n_slates)
             yield result
-
-    def _of_users(self, frame: Any, n_parts: int) -> Any:
-        """A partition a part."""
-        numbered = frame.selectExpr("*", f"{sql.part(n_parts)} as part")
-        return numbered.repartitionById(n_parts, "part").drop("part")
-
-    def _keep(self, frame: Any) -> Any:
-        kept = frame.persist(StorageLevel.MEMORY_AND_DISK)
-        self._kept.append(kept)
-        return kept
 
 
 class Pieces:
@@ -159,9 +132,10 @@ def _read(log: LogAtRest, first: int, skipping: bool) -> Iterator[Any]:
             for batch in events:
                 tables = tables_of(batch, number, log.chosen)
                 number += len(batch.user)
-                yield _rows(tables["shown"])
+                yield rows(tables["shown"], sql.LOG)
                 for name, nth in (("events", sql.OF_EVENT), ("told", sql.OF_TOLD)):
-                    yield _rows(tables[name].append_column("nth", pa.array(np.full(len(tables[name]), nth))))
+                    numbered = tables[name].append_column("nth", pa.array(np.full(len(tables[name]), nth)))
+                    yield rows(numbered, sql.LOG)
     except LogError as exc:
         yield _told(number, _REFUSED, 1, str(exc))
     if skipped is not None:
@@ -173,19 +147,7 @@ def _read(log: LogAtRest, first: int, skipping: bool) -> Iterator[Any]:
 
 def _told(number: int, reason: str, n: int, told: str) -> Any:
     columns = {"number": [number], "nth": [sql.OF_READING], "reason": [str(reason)], "n_items": [n], "told": [told]}
-    return _rows(pa.RecordBatch.from_pydict(columns))
-
-
-_ARROW = {"bigint": pa.int64(), "int": pa.int32(), "float": pa.float32(), "binary": pa.binary(), "string": pa.string()}
-
-
-def _rows(batch: Any) -> Any:
-    """The columns of `sql.LOG`, null where the batch has none of them."""
-    columns = {}
-    for name, kind in (one.split() for one in sql.LOG.split(", ")):
-        there = name in batch.schema.names
-        columns[name] = batch.column(name).cast(_ARROW[kind]) if there else pa.nulls(len(batch), _ARROW[kind])
-    return pa.RecordBatch.from_pydict(columns)
+    return rows(pa.RecordBatch.from_pydict(columns), sql.LOG)
 
 
 def _cut(batches: Iterable[Any], width: int, numbers: int) -> Iterator[Any]:

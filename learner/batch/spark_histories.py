@@ -14,16 +14,25 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyspark import StorageLevel
 
-from learner.batch import sql
 from learner.batch.blobs import whole
 from learner.batch.event_rows import CHANGE, GAPS, LOG, Items, Reading, Users, changes, items_of, users_of
-from learner.batch.histories import History
+from learner.batch.histories import History, Log
 from learner.batch.parquet_offsets import OffsetColumns
 from learner.batch.raw import LogError, Skipped
 from learner.batch.reading import LogAtRest, read_with_raws
-from learner.batch.spark_tasks import FILE_BITS, MADE, Advance, pieces_of, read_pieces, send_code, there
+from learner.batch.spark_tasks import (
+    FILE_BITS,
+    MADE,
+    Advance,
+    Frames,
+    in_parts,
+    made,
+    pieces_of,
+    read_pieces,
+    rows,
+    there,
+)
 from learner.log.position import NOTHING, Mark, Partition
 from learner.step.feed import Transitions
 
@@ -45,10 +54,9 @@ _ONCE = """(
 # Of a row beside events: what a task has read, for the driver.
 _READ = f"{LOG}, told binary"
 _WORKED_OUT = f"{MADE}, {CHANGE}, {_RANKED}"
-_ARROW = {"bigint": pa.int64(), "int": pa.int32(), "binary": pa.binary(), "string": pa.string()}
 
 
-class SparkHistories:
+class SparkHistories(Frames, Log):
     """See `learner.batch.histories.Log`; a context, behind which the log is gone.
 
     Parameters
@@ -62,28 +70,9 @@ class SparkHistories:
     """
 
     def __init__(self, session: Any, width: int, spool_to: str | None = None) -> None:
-        send_code(session.sparkContext)
-        self._session, self._width, self._spool_to = session.newSession(), width, spool_to
+        super().__init__(session)
+        self._width, self._spool_to = width, spool_to
         self._reading = Reading()
-        self._kept: list[Any] = []
-        self._worked_out: Any = None
-
-    def __enter__(self) -> SparkHistories:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        for frame in self._kept:
-            frame.unpersist()
-
-    @property
-    def n_events(self) -> int:
-        """See `learner.batch.histories.Log`."""
-        return self._reading.n_events
-
-    @property
-    def ends(self) -> Mapping[Partition, Mark]:
-        """See `learner.batch.histories.Log`."""
-        return self._reading.ends
 
     def read(
         self,
@@ -100,17 +89,10 @@ class SparkHistories:
         LogError
             As these do.
         """
-        n_spooled = 0
-
-        def count(n: int, of: float | None) -> None:
-            nonlocal n_spooled
-            n_spooled += n
-            advance(n, of)
-
-        pieces = pieces_of(self._session, log, count, self._spool_to)
+        pieces, n_spooled = pieces_of(self._session, log, advance, self._spool_to)
         read = partial(_read, until_ms=until_ms, offsets=offsets, skipping=skipped is not None)
-        rows = self._keep(pieces.mapInArrow(there(partial(read_pieces, read=read)), _READ))
-        rows.createOrReplaceTempView("rows")
+        read_rows = self._keep(pieces.mapInArrow(there(partial(read_pieces, read=read)), _READ))
+        read_rows.createOrReplaceTempView("rows")
         told = self._session.sql("select number, told from rows where told is not null order by number").toArrow()
         parts = []
         for number, one in zip(*(told.column(name).to_pylist() for name in ("number", "told")), strict=True):
@@ -124,7 +106,7 @@ class SparkHistories:
                     skipped.note_unread(unread)
             self._reading.add(reading)
             here = enumerate(reading.numbers)
-            parts += [(number >> FILE_BITS, its, [*self._reading.numbers].index(name)) for its, name in here]
+            parts += [(number >> FILE_BITS, its, self._reading.numbers[name]) for its, name in here]
         self._reading.require_one_kind()
         self._session.createDataFrame(parts, "file bigint, its int, part int").createOrReplaceTempView("parts")
         # A task has numbers of its own for partitions.
@@ -161,10 +143,10 @@ class SparkHistories:
         log = _ONCE if reading.is_placed else "log"
         found = self._in_order(f"select *, {ranks} from {log}", "whose", ["whose", "person", *_RANK])
         of = partial(_of_users, width=self._width, last_ms=self.last_ms(), function=function)
-        self._worked_out = self._keep(found.mapInArrow(there(of), _WORKED_OUT))
-        self._worked_out.createOrReplaceTempView("worked_out")
+        done = self._keep(found.mapInArrow(there(of), _WORKED_OUT))
+        done.createOrReplaceTempView("worked_out")
         # All at once here; else each partition would wait for the one before.
-        self._worked_out.count()
+        done.count()
         return _unpickled(self._session.sql("select made from worked_out where made is not null"))
 
     def of_items(self, function: Callable[[History], Iterator[T]]) -> Iterator[T]:
@@ -178,13 +160,7 @@ class SparkHistories:
     def _in_order(self, text: str, by: str, order: list[str]) -> Any:
         """What a query finds, a partition a range of hashes, all as long."""
         n_parts = int(self._session.conf.get("spark.sql.shuffle.partitions"))
-        numbered = self._session.sql(text).selectExpr("*", f"{sql.part(n_parts, by)} as its_part")
-        return numbered.repartitionById(n_parts, "its_part").drop("its_part").sortWithinPartitions(*order)
-
-    def _keep(self, frame: Any) -> Any:
-        kept = frame.persist(StorageLevel.MEMORY_AND_DISK)
-        self._kept.append(kept)
-        return kept
+        return in_parts(self._session.sql(text), n_parts, by).sortWithinPartitions(*order)
 
 
 class _Partition:
@@ -203,7 +179,7 @@ class _Partition:
 
     def tell(self, transitions: Transitions, rank: NDArray[Any]) -> None:
         columns = changes(transitions) | {name: rank[:, r] for r, name in enumerate(_RANK)}
-        self._told.append(_rows(pa.RecordBatch.from_pydict(columns), _WORKED_OUT))
+        self._told.append(rows(pa.RecordBatch.from_pydict(columns), _WORKED_OUT))
 
     def told(self) -> Iterator[Any]:
         """What items were told since the last call."""
@@ -223,11 +199,11 @@ def _read(
         with closing(read_with_raws(log, skipped=skipped, processes=False, offsets=offsets)) as pieces:
             for piece in pieces:
                 for batch in reading.take(piece, log.chosen, until_ms).to_batches():
-                    yield _rows(batch, _READ)
+                    yield rows(batch, _READ)
     except LogError as exc:
         why = str(exc)
     told = pickle.dumps((reading, why, skipped))
-    yield _rows(pa.RecordBatch.from_pydict({"number": [first], "told": pa.array([told], pa.binary())}), _READ)
+    yield rows(pa.RecordBatch.from_pydict({"number": [first], "told": pa.array([told], pa.binary())}), _READ)
 
 
 def _of_users(
@@ -235,7 +211,7 @@ def _of_users(
 ) -> Iterator[Any]:
     here = _Partition(batches, width, last_ms)
     for one in function(here):
-        yield _rows(_pickled(one), _WORKED_OUT)
+        yield rows(_pickled(one), _WORKED_OUT)
         yield from here.told()
     yield from here.told()
 
@@ -245,8 +221,7 @@ def _of_items(batches: Iterable[Any], function: Callable[[History], Iterator[Any
 
 
 def _pickled(one: Any) -> Any:
-    made = pickle.dumps(one, pickle.HIGHEST_PROTOCOL)
-    return pa.RecordBatch.from_pydict({"made": pa.array([made], pa.binary())})
+    return made(pickle.dumps(one, pickle.HIGHEST_PROTOCOL))
 
 
 def _unpickled(frame: Any) -> Iterator[Any]:
@@ -255,12 +230,3 @@ def _unpickled(frame: Any) -> Iterator[Any]:
 
 def _names(columns: str) -> list[str]:
     return [one.split()[0] for one in columns.split(", ")]
-
-
-def _rows(batch: Any, columns: str) -> Any:
-    """The columns, null where the batch has none of them."""
-    found = {}
-    for name, kind in (one.split() for one in columns.split(", ")):
-        is_there = name in batch.schema.names
-        found[name] = batch.column(name).cast(_ARROW[kind]) if is_there else pa.nulls(len(batch), _ARROW[kind])
-    return pa.RecordBatch.from_pydict(found)

@@ -13,10 +13,10 @@ from functools import cache
 from itertools import chain
 from os.path import abspath
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
-from pyspark import SparkFiles, cloudpickle
+from pyspark import SparkFiles, StorageLevel, cloudpickle
 
 import learner
 from learner.batch.raw import LogError, Reached
@@ -24,12 +24,36 @@ from learner.batch.reading import LogAtRest
 from learner.batch.sources import files_of, is_a_file, raw_events, sizes_of, together
 from learner.batch.spark_session import spread
 from learner.batch.spooled import spool
+from learner.batch.sql import part
 
 Advance = Callable[[int, float | None], object]
 FILE_BITS = 40
 """Numbers of events are those of their files, and then of so many bits: of at most so many events a file."""
 MADE = "made binary"
+_ARROW = {"bigint": pa.int64(), "int": pa.int32(), "float": pa.float32(), "binary": pa.binary(), "string": pa.string()}
 _CODE = "freshet"
+
+
+class Frames:
+    """Frames that executors keep; a context, behind which they are gone."""
+
+    def __init__(self, session: Any) -> None:
+        send_code(session.sparkContext)
+        # Its own temporary views.
+        self._session = session.newSession()
+        self._kept: list[Any] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        for frame in self._kept:
+            frame.unpersist()
+
+    def _keep(self, frame: Any) -> Any:
+        kept = frame.persist(StorageLevel.MEMORY_AND_DISK)
+        self._kept.append(kept)
+        return kept
 
 
 @cache
@@ -64,24 +88,49 @@ def made(one: bytes) -> Any:
     return pa.RecordBatch.from_pydict({"made": pa.array([one], pa.binary())})
 
 
-def pieces_of(session: Any, log: LogAtRest, advance: Advance, spool_to: str | None) -> Any:
-    """A log as a frame of as many partitions as it has pieces, each with its number; tables become as many as suits it.
+def rows(batch: Any, columns: str) -> Any:
+    """The columns, as Spark has them with their types, null where the batch has none of them."""
+    found = {}
+    for name, kind in (one.split() for one in columns.split(", ")):
+        is_there = name in batch.schema.names
+        found[name] = batch.column(name).cast(_ARROW[kind]) if is_there else pa.nulls(len(batch), _ARROW[kind])
+    return pa.RecordBatch.from_pydict(found)
+
+
+def in_parts(frame: Any, n_parts: int, by: str = "whose") -> Any:
+    """The frame with a partition for each of so many equal ranges of hashes."""
+    numbered = frame.selectExpr("*", f"{part(n_parts, by)} as its_part")
+    return numbered.repartitionById(n_parts, "its_part").drop("its_part")
+
+
+def pieces_of(session: Any, log: LogAtRest, advance: Advance, spool_to: str | None) -> tuple[Any, int]:
+    """A log as a frame of as many partitions as it has pieces, and how many events of topics are read.
+
+    Each piece has its number. Tables become as many partitions as suit the log.
 
     Parameters
     ----------
     advance
-        Called with how many events of topics are read, which are read here.
+        Called with how many events of topics are read, which are read here, and about how many there are.
     spool_to
         A folder that executors see, for what is read of topics; None: a temporary one of this machine.
     """
-    as_files = [[one] if is_a_file(one) else _spooled(session, one, log, advance, spool_to) for one in log.sources]
+    n_spooled = 0
+
+    def count(n: int, of: float | None) -> None:
+        nonlocal n_spooled
+        n_spooled += n
+        advance(n, of)
+
+    as_files = [[one] if is_a_file(one) else _spooled(session, one, log, count, spool_to) for one in log.sources]
     # Executors work in folders of their own.
     sources = tuple(one if "://" in one else abspath(one) for one in chain(*as_files))
     log = log._replace(sources=sources, table=log.table and abspath(log.table))
     pieces = [(number, cloudpickle.dumps(piece)) for number, piece in enumerate(log.pieces())]
     spread(session, chain.from_iterable(sizes_of(files_of(one)) for one in sources))
     # Each task takes one.
-    return session.createDataFrame(pieces, "number int, piece binary").repartitionById(len(pieces), "number")
+    frame = session.createDataFrame(pieces, "number int, piece binary").repartitionById(len(pieces), "number")
+    return frame, n_spooled
 
 
 def read_pieces(batches: Iterable[Any], read: Callable[[LogAtRest, int], Iterator[Any]]) -> Iterator[Any]:

@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser, at_least: Literal["*", "+"] =
         help="a table of items, as `freshet items import` takes it: it has what items leave to the catalog, unless the "
         "logs say it",
     )  # fmt: skip
+    parser.set_defaults(sample=1.0, seed=0)
     if sampled:
         parser.add_argument("--sample", type=share, default=1.0, metavar="SHARE", help="keep this share of users")
         parser.add_argument("--seed", type=int, default=0, help="of every random choice (default: %(default)s)")
@@ -133,12 +134,13 @@ def tables_of_logs(
     """The tables of the logs, of the chosen share of users, gone at the end of the block."""
     with _engine(arguments, model) as tables:
         with progress("reading", " events") as bar:
-            log = _log(arguments, settings, model)._replace(with_told=with_told)
+            log = log_of(arguments, settings, model)._replace(with_told=with_told)
             tables.take(log, bar.reach, skipped)
         yield tables
 
 
-def _log(arguments: LogArguments, settings: Settings, model: Model) -> LogAtRest:
+def log_of(arguments: LogArguments, settings: Settings, model: Model) -> LogAtRest:
+    """The logs that were typed, and which users of them."""
     from learner.batch.reading import LogAtRest
 
     return LogAtRest(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from learner.batch.parquet_offsets import OffsetColumns
 from learner.model.spec import Model
 from learner.store.versions import version_of
-from service.commands.logs import LogArguments, add_arguments, instant, is_spark, session_of
+from service.commands.logs import LogArguments, add_arguments, instant, is_spark, log_of, session_of
 from service.progress import progress
 from service.settings import Settings
 
@@ -89,12 +89,9 @@ def require_an_end(arguments: HistoryArguments) -> None:
 def history_of(arguments: HistoryArguments, settings: Settings, model: Model, skipped: Skipped | None) -> Iterator[Log]:
     """The events of the logs by user, gone at the end of the block."""
     from learner.batch.histories import Histories
-    from learner.batch.reading import LogAtRest, read_with_raws
+    from learner.batch.reading import read_with_raws
 
-    log = LogAtRest(
-        tuple(arguments.logs), model, tuple(settings.topics), settings.kafka_options, settings.items_topic,
-        arguments.items, getattr(arguments, "sample", 1.0), getattr(arguments, "seed", 0),
-    )  # fmt: skip
+    log = log_of(arguments, settings, model)
     offsets, until_ms = columns_of(arguments), arguments.from_time
     if is_spark(arguments):
         session = session_of(arguments)

@@ -8,7 +8,7 @@ import os
 import signal
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,10 @@ from learner.model.spec import Model, load_model
 from learner.store import CATALOG, Store, open_store
 from service.commands.main import main
 from tests.integration.test_spark import AT, MASTER, TOML, log, session
-from tests.rig import Around, once
+from tests.rig import Around
 from tests.servers import KafkaServer, RedisServer
 from tests.topics import make_topic
-from tests.unit.test_rebuild import records, sums
+from tests.unit.test_rebuild import nth, records, sums
 
 __all__ = ["log", "session"]
 
@@ -150,10 +150,8 @@ def test_into_redis_each_shard_has_what_duckdb_puts_there(
 
 
 def test_what_a_log_says_of_the_catalog_is_rebuilt_too(session: Any, stores: Stores, tmp_path: Path) -> None:
-    model, rng = (
-        load_model(TOML.replace('y = { kind = "numeric" }', 'y = { kind = "numeric", from = "catalog" }')),
-        np.random.default_rng(4),
-    )
+    model = load_model(TOML.replace('y = { kind = "numeric" }', 'y = { kind = "numeric", from = "catalog" }'))
+    rng = np.random.default_rng(4)
     events: list[dict[str, Any]] = []
     for n in range(300):
         item, at = f"i{n % 7}", AT + 60_000 * n
@@ -191,7 +189,7 @@ def test_what_one_engine_has_begun_the_other_one_ends(
         ):
             store = stores(name)
             with pytest.raises(KeyboardInterrupt):
-                first(read, Around(store, "commit", before=fourth(KeyboardInterrupt())))
+                first(read, Around(store, "commit", before=nth(3, KeyboardInterrupt())))
             begun = records(store, WITH_ITEMS)["user"]
             assert 0 < len(begun) < 60
             second(read, store)
@@ -199,16 +197,16 @@ def test_what_one_engine_has_begun_the_other_one_ends(
             assert sums(store) == sums(whole)
 
 
-def fourth(error: BaseException) -> Callable[[], None]:
-    """Raise at the fourth call."""
-    calls: list[None] = []
+def below(pid: int) -> list[int]:
+    """The processes that a process has started, and those that these have."""
+    children = [
+        int(one) for task in Path(f"/proc/{pid}/task").iterdir() for one in (task / "children").read_text().split()
+    ]
+    return [*children, *(one for child in children for one in below(child))]
 
-    def call() -> None:
-        calls.append(None)
-        if len(calls) == 4:
-            raise error
 
-    return call
+def cmdline(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def test_a_lost_executor_changes_no_record(session: Any, stores: Stores, log: Path) -> None:
@@ -219,14 +217,11 @@ def test_a_lost_executor_changes_no_record(session: Any, stores: Stores, log: Pa
 
     def kill_one() -> None:
         """When users' records are being stored, and what items are told is still with executors."""
-        for one in Path("/proc").iterdir():
-            with suppress(OSError):
-                words = (one / "cmdline").read_bytes().split(b"\0") if one.name.isdecimal() else []
-                if b"org.apache.spark.executor.CoarseGrainedExecutorBackend" in words and not killed:
-                    killed.append(int(one.name))
-                    os.kill(killed[0], signal.SIGKILL)
+        (one,) = [pid for pid in below(os.getpid()) if b"CoarseGrainedExecutorBackend" in cmdline(pid)][:1]
+        killed.append(one)
+        os.kill(one, signal.SIGKILL)
 
-    by_spark(session, read, Around(spark, "commit", before=once(kill_one)))
+    by_spark(session, read, Around(spark, "commit", before=nth(1, kill_one)))
     assert killed
     assert records(spark, WITH_ITEMS) == records(duck, WITH_ITEMS)
 
