@@ -239,11 +239,12 @@ def test_memory_does_not_grow_with_the_log() -> None:
         assert len(outcomes) == 50 * n_slates
         return found
 
-    # Both of more events than are read and written at a time, one piece beside the other.
+    # Both of more events than are read and written at a time: pieces wait for one another in both, and how many do
+    # at the peak differs by some MB with the threads' turns.
     peak(1)  # what is imported at its first use counts for neither
-    small, large = peak(6_000), peak(10_000)
-    # 200,000 outcomes more; a table of them alone would be 8 MB.
-    assert large - small < 2_000_000
+    small, large = peak(6_000), peak(16_000)
+    # Half a million outcomes more; a table of them alone would be 20 MB.
+    assert large - small < 8_000_000
 
 
 def test_of_many_clicks_a_sample_of_delays_is_kept_that_does_not_depend_on_the_log(
