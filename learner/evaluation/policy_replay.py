@@ -125,7 +125,7 @@ class _Target:
         request = Shown([len(candidates)], [wire.timestamp], [wire.context])
         try:
             features = [one.features for one in candidates]
-            encoded = encode(self._model, [one.item_id for one in candidates], features, request)
+            encoded = encode(self._model, (one.item_id for one in candidates), features, request)
             rows = self._model.rows(features, request, encoded)
             given = with_encoded_offsets(self._model, [one.offset for one in candidates], encoded)
             offset = self._model.offsets(given, rows).astype(np.float64)

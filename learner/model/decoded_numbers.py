@@ -1,4 +1,4 @@
-"""The numeric features of items that were decoded to structs, entered all at once."""
+"""The numeric features of items that were decoded, entered all at once."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class DecodedNumbers:
         self._columns = slice(first, end) if columns == list(range(first, end)) else columns
         self._mean = np.array([one.mean for one in features.values()])
         self._std = np.array([one.std for one in features.values()])
+        self._features = [*features.items()]
         self._transformed = [(i, one) for i, one in enumerate(features.values()) if one.transform is not None]
         self._marked = [i for i, one in enumerate(features.values()) if one.missing == "indicator"]
         self._marks = [columns[i] + 1 for i in self._marked]
@@ -40,6 +41,17 @@ class DecodedNumbers:
         numbers -= self._mean
         numbers /= self._std
         X[:, self._columns] = numbers
+
+    def fill_columns(self, X: Array, values: Sequence[Array]) -> None:
+        """As `fill`, of many items: `values` has those of each feature, which stay in the processor's cache."""
+        for (column, feature), numbers in zip(self._features, values, strict=True):
+            missing = np.isnan(numbers)
+            if feature.missing == "indicator":
+                X[:, column + 1] = missing
+            entered = np.subtract(feature.transformed(numbers), feature.mean)
+            if missing.any():
+                entered[missing] = 0.0
+            np.divide(entered, feature.std, out=X[:, column])
 
 
 def _array(values: Sequence[Sequence[float | None]] | Array, width: int) -> Array:

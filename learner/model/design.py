@@ -160,7 +160,7 @@ class Design:
         X[:, INTERCEPT] = 1.0
         nothing, no_number = [None] * n, np.full(n, np.nan)
         if self.decoded:
-            self._numbers.fill(X, np.stack([values.get(name, no_number) for name in self.decoded], axis=1))
+            self._numbers.fill_columns(X, [values.get(name, no_number) for name in self.decoded])
         self._fill(X, self._others, lambda name: values.get(name, nothing), shown)
         return self._rounded(X)
 

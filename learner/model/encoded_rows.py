@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from learner.belief.gaussian import Rows
 from learner.model.design import Items, Shown
@@ -25,7 +25,7 @@ def encoder_of(model: Model) -> Encoder | None:
     return model.encoder
 
 
-def encode(model: Model, ids: Sequence[str], items: Items, shown: Shown | None = None) -> Rows | None:
+def encode(model: Model, ids: Iterable[str], items: Items, shown: Shown | None = None) -> Rows | None:
     """What a model's encoder makes of N items, shape (N, width); None without one.
 
     Parameters
@@ -40,7 +40,7 @@ def encode(model: Model, ids: Sequence[str], items: Items, shown: Shown | None =
     """
     if (encoder := encoder_of(model)) is None:
         return None
-    rows = encoder.rows(ids, model.design.values(encoder.names, items, shown))
+    rows = encoder.rows(list(ids), model.design.values(encoder.names, items, shown))
     flawed = encoder.flawed(rows)
     if flawed.any():
         index = int(flawed.argmax())

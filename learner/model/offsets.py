@@ -56,7 +56,8 @@ def filled(
         expected = "expected a number, the log-odds of the model that stands before this one"
         raise ItemError("missing_offset", f"items[{at}].offset", f"items[{at}].offset: missing: {expected}")
     if missing or ignored:
-        found: Array = (rows * stand_in()).sum(axis=1)
+        c = stand_in()
+        found: Array = (rows * c).sum(axis=1) if c.any() else np.zeros(len(rows))
         if ignored or missing == len(given):
             return found.astype(np.float32)
         given = [s if o is None else o for o, s in zip(given, found.tolist(), strict=True)]

@@ -135,6 +135,8 @@ def create_app(
         # Those of FastAPI ask another host for their scripts.
         docs_url=None,
         redoc_url=None,
+        # Asked of OpenTelemetry anew for each request, whether anybody listens.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.router.route_class = PlainRoute
     app.add_middleware(RouteAsSent)

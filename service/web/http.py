@@ -109,16 +109,19 @@ def error_response(error: ApiError) -> Response:
 
 async def read_body(request: Request, limit: int) -> bytes:
     """The body of a request, if it is not longer than `limit` bytes; it comes in time by `service.web.guard`."""
-    too_large = ApiError(413, "too_large", f"body: expected at most {limit} bytes", {"field": "body", "limit": limit})
     # What it says of itself, before any of it is read; llhttp has made sure that these are digits.
     if int(request.headers.get("content-length", 0)) > limit:
-        raise too_large
+        raise _too_large(limit)
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > limit:
-            raise too_large
+            raise _too_large(limit)
     return bytes(body)
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(413, "too_large", f"body: expected at most {limit} bytes", {"field": "body", "limit": limit})
 
 
 def decode_body(quick: msgspec.json.Decoder[T], decoder: msgspec.json.Decoder[T], body: bytes) -> T:

@@ -76,8 +76,8 @@ class Operations:
 
     def plan(self, wanted: api.ScoreRequest) -> Reads:
         """What of its items is known, and what has to be read."""
-        ids = [item.item_id for item in wanted.items]
-        each = (one._items for one in (self, *self._targets.values()))
+        each = [one._items for one in (self, *self._targets.values())]
+        ids = [item.item_id for item in wanted.items] if any(each) or self._catalog else []
         items, *of_targets = [None if one is None else one.plan(ids) for one in each]
         if self._catalog is None or self._model.catalog is None:
             return reads(items, None, of_targets)
@@ -118,7 +118,7 @@ class Operations:
         requests = Shown([len(wanted.items)], [now], [wanted.context])
         read = dict(zip(plan.wanted, values, strict=True))
         found = self._resolved(wanted, plan, read.get(CATALOG, []))
-        encoded = encode(self._model, [item.item_id for item in wanted.items], found.features, requests)
+        encoded = encode(self._model, (item.item_id for item in wanted.items), found.features, requests)
         rows = self._model.rows(found.features, requests, encoded) if found.rows is None else found.rows
         record = self._decoded(value, wanted.user_id, self._model)
         belief = belief_at(self._model, record, now)

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import request_response
+from starlette.types import Receive, Scope, Send
 
 from learner.limits import MAX_ID_LENGTH
 from service.web import api
@@ -22,11 +22,17 @@ class PlainRoute(APIRoute):
     """A route of FastAPI, for the document, whose function is called with the request and nothing else.
 
     What FastAPI would do in between, to find out parameters that no route here has, takes longer than scoring a slate.
+    Errors are answered once, by the application's handlers.
     """
 
     def __init__(self, path: str, endpoint: Callable[[Request], Awaitable[Response]], **more: Any) -> None:
         super().__init__(path, endpoint, **more)
-        self.app = request_response(endpoint)
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            response = await endpoint(Request(scope, receive, send))
+            await response(scope, receive, send)
+
+        self.app = answer
 
 
 def id_in_path(request: Request, name: str) -> str:

@@ -407,3 +407,16 @@ def test_where_a_value_comes_from_and_how_it_is_read_are_no_other_feature_space(
 
 def test_a_cross_is_a_kind_that_takes_nothing() -> None:
     assert Cross(("a", "b"), 3).schema() is None
+
+
+@given(values=st.lists(st.none() | NUMBERS.map(abs), min_size=1, max_size=9))
+def test_numbers_that_stand_in_columns_make_the_rows_of_their_items(values: list[float | None]) -> None:
+    model = load_model(
+        f'{HEAD}a = {{ kind = "numeric", mean = 3.1, std = 0.7, missing = "indicator" }}\n'
+        'b = { kind = "numeric", transform = "log1p" }\nc = { kind = "numeric", mean = 0.1 }\n'
+    )
+    items = [{"a": value, "b": other} for value, other in zip(values, reversed(values), strict=True)]
+    given = [{name: value for name, value in item.items() if value is not None} for item in items]
+    columns = {name: np.array([item[name] for item in items], np.float64) for name in ("a", "b")}
+    by_columns = model.design.rows_of_columns(len(values), columns, None)
+    assert by_columns.tobytes() == model.design.rows(given).tobytes()
