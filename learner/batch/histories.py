@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -15,8 +16,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from learner.batch.blobs import ROWS, whole
-from learner.batch.duck import connected, duck_on_disk
+from learner.batch.duck import CORES, connected, duck_on_disk
 from learner.batch.event_rows import CHANGE, GAPS, LOG, Items, Reading, Users, changes, items_of, users_of
+from learner.batch.in_turn import in_turn
 from learner.batch.reading import Piece
 from learner.log.position import NOTHING, Mark, Partition
 from learner.step.feed import Transitions
@@ -44,7 +46,15 @@ _INSERTED = 16 << 20
 
 
 class History(Protocol):
-    """Events of whole users, and what items are told by them."""
+    """Events of whole users, and what items are told by them.
+
+    Attributes
+    ----------
+    cores
+        How many users may be worked on at a time.
+    """
+
+    cores: int
 
     def last_ms(self) -> int:
         """The time to which the log goes, epoch ms: later, nothing of it is to come."""
@@ -108,6 +118,8 @@ class Histories(Log):
         Columns of the model's rows.
     """
 
+    cores = CORES
+
     def __init__(self, width: int) -> None:
         self._width = width
         self._reading = Reading()
@@ -135,8 +147,14 @@ class Histories(Log):
         LogError
             If some of the log says where it stands, and some does not.
         """
-        for piece in pieces:
+
+        def take(piece: Piece) -> None:
             self._hold("log", self._reading.take(piece, chosen, until_ms))
+
+        # What follows is read meanwhile.
+        with ThreadPoolExecutor(1) as thread:
+            for _ in in_turn(lambda piece: thread.submit(take, piece), pieces):
+                pass
         self._insert("log")
         self._reading.require_one_kind()
 

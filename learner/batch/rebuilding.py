@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.batch.event_rows import Users
+from learner.batch.event_rows import Items, Users
 from learner.batch.histories import History
+from learner.batch.in_turn import in_turn
 from learner.collector import uncollected
 from learner.events.microbatch import CLICK, IMPRESSION, SWEEP, ByUser, Events, Microbatch, ends_of, sweeps
 from learner.model.duration import ModelError
@@ -56,6 +58,26 @@ class Rebuilt(NamedTuple):
     counts: Counter[str]
 
 
+class _UserUnit(NamedTuple):
+    """Some users of one shard, whether each has to be swept, the last one's hash, and whether records are wanted."""
+
+    part: Users
+    users: ByUser
+    is_due: NDArray[np.bool_]
+    shard: int
+    last: int
+    is_wanted: bool
+
+
+class _ItemUnit(NamedTuple):
+    """Some items of one shard, and the last one's key, from 0."""
+
+    part: Items
+    items: ByUser
+    shard: int
+    last: int
+
+
 def require_cuts_do_not_matter(model: Model) -> None:
     """Raise `ModelError` for a model of which no log alone says what its records are."""
     for key, is_so in (("discount", bool(model.discount)), ('method = "laplace"', model.method == "laplace")):
@@ -86,7 +108,34 @@ def rebuilt_users(
         be told of them.
     """
     last_ms = log.last_ms()
-    for part in log.users():
+
+    def learnt(unit: _UserUnit) -> Applied:
+        return _learnt(model, unit.part.batch.events, unit.users, unit.is_due, last_ms)
+
+    units = _units_of_users(model, log.users(), last_ms, shards, shard_of, done)
+    with ThreadPoolExecutor(log.cores) as threads:
+        for unit, applied, _ in in_turn(lambda unit: threads.submit(learnt, unit), units):
+            if len(applied.transitions.row):
+                log.tell(applied.transitions, unit.part.rank[applied.transitions.row["event"]])
+            if unit.is_wanted:
+                batch, users = unit.part.batch, unit.users
+                events, whose = (None, None) if model.catalog is None else _without_items(batch, users)
+                yield Rebuilt(
+                    unit.shard, users.user_ids, applied.values, applied.erased, unit.last, applied.sums, events, whose,
+                    applied.counts,
+                )  # fmt: skip
+
+
+def _units_of_users(
+    model: Model,
+    parts: Iterable[Users],
+    last_ms: int,
+    shards: int,
+    shard_of: Callable[[str], int],
+    done: Sequence[int],
+) -> Iterator[_UserUnit]:
+    """Users in pieces of one shard; see `rebuilt_users`."""
+    for part in parts:
         part = _swept(part, last_ms, model.window_ms)
         is_due = part.seen_ms + 2 * model.window_ms <= last_ms
         shard = np.array([shard_of(one) for one in part.users.user_ids])
@@ -100,22 +149,29 @@ def rebuilt_users(
                     continue
                 for unit in _units(some, model.width * n_items[some], part.hashes):
                     users = part.users.only(unit.tolist())
-                    applied = _learnt(model, part.batch.events, users, is_due[unit], last_ms)
-                    if len(applied.transitions.row):
-                        log.tell(applied.transitions, part.rank[applied.transitions.row["event"]])
-                    if wanted:
-                        events, whose = (None, None) if model.catalog is None else _without_items(part.batch, users)
-                        yield Rebuilt(
-                            number, users.user_ids, applied.values, applied.erased, hashes[unit[-1]], applied.sums,
-                            events, whose, applied.counts,
-                        )  # fmt: skip
+                    yield _UserUnit(part, users, is_due[unit], number, hashes[unit[-1]], wanted)
 
 
 def rebuilt_items(
     effect: ItemEffect, log: History, shards: int, shard_of: Callable[[str], int], done: Sequence[int] = ()
 ) -> Iterator[Rebuilt]:
     """The record of each item that users told something of; see `rebuilt_users`, which comes first."""
-    for part in log.items():
+
+    def learnt(unit: _ItemUnit) -> list[bytes | None]:
+        return [*apply_to_items(effect, [None] * len(unit.items.user_ids), unit.part.transitions, unit.items)]
+
+    units = _units_of_items(effect, log.items(), shards, shard_of, done)
+    with ThreadPoolExecutor(log.cores) as threads:
+        for unit, values, _ in in_turn(lambda unit: threads.submit(learnt, unit), units):
+            ids, erased = unit.items.user_ids, [is_tombstone(value or b"") for value in values]
+            yield Rebuilt(unit.shard, ids, values, erased, unit.last, (), None, None, Counter(items=len(ids)))
+
+
+def _units_of_items(
+    effect: ItemEffect, parts: Iterable[Items], shards: int, shard_of: Callable[[str], int], done: Sequence[int]
+) -> Iterator[_ItemUnit]:
+    """Items in pieces of one shard; see `rebuilt_items`."""
+    for part in parts:
         ids = item_ids(part.keys)
         shard = np.array([shard_of(one) for one in ids])
         hashes = [int(one) % 2**64 for one in part.keys]
@@ -125,12 +181,7 @@ def rebuilt_items(
             its = np.flatnonzero(shard == number)
             its = its[[hashes[i] > done[number] for i in its]] if done and len(its) else its
             for unit in _units(its, effect.width * rows[its], part.keys):
-                some = items.only(unit.tolist())
-                values: list[bytes | None] = [*apply_to_items(effect, [None] * len(unit), part.transitions, some)]
-                erased = [is_tombstone(value or b"") for value in values]
-                yield Rebuilt(
-                    number, some.user_ids, values, erased, hashes[unit[-1]], (), None, None, Counter(items=len(unit))
-                )
+                yield _ItemUnit(part, items.only(unit.tolist()), number, hashes[unit[-1]])
 
 
 def _units(its: NDArray[np.intp], sizes: NDArray[np.int64], hashes: NDArray[np.int64]) -> Iterator[NDArray[np.intp]]:

@@ -166,6 +166,9 @@ class SparkHistories(Frames, Log):
 class _Partition:
     """The users, or items, of a partition; see `learner.batch.histories.History`."""
 
+    # The engine gives each of its own to another task.
+    cores = 1
+
     def __init__(self, batches: Iterable[Any], width: int = 0, last_ms: int = 0) -> None:
         self._batches, self._width, self._last_ms = batches, width, last_ms
         self._told: list[Any] = []
