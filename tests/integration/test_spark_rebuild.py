@@ -8,7 +8,7 @@ import os
 import signal
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -199,14 +199,18 @@ def test_what_one_engine_has_begun_the_other_one_ends(
 
 def below(pid: int) -> list[int]:
     """The processes that a process has started, and those that these have."""
-    children = [
-        int(one) for task in Path(f"/proc/{pid}/task").iterdir() for one in (task / "children").read_text().split()
-    ]
+    children: list[int] = []
+    for children_of_thread in Path(f"/proc/{pid}/task").glob("*/children"):
+        # Threads, and processes, end meanwhile.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            children += map(int, children_of_thread.read_text().split())
     return [*children, *(one for child in children for one in below(child))]
 
 
 def cmdline(pid: int) -> bytes:
-    return Path(f"/proc/{pid}/cmdline").read_bytes()
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 def test_a_lost_executor_changes_no_record(session: Any, stores: Stores, log: Path) -> None:
