@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from threading import Lock
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ from learner.batch import sql
 from learner.batch.collect import Advance, OfPart, events_where
 from learner.batch.columns import tables_of
 from learner.batch.disk import on_disk, spool
-from learner.batch.in_turn import in_turn
+from learner.batch.in_turn import in_threads
 from learner.batch.outcomes import NUMBERS, whole_users
 from learner.batch.raw import Skipped
 from learner.batch.reading import LogAtRest
@@ -156,13 +156,8 @@ class Stored:
                 piece = self._reader.get_batch(number)
             return function(piece)
 
-        with ThreadPoolExecutor(CORES) as threads:
-
-            def submit(number: int) -> Future[T]:
-                return threads.submit(of, number)
-
-            for _, result, _ in in_turn(submit, range(self._reader.num_record_batches)):
-                yield result
+        for _, result in in_threads(CORES, of, range(self._reader.num_record_batches)):
+            yield result
 
 
 @contextmanager

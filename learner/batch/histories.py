@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from learner.batch.blobs import ROWS, whole
 from learner.batch.duck import CORES, connected, duck_on_disk
 from learner.batch.event_rows import CHANGE, GAPS, LOG, Items, Reading, Users, changes, items_of, users_of
-from learner.batch.in_turn import in_turn
+from learner.batch.in_turn import in_threads
 from learner.batch.reading import Piece
 from learner.log.position import NOTHING, Mark, Partition
 from learner.step.feed import Transitions
@@ -152,9 +151,8 @@ class Histories(Log):
             self._hold("log", self._reading.take(piece, chosen, until_ms))
 
         # What follows is read meanwhile.
-        with ThreadPoolExecutor(1) as thread:
-            for _ in in_turn(lambda piece: thread.submit(take, piece), pieces):
-                pass
+        for _ in in_threads(1, take, pieces):
+            pass
         self._insert("log")
         self._reading.require_one_kind()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 S = TypeVar("S")
@@ -36,3 +36,10 @@ def in_turn(submit: Callable[[S], Future[T]], work: Iterable[S]) -> Iterator[tup
         raise
     while given:
         yield first()
+
+
+def in_threads(n: int, function: Callable[[S], T], work: Iterable[S]) -> Iterator[tuple[S, T]]:
+    """Each piece of work, and what a function makes of it in one of n threads, in turn."""
+    with ThreadPoolExecutor(n) as threads:
+        for one, result, _ in in_turn(lambda one: threads.submit(function, one), work):
+            yield one, result

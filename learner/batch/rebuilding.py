@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from learner.batch.event_rows import Items, Users
 from learner.batch.histories import History
-from learner.batch.in_turn import in_turn
+from learner.batch.in_turn import in_threads
 from learner.collector import uncollected
 from learner.events.microbatch import CLICK, IMPRESSION, SWEEP, ByUser, Events, Microbatch, ends_of, sweeps
 from learner.model.duration import ModelError
@@ -113,17 +112,16 @@ def rebuilt_users(
         return _learnt(model, unit.part.batch.events, unit.users, unit.is_due, last_ms)
 
     units = _units_of_users(model, log.users(), last_ms, shards, shard_of, done)
-    with ThreadPoolExecutor(log.cores) as threads:
-        for unit, applied, _ in in_turn(lambda unit: threads.submit(learnt, unit), units):
-            if len(applied.transitions.row):
-                log.tell(applied.transitions, unit.part.rank[applied.transitions.row["event"]])
-            if unit.is_wanted:
-                batch, users = unit.part.batch, unit.users
-                events, whose = (None, None) if model.catalog is None else _without_items(batch, users)
-                yield Rebuilt(
-                    unit.shard, users.user_ids, applied.values, applied.erased, unit.last, applied.sums, events, whose,
-                    applied.counts,
-                )  # fmt: skip
+    for unit, applied in in_threads(log.cores, learnt, units):
+        if len(applied.transitions.row):
+            log.tell(applied.transitions, unit.part.rank[applied.transitions.row["event"]])
+        if unit.is_wanted:
+            batch, users = unit.part.batch, unit.users
+            events, whose = (None, None) if model.catalog is None else _without_items(batch, users)
+            yield Rebuilt(
+                unit.shard, users.user_ids, applied.values, applied.erased, unit.last, applied.sums, events, whose,
+                applied.counts,
+            )  # fmt: skip
 
 
 def _units_of_users(
@@ -161,10 +159,9 @@ def rebuilt_items(
         return [*apply_to_items(effect, [None] * len(unit.items.user_ids), unit.part.transitions, unit.items)]
 
     units = _units_of_items(effect, log.items(), shards, shard_of, done)
-    with ThreadPoolExecutor(log.cores) as threads:
-        for unit, values, _ in in_turn(lambda unit: threads.submit(learnt, unit), units):
-            ids, erased = unit.items.user_ids, [is_tombstone(value or b"") for value in values]
-            yield Rebuilt(unit.shard, ids, values, erased, unit.last, (), None, None, Counter(items=len(ids)))
+    for unit, values in in_threads(log.cores, learnt, units):
+        ids, erased = unit.items.user_ids, [is_tombstone(value or b"") for value in values]
+        yield Rebuilt(unit.shard, ids, values, erased, unit.last, (), None, None, Counter(items=len(ids)))
 
 
 def _units_of_items(

@@ -8,7 +8,6 @@ import msgspec.inspect as wire
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from learner.events.microbatch import ends_of
 
@@ -79,14 +78,13 @@ def _is_of(kind: Type, column: Any) -> bool:
         case wire.StructType():
             return types.is_struct(column.type) and not _has_others(kind, column) and _has_all(kind, column)
         case wire.ListType():
-            lengths = np.asarray(pc.list_value_length(column)) if types.is_list(column.type) else None
-            if lengths is None or not _within(lengths, _lengths(kind)):
+            if not types.is_list(column.type) or not _within(pc.list_value_length(column), _lengths(kind)):
                 return False
             inner = column.flatten()
             return not (inner.null_count and not _members(kind.item_type)[1]) and fits(kind.item_type, inner)
         case wire.TupleType():
             n = len(kind.item_types)
-            if not types.is_list(column.type) or not _within(np.asarray(pc.list_value_length(column)), (n, n)):
+            if not types.is_list(column.type) or not _within(pc.list_value_length(column), (n, n)):
                 return False
             inner = column.flatten()
             places = ((one, pa.array(range(k, len(inner), n))) for k, one in enumerate(kind.item_types))
@@ -94,14 +92,14 @@ def _is_of(kind: Type, column: Any) -> bool:
         case wire.LiteralType():
             return types.is_string(column.type) and set(column.unique().to_pylist()) <= set(kind.values)
         case wire.StrType():
-            return types.is_string(column.type) and _within(np.asarray(pc.utf8_length(column)), _lengths(kind))
+            return types.is_string(column.type) and _within(pc.utf8_length(column), _lengths(kind))
         case wire.BoolType():
             return bool(types.is_boolean(column.type))
         case wire.IntType():
-            return types.is_integer(column.type) and _within(np.asarray(column), (kind.ge, kind.le))
+            return types.is_integer(column.type) and _within(column, (kind.ge, kind.le))
         case wire.FloatType():
             is_number = types.is_floating(column.type) or types.is_integer(column.type)
-            return is_number and _within(np.asarray(column), (kind.ge, kind.le))
+            return is_number and _within(column, (kind.ge, kind.le))
     return False
 
 
@@ -130,7 +128,7 @@ def _lengths(kind: Any) -> tuple[int | None, int | None]:
     return kind.min_length, kind.max_length
 
 
-def _within(values: NDArray[Any], bounds: tuple[float | None, float | None]) -> bool:
-    # Arrow takes ten times as long to find those of floats.
-    low, high = bounds
+def _within(column: Any, bounds: tuple[float | None, float | None]) -> bool:
+    # Arrow takes ten times as long to find the least and the most of floats.
+    values, (low, high) = np.asarray(column), bounds
     return not len(values) or bool((low is None or values.min() >= low) and (high is None or values.max() <= high))

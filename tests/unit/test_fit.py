@@ -244,7 +244,7 @@ def test_memory_does_not_grow_with_the_log() -> None:
     peak(1)  # what is imported at its first use counts for neither
     small, large = peak(6_000), peak(16_000)
     # Half a million outcomes more; a table of them alone would be 20 MB.
-    assert large - small < 8_000_000
+    assert large - small < 5_000_000
 
 
 def test_of_many_clicks_a_sample_of_delays_is_kept_that_does_not_depend_on_the_log(
