@@ -98,9 +98,9 @@ def _microbatch(
         said = _is_there(one, "position")
         item["position"] = (pc.coalesce(_field(one, "position"), pa.array(ranks)) if said else ranks) - np.int64(1)
     row = model.design.rows_of_columns(len(one), _features(one, model), _requests(shown, n_items, model))
-    offsets = _field(one, "offset").to_pylist() if _is_there(one, "offset") else [None] * len(one)
-    item["offset"] = model.offsets(offsets, row)
-    without = np.flatnonzero([offset is None for offset in offsets]) if None in offsets else np.empty(0, np.int64)
+    offset = _field(one, "offset")
+    item["offset"] = model.offsets(offset.to_pylist() if _is_there(one, "offset") else [None] * len(one), row)
+    without = np.flatnonzero(offset.is_null())
     if model.item is not None:
         event["item"][clicks_at], item["item"] = clicked, ids
         effects = _field(one, "item_effect").to_pylist() if _is_there(one, "item_effect") else [None] * len(one)

@@ -16,7 +16,7 @@ from learner.events.microbatch import ends_of
 ROWS = 1 << 10
 """So many are taken from the database at a time."""
 # Of a table.
-_BYTES = 32 << 20
+_BYTES = 8 << 20
 
 
 def blobs(values: NDArray[Any], lengths: NDArray[np.int64]) -> Any:
@@ -59,3 +59,19 @@ def whole(batches: Iterable[Any], name: str) -> Iterator[Any]:
         size = sum(one.nbytes for one in held)
     if held and (table := pa.Table.from_batches(held)).num_rows:
         yield table
+
+
+def beside(pieces: Iterable[Any], reader: Any, name: str) -> Iterator[tuple[Any, Any]]:
+    """Tables as of `whole`, and of each the rows of a reader that have its values of a column; both in its order."""
+    batches = (batch for batch in reader if batch.num_rows)
+    held: list[Any] = []
+    for piece in pieces:
+        last = column(piece, name)[-1]
+        while not held or column(held[-1], name)[-1] <= last:
+            if (batch := next(batches, None)) is None:
+                break
+            held.append(batch)
+        table = pa.Table.from_batches(held, reader.schema)
+        n = int(np.searchsorted(column(table, name), last, side="right"))
+        yield piece, table.slice(0, n)
+        held = table.slice(n).to_batches()

@@ -23,17 +23,26 @@ from learner.log.position import NOTHING, Mark, Partition
 from learner.record.sums import GROUPS
 from learner.step.feed import TRANSITION, Transitions
 
-LOG = (
-    "number bigint, part int, place bigint, nth int, time_ms bigint, whose bigint, person string, event binary, "
-    "items binary, x binary, entry binary"
-)
-"""A row an event: its number in the order of the log; number of its partition and its offset there, or -1 and any
-number; which it is of its record's; when it came, epoch ms; whose it is; and what it is."""
+PLACES = "number bigint, part int, place bigint, nth int, time_ms bigint, whose bigint"
+"""Where an event stands: its number in the order of the log; number of its partition and its offset there, or -1 and
+any number; which it is of its record's; when it came, epoch ms; whose it is."""
+ROW = "person string, event binary, items binary, x binary, entry binary"
+LOG = f"{PLACES}, {ROW}"
+"""A row an event: where it stands, and what it is."""
 CHANGE = "item bigint, nth bigint, change binary, x binary"
 """A row of what items are told: of which, which it is of those that were told together, and what it is."""
 GAPS = """
 select part, max(place) - min(place) + 1 - count(distinct place) as n from log where part >= 0 group by part"""
 _NOWHERE = -1
+
+
+def names(columns: str) -> list[str]:
+    """Those of columns that have types.
+
+    >>> names("item bigint, nth bigint")
+    ['item', 'nth']
+    """
+    return [one.split()[0] for one in columns.split(", ")]
 
 
 class Users(NamedTuple):
@@ -108,8 +117,11 @@ class Reading:
         records = np.arange(len(event)) if batch.source is None else batch.source
         came_at = np.array([raw.came_at for raw in raws], np.int64)[records]
         time_ms = np.where(came_at > 0, came_at, event["at"])
-        known = {user: place_of(user) for user in set(batch.user) if user and (is_of_item(user) or chosen(user))}
-        mine = np.array([user in known for user in batch.user], np.bool_)
+        # Each user is asked for once.
+        users = pa.array(batch.user, pa.string()).dictionary_encode()
+        each, whose = users.dictionary.to_pylist(), np.asarray(users.indices)
+        is_wanted = [bool(user) and (is_of_item(user) or chosen(user)) for user in each]
+        mine = np.array(is_wanted, np.bool_)[whose]
         if until_ms is not None:
             mine &= time_ms < until_ms
         places = np.flatnonzero(mine)
@@ -121,17 +133,18 @@ class Reading:
             self.is_timed &= bool((came_at > 0).all())
         first = np.searchsorted(records, records)
         its = event[places]
-        shown = item_places(its)
-        users = [batch.user[at] for at in places.tolist()]
-        row = np.ascontiguousarray(batch.events.row[shown], np.float32)
+        item, row = _at(item_places(its), batch.events.item, batch.events.row)
+        hashes = np.array([place_of(user) if wanted else 0 for user, wanted in zip(each, is_wanted, strict=True)], int)
+        entry = pa.nulls(len(places), pa.binary())
+        if batch.catalog:
+            entry = pa.array([batch.catalog.get(at) for at in places.tolist()], pa.binary())
         columns = {
             "number": self._first + self.n_events + places, "part": part[records][places],
             "place": place[records][places],
             "nth": (np.arange(len(event)) - first)[places].astype(np.int32), "time_ms": time_ms[places],
-            "whose": np.array([known[user] for user in users], np.int64), "person": pa.array(users, pa.string()),
-            "event": blobs(its, np.ones_like(places)), "items": blobs(batch.events.item[shown], its["n_items"]),
-            "x": blobs(row, its["n_items"]),
-            "entry": pa.array([batch.catalog.get(at) for at in places.tolist()], pa.binary()),
+            "whose": hashes[whose[places]], "person": users.dictionary.take(pa.array(whose[places])),
+            "event": blobs(its, np.ones_like(places)), "items": blobs(item, its["n_items"]),
+            "x": blobs(np.ascontiguousarray(row, np.float32), its["n_items"]), "entry": entry,
         }  # fmt: skip
         self.n_events += len(event)
         return pa.table(columns)
@@ -140,12 +153,13 @@ class Reading:
         """Of each record the number of its partition, and its offset; of one that stands nowhere its number."""
         part = np.full(len(raws), _NOWHERE, np.int32)
         place = self._first + self.n_events + np.arange(len(raws))
-        for at, raw in enumerate(raws):
-            if raw.position is None:
-                self.is_unplaced |= source is not None
-                continue
-            self.is_placed = True
-            partition, mark = raw.position.partition, raw.position.mark
+        placed = [at for at, raw in enumerate(raws) if raw.position is not None]
+        self.is_placed |= bool(placed)
+        self.is_unplaced |= source is not None and len(placed) < len(raws)
+        for at in placed:
+            position = raws[at].position
+            assert position is not None
+            partition, mark = position.partition, position.mark
             part[at] = self.numbers.setdefault(partition, len(self.numbers))
             place[at] = mark.offset
             self.ends[partition] = max(self.ends.get(partition, NOTHING), mark)
@@ -175,8 +189,15 @@ class Reading:
         return f"select time_ms from log where time_ms >= 0 order by time_ms desc limit 1 offset {behind}"
 
 
-def users_of(table: Any, width: int, rank: Sequence[str]) -> Users:
-    """Rows of `LOG`, of whole users in the order of `place_of`, as events; `rank` is the columns of their ranks."""
+def _at(places: NDArray[np.int64], *columns: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    """What stands at some places; where these are all of them, and in their order, no copy."""
+    if np.array_equal(places, np.arange(len(columns[0]))):
+        return columns
+    return tuple(column[places] for column in columns)
+
+
+def users_of(table: Any, width: int, rank: NDArray[np.int64]) -> Users:
+    """Rows of `LOG`, of whole users in the order of `place_of`, as events; and their ranks, as of `Users`."""
     event = np.frombuffer(joined_blobs(table, "event"), EVENT).copy()
     event["first_item"] = ends_of(event["n_items"])[:-1]
     item = np.frombuffer(joined_blobs(table, "items"), ITEM)
@@ -195,10 +216,10 @@ def users_of(table: Any, width: int, rank: Sequence[str]) -> Users:
         at: value for at, value in enumerate(entry.to_pylist()) if value is not None
     }  # fmt: skip
     batch = Microbatch([], Events(event, item, row), None, catalog)
-    users = ByUser(heads, np.arange(len(event)), first.astype(np.int64))
+    order = np.lexsort((*rank.T[::-1], np.repeat(np.arange(len(heads)), np.diff(first))))
+    users = ByUser(heads, order, first.astype(np.int64))
     seen = np.maximum.reduceat(column(table, "time_ms"), first[:-1])
-    ranks = np.stack([column(table, name) for name in rank], axis=1)
-    return Users(batch, users, hashes[first[:-1]], ranks, seen)
+    return Users(batch, users, hashes[first[:-1]], rank, seen)
 
 
 def changes(transitions: Transitions) -> dict[str, Any]:

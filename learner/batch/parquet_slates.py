@@ -49,9 +49,14 @@ def _changes(columns: list[Any]) -> NDArray[np.bool_]:
     for column in columns:
         if pa.types.is_timestamp(column.type):
             column = column.cast(pa.timestamp("ms", column.type.tz), safe=False)
-        if not pa.types.is_dictionary(column.type):
-            column = column.dictionary_encode()
-        changed |= np.diff(np.asarray(pc.fill_null(column.indices.cast(pa.int64()), -1))) != 0
+        if pa.types.is_floating(column.type):
+            column = normal(column)
+        if pa.types.is_dictionary(column.type):
+            column = column.indices
+        differs = pc.not_equal(column.slice(1), column.slice(0, len(changed)))
+        changed |= np.asarray(pc.fill_null(differs, False))
+        if column.null_count:
+            changed |= np.diff(np.asarray(column.is_null()))
     return changed
 
 

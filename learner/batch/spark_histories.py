@@ -12,11 +12,13 @@ from contextlib import closing
 from functools import partial
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from learner.batch.blobs import whole
-from learner.batch.event_rows import CHANGE, GAPS, LOG, Items, Reading, Users, changes, items_of, users_of
+from learner.batch.columns import column
+from learner.batch.event_rows import CHANGE, GAPS, LOG, Items, Reading, Users, changes, items_of, names, users_of
 from learner.batch.histories import History, Log
 from learner.batch.parquet_offsets import OffsetColumns
 from learner.batch.raw import LogError, Skipped
@@ -40,7 +42,7 @@ T = TypeVar("T")
 # The order of the log, by the first number and then by the next: of a log that says where its events stand, of tables,
 # whose rows are taken by time, and of others. Of an event that stands twice the first counts.
 _RANKED = "rank_0 bigint, rank_1 bigint, rank_2 bigint, rank_3 bigint, rank_4 bigint"
-_RANK = [one.split()[0] for one in _RANKED.split(", ")]
+_RANK = names(_RANKED)
 _PLACED = (
     "case when part < 0 then -1 else max(time_ms) over (partition by part order by place, nth, number "
     "rows between unbounded preceding and current row) end",
@@ -110,9 +112,9 @@ class SparkHistories(Frames, Log):
         self._reading.require_one_kind()
         self._session.createDataFrame(parts, "file bigint, its int, part int").createOrReplaceTempView("parts")
         # A task has numbers of its own for partitions.
-        names = ", ".join(name for name in _names(LOG) if name != "part")
+        others = ", ".join(name for name in names(LOG) if name != "part")
         self._session.sql(f"""
-            select /*+ broadcast(parts) */ {names}, coalesce(parts.part, -1) as part
+            select /*+ broadcast(parts) */ {others}, coalesce(parts.part, -1) as part
             from rows left join parts on shiftright(number, {FILE_BITS}) = file and rows.part = its
             where told is null""").createOrReplaceTempView("log")
         advance(max(self.n_events - n_spooled, 0), self.n_events)
@@ -132,8 +134,8 @@ class SparkHistories(Frames, Log):
 
     def gaps(self) -> dict[Partition, int]:
         """See `learner.batch.histories.Log`."""
-        names = [*self._reading.numbers]
-        return {names[one.part]: one.n for one in self._session.sql(GAPS).collect() if one.n}
+        partitions = [*self._reading.numbers]
+        return {partitions[one.part]: one.n for one in self._session.sql(GAPS).collect() if one.n}
 
     def of_users(self, function: Callable[[History], Iterator[T]]) -> Iterator[T]:
         """See `learner.batch.histories.Log`; executors run the function, and keep what it makes until its turn."""
@@ -151,7 +153,7 @@ class SparkHistories(Frames, Log):
 
     def of_items(self, function: Callable[[History], Iterator[T]]) -> Iterator[T]:
         """See `of_users`."""
-        told = f"select {', '.join(_names(f'{CHANGE}, {_RANKED}'))} from worked_out where made is null"
+        told = f"select {', '.join(names(f'{CHANGE}, {_RANKED}'))} from worked_out where made is null"
         found = self._in_order(told, "item", ["item", *_RANK, "nth"])
         done = self._keep(found.mapInArrow(there(partial(_of_items, function=function)), MADE))
         done.count()
@@ -178,7 +180,7 @@ class _Partition:
 
     def users(self) -> Iterator[Users]:
         for some in whole(self._batches, "whose"):
-            yield users_of(some, self._width, _RANK)
+            yield users_of(some, self._width, np.stack([column(some, name) for name in _RANK], axis=1))
 
     def tell(self, transitions: Transitions, rank: NDArray[Any]) -> None:
         columns = changes(transitions) | {name: rank[:, r] for r, name in enumerate(_RANK)}
@@ -229,7 +231,3 @@ def _pickled(one: Any) -> Any:
 
 def _unpickled(frame: Any) -> Iterator[Any]:
     return (pickle.loads(row.made) for row in frame.toLocalIterator(prefetchPartitions=True))
-
-
-def _names(columns: str) -> list[str]:
-    return [one.split()[0] for one in columns.split(", ")]

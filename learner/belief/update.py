@@ -42,7 +42,8 @@ def positive(a: float) -> float:
 def n_dense(n_factor: int, d: int) -> int:
     """K of a factor of so many numbers, of which the last d - k are the variances of the others.
 
-    Loops over these go over slices, from their beginnings: numba vectorises what cannot count from an end.
+    Loops over these, and over columns of U, go over slices, from their beginnings: numba vectorises what cannot count
+    from an end, and `project` and `absorb` take 0.75 of the time at d = 16.
     """
     more = n_factor - d
     if more == 0:
@@ -59,8 +60,9 @@ def project(mean: Any, factor: Any, x: Any, f: Any) -> tuple[float, float]:
     start = 0
     for j in range(k):
         total = np.float64(x[j])
+        above = factor[start : start + j]
         for i in range(j):
-            total += np.float64(factor[start + i]) * np.float64(x[i])
+            total += np.float64(above[i]) * np.float64(x[i])
         f[j] = total
         mu += np.float64(x[j]) * np.float64(mean[j])
         v += factor[start + j] * total * total
@@ -99,9 +101,10 @@ def absorb(mean: Any, factor: Any, f: Any, gain: Any, v: float, score: float, pr
         factor[start + j] = positive(factor[start + j] * (before / after))
         turn = -precision * f[j] / before
         gain[j] = g
+        above = factor[start : start + j]
         for i in range(j):
-            u = np.float64(factor[start + i])
-            factor[start + i] = bounded(u + gain[i] * turn)
+            u = np.float64(above[i])
+            above[i] = bounded(u + gain[i] * turn)
             gain[i] += g * u
         before = after
         start += j + 1
@@ -216,8 +219,9 @@ def retract(mean: Any, factor: Any, x: Any, offset: float, precision: float, shi
     for j in range(k):
         g = factor[start + j] * f[j]
         gain[j] = g
+        above = factor[start : start + j]
         for i in range(j):
-            gain[i] += g * factor[start + i]
+            gain[i] += g * above[i]
         start += j + 1
     for j in range(k):
         mean[j] = bounded(mean[j] + gain[j] * score)
@@ -227,9 +231,10 @@ def retract(mean: Any, factor: Any, x: Any, offset: float, precision: float, shi
         old = np.float64(factor[start + j])
         new = old + c * a * a
         turn = c * a / new
+        above = factor[start : start + j]
         for i in range(j):
-            gain[i] -= a * factor[start + i]
-            factor[start + i] = bounded(factor[start + i] + turn * gain[i])
+            gain[i] -= a * above[i]
+            above[i] = bounded(above[i] + turn * gain[i])
         factor[start + j] = positive(new)
         c *= old / new
 
@@ -258,8 +263,9 @@ def scale_noise(factor: Any, noise: Any) -> None:
     start = 0
     for j in range(k):
         noise[j] *= sqrt(factor[start + j])
+        above = factor[start : start + j]
         for i in range(j):
-            noise[i] += factor[start + i] * noise[j]
+            noise[i] += above[i] * noise[j]
         start += j + 1
     var, others = factor[start:], noise[k:]
     for j in range(d - k):

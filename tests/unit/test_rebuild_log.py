@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 from learner.batch.histories import Histories
 from learner.batch.parquet_offsets import OffsetColumns
 from learner.batch.raw import LogError
-from learner.batch.reading import LogAtRest, read_with_raws
+from learner.batch.reading import LogAtRest, Piece, read_with_raws
 from learner.batch.rebuilding import rebuilt_users
 from learner.events.microbatch import by_user
 from learner.events.parse import parse_events
@@ -107,6 +108,37 @@ def test_a_user_in_two_topics_is_read_in_the_order_of_time_as_by_a_learner_of_bo
         write(tmp_path / f"{kind}.parquet", [one for one, _ in mine], [place for _, place in mine])
     in_time = sorted(EVENTS, key=lambda one: one["timestamp"])
     assert found(tmp_path) == expected(in_time)
+
+
+@pytest.mark.parametrize("n_kept", [0, 1, 20, len(EVENTS)])
+def test_events_behind_the_end_of_history_are_of_nobody(tmp_path: Path, n_kept: int) -> None:
+    write(tmp_path / "log.parquet", EVENTS, [("topic", 0, place) for place in range(len(EVENTS))])
+    with Histories(MODEL.width) as log:
+        with closing(read_with_raws(LogAtRest((str(tmp_path),), MODEL), offsets=COLUMNS)) as pieces:
+            log.read(pieces)
+        log.cut({one: mark._replace(offset=n_kept - 1) for one, mark in log.ends.items()})
+        found = {user: len(part.users.of(u)) for part in log.users() for u, user in enumerate(part.users.user_ids)}
+    assert found == Counter(one["user_id"] for one in EVENTS[:n_kept])
+
+
+def test_a_log_that_does_not_fit_on_the_disk_is_not_read_to_its_end(tmp_path: Path) -> None:
+    write(tmp_path / "log.parquet", EVENTS, by_partition(EVENTS))
+    with closing(read_with_raws(LogAtRest((str(tmp_path),), MODEL), offsets=COLUMNS)) as read:
+        piece = next(read)
+    n_read = 0
+
+    def endless() -> Iterator[Piece]:
+        nonlocal n_read
+        while True:
+            n_read += 1
+            yield piece
+
+    with Histories(MODEL.width) as log:
+        for name, size in (("memory_limit", "4MB"), ("max_temp_directory_size", "1MB")):
+            log._connection.execute(f"set {name} = '{size}'")
+        with pytest.raises(ValueError, match="temporary"):
+            log.read(endless())
+    assert n_read < 100_000
 
 
 def test_rows_of_outcomes_are_learnt_in_the_order_of_their_times(tmp_path: Path) -> None:
