@@ -47,6 +47,8 @@ def _changes(columns: list[Any]) -> NDArray[np.bool_]:
     """Which rows are of other values than the row before, but for the first."""
     changed = np.zeros(len(columns[0]) - 1, np.bool_)
     for column in columns:
+        if pa.types.is_null(column.type):
+            continue
         if pa.types.is_timestamp(column.type):
             column = column.cast(pa.timestamp("ms", column.type.tz), safe=False)
         if pa.types.is_floating(column.type):

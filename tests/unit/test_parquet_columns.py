@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 from learner.batch import parquet
 from learner.batch.histories import Histories
 from learner.batch.parquet_offsets import OffsetColumns
+from learner.batch.parquet_slates import starts_of_slates
 from learner.batch.parsing import parse
 from learner.batch.raw import LogError, Raw, Ready, Skipped
 from learner.batch.reading import LogAtRest, read_events, read_with_raws
@@ -23,6 +26,7 @@ from learner.events.wire import Reason
 from learner.model.spec import Model, load_model
 
 AT = 1_700_000_000_000
+NAN = float("nan")
 PLAIN = '[features]\nx = { kind = "numeric" }\n'
 FEATURES = """
 [features]
@@ -169,6 +173,35 @@ def schema_of(events: list[dict[str, Any]]) -> Any:
     """Of all fields, whichever events have them."""
     tables = [pa.Table.from_pylist([event]) for event in events]
     return pa.unify_schemas([one.schema for one in tables], promote_options="permissive")
+
+
+@pytest.mark.parametrize(
+    ("kind", "one", "other"),
+    [
+        (pa.string(), "a", "b"),
+        (pa.large_string(), "a", "b"),
+        (pa.binary(), b"a", b"b"),
+        (pa.dictionary(pa.int8(), pa.string()), "a", "b"),
+        (pa.uint64(), 1, 2**63),
+        (pa.float16(), np.float16(1), np.float16(2)),
+        (pa.float64(), 1.0, 2.0),
+        (pa.decimal128(10, 2), Decimal(1), Decimal(2)),
+        (pa.bool_(), True, False),
+        (pa.date32(), date(2026, 1, 1), date(2026, 1, 2)),
+        (pa.timestamp("ns", "UTC"), datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC)),
+    ],
+    ids=str,
+)
+def test_a_slate_ends_where_a_value_of_any_type_is_another(kind: pa.DataType, one: Any, other: Any) -> None:
+    user = pa.array([one, one, None, None, other], kind)
+    batch = pa.record_batch({"user_id": user, "request_id": pa.nulls(5), "timestamp": pa.array([AT] * 5)})
+    assert starts_of_slates(batch).tolist() == [0, 2, 4, 5]
+
+
+def test_a_slate_ends_at_a_number_that_is_missing() -> None:
+    user = pa.array([1.0, NAN, None, 2.0, 2.0])
+    batch = pa.record_batch({"user_id": user, "request_id": pa.nulls(5), "timestamp": pa.array([AT] * 5)})
+    assert starts_of_slates(batch).tolist() == [0, 1, 3, 5]
 
 
 def test_a_slate_whose_rows_are_read_in_two_parts_is_one_impression(
