@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
+from learner.batch import rebuilding
 from learner.batch.histories import Log
 from learner.batch.loading import Loading
-from learner.batch.rebuilding import MOST_USERS, Rebuilt, added_up, rebuilt_items, rebuilt_users
+from learner.batch.rebuilding import Rebuilt, added_up, rebuilt_items, rebuilt_users
 from learner.log.position import Mark, Partition
 from learner.model.effect import Effect
 from learner.model.spec import Model
@@ -75,7 +76,7 @@ def _together(units: Iterable[Rebuilt]) -> Iterator[Rebuilt]:
         elif (
             held.shard == one.shard
             and held.batch is None
-            and len(held.ids) + len(one.ids) <= MOST_USERS
+            and len(held.ids) + len(one.ids) <= rebuilding.MOST_USERS
             and n_bytes + size <= _MOST_BYTES
         ):
             held, n_bytes = _joined(held, one), n_bytes + size
