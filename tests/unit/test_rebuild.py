@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,6 +110,35 @@ def learnt_on(rig: Rig, store: Store) -> int:
         for _ in range(40):
             replayed += learner.turn().counts["replayed"]
     return replayed
+
+
+def test_users_who_are_read_apart_are_stored_together_and_come_to_the_same(
+    tmp_path: Path, other: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(tmp_path, PLAIN)
+    rig.send(*stream(300))
+    rebuilt(rig, other)
+    monkeypatch.setattr("learner.batch.blobs._BYTES", 2_000)
+    monkeypatch.setattr("learner.batch.histories.ROWS", 10)
+    with Histories(PLAIN.width) as log:
+        with closing(read_with_raws(LogAtRest((rig.log_url,), PLAIN, tuple(rig.topics)))) as pieces:
+            log.read(pieces)
+        assert sum(1 for _ in log.users()) > 5
+    stored = Loading.put
+    puts = []
+
+    def put(loading: Loading, *what: Any) -> None:
+        puts.append(what)
+        stored(loading, *what)
+
+    monkeypatch.setattr(Loading, "put", put)
+    store = open_store(f"sqlite:///{tmp_path / 'apart.db'}", 10**9)
+    rebuilt(rig, store)
+    assert records(store, PLAIN) == records(other, PLAIN)
+    assert sums(store) == sums(other)
+    assert len(puts) == 1
+    store.close()
+    rig.close()
 
 
 def test_a_rebuild_that_is_cut_off_anywhere_goes_on_and_comes_to_the_same(tmp_path: Path, other: Store) -> None:
