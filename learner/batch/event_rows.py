@@ -120,8 +120,8 @@ class Reading:
         # Each user is asked for once.
         users = pa.array(batch.user, pa.string()).dictionary_encode()
         each, whose = users.dictionary.to_pylist(), np.asarray(users.indices)
-        is_wanted = [bool(user) and (is_of_item(user) or chosen(user)) for user in each]
-        mine = np.array(is_wanted, np.bool_)[whose]
+        hashes = [place_of(user) if user and (is_of_item(user) or chosen(user)) else None for user in each]
+        mine = np.array([one is not None for one in hashes], np.bool_)[whose]
         if until_ms is not None:
             mine &= time_ms < until_ms
         places = np.flatnonzero(mine)
@@ -134,7 +134,6 @@ class Reading:
         first = np.searchsorted(records, records)
         its = event[places]
         item, row = _at(item_places(its), batch.events.item, batch.events.row)
-        hashes = np.array([place_of(user) if wanted else 0 for user, wanted in zip(each, is_wanted, strict=True)], int)
         entry = pa.nulls(len(places), pa.binary())
         if batch.catalog:
             entry = pa.array([batch.catalog.get(at) for at in places.tolist()], pa.binary())
@@ -142,7 +141,8 @@ class Reading:
             "number": self._first + self.n_events + places, "part": part[records][places],
             "place": place[records][places],
             "nth": (np.arange(len(event)) - first)[places].astype(np.int32), "time_ms": time_ms[places],
-            "whose": hashes[whose[places]], "person": users.dictionary.take(pa.array(whose[places])),
+            "whose": np.array([one or 0 for one in hashes], np.int64)[whose[places]],
+            "person": users.dictionary.take(pa.array(whose[places])),
             "event": blobs(its, np.ones_like(places)), "items": blobs(item, its["n_items"]),
             "x": blobs(np.ascontiguousarray(row, np.float32), its["n_items"]), "entry": entry,
         }  # fmt: skip
@@ -153,12 +153,10 @@ class Reading:
         """Of each record the number of its partition, and its offset; of one that stands nowhere its number."""
         part = np.full(len(raws), _NOWHERE, np.int32)
         place = self._first + self.n_events + np.arange(len(raws))
-        placed = [at for at, raw in enumerate(raws) if raw.position is not None]
+        placed = [(at, raw.position) for at, raw in enumerate(raws) if raw.position is not None]
         self.is_placed |= bool(placed)
         self.is_unplaced |= source is not None and len(placed) < len(raws)
-        for at in placed:
-            position = raws[at].position
-            assert position is not None
+        for at, position in placed:
             partition, mark = position.partition, position.mark
             part[at] = self.numbers.setdefault(partition, len(self.numbers))
             place[at] = mark.offset
@@ -197,7 +195,7 @@ def _at(places: NDArray[np.int64], *columns: NDArray[Any]) -> tuple[NDArray[Any]
 
 
 def users_of(table: Any, width: int, rank: NDArray[np.int64]) -> Users:
-    """Rows of `LOG`, of whole users in the order of `place_of`, as events; and their ranks, as of `Users`."""
+    """Rows of `LOG`, of whole users in the order of `place_of`, as events, each user's by `rank`, as of `Users`."""
     event = np.frombuffer(joined_blobs(table, "event"), EVENT).copy()
     event["first_item"] = ends_of(event["n_items"])[:-1]
     item = np.frombuffer(joined_blobs(table, "items"), ITEM)

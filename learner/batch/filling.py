@@ -66,7 +66,10 @@ def fill(
 
 
 def _together(units: Iterable[Rebuilt]) -> Iterator[Rebuilt]:
-    """What follows one another of a shard as one: the sums of an hour are written once for all of its users."""
+    """What follows one another of a shard as one: the sums of an hour are written once for all of its users.
+
+    What comes with events, of a model with a catalog, stays as it is.
+    """
     held: Rebuilt | None = None
     n_bytes = 0
     for one in units:

@@ -49,9 +49,7 @@ def _changes(columns: list[Any]) -> NDArray[np.bool_]:
     for column in columns:
         if pa.types.is_null(column.type):
             continue
-        if pa.types.is_timestamp(column.type):
-            column = column.cast(pa.timestamp("ms", column.type.tz), safe=False)
-        if pa.types.is_floating(column.type):
+        if pa.types.is_timestamp(column.type) or pa.types.is_floating(column.type):
             column = normal(column)
         if pa.types.is_dictionary(column.type):
             column = column.indices

@@ -143,7 +143,8 @@ class SparkHistories(Frames, Log):
         rank = _PLACED if reading.is_placed else _BY_TIME if reading.is_table else _AS_READ
         ranks = ", ".join(f"{text} as {name}" for text, name in zip(rank, _RANK, strict=True))
         log = _ONCE if reading.is_placed else "log"
-        found = self._in_order(f"select *, {ranks} from {log}", "whose", ["whose", "person", *_RANK])
+        # Each user's are put in order by `users_of`.
+        found = self._in_order(f"select *, {ranks} from {log}", "whose", ["whose", "person"])
         of = partial(_of_users, width=self._width, last_ms=self.last_ms(), function=function)
         done = self._keep(found.mapInArrow(there(of), _WORKED_OUT))
         done.createOrReplaceTempView("worked_out")
