@@ -254,7 +254,7 @@ class Histories(Log):
         batches = (batch for table in chain([first], tables) for batch in table.to_batches())
         with duck_on_disk():
             log = self._connection.cursor().from_arrow(pa.RecordBatchReader.from_batches(first.schema, batches))
-            found = log.order("whose, person").to_arrow_reader(ROWS)
+            found = log.order("whose").to_arrow_reader(ROWS)
             return chain([*islice(found, 1)], found)
 
     def _hold(self, table: str, rows: Any) -> None:

@@ -144,7 +144,7 @@ class SparkHistories(Frames, Log):
         ranks = ", ".join(f"{text} as {name}" for text, name in zip(rank, _RANK, strict=True))
         log = _ONCE if reading.is_placed else "log"
         # Each user's are put in order by `users_of`.
-        found = self._in_order(f"select *, {ranks} from {log}", "whose", ["whose", "person"])
+        found = self._in_order(f"select *, {ranks} from {log}", "whose", ["whose"])
         of = partial(_of_users, width=self._width, last_ms=self.last_ms(), function=function)
         done = self._keep(found.mapInArrow(there(of), _WORKED_OUT))
         done.createOrReplaceTempView("worked_out")

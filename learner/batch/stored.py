@@ -138,8 +138,8 @@ def fit_stored_prior(
     advance: Callable[[int], object] = lambda n: None,
     keep_mean: bool = False,
     tolerance: float = TOLERANCE,
-) -> Gaussian:
-    """The population N(m0, S0) that makes the evidence most likely, by `expectation_maximisation`.
+) -> Crowd:
+    """The users under the population N(m0, S0) that makes the evidence most likely, by `expectation_maximisation`.
 
     Parameters
     ----------
@@ -159,16 +159,18 @@ def fit_stored_prior(
         lambda users: tolerance * users.n,
         observe,
         keep_mean=keep_mean,
-    ).population
+    )
 
 
 def fit_stored_item_prior(
     evidence: Evidence, start: Gaussian, advance: Callable[[int], object] = lambda n: None
 ) -> Gaussian:
-    """The same of items, whose mean stays 0: their level is the intercept of users. Of too few the one given."""
+    """The population of items, whose mean stays 0: their level is the intercept of users. Of too few the one given."""
     if len(evidence) < MIN_ITEMS:
         return start
-    return fit_stored_prior(evidence, start, ITEM_ITERATIONS, advance=advance, keep_mean=True, tolerance=ITEM_TOLERANCE)
+    return fit_stored_prior(
+        evidence, start, ITEM_ITERATIONS, advance=advance, keep_mean=True, tolerance=ITEM_TOLERANCE
+    ).population
 
 
 def _moments(evidence: Evidence, prior: Gaussian, advance: Callable[[int], object]) -> Crowd:

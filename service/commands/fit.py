@@ -87,8 +87,9 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from-store", nargs="?", const="", metavar="URL",
         help="no log: refit the prior from the records of users, and of items, in the store (default: FRESHET_STORE). "
-        "Run it with the prior in force (--prior or FRESHET_PRIOR), so that the new file knows it. It reads, and "
-        "changes nothing",
+        "Run it with the prior in force (--prior or FRESHET_PRIOR), or with what --previous has just made of that, so "
+        "that the new file knows it: a user of several days' logs is one again, and the new file may be the next day's "
+        "--previous. It reads, and changes nothing",
     )  # fmt: skip
     add_increment_arguments(parser)
     parser.add_argument("--iterations", type=int, default=50, help="of EM, at most (default: %(default)s)")

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import msgspec
 
+from learner.batch.increment import known_from
 from learner.batch.stored import MIN_ITEMS, collect_evidence, fit_stored_item_prior, fit_stored_prior
 from learner.batch.users import chosen
 from learner.belief.population import Population
-from learner.model.prior_file import PriorFile, fitted_prior
+from learner.model.crowd import Crowd
+from learner.model.prior_file import Evidence, PriorFile, fitted_prior
 from learner.model.spec import Model
 from learner.record import RecordError
 from learner.store.sqlite import file_of
@@ -58,7 +60,7 @@ def fit_from_store(arguments: FitArguments, settings: Settings, model: Model) ->
     before = read_prior(model, settings.model, settings.prior)
     with progress("EM", " users") as bar:
         bar.write(f"{len(evidence):,} users of whom something is learnt")
-        prior = fit_stored_prior(evidence, model.prior, arguments.iterations, told(bar.write), bar.update)
+        users = fit_stored_prior(evidence, model.prior, arguments.iterations, told(bar.write), bar.update)
         item = None
         if model.item is not None and of_items is not None:
             bar.write(f"{len(of_items):,} items of which something is learnt; {MIN_ITEMS} are needed")
@@ -69,16 +71,34 @@ def fit_from_store(arguments: FitArguments, settings: Settings, model: Model) ->
     write_prior(
         arguments.out,
         PriorFile(
-            **vars(fitted_prior(model, Population(prior, model.fixed_effect), before.half_life if before else None)),
+            **vars(
+                fitted_prior(
+                    model, Population(users.population, model.fixed_effect), before.half_life if before else None
+                )
+            ),
             model_name=model.name,
             click_delay=before.click_delay if before else None,
             found=before.found if before else {},
             mean_offset=before.mean_offset if before else None,
             examination=before.examination if before else None,
             item=item,
+            evidence=_evidence_of(users, model, before, settings.prior),
         ),
         model,
     )
     if refused:
         print(f"passed over {len(refused):,} records that cannot be used; the first: {refused[0]}")
     return 0
+
+
+def _evidence_of(users: Crowd, model: Model, before: PriorFile | None, source: str) -> Evidence | None:
+    """What an increment goes on from: these users, each known as one, and what was known of the fixed effect.
+
+    None if of a fixed effect that is in force nothing says how well it is known.
+    """
+    known = None if before is None else before.evidence
+    if before is None or known is None:
+        return None if model.fixed_effect.any() else Evidence(users)
+    # Beliefs tell the likelihood of their outcomes but for a constant; where EM ends depends on its size.
+    users = users._replace(evidence=known.users.evidence)
+    return Evidence(users, known_from(model, before, source).fixed_effect.cov if model.fixed_effect.any() else None)

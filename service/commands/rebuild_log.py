@@ -115,12 +115,12 @@ def ends_of(arguments: HistoryArguments, settings: Settings, log: Log) -> dict[P
     """Where history ends, of each partition that learners go on in."""
     if has_positions(arguments):
         return dict(log.ends)
+    if arguments.from_time is None and columns_of(arguments) is None:
+        return {}
     from learner.log.kafka_ends import ends_of_offsets, ends_of_time
 
     if arguments.from_time is not None:
         return ends_of_time(settings.log, settings.topics, arguments.from_time, **settings.kafka_options)
-    if columns_of(arguments) is None:
-        return {}
     last = {(place.topic_id.decode(), place.number): mark.offset for place, mark in log.ends.items()}
     if others := {topic for topic, _ in last} - set(settings.topics):
         raise ValueError(

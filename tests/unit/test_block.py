@@ -383,7 +383,7 @@ def test_a_step_of_em_on_what_a_store_holds_is_that_of_the_whole_covariance_in_b
     shift = rng.normal(size=(30, D))
     told: dict[int, list[float]] = {K: [], D: []}
     mine, whole = (
-        fit_stored_prior(Given(precision, shift, k), prior, 2, lambda one, k=k: told[k].append(one.evidence))
+        fit_stored_prior(Given(precision, shift, k), prior, 2, lambda one, k=k: told[k].append(one.evidence)).population
         for k, prior in ((K, start), (D, as_full(start)))
     )
     assert (mine.form, whole.form) == ("block", "full")

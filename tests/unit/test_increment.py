@@ -301,6 +301,42 @@ def test_what_is_forgotten_of_the_day_before_brings_the_next_nearer_to_itself(fo
     assert far[2] < 1e-4
 
 
+def test_behind_a_refit_from_the_store_a_user_of_two_logs_is_one_and_the_fixed_effect_is_known_as_before(
+    folder: Path,
+) -> None:
+    (folder / "again.jsonl").write_bytes(
+        (folder / "one.jsonl").read_bytes().replace(b'"request_id":"r', b'"request_id":"s')
+    )
+    fit("one.jsonl", "--out", "one.npz")
+    twice = fit("again.jsonl", "--previous", "one.npz", "--out", "again.npz").evidence
+    # Learners have the day before's in force.
+    of = ["--model", "model.toml", "--prior", "one.npz"]
+    assert main(["rebuild", "one.jsonl", "again.jsonl", *of, "--offsets", "none", "--store", "sqlite:///s.db"]) == 0
+    once = fit("--from-store", "sqlite:///s.db", "--prior", "again.npz", "--out", "stored.npz").evidence
+    assert twice is not None
+    assert once is not None
+    assert twice.users.n == 2 * once.users.n == 120
+    assert twice.fixed_effect_cov is not None
+    np.testing.assert_allclose(once.fixed_effect_cov, twice.fixed_effect_cov, rtol=1e-12)
+    # EM of the next day ends by its size.
+    assert once.users.evidence == twice.users.evidence
+    after = fit("two.jsonl", "--previous", "stored.npz", "--out", "two.npz").evidence
+    assert after is not None
+    assert after.users.n == 120
+
+
+def test_a_refit_from_the_store_beside_a_fixed_effect_of_which_nothing_says_how_it_is_known_is_no_day_before(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = fit("one.jsonl", "--out", "one.npz")
+    (folder / "bare.npz").write_bytes(encode_prior(replace(first, evidence=None)))
+    of = ["--model", "model.toml", "--prior", "bare.npz"]
+    assert main(["rebuild", "one.jsonl", *of, "--offsets", "none", "--store", "sqlite:///s.db"]) == 0
+    assert fit("--from-store", "sqlite:///s.db", "--prior", "bare.npz", "--out", "stored.npz").evidence is None
+    assert main(["fit", "two.jsonl", "--previous", "stored.npz", "--out", "x.npz", "--model", "model.toml"]) == 2
+    assert "does not say how much it was fitted on" in capsys.readouterr().err
+
+
 def test_a_second_anchor_stands_beside_the_first(folder: Path) -> None:
     first, cold = fit("one.jsonl", "--out", "one.npz"), fit("three.jsonl", "--out", "cold.npz")
     common = ("two.jsonl", "--previous", "one.npz", "--out", "two.npz", "--cold", "cold.npz", "--cold-weight")

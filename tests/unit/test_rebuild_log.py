@@ -71,6 +71,15 @@ def by_partition(events: Sequence[dict[str, Any]]) -> list[Place]:
     return places
 
 
+@pytest.mark.parametrize("offsets", [COLUMNS, None], ids=["with offsets", "without"])
+def test_users_of_one_hash_are_told_apart_by_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offsets: OffsetColumns | None
+) -> None:
+    monkeypatch.setattr("learner.batch.event_rows.place_of", lambda user_id: 7)
+    write(tmp_path / "all.parquet", EVENTS, by_partition(EVENTS))
+    assert found(tmp_path, offsets) == expected(EVENTS)
+
+
 def test_events_come_in_the_order_of_their_offsets_however_files_and_rows_stand(tmp_path: Path) -> None:
     places = by_partition(EVENTS)
     pairs = list(zip(EVENTS, places, strict=True))[::-1]

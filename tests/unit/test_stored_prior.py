@@ -83,7 +83,7 @@ def stored(records: Sequence[Record], model: Model) -> list[list[tuple[str, byte
 
 def refitted(records: Sequence[Record], model: Model) -> Model:
     """The model with the prior that its store gives, which knows the one before."""
-    prior = fit_stored_prior(collect_evidence(stored(records, model), model), model.prior)
+    prior = fit_stored_prior(collect_evidence(stored(records, model), model), model.prior).population
     population = Population(prior, model.fixed_effect)
     return in_force(model, fitted_prior(model, population, None))
 
@@ -123,7 +123,7 @@ def test_gaussian_evidence_has_the_marginal_likelihood_of_its_integral_which_eve
     def pseudo(prior: Gaussian) -> float:
         return float(-(np.linalg.slogdet(prior.cov)[1] + np.trace(np.linalg.solve(prior.cov, MODEL.prior.cov))))
 
-    priors = [fit_stored_prior(Given(), MODEL.prior, n) for n in (1, 2, 3)]
+    priors = [fit_stored_prior(Given(), MODEL.prior, n).population for n in (1, 2, 3)]
     evidence = [one.evidence for one in seen[:3]]
     ours = [marginal(prior) + pseudo(prior) for prior in priors]
     np.testing.assert_allclose(np.diff(evidence), np.diff(ours), rtol=1e-8)
@@ -192,8 +192,11 @@ def test_records_of_an_earlier_population_give_the_evidence_they_hold() -> None:
         *stored(records[:250], MODEL),
         [(f"v{i}", encode_record(one, first)) for i, one in enumerate(moved(records[250:], MODEL, first))],
     ]
-    mixed = fit_stored_prior(collect_evidence(old, first), MODEL.prior)
-    assert_near(mixed, fit_stored_prior(collect_evidence(stored(records, MODEL), MODEL), MODEL.prior), 1e-4)
+    mixed, expected = (
+        fit_stored_prior(collect_evidence(some, model), MODEL.prior).population
+        for some, model in ((old, first), (stored(records, MODEL), MODEL))
+    )
+    assert_near(mixed, expected, 1e-4)
 
 
 def test_a_user_counts_once_and_not_without_evidence() -> None:
@@ -236,6 +239,8 @@ def test_the_command_refits_a_store_keeps_what_is_in_force_and_changes_no_record
     assert f"{N_USERS} users of whom something is learnt" in capsys.readouterr().out
     fitted = decode_prior(out.read_bytes())
     assert_near(fitted.population.prior, refitted(records, MODEL).prior, 0.0)
+    assert fitted.evidence is not None
+    assert (fitted.evidence.users.n, fitted.evidence.fixed_effect_cov) == (N_USERS, None)
     assert [one.fingerprint for one in fitted.earlier] == [MODEL.population_fingerprint]
     assert main(["fit", "--out", str(again), *common, "--prior", str(out)]) == 0
     second = decode_prior(again.read_bytes())
