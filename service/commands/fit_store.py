@@ -68,14 +68,11 @@ def fit_from_store(arguments: FitArguments, settings: Settings, model: Model) ->
             say_prior_of_items(model.item, prior_of_items)
             half_life = before.item.half_life if before is not None and before.item is not None else None
             item = fitted_prior(model.item, Population(prior_of_items, model.item.fixed_effect), half_life)
+    population = Population(users.population, model.fixed_effect)
     write_prior(
         arguments.out,
         PriorFile(
-            **vars(
-                fitted_prior(
-                    model, Population(users.population, model.fixed_effect), before.half_life if before else None
-                )
-            ),
+            **vars(fitted_prior(model, population, before.half_life if before else None)),
             model_name=model.name,
             click_delay=before.click_delay if before else None,
             found=before.found if before else {},
