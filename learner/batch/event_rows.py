@@ -196,16 +196,15 @@ def _at(places: NDArray[np.int64], *columns: NDArray[Any]) -> tuple[NDArray[Any]
 
 def users_of(table: Any, width: int, rank: NDArray[np.int64]) -> Users:
     """Rows of `LOG`, of whole users in the order of `place_of`, as events, each user's by `rank`, as of `Users`."""
-    hashes = column(table, "whose")
+    hashes, names = column(table, "whose"), table.column("person")
     first = starts(hashes)
-    heads = table.column("person").take(pa.array(first[:-1])).to_pylist()
-    if len(table.column("person").unique()) != len(heads):
+    if len(names.unique()) != len(first) - 1:
         # Users of one hash are told apart by their names.
-        numbers = np.unique(np.asarray(table.column("person").to_pylist(), dtype=object), return_inverse=True)[1]
+        numbers = np.unique(np.asarray(names.to_pylist(), dtype=object), return_inverse=True)[1]
         by = np.lexsort((numbers, hashes))
-        table, rank, hashes = table.take(pa.array(by)), rank[by], hashes[by]
+        table, rank, hashes, names = table.take(pa.array(by)), rank[by], hashes[by], names.take(pa.array(by))
         first = starts(numbers[by])
-        heads = table.column("person").take(pa.array(first[:-1])).to_pylist()
+    heads = names.take(pa.array(first[:-1])).to_pylist()
     event = np.frombuffer(joined_blobs(table, "event"), EVENT).copy()
     event["first_item"] = ends_of(event["n_items"])[:-1]
     item = np.frombuffer(joined_blobs(table, "items"), ITEM)

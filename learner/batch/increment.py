@@ -46,6 +46,11 @@ class Known(NamedTuple):
         """How many users it rests on; one that comes in two logs counts in both."""
         return sum(one.n for one in self.users)
 
+    @property
+    def fixed_effect_cov(self) -> Array | None:
+        """As of `learner.model.prior_file.Evidence`: None where no fixed effect was fitted."""
+        return self.fixed_effect.cov if self.fixed_effect.mean.any() else None
+
     def beside(self, fixed_effect: Array) -> Known:
         """The same of users beside another fixed effect, shape (width,): all log-odds stay what they were."""
         by = (self.fixed_effect.mean - fixed_effect)[: len(self.population.mean)]

@@ -102,7 +102,6 @@ def evidence_of(outcomes: Outcomes, model: Model, users: Crowd, known: Known, di
         Whether of the fixed effect the inverse of the precisions is enough.
     """
     if outcomes.n_offsets or not model.fixed_effect.any():
-        before = known.fixed_effect
-        return Evidence(users, before.cov if before.mean.any() else None)
+        return Evidence(users, known.fixed_effect_cov)
     diagonal = diagonal or model.width > WIDEST_FULL
     return Evidence(users, covariance_of_fixed_effect(outcomes, model.fixed_effect, known.fixed_effect, diagonal))

@@ -93,9 +93,8 @@ def _evidence_of(users: Crowd, model: Model, before: PriorFile | None, source: s
 
     None if of a fixed effect that is in force nothing says how well it is known.
     """
-    known = None if before is None else before.evidence
-    if before is None or known is None:
+    if before is None or before.evidence is None:
         return None if model.fixed_effect.any() else Evidence(users)
     # Beliefs tell the likelihood of their outcomes but for a constant; where EM ends depends on its size.
-    users = users._replace(evidence=known.users.evidence)
-    return Evidence(users, known_from(model, before, source).fixed_effect.cov if model.fixed_effect.any() else None)
+    users = users._replace(evidence=before.evidence.users.evidence)
+    return Evidence(users, known_from(model, before, source).fixed_effect_cov)
